@@ -1,0 +1,6 @@
+"""The contract of a trainer and the hook through which packages bring theirs."""
+
+from .hookspecs import hookimpl
+from .protocol import Batch, LossOutput, Policy, Trainer
+
+__all__ = ["Batch", "LossOutput", "Policy", "Trainer", "hookimpl"]

@@ -1,0 +1,101 @@
+"""The settings of a run, checked at the edge. Trainer-specific keys live in each trainer's options."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Truncation = Literal["keep_end", "keep_start", "drop"]
+
+
+class DataSettings(BaseModel):
+    """Where the rows are and how they become tokens. Keys and defaults are the host's unless marked ours."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    data: str = "data/"
+    hf_dataset: list[dict[str, Any]] | dict[str, Any] | None = None
+    prompt_feature: str | None = None
+    chosen_feature: str | None = None
+    rejected_feature: str | None = None
+    system_feature: str | None = None
+    max_seq_length: Positive = 2048
+    truncation: Annotated[
+        Truncation,
+        Field(
+            description="Which part of a prompt to keep when a row exceeds max_seq_length: its end (default) or "
+            "its start; drop leaves the row out. Completions always keep their start."
+        ),
+    ] = "keep_end"  # ours
+    max_prompt_length: Annotated[
+        Positive | None,
+        Field(
+            description="Tokens of the prompt to keep when a row exceeds max_seq_length (default: what the "
+            "longer completion leaves, but no less than half of max_seq_length)."
+        ),
+    ] = None  # ours
+
+
+class RunSettings(BaseModel):
+    """What the loop needs to know. Keys and defaults are the host's unless marked ours.
+
+    `iters`, `save_every`, `steps_per_eval`, `steps_per_report` count micro-batches; `qat_start_step` and
+    `qat_interval` count optimiser steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    model: str = "mlx_model"
+    train: bool = False
+    test: bool = False
+    train_mode: str = "dpo"
+    train_type: Literal["lora", "dora", "full"] = "lora"
+    num_layers: int = -1
+    lora_parameters: dict[str, Any] = Field(default_factory=lambda: {"rank": 8, "dropout": 0.0, "scale": 10.0})
+    load_in_4bits: bool = False
+    load_in_6bits: bool = False
+    load_in_8bits: bool = False
+    load_in_mxfp4: bool = False
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    optimizer_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    lr_schedule: dict[str, Any] | None = None
+    max_grad_norm: Annotated[
+        float | None, Field(gt=0, description="Clip the gradient of a step to this L2 norm (default: no clipping).")
+    ] = None  # ours
+    seed: Annotated[int, Field(ge=0)] = 0
+    batch_size: Positive = 1
+    iters: Positive | None = None
+    epochs: Positive | None = None
+    gradient_accumulation_steps: Positive = 1
+    val_batches: Annotated[int, Field(ge=-1)] = 25
+    test_batches: Annotated[int, Field(ge=-1)] = 500
+    steps_per_report: Positive = 10
+    steps_per_eval: Positive = 200
+    save_every: Positive = 100
+    adapter_path: str = "adapters"
+    resume_adapter_file: str | None = None
+    reference_model_path: str | None = None
+    grad_checkpoint: bool = False
+    efficient_long_context: bool = False
+    recurrence_chunk_size: Positive = 64
+    fuse: bool = True
+    lm_studio_name: str | None = None
+    wandb: str | None = None
+    qat_enable: bool = False
+    qat_bits: Annotated[int, Field(ge=2, le=16)] = 8
+    qat_group_size: int = 64
+    qat_mode: Literal["affine"] = "affine"
+    qat_start_step: Positive = 1
+    qat_interval: Positive = 1
+
+
+OWN_KEYS = ("truncation", "max_prompt_length", "max_grad_norm")
+"""Keys of these two classes that the host does not have: each becomes a flag of our modes."""
+
+
+def own_fields() -> Mapping[str, Any]:
+    """The pydantic field of each key in `OWN_KEYS`."""
+    fields = {**DataSettings.model_fields, **RunSettings.model_fields}
+    return {key: fields[key] for key in OWN_KEYS}
