@@ -62,7 +62,8 @@ class RunSettings(BaseModel):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     lr_schedule: dict[str, Any] | None = None
     max_grad_norm: Annotated[
-        float | None, Field(gt=0, description="Clip the gradient of a step to this L2 norm (default: no clipping).")
+        float | None,
+        Field(gt=0, description="Clip the gradient of a step to this L2 norm (default: no clipping)."),
     ] = None  # ours
     seed: Annotated[int, Field(ge=0)] = 0
     batch_size: Positive = 1

@@ -1,0 +1,1 @@
+"""From batches to trained weights: log-probs, reference, step, loop, evaluation, checkpoints."""

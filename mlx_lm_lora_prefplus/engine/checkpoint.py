@@ -1,0 +1,107 @@
+"""Adapter files: the host's names and format, written so that a half-written one never takes a good one's place."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..errors import UserError
+
+
+def save_adapters(
+    model: nn.Module, adapter_file: Path, config: Mapping[str, Any], iteration: int | None
+) -> Path | None:
+    """Write the trainable parameters to `adapter_file`, with `adapter_config.json` beside it.
+
+    Arguments:
+        config: the content of `adapter_config.json`, as `mlx_lm.load` reads it.
+        iteration: if given, the numbered file `0000100_adapters.safetensors` is written as well.
+
+    Returns:
+        The numbered file.
+
+    Raises:
+        UserError: a file cannot be written; what was there before is whole.
+    """
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    _write(
+        adapter_file.parent / "adapter_config.json",
+        lambda path: path.write_text(json.dumps(config, indent=4)),
+    )
+    _write(adapter_file, lambda path: mx.save_safetensors(str(path), weights))
+    if iteration is None:
+        return None
+    numbered = adapter_file.parent / f"{iteration:07d}_adapters.safetensors"
+    _write(numbered, lambda path: mx.save_safetensors(str(path), weights))
+    return numbered
+
+
+def _write(target: Path, write) -> None:
+    """Let `write` make a file under a temporary name, force it to the disk, then give it its name."""
+    temporary = target.with_name(f".tmp-{target.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"Could not write {target}: {error}. Files saved before are whole. Free some space on the disk (or allow "
+            "writing there) and start again."
+        ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and make sure that a file can be written in it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    probe = folder / ".tmp-writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"adapter_path: {folder} cannot be written ({error.strerror}). Choose another folder with adapter_path."
+        ) from error
+
+
+def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
+    """Load trainable parameters from a file, all of them or none.
+
+    Arguments:
+        key: the config key that named the file, for messages.
+
+    Raises:
+        UserError: the file is absent, unreadable, or does not fit the trainable parameters of the model.
+    """
+    if not file.is_file():
+        raise UserError(f"{key}: there is no file {file}.")
+    try:
+        weights = mx.load(str(file))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{key}: {file} cannot be read as safetensors ({error}).") from error
+    assert isinstance(weights, dict)
+    wanted = {name: value.shape for name, value in tree_flatten(model.trainable_parameters())}
+    given = {name: value.shape for name, value in weights.items()}
+    problems = [
+        f"{name} is {given[name]}, wanted {wanted[name]}"
+        for name in given
+        if name in wanted and given[name] != wanted[name]
+    ]
+    problems += [f"{name} is not trained here" for name in given if name not in wanted]
+    problems += [f"{name} is missing" for name in wanted if name not in given]
+    if problems:
+        raise UserError(
+            f"{key}: {file} does not fit ({len(problems)} of {len(wanted)} tensors), first: {problems[0]}. Train with the "
+            "train_type, num_layers and lora_parameters (rank) the file was made with; see adapter_config.json beside it."
+        )
+    model.load_weights(list(weights.items()), strict=False)

@@ -1,0 +1,31 @@
+"""Evaluation: the same loss as in training, without gradients, averaged over all rows."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import UserError
+from ..plugin import Batch, Policy, Trainer
+from .totals import Totals, flatten
+
+
+def evaluate(trainer: Trainer, policy: Policy, batches: Iterator[Batch], options: Any) -> dict[str, float]:
+    """Mean `loss` and metrics of `trainer.loss` over `batches`, each pair (or token) counted alike.
+
+    Dropout is off meanwhile.
+
+    Raises:
+        UserError: there is no batch.
+    """
+    totals = Totals()
+    training = policy.model.training
+    policy.model.eval()
+    try:
+        for batch in batches:
+            layout, values = flatten(trainer.loss(policy, batch, options))
+            totals.add(batch.units(), layout, values.tolist())
+    finally:
+        policy.model.train(training)
+    means = totals.means()
+    if not means:
+        raise UserError("There are no rows to evaluate.")
+    return means

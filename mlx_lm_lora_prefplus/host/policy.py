@@ -1,0 +1,154 @@
+"""Loads the model to be trained and the reference, through the host's and mlx-lm's own functions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.utils import load
+from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
+from mlx_lm_lora.utils import from_pretrained
+
+from ..engine.checkpoint import load_adapter_weights
+from ..errors import UserError
+from ..settings import RunSettings
+
+_QUANTIZATIONS = {
+    "load_in_4bits": {"bits": 4, "group_size": 128},
+    "load_in_6bits": {"bits": 6, "group_size": 128},
+    "load_in_8bits": {"bits": 8, "group_size": 128},
+    "load_in_mxfp4": {"bits": 4, "group_size": 32, "mode": "mxfp4"},
+}
+"""The host's flags and what they mean to it."""
+
+
+def quantization(settings: RunSettings) -> dict[str, Any] | None:
+    """How the model is to be quantised while loading, or None."""
+    return next((how for key, how in _QUANTIZATIONS.items() if getattr(settings, key)), None)
+
+
+def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
+    """The model without adapters, quantised if asked for, and its tokenizer with a chat template.
+
+    Raises:
+        UserError: it cannot be loaded, or not quantised.
+    """
+    folder = Path(settings.model).expanduser()
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model: the folder {folder} holds no weights (*.safetensors). Give a folder that mlx_lm.load reads, or a "
+            "Hugging Face name."
+        )
+    try:
+        model, tokenizer, _ = from_pretrained(model=settings.model, quantized_load=quantization(settings))
+    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
+        raise UserError(f"model: {settings.model} could not be loaded: {_advice(error)}") from error
+    return model, tokenizer
+
+
+def _advice(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if "already quantized" in text:
+        return f"{text}. It is quantised as it is: leave load_in_4bits and the like out."
+    if "group size" in text or "divisible" in text:
+        return f"{text}. The widths of this model do not fit that quantisation: leave load_in_4bits and the like out."
+    return f"{type(error).__name__}: {text}"
+
+
+def add_adapters(model: nn.Module, settings: RunSettings) -> None:
+    """Freeze the model and put LoRA or DoRA layers on it; with `train_type: full` leave all of it trainable.
+
+    The base is quantised before, not after as in the host: DoRA's magnitudes must be those of the weights it adapts,
+    or the policy would differ from its reference before the first step.
+    """
+    if settings.train_type == "full":
+        return
+    model.freeze()
+    linear_to_lora_layers(model, settings.num_layers, settings.lora_parameters, use_dora=settings.train_type == "dora")
+
+
+def adapter_config(settings: RunSettings) -> dict[str, Any]:
+    """The content of `adapter_config.json`: the host's keys, and the `fine_tune_type` that `mlx_lm.load` needs."""
+    parameters = {
+        **settings.lora_parameters,
+        "use_dora": settings.train_type == "dora",
+        "num_layers": settings.num_layers,
+    }
+    return {
+        "fine_tune_type": settings.train_type,
+        "num_layers": settings.num_layers,
+        "lora_parameters": parameters,
+        "model": settings.model,
+    }
+
+
+def load_trained(model: nn.Module, adapter_path: str) -> None:
+    """Put the adapters in a folder on a bare base model.
+
+    Raises:
+        UserError: the folder or its files are absent, or do not fit the model.
+    """
+    folder = Path(adapter_path)
+    for name in ("adapter_config.json", "adapters.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"adapter_path: there is no {name} in {folder}. Give the folder of a finished training run."
+            )
+    try:
+        load_adapters(model, adapter_path)
+    except (ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(f"adapter_path: the adapters in {folder} do not fit this model: {error}") from error
+
+
+def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
+    """The reference that `reference_model_path` names: a model, or the policy's base with other adapters.
+
+    The path is a model folder or hub name, an adapter folder, or an adapter file with its config beside it.
+
+    Raises:
+        UserError: it cannot be loaded, or was made for another vocabulary.
+    """
+    path = settings.reference_model_path
+    assert path is not None
+    local = Path(path).expanduser()
+    if local.is_file() or ((local / "adapter_config.json").is_file() and not (local / "config.json").is_file()):
+        return _base_with_adapters(settings, local)
+    if not local.exists() and (local.is_absolute() or path.startswith(".")):
+        raise UserError(f"reference_model_path: {path} does not exist.")
+    try:
+        model, its_tokenizer = load(path)[:2]
+    except Exception as error:
+        raise UserError(f"reference_model_path: {path} could not be loaded: {_advice(error)}") from error
+    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"reference_model_path: the tokenizer of {path} is not that of {settings.model}, so the same text is not the "
+            "same tokens. The reference must share the tokenizer of the model."
+        )
+    return model.freeze()
+
+
+def _base_with_adapters(settings: RunSettings, local: Path) -> nn.Module:
+    """The policy's base, loaded the same way, with the adapters of a folder or file."""
+    folder, file = (local.parent, local) if local.is_file() else (local, local / "adapters.safetensors")
+    config_file = folder / "adapter_config.json"
+    if not config_file.is_file():
+        raise UserError(
+            f"reference_model_path: {file} is an adapter file, but {config_file}, which says how it was made, is not there."
+        )
+    config = json.loads(config_file.read_text())
+    model, _ = load_base(settings)
+    parameters = {key: value for key, value in (config.get("lora_parameters") or {}).items() if key != "num_layers"}
+    # The host writes no fine_tune_type, and no lora_parameters after full fine-tuning.
+    kind = config.get("fine_tune_type") or ("dora" if parameters.get("use_dora") else "lora" if parameters else "full")
+    made = settings.model_copy(
+        update={"train_type": kind, "num_layers": config.get("num_layers", -1), "lora_parameters": parameters}
+    )
+    add_adapters(model, made)
+    load_adapter_weights(model, file, "reference_model_path")
+    return model.freeze()
+
+
+def uses_fallback_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer has no chat template but the generic one that the host puts in."""
+    return getattr(tokenizer, "chat_template", None) == DEFAULT_CHAT_TEMPLATE

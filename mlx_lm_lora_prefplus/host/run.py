@@ -1,0 +1,247 @@
+"""A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx_lm.tuner.callbacks import WandBCallback
+from mlx_lm.tuner.utils import build_schedule
+from mlx_lm.utils import maybe_set_recommended_wired_limit
+from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
+from mlx_lm_lora.trainer import sft_trainer
+from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
+
+from ..data import Split, prepare
+from ..engine.adapters import adapters_off
+from ..engine.checkpoint import check_writable, load_adapter_weights, save_adapters
+from ..engine.logps import PlainPolicy
+from ..engine.loop import Training, train
+from ..engine.qat import FakeQuantization, effective_linears
+from ..engine.reference import reference_logps, with_reference
+from ..engine.report import host_metrics
+from ..errors import UserError
+from ..plugin import Batch
+from ..settings import RunSettings
+from . import fuse, policy, summary
+from .config import Resolved
+
+DEFAULT_ITERS = sft_trainer.SFTTrainingArgs().iters
+"""What the host takes where neither `iters` nor `epochs` is given."""
+
+
+def run(resolved: Resolved, training_callback: Any = None) -> None:
+    """Train and test as `resolved` says. Nothing is written before everything that can be checked has been.
+
+    Raises:
+        UserError: something given cannot work.
+    """
+    settings = resolved.settings
+    check_start(settings)
+    np.random.seed(settings.seed)
+    mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
+
+    print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
+    model, tokenizer = policy.load_base(settings)
+    if settings.train:
+        policy.add_adapters(model, settings)
+
+    print_info("Loading datasets")
+    splits = read_rows(resolved, tokenizer)
+    work = Work(resolved, model, tokenizer, splits)
+    for line in summary.lines(resolved, model, splits, work.iters if settings.train else None):
+        print_info(line)
+    for warning in summary.warnings(resolved, model):
+        print_warning(warning)
+
+    reference = work.reference()
+    if settings.train:
+        print_section("Training")
+        train_policy(work, reference, training_callback)
+    elif settings.adapter_path:
+        policy.load_trained(model, settings.adapter_path)
+    if settings.test:
+        test_policy(work, reference)
+    if settings.train and settings.fuse:
+        finish_with_fuse(resolved, model, tokenizer)
+
+
+def check_start(settings: RunSettings) -> None:
+    """What can be known to be wrong before anything is loaded."""
+    if not (settings.train or settings.test):
+        raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
+    if mx.distributed.init().size() > 1:
+        raise UserError("This version trains on one machine. Start it without mlx.launch.")
+    if settings.resume_adapter_file and not Path(settings.resume_adapter_file).is_file():
+        raise UserError(f"resume_adapter_file: there is no file {settings.resume_adapter_file}.")
+    if settings.train:
+        check_writable(Path(settings.adapter_path))
+    elif settings.adapter_path and not Path(settings.adapter_path).is_dir():
+        raise UserError(
+            f"adapter_path: there is no folder {settings.adapter_path} to test. Train first, or correct the path."
+        )
+
+
+def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
+    """The splits that this run uses, as tokens."""
+    wanted = [
+        *(["train", "valid"] if resolved.settings.train else []),
+        *(["test"] if resolved.settings.test else []),
+    ]
+    splits = prepare(resolved.data, tokenizer, wanted, add_bos=policy.uses_fallback_template(tokenizer))
+    for name in ("train", "test"):
+        if name in wanted and name not in splits:
+            raise UserError(f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}.")
+    return splits
+
+
+class Work:
+    """The model, the rows and the order in which a run visits them."""
+
+    def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, splits: dict[str, Split]):
+        self.resolved, self.model, self.tokenizer, self.splits = resolved, model, tokenizer, splits
+        settings = resolved.settings
+        self.compiled = mx.default_device().type == mx.gpu
+        self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
+        self.iters = self._iters(settings) if "train" in splits else 0
+
+    def _iters(self, settings: RunSettings) -> int:
+        per_epoch = math.ceil(len(self.splits["train"].rows) / settings.batch_size)
+        return settings.iters or (settings.epochs or 0) * per_epoch or DEFAULT_ITERS
+
+    def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch of training, or all that the settings want evaluated of another split."""
+        settings, rows = self.resolved.settings, self.splits[split].rows
+        limit = self.limits.get(split, -1)
+        if limit >= 0:
+            rows = rows.select(range(min(len(rows), limit * settings.batch_size)))
+        return self.resolved.trainer.iterate_batches(
+            rows.with_format("numpy"),  # type: ignore[arg-type]
+            batch_size=settings.batch_size,
+            epoch=epoch,
+            seed=settings.seed,
+            shuffle=split == "train",
+            multiple=32 if self.compiled else 1,
+        )
+
+    def visited(self, split: str) -> Iterator[Batch]:
+        """The batches in which this run first sees each row."""
+        for i, batch in enumerate(self.batches(split)):
+            if split == "train" and i == self.iters:
+                return
+            yield batch
+
+    def evaluates(self, split: str) -> bool:
+        """Whether there is anything to evaluate on."""
+        return split in self.splits and self.limits[split] != 0
+
+    def reference(self) -> dict[str, np.ndarray | None]:
+        """Split → reference log-probs of the rows that this run visits; None where the mode has no reference."""
+        used = [name for name in self.splits if name == "train" or self.evaluates(name)]
+        if not self.resolved.trainer.needs_reference(self.resolved.options):
+            return dict.fromkeys(used)
+        model = self.model
+        if self.resolved.settings.reference_model_path:
+            model = policy.load_reference(self.resolved.settings, self.tokenizer)
+        logps: dict[str, np.ndarray | None] = {}
+        with adapters_off(model) if model is self.model else nullcontext():
+            for name in used:
+                rows = len(self.splits[name].rows)
+                logps[name] = reference_logps(PlainPolicy(model), self.visited(name), rows, f"Reference, {name} rows")
+        del model
+        mx.clear_cache()
+        return logps
+
+
+def train_policy(work: Work, reference: dict[str, np.ndarray | None], callback: Any) -> None:
+    """Run the loop; the adapters are saved when it returns."""
+    resolved, settings, model = work.resolved, work.resolved.settings, work.model
+    adapter_file = Path(settings.adapter_path) / "adapters.safetensors"
+    if settings.resume_adapter_file:
+        load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
+    if settings.wandb is not None:
+        callback = WandBCallback(
+            project_name=settings.wandb,
+            log_dir=settings.adapter_path,
+            config=resolved.values,
+            wrapped_callback=callback,
+        )
+    maybe_set_recommended_wired_limit()
+    if model_uses_recurrence(model):
+        enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
+
+    def save(iteration: int | None) -> tuple[Path, Path | None]:
+        return adapter_file, save_adapters(model, adapter_file, policy.adapter_config(settings), iteration)
+
+    train(
+        Training(
+            trainer=resolved.trainer,
+            options=resolved.options,
+            policy=PlainPolicy(model),
+            optimizer=build_optimizer(settings),
+            settings=settings,
+            iters=work.iters,
+            epoch_batches=lambda epoch: with_reference(work.batches("train", epoch), reference["train"]),
+            validation=partial(_with_reference, work, "valid", reference) if work.evaluates("valid") else None,
+            save=save,
+            callback=callback,
+            qat=fake_quantization(model, settings),
+            compiled=work.compiled,
+        )
+    )
+
+
+def _with_reference(work: Work, split: str, reference: dict[str, np.ndarray | None]) -> Iterator[Batch]:
+    return with_reference(work.batches(split), reference[split])
+
+
+def build_optimizer(settings: RunSettings) -> optim.Optimizer:
+    """The host's optimisers with its configs and schedules."""
+    optimizers = {"adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon}
+    rate = build_schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
+    return optimizers[settings.optimizer](learning_rate=rate, **settings.optimizer_config.get(settings.optimizer, {}))
+
+
+def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:
+    """The host's fake quantisation on the policy's own layers, or None where it is off or reaches nothing."""
+    if not settings.qat_enable or not effective_linears(model):
+        return None
+    return FakeQuantization(
+        model,
+        lambda it: sft_trainer._install_qat_hooks(it, settings),  # type: ignore[arg-type]
+        settings.qat_start_step,
+        settings.qat_interval,
+    )
+
+
+def test_policy(work: Work, reference: dict[str, np.ndarray | None]) -> None:
+    """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss)."""
+    print_section("Testing")
+    if not work.evaluates("test"):
+        raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
+    resolved = work.resolved
+    means = resolved.trainer.evaluate(
+        PlainPolicy(work.model), _with_reference(work, "test", reference), resolved.options
+    )
+    print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
+    print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
+    for name, value in host_metrics(means).items():
+        print(f"  {Colors.WHITE}{name}:{Colors.RESET} {value:.3f}")
+
+
+def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:
+    """Fuse, unless the result cannot fit: then an error if the user asked for it, else a warning."""
+    mx.clear_cache()
+    reason = fuse.cannot_fuse(model, resolved.settings)
+    if reason is None:
+        fuse.fuse(model, tokenizer, resolved.settings)
+    elif resolved.sources.get("fuse") in (None, "host default"):
+        print_warning(f"Not fused: {reason}.")
+    else:
+        raise UserError(f"The adapters are trained and saved in {resolved.settings.adapter_path}, but {reason}.")

@@ -1,0 +1,110 @@
+"""What a user reads before the first step: which objective, which reference, which rows, what is trained.
+
+MLX-LoRA-Studio reads the output line by line: a line must not hold `loss`, `it/s`, `memory:` or look like a bar.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..data import Split
+from ..engine.qat import effective_linears
+from ..settings import RunSettings
+from . import fuse
+from .config import Resolved
+
+
+def lines(resolved: Resolved, model: nn.Module, splits: dict[str, Split], iters: int | None) -> list[str]:
+    """The summary of a run; `iters` is None where nothing is trained."""
+    told = [
+        f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
+        f"Objective: {objective(resolved)}",
+        f"Reference: {reference(resolved)}",
+    ]
+    told += [rows(name, split) for name, split in splits.items()]
+    if iters is not None:
+        told += [training(resolved.settings, model), schedule(resolved.settings, splits["train"], iters)]
+        if resolved.settings.fuse:
+            size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
+            told.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
+    return told
+
+
+def warnings(resolved: Resolved, model: nn.Module) -> list[str]:
+    """What the user gave that has no effect or not the one he may expect."""
+    settings, told = resolved.settings, list(resolved.notes)
+    if settings.qat_enable and not effective_linears(model):
+        told.append(
+            "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or DoRA reads "
+            "its weights itself). Train an unquantised model with train_type lora or full."
+        )
+    if settings.efficient_long_context:
+        told.append("efficient_long_context has no effect in this version: every row is computed whole, exactly.")
+    if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
+        told.append(f"With the settings as they are {reason}.")
+    return told
+
+
+def objective(resolved: Resolved) -> str:
+    """The name of the preference objective and the options in force."""
+    options = resolved.options
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    name = values.pop("loss_type", resolved.trainer.mode)
+    unused = _unused(resolved, name)
+    shown = ", ".join(f"{key} {value}" for key, value in values.items() if key not in unused)
+    return f"{name} ({shown})" if shown else str(name)
+
+
+def _unused(resolved: Resolved, name: Any) -> set[str]:
+    """Option keys that belong to other entries of the mode's table."""
+    table = resolved.trainer.losses
+    used = set(table[name].options) if name in table else set()
+    return {key for row in table.values() for key in row.options} - used
+
+
+def reference(resolved: Resolved) -> str:
+    """Where the reference comes from."""
+    settings = resolved.settings
+    if not resolved.trainer.needs_reference(resolved.options):
+        return "none"
+    if settings.reference_model_path:
+        return f"{settings.reference_model_path}, loaded for one pass over the rows and freed before training"
+    if settings.train_type == "full":
+        return "the model before the first step, one pass over the rows"
+    text = "the model with its adapters off, one pass over the rows, no second model"
+    if settings.resume_adapter_file:
+        text += (
+            f"; it stays the base although training goes on from {settings.resume_adapter_file} (to compare with that "
+            f"adapter set reference_model_path: {settings.resume_adapter_file})"
+        )
+    return text
+
+
+def rows(name: str, split: Split) -> str:
+    """Rows read, used, dropped and why, truncated; tokens."""
+    report = split.report
+    dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+    text = f"Rows, {name}: {report.used} of {report.read} from {report.source} ({report.shape})"
+    text += f"; dropped: {dropped}" if dropped else ""
+    text += f"; truncated: {report.truncated}" if report.truncated else ""
+    tokens = f"{report.prompt_tokens:,} prompt, {report.chosen_tokens:,} chosen, {report.rejected_tokens:,} rejected"
+    return f"{text}; tokens: {tokens}"
+
+
+def training(settings: RunSettings, model: nn.Module) -> str:
+    """What is trained and how many numbers that is."""
+    trained = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+    kind = {"lora": "LoRA adapters", "dora": "DoRA adapters", "full": "all weights that are not quantised"}
+    return f"Trained: {kind[settings.train_type]}, {trained:,} numbers"
+
+
+def schedule(settings: RunSettings, split: Split, iters: int) -> str:
+    """How many micro-batches, epochs and updates."""
+    accumulation = settings.gradient_accumulation_steps
+    epochs = iters * settings.batch_size / len(split.rows)
+    return (
+        f"Plan: {iters} micro-batches of {settings.batch_size} pairs ({epochs:.2f} epochs), "
+        f"{-(-iters // accumulation)} updates, seed {settings.seed}"
+    )
