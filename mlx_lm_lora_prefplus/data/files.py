@@ -1,0 +1,137 @@
+"""One file → a stream of rows. Every error names the file and the place in it."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlx_lm_lora_prefplus.errors import UserError
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""Row number, counted from 1 (the line number in JSON Lines), and the row."""
+
+BLOCK = 1 << 20
+"""Characters read at a time from a JSON array."""
+
+
+def read_jsonl(path: Path) -> Rows:
+    """Rows of a JSON Lines file, one line at a time. Blank lines are skipped."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, path, number)
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path}, line {number}: not valid JSON ({error}). Write one JSON object a line."
+                ) from error
+            yield number, _row(row, f"{path}, line {number}")
+
+
+def read_json(path: Path) -> Rows:
+    """Rows of a JSON file: an array of objects, one object that holds such an array, or JSON Lines."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if start == b"[":
+        for number, row in enumerate(_array_items(path), 1):
+            yield number, _row(row, f"{path}, row {number}")
+        return
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}). Save the file as UTF-8.") from error
+    except ValueError:
+        yield from read_jsonl(path)
+        return
+    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
+    if len(lists) == 1 and lists[0] and all(isinstance(item, dict) for item in lists[0]) and len(whole) == 1:
+        yield from enumerate(lists[0], 1)
+    else:
+        yield 1, _row(whole, f"{path}, row 1")
+
+
+def read_csv(path: Path) -> Rows:
+    """Rows of a comma-separated file whose first line names the columns. All values are text."""
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        number = 0
+        try:
+            for number, row in enumerate(reader, 1):
+                if None in row or None in row.values():
+                    found = len([value for value in row.values() if value is not None])
+                    raise UserError(
+                        f"{path}, row {number} (line {reader.line_num}): {'more' if None in row else found} "
+                        f"fields where the first line names {len(reader.fieldnames or ())} columns. "
+                        "Quote fields that hold commas or line breaks."
+                    )
+                yield number, row
+        except csv.Error as error:
+            raise UserError(f"{path}, row {number + 1}: not valid CSV ({error}).") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, after row {number}: not UTF-8 text ({error}). Save the file as UTF-8.") from error
+
+
+def read_parquet(path: Path) -> Rows:
+    """Rows of a Parquet file, read in batches."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
+                    yield number, row
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}, after row {number}: cannot be read as Parquet ({error}).") from error
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+}
+"""File name ending → reader, in order of preference."""
+
+
+def _decode(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}: not UTF-8 text ({error}). Save the file as UTF-8.") from error
+
+
+def _row(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a row must be a JSON object with named columns, found {value!r:.80}.")
+    return value
+
+
+def _array_items(path: Path) -> Iterator[Any]:
+    """The items of a JSON array, decoded one by one so that the file is never whole in memory."""
+    decode = json.JSONDecoder().raw_decode
+    with path.open(encoding="utf-8-sig") as file:
+        text, count, ended = file.read(BLOCK).lstrip()[1:], 0, False
+        while True:
+            text = text.lstrip(" \t\r\n,") if count else text.lstrip()
+            if text.startswith("]"):
+                return
+            try:
+                item, end = decode(text)
+                if end == len(text) and not ended:
+                    raise ValueError("a number may go on in the next block")
+            except ValueError as error:
+                more = file.read(max(BLOCK, len(text)))
+                ended = not more
+                if ended:
+                    raise UserError(f"{path}, row {count + 1}: not valid JSON ({error}).") from error
+                text += more
+                continue
+            text, count = text[end:], count + 1
+            yield item
