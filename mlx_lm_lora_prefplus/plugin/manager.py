@@ -1,8 +1,10 @@
 """Finds the trainers of every installed package, names the broken ones, refuses two of one mode."""
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pluggy
 
@@ -11,6 +13,32 @@ from . import hookspecs
 from .protocol import Trainer
 
 ENTRY_POINT_GROUP = "mlx_lm_lora.trainers"
+HOOK = "mlx_lm_lora_register_trainers"
+OWN_DISTRIBUTION = "mlx-lm-lora-prefplus"
+
+HOST_MODES = (
+    *(
+        "sft",
+        "dpo",
+        "dsla",
+        "ftpo",
+        "cpo",
+        "orpo",
+        "grpo",
+        "klpo",
+        "online_dpo",
+        "xpo",
+        "rlhf_reinforce",
+        "ppo",
+    ),
+)
+"""The modes of mlx-lm-lora itself. Only this distribution may take one over."""
+
+MEMBERS = (
+    *inspect.get_annotations(Trainer),
+    *(name for name, member in vars(Trainer).items() if inspect.isfunction(member) and name[0] != "_"),
+)
+"""What an object must have to be a trainer."""
 
 
 class Registered(NamedTuple):
@@ -23,10 +51,115 @@ class Registered(NamedTuple):
 class Registry:
     """The modes that are installed here.
 
-    modes: mode → its trainer and provider.
+    modes: mode → its trainer and provider, where one package alone brings the mode.
     broken: provider → why it was skipped, in a sentence.
+    rivals: mode → the providers of a mode that more than one brings.
     """
 
-    def __init__(self, modes: dict[str, Registered], broken: dict[str, str]):
+    def __init__(
+        self,
+        modes: dict[str, Registered],
+        broken: dict[str, str] | None = None,
+        rivals: dict[str, list[str]] | None = None,
+    ):
         self.modes = modes
-        self.broken = broken
+        self.broken = broken or {}
+        self.rivals = rivals or {}
+
+    def __contains__(self, mode: object) -> bool:
+        """Whether a plugin brings this mode, be it one too many."""
+        return mode in self.modes or mode in self.rivals
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.modes, *self.rivals])
+
+    def __getitem__(self, mode: str) -> Registered:
+        """The trainer of a mode.
+
+        Raises:
+            UserError: two packages bring the mode; both are named. The other modes are not affected.
+            KeyError: no package brings it.
+        """
+        if mode in self.rivals:
+            first, *others = self.rivals[mode]
+            raise UserError(
+                f"train_mode {mode} is brought by {first} and by {', '.join(others)}. "
+                "Uninstall all but one of them; the order of installation must not decide."
+            )
+        return self.modes[mode]
+
+
+def load_registry() -> Registry:
+    """Ask every installed package of the group `mlx_lm_lora.trainers` for its trainers.
+
+    A package that cannot be loaded, or whose trainers lack members, is skipped as a whole and named in
+    `broken`; it never takes the others with it.
+    """
+    plugins = pluggy.PluginManager(hookspecs.PROJECT)
+    plugins.add_hookspecs(hookspecs)
+    found: dict[str, list[Registered]] = {}
+    broken: dict[str, str] = {}
+    for entry in _entries():
+        provider = _provider(entry)
+        try:
+            trainers = _trainers(plugins, entry, provider)
+            for trainer in trainers:
+                _check(trainer, own=_distribution(entry) == OWN_DISTRIBUTION)
+        except (Exception, SystemExit) as error:  # a plugin's import may do anything
+            broken[provider] = f"{entry.value}: {error if type(error) is _Broken else _described(error)}"
+            continue
+        for trainer in trainers:
+            found.setdefault(trainer.mode, []).append(Registered(trainer, provider))
+    return Registry(
+        modes={mode: brought[0] for mode, brought in found.items() if len(brought) == 1},
+        broken=broken,
+        rivals={mode: [one.provider for one in brought] for mode, brought in found.items() if len(brought) > 1},
+    )
+
+
+class _Broken(Exception):
+    """What a plugin did wrong, in a sentence."""
+
+
+def _entries() -> Iterator[EntryPoint]:
+    """The entry points, each once: an editable install may be found by its path as well."""
+    seen = set()
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        key = (_distribution(entry), entry.name, entry.value)
+        if key not in seen:
+            seen.add(key)
+            yield entry
+
+
+def _trainers(plugins: pluggy.PluginManager, entry: EntryPoint, provider: str) -> list[Trainer]:
+    """Load a plugin and call its hook, and no other plugin's."""
+    plugin = entry.load()
+    plugins.register(plugin, name=f"{provider}: {entry.name}")
+    calls = [call for call in plugins.hook.mlx_lm_lora_register_trainers.get_hookimpls() if call.plugin is plugin]
+    if not calls:
+        raise _Broken(f"it has no function {HOOK} marked with mlx_lm_lora_prefplus.plugin.hookimpl")
+    return [trainer for call in calls for trainer in cast(Iterable[Trainer], call.function())]
+
+
+def _check(trainer: object, own: bool) -> None:
+    missing = [member for member in MEMBERS if not hasattr(trainer, member)]
+    if missing:
+        raise _Broken(f"{type(trainer).__name__} is no trainer, it lacks {', '.join(missing)}")
+    mode = trainer.mode  # type: ignore[attr-defined]
+    if not isinstance(mode, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", mode):
+        raise _Broken(f"the mode {mode!r} is not a name of lower-case letters, digits and underscores")
+    if mode in HOST_MODES and not own:
+        raise _Broken(f"the mode {mode} belongs to mlx-lm-lora; take another name")
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _distribution(entry: EntryPoint) -> str:
+    """The normalised name of the distribution that declares the entry point."""
+    return re.sub(r"[-_.]+", "-", entry.dist.name).lower() if entry.dist else ""
+
+
+def _provider(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else f"an unnamed package ({entry.value})"

@@ -1,0 +1,122 @@
+"""Checks of the joined settings. Every problem is collected, so that the user reads all of them at once."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import UserError
+from ..plugin.protocol import Trainer
+from .parser import option_fields
+
+
+class Joined(NamedTuple):
+    """The levels joined, before they are checked.
+
+    values, sources: key → value, and where it came from.
+    given: the sources that the user wrote.
+    host_keys: the keys that the host knows.
+    """
+
+    values: dict[str, Any]
+    sources: dict[str, str]
+    given: tuple[str, ...]
+    host_keys: frozenset[str]
+
+    def was_given(self, key: str) -> bool:
+        """Whether the user wrote this key."""
+        return self.sources.get(key) in self.given
+
+
+class Problems:
+    """What is wrong so far."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def add(self, key: str, value: Any, source: str | None, what: str) -> None:
+        """Note one problem: key, value given, where it came from, what is allowed."""
+        self.lines.append(f"{key}: {value!r} ({source}) {what}")
+
+    def raise_if_any(self) -> None:
+        """Raise one `UserError` that lists them all."""
+        if self.lines:
+            count = len(self.lines)
+            head = "This setting cannot work:" if count == 1 else f"These {count} settings cannot work:"
+            raise UserError("\n".join([head, *(f"  - {line}" for line in self.lines)]))
+
+
+def nearest(name: object, names: Mapping[str, Any] | set[str] | tuple[str, ...]) -> str:
+    """`; did you mean …?` with the name that is nearest, or nothing."""
+    near = get_close_matches(str(name).lower().replace("-", "_"), sorted(names), n=1)
+    return f"; did you mean {near[0]}?" if near else "."
+
+
+def validated(schema: type, joined: Joined, problems: Problems) -> Any:
+    """An instance of a pydantic model or dataclass made of its keys in `joined`; None where there are problems."""
+    keys = getattr(schema, "model_fields", None) or schema.__dataclass_fields__  # type: ignore[attr-defined]
+    try:
+        return TypeAdapter(schema).validate_python({key: joined.values[key] for key in keys if key in joined.values})
+    except ValidationError as error:
+        said: dict[str, list[str]] = {}
+        for one in error.errors():
+            where = "".join(f"[{part}] " for part in one["loc"][1:] if isinstance(part, int))
+            said.setdefault(str(one["loc"][0]) if one["loc"] else "", []).append(where + _plain(one["msg"]))
+    for key, messages in said.items():
+        if key:
+            problems.add(key, joined.values.get(key), joined.sources.get(key), " or ".join(dict.fromkeys(messages)))
+        else:
+            problems.lines += messages
+    return None
+
+
+def _plain(message: str) -> str:
+    """Pydantic's sentence as the end of ours: `must be greater than 0`."""
+    message = message.removeprefix("Value error, ").replace("Input should", "must")
+    return message[:1].lower() + message[1:]
+
+
+def join_loss_names(source: str, values: dict[str, Any], problems: Problems) -> None:
+    """Make `loss_type` and the host's `dpo_cpo_loss_type` one key within a level."""
+    names = {key: values[key] for key in ("loss_type", "dpo_cpo_loss_type") if key in values}
+    if len(names) == 2 and names["loss_type"] != names["dpo_cpo_loss_type"]:
+        other = f"and dpo_cpo_loss_type: {names['dpo_cpo_loss_type']!r} are two names of one key: give one of them"
+        problems.add("loss_type", names["loss_type"], source, other)
+    for value in list(names.values())[:1]:
+        values.update(loss_type=value, dpo_cpo_loss_type=value)
+
+
+def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[str]:
+    """Check the names of the losses, and that no option was given that the chosen ones do not use.
+
+    Returns:
+        Notes on keys of the host that the chosen losses do not use. Config files that serve several modes hold
+        such keys, so they are no error.
+    """
+    if not trainer.losses:
+        return []
+    value = joined.values["loss_type"]
+    names = list(value) if isinstance(value, (list, tuple)) else [value]
+    unknown = [name for name in names if not isinstance(name, str) or name not in trainer.losses]
+    for name in unknown:
+        near = get_close_matches(str(name), list(trainer.losses), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        what = f"is no loss of mode {trainer.mode}{hint} Choose from: {', '.join(trainer.losses)}"
+        problems.add("loss_type", name, joined.sources["loss_type"], what)
+    return [] if unknown else _unused_options(trainer, names, joined, problems)
+
+
+def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems: Problems) -> list[str]:
+    """Options that belong to other losses than the chosen ones. Those of no loss at all are the mode's."""
+    notes = []
+    for key, field in option_fields(trainer.options).items():
+        users = [name for name, loss in trainer.losses.items() if key in getattr(loss, "options", ())]
+        if not users or set(users) & set(names) or not joined.was_given(key):
+            continue
+        if key in joined.host_keys:
+            notes.append(f"{key} is not used by loss_type {', '.join(names)}")
+        elif joined.values[key] != field.get_default(call_default_factory=True):
+            what = f"is not used by loss_type {', '.join(names)}; it belongs to {', '.join(users)}"
+            problems.add(key, joined.values[key], joined.sources[key], what)
+    return notes

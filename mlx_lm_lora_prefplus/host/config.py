@@ -1,0 +1,148 @@
+"""From what the user wrote to the settings of a run: command line > config file > trainer default > host default.
+
+The host fills a key from the config file only where argparse left None, which 24 of its keys never are. Here
+every key goes down the same four levels, so what a file says is what the run does.
+"""
+
+import dataclasses
+import os
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from ..plugin.manager import Registry
+from ..plugin.protocol import Trainer
+from ..settings import OWN_KEYS, DataSettings, RunSettings, own_fields
+from .activate import originals_of
+from .check import Joined, Problems, check_losses, join_loss_names, nearest, validated
+from .config_file import read_config
+from .parser import FEATURES, actions, option_fields
+from .structures import check_structures
+
+COMMAND_LINE = "command line"
+TRAINER_DEFAULT = "trainer default"
+HOST_DEFAULT = "host default"
+
+FILE_KEYS = (
+    *("hf_dataset", "lora_parameters", "lr_schedule", "optimizer_config", "wandb", *FEATURES),
+    *("text_feature", "chat_feature", "completion_feature", "preference_score_feature"),
+    *("type_feature", "answer_feature"),
+)
+"""Keys that the host reads from a file although neither its parser nor its `CONFIG_DEFAULTS` has them all."""
+
+
+class Resolved(NamedTuple):
+    """Everything a run needs to know, checked.
+
+    trainer, provider: who runs the mode.
+    settings, data, options: the checked values; `options` is an instance of `trainer.options`.
+    values: every key with its value, the host's keys too, for the host's own functions.
+    sources: key → "command line", "config FILE", "trainer default" or "host default".
+    notes: what the user should be told before the run, a sentence each.
+    """
+
+    trainer: Trainer
+    provider: str
+    settings: RunSettings
+    data: DataSettings
+    options: Any
+    values: dict[str, Any]
+    sources: dict[str, str]
+    notes: tuple[str, ...]
+
+
+class Level(NamedTuple):
+    """One place that values come from, by the name users know it by."""
+
+    source: str
+    values: dict[str, Any]
+
+
+def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = True) -> Resolved:
+    """Resolve and check all settings of a run in one of the registry's modes.
+
+    Args:
+        typed: what was given on the command line or by a caller from Python; None is the same as not given.
+        registry: the installed modes.
+        read_file: whether the config file that `typed` names is read; the host's `run` does not.
+
+    Raises:
+        UserError: everything that is wrong, at once; or two packages bring the mode.
+    """
+    import mlx_lm_lora.train as host
+
+    given = [Level(COMMAND_LINE, _given(typed))]
+    path = given[0].values.get("config")
+    if path and read_file:
+        given.append(Level(f"config {path}", read_config(path, host.yaml_loader)))
+    mode = ChainMap(*(level.values for level in given)).get("train_mode", host.CONFIG_DEFAULTS["train_mode"])
+    if mode not in registry:
+        raise UserError(f"train_mode {mode!r} is none of the plugin modes installed here: {', '.join(registry)}.")
+    trainer, provider = registry[mode]
+    of_trainer, of_host = _trainer_defaults(trainer), _host_defaults(host)
+    problems = Problems()
+    joined = _join([*given, of_trainer, of_host], len(given), problems)
+    notes = [
+        note for level in given for note in _unknown_keys(level, {*of_trainer.values, *of_host.values, *FILE_KEYS})
+    ]
+
+    check_structures(joined, problems)
+    notes += check_losses(trainer, joined, problems)
+    settings, data, options = (
+        validated(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options)
+    )
+    problems.raise_if_any()
+    for model in (settings, data):
+        joined.values.update({key: getattr(model, key) for key in type(model).model_fields})
+    joined.values.update({field.name: getattr(options, field.name) for field in dataclasses.fields(options)})
+    return Resolved(trainer, provider, settings, data, options, joined.values, joined.sources, tuple(notes))
+
+
+def _join(levels: list[Level], given: int, problems: Problems) -> Joined:
+    """Lay the levels over one another; the first `given` of them are the user's, the last is the host's."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for level in reversed(levels):
+        join_loss_names(level.source, level.values, problems)
+        values.update(level.values)
+        sources.update(dict.fromkeys(level.values, level.source))
+    return Joined(values, sources, tuple(level.source for level in levels[:given]), frozenset(levels[-1].values))
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set, with paths as text."""
+    return {
+        str(key): os.fspath(value) if isinstance(value, os.PathLike) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _trainer_defaults(trainer: Trainer) -> Level:
+    fields = {**own_fields(), **option_fields(trainer.options)}
+    values = {
+        key: field.get_default(call_default_factory=True) for key, field in fields.items() if not field.is_required()
+    }
+    return Level(TRAINER_DEFAULT, {**values, **getattr(trainer, "defaults", {})})
+
+
+def _host_defaults(host: Any) -> Level:
+    """`CONFIG_DEFAULTS`, then what only the settings or the parser know."""
+    settings = {
+        key: field.get_default(call_default_factory=True)
+        for model in (DataSettings, RunSettings)
+        for key, field in model.model_fields.items()
+        if key not in OWN_KEYS
+    }
+    parser = originals_of(host)["build_parser"]()
+    parsed = {action.dest: action.default for action in actions(parser) if action.dest != "help"}
+    return Level(HOST_DEFAULT, {**parsed, **settings, **host.CONFIG_DEFAULTS})
+
+
+def _unknown_keys(level: Level, known: set[str]) -> list[str]:
+    return [
+        f"{key} ({level.source}) is no key of this mode and is ignored{nearest(key, known)}"
+        for key in level.values
+        if key not in known
+    ]

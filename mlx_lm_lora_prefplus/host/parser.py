@@ -1,0 +1,196 @@
+"""The command line of our modes: the host's parser, its missing flags, and one flag for each key of the mode."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from ..plugin.manager import Registered, Registry
+from ..settings import own_fields
+
+FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature")
+"""Column names: the host documents these keys but its parser lacks the flags."""
+
+STRUCTURES = ("lora_parameters", "lr_schedule")
+"""Nested keys: documented by the host, without flags as well."""
+
+
+class ModeParser(argparse.ArgumentParser):
+    """The host's parser and more options, in which the host's abbreviations stay what they were.
+
+    `--resume x` is unique among the host's options and goes on meaning `--resume-adapter-file x`, whatever
+    options are added: an abbreviation is spelt out against the host's options before argparse sees it.
+    """
+
+    def __init__(self, host: argparse.ArgumentParser):
+        super().__init__(description=host.description, prog=host.prog, parents=[host], add_help=False)
+        self.host_options = option_strings(host)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
+        """As in `argparse`, with the host's abbreviations spelt out."""
+        if args is None:
+            import sys
+
+            args = sys.argv[1:]
+        words = list(args)
+        end = words.index("--") if "--" in words else len(words)
+        ours = option_strings(self)
+        words[:end] = [
+            word if word.partition("=")[0] in ours else spell_out(word, self.host_options) for word in words[:end]
+        ]
+        return super().parse_known_args(words, namespace)
+
+
+def option_strings(parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """Every spelling of every option of a parser."""
+    return tuple(option for action in actions(parser) for option in action.option_strings)
+
+
+def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options of a parser. argparse has no public name for this list; it has had this one since 2006."""
+    return parser._actions
+
+
+def spell_out(word: str, options: Sequence[str]) -> str:
+    """The word with its option spelt out, if it abbreviates exactly one of `options`; else as it is."""
+    option, equals, value = word.partition("=")
+    if not option.startswith("--") or option == "--" or option in options:
+        return word
+    matches = [candidate for candidate in options if candidate.startswith(option)]
+    return matches[0] + equals + value if len(matches) == 1 else word
+
+
+def add_modes(parser: argparse.ArgumentParser, registry: Registry) -> argparse.ArgumentParser:
+    """Let the host's `--train-mode` take our modes as well. Changes the parser it is given."""
+    for action in actions(parser):
+        if action.dest == "train_mode" and action.choices is not None:
+            action.choices = [*action.choices, *(mode for mode in registry if mode not in action.choices)]
+    return parser
+
+
+def mode_parser(host: argparse.ArgumentParser, registered: Registered) -> ModeParser:
+    """The parser of one of our modes. What is not typed comes out as None, for every option.
+
+    Args:
+        host: a fresh parser of the host; its options become part of ours.
+        registered: the trainer of the mode and who brought it.
+    """
+    trainer = registered.trainer
+    parser = ModeParser(host)
+    known = {action.dest: action for action in actions(parser)}
+    group = parser.add_argument_group(f"--train-mode {trainer.mode} ({registered.provider})")
+    fields = {**option_fields(trainer.options), **own_fields()}
+    for key, field in fields.items():
+        if key in known:
+            _take_over(known[key], field)
+        else:
+            _add(group, key, field, choices=tuple(trainer.losses) if key == "loss_type" else ())
+    if "loss_type" not in fields and trainer.losses:
+        group.add_argument("--loss-type", help=f"Which of: {', '.join(trainer.losses)}.")
+    if "dpo_cpo_loss_type" in known and trainer.losses:
+        known["dpo_cpo_loss_type"].choices = list(trainer.losses)
+        known["dpo_cpo_loss_type"].help = "The host's name for --loss-type."
+    _add_missing(
+        parser.add_argument_group("documented by mlx-lm-lora and missing from its flags"),
+        set(known) | set(fields),
+    )
+    parser.set_defaults(**{action.dest: None for action in actions(parser) if action.dest != "help"})
+    return parser
+
+
+def option_fields(options: type) -> dict[str, FieldInfo]:
+    """Key → type, default and description, of a dataclass whose annotations are `Annotated[type, Field(…)]`."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    fields = {}
+    for field in dataclasses.fields(options):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is dataclasses.MISSING:
+            fields[field.name] = FieldInfo.from_annotation(hints[field.name])
+        else:
+            fields[field.name] = FieldInfo.from_annotated_attribute(hints[field.name], default)
+    return fields
+
+
+def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) -> None:
+    flag = "--" + key.replace("_", "-")
+    if bool in _members(field.annotation):
+        group.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, help=_help(field))
+        return
+    choices = choices or _literals(field.annotation)
+    text = _help(field) + (f" One of: {', '.join(choices)}." if choices else "")
+    group.add_argument(flag, dest=key, type=_reader(field.annotation), metavar=key.upper(), help=text)
+
+
+def _take_over(action: argparse.Action, field: FieldInfo) -> None:
+    """Keep the host's flag of the same key, with the mode's meaning and type."""
+    action.help = _help(field)
+    if action.nargs != 0:
+        action.type = _reader(field.annotation)
+
+
+def _add_missing(group: Any, present: set[str]) -> None:
+    for key in FEATURES:
+        if key not in present:
+            column = key.removesuffix("_feature")
+            group.add_argument(
+                "--" + key.replace("_", "-"),
+                help=f"The column that holds the {column} (default: found by itself).",
+            )
+    for key in STRUCTURES:
+        if key not in present:
+            group.add_argument(
+                "--" + key.replace("_", "-"), type=_structure, metavar="YAML", help=f"{key}, as JSON or YAML."
+            )
+    group.add_argument(
+        "--no-fuse", dest="fuse", action="store_const", const=False, help="Do not write the fused model."
+    )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union without None, or the one type."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(_bare(member) for member in typing.get_args(annotation) if member is not type(None))
+    return (_bare(annotation),)
+
+
+def _bare(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    return tuple(
+        str(value)
+        for member in _members(annotation)
+        if typing.get_origin(member) is typing.Literal
+        for value in typing.get_args(member)
+    )
+
+
+def _reader(annotation: Any) -> Callable[[str], Any]:
+    """Text is taken as it stands; for any other type the word is read as YAML, and checked later with the rest."""
+    members = _members(annotation)
+    plain = all(member is str or typing.get_origin(member) is typing.Literal for member in members)
+    return str if plain else _structure
+
+
+def _structure(text: str) -> Any:
+    from mlx_lm_lora.train import yaml_loader
+
+    try:
+        return yaml.load(text, Loader=yaml_loader)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"not JSON or YAML: {text!r}") from error
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").replace("%", "%%")
+    if field.is_required() or field.default is None:
+        return text
+    return f"{text} (default: {str(field.default).replace('%', '%%')})".strip()

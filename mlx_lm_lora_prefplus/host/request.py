@@ -1,0 +1,50 @@
+"""Which mode is asked for, before there is a parser to ask with: command line first, else the YAML file."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+
+
+class Request(NamedTuple):
+    """The two values of a command line that must be known early; None where not given."""
+
+    mode: str | None
+    config: str | None
+
+
+def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
+    """Find `--train-mode` and `-c/--config` in a command line.
+
+    A plain scan is exact because argparse never takes a value that begins with a dash from the next word.
+
+    Args:
+        argv: the words behind the program's name.
+        expand: spells out an abbreviated option.
+    """
+    found: dict[str, str] = {}
+    words = list(argv)[: argv.index("--") if "--" in argv else None]
+    for position, word in enumerate(words):
+        option, has_value, value = expand(word).partition("=")
+        if word.startswith("-c") and not word.startswith("--"):
+            option, value = "--config", word[2:].removeprefix("=")
+        if option in ("--train-mode", "--config"):
+            following = words[position + 1 : position + 2]
+            if not has_value and not value and following and not following[0].startswith("-"):
+                value = following[0]
+            found[option] = value
+    return Request(found.get("--train-mode") or None, found.get("--config") or None)
+
+
+def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> str | None:
+    """The mode of a request: its own, else the one in its config file, else None.
+
+    A file that cannot be read says nothing here: the host's own `main` then tells the user in its words.
+    """
+    if request.mode or not request.config:
+        return request.mode
+    try:
+        mode = read(request.config).get("train_mode")
+    except UserError:
+        return None
+    return mode if isinstance(mode, str) else None

@@ -1,0 +1,114 @@
+"""Start-up hook of mlx-lm-lora-prefplus, installed at the root of site-packages beside its `.pth` line.
+
+Every interpreter of the environment imports this file, so it imports only `sys` and does one thing: when
+somebody imports `mlx_lm_lora.train`, and only then, it lets mlx-lm-lora-prefplus take over its preference modes
+in the module that has just been loaded. No file of the host is touched, and nothing here may break an
+interpreter: whatever goes wrong is told on stderr and the host runs as it is.
+
+MLX_LM_LORA_PREFPLUS=0 turns it off; =strict raises what would be a warning.
+"""
+
+import sys
+
+HOST = "mlx_lm_lora.train"
+PACKAGE = "mlx_lm_lora_prefplus"
+SWITCH = "MLX_LM_LORA_PREFPLUS"
+
+# What `python -m mlx_lm_lora.train` runs: the real module is imported once, under its own name and with the
+# seam in it, and its names and its `main` are lent to `__main__`.
+RUN_AS_MAIN = f"from {HOST} import *\nfrom {HOST} import main\nif __name__ == '__main__':\n    main()\n"
+
+
+def install():
+    """Put the finder first on `sys.meta_path`, once however often the line runs."""
+    try:
+        if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, Finder())
+    except Exception as error:
+        complain(error)
+
+
+class Finder:
+    """Knows one module. For every other name it answers None after one comparison."""
+
+    def find_spec(self, name, path=None, target=None):
+        """The spec that the other finders give for the host's module, with our loader around theirs."""
+        if name != HOST:
+            return None
+        try:
+            if switch() == "0":
+                return None
+            spec = self.ask_others(name, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = Loader(spec.loader)
+            return spec
+        except Exception as error:
+            complain(error)
+            return None
+
+    def ask_others(self, name, path, target):
+        """What the finders behind this one say."""
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec(name, path, target) if find_spec else None
+            if spec is not None:
+                return spec
+        return None
+
+
+class Loader:
+    """The real loader in everything but two methods."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def __getattr__(self, name):
+        if name == "real":  # asked before __init__, by copy or pickle
+            raise AttributeError(name)
+        return getattr(self.real, name)
+
+    def create_module(self, spec):
+        """Leave it to the real loader."""
+        return self.real.create_module(spec)
+
+    def exec_module(self, module):
+        """Run the host's module, then put the seam in it."""
+        self.real.exec_module(module)
+        try:
+            activate(module)
+        except Exception as error:
+            complain(error)
+
+    def get_code(self, name):
+        """Asked for by `python -m` (runpy) alone: code that runs the real module's `main`."""
+        return compile(RUN_AS_MAIN, f"<{PACKAGE}: python -m {name}>", "exec", dont_inherit=True)
+
+
+def activate(module):
+    """Hand the module to the package. If the package is gone while this file still stands, do nothing."""
+    try:
+        from mlx_lm_lora_prefplus.host.activate import activate as activate_seam
+    except ModuleNotFoundError as error:
+        if error.name in (PACKAGE, PACKAGE + ".host"):
+            return
+        raise
+    activate_seam(module)
+
+
+def switch():
+    """The value of the environment variable; "" where it is not set."""
+    import os
+
+    return os.environ.get(SWITCH, "").strip().lower()
+
+
+def complain(error):
+    """Say on stderr what went wrong, or raise it where the switch says strict."""
+    if switch() == "strict":
+        raise error
+    if sys.stderr is not None:
+        kind = type(error).__name__
+        sys.stderr.write(
+            f"[mlx-lm-lora-prefplus] not active ({kind}: {error}); {HOST} runs as it is. "
+            f"`mlx_lm_lora.prefplus doctor` says more; {SWITCH}=0 turns this off.\n"
+        )

@@ -1,0 +1,114 @@
+"""Checks of the nested keys and of keys that exclude one another, which no single bound can express."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .check import Joined, Problems, nearest
+
+LORA_DEFAULTS = {"rank": 8, "dropout": 0.0, "scale": 10.0}
+"""The host's, for what a config leaves out."""
+
+LORA_KEYS = (*LORA_DEFAULTS, "keys")
+LOAD_IN = ("load_in_4bits", "load_in_6bits", "load_in_8bits", "load_in_mxfp4")
+SCHEDULE_KEYS = ("name", "arguments", "warmup", "warmup_init")
+
+
+def check_structures(joined: Joined, problems: Problems) -> None:
+    """Check `lora_parameters` (and complete it), `lr_schedule`, `optimizer_config` and the `load_in_*` keys.
+
+    A value that is no mapping at all is left to the settings' own check.
+    """
+    for key, check in (("lora_parameters", _lora), ("lr_schedule", _schedule), ("optimizer_config", _optimizer)):
+        value = joined.values.get(key)
+        if isinstance(value, Mapping):
+            for what in check(value, joined):
+                problems.add(key, value, joined.sources[key], what)
+    loads = [key for key in LOAD_IN if joined.values.get(key)]
+    if len(loads) > 1:
+        sources = ", ".join(dict.fromkeys(joined.sources[key] for key in loads))
+        problems.lines.append(f"{' and '.join(loads)} ({sources}) exclude one another: give one")
+
+
+def _lora(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
+    joined.values["lora_parameters"] = {**LORA_DEFAULTS, **{key: v for key, v in value.items() if v is not None}}
+    rank, dropout, scale = (joined.values["lora_parameters"][key] for key in LORA_DEFAULTS)
+    for key in value:
+        if key == "alpha":
+            yield from _alpha(value, rank)
+        elif key not in LORA_KEYS:
+            yield f"has an unknown key {key}{nearest(key, LORA_KEYS)} Known: {', '.join(LORA_KEYS)}"
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        yield f"rank must be a whole number greater than 0, not {rank!r}"
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        yield f"dropout must be at least 0 and less than 1, not {dropout!r}"
+    if not _is_number(scale) or not abs(scale) < float("inf"):
+        yield f"scale must be a finite number, not {scale!r}"
+
+
+def _alpha(value: Mapping[str, Any], rank: Any) -> Iterable[str]:
+    alpha = value["alpha"]
+    example = f"; here {alpha} / {rank} = {alpha / rank:g}" if _is_number(alpha) and _is_number(rank) and rank else ""
+    yield f"alpha is not a key here: the update is multiplied by scale itself, which is alpha / rank{example}"
+
+
+def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
+    from mlx.optimizers import schedulers
+
+    names = {
+        name
+        for name, function in vars(schedulers).items()
+        if inspect.isfunction(function) and name[0] != "_" and name != "join_schedules"
+    }
+    for key in value:
+        if key not in SCHEDULE_KEYS:
+            yield f"has an unknown key {key}{nearest(key, SCHEDULE_KEYS)} Known: {', '.join(SCHEDULE_KEYS)}"
+    name, arguments = value.get("name"), value.get("arguments")
+    if name not in names:
+        yield f"needs a name that is one of {', '.join(sorted(names))}{nearest(name, names)}"
+    elif not isinstance(arguments, (list, tuple)) or not all(_is_number(one) for one in arguments):
+        yield f"needs arguments, a list of numbers: {_parameters(getattr(schedulers, name))}"
+    elif not _fits(getattr(schedulers, name), arguments):
+        yield f"has {len(arguments)} arguments; {name} takes {_parameters(getattr(schedulers, name))}"
+    warmup, start = value.get("warmup") or 0, value.get("warmup_init") or 0.0
+    if not isinstance(warmup, int) or warmup < 0:
+        yield f"warmup must be a number of optimiser steps, not {warmup!r}"
+    if not _is_number(start):
+        yield f"warmup_init must be a learning rate, not {start!r}"
+
+
+def _optimizer(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
+    import mlx.optimizers
+
+    classes = {"adam": mlx.optimizers.Adam, "adamw": mlx.optimizers.AdamW, "muon": mlx.optimizers.Muon}
+    for name in value:
+        if name not in classes:
+            yield f"has an unknown optimizer {name}{nearest(name, classes)} Write e.g. adamw: {{weight_decay: 0.1}}"
+    chosen = joined.values.get("optimizer")
+    if chosen not in classes or not value.get(chosen):
+        return
+    if not isinstance(value[chosen], Mapping):
+        yield f"{chosen} must be a mapping of its arguments, not {value[chosen]!r}"
+        return
+    known = tuple(key for key in inspect.signature(classes[chosen]).parameters if key != "learning_rate")
+    for key in value[chosen]:
+        if key == "learning_rate":
+            yield f"{chosen} has a learning_rate: give it as the key learning_rate of the run"
+        elif key not in known:
+            yield f"{chosen} has an unknown argument {key}{nearest(key, known)} Known: {', '.join(known)}"
+
+
+def _fits(function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _parameters(function: Callable[..., Any]) -> str:
+    return ", ".join(str(one.name) for one in inspect.signature(function).parameters.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
