@@ -99,7 +99,10 @@ def load_registry() -> Registry:
     plugins.add_hookspecs(hookspecs)
     found: dict[str, list[Registered]] = {}
     broken: dict[str, str] = {}
-    for entry in _entries():
+    entries = list(_entries())
+    if OWN_DISTRIBUTION not in map(_distribution, entries):
+        broken[OWN_DISTRIBUTION] = "it runs from a folder and is not installed; use pip install (-e) to have its modes"
+    for entry in entries:
         provider = _provider(entry)
         try:
             trainers = _trainers(plugins, entry, provider)

@@ -1,0 +1,102 @@
+"""The companion command `mlx_lm_lora.prefplus`. Training itself is the host's command, `mlx_lm_lora.train`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .errors import UserError
+
+app = typer.Typer(
+    name="mlx_lm_lora.prefplus",
+    help="Companion of mlx_lm_lora.train: what is installed, whether it is active, and a quick start.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def main() -> None:
+    """Entry point. What the user can put right is said without a traceback, with exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        print(f"[ERROR] {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What is common to all commands."""
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say whether mlx_lm_lora.train runs our modes here, and if not why, and what to do. Exit code 0 if it does."""
+    from .host.doctor import examine, told
+
+    report = examine()
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        Console(soft_wrap=True, highlight=False, markup=False).print("\n".join(told(report)))
+    raise typer.Exit(0 if report["active"] else 1)
+
+
+@app.command()
+def modes(as_json: AsJson = False) -> None:
+    """List the train modes that are installed here, and who brings them."""
+    from .plugin.manager import load_registry
+
+    registry = load_registry()
+    for provider, reason in registry.broken.items():
+        print(f"the plugin {provider} is skipped: {reason}", file=sys.stderr)
+    rows = [_described(mode, *registered) for mode, registered in sorted(registry.modes.items())]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("mode", "provider", "rows", "needs reference", "losses")
+    for row in rows:
+        reference = "yes" if row["reference"] else "no"
+        table.add_row(row["mode"], row["provider"], row["rows"], reference, ", ".join(row["losses"]))
+    Console().print(table)
+    for mode, providers in registry.rivals.items():
+        print(f"mode {mode} is brought by {' and by '.join(providers)}: uninstall all but one", file=sys.stderr)
+
+
+def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:
+    """A mode as JSON shows it; `reference` is what holds with the default options."""
+    return {
+        "mode": mode,
+        "provider": provider,
+        "rows": trainer.rows,
+        "reference": bool(trainer.needs_reference(trainer.options())),
+        "losses": list(trainer.losses),
+    }
+
+
+@app.command()
+def quickstart(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write the small world.")] = Path(
+        "quickstart"
+    ),
+) -> None:
+    """Make a small model and preference data, train on them with mlx_lm_lora.train, and check the result."""
+    from .quickstart.main import run_quickstart
+
+    raise typer.Exit(run_quickstart(directory))
