@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -54,7 +55,7 @@ def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
     file = folder / f"{digest}.arrow"
     try:
         report = json.loads((folder / f"{digest}.json").read_text(encoding="utf-8"))
-        if file.stat().st_size != report.pop("bytes"):
+        if _digest(file) != report.pop("content"):
             return None
         rows = Dataset.from_file(str(file))
         return (rows, report) if len(rows) == report["used"] else None
@@ -62,16 +63,21 @@ def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
         return None
 
 
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 class Writer:
     """Writes token rows to a temporary file; `keep` gives it its name, leaving the block without it drops it."""
 
     def __init__(self, folder: Path, digest: str) -> None:
-        from datasets import Features, List, Value
+        from datasets import Features, Sequence, Value
         from datasets.arrow_writer import ArrowWriter
 
         self.folder, self.digest = folder, digest
         self.temporary = folder / f"{digest}.{os.getpid()}.tmp"
-        ids = List(Value("int32"))
+        ids = Sequence(Value("int32"))
         features = Features(prompt=ids, chosen=ids, rejected=ids, row=Value("int64"))
         self.arrow = ArrowWriter(features=features, path=str(self.temporary))
 
@@ -87,9 +93,9 @@ class Writer:
     def keep(self, report: dict[str, Any]) -> None:
         """Complete the file; `report` is written last, so rows without a report are never taken for whole."""
         self.arrow.finalize()
-        size = self.temporary.stat().st_size
+        content = _digest(self.temporary)
         self.temporary.replace(self.folder / f"{self.digest}.arrow")
-        self.temporary.write_text(json.dumps({**report, "bytes": size}, indent=1), encoding="utf-8")
+        self.temporary.write_text(json.dumps({**report, "content": content}, indent=1), encoding="utf-8")
         self.temporary.replace(self.folder / f"{self.digest}.json")
 
     def __exit__(self, *_: object) -> None:

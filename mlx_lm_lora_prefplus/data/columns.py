@@ -130,18 +130,20 @@ def _row(row: dict[str, Any], number: int, where: str, columns: Columns) -> Pair
     given = row.get(columns.prompt) if columns.prompt else None
     if isinstance(given, str) and chat.is_transcript(given):
         start = chat.parse_transcript(given)
-        chosen, rejected = (text.removeprefix(" ") if isinstance(text, str) else text for text in (chosen, rejected))
+        chosen, rejected = (
+            text.removeprefix(given).removeprefix(" ") if isinstance(text, str) else text for text in (chosen, rejected)
+        )
     elif given is None:
         start = []
     else:
         start = chat.as_messages(given, where, columns.prompt or "", "user")
-        if columns.extra and isinstance(row.get(columns.extra), str) and row[columns.extra]:
+        if start and columns.extra and isinstance(row.get(columns.extra), str) and row[columns.extra]:
             start[-1]["content"] += "\n" + row[columns.extra]
     answers = [
         chat.as_messages(value, where, name, "assistant")
         for name, value in ((columns.chosen, chosen), (columns.rejected, rejected))
     ]
-    prompt, completions = _split(start, answers, replace=isinstance(given, str))
+    prompt, *completions = _split(start, answers, replace=isinstance(given, str))
     if not prompt and columns.prompt and given is None:
         return Dropped(number, "empty prompt")
     if any(message["role"] in ("user", "system") for answer in completions for message in answer):
@@ -151,11 +153,11 @@ def _row(row: dict[str, Any], number: int, where: str, columns: Columns) -> Pair
             raise chat.wrong_type(where, columns.system, system, "text")
         if not prompt or prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system}, *prompt]
-    return Pair(number, prompt, *completions, chat.as_tools(row.get("tools"), where))
+    return Pair(number, prompt, completions[0], completions[1], chat.as_tools(row.get("tools"), where))
 
 
-def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Messages, list[Messages]]:
-    """Prompt messages and the two completions.
+def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Messages, Messages, Messages]:
+    """Prompt messages, chosen and rejected completion.
 
     start: the prompt column. answers: completions alone, or whole conversations; then their shared start is
     the prompt, in place of a prompt that was bare text (replace) or after one that is not repeated.
@@ -167,9 +169,9 @@ def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Mes
         if whole and not replace:
             answers = [start + answer for answer in answers]
     if not whole:
-        return start, answers
+        return start, answers[0], answers[1]
     shared = min(chat.shared_start(*answers), *(len(answer) - 1 for answer in answers))
-    return answers[0][:shared], [answer[shared:] for answer in answers]
+    return answers[0][:shared], answers[0][shared:], answers[1][shared:]
 
 
 def _transcript_row(row: dict[str, Any], number: int, where: str, columns: Columns) -> Pair | Dropped:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 BLOCK = 1 << 20
 """Characters read at a time from a JSON array."""
+
+BETWEEN = (re.compile(r"\s*"), re.compile(r"\s*,?\s*"))
+"""What may stand before the first item of a JSON array, and before the others."""
 
 
 def read_jsonl(path: Path) -> Rows:
@@ -34,24 +38,19 @@ def read_jsonl(path: Path) -> Rows:
 
 def read_json(path: Path) -> Rows:
     """Rows of a JSON file: an array of objects, one object that holds such an array, or JSON Lines."""
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if start == b"[":
-        for number, row in enumerate(_array_items(path), 1):
-            yield number, _row(row, f"{path}, row {number}")
-        return
     try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            line = next((line for line in file if line.strip()), "")
+            rest = any(line.strip() for line in file)
+        if line.lstrip().startswith("["):
+            for number, row in enumerate(_array_items(path), 1):
+                yield number, _row(row, f"{path}, row {number}")
+        elif rest and _is_json(line):
+            yield from read_jsonl(path)
+        else:
+            yield from _wrapped_rows(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}). Save the file as UTF-8.") from error
-    except ValueError:
-        yield from read_jsonl(path)
-        return
-    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
-    if len(lists) == 1 and lists[0] and all(isinstance(item, dict) for item in lists[0]) and len(whole) == 1:
-        yield from enumerate(lists[0], 1)
-    else:
-        yield 1, _row(whole, f"{path}, row 1")
 
 
 def read_csv(path: Path) -> Rows:
@@ -63,10 +62,9 @@ def read_csv(path: Path) -> Rows:
         try:
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
-                    found = len([value for value in row.values() if value is not None])
                     raise UserError(
-                        f"{path}, row {number} (line {reader.line_num}): {'more' if None in row else found} "
-                        f"fields where the first line names {len(reader.fieldnames or ())} columns. "
+                        f"{path}, row {number} (line {reader.line_num}): {'more' if None in row else 'fewer'} "
+                        f"fields than the {len(reader.fieldnames or ())} columns that the first line names. "
                         "Quote fields that hold commas or line breaks."
                     )
                 yield number, row
@@ -113,25 +111,47 @@ def _row(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _wrapped_rows(path: Path) -> Rows:
+    """The rows of {"data": [{…}, …]}, whatever the key; else the object itself as the only row."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}). Give an array of objects, or one object a line.") from error
+    inner = next(iter(whole.values())) if isinstance(whole, dict) and len(whole) == 1 else None
+    if isinstance(inner, list):
+        for number, row in enumerate(inner, 1):
+            yield number, _row(row, f"{path}, row {number}")
+    else:
+        yield 1, _row(whole, f"{path}, row 1")
+
+
 def _array_items(path: Path) -> Iterator[Any]:
     """The items of a JSON array, decoded one by one so that the file is never whole in memory."""
     decode = json.JSONDecoder().raw_decode
     with path.open(encoding="utf-8-sig") as file:
-        text, count, ended = file.read(BLOCK).lstrip()[1:], 0, False
+        text = file.read(BLOCK)
+        at, count = text.index("[") + 1, 0
         while True:
-            text = text.lstrip(" \t\r\n,") if count else text.lstrip()
-            if text.startswith("]"):
-                return
             try:
-                item, end = decode(text)
-                if end == len(text) and not ended:
-                    raise ValueError("a number may go on in the next block")
+                at = BETWEEN[count > 0].match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+                if text[at : at + 1] == "]":
+                    return
+                item, at = decode(text, at)
+                if at == len(text):
+                    raise ValueError("the array does not end")  # or the item goes on in the next block
             except ValueError as error:
-                more = file.read(max(BLOCK, len(text)))
-                ended = not more
-                if ended:
+                more = file.read(max(BLOCK, len(text) - at))
+                if not more:
                     raise UserError(f"{path}, row {count + 1}: not valid JSON ({error}).") from error
-                text += more
+                text, at = text[at:] + more, 0
                 continue
-            text, count = text[end:], count + 1
+            count += 1
             yield item

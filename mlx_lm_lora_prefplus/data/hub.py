@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lm_lora_prefplus.data.files import Rows
 from mlx_lm_lora_prefplus.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ def is_dataset_folder(path: Path) -> bool:
         return True
     word = re.compile(r"(?<![a-z])(train(ing)?|valid(ation)?|val|dev|test|eval(uation)?)(?![a-z])")
     files = (Path(root) / name for root, _, names in os.walk(path) for name in names)
-    return any(file.suffix.lower() in BUILDERS and word.search(str(file.relative_to(path)).lower()) for file in files)
+    return any(
+        file.suffix.lower() in (*BUILDERS, ".gz", ".zst", ".arrow") and word.search(str(file.relative_to(path)).lower())
+        for file in files
+    )
 
 
 def split_names(path: str) -> list[str]:
@@ -32,7 +36,7 @@ def split_names(path: str) -> list[str]:
 
     if _saved(Path(path)):
         loaded = datasets.load_from_disk(path)
-        return list(loaded) if isinstance(loaded, datasets.DatasetDict) else ["train"]
+        return [str(name) for name in loaded] if isinstance(loaded, datasets.DatasetDict) else ["train"]
     try:
         return list(datasets.get_dataset_split_names(path))
     except Exception as error:  # the library raises many kinds; each becomes one readable line
@@ -58,6 +62,12 @@ def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
         raise
     except Exception as error:
         raise _failed(f"{path}, split {split!r}", error) from error
+
+
+def rows(dataset: "Dataset") -> Rows:
+    """The rows of a data set, read in batches, numbered from 1."""
+    for number, row in enumerate(dataset, 1):
+        yield number, dict(row)
 
 
 def _saved(path: Path) -> bool:

@@ -43,14 +43,13 @@ def as_tools(value: Any, where: str, column: str = "tools") -> list[Any] | None:
     """The tool definitions of a row (a list, or JSON text of one); None where there are none."""
     if value is None or value in ("", []):
         return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"{where}, column {column!r}: not valid JSON ({error}).") from error
-    if not isinstance(value, list):
-        raise wrong_type(where, column, value, "a list of tool definitions, or JSON text of one")
-    return [_without_nulls(json.loads(tool) if isinstance(tool, str) else tool) for tool in value] or None
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(tools, list):
+            raise wrong_type(where, column, value, "a list of tool definitions, or JSON text of one")
+        return [_without_nulls(json.loads(tool) if isinstance(tool, str) else tool) for tool in tools] or None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}, column {column!r}: not valid JSON ({error}).") from error
 
 
 def is_empty(completion: Any) -> bool:
@@ -127,8 +126,9 @@ def _message(value: Any, where: str, column: str) -> dict[str, Any]:
         raise wrong_type(where, column, value, wanted)
     content = message.get("content", "")
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if not all(isinstance(text, str) for text in texts):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
             raise wrong_type(where, column, content, "text content (images and sound cannot be read)")
         content = "".join(texts)
     if not isinstance(content, str):

@@ -129,7 +129,7 @@ def _from_hub(path: str, split: str, config: Mapping[str, Any], features: Mappin
     dataset = hub.load(path, split, config)
     return Source(
         f"{path} [{split}]",
-        lambda: enumerate(dataset, 1),  # pyright: ignore[reportReturnType]
+        lambda: hub.rows(dataset),
         lambda: dataset._fingerprint,
         features,
     )

@@ -96,8 +96,8 @@ def _pair(
     if given is None:
         return Dropped(number, "empty prompt")
     start = chat.parse_helpsteer(given) if isinstance(given, str) else chat.as_messages(given, where, prompt, "user")
-    answers = [chat.as_messages(value, where, "response", "assistant") for value in (chosen, rejected)]
-    return Pair(number, start, *answers, chat.as_tools(row.get("tools"), where))
+    better, worse = (chat.as_messages(value, where, "response", "assistant") for value in (chosen, rejected))
+    return Pair(number, start, better, worse, chat.as_tools(row.get("tools"), where))
 
 
 def _number(value: Any, where: str, column: str) -> float:

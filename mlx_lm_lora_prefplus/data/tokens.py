@@ -52,7 +52,10 @@ class Encoder:
         Raises UserError if the chat template does not take a row.
         """
         texts = [self._texts(pair, f"{source}, row {pair.row}") for pair in pairs]
-        ids = self._encode(texts)
+        try:
+            ids = self._encode(texts)
+        except (TypeError, UnicodeError) as error:
+            raise _refused(pairs, texts, source) from error
         for pair, (prompt, chosen, rejected) in zip(pairs, texts, strict=True):
             plain = pair.prompt is None
             yield self._row(
@@ -79,11 +82,14 @@ class Encoder:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _texts(self, pair: Pair, where: str) -> tuple[str | None, str, str]:
-        """Prompt (with the opening of the answer), chosen and rejected conversation as text."""
+        """Prompt (with the opening of the answer), chosen and rejected conversation as text.
+
+        The prompt is None where the shared start of the two is all the prompt there is.
+        """
         if pair.prompt is None:
             assert isinstance(pair.chosen, str) and isinstance(pair.rejected, str)
             return None, pair.chosen, pair.rejected
-        prompt = self._render(pair.prompt, pair, where, opening=True) if pair.prompt else ""
+        prompt = self._render(pair.prompt, pair, where, opening=True) if pair.prompt else None
         chosen, rejected = (
             self._render([*pair.prompt, *answer], pair, where) for answer in (pair.chosen, pair.rejected)
         )
@@ -108,6 +114,10 @@ class Encoder:
         different = list(dict.fromkeys(text for row in texts for text in row if text is not None))
         if not different:
             return {}
+        from transformers import PreTrainedTokenizerBase
+
+        if type(self.inner).encode is not PreTrainedTokenizerBase.encode:  # it does something of its own
+            return {text: self.inner.encode(text, add_special_tokens=False) for text in different}
         encoded = self.inner(
             different,
             add_special_tokens=False,
@@ -151,6 +161,20 @@ class Encoder:
     def _close(self, ids: Ids) -> Ids:
         """With an end-of-sequence token, added only where there is none."""
         return ids if self.eos is None or not self.stops.isdisjoint(ids) else [*ids, self.eos]
+
+
+def _refused(pairs: Sequence[Pair], texts: list[Any], source: str) -> UserError:
+    """The error for text that is no Unicode text, naming its row."""
+    for pair, row in zip(pairs, texts, strict=True):
+        for text in row:
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError as error:
+                return UserError(
+                    f"{source}, row {pair.row}: the text holds half of a surrogate pair "
+                    f"({error.object[error.start]!a}), which is no character. Remove it from the row."
+                )
+    return UserError(f"{source}, rows {pairs[0].row} to {pairs[-1].row}: the tokenizer refuses the text.")
 
 
 def fit(prompt: Ids, chosen: Ids, rejected: Ids, settings: DataSettings) -> tuple[Ids, Ids, Ids] | None:
