@@ -1,0 +1,103 @@
+"""The folder of the quick start: whose it is, and the texts written into it."""
+
+import json
+from pathlib import Path
+
+import mlx_lm_lora_prefplus
+from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.quickstart import world
+
+MARKER = ".quickstart.json"
+DATA_SEED = 0
+
+CONFIG = """\
+# A preference run, ready to go: mlx_lm_lora.train --config {config}
+# For a run of your own change `model` and `data`, and begin with a smaller learning_rate (1e-6 to 1e-5).
+
+model: {model}    # a local folder or a Hugging Face name, e.g. mlx-community/Qwen3-0.6B-bf16
+data: {data}    # holds train.jsonl, valid.jsonl, test.jsonl; each row has prompt, chosen, rejected
+adapter_path: {adapters}    # where the trained adapter is written
+
+train: true    # do training
+train_mode: dpo    # dpo compares with the model as it was; cpo needs no reference
+train_type: lora    # lora, dora or full
+fuse: false    # true also writes a whole model with the adapter merged in
+seed: 0    # the same seed gives the same run
+
+beta: 0.1    # how strongly a preference counts, per nat of log-ratio; smaller is softer
+sft_weight: 2.0    # weight of plain learning of the chosen answers; keeps them likely while the rejected fall
+learning_rate: 2e-4    # size of a step; large, because this model is tiny
+iters: 100    # number of batches to train on (or give epochs)
+batch_size: 10    # pairs a batch
+max_seq_length: 64    # tokens of prompt and answer together; longer rows are cut
+num_layers: -1    # how many layers, counted from the last, get an adapter; -1 is all
+lora_parameters:
+  rank: 8    # size of the adapter
+  dropout: 0.0    # share of adapter inputs dropped in training
+  scale: 10.0    # factor on the adapter's output
+
+steps_per_report: 10    # print the training loss every so many batches
+steps_per_eval: 50    # look at valid.jsonl every so many batches
+val_batches: -1    # how many batches of it; -1 is all
+save_every: 100    # keep a copy of the adapter every so many batches
+"""
+
+
+def claim(folder: Path) -> None:
+    """Make `folder` the quick start's. Raises UserError if it holds somebody else's files."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file. Give the quick start the name of a new folder.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise UserError(
+            f"{folder} is not empty and was not made by the quick start, so nothing was written. "
+            "Give the name of a new folder: mlx_lm_lora.prefplus quickstart NEW_FOLDER"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MARKER).is_file():
+        _mark(folder, model=False)
+
+
+def has_model(folder: Path) -> bool:
+    """Whether an earlier run of this very version finished the model here."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return marker == {"version": mlx_lm_lora_prefplus.__version__, "model": True}
+
+
+def model_is_made(folder: Path) -> None:
+    """Note that the model is complete."""
+    _mark(folder, model=True)
+
+
+def _mark(folder: Path, model: bool) -> None:
+    marker = {"version": mlx_lm_lora_prefplus.__version__, "model": model}
+    (folder / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+
+
+def write_inputs(folder: Path) -> Path:
+    """Write the preference data and config.yaml. Returns the path of the config.
+
+    Paths in the config are absolute, so that it runs from anywhere. Raises UserError, before anything is
+    written, if a file is there already with other contents: it may hold the reader's own changes.
+    """
+    texts = {
+        folder / "data" / f"{split}.jsonl": "".join(json.dumps(row) + "\n" for row in rows)
+        for split, rows in world.preferences(DATA_SEED).items()
+    }
+    config = folder / "config.yaml"
+    paths = {"config": config, "model": folder / "model", "data": folder / "data", "adapters": folder / "adapters"}
+    quoted = {name: json.dumps(str(path)) for name, path in paths.items()}  # a JSON string is a YAML string
+    texts[config] = CONFIG.format(**quoted)
+    for path, text in texts.items():
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{path} was changed, and the quick start does not overwrite it. "
+                f"To train with your changes: mlx_lm_lora.train --config {config}. "
+                "To see the quick start again: give it the name of a new folder."
+            )
+    (folder / "data").mkdir(exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    return config
