@@ -101,7 +101,8 @@ def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
     problems += [f"{name} is missing" for name in wanted if name not in given]
     if problems:
         raise UserError(
-            f"{key}: {file} does not fit ({len(problems)} of {len(wanted)} tensors), first: {problems[0]}. Train with the "
-            "train_type, num_layers and lora_parameters (rank) the file was made with; see adapter_config.json beside it."
+            f"{key}: {file} does not fit ({len(problems)} of {len(wanted)} tensors), first: {problems[0]}. Train "
+            "with the train_type, num_layers and lora_parameters (rank) that the file was made with; "
+            "adapter_config.json beside it tells them."
         )
     model.load_weights(list(weights.items()), strict=False)

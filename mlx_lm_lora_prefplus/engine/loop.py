@@ -154,8 +154,8 @@ class _Loop:
     def _stop(self, what: str, batch: Batch | None = None) -> None:
         rows = f" on rows {batch.ids.tolist()}" if batch is not None else ""
         raise UserError(
-            f"{what} at iteration {self.iteration}{rows}. Training stopped before the update; adapters saved earlier are "
-            "whole. Try a smaller learning_rate, set max_grad_norm: 1.0, or look at these rows."
+            f"{what} at iteration {self.iteration}{rows}. Training stopped before the update; adapters saved "
+            "earlier are whole. Try a smaller learning_rate, set max_grad_norm: 1.0, or look at these rows."
         )
 
     def _validate(self, number: int) -> None:

@@ -31,8 +31,9 @@ class GradientStep:
 
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:
+            # The model's state is an output too: tracing leaves placeholders in the model, and this puts arrays back.
             state = [policy.model.state, mx.random.state]
-            gradient = mx.compile(gradient, inputs=state, outputs=[mx.random.state])
+            gradient = mx.compile(gradient, inputs=state, outputs=state)
         self._gradient = gradient
 
     def __call__(self, batch: Batch, units_of_step: Mapping[Unit, int]) -> tuple[mx.array, Any]:

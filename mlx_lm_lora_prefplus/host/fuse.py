@@ -48,8 +48,8 @@ def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
     for what, wanted, there in (("disk", size, free), ("memory", needed, memory)):
         if wanted > there:
             return (
-                f"fusing needs {gigabytes(wanted)} of {what}, and there are {gigabytes(there)}. The adapters do not need "
-                "it: mlx_lm loads them with --adapter-path. Leave fusing out with --no-fuse, or make room"
+                f"fusing needs {gigabytes(wanted)} of {what}, and there are {gigabytes(there)}. The adapters do "
+                "not need it: mlx_lm loads them with --adapter-path. Leave fusing out with --no-fuse, or make room"
             )
     return None
 

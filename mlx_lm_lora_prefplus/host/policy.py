@@ -10,6 +10,7 @@ from mlx_lm.utils import load
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
 from mlx_lm_lora.utils import from_pretrained
 
+from ..engine.adapters import adapter_layers
 from ..engine.checkpoint import load_adapter_weights
 from ..errors import UserError
 from ..settings import RunSettings
@@ -61,6 +62,9 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
 
     The base is quantised before, not after as in the host: DoRA's magnitudes must be those of the weights it adapts,
     or the policy would differ from its reference before the first step.
+
+    Raises:
+        UserError: no layer gets an adapter.
     """
     if settings.train_type == "full":
         return
@@ -122,8 +126,8 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
         raise UserError(f"reference_model_path: {path} could not be loaded: {_advice(error)}") from error
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"reference_model_path: the tokenizer of {path} is not that of {settings.model}, so the same text is not the "
-            "same tokens. The reference must share the tokenizer of the model."
+            f"reference_model_path: the tokenizer of {path} is not that of {settings.model}, so the same text is "
+            "not the same tokens. The reference must share the tokenizer of the model."
         )
     return model.freeze()
 
@@ -134,7 +138,8 @@ def _base_with_adapters(settings: RunSettings, local: Path) -> nn.Module:
     config_file = folder / "adapter_config.json"
     if not config_file.is_file():
         raise UserError(
-            f"reference_model_path: {file} is an adapter file, but {config_file}, which says how it was made, is not there."
+            f"reference_model_path: {file} holds adapters, but {config_file}, which says how they were made, is "
+            "not there."
         )
     config = json.loads(config_file.read_text())
     model, _ = load_base(settings)

@@ -76,6 +76,8 @@ def check_start(settings: RunSettings) -> None:
     """What can be known to be wrong before anything is loaded."""
     if not (settings.train or settings.test):
         raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
+    if settings.test and settings.test_batches == 0:
+        raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
     if mx.distributed.init().size() > 1:
         raise UserError("This version trains on one machine. Start it without mlx.launch.")
     if settings.resume_adapter_file and not Path(settings.resume_adapter_file).is_file():
@@ -223,8 +225,6 @@ def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantizati
 def test_policy(work: Work, reference: dict[str, np.ndarray | None]) -> None:
     """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss)."""
     print_section("Testing")
-    if not work.evaluates("test"):
-        raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
     resolved = work.resolved
     means = resolved.trainer.evaluate(
         PlainPolicy(work.model), _with_reference(work, "test", reference), resolved.options

@@ -34,11 +34,11 @@ def lines(resolved: Resolved, model: nn.Module, splits: dict[str, Split], iters:
 
 def warnings(resolved: Resolved, model: nn.Module) -> list[str]:
     """What the user gave that has no effect or not the one he may expect."""
-    settings, told = resolved.settings, list(resolved.notes)
+    settings, told = resolved.settings, list[str]()
     if settings.qat_enable and not effective_linears(model):
         told.append(
-            "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or DoRA reads "
-            "its weights itself). Train an unquantised model with train_type lora or full."
+            "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
+            "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
         )
     if settings.efficient_long_context:
         told.append("efficient_long_context has no effect in this version: every row is computed whole, exactly.")

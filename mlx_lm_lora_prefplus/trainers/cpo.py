@@ -6,11 +6,11 @@ from typing import Annotated
 from pydantic import Field
 
 from ..losses import Loss, dpop_policy, hinge, ipo, sigmoid
-from .paired import PairedOptions, PairedTrainer
+from .paired import PairedTrainer, PreferenceOptions
 
 
 @dataclass(frozen=True)
-class CPOOptions(PairedOptions):
+class CPOOptions(PreferenceOptions):
     """Config keys of mode `cpo`."""
 
     cpo_alpha: Annotated[

@@ -6,11 +6,11 @@ from typing import Annotated
 from pydantic import Field
 
 from ..losses import Loss, dpop, hinge, ipo, sigmoid
-from .paired import PairedOptions, PairedTrainer
+from .paired import PairedTrainer, PreferenceOptions
 
 
 @dataclass(frozen=True)
-class DPOOptions(PairedOptions):
+class DPOOptions(PreferenceOptions):
     """Config keys of mode `dpo`."""
 
     sft_weight: Annotated[

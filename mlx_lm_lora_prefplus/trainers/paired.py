@@ -16,13 +16,19 @@ from ..plugin.protocol import Rows
 
 @dataclass(frozen=True)
 class PairedOptions:
-    """The config keys that every paired mode has."""
+    """The config keys that every paired mode has; extend it with those of your losses."""
 
     loss_type: Annotated[str, Field(description="Which loss of the mode to train with.")] = "sigmoid"
     beta: Annotated[
         float,
         Field(gt=0, allow_inf_nan=False, description="Scale β of the log-ratio, per nat. Smaller is softer."),
     ] = 0.1
+
+
+@dataclass(frozen=True)
+class PreferenceOptions(PairedOptions):
+    """The config keys that modes `cpo` and `dpo` share."""
+
     delta: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="Weight δ of the penalty of dpop, per nat.")
     ] = 50.0

@@ -1,0 +1,117 @@
+"""What many tests need: small models, rows, and the folder of real data where it is at hand."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm.models import llama
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+SHARED = Path(__file__).parents[2] / "shared"
+VOCABULARY = 64
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `shared` run only where the real data is."""
+    if SHARED.is_dir():
+        return
+    for item in items:
+        if item.get_closest_marker("shared"):
+            item.add_marker(pytest.mark.skip(reason="the real data (../shared) is not here"))
+
+
+@pytest.fixture
+def shared() -> Path:
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    """No test touches the user's cache."""
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def tiny_llama(seed: int = 0, hidden: int = 32, layers: int = 2, tied: bool = True) -> nn.Module:
+    """A llama with random weights, small enough for a test."""
+    mx.random.seed(seed)
+    model = llama.Model(
+        llama.ModelArgs(
+            model_type="llama",
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            intermediate_size=2 * hidden,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+        )
+    )
+    mx.eval(model.parameters())
+    return model
+
+
+def with_lora(model: nn.Module, *, dora: bool = False, dropout: float = 0.0, rank: int = 4, moved: bool = True):
+    """Put adapters on; `moved` gives lora_b random values, so that the policy is not its reference."""
+    model.freeze()
+    linear_to_lora_layers(model, -1, {"rank": rank, "dropout": dropout, "scale": 10.0}, use_dora=dora)
+    if moved:
+        for _, module in model.named_modules():
+            if "lora_b" in module:
+                module.lora_b = 0.02 * mx.random.normal(module.lora_b.shape)
+    mx.eval(model.parameters())
+    return model
+
+
+def random_rows(count: int, seed: int = 0, longest: int = 12) -> list[dict[str, list[int]]]:
+    """Token rows of uneven lengths."""
+    rng = np.random.default_rng(seed)
+    draw = lambda: rng.integers(1, VOCABULARY, rng.integers(1, longest + 1)).tolist()  # noqa: E731
+    return [{"prompt": draw(), "chosen": draw(), "rejected": draw()} for _ in range(count)]
+
+
+WORDS = [f"w{i}" for i in range(40)]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A folder that `mlx_lm.load` reads: a random llama whose widths take 4-bit groups of 128, words as tokens."""
+    from mlx_lm.utils import save_config, save_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_llama(hidden=128, tied=False)
+    save_model(folder, model)
+    save_config(vars(model.args), folder / "config.json")
+    vocabulary = ["<s>", "</s>", "<unk>", "<system>", "<user>", "<assistant>", *WORDS]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_pairs(folder: Path, seed: int = 0, **splits: int) -> Path:
+    """JSONL files of so many pairs; the chosen completions draw on other words than the rejected."""
+    rng = np.random.default_rng(seed)
+    draw = lambda words: " ".join(rng.choice(words, rng.integers(1, 6)))  # noqa: E731
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in splits.items():
+        rows = (
+            {"prompt": draw(WORDS[:20]), "chosen": draw(WORDS[20:30]), "rejected": draw(WORDS[30:])}
+            for _ in range(count)
+        )
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

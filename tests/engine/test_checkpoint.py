@@ -1,0 +1,84 @@
+"""Adapter files are whole or not there, and a file that does not fit is refused before anything changes."""
+
+import json
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_lm_lora_prefplus.engine import checkpoint
+from mlx_lm_lora_prefplus.engine.checkpoint import check_writable, load_adapter_weights, save_adapters
+from mlx_lm_lora_prefplus.errors import UserError
+from tests.conftest import tiny_llama, with_lora
+
+
+def test_files_are_the_hosts(tmp_path):
+    model = with_lora(tiny_llama())
+    numbered = save_adapters(model, tmp_path / "adapters.safetensors", {"num_layers": -1}, 100)
+    assert numbered == tmp_path / "0000100_adapters.safetensors"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "0000100_adapters.safetensors",
+        "adapter_config.json",
+        "adapters.safetensors",
+    ]
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {"num_layers": -1}
+    trainable = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    assert set(mx.load(str(numbered))) == trainable
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    model, file = with_lora(tiny_llama()), tmp_path / "adapters.safetensors"
+    save_adapters(model, file, {}, None)
+    before = file.read_bytes()
+
+    def full_disk(path, weights):
+        with open(path, "wb") as half:
+            half.write(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.mx, "save_safetensors", full_disk)
+    with pytest.raises(UserError, match=r"adapters\.safetensors: .*No space left.*saved before are whole"):
+        save_adapters(model, file, {}, None)
+    assert file.read_bytes() == before
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="adapter_path: .*file/adapters cannot be written"):
+        check_writable(tmp_path / "file" / "adapters")
+
+
+def test_round_trip(tmp_path):
+    model, other = with_lora(tiny_llama()), with_lora(tiny_llama(), moved=False)
+    save_adapters(model, tmp_path / "a.safetensors", {}, None)
+    load_adapter_weights(other, tmp_path / "a.safetensors", "resume_adapter_file")
+    tokens = mx.array([[1, 2, 3]])
+    assert mx.array_equal(model(tokens), other(tokens))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: with_lora(tiny_llama(), rank=8), r"is \(.*\), wanted \("),
+        (lambda: with_lora(tiny_llama(layers=3)), "is not trained here"),
+        (lambda: with_lora(tiny_llama(layers=1)), "is missing"),
+    ],
+)
+def test_what_does_not_fit_is_refused_whole(tmp_path, made, message):
+    model = with_lora(tiny_llama())
+    before = model(mx.array([[1, 2, 3]]))
+    save_adapters(made(), tmp_path / "a.safetensors", {}, None)
+    with pytest.raises(UserError, match="resume_adapter_file: .*does not fit.*") as caught:
+        load_adapter_weights(model, tmp_path / "a.safetensors", "resume_adapter_file")
+    assert caught.match(message)
+    assert mx.array_equal(model(mx.array([[1, 2, 3]])), before)
+
+
+def test_unreadable_and_absent_files(tmp_path):
+    model = with_lora(tiny_llama())
+    (tmp_path / "torn.safetensors").write_bytes(b"\x00" * 5)
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        load_adapter_weights(model, tmp_path / "torn.safetensors", "resume_adapter_file")
+    with pytest.raises(UserError, match="resume_adapter_file: there is no file"):
+        load_adapter_weights(model, tmp_path / "absent.safetensors", "resume_adapter_file")

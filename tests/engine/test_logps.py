@@ -1,0 +1,45 @@
+"""Log-probs: those of the completion tokens, whatever the padding and the neighbours."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm_lora.trainer import dpo_trainer
+
+from mlx_lm_lora_prefplus.data.batches import collate
+from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from tests.conftest import random_rows, tiny_llama
+
+
+def test_equal_to_rows_taken_one_by_one():
+    model, rows = tiny_llama(), random_rows(5)
+    together = PlainPolicy(model)(collate(rows, np.arange(5), multiple=32))
+    alone = []
+    for side in ("chosen", "rejected"):
+        for row in rows:
+            tokens = mx.array([row["prompt"] + row[side]])
+            logits = model(tokens)[0]
+            logps = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            start = len(row["prompt"])
+            picked = [logps[t - 1, tokens[0, t].item()].item() for t in range(start, tokens.shape[1])]
+            alone.append((sum(picked), logits[start - 1 : -1].mean().item()))
+    np.testing.assert_allclose(np.array(together.logps), [a for a, _ in alone], rtol=1e-5)
+    np.testing.assert_allclose(np.array(together.mean_logits), [b for _, b in alone], rtol=1e-4, atol=1e-6)
+
+
+def test_score_and_gradient_equal_the_host():
+    """The host's `get_token_scores` on the same tokens, with its mask (true from the first completion token)."""
+    model, rows = tiny_llama(), random_rows(4)
+    batch = collate(rows, np.arange(4))
+    mask = mx.pad(batch.completion_mask, [(0, 0), (1, 0)]).astype(mx.float32)
+
+    def host(model):
+        return dpo_trainer.get_token_scores(model, batch.tokens, mask).sum()
+
+    def ours(model):
+        return PlainPolicy(model)(batch).logps.sum()
+
+    value, gradient = nn.value_and_grad(model, host)(model)
+    mine, my_gradient = nn.value_and_grad(model, ours)(model)
+    np.testing.assert_allclose(mine.item(), value.item(), rtol=1e-6)
+    for (_, a), (_, b) in zip(nn.utils.tree_flatten(my_gradient), nn.utils.tree_flatten(gradient), strict=True):
+        assert mx.linalg.norm(a - b).item() <= 1e-5 * (mx.linalg.norm(b).item() + 1e-6)
