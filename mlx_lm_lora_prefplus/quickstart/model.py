@@ -110,11 +110,9 @@ def pretrain(tokenizer: Any, steps: int = PRETRAIN_STEPS) -> tuple[nn.Module, di
     }
     mx.random.seed(SEED)
     model = llama.Model(llama.ModelArgs.from_dict(config))
-    warm_up = min(WARM_UP, steps // 2)
-    rise, fall = (
-        optim.linear_schedule(0.0, PEAK_RATE, warm_up),
-        optim.cosine_decay(PEAK_RATE, steps - warm_up),
-    )
+    warm_up = max(1, min(WARM_UP, steps // 2))
+    rise = optim.linear_schedule(0.0, PEAK_RATE, warm_up)
+    fall = optim.cosine_decay(PEAK_RATE, max(1, steps - warm_up))
     # The short memory of the second moment is what lets the facts be learnt in so few steps.
     optimizer = optim.AdamW(optim.join_schedules([rise, fall], [warm_up]), betas=[0.9, 0.95], weight_decay=0.0)
     loss_and_gradient = nn.value_and_grad(model, _loss)
