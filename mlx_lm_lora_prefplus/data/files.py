@@ -40,9 +40,11 @@ def read_json(path: Path) -> Rows:
     """Rows of a JSON file: an array of objects, one object that holds such an array, or JSON Lines."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            line = next((line for line in file if line.strip()), "")
-            rest = any(line.strip() for line in file)
-        if line.lstrip().startswith("["):
+            is_array = file.read(BLOCK).lstrip().startswith("[")
+            file.seek(0)
+            line = "" if is_array else next((line for line in file if line.strip()), "")
+            rest = not is_array and any(line.strip() for line in file)
+        if is_array:
             for number, row in enumerate(_array_items(path), 1):
                 yield number, _row(row, f"{path}, row {number}")
         elif rest and _is_json(line):

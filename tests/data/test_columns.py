@@ -1,0 +1,331 @@
+"""Every shape of row, and every complaint about one."""
+
+import json
+
+import pytest
+
+from mlx_lm_lora_prefplus.data.columns import read_pairs
+from mlx_lm_lora_prefplus.data.pairs import Dropped, Pair
+from mlx_lm_lora_prefplus.errors import UserError
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def bot(content):
+    return {"role": "assistant", "content": content}
+
+
+def system(content):
+    return {"role": "system", "content": content}
+
+
+def pairs_of(*rows, **features):
+    words, pairs = read_pairs(iter(enumerate(rows, 1)), "rows.jsonl", features)
+    return words, list(pairs)
+
+
+def pair_of(row, **features) -> Pair:
+    _, (pair,) = pairs_of(row, **features)
+    assert isinstance(pair, Pair), pair
+    return pair
+
+
+PLAIN = Pair(1, [user("Q")], [bot("A")], [bot("B")])
+HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant:"
+HISTORY = [user("Hi"), bot("Hello"), user("Q")]
+
+SHAPES = {
+    "text": ({"prompt": "Q", "chosen": "A", "rejected": "B"}, PLAIN),
+    "question": ({"question": "Q", "chosen": "A", "rejected": "B"}, PLAIN),
+    "instruction": ({"instruction": "Q", "chosen": "A", "rejected": "B"}, PLAIN),
+    "input": ({"input": "Q", "chosen": "A", "rejected": "B"}, PLAIN),
+    "prompt before question": ({"question": "no", "prompt": "Q", "chosen": "A", "rejected": "B"}, PLAIN),
+    "alpaca": (
+        {"instruction": "Do", "input": "this", "chosen": "A", "rejected": "B"},
+        PLAIN._replace(prompt=[user("Do\nthis")]),
+    ),
+    "alpaca, no input": ({"instruction": "Q", "input": "", "chosen": "A", "rejected": "B"}, PLAIN),
+    "system": (
+        {"system": "S", "prompt": "Q", "chosen": "A", "rejected": "B"},
+        PLAIN._replace(prompt=[system("S"), user("Q")]),
+    ),
+    "empty system": ({"system": "", "prompt": "Q", "chosen": "A", "rejected": "B"}, PLAIN),
+    "system given twice": (
+        {"system": "no", "prompt": [system("S"), user("Q")], "chosen": "A", "rejected": "B"},
+        PLAIN._replace(prompt=[system("S"), user("Q")]),
+    ),
+    "HH prompt": (
+        {"prompt": HH, "chosen": " A", "rejected": " B"},
+        PLAIN._replace(prompt=HISTORY),
+    ),
+    "HH prompt, completions repeat it": (
+        {"prompt": HH, "chosen": HH + " A", "rejected": HH + " B"},
+        PLAIN._replace(prompt=HISTORY),
+    ),
+    "HH transcripts": ({"chosen": HH + " A", "rejected": HH + " B"}, PLAIN._replace(prompt=HISTORY)),
+    "HH turns of one speaker": (
+        {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: A", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: B"},
+        PLAIN._replace(prompt=[user("a\n\nb")]),
+    ),
+    "plain text": ({"chosen": "Q A", "rejected": "Q B"}, Pair(1, None, "Q A", "Q B")),
+    "messages": ({"prompt": HISTORY, "chosen": [bot("A")], "rejected": [bot("B")]}, PLAIN._replace(prompt=HISTORY)),
+    "single messages": ({"prompt": [user("Q")], "chosen": bot("A"), "rejected": bot("B")}, PLAIN),
+    "messages inside an object": (
+        {"prompt": "Q", "chosen": {"messages": [bot("A")]}, "rejected": {"messages": [bot("B")]}},
+        PLAIN,
+    ),
+    "conversations repeat the prompt": (
+        {"prompt": HISTORY, "chosen": [*HISTORY, bot("A")], "rejected": [*HISTORY, bot("B")]},
+        PLAIN._replace(prompt=HISTORY),
+    ),
+    "UltraFeedback-binarized": (
+        {"prompt": "Q", "chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+        PLAIN,
+    ),
+    "UltraFeedback-binarized with a system turn": (
+        {"prompt": "Q", "chosen": [system("S"), user("Q"), bot("A")], "rejected": [system("S"), user("Q"), bot("B")]},
+        PLAIN._replace(prompt=[system("S"), user("Q")]),
+    ),
+    "system turn as the prompt": (
+        {"prompt": [system("S")], "chosen": [user("Q"), bot("A")], "rejected": [user("Q"), bot("B")]},
+        PLAIN._replace(prompt=[system("S"), user("Q")]),
+    ),
+    "conversations without a prompt": (
+        {"chosen": [*HISTORY, bot("A")], "rejected": [*HISTORY, bot("B")]},
+        PLAIN._replace(prompt=HISTORY),
+    ),
+    "ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "Q"}],
+            "chosen": {"from": "gpt", "value": "A"},
+            "rejected": {"from": "gpt", "value": "B"},
+        },
+        PLAIN,
+    ),
+    "nulls that Arrow fills in": (
+        {"prompt": [{**user("Q"), "name": None}], "chosen": [{**bot("A"), "tool_calls": None}], "rejected": [bot("B")]},
+        PLAIN,
+    ),
+    "text parts": (
+        {"prompt": [user([{"type": "text", "text": "Q"}])], "chosen": "A", "rejected": "B"},
+        PLAIN,
+    ),
+    "tools": (
+        {"prompt": "Q", "chosen": "A", "rejected": "B", "tools": [{"name": "f", "strict": None}]},
+        PLAIN._replace(tools=[{"name": "f"}]),
+    ),
+    "tools as text": (
+        {"prompt": "Q", "chosen": "A", "rejected": "B", "tools": json.dumps([{"name": "f"}])},
+        PLAIN._replace(tools=[{"name": "f"}]),
+    ),
+    "UltraFeedback": (
+        {
+            "instruction": "Q",
+            "completions": [
+                {"response": "C", "overall_score": 5.0},
+                {"response": "B", "overall_score": 2.0},
+                {"response": "A", "overall_score": 9.5},
+            ],
+        },
+        PLAIN,
+    ),
+    "UltraFeedback, fine-grained": (
+        {
+            "instruction": "Q",
+            "completions": [
+                {"response": "B", "overall_score": None, "fine-grained_score": 2.0},
+                {"response": "A", "overall_score": 1.0, "fine-grained_score": 4.5},
+            ],
+        },
+        PLAIN,
+    ),
+    "HelpSteer2-preference, second": (
+        {"prompt": "Q", "response_1": "B", "response_2": "A", "preference_strength": 2},
+        PLAIN,
+    ),
+    "HelpSteer2-preference, first": (
+        {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": -1},
+        PLAIN,
+    ),
+    "HelpSteer2 turns": (
+        {
+            "prompt": "Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\nQ",
+            "response_1": "A",
+            "response_2": "B",
+            "preference_strength": -1,
+        },
+        PLAIN._replace(prompt=HISTORY),
+    ),
+    "HelpSteer3": (
+        {"context": HISTORY, "response1": "A", "response2": "B", "overall_preference": -2},
+        PLAIN._replace(prompt=HISTORY),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shape(name):
+    row, expected = SHAPES[name]
+    assert pair_of(row) == expected
+
+
+def test_a_completion_of_several_turns_keeps_them():
+    tool = {"role": "tool", "content": "4"}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {"a": 2, "b": None}}]}
+    pair = pair_of({"prompt": "Q", "chosen": [call, tool, bot("A")], "rejected": [bot("B")]})
+    assert pair.chosen[0] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"name": "add", "arguments": {"a": 2}}],
+    }
+    assert pair.chosen[1:] == [tool, bot("A")]
+
+
+def test_helpsteer_rows_of_one_prompt_make_a_pair():
+    rows = [
+        {"prompt": "Q", "response": "B", "helpfulness": 1},
+        {"prompt": "Q", "response": "A", "helpfulness": 4},
+        {"prompt": "T", "response": "C", "helpfulness": 3},
+        {"prompt": "T", "response": "D", "helpfulness": 3},
+        {"prompt": "U", "response": "E", "helpfulness": "2"},
+    ]
+    _, found = pairs_of(*rows)
+    assert found[0] == PLAIN._replace(row=2)
+    assert [item.reason for item in found[1:]] == ["tie", "no second rated response to the same prompt"]
+
+
+DROPPED = {
+    "null completion": ({"prompt": "Q", "chosen": None, "rejected": "B"}, "empty completion"),
+    "blank completion": ({"prompt": "Q", "chosen": "A", "rejected": " \n"}, "empty completion"),
+    "no messages": ({"prompt": "Q", "chosen": [], "rejected": [bot("B")]}, "empty completion"),
+    "a message without text": ({"prompt": "Q", "chosen": [bot("")], "rejected": [bot("B")]}, "empty completion"),
+    "null prompt": ({"prompt": None, "chosen": "A", "rejected": "B"}, "empty prompt"),
+    "different prompts": (
+        {"chosen": [user("a"), bot("A")], "rejected": [user("b"), bot("B")]},
+        "chosen and rejected have different prompts",
+    ),
+    "transcripts that part early": (
+        {"chosen": HH + " A", "rejected": HH.replace("Hello", "Bye") + " B"},
+        "chosen and rejected have different prompts",
+    ),
+    "transcript that ends in a question": (
+        {"chosen": HH, "rejected": HH + " B"},
+        "no assistant turn at the end of the transcript",
+    ),
+    "tie of scores": (
+        {"instruction": "Q", "completions": [{"response": x, "overall_score": 3} for x in "AB"]},
+        "tie",
+    ),
+    "one completion": (
+        {"instruction": "Q", "completions": [{"response": "A", "overall_score": 3}]},
+        "fewer than two scored completions",
+    ),
+    "no scores": (
+        {"instruction": "Q", "completions": [{"response": x, "overall_score": None} for x in "AB"]},
+        "fewer than two scored completions",
+    ),
+    "no preference": (
+        {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": 0},
+        "tie",
+    ),
+    "unstated preference": (
+        {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": None},
+        "no preference given",
+    ),
+    "empty response": (
+        {"prompt": "Q", "response_1": "", "response_2": "B", "preference_strength": 1},
+        "empty completion",
+    ),
+    "scored row without a prompt": (
+        {"prompt": None, "response_1": "A", "response_2": "B", "preference_strength": 1},
+        "empty prompt",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_dropped_with_a_reason(name):
+    row, reason = DROPPED[name]
+    _, found = pairs_of(row)
+    assert found == [Dropped(1, reason)]
+
+
+WRONG = {
+    "number": ({"prompt": "Q", "chosen": 3, "rejected": "B"}, "'chosen': found a number (3), wanted text"),
+    "prompt": ({"prompt": 3.5, "chosen": "A", "rejected": "B"}, "'prompt': found a number (3.5)"),
+    "bool": ({"prompt": "Q", "chosen": "A", "rejected": True}, "'rejected': found true or false"),
+    "list of numbers": (
+        {"prompt": "Q", "chosen": [3], "rejected": "B"},
+        "'chosen': found a number (3), wanted messages",
+    ),
+    "no role": ({"prompt": "Q", "chosen": [{"content": "A"}], "rejected": "B"}, "'chosen': found an object"),
+    "number as content": ({"prompt": [user(3)], "chosen": "A", "rejected": "B"}, "'prompt': found a number (3)"),
+    "image": (
+        {"prompt": [user([{"type": "image", "url": "x"}])], "chosen": "A", "rejected": "B"},
+        "images and sound cannot be read",
+    ),
+    "system": ({"prompt": "Q", "chosen": "A", "rejected": "B", "system": ["S"]}, "'system': found a list"),
+    "tools": ({"prompt": "Q", "chosen": "A", "rejected": "B", "tools": 3}, "'tools': found a number"),
+    "tools text": ({"prompt": "Q", "chosen": "A", "rejected": "B", "tools": "[{"}, "'tools': not valid JSON"),
+    "transcript and list": ({"chosen": HH + " A", "rejected": [bot("B")]}, "wanted a Human/Assistant transcript"),
+    "plain and list": ({"chosen": "Q A", "rejected": [bot("B")]}, "wanted text, as in the first rows"),
+    "completions": ({"instruction": "Q", "completions": "A"}, "'completions': found str ('A')"),
+    "score": (
+        {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": "much"},
+        "wanted a number as the score",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_types_name_row_column_and_what_is_wanted(name):
+    row, part = WRONG[name]
+    with pytest.raises(UserError) as error:
+        pairs_of(row)
+    assert str(error.value).startswith("rows.jsonl, row 1, column ")
+    assert part in str(error.value)
+
+
+def test_overrides_choose_the_columns():
+    row = {"prompt": "no", "ask": "Q", "good": "A", "bad": "B", "persona": "S"}
+    pair = pair_of(row, prompt_feature="ask", chosen_feature="good", rejected_feature="bad", system_feature="persona")
+    assert pair == PLAIN._replace(prompt=[system("S"), user("Q")])
+
+
+def test_an_override_that_is_not_there_names_the_nearest():
+    with pytest.raises(UserError) as error:
+        pair_of({"prompt": "Q", "chosen_text": "A", "rejected": "B"}, chosen_feature="chosen_txt")
+    assert str(error.value) == (
+        "rows.jsonl: chosen_feature names column 'chosen_txt', which is not there. Did you mean 'chosen_text'? "
+        "Columns seen: prompt, chosen_text, rejected."
+    )
+
+
+def test_unknown_columns_are_listed_with_the_shapes_accepted():
+    with pytest.raises(UserError) as error:
+        pair_of({"prompt": "Q", "chosen": "A", "reject": "B"})
+    message = str(error.value)
+    assert "prompt, chosen, reject." in message and "'reject' (for rejected)" in message
+    for shape in ("prompt, chosen, rejected", "UltraFeedback", "HelpSteer2-preference", "HelpSteer3", "HelpSteer)"):
+        assert shape in message
+
+
+def test_no_rows():
+    with pytest.raises(UserError, match=r"rows.jsonl: holds no rows"):
+        pairs_of()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (SHAPES["text"][0], "prompt as text, chosen and rejected as text"),
+        (SHAPES["HH prompt"][0], "prompt as a Human/Assistant transcript, chosen and rejected as text"),
+        (SHAPES["HH transcripts"][0], "Human/Assistant transcripts"),
+        (SHAPES["messages"][0], "prompt as messages, chosen and rejected as messages"),
+        (SHAPES["UltraFeedback"][0], "scored completions (UltraFeedback): best against worst"),
+    ],
+)
+def test_the_shape_in_words(row, words):
+    assert pairs_of({**row, "chosen": None} if "chosen" in row else row, row)[0] == words

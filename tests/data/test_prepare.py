@@ -1,0 +1,246 @@
+"""The whole way from settings to rows on disk: reports, cache, memory, progress, real data."""
+
+import json
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from mlx_lm.tokenizer_utils import load
+
+from mlx_lm_lora_prefplus.data import prepare
+from mlx_lm_lora_prefplus.data.tokens import Encoder
+from mlx_lm_lora_prefplus.settings import DataSettings
+
+from .conftest import CHATML, PAIR, make_tokenizer, write
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    rows = [{**PAIR, "chosen": f"Cat {number}"} for number in range(6)]
+    write(tmp_path / "data" / "train.jsonl", [*rows, {**PAIR, "chosen": ""}])
+    write(tmp_path / "data" / "valid.jsonl", rows[:2])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(folder, tmp_path, chatml):
+    """prepare() on the folder; keyword arguments are settings."""
+
+    def call(tokenizer=chatml, splits=("train",), add_bos=False, **settings):
+        settings = DataSettings(**{"data": str(folder), **settings})
+        return prepare(settings, tokenizer, splits, add_bos=add_bos, progress=False, cache_dir=tmp_path / "cache")
+
+    return call
+
+
+def test_report_rows_and_missing_split(run, chatml, folder):
+    made = run(splits=("train", "valid", "test"))
+    assert list(made) == ["train", "valid"]
+    rows, report = made["train"]
+    assert rows.column_names == ["prompt", "chosen", "rejected", "row"]
+    assert str(rows.features["prompt"].feature.dtype) == "int32" and rows.features["row"].dtype == "int64"
+    assert rows["row"][:] == [1, 2, 3, 4, 5, 6]
+    assert report.source == str(folder / "train.jsonl")
+    assert report.shape == "prompt as text, chosen and rejected as text"
+    assert (report.read, report.used, report.dropped) == (7, 6, {"empty completion": 1})
+    assert report.truncated == 0 and not report.cached
+    totals = (report.prompt_tokens, report.chosen_tokens, report.rejected_tokens)
+    assert totals == tuple(sum(map(len, rows[key])) for key in ("prompt", "chosen", "rejected"))
+    assert [chatml.decode(ids) for ids in rows["chosen"][:2]] == ["Cat 0<|im_end|>\n", "Cat 1<|im_end|>\n"]
+
+
+def test_unknown_split_is_a_programming_error(run):
+    with pytest.raises(ValueError, match="allowed are train, valid, test"):
+        run(splits=("training",))
+
+
+def test_the_second_start_reads_the_cache(run, monkeypatch):
+    first = run()["train"]
+    monkeypatch.setattr(Encoder, "__call__", None)  # tokenising again would fail
+    second = run()["train"]
+    assert second.report.cached and second.rows.to_list() == first.rows.to_list()
+    assert second.report.__dict__ == {**first.report.__dict__, "cached": True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_seq_length": 100},
+        {"truncation": "drop"},
+        {"max_prompt_length": 7},
+        {"chosen_feature": "rejected", "rejected_feature": "chosen"},
+        {"tokenizer": make_tokenizer(CHATML.replace("m['content'] }}<", "m['content'] }} <"))},
+        {"tokenizer": make_tokenizer(think=False)},
+        {"tokenizer": make_tokenizer(bos=True)},
+        {"add_bos": True},
+    ],
+    ids=["length", "truncation", "prompt length", "columns", "template", "vocabulary", "bos", "add_bos"],
+)
+def test_other_settings_or_tokenizers_are_not_taken_from_the_cache(run, change):
+    run()
+    assert not run(**change)["train"].report.cached
+
+
+def test_changed_content_is_read_again_and_an_untouched_touch_is_not(run, folder):
+    run()
+    (folder / "train.jsonl").touch()
+    assert run()["train"].report.cached
+    write(folder / "train.jsonl", [{**PAIR, "chosen": "Another"}])
+    report = run()["train"].report
+    assert not report.cached and report.used == 1
+
+
+def test_a_moved_file_is_still_known_and_named_as_it_is_now(run, folder, tmp_path):
+    run()
+    folder.rename(tmp_path / "moved")
+    report = run(data=str(tmp_path / "moved"))["train"].report
+    assert report.cached and report.source == str(tmp_path / "moved" / "train.jsonl")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "report", "no report"])
+def test_a_damaged_cache_is_built_again(run, tmp_path, damage):
+    good = run()["train"].rows.to_list()
+    (arrow,) = (tmp_path / "cache" / "tokens").glob("*.arrow")
+    report = arrow.with_suffix(".json")
+    content = bytearray(arrow.read_bytes())
+    arrow.unlink()  # the rows above are still mapped
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    if damage == "flip":
+        content[len(content) // 2] ^= 255
+    arrow.write_bytes(content)
+    if damage == "report":
+        report.write_text("{")
+    if damage == "no report":
+        report.unlink()
+    split = run()["train"]
+    assert not split.report.cached and split.rows.to_list() == good
+    assert run()["train"].report.cached
+
+
+def test_a_run_that_fails_leaves_nothing_behind(run, folder, tmp_path):
+    write(folder / "train.jsonl", [PAIR, {**PAIR, "chosen": 3}])
+    with pytest.raises(ValueError, match="row 2"):
+        run()
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_written(folder, tmp_path, chatml):
+    (tmp_path / "file").write_text("in the way")
+    settings = DataSettings(data=str(folder))
+    made = prepare(settings, chatml, ["train"], progress=False, cache_dir=tmp_path / "file" / "cache")
+    assert made["train"].report.used == 6
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"MLX_LM_LORA_PREFPLUS_CACHE": "own"}, "own/tokens"),
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/mlx-lm-lora-prefplus/tokens"),
+        ({"HOME": "home"}, "home/.cache/mlx-lm-lora-prefplus/tokens"),
+    ],
+)
+def test_where_the_cache_is(folder, tmp_path, chatml, monkeypatch, variables, expected):
+    for name in ("MLX_LM_LORA_PREFPLUS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    prepare(DataSettings(data=str(folder)), chatml, ["train"], progress=False)
+    assert len(list((tmp_path / expected).glob("*.arrow"))) == 1
+
+
+def test_a_mixture_adds_up(run, folder, tmp_path, monkeypatch):
+    turns = [{"role": "user", "content": "Q"}]
+    other = write(
+        tmp_path / "other.jsonl",
+        [{"prompt": turns, "chosen": [{"role": "assistant", "content": x}], "rejected": "B"} for x in "AC"],
+    )
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    entries = [
+        {"path": str(folder / "valid.jsonl"), "train_split": "train"},
+        {"path": str(other), "train_split": "train"},
+    ]
+    rows, report = run(hf_dataset=entries)["train"]
+    assert rows["row"][:] == [1, 2, 1, 2]
+    assert report.shape.split("; ")[1] == "prompt as messages, chosen and rejected as messages"
+    assert " + " in report.source and report.read == 4
+
+
+class OnlyWrites:
+    """Standard error as some programs set it: no isatty, no fileno, no encoding."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("stream", [OnlyWrites(), None])
+def test_progress_on_a_poor_stream(folder, tmp_path, chatml, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    prepare(DataSettings(data=str(folder)), chatml, ["train"], cache_dir=tmp_path / "cache")
+    if stream:
+        line = stream.text.split("\r")[-1]
+        assert "Tokenising" in line and "7 rows" in line
+        assert not any(word in stream.text for word in ("loss", "it/s", "rows/s", "7/"))
+
+
+def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):
+    """20,000 rows: the peak of Python's memory is that of a few batches, and the rows are read from the file."""
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps({**PAIR, "chosen": "A cat. " * 30, "rejected": "A dog. " * 30})
+    path.write_text((line + "\n") * 20_000)
+    render = lambda messages, **_: "".join(message["content"] for message in messages)  # noqa: E731
+    monkeypatch.setattr(chatml, "_chat_template", render)  # the template's own time is not the point
+    tracemalloc.start()
+    rows, report = prepare(DataSettings(data=str(path)), chatml, ["train"], progress=False, cache_dir=tmp_path)["train"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.used == 20_000
+    assert peak < 30e6
+    assert rows.cache_files[0]["filename"].endswith(".arrow")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "shape", "used"),
+    [
+        ("hh_strings", "prompt as a Human/Assistant transcript, chosen and rejected as text", 230),
+        ("hh_messages", "prompt as messages, chosen and rejected as messages", 230),
+        ("hh_transcript", "Human/Assistant transcripts", 230),
+        ("mqm_en_de", "prompt as text, chosen and rejected as text", 53),
+        ("dpo_en_messages", "prompt as messages, chosen and rejected as messages", 30),
+    ],
+)
+def test_real_rows_with_a_real_tokenizer(shared, tmp_path, name, shape, used):
+    tokenizer = load(shared / "models" / "stories260K")
+    settings = DataSettings(data=str(shared / "prefs" / name), max_seq_length=16384)
+    rows, report = prepare(settings, tokenizer, ["valid"], progress=False, cache_dir=tmp_path)["valid"]
+    assert (report.shape, report.used, report.truncated) == (shape, used, 0)
+    for row in rows:
+        assert row["prompt"].count(tokenizer.bos_token_id) == 1
+        assert tokenizer.decode(row["prompt"]).endswith("assistant:")
+        assert row["chosen"].count(tokenizer.eos_token_id) == row["rejected"].count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.shared
+def test_the_two_forms_of_the_same_dialogues_become_the_same_tokens(shared, tmp_path):
+    tokenizer = load(shared / "models" / "stories260K")
+    made = [
+        prepare(
+            DataSettings(data=str(shared / "prefs" / name)), tokenizer, ["valid"], progress=False, cache_dir=tmp_path
+        )["valid"].rows.to_list()
+        for name in ("hh_strings", "hh_messages")
+    ]
+    assert made[0] == made[1]
+
+
+@pytest.mark.shared
+def test_rows_without_pairs_are_refused(shared, tmp_path, chatml):
+    with pytest.raises(ValueError, match=r"fit no shape of preference rows: prompt, completion, label"):
+        prepare(DataSettings(data=str(shared / "prefs" / "kto_en")), chatml, ["train"], cache_dir=tmp_path)

@@ -1,0 +1,230 @@
+"""Template, boundary, BOS, EOS and truncation: proved on tokens."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_lm_lora_prefplus.data.tokens import fit
+from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.settings import DataSettings
+
+from .conftest import CHATML, HOST_FALLBACK, LLAMA, PAIR, STRICT, TEMPLATES, make_tokenizer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("chosen", ["A cat.", " A cat", "Paris is it", "\nassistant", "é🙂"])
+def test_prompt_and_completion_put_together_are_the_rendered_conversation(tokenise, name, chosen):
+    tokenizer = make_tokenizer(TEMPLATES[name])
+    row = tokenise([{**PAIR, "chosen": chosen}], tokenizer).rows[0]
+    for key, answer in (("chosen", chosen), ("rejected", PAIR["rejected"])):
+        conversation = [
+            {"role": "user", "content": PAIR["prompt"]},
+            {"role": "assistant", "content": answer},
+        ]
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, enable_thinking=False)
+        whole = tokenizer.encode(text, add_special_tokens=False)
+        assert row["prompt"] + row[key] == whole
+        assert answer.strip() in tokenizer.decode(row[key])  # no token of the answer is lost to the prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "chosen"),
+    [
+        ("chatml", "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n", "A cat.<|im_end|>\n"),
+        ("llama", "<s>[INST] What is it? [/INST]", " A cat.</s>"),
+        (
+            "empty_think",
+            "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+            "A cat.<|im_end|>\n",
+        ),
+        ("open_think", "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n", "A cat.<|im_end|>\n"),
+    ],
+)
+def test_boundary_text_of_each_template(tokenise, name, prompt, chosen):
+    tokenizer = make_tokenizer(TEMPLATES[name])
+    row = tokenise([PAIR], tokenizer).rows[0]
+    assert tokenizer.decode(row["prompt"]) == prompt
+    assert tokenizer.decode(row["chosen"]) == chosen
+
+
+def test_host_fallback_keeps_the_first_answer_token(tokenise):
+    """The opening "assistant: " ends in a blank that merges with the answer: counting it loses " I am"."""
+    tokenizer = make_tokenizer(HOST_FALLBACK)
+    opening = tokenizer.encode("user: What is it?\nassistant: ", add_special_tokens=False)
+    row = tokenise([{**PAIR, "chosen": "I am here.", "rejected": "You are there."}], tokenizer).rows[0]
+    assert row["prompt"] != opening and row["prompt"] == opening[: len(row["prompt"])]
+    assert tokenizer.decode(row["chosen"]) == " I am here.</s>\n"
+
+
+def test_shared_first_words_of_the_answers_stay_in_the_completions(tokenise, chatml):
+    row = tokenise([{**PAIR, "chosen": "It is a cat.", "rejected": "It is a dog."}]).rows[0]
+    assert chatml.decode(row["chosen"]).startswith("It is a cat")
+    assert chatml.decode(row["rejected"]).startswith("It is a dog")
+
+
+@pytest.mark.parametrize(
+    ("template", "own_bos", "add_bos", "expected"),
+    [
+        (HOST_FALLBACK, True, True, 1),  # the template has none, the tokenizer would put one
+        (HOST_FALLBACK, True, False, 0),  # the template is the model's own: it knows
+        (HOST_FALLBACK, False, True, 0),  # the tokenizer would not
+        (LLAMA, True, True, 1),  # the template has one: never two
+        (LLAMA, True, False, 1),
+    ],
+)
+def test_bos_is_there_once_or_not_at_all(tokenise, template, own_bos, add_bos, expected):
+    tokenizer = make_tokenizer(template, bos=own_bos)
+    row = tokenise([PAIR], tokenizer, add_bos=add_bos).rows[0]
+    assert row["prompt"].count(tokenizer.bos_token_id) == expected
+    assert not expected or row["prompt"][0] == tokenizer.bos_token_id
+    assert tokenizer.bos_token_id not in row["chosen"] + row["rejected"]
+
+
+def test_plain_text_gets_bos_and_eos_once(tokenise):
+    tokenizer = make_tokenizer(HOST_FALLBACK, bos=True)
+    row = tokenise([{"chosen": "Once there was a cat", "rejected": "Once there was a dog</s>"}], tokenizer).rows[0]
+    assert tokenizer.decode(row["prompt"]).startswith("<s>Once there was a")
+    whole = [tokenizer.decode(row["prompt"] + row[key]) for key in ("chosen", "rejected")]
+    assert whole == ["<s>Once there was a cat</s>", "<s>Once there was a dog</s>"]
+
+
+@pytest.mark.parametrize(("own_bos", "opening"), [(True, "<s>"), (False, "<s>")])
+def test_plain_text_with_nothing_in_common_starts_from_one_token(tokenise, own_bos, opening):
+    tokenizer = make_tokenizer(HOST_FALLBACK, bos=own_bos)
+    row = tokenise([{"chosen": "A cat", "rejected": "The dog"}], tokenizer).rows[0]
+    assert tokenizer.decode(row["prompt"]) == opening
+    assert tokenizer.decode(row["chosen"]) == "A cat</s>"
+
+
+def test_plain_text_that_is_the_start_of_the_other_ends_in_eos(tokenise):
+    tokenizer = make_tokenizer(HOST_FALLBACK)
+    row = tokenise([{"chosen": "What is", "rejected": "What is the capital"}], tokenizer).rows[0]
+    assert row["chosen"][-1] == tokenizer.eos_token_id and row["rejected"][-1] == tokenizer.eos_token_id
+
+
+def test_eos_is_added_where_the_template_has_none(tokenise):
+    tokenizer = make_tokenizer(CHATML.replace("<|im_end|>\n", "\n"))
+    row = tokenise([PAIR], tokenizer).rows[0]
+    assert [row[key].count(tokenizer.eos_token_id) for key in ("chosen", "rejected")] == [1, 1]
+    assert row["chosen"][-1] == tokenizer.eos_token_id
+
+
+def test_eos_is_not_added_where_another_stop_token_ends_the_turn(tokenise):
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.eos_token = "</s>"
+    tokenizer.eos_token_ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    row = tokenise([PAIR], tokenizer).rows[0]
+    assert tokenizer.decode(row["chosen"]) == "A cat.<|im_end|>\n"
+
+
+def test_conversations_that_open_with_different_answers(tokenise, chatml):
+    """No prompt at all: what the two renderings share is the prompt."""
+    turns = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+    row = tokenise([{"chosen": turns("Yes"), "rejected": turns("No")}]).rows[0]
+    assert chatml.decode(row["prompt"]) == "<|im_start|>assistant\n"
+    assert chatml.decode(row["chosen"]) == "Yes<|im_end|>\n"
+
+
+def test_a_template_that_refuses_a_row_says_which_and_why(tokenise):
+    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    with pytest.raises(UserError) as error:
+        tokenise([PAIR, {**PAIR, "prompt": turns}], make_tokenizer(STRICT))
+    message = str(error.value)
+    for part in ("rows.jsonl, row 2", "must alternate", "roles: user, user", "Change or remove the row"):
+        assert part in message
+
+
+def test_half_a_surrogate_pair_is_named(tokenise):
+    with pytest.raises(UserError, match=r"rows.jsonl, row 2: .*half of a surrogate pair \('\\ud800'\)"):
+        tokenise([PAIR, {**PAIR, "chosen": "a\ud800b"}])
+
+
+def test_same_and_vanishing_completions_are_dropped(tokenise):
+    same = {**PAIR, "rejected": PAIR["chosen"]}
+    report = tokenise([PAIR, same, same]).report
+    assert report.dropped == {"chosen and rejected are the same": 2}
+    assert (report.read, report.used) == (3, 1)
+
+
+def test_completions_that_a_template_leaves_out_are_dropped(tokenise):
+    tokenizer = make_tokenizer(
+        "{% for m in messages %}{% if m['role'] == 'user' or 'keep' in m['content'] %}{{ m['content'] }}"
+        "{% endif %}{% endfor %}"
+    )
+    report = tokenise(
+        [{**PAIR, "chosen": "keep this"}, {**PAIR, "chosen": "keep", "rejected": "keep it"}], tokenizer
+    ).report
+    assert report.dropped == {"no completion left after the prompt": 1}
+
+
+def ids(length: int, start: int = 0) -> list[int]:
+    return list(range(start, start + length))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "settings", "expected"),
+    [
+        # prompt + longer ≤ limit: nothing is cut
+        ((6, 4, 3), {"max_seq_length": 10}, (6, 4, 3)),
+        # 8 + 4 > 10: the prompt gives way to 10 − 4 = 6, above its floor of 5
+        ((8, 4, 3), {"max_seq_length": 10}, (6, 4, 3)),
+        # 8 + 7 > 10: the prompt stops at its floor 10 // 2 = 5, completions get 5
+        ((8, 7, 3), {"max_seq_length": 10}, (5, 5, 3)),
+        # the prompt is below its floor: it stays whole (3), completions get 7
+        ((3, 9, 8), {"max_seq_length": 10}, (3, 7, 7)),
+        # an own floor of 2: max(10 − 7, 2) = 3
+        ((8, 7, 3), {"max_seq_length": 10, "max_prompt_length": 2}, (3, 7, 3)),
+        # an own floor beyond the limit still leaves one completion token
+        ((30, 20, 20), {"max_seq_length": 10, "max_prompt_length": 99}, (9, 1, 1)),
+        ((30, 20, 20), {"max_seq_length": 1}, (1, 1, 1)),
+    ],
+)
+def test_truncation_by_hand(lengths, settings, expected):
+    prompt, chosen, rejected = ids(lengths[0]), ids(lengths[1], 100), ids(lengths[2], 200)
+    end = fit(prompt, chosen, rejected, DataSettings(**settings))
+    start = fit(prompt, chosen, rejected, DataSettings(truncation="keep_start", **settings))
+    assert end == (prompt[len(prompt) - expected[0] :], chosen[: expected[1]], rejected[: expected[2]])
+    assert start == (prompt[: expected[0]], chosen[: expected[1]], rejected[: expected[2]])
+
+
+lengths = st.integers(1, 60)
+
+
+@given(lengths, lengths, lengths, st.integers(2, 50), st.one_of(st.none(), st.integers(1, 80)), st.booleans())
+def test_truncation_invariants(prompt, chosen, rejected, limit, floor, keep_end):
+    truncation = "keep_end" if keep_end else "keep_start"
+    settings = DataSettings(max_seq_length=limit, max_prompt_length=floor, truncation=truncation)
+    row = (ids(prompt), ids(chosen, 100), ids(rejected, 200))
+    cut = fit(*row, settings)
+    assert cut is not None
+    longest = prompt + max(chosen, rejected)
+    assert all(part for part in cut)
+    assert len(cut[0]) + max(len(cut[1]), len(cut[2])) == min(longest, limit)  # all the room is used
+    assert cut[1] == row[1][: len(cut[1])] and cut[2] == row[2][: len(cut[2])]
+    assert cut[0] == (row[0][-len(cut[0]) :] if keep_end else row[0][: len(cut[0])])
+    if len(cut[0]) < prompt and (len(cut[1]) < chosen or len(cut[2]) < rejected):
+        assert len(cut[0]) == min(floor or limit // 2, limit - 1) or limit // 2 == 0
+    dropped = fit(*row, settings.model_copy(update={"truncation": "drop"}))
+    assert dropped == (row if longest <= limit else None)
+
+
+def test_truncated_rows_are_counted_and_lose_their_eos(tokenise, chatml):
+    long = {**PAIR, "chosen": "x" * 50}
+    split = tokenise([PAIR, long], max_seq_length=40)
+    assert split.report.truncated == 1
+    assert chatml.eos_token_id in split.rows[0]["chosen"] and chatml.eos_token_id not in split.rows[1]["chosen"]
+
+
+def test_drop_leaves_long_rows_out(tokenise):
+    report = tokenise([PAIR, {**PAIR, "chosen": "x" * 50}], max_seq_length=40, truncation="drop").report
+    assert report.dropped == {"longer than max_seq_length": 1} and report.truncated == 0
+
+
+def test_rows_that_differ_only_beyond_the_cut_are_dropped(tokenise):
+    row = {**PAIR, "chosen": "x" * 50 + "a", "rejected": "x" * 50 + "b"}
+    assert tokenise([PAIR, row], max_seq_length=40).report.dropped == {"chosen and rejected are the same": 1}
+
+
+def test_all_rows_dropped_names_the_reasons(tokenise):
+    with pytest.raises(UserError, match=r"none of the 3 rows .* the same: 2, empty completion: 1"):
+        tokenise([{**PAIR, "rejected": "A cat."}] * 2 + [{**PAIR, "chosen": None}])
