@@ -120,10 +120,14 @@ def _file_problems() -> list[tuple[str, str]]:
     if hook is None:
         found.append((f"the module {HOOK} cannot be imported", again))
     for path in (pth, hook):
-        if path and getattr(path.stat(), "st_flags", 0) & stat.UF_HIDDEN:
+        if path and _is_hidden(path):
             fix = f"chflags nohidden {path}, {WITHOUT_HOOK}"
             found.append((f"{path} carries macOS's hidden flag, and newer Pythons skip such .pth files", fix))
     return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return bool(getattr(path.stat(), "st_flags", 0) & stat.UF_HIDDEN)
 
 
 def _site_folders() -> list[Path]:

@@ -61,17 +61,19 @@ class Seam:
     def __init__(self, host: ModuleType, originals: Mapping[str, Callable[..., Any]]):
         self.host = host
         self.originals = originals
+        self.is_theirs = False
+        """Whether the host's own `main` is at work, which must get the host's own parser whatever `sys.argv` says."""
 
     def build_parser(self) -> Any:
         """The host's parser that takes our modes as well; with all their flags where one of them is asked for."""
-        return self._parser_of(self._mode_of(self._request(sys.argv[1:])))
+        return self._parser_of(None if self.is_theirs else self._mode_of(self._request(sys.argv[1:])))
 
     def main(self, args: Any = None) -> Any:
         """The host's `main`, or a run of ours."""
         request = self._request(sys.argv[1:]) if args is None else _request_of(args)
         mode = self._mode_of(request)
         if mode is None or mode not in registry():
-            return self.originals["main"](args)
+            return self._their_main(args)
         try:
             return self._run_ours(mode, args)
         except UserError as error:
@@ -102,6 +104,13 @@ class Seam:
             return target(args, *rest, **named)
 
         return function
+
+    def _their_main(self, args: Any) -> Any:
+        self.is_theirs = True
+        try:
+            return self.originals["main"](args)
+        finally:
+            self.is_theirs = False
 
     def _run_ours(self, mode: str, args: Any) -> Any:
         os.environ["TOKENIZERS_PARALLELISM"] = "true"

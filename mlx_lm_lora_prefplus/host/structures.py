@@ -44,6 +44,8 @@ def _lora(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
         yield f"dropout must be at least 0 and less than 1, not {dropout!r}"
     if not _is_number(scale) or not abs(scale) < float("inf"):
         yield f"scale must be a finite number, not {scale!r}"
+    if not isinstance(keys := value.get("keys") or [], list) or not all(isinstance(key, str) for key in keys):
+        yield f"keys must be a list of module names, not {keys!r}"
 
 
 def _alpha(value: Mapping[str, Any], rank: Any) -> Iterable[str]:
@@ -69,7 +71,8 @@ def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
     elif not isinstance(arguments, (list, tuple)) or not all(_is_number(one) for one in arguments):
         yield f"needs arguments, a list of numbers: {_parameters(getattr(schedulers, name))}"
     elif not _fits(getattr(schedulers, name), arguments):
-        yield f"has {len(arguments)} arguments; {name} takes {_parameters(getattr(schedulers, name))}"
+        count = f"{len(arguments)} argument{'s' * (len(arguments) != 1)}"
+        yield f"has {count}; {name} takes {_parameters(getattr(schedulers, name))}"
     warmup, start = value.get("warmup") or 0, value.get("warmup_init") or 0.0
     if not isinstance(warmup, int) or warmup < 0:
         yield f"warmup must be a number of optimiser steps, not {warmup!r}"

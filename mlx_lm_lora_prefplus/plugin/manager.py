@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 
 import pluggy
 
+from .. import __version__
 from ..errors import UserError
 from . import hookspecs
 from .protocol import Trainer
@@ -15,6 +16,7 @@ from .protocol import Trainer
 ENTRY_POINT_GROUP = "mlx_lm_lora.trainers"
 HOOK = "mlx_lm_lora_register_trainers"
 OWN_DISTRIBUTION = "mlx-lm-lora-prefplus"
+OWN_ENTRY_POINT = EntryPoint(name="prefplus", value="mlx_lm_lora_prefplus.trainers", group=ENTRY_POINT_GROUP)
 
 HOST_MODES = (
     *(
@@ -99,20 +101,17 @@ def load_registry() -> Registry:
     plugins.add_hookspecs(hookspecs)
     found: dict[str, list[Registered]] = {}
     broken: dict[str, str] = {}
-    entries = list(_entries())
-    if OWN_DISTRIBUTION not in map(_distribution, entries):
-        broken[OWN_DISTRIBUTION] = "it runs from a folder and is not installed; use pip install (-e) to have its modes"
-    for entry in entries:
-        provider = _provider(entry)
+    for source in _sources():
         try:
-            trainers = _trainers(plugins, entry, provider)
+            trainers = _trainers(plugins, source)
             for trainer in trainers:
-                _check(trainer, own=_distribution(entry) == OWN_DISTRIBUTION)
+                _check(trainer, own=source.distribution == OWN_DISTRIBUTION)
         except (Exception, SystemExit) as error:  # a plugin's import may do anything
-            broken[provider] = f"{entry.value}: {error if type(error) is _Broken else _described(error)}"
+            said = str(error) if isinstance(error, _Broken) else f"{type(error).__name__}: {error}"
+            broken[source.provider] = f"{source.entry.value}: {said}"
             continue
         for trainer in trainers:
-            found.setdefault(trainer.mode, []).append(Registered(trainer, provider))
+            found.setdefault(trainer.mode, []).append(Registered(trainer, source.provider))
     return Registry(
         modes={mode: brought[0] for mode, brought in found.items() if len(brought) == 1},
         broken=broken,
@@ -124,20 +123,35 @@ class _Broken(Exception):
     """What a plugin did wrong, in a sentence."""
 
 
-def _entries() -> Iterator[EntryPoint]:
-    """The entry points, each once: an editable install may be found by its path as well."""
-    seen = set()
+class _Source(NamedTuple):
+    """An entry point, the normalised name of its distribution, and that with its version."""
+
+    entry: EntryPoint
+    distribution: str
+    provider: str
+
+
+def _sources() -> list[_Source]:
+    """The entry points, each once: an editable install may be found by its path as well.
+
+    Where this package is imported from a folder without being installed, its own entry point is added.
+    """
+    found: dict[tuple[str, str, str], _Source] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        key = (_distribution(entry), entry.name, entry.value)
-        if key not in seen:
-            seen.add(key)
-            yield entry
+        name = entry.dist.name if entry.dist else "an unnamed package"
+        distribution = re.sub(r"[-_.]+", "-", name).lower()
+        provider = f"{name} {entry.dist.version}" if entry.dist else name
+        found.setdefault((distribution, entry.name, entry.value), _Source(entry, distribution, provider))
+    if OWN_DISTRIBUTION not in (source.distribution for source in found.values()):
+        own = _Source(OWN_ENTRY_POINT, OWN_DISTRIBUTION, f"{OWN_DISTRIBUTION} {__version__}")
+        return [own, *found.values()]
+    return list(found.values())
 
 
-def _trainers(plugins: pluggy.PluginManager, entry: EntryPoint, provider: str) -> list[Trainer]:
+def _trainers(plugins: pluggy.PluginManager, source: _Source) -> list[Trainer]:
     """Load a plugin and call its hook, and no other plugin's."""
-    plugin = entry.load()
-    plugins.register(plugin, name=f"{provider}: {entry.name}")
+    plugin = source.entry.load()
+    plugins.register(plugin, name=f"{source.provider}: {source.entry.name}")
     calls = [call for call in plugins.hook.mlx_lm_lora_register_trainers.get_hookimpls() if call.plugin is plugin]
     if not calls:
         raise _Broken(f"it has no function {HOOK} marked with mlx_lm_lora_prefplus.plugin.hookimpl")
@@ -153,16 +167,3 @@ def _check(trainer: object, own: bool) -> None:
         raise _Broken(f"the mode {mode!r} is not a name of lower-case letters, digits and underscores")
     if mode in HOST_MODES and not own:
         raise _Broken(f"the mode {mode} belongs to mlx-lm-lora; take another name")
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _distribution(entry: EntryPoint) -> str:
-    """The normalised name of the distribution that declares the entry point."""
-    return re.sub(r"[-_.]+", "-", entry.dist.name).lower() if entry.dist else ""
-
-
-def _provider(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else f"an unnamed package ({entry.value})"

@@ -1,0 +1,134 @@
+"""What is refused, in which words, and that all of it is said at once."""
+
+import pytest
+
+
+def test_every_error_at_once(refused):
+    message = refused(
+        {"batch_size": 0, "load_in_4bits": True, "load_in_8bits": True},
+        {
+            **{"loss_type": "sigmoyd", "learning_rate": -1, "beta": 0, "label_smoothing": 0.7, "truncation": "middle"},
+            **{"lora_parameters": {"rank": 0}, "lr_schedule": {"name": "cosine"}, "optimizer": "sgd"},
+            **{"optimizer_config": {"adamW": {}}, "max_seq_length": "long"},
+        },
+    )
+    assert message.startswith("These 12 settings cannot work:")
+    for part in (
+        "batch_size: 0 (command line) must be greater than 0",
+        "load_in_4bits and load_in_8bits (command line) exclude one another",
+        "run.yaml) is no loss of mode dpo; did you mean sigmoid? Choose from: sigmoid, hinge, ipo, dpop",
+        "learning_rate: -1 (config ",
+        "beta: 0 (config ",
+        "label_smoothing: 0.7 (config ",
+        "must be less than 0.5",
+        "must be 'keep_end', 'keep_start' or 'drop'",
+        "rank must be a whole number greater than 0, not 0",
+        "needs a name that is one of cosine_decay, exponential_decay, linear_schedule, step_decay",
+        "optimizer: 'sgd' (config ",
+        "has an unknown optimizer adamW; did you mean adamw?",
+        "max_seq_length: 'long' (config ",
+    ):
+        assert part in message, part
+
+
+def test_one_error_is_said_in_the_singular(refused):
+    assert refused({"iters": 0}) == ("This setting cannot work:\n  - iters: 0 (command line) must be greater than 0")
+
+
+def test_options_of_a_third_party_are_checked_too(refused):
+    message = refused({"sft_kind": "c", "weights": [1, "x"], "savers": 0}, mode="fancy")
+    assert "sft_kind: 'c' (command line) must be 'a' or 'b'" in message
+    assert "weights: [1, 'x'] (command line) [1] must be a valid number" in message
+    assert "savers: 0 (command line) must be greater than or equal to 1" in message
+
+
+# options of other losses
+
+
+def test_a_key_of_the_host_that_the_loss_does_not_use_is_a_note(run_config):
+    assert run_config({"delta": 5.0}).notes == ("delta is not used by loss_type sigmoid",)
+    assert run_config({"delta": 5.0, "loss_type": "dpop"}).notes == ()
+
+
+def test_an_option_that_the_loss_does_not_use_is_an_error(run_config, refused):
+    message = refused({"tau": 0.9}, mode="fancy")
+    assert "tau: 0.9 (command line) is not used by loss_type plain; it belongs to curved" in message
+    assert run_config({"tau": 0.9, "loss_type": "curved"}, mode="fancy").options.tau == 0.9
+    assert run_config({"tau": 0.5}, mode="fancy").notes == ()
+
+
+def test_options_of_no_loss_belong_to_the_mode(run_config):
+    assert run_config({"reference_free": True, "sft_weight": 0.5}).options.reference_free
+
+
+def test_several_losses_at_once(run_config, refused):
+    resolved = run_config({"loss_type": ["plain", "curved"], "tau": 0.9}, mode="fancy")
+    assert resolved.options.loss_type == ["plain", "curved"]
+    assert "'curvy' (command line) is no loss" in refused({"loss_type": ["plain", "curvy"]}, mode="fancy")
+
+
+# nested keys
+
+
+def test_lora_parameters_are_completed(run_config):
+    resolved = run_config(file={"lora_parameters": {"rank": 16}})
+    assert resolved.settings.lora_parameters == {"rank": 16, "dropout": 0.0, "scale": 10.0}
+    assert resolved.values["lora_parameters"] == resolved.settings.lora_parameters
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"rank": 16, "alpha": 32}, "multiplied by scale itself, which is alpha / rank; here 32 / 16 = 2"),
+        ({"ranks": 16}, "has an unknown key ranks; did you mean rank? Known: rank, dropout, scale, keys"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, not 1.0"),
+        ({"scale": float("nan")}, "scale must be a finite number, not nan"),
+        ({"rank": True}, "rank must be a whole number"),
+        ({"keys": "q_proj"}, "keys must be a list of module names"),
+        ([8], "must be a valid dictionary"),
+    ],
+)
+def test_lora_parameters(refused, value, said):
+    assert said in refused({"lora_parameters": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"name": "cosine_decai", "arguments": [1e-5, 10]}, "did you mean cosine_decay?"),
+        ({"name": "join_schedules", "arguments": [1]}, "needs a name"),
+        ({"arguments": [1e-5, 10]}, "needs a name"),
+        ({"name": "cosine_decay"}, "needs arguments, a list of numbers: init, decay_steps, end"),
+        ({"name": "cosine_decay", "arguments": ["1e-5", 10]}, "needs arguments, a list of numbers"),
+        ({"name": "cosine_decay", "arguments": [1e-5]}, "has 1 argument; cosine_decay takes init, decay_steps, end"),
+        ({"name": "step_decay", "arguments": [1, 1, 1], "warmups": 3}, "unknown key warmups; did you mean warmup?"),
+        ({"name": "step_decay", "arguments": [1, 1, 1], "warmup": "ten"}, "warmup must be a number of optimiser steps"),
+        ({"name": "step_decay", "arguments": [1, 1, 1], "warmup_init": "x"}, "warmup_init must be a learning rate"),
+        ("cosine_decay", "must be a valid dictionary"),
+    ],
+)
+def test_lr_schedule(refused, value, said):
+    assert said in refused({"lr_schedule": value})
+
+
+def test_a_good_lr_schedule(run_config):
+    value = {"name": "cosine_decay", "arguments": [1e-5, 100, 1e-7], "warmup": 10}
+    assert run_config({"lr_schedule": value}).settings.lr_schedule == value
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"adamw": {"weight_decai": 1}}, "unknown argument weight_decai; did you mean weight_decay?"),
+        ({"adamw": {"learning_rate": 1}}, "give it as the key learning_rate"),
+        ({"adamw": 3}, "adamw must be a mapping"),
+        ({"sgd": {}}, "unknown optimizer sgd"),
+    ],
+)
+def test_optimizer_config(refused, value, said):
+    assert said in refused({"optimizer_config": value, "optimizer": "adamw"})
+
+
+def test_the_config_of_another_optimizer_is_not_looked_into(run_config):
+    value = {"adamw": {"nonsense": 1}, "adam": {"eps": 1e-6}}
+    assert run_config({"optimizer_config": value}).settings.optimizer_config == value

@@ -1,0 +1,205 @@
+"""Command line > config file > trainer default > host default, for every key."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mlx_lm_lora_prefplus.host.activate import originals_of
+from mlx_lm_lora_prefplus.host.config import resolve
+from mlx_lm_lora_prefplus.host.parser import actions
+
+# The keys whose parser default is not None: the host ignores what a file says of them (all 24 of them).
+SHADOWED = {
+    "sft_loss_type": "dft",
+    "gradient_accumulation_steps": 4,
+    "reward_scaling": 2.0,
+    "dpo_cpo_loss_type": "hinge",
+    "dsla_loss": "cpo",
+    "latent_weight": 0.2,
+    "latent_margin": 0.1,
+    "latent_gamma": 5.0,
+    "latent_variant": "direction",
+    "latent_pooling": "last_token",
+    "latent_layer": "first",
+    "delta": 5.0,
+    "alpha": 1e-3,
+    "group_size": 8,
+    "epsilon": 1e-3,
+    "max_completion_length": 64,
+    "temperature": 0.5,
+    "grpo_loss_type": "bnpo",
+    "importance_sampling_level": "sequence",
+    "klpo_route": "sequence",
+    "klpo_kl_estimator": "full",
+    "klpo_mc_samples": 16,
+    "klpo_top_k": 16,
+    "klpo_tail_floor": 1e-5,
+}
+
+
+def test_these_are_the_shadowed_keys(plain_host):
+    shadowed = {action.dest for action in actions(plain_host.build_parser()) if action.default is not None}
+    assert shadowed - {"help", "list_reward_functions"} == set(SHADOWED)
+
+
+@pytest.mark.parametrize("key", SHADOWED)
+def test_the_file_beats_the_parsers_default(run_config, host, key):
+    extra = {"loss_type": "dpop"} if key == "delta" else {}
+    resolved = run_config(file={key: SHADOWED[key], **extra})
+    assert resolved.values[key] == SHADOWED[key] != host.CONFIG_DEFAULTS[key]
+    assert resolved.sources[key].startswith("config ")
+
+
+@pytest.mark.parametrize("key", SHADOWED)
+def test_the_command_line_beats_the_file(run_config, host, key):
+    extra = {"loss_type": "dpop"} if key == "delta" else {}
+    typed = "ipo" if key == "dpo_cpo_loss_type" else host.CONFIG_DEFAULTS[key]
+    resolved = run_config({key: typed}, {key: SHADOWED[key], **extra})
+    assert resolved.values[key] == typed
+    assert resolved.sources[key] == "command line"
+
+
+def test_all_four_levels(run_config):
+    file = {"beta": 3.0, "iters": 7, "save_every": None}
+    resolved = run_config({"iters": 9}, file, mode="fancy")
+    found = {key: (resolved.values[key], resolved.sources[key].split()[0]) for key in ("iters", "beta", "tau", "seed")}
+    assert found == {
+        "iters": (9, "command"),
+        "beta": (3.0, "config"),
+        "tau": (0.5, "trainer"),
+        "seed": (0, "host"),
+    }
+    assert (resolved.values["learning_rate"], resolved.sources["learning_rate"]) == (5e-7, "trainer default")
+    assert (resolved.values["save_every"], resolved.sources["save_every"]) == (100, "host default")
+    assert resolved.settings.iters == 9
+    assert resolved.options.beta == 3.0
+    assert (resolved.trainer.mode, resolved.provider) == ("fancy", "fancy-prefs 2.1")
+
+
+def test_a_trainers_default_beats_the_hosts(run_config):
+    resolved = run_config(mode="fancy")
+    assert (resolved.options.beta, resolved.values["beta"], resolved.sources["beta"]) == (2.0, 2.0, "trainer default")
+    assert resolved.settings.batch_size == 2
+
+
+def test_the_mode_comes_from_the_file_too(run_config):
+    assert run_config({"train_mode": None}, {"train_mode": "cpo"}).settings.train_mode == "cpo"
+    assert run_config({"train_mode": "dpo"}, {"train_mode": "cpo"}).settings.train_mode == "dpo"
+
+
+def test_without_user_settings_everything_is_a_default(run_config, host):
+    resolved = run_config()
+    assert resolved.notes == ()
+    for key, value in host.CONFIG_DEFAULTS.items():
+        if key not in ("train_mode", "config"):
+            assert resolved.values[key] == value, key
+    assert set(dataclasses.asdict(resolved.options)) <= set(resolved.values)
+
+
+def test_the_files_numbers_are_numbers(run_config):
+    assert run_config(file="learning_rate: 1e-3\nbeta: .5\n").settings.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "null\n"])
+def test_an_empty_file_is_an_empty_config(run_config, text):
+    assert run_config(file=text).values["beta"] == 0.1
+
+
+def test_paths_are_accepted(run_config):
+    assert run_config({"adapter_path": Path("a") / "b"}).settings.adapter_path == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("typed", "file", "value"),
+    [
+        ({"fuse": False}, None, False),
+        (None, {"fuse": False}, False),
+        ({"fuse": True}, {"fuse": False}, True),
+        (None, None, True),
+    ],
+)
+def test_fuse_can_be_turned_off_either_way(run_config, typed, file, value):
+    assert run_config(typed, file).settings.fuse is value
+
+
+# the loss's two names
+
+
+@pytest.mark.parametrize(
+    ("typed", "file", "name"),
+    [
+        ({"loss_type": "ipo"}, {"dpo_cpo_loss_type": "hinge"}, "ipo"),
+        ({"dpo_cpo_loss_type": "ipo"}, {"loss_type": "hinge"}, "ipo"),
+        (None, {"dpo_cpo_loss_type": "hinge"}, "hinge"),
+        ({"loss_type": "ipo", "dpo_cpo_loss_type": "ipo"}, None, "ipo"),
+        (None, None, "sigmoid"),
+    ],
+)
+def test_loss_type_and_its_alias(run_config, typed, file, name):
+    resolved = run_config(typed, file)
+    assert resolved.options.loss_type == resolved.values["loss_type"] == resolved.values["dpo_cpo_loss_type"] == name
+
+
+def test_the_two_names_may_not_differ_on_one_level(refused):
+    message = refused(file={"loss_type": "ipo", "dpo_cpo_loss_type": "hinge"})
+    assert "two names of one key" in message
+    assert "'ipo'" in message and "'hinge'" in message
+
+
+def test_a_trainers_default_loss_beats_the_hosts(run_config):
+    assert run_config(mode="fancy").values["dpo_cpo_loss_type"] == "plain"
+
+
+# keys that nobody knows
+
+
+def test_unknown_keys_are_noted_with_the_nearest_name(run_config):
+    notes = run_config({"itres": 3}, {"batch-size": 4, "Beta": 1, "qqq": 1}).notes
+    assert any(note.startswith("itres (command line)") and "did you mean iters?" in note for note in notes)
+    assert any("batch-size" in note and "did you mean batch_size?" in note for note in notes)
+    assert any("Beta" in note and "did you mean beta?" in note for note in notes)
+    assert any(note.startswith("qqq") and "did you mean" not in note for note in notes)
+
+
+def test_known_keys_of_files_are_not_noted(run_config):
+    file = {
+        **dict.fromkeys(["text_feature", "chat_feature", "prompt_feature", "chosen_feature", "system_feature"], "x"),
+        **dict.fromkeys(["type_feature", "answer_feature", "completion_feature", "rejected_feature"], "x"),
+        **{"preference_score_feature": "x", "hf_dataset": [{"path": "a/b"}], "wandb": "project", "truncation": "drop"},
+        **{"max_grad_norm": 1.0, "max_prompt_length": 8, "label_smoothing": 0.1, "judge_config": {}},
+    }
+    assert run_config(file=file).notes == ()
+
+
+# files that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("beta: 1\n  delta: [\n", "line 2"),
+        ("beta: [1\nseed: 2\n", "line 2"),
+        ("- a\n- b\n", "found a list"),
+        ("just words\n", "found a single value"),
+    ],
+)
+def test_a_malformed_file_names_the_file_and_the_line(refused, text, said):
+    message = refused(file=text)
+    assert "run.yaml" in message and said in message
+
+
+def test_a_missing_file(refused):
+    assert "nowhere.yaml cannot be read: No such file" in refused({"config": "nowhere.yaml"})
+
+
+def test_the_hosts_run_does_not_read_the_file(host, registry):
+    assert resolve({"train_mode": "dpo", "config": "nowhere.yaml"}, registry, read_file=False).values["config"]
+
+
+def test_no_such_mode(refused):
+    assert "'sft' is none of the plugin modes installed here: cpo, dpo, fancy" in refused(mode="sft")
+
+
+def test_the_hosts_own_parser_is_asked_for_defaults(host):
+    assert originals_of(host)["build_parser"] is not host.build_parser

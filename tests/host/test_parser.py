@@ -1,0 +1,118 @@
+"""Our flags: what they parse to, and that the host's abbreviations stay what they were."""
+
+import pytest
+
+from mlx_lm_lora_prefplus.host.parser import actions, add_modes, mode_parser, option_fields, spell_out
+from mlx_lm_lora_prefplus.plugin.manager import HOST_MODES
+from mlx_lm_lora_prefplus.settings import OWN_KEYS
+
+
+@pytest.fixture
+def parser_of(plain_host, registry):
+    def make(mode):
+        return mode_parser(add_modes(plain_host.build_parser(), registry), registry[mode])
+
+    return make
+
+
+def typed(parser, *words):
+    return {key: value for key, value in vars(parser.parse_args(list(words))).items() if value is not None}
+
+
+def unique_abbreviations(parser):
+    """(abbreviation, option's action) for every abbreviation that the host understands."""
+    options = [(option, action) for action in actions(parser) for option in action.option_strings if option != "-h"]
+    names = [option for option, _ in options]
+    for option, action in options:
+        for length in range(3, len(option)):
+            short = option[:length]
+            if action.dest != "help" and short not in names and sum(name.startswith(short) for name in names) == 1:
+                yield short, action
+
+
+def value_of(action):
+    return [] if action.nargs == 0 else [str(action.choices[0]) if action.choices else "1"]
+
+
+@pytest.mark.parametrize("mode", ["cpo", "dpo", "fancy"])
+def test_every_unique_abbreviation_of_the_host_means_the_same(plain_host, parser_of, mode):
+    theirs, ours = plain_host.build_parser(), parser_of(mode)
+    by_dest = {action.dest: action for action in actions(ours) if action.option_strings != ["--no-fuse"]}
+    count = 0
+    for short, action in unique_abbreviations(theirs):
+        if mode == "fancy" and short == "--tau":  # a flag of the mode that is spelt out in full
+            continue
+        words = [short, *value_of(by_dest[action.dest])]
+        assert action.dest in typed(ours, *words), short
+        assert action.dest in typed(ours, "=".join(words)), short
+        count += 1
+    assert count > 300
+
+
+def test_the_abbreviations_that_people_use(parser_of):
+    found = typed(parser_of("fancy"), "--resume", "x", "--save", "5", "--sft", "nll", "--savers", "3", "--resumes")
+    assert found == {
+        **{"resume_adapter_file": "x", "save_every": 5, "sft_loss_type": "nll"},
+        **{"savers": 3, "resumes": True},
+    }
+
+
+def test_words_behind_two_dashes_are_left_alone():
+    assert spell_out("--", ("--save-every",)) == "--"
+    assert spell_out("--save=3", ("--save-every",)) == "--save-every=3"
+    assert spell_out("--s", ("--save-every", "--seed")) == "--s"
+
+
+@pytest.mark.parametrize("mode", ["cpo", "dpo", "fancy"])
+def test_there_is_a_flag_for_every_key_with_its_description(parser_of, registry, mode):
+    parser = parser_of(mode)
+    text = " ".join(parser.format_help().split())
+    known = {action.dest for action in actions(parser)}
+    for key, field in option_fields(registry[mode].trainer.options).items():
+        assert key in known
+        if key != "loss_type":
+            assert " ".join((field.description or "").split()[:3]) in text
+    assert set(OWN_KEYS) | {"loss_type", "lora_parameters", "lr_schedule", "chosen_feature"} <= known
+    assert f"--train-mode {mode} ({registry[mode].provider})" in text
+
+
+def test_values_of_every_shape(parser_of):
+    words = "--tau 0.25 --no-resumes --savers 7 --sft-kind b --weights [1,2.5] --alpha 1e-3 --beta 3"
+    assert typed(parser_of("fancy"), *words.split()) == {
+        **{"tau": 0.25, "resumes": False, "savers": 7, "sft_kind": "b"},
+        **{"weights": [1, 2.5], "alpha": 1e-3, "beta": 3},
+    }
+
+
+def test_nothing_typed_is_nothing_but_none(parser_of):
+    assert typed(parser_of("dpo")) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--no-fuse"], "fuse", False),
+        (["--fuse"], "fuse", True),
+        (["--lora-parameters", '{"rank": 4}'], "lora_parameters", {"rank": 4}),
+        (["--lr-schedule", "{name: cosine_decay, arguments: [1e-5, 10]}"], "lr_schedule", None),
+        (["--loss-type", "hinge"], "loss_type", "hinge"),
+        (["--dpo-cpo-loss-type", "curved"], "dpo_cpo_loss_type", "curved"),
+        (["--prompt-feature", "question"], "prompt_feature", "question"),
+        (["--truncation", "drop"], "truncation", "drop"),
+        (["--max-grad-norm", "1"], "max_grad_norm", 1),
+    ],
+)
+def test_flags(parser_of, words, key, value):
+    value = {"name": "cosine_decay", "arguments": [1e-5, 10]} if value is None else value
+    assert typed(parser_of("fancy"), *words)[key] == value
+
+
+def test_a_structure_that_is_no_yaml_is_a_usage_error(parser_of, capsys):
+    with pytest.raises(SystemExit):
+        parser_of("dpo").parse_args(["--lora-parameters", "{rank: "])
+    assert "not JSON or YAML" in capsys.readouterr().err
+
+
+def test_the_list_of_host_modes_is_the_hosts(plain_host):
+    choices = next(action.choices for action in actions(plain_host.build_parser()) if action.dest == "train_mode")
+    assert sorted(choices) == sorted(HOST_MODES)

@@ -1,0 +1,61 @@
+"""Finding the mode before there is a parser."""
+
+import pytest
+
+from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.host.parser import option_strings, spell_out
+from mlx_lm_lora_prefplus.host.request import Request, requested_mode, scan
+
+
+def expand(word):
+    return {"--train-m": "--train-mode", "--train-m=dpo": "--train-mode=dpo", "--conf": "--config"}.get(word, word)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], (None, None)),
+        (["--train-mode", "dpo"], ("dpo", None)),
+        (["--train-mode=dpo"], ("dpo", None)),
+        (["--train-m", "dpo"], ("dpo", None)),
+        (["--train-m=dpo"], ("dpo", None)),
+        (["--train-mode", "dpo", "--train-mode", "sft"], ("sft", None)),
+        (["--train-mode"], (None, None)),
+        (["--train-mode", "--train"], (None, None)),
+        (["--model", "dpo", "--train"], (None, None)),
+        (["-c", "a.yaml"], (None, "a.yaml")),
+        (["-ca.yaml"], (None, "a.yaml")),
+        (["-c=a.yaml"], (None, "a.yaml")),
+        (["--config=a=b.yaml", "--train-mode", "cpo"], ("cpo", "a=b.yaml")),
+        (["--conf", "a.yaml"], (None, "a.yaml")),
+        (["--", "--train-mode", "dpo"], (None, None)),
+    ],
+)
+def test_scan(words, found):
+    assert scan(words, expand) == Request(*found)
+
+
+def test_scan_agrees_with_argparse(plain_host):
+    parser = plain_host.build_parser()
+    words = ["--train-m", "dpo", "--mod", "m", "-cx.yaml", "--batch", "3", "--conf=y.yaml", "--train"]
+    parsed = parser.parse_args(words)
+    found = scan(words, lambda word: spell_out(word, option_strings(parser)))
+    assert found == Request(parsed.train_mode, parsed.config) == Request("dpo", "y.yaml")
+
+
+def test_the_file_is_asked_only_where_the_command_line_is_silent():
+    def read(path):
+        return {"train_mode": "cpo"}
+
+    assert requested_mode(Request("sft", "x"), read) == "sft"
+    assert requested_mode(Request(None, "x"), read) == "cpo"
+    assert requested_mode(Request(None, None), read) is None
+
+
+def test_a_file_that_cannot_be_read_says_nothing_here():
+    def read(path):
+        raise UserError("no such file")
+
+    assert requested_mode(Request(None, "x"), read) is None
+    assert requested_mode(Request("dpo", "x"), read) == "dpo"
+    assert requested_mode(Request(None, "x"), lambda path: {"train_mode": ["dpo"]}) is None

@@ -1,0 +1,176 @@
+"""The companion command."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from mlx_lm_lora_prefplus import __version__, cli
+from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.host import doctor
+from mlx_lm_lora_prefplus.plugin import manager
+from mlx_lm_lora_prefplus.plugin.manager import Registry, load_registry
+
+
+@pytest.fixture
+def call():
+    return lambda *words: CliRunner().invoke(cli.app, list(words))
+
+
+def test_version(call):
+    done = call("--version")
+    assert (done.exit_code, done.stdout) == (0, f"{__version__}\n")
+
+
+def test_modes_as_json(call):
+    rows = {row["mode"]: row for row in json.loads(call("modes", "--json").stdout)}
+    assert rows["dpo"] == {
+        **{"mode": "dpo", "provider": f"mlx-lm-lora-prefplus {__version__}", "rows": "paired", "reference": True},
+        "losses": list(load_registry()["dpo"].trainer.losses),
+    }
+    assert rows["cpo"]["reference"] is False
+
+
+def test_modes_as_a_table(call):
+    done = call("modes")
+    assert done.exit_code == 0
+    assert "needs reference" in done.stdout and "cpo" in done.stdout
+
+
+def test_modes_names_what_is_broken(call, monkeypatch):
+    monkeypatch.setattr(manager, "load_registry", lambda: Registry({}, {"bad 1.0": "fell over"}, {"kto": ["a", "b"]}))
+    done = call("modes")
+    assert "the plugin bad 1.0 is skipped: fell over" in done.stderr
+    assert "mode kto is brought by a and by b" in done.stderr
+
+
+def test_quickstart_hands_over(call, monkeypatch, tmp_path):
+    seen = []
+    stub = SimpleNamespace(run_quickstart=lambda directory: seen.append(directory) or 3)
+    monkeypatch.setitem(sys.modules, "mlx_lm_lora_prefplus.quickstart.main", stub)
+    assert call("quickstart", str(tmp_path)).exit_code == 3
+    assert seen == [tmp_path]
+
+
+def test_a_user_error_is_a_message(monkeypatch, capsys):
+    def app():
+        raise UserError("Too bad.")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert (stopped.value.code, capsys.readouterr().err) == (1, "[ERROR] Too bad.\n")
+
+
+# doctor: what it finds wrong, each with what to do about it
+
+FINE = {"file": None, "active": True, "native": False, "error": ""}
+
+
+@pytest.fixture
+def examined(monkeypatch, tmp_path):
+    """A healthy environment that a test makes ill: `probe`'s answer, and the two start-up files."""
+    for name in (doctor.PTH, f"{doctor.HOOK}.py"):
+        (tmp_path / name).write_text("")
+    monkeypatch.delenv("MLX_LM_LORA_PREFPLUS", raising=False)
+    monkeypatch.setattr(doctor, "_site_folders", lambda: [tmp_path])
+    monkeypatch.setattr(doctor, "_hook", lambda: tmp_path / f"{doctor.HOOK}.py")
+
+    def examine(**probe):
+        monkeypatch.setattr(doctor, "_probe", lambda: {**FINE, **probe})
+        report = doctor.examine()
+        assert all(problem["what"] and problem["do"] for problem in report["problems"])
+        return report, " | ".join(problem["what"] for problem in report["problems"])
+
+    return examine
+
+
+def test_a_healthy_environment(examined, call, monkeypatch):
+    report, problems = examined()
+    assert (report["active"], problems) == (True, "")
+    assert {"python", "mlx", "mlx-lm", "mlx-lm-lora", "transformers", "datasets"} <= set(report["versions"])
+    assert report["modes"]["dpo"] == f"mlx-lm-lora-prefplus {__version__}"
+    done = call("doctor", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["active"]) == (0, True)
+    assert "ok: " in call("doctor").stdout
+
+
+def test_turned_off(examined, monkeypatch, call):
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS", "0")
+    assert "MLX_LM_LORA_PREFPLUS=0 turns the plugin off" in examined(active=False)[1]
+    done = call("doctor")
+    assert done.exit_code == 1
+    assert "not active" in done.stdout and "do: unset MLX_LM_LORA_PREFPLUS" in done.stdout
+
+
+def test_no_pth(examined, tmp_path):
+    (tmp_path / doctor.PTH).unlink()
+    assert f"{doctor.PTH} is in none of the folders" in examined(active=False)[1]
+
+
+def test_no_hook(examined, monkeypatch):
+    monkeypatch.setattr(doctor, "_hook", lambda: None)
+    assert "cannot be imported" in examined(active=False)[1]
+
+
+def test_hidden_files(examined, monkeypatch):
+    monkeypatch.setattr(doctor, "_is_hidden", lambda path: path.suffix == ".pth")
+    assert "hidden flag" in examined(active=False)[1]
+
+
+def test_an_unsupported_host(examined, monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: "6.1.0")
+    assert "6.1.0 is installed" in examined(active=False)[1]
+
+
+def test_no_host(examined, monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    problems = examined(active=False, error="ModuleNotFoundError: No module named 'mlx_lm_lora'")[1]
+    assert "mlx-lm-lora is not installed" in problems and "ModuleNotFoundError" in problems
+
+
+def test_a_vendored_host(examined, tmp_path):
+    assert "which stands before the installed one" in examined(file=str(tmp_path / "mlx_lm_lora/train.py"))[1]
+
+
+def test_native_discovery_is_as_good(examined):
+    report, problems = examined(active=False, native=True)
+    assert (report["active"], problems) == (True, "")
+    assert "by its own discovery" in "\n".join(doctor.told(report))
+
+
+def test_a_reason_that_is_not_known(examined):
+    assert "the hook is in place and did not run" in examined(active=False)[1]
+
+
+def test_the_probe_reports_what_a_fresh_interpreter_says(monkeypatch, tmp_path):
+    package = tmp_path / "mlx_lm_lora"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "train.py").write_text("print('hello')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert doctor._probe() == {"file": str(package / "train.py"), "active": False, "native": False, "error": ""}
+    (package / "train.py").write_text("raise RuntimeError('broken host')")
+    assert doctor._probe()["error"] == "RuntimeError: broken host"
+
+
+# python -m mlx_lm_lora_prefplus
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("switch", "known"), [("", True), ("0", False)])
+def test_train_without_the_hook(switch, known):
+    command = [sys.executable, "-m", "mlx_lm_lora_prefplus", "train", "--train-mode", "dpo", "--loss-type", "nonsense"]
+    environment = {**os.environ, "MLX_LM_LORA_PREFPLUS": switch}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == (1 if known else 2)
+    assert ("is no loss of mode dpo" if known else "unrecognized arguments: --loss-type") in done.stderr
+
+
+def test_other_words_go_to_the_companion():
+    done = subprocess.run([sys.executable, "-m", "mlx_lm_lora_prefplus", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"{__version__}\n"
