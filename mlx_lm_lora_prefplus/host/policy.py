@@ -70,6 +70,11 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
         return
     model.freeze()
     linear_to_lora_layers(model, settings.num_layers, settings.lora_parameters, use_dora=settings.train_type == "dora")
+    if not adapter_layers(model):
+        raise UserError(
+            f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look like "
+            "self_attn.q_proj; without keys every linear layer gets an adapter."
+        )
 
 
 def adapter_config(settings: RunSettings) -> dict[str, Any]:

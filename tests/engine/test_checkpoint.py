@@ -1,6 +1,7 @@
 """Adapter files are whole or not there, and a file that does not fit is refused before anything changes."""
 
 import json
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -32,8 +33,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     before = file.read_bytes()
 
     def full_disk(path, weights):
-        with open(path, "wb") as half:
-            half.write(before[:100])
+        Path(path).write_bytes(before[:100])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.mx, "save_safetensors", full_disk)
