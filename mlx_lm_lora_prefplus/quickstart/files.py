@@ -27,7 +27,7 @@ seed: 0    # the same seed gives the same run
 beta: 0.1    # how strongly a preference counts, per nat of log-ratio; smaller is softer
 sft_weight: 2.0    # weight of plain learning of the chosen answers; keeps them likely while the rejected fall
 learning_rate: 2e-4    # size of a step; large, because this model is tiny
-iters: 100    # number of batches to train on (or give epochs)
+iters: 80    # number of batches to train on (or give epochs)
 batch_size: 10    # pairs a batch
 max_seq_length: 64    # tokens of prompt and answer together; longer rows are cut
 num_layers: -1    # how many layers, counted from the last, get an adapter; -1 is all
@@ -37,9 +37,9 @@ lora_parameters:
   scale: 10.0    # factor on the adapter's output
 
 steps_per_report: 10    # print the training loss every so many batches
-steps_per_eval: 50    # look at valid.jsonl every so many batches
+steps_per_eval: 40    # look at valid.jsonl every so many batches
 val_batches: -1    # how many batches of it; -1 is all
-save_every: 100    # keep a copy of the adapter every so many batches
+save_every: 40    # keep a copy of the adapter every so many batches
 """
 
 
