@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from datasets import Dataset
 from mlx_lm.tuner.callbacks import WandBCallback
 from mlx_lm.tuner.utils import build_schedule
 from mlx_lm.utils import maybe_set_recommended_wired_limit
@@ -30,7 +31,10 @@ from ..errors import UserError
 from ..plugin import Batch
 from ..settings import RunSettings
 from . import fuse, policy, summary
-from .config import Resolved
+from .config import Resolved, resolve
+from .seam import registry
+
+_SPLITS = ("train", "valid", "test")
 
 DEFAULT_ITERS = sft_trainer.SFTTrainingArgs().iters
 """What the host takes where neither `iters` nor `epochs` is given."""
@@ -54,7 +58,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
 
     print_info("Loading datasets")
     splits = read_rows(resolved, tokenizer)
-    work = Work(resolved, model, tokenizer, splits)
+    work = Work(resolved, model, tokenizer, {name: split.rows for name, split in splits.items()})
     for line in summary.lines(resolved, model, splits, work.iters if settings.train else None):
         print_info(line)
     for warning in summary.warnings(resolved, model):
@@ -63,7 +67,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     reference = work.reference()
     if settings.train:
         print_section("Training")
-        train_policy(work, reference, training_callback)
+        train_policy(work, reference, Path(settings.adapter_path) / "adapters.safetensors", training_callback)
     elif settings.adapter_path:
         policy.load_trained(model, settings.adapter_path)
     if settings.test:
@@ -106,20 +110,20 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
 class Work:
     """The model, the rows and the order in which a run visits them."""
 
-    def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, splits: dict[str, Split]):
-        self.resolved, self.model, self.tokenizer, self.splits = resolved, model, tokenizer, splits
+    def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, rows: dict[str, Dataset]):
+        self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         settings = resolved.settings
         self.compiled = mx.default_device().type == mx.gpu
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
-        self.iters = self._iters(settings) if "train" in splits else 0
+        self.iters = self._iters(settings) if "train" in rows else 0
 
     def _iters(self, settings: RunSettings) -> int:
-        per_epoch = math.ceil(len(self.splits["train"].rows) / settings.batch_size)
+        per_epoch = math.ceil(len(self.rows["train"]) / settings.batch_size)
         return settings.iters or (settings.epochs or 0) * per_epoch or DEFAULT_ITERS
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch of training, or all that the settings want evaluated of another split."""
-        settings, rows = self.resolved.settings, self.splits[split].rows
+        settings, rows = self.resolved.settings, self.rows[split]
         limit = self.limits.get(split, -1)
         if limit >= 0:
             rows = rows.select(range(min(len(rows), limit * settings.batch_size)))
@@ -141,30 +145,32 @@ class Work:
 
     def evaluates(self, split: str) -> bool:
         """Whether there is anything to evaluate on."""
-        return split in self.splits and self.limits[split] != 0
+        return split in self.rows and self.limits[split] != 0
 
-    def reference(self) -> dict[str, np.ndarray | None]:
-        """Split → reference log-probs of the rows that this run visits; None where the mode has no reference."""
-        used = [name for name in self.splits if name == "train" or self.evaluates(name)]
+    def reference(self, given: nn.Module | None = None) -> dict[str, np.ndarray | None]:
+        """Split → reference log-probs of the rows that this run visits; None where the mode has no reference.
+
+        given: a reference model that is loaded already.
+        """
+        used = [name for name in self.rows if name == "train" or self.evaluates(name)]
         if not self.resolved.trainer.needs_reference(self.resolved.options):
             return dict.fromkeys(used)
-        model = self.model
-        if self.resolved.settings.reference_model_path:
+        model = given or self.model
+        if given is None and self.resolved.settings.reference_model_path:
             model = policy.load_reference(self.resolved.settings, self.tokenizer)
         logps: dict[str, np.ndarray | None] = {}
         with adapters_off(model) if model is self.model else nullcontext():
             for name in used:
-                rows = len(self.splits[name].rows)
-                logps[name] = reference_logps(PlainPolicy(model), self.visited(name), rows, f"Reference, {name} rows")
+                count = len(self.rows[name])
+                logps[name] = reference_logps(PlainPolicy(model), self.visited(name), count, f"Reference, {name} rows")
         del model
         mx.clear_cache()
         return logps
 
 
-def train_policy(work: Work, reference: dict[str, np.ndarray | None], callback: Any) -> None:
+def train_policy(work: Work, reference: dict[str, np.ndarray | None], adapter_file: Path, callback: Any) -> None:
     """Run the loop; the adapters are saved when it returns."""
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
-    adapter_file = Path(settings.adapter_path) / "adapters.safetensors"
     if settings.resume_adapter_file:
         load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
     if settings.wandb is not None:
@@ -190,7 +196,7 @@ def train_policy(work: Work, reference: dict[str, np.ndarray | None], callback: 
             settings=settings,
             iters=work.iters,
             epoch_batches=lambda epoch: with_reference(work.batches("train", epoch), reference["train"]),
-            validation=partial(_with_reference, work, "valid", reference) if work.evaluates("valid") else None,
+            validation=partial(_evaluated, work, "valid", reference) if work.evaluates("valid") else None,
             save=save,
             callback=callback,
             qat=fake_quantization(model, settings),
@@ -199,7 +205,7 @@ def train_policy(work: Work, reference: dict[str, np.ndarray | None], callback: 
     )
 
 
-def _with_reference(work: Work, split: str, reference: dict[str, np.ndarray | None]) -> Iterator[Batch]:
+def _evaluated(work: Work, split: str, reference: dict[str, np.ndarray | None]) -> Iterator[Batch]:
     return with_reference(work.batches(split), reference[split])
 
 
@@ -226,9 +232,7 @@ def test_policy(work: Work, reference: dict[str, np.ndarray | None]) -> None:
     """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss)."""
     print_section("Testing")
     resolved = work.resolved
-    means = resolved.trainer.evaluate(
-        PlainPolicy(work.model), _with_reference(work, "test", reference), resolved.options
-    )
+    means = resolved.trainer.evaluate(PlainPolicy(work.model), _evaluated(work, "test", reference), resolved.options)
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
     for name, value in host_metrics(means).items():
@@ -245,3 +249,54 @@ def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> No
         print_warning(f"Not fused: {reason}.")
     else:
         raise UserError(f"The adapters are trained and saved in {resolved.settings.adapter_path}, but {reason}.")
+
+
+def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """The host's function in our modes: train, valid and test rows; an empty list where a split is not used."""
+    splits = read_rows(resolve(vars(args), registry(), read_file=False), tokenizer)
+    train_rows, valid_rows, test_rows = (splits[name].rows if name in splits else [] for name in _SPLITS)
+    return train_rows, valid_rows, test_rows
+
+
+def train_model(
+    args: Any,
+    model: nn.Module,
+    tokenizer: Any,
+    adapter_file: Path,
+    reference_model: nn.Module | None = None,
+    judge_model: Any = None,
+    judge_tokenizer: Any = None,
+    train_set: Any = None,
+    valid_set: Any = None,
+    training_callback: Any = None,
+) -> None:
+    """The host's function in our modes; the sets come from `load_dataset`, bare or in the host's `CacheDataset`."""
+    rows = _given_rows(train=train_set, valid=valid_set)
+    work = Work(resolve(vars(args), registry(), read_file=False), model, tokenizer, rows)
+    train_policy(work, work.reference(reference_model), Path(adapter_file), training_callback)
+
+
+def evaluate_model(
+    args: Any,
+    model: nn.Module,
+    tokenizer: Any,
+    reference_model: nn.Module | None = None,
+    judge_model: Any = None,
+    judge_tokenizer: Any = None,
+    test_set: Any = None,
+) -> None:
+    """The host's function in our modes; see `train_model`."""
+    work = Work(resolve(vars(args), registry(), read_file=False), model, tokenizer, _given_rows(test=test_set))
+    test_policy(work, work.reference(reference_model))
+
+
+def _given_rows(**sets: Any) -> dict[str, Dataset]:
+    """The sets that hold rows, out of the host's `CacheDataset` if they are in one."""
+    rows = {name: getattr(given, "_data", given) for name, given in sets.items() if given is not None and len(given)}
+    for name, given in rows.items():
+        if not isinstance(given, Dataset):
+            raise UserError(
+                f"{name}_set is a {type(given).__name__}; in this mode it must come from load_dataset, called with the "
+                "same train_mode."
+            )
+    return rows

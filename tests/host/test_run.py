@@ -303,3 +303,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(go):
         go(train_type="full", learning_rate=1e20, iters=20)
     saved = [file for file in Path("adapters").glob("*.safetensors")]
     assert all(mx.isfinite(value).all() for file in saved for value in mx.load(str(file)).values())
+
+
+def test_the_hosts_functions_called_one_by_one(go, model_folder, tmp_path):
+    """A program that does what the host's `run` does, with the host's own `CacheDataset`."""
+    from types import SimpleNamespace
+
+    from mlx_lm_lora.trainer.datasets import CacheDataset
+
+    args = SimpleNamespace(
+        model=str(model_folder), data="data", train=True, test=True, train_mode="dpo", iters=2, batch_size=4, seed=0
+    )
+    model, tokenizer, adapter_file = host.from_pretrained(
+        args.model, new_adapter_path="adapters", lora_config={"rank": 4, "num_layers": -1}
+    )
+    sets = [CacheDataset(rows) for rows in host.load_dataset(args, tokenizer)]
+    recorder = Recorder()
+    host.train_model(
+        args, model, tokenizer, adapter_file, train_set=sets[0], valid_set=sets[1], training_callback=recorder
+    )
+    assert recorder.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert adapter_file.is_file()
+    host.evaluate_model(args, model, tokenizer, test_set=sets[2])
+    with pytest.raises(UserError, match="train_set is a list; in this mode it must come from load_dataset"):
+        host.train_model(args, model, tokenizer, adapter_file, train_set=[{"chosen": [1], "rejected": [2]}])
