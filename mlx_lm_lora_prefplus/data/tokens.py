@@ -73,9 +73,9 @@ class Encoder:
         parts = [
             type(self.inner).__name__,
             vocabulary,
-            json.dumps(self.inner.chat_template, sort_keys=True),
-            f"{renderer.__module__}.{renderer.__qualname__}",
-            json.dumps(self.inner.special_tokens_map, sort_keys=True, default=str),
+            json.dumps(getattr(self.inner, "chat_template", None), sort_keys=True),
+            f"{renderer.__module__}.{getattr(renderer, '__qualname__', '')}",
+            json.dumps(getattr(self.inner, "special_tokens_map", None), sort_keys=True, default=str),
             repr((self.bos, self.eos, sorted(self.stops), self.add_bos)),
             self.settings.model_dump_json(include={"max_seq_length", "truncation", "max_prompt_length"}),
         ]

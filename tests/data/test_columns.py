@@ -183,6 +183,18 @@ def test_a_completion_of_several_turns_keeps_them():
     assert pair.chosen[1:] == [tool, bot("A")]
 
 
+def test_blanks_around_earlier_turns_of_a_transcript_go_and_those_of_the_answer_stay():
+    start = "\n\nHuman:  Q \n\nAssistant:"
+    pair = pair_of({"prompt": start, "chosen": "  A ", "rejected": " B"})
+    assert pair == Pair(1, [user("Q")], [bot(" A ")], [bot("B")])
+    assert pair_of({"chosen": start + "  A ", "rejected": start + " B"}) == pair
+
+
+def test_equal_conversations_keep_their_last_message_as_the_completion():
+    same = [user("Q"), bot("A")]
+    assert pair_of({"chosen": same, "rejected": same}) == PLAIN._replace(rejected=[bot("A")])
+
+
 def test_helpsteer_rows_of_one_prompt_make_a_pair():
     rows = [
         {"prompt": "Q", "response": "B", "helpfulness": 1},

@@ -108,7 +108,9 @@ def test_a_damaged_cache_is_built_again(run, tmp_path, damage):
     if damage == "cut":
         content = content[: len(content) // 2]
     if damage == "flip":
-        content[len(content) // 2] ^= 255
+        tokens = b"".join(token.to_bytes(4, "little") for token in good[3]["chosen"])
+        assert content.count(tokens) == 1
+        content = content.replace(tokens, tokens[::-1])
     arrow.write_bytes(content)
     if damage == "report":
         report.write_text("{")
@@ -187,7 +189,7 @@ def test_progress_on_a_poor_stream(folder, tmp_path, chatml, monkeypatch, stream
     if stream:
         line = stream.text.split("\r")[-1]
         assert "Tokenising" in line and "7 rows" in line
-        assert not any(word in stream.text for word in ("loss", "it/s", "rows/s", "7/"))
+        assert not any(word in stream.text for word in ("loss", "it/s", "rows/s", "7/7"))
 
 
 def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):

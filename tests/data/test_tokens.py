@@ -125,6 +125,12 @@ def test_conversations_that_open_with_different_answers(tokenise, chatml):
     assert chatml.decode(row["chosen"]) == "Yes<|im_end|>\n"
 
 
+def test_tools_reach_the_template(tokenise):
+    tokenizer = make_tokenizer("{% for tool in tools or [] %}{{ tool.name }}\n{% endfor %}" + CHATML)
+    row = tokenise([{**PAIR, "tools": [{"name": "add"}]}], tokenizer).rows[0]
+    assert tokenizer.decode(row["prompt"]).startswith("add\n<|im_start|>user")
+
+
 def test_a_template_that_refuses_a_row_says_which_and_why(tokenise):
     turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     with pytest.raises(UserError) as error:
