@@ -107,6 +107,11 @@ def test_turned_off(examined, monkeypatch, call):
     assert "not active" in done.stdout and "do: unset MLX_LM_LORA_PREFPLUS" in done.stdout
 
 
+def test_started_without_site(examined, monkeypatch):
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(no_site=1))
+    assert "started with -S" in examined(active=False)[1]
+
+
 def test_no_pth(examined, tmp_path):
     (tmp_path / doctor.PTH).unlink()
     assert f"{doctor.PTH} is in none of the folders" in examined(active=False)[1]

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -34,8 +35,6 @@ class ModeParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
         """As in `argparse`, with the host's abbreviations spelt out."""
         if args is None:
-            import sys
-
             args = sys.argv[1:]
         words = list(args)
         end = words.index("--") if "--" in words else len(words)
@@ -52,7 +51,7 @@ def option_strings(parser: argparse.ArgumentParser) -> tuple[str, ...]:
 
 
 def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The options of a parser. argparse has no public name for this list; it has had this one since 2006."""
+    """The options of a parser. argparse has no public name for this list."""
     return parser._actions
 
 

@@ -97,10 +97,10 @@ class Seam:
         return self.originals["load_reference_model"](args)
 
     def handed_over(self, name: str) -> Callable[..., Any]:
-        """A function that goes to `host/run.py` in our modes, and to the original in the host's."""
+        """A function that goes to `host/functions.py` in our modes, and to the original in the host's."""
 
         def function(args: Any, *rest: Any, **named: Any) -> Any:
-            target = getattr(_run_module(), name) if _is_ours(args) else self.originals[name]
+            target = getattr(_functions_module(), name) if _is_ours(args) else self.originals[name]
             return target(args, *rest, **named)
 
         return function
@@ -181,3 +181,10 @@ def _run_module() -> Any:
     from . import run
 
     return run
+
+
+def _functions_module() -> Any:
+    """Our versions of the host's functions, imported when they are needed."""
+    from . import functions
+
+    return functions

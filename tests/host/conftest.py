@@ -102,6 +102,7 @@ def our_run(monkeypatch):
 
         setattr(stub, name, function)
     monkeypatch.setattr(seam, "_run_module", lambda: stub)
+    monkeypatch.setattr(seam, "_functions_module", lambda: stub)
     return stub
 
 
