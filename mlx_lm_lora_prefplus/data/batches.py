@@ -30,9 +30,7 @@ def iterate_batches(
         yield collate([rows[int(i)] for i in ids], ids, multiple)
 
 
-def epoch_order(
-    count: int, batch_size: int, rng: np.random.Generator | None, lengths
-) -> Iterator[np.ndarray]:
+def epoch_order(count: int, batch_size: int, rng: np.random.Generator | None, lengths) -> Iterator[np.ndarray]:
     """Yield arrays of row positions, one a batch. Without `rng` the order is that of the rows.
 
     lengths: maps an array of positions to the length (tokens) that padding is to be saved on.
@@ -51,9 +49,7 @@ def epoch_order(
 
 def collate(rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
     """Pad rows into a `Batch`: chosen first half, rejected second half; reference log-probs are zeros."""
-    sequences = [
-        np.concatenate([row["prompt"], row[side]]) for side in ("chosen", "rejected") for row in rows
-    ]
+    sequences = [np.concatenate([row["prompt"], row[side]]) for side in ("chosen", "rejected") for row in rows]
     lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     width = -(-int(lengths.max()) // multiple) * multiple
     tokens = np.zeros((len(sequences), width), np.int32)

@@ -151,7 +151,7 @@ class Encoder:
             if opening is None:
                 return Dropped(row, "empty prompt")
             start = [opening]
-        fitted = fit(start, chosen, rejected, self.settings)
+        fitted = fit(start, chosen, rejected, self.settings, self.inner.bos_token_id)
         if fitted is None:
             return Dropped(row, "longer than max_seq_length")
         if fitted[1] == fitted[2]:
@@ -177,12 +177,14 @@ def _refused(pairs: Sequence[Pair], texts: list[Any], source: str) -> UserError:
     return UserError(f"{source}, rows {pairs[0].row} to {pairs[-1].row}: the tokenizer refuses the text.")
 
 
-def fit(prompt: Ids, chosen: Ids, rejected: Ids, settings: DataSettings) -> tuple[Ids, Ids, Ids] | None:
+def fit(
+    prompt: Ids, chosen: Ids, rejected: Ids, settings: DataSettings, bos: int | None = None
+) -> tuple[Ids, Ids, Ids] | None:
     """Cut a row so that the prompt and either completion have at most `max_seq_length` tokens together.
 
     The prompt gives way first, down to `max_prompt_length` tokens (default: half of `max_seq_length`); then
-    the ends of the completions. One token of each remains whatever the settings. None if the row is too long
-    and `truncation` is "drop".
+    the ends of the completions. One token of each remains whatever the settings, and a prompt that begins with
+    `bos` still does where two tokens of it fit. None if the row is too long and `truncation` is "drop".
     """
     limit = settings.max_seq_length
     longer = max(len(chosen), len(rejected))
@@ -194,4 +196,6 @@ def fit(prompt: Ids, chosen: Ids, rejected: Ids, settings: DataSettings) -> tupl
     keep = max(1, min(max(limit - longer, floor), limit - 1))
     room = max(1, limit - keep)
     kept = prompt[:keep] if settings.truncation == "keep_start" else prompt[-keep:]
+    if prompt[0] == bos and keep > 1:
+        kept = [bos, *kept[1:]]
     return kept, chosen[:room], rejected[:room]

@@ -1,6 +1,6 @@
 """The policy without its adapters: the same weights in memory, seen as the model they were put on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -13,7 +13,7 @@ _BASES = ("linear", "embedding")
 
 
 @contextmanager
-def swapped_classes(swaps: list[tuple[nn.Module, type]]) -> Iterator[None]:
+def swapped_classes(swaps: Sequence[tuple[nn.Module, type]]) -> Iterator[None]:
     """Give each module another class while the context is open, whatever happens in it.
 
     Only the way a module is called changes: no parameter is moved, copied or renamed.

@@ -90,7 +90,7 @@ def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{key}: {file} cannot be read as safetensors ({error}).") from error
     assert isinstance(weights, dict)
-    wanted = {name: value.shape for name, value in tree_flatten(model.trainable_parameters())}
+    wanted = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
     given = {name: value.shape for name, value in weights.items()}
     problems = [
         f"{name} is {given[name]}, wanted {wanted[name]}"

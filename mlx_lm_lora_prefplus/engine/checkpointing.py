@@ -10,7 +10,7 @@ from mlx_lm.tuner.trainer import grad_checkpoint
 @contextmanager
 def gradient_checkpointing(model: nn.Module) -> Iterator[None]:
     """Recompute each layer in the backward while the context is open (mlx-lm patches the classes for good)."""
-    one_of_each = {type(layer): layer for layer in model.layers}
+    one_of_each = {type(layer): layer for layer in model.layers}  # pyright: ignore[reportOptionalIterable]
     originals = {cls: cls.__call__ for cls in one_of_each}
     try:
         for layer in one_of_each.values():

@@ -22,7 +22,7 @@ def evaluate(trainer: Trainer, policy: Policy, batches: Iterator[Batch], options
     try:
         for batch in batches:
             layout, values = flatten(trainer.loss(policy, batch, options))
-            totals.add(batch.units(), layout, values.tolist())
+            totals.add(batch.units(), layout, values)
     finally:
         policy.model.train(training)
     means = totals.means()

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_map
 from tqdm import tqdm
 
@@ -132,18 +133,18 @@ class _Loop:
             gradient = new if gradient is None else tree_map(mx.add, gradient, new)
             mx.eval(values, gradient)
         totals = Totals()
-        totals.add(batch.units(), step.layout, values.tolist())
+        totals.add(batch.units(), step.layout, values)
         if not is_finite(totals.means()):
             self._stop("The loss is not finite", batch)
-        self.totals.add(batch.units(), step.layout, values.tolist())
-        self.tokens += int(batch.completion_lengths.sum().item())
+        self.totals.add(batch.units(), step.layout, values)
+        self.tokens += int(np.asarray(batch.completion_lengths).sum())
         self.iterations += 1
         return gradient
 
     def _update(self, gradient: Any) -> None:
         run = self.run
         clipped, norm = optim.clip_grad_norm(gradient, run.settings.max_grad_norm or math.inf)
-        if not math.isfinite(norm.item()):
+        if not mx.isfinite(norm).item():
             self._stop("The gradient is not finite")
         if run.settings.max_grad_norm:
             # Clipping multiplies by a float32 number; low-precision weights must stay what they are.

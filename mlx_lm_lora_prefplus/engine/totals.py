@@ -3,6 +3,7 @@
 import math
 
 import mlx.core as mx
+import numpy as np
 
 from ..plugin.protocol import LossOutput, Unit
 
@@ -29,11 +30,11 @@ class Totals:
         self._sums: dict[tuple[Unit, str], float] = {}
         self._units: dict[Unit, int] = {}
 
-    def add(self, units: dict[Unit, int], layout: Layout, values: list[float]) -> None:
+    def add(self, units: dict[Unit, int], layout: Layout, values: mx.array) -> None:
         """Add a micro-batch: its counts, and the sums that `flatten` laid out."""
         for unit, count in units.items():
             self._units[unit] = self._units.get(unit, 0) + count
-        for key, value in zip(layout, values, strict=True):
+        for key, value in zip(layout, np.asarray(values, np.float64).tolist(), strict=True):
             self._sums[key] = self._sums.get(key, 0.0) + value
 
     def means(self) -> dict[str, float]:

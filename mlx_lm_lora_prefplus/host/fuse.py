@@ -43,7 +43,7 @@ def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     # Until it is written the full model stands in memory beside the quantised one.
-    now = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    now = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
     needed, memory = size + (now if size > now else 0), total_memory()
     for what, wanted, there in (("disk", size, free), ("memory", needed, memory)):
         if wanted > there:

@@ -42,10 +42,10 @@ def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
             "Hugging Face name."
         )
     try:
-        model, tokenizer, _ = from_pretrained(model=settings.model, quantized_load=quantization(settings))
+        loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
     except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
         raise UserError(f"model: {settings.model} could not be loaded: {_advice(error)}") from error
-    return model, tokenizer
+    return loaded[0], loaded[1]
 
 
 def _advice(error: Exception) -> str:
@@ -72,8 +72,8 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
     linear_to_lora_layers(model, settings.num_layers, settings.lora_parameters, use_dora=settings.train_type == "dora")
     if not adapter_layers(model):
         raise UserError(
-            f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look like "
-            "self_attn.q_proj; without keys every linear layer gets an adapter."
+            f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look "
+            "like self_attn.q_proj; without keys every linear layer gets an adapter."
         )
 
 

@@ -1,8 +1,5 @@
 """A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
 
-import math
-from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from datasets import Dataset
 from mlx_lm.tuner.callbacks import WandBCallback
 from mlx_lm.tuner.utils import build_schedule
 from mlx_lm.utils import maybe_set_recommended_wired_limit
@@ -19,25 +15,17 @@ from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_us
 from mlx_lm_lora.trainer import sft_trainer
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
-from ..data import Split, prepare
-from ..engine.adapters import adapters_off
 from ..engine.checkpoint import check_writable, load_adapter_weights, save_adapters
 from ..engine.logps import PlainPolicy
 from ..engine.loop import Training, train
 from ..engine.qat import FakeQuantization, effective_linears
-from ..engine.reference import reference_logps, with_reference
+from ..engine.reference import with_reference
 from ..engine.report import host_metrics
 from ..errors import UserError
-from ..plugin import Batch
 from ..settings import RunSettings
 from . import fuse, policy, summary
-from .config import Resolved, resolve
-from .seam import registry
-
-_SPLITS = ("train", "valid", "test")
-
-DEFAULT_ITERS = sft_trainer.SFTTrainingArgs().iters
-"""What the host takes where neither `iters` nor `epochs` is given."""
+from .config import Resolved
+from .work import References, Work, read_rows
 
 
 def run(resolved: Resolved, training_callback: Any = None) -> None:
@@ -94,81 +82,7 @@ def check_start(settings: RunSettings) -> None:
         )
 
 
-def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
-    """The splits that this run uses, as tokens."""
-    wanted = [
-        *(["train", "valid"] if resolved.settings.train else []),
-        *(["test"] if resolved.settings.test else []),
-    ]
-    splits = prepare(resolved.data, tokenizer, wanted, add_bos=policy.uses_fallback_template(tokenizer))
-    for name in ("train", "test"):
-        if name in wanted and name not in splits:
-            raise UserError(f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}.")
-    return splits
-
-
-class Work:
-    """The model, the rows and the order in which a run visits them."""
-
-    def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, rows: dict[str, Dataset]):
-        self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
-        settings = resolved.settings
-        self.compiled = mx.default_device().type == mx.gpu
-        self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
-        self.iters = self._iters(settings) if "train" in rows else 0
-
-    def _iters(self, settings: RunSettings) -> int:
-        per_epoch = math.ceil(len(self.rows["train"]) / settings.batch_size)
-        return settings.iters or (settings.epochs or 0) * per_epoch or DEFAULT_ITERS
-
-    def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch of training, or all that the settings want evaluated of another split."""
-        settings, rows = self.resolved.settings, self.rows[split]
-        limit = self.limits.get(split, -1)
-        if limit >= 0:
-            rows = rows.select(range(min(len(rows), limit * settings.batch_size)))
-        return self.resolved.trainer.iterate_batches(
-            rows.with_format("numpy"),  # type: ignore[arg-type]
-            batch_size=settings.batch_size,
-            epoch=epoch,
-            seed=settings.seed,
-            shuffle=split == "train",
-            multiple=32 if self.compiled else 1,
-        )
-
-    def visited(self, split: str) -> Iterator[Batch]:
-        """The batches in which this run first sees each row."""
-        for i, batch in enumerate(self.batches(split)):
-            if split == "train" and i == self.iters:
-                return
-            yield batch
-
-    def evaluates(self, split: str) -> bool:
-        """Whether there is anything to evaluate on."""
-        return split in self.rows and self.limits[split] != 0
-
-    def reference(self, given: nn.Module | None = None) -> dict[str, np.ndarray | None]:
-        """Split → reference log-probs of the rows that this run visits; None where the mode has no reference.
-
-        given: a reference model that is loaded already.
-        """
-        used = [name for name in self.rows if name == "train" or self.evaluates(name)]
-        if not self.resolved.trainer.needs_reference(self.resolved.options):
-            return dict.fromkeys(used)
-        model = given or self.model
-        if given is None and self.resolved.settings.reference_model_path:
-            model = policy.load_reference(self.resolved.settings, self.tokenizer)
-        logps: dict[str, np.ndarray | None] = {}
-        with adapters_off(model) if model is self.model else nullcontext():
-            for name in used:
-                count = len(self.rows[name])
-                logps[name] = reference_logps(PlainPolicy(model), self.visited(name), count, f"Reference, {name} rows")
-        del model
-        mx.clear_cache()
-        return logps
-
-
-def train_policy(work: Work, reference: dict[str, np.ndarray | None], adapter_file: Path, callback: Any) -> None:
+def train_policy(work: Work, reference: References, adapter_file: Path, callback: Any) -> None:
     """Run the loop; the adapters are saved when it returns."""
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
     if settings.resume_adapter_file:
@@ -196,17 +110,13 @@ def train_policy(work: Work, reference: dict[str, np.ndarray | None], adapter_fi
             settings=settings,
             iters=work.iters,
             epoch_batches=lambda epoch: with_reference(work.batches("train", epoch), reference["train"]),
-            validation=partial(_evaluated, work, "valid", reference) if work.evaluates("valid") else None,
+            validation=partial(work.evaluation, "valid", reference) if work.evaluates("valid") else None,
             save=save,
             callback=callback,
             qat=fake_quantization(model, settings),
             compiled=work.compiled,
         )
     )
-
-
-def _evaluated(work: Work, split: str, reference: dict[str, np.ndarray | None]) -> Iterator[Batch]:
-    return with_reference(work.batches(split), reference[split])
 
 
 def build_optimizer(settings: RunSettings) -> optim.Optimizer:
@@ -228,11 +138,11 @@ def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantizati
     )
 
 
-def test_policy(work: Work, reference: dict[str, np.ndarray | None]) -> None:
+def test_policy(work: Work, reference: References) -> None:
     """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss)."""
     print_section("Testing")
     resolved = work.resolved
-    means = resolved.trainer.evaluate(PlainPolicy(work.model), _evaluated(work, "test", reference), resolved.options)
+    means = resolved.trainer.evaluate(PlainPolicy(work.model), work.evaluation("test", reference), resolved.options)
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
     for name, value in host_metrics(means).items():
@@ -249,54 +159,3 @@ def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> No
         print_warning(f"Not fused: {reason}.")
     else:
         raise UserError(f"The adapters are trained and saved in {resolved.settings.adapter_path}, but {reason}.")
-
-
-def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
-    """The host's function in our modes: train, valid and test rows; an empty list where a split is not used."""
-    splits = read_rows(resolve(vars(args), registry(), read_file=False), tokenizer)
-    train_rows, valid_rows, test_rows = (splits[name].rows if name in splits else [] for name in _SPLITS)
-    return train_rows, valid_rows, test_rows
-
-
-def train_model(
-    args: Any,
-    model: nn.Module,
-    tokenizer: Any,
-    adapter_file: Path,
-    reference_model: nn.Module | None = None,
-    judge_model: Any = None,
-    judge_tokenizer: Any = None,
-    train_set: Any = None,
-    valid_set: Any = None,
-    training_callback: Any = None,
-) -> None:
-    """The host's function in our modes; the sets come from `load_dataset`, bare or in the host's `CacheDataset`."""
-    rows = _given_rows(train=train_set, valid=valid_set)
-    work = Work(resolve(vars(args), registry(), read_file=False), model, tokenizer, rows)
-    train_policy(work, work.reference(reference_model), Path(adapter_file), training_callback)
-
-
-def evaluate_model(
-    args: Any,
-    model: nn.Module,
-    tokenizer: Any,
-    reference_model: nn.Module | None = None,
-    judge_model: Any = None,
-    judge_tokenizer: Any = None,
-    test_set: Any = None,
-) -> None:
-    """The host's function in our modes; see `train_model`."""
-    work = Work(resolve(vars(args), registry(), read_file=False), model, tokenizer, _given_rows(test=test_set))
-    test_policy(work, work.reference(reference_model))
-
-
-def _given_rows(**sets: Any) -> dict[str, Dataset]:
-    """The sets that hold rows, out of the host's `CacheDataset` if they are in one."""
-    rows = {name: getattr(given, "_data", given) for name, given in sets.items() if given is not None and len(given)}
-    for name, given in rows.items():
-        if not isinstance(given, Dataset):
-            raise UserError(
-                f"{name}_set is a {type(given).__name__}; in this mode it must come from load_dataset, called with the "
-                "same train_mode."
-            )
-    return rows

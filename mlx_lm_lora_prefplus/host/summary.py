@@ -95,7 +95,7 @@ def rows(name: str, split: Split) -> str:
 
 def training(settings: RunSettings, model: nn.Module) -> str:
     """What is trained and how many numbers that is."""
-    trained = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+    trained = sum(value.size for value in dict(tree_flatten(model.trainable_parameters())).values())
     kind = {"lora": "LoRA adapters", "dora": "DoRA adapters", "full": "all weights that are not quantised"}
     return f"Trained: {kind[settings.train_type]}, {trained:,} numbers"
 

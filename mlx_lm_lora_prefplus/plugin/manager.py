@@ -36,9 +36,10 @@ HOST_MODES = (
 )
 """The modes of mlx-lm-lora itself. Only this distribution may take one over."""
 
-MEMBERS = (
-    *inspect.get_annotations(Trainer),
-    *(name for name, member in vars(Trainer).items() if inspect.isfunction(member) and name[0] != "_"),
+MEMBERS = tuple(
+    name
+    for name, member in vars(Trainer).items()
+    if name[0] != "_" and (inspect.isfunction(member) or isinstance(member, property))
 )
 """What an object must have to be a trainer."""
 

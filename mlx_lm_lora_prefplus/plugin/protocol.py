@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import mlx.core as mx
+import numpy as np
 
 Rows = Literal["paired", "unpaired", "ranked"]
 """The kind of rows a mode reads. `paired`: one prompt with a chosen and a rejected completion."""
@@ -45,7 +46,7 @@ class Batch(NamedTuple):
     def units(self) -> dict[Unit, int]:
         """How many of each unit this batch holds."""
         pairs = self.ids.shape[0]
-        return {"pairs": pairs, "chosen_tokens": int(self.completion_lengths[:pairs].sum().item())}
+        return {"pairs": pairs, "chosen_tokens": int(np.asarray(self.completion_lengths[:pairs]).sum())}
 
 
 class LossOutput(NamedTuple):
@@ -96,10 +97,17 @@ class Trainer(Protocol):
         be empty.
     """
 
-    mode: str
-    rows: Rows
-    options: type
-    losses: Mapping[str, Any]
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def rows(self) -> Rows: ...
+
+    @property
+    def options(self) -> type: ...
+
+    @property
+    def losses(self) -> Mapping[str, Any]: ...
 
     def needs_reference(self, options: Any) -> bool:
         """Whether `Batch.reference_logps` must be filled."""

@@ -11,7 +11,7 @@ from ..data.batches import iterate_batches
 from ..engine.evaluate import evaluate
 from ..losses import Loss, Pairs
 from ..plugin import Batch, LossOutput, Policy
-from ..plugin.protocol import Rows
+from ..plugin.protocol import Rows, Unit
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PairedTrainer:
         losses = row.function(scored, **{key: getattr(options, key) for key in row.options})
 
         nll = -pairs.chosen.sum()
-        sums = {"pairs": losses.sum()}
+        sums: dict[Unit, mx.array] = {"pairs": losses.sum()}
         weight = getattr(options, self.nll_weight) if self.nll_weight else 0.0
         if weight:
             sums["chosen_tokens"] = weight * nll

@@ -234,3 +234,11 @@ def test_rows_that_differ_only_beyond_the_cut_are_dropped(tokenise):
 def test_all_rows_dropped_names_the_reasons(tokenise):
     with pytest.raises(UserError, match=r"none of the 3 rows .* the same: 2, empty completion: 1"):
         tokenise([{**PAIR, "rejected": "A cat."}] * 2 + [{**PAIR, "chosen": None}])
+
+
+def test_a_cut_prompt_still_begins_with_the_bos():
+    row = ([1, 2, 3, 4, 5, 6], [7, 8], [9])
+    settings = DataSettings(max_seq_length=5, max_prompt_length=1)
+    assert fit(*row, settings, bos=1) == ([1, 5, 6], [7, 8], [9])
+    assert fit(*row, settings, bos=2) == ([4, 5, 6], [7, 8], [9])
+    assert fit([1, 2], [7] * 9, [9], DataSettings(max_seq_length=2), bos=1) == ([2], [7], [9])
