@@ -158,6 +158,7 @@ def test_the_probe_reports_what_a_fresh_interpreter_says(monkeypatch, tmp_path):
     (package / "__init__.py").write_text("")
     (package / "train.py").write_text("print('hello')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS", "0")  # the hook may be installed here
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS", "0")  # where we are installed, our hook would have its say
     assert doctor._probe() == {"file": str(package / "train.py"), "active": False, "native": False, "error": ""}
     (package / "train.py").write_text("raise RuntimeError('broken host')")

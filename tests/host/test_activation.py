@@ -54,7 +54,7 @@ class Environment:
             ]
         else:
             tool = [sys.executable, "-m", "pip", "--python", self.python, words[0]]
-            tool += ["--no-deps", "--no-index"] if words[0] == "install" else ["--yes"]
+            tool += ["--no-deps", "--no-index", "--ignore-installed"] if words[0] == "install" else ["--yes"]
         done = subprocess.run([*map(str, [*tool, *words[1:]])], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
