@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_pairs
+
 ROOT = Path(__file__).parents[2]
 OURS, HOST = "mlx-lm-lora-prefplus", "mlx-lm-lora"
 NONSENSE = ("--train-mode", "cpo", "--loss-type", "nonsense")
@@ -195,6 +197,29 @@ def test_a_third_partys_mode(environment, tmp_path):
     assert "the plugin toy-prefs 0.3 is skipped: not_there: ModuleNotFoundError" in done.stderr
     listed = environment.run(environment.bin / "mlx_lm_lora.prefplus", "modes", "--json", **variables)
     assert {row["mode"]: row["provider"] for row in json.loads(listed.stdout)}["toy"] == "toy-prefs 0.3"
+
+
+def test_the_worked_example_is_installed_and_trained(environment, model_folder, tmp_path):
+    """The package of docs/write-a-trainer.md: its wheel installed, its mode trained, gone after uninstalling."""
+    source = shutil.copytree(ROOT / "tests/plugin/example_package", tmp_path / "source")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    environment.pip("install", *tmp_path.glob("*.whl"))
+    write_pairs(tmp_path / "data", train=8, valid=2)
+    train = [environment.bin / "mlx_lm_lora.train", "--train", "--train-mode", "slic", "--slack", "2.0", "--no-fuse"]
+    train += ["--model", model_folder, "--data", tmp_path / "data", "--iters", "3", "--batch-size", "4"]
+    train += ["--learning-rate", "1e-3", "--adapter-path", tmp_path / "adapters"]
+    try:
+        done = environment.run(*train)
+        refused = environment.run(*train, "--slack", "-1")
+    finally:
+        environment.pip("uninstall", "mlx-lm-lora-slic")
+    assert done.returncode == 0, done.stderr
+    assert "Objective: slic (beta 0.1, slack 2.0, nll_weight 0.1)" in done.stdout
+    assert "Iter 3: Val loss" in done.stdout
+    assert (tmp_path / "adapters/adapters.safetensors").is_file()
+    assert refused.returncode == 1 and "slack" in refused.stderr and "Traceback" not in refused.stderr
+    assert "invalid choice: 'slic'" in environment.run(*train).stderr
 
 
 def test_doctor(environment):
