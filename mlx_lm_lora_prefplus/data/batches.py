@@ -49,20 +49,32 @@ def epoch_order(count: int, batch_size: int, rng: np.random.Generator | None, le
 
 def collate(rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
     """Pad rows into a `Batch`: chosen first half, rejected second half; reference log-probs are zeros."""
-    sequences = [np.concatenate([row["prompt"], row[side]]) for side in ("chosen", "rejected") for row in rows]
-    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
-    width = -(-int(lengths.max()) // multiple) * multiple
-    tokens = np.zeros((len(sequences), width), np.int32)
-    for i, sequence in enumerate(sequences):
-        tokens[i, : len(sequence)] = sequence
-    prompts = np.array([len(row["prompt"]) for row in rows] * 2, np.int32)
+    prompts = [np.asarray(row["prompt"], np.int32) for row in rows]
+    completions = [np.asarray(row[side], np.int32) for side in ("chosen", "rejected") for row in rows]
+    tokens, lengths = _padded([np.concatenate(both) for both in zip(prompts * 2, completions, strict=True)], multiple)
+    prompt_tokens, prompt_lengths = _padded(prompts, multiple)
+    completion_tokens, completion_lengths = _padded(completions, multiple)
+    scored = np.flatnonzero(np.arange(completion_tokens.shape[1]) < completion_lengths[:, None])
+    spare = -len(scored) % (multiple * multiple)
     return Batch(
         tokens=mx.array(tokens),
-        prompt_lengths=mx.array(prompts),
+        prompts=mx.array(prompt_tokens),
+        completions=mx.array(completion_tokens),
+        scored=mx.array(np.pad(scored, (0, spare), constant_values=completion_tokens.size).astype(np.int32)),
+        prompt_lengths=mx.array(np.tile(prompt_lengths, 2)),
         lengths=mx.array(lengths),
-        reference_logps=mx.zeros(len(sequences)),
+        reference_logps=mx.zeros(len(completions)),
         ids=mx.array(np.asarray(ids, np.int32)),
     )
+
+
+def _padded(sequences: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences padded on the right with zeros to a common width, (rows, width) int32; their lengths, (rows,)."""
+    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+    tokens = np.zeros((len(sequences), -(-int(lengths.max()) // multiple) * multiple), np.int32)
+    for i, sequence in enumerate(sequences):
+        tokens[i, : len(sequence)] = sequence
+    return tokens, lengths
 
 
 def _longest(rows: Sequence[Mapping[str, Any]], pool: np.ndarray) -> list[int]:

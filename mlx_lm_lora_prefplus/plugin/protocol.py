@@ -19,6 +19,10 @@ class Batch(NamedTuple):
     Paired rows stand chosen first half, rejected second half: row `i` and row `i + pairs` share a prompt.
 
     tokens: (rows, width) int32, prompt then completion then padding (zeros).
+    prompts: (pairs, longest prompt) int32, the prompts alone, padded on the right.
+    completions: (rows, longest completion) int32, the completions alone, padded on the right.
+    scored: (positions,) int32, where `completions`, flattened, holds tokens and not padding. Entries equal to
+        its size are padding of this array itself.
     prompt_lengths: (rows,) int32, tokens of the prompt.
     lengths: (rows,) int32, tokens of prompt and completion together.
     reference_logps: (rows,) float32, summed completion log-probs of the reference (nats); zeros where the
@@ -27,6 +31,9 @@ class Batch(NamedTuple):
     """
 
     tokens: mx.array
+    prompts: mx.array
+    completions: mx.array
+    scored: mx.array
     prompt_lengths: mx.array
     lengths: mx.array
     reference_logps: mx.array

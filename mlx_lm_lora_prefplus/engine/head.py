@@ -1,0 +1,95 @@
+"""Log-probs of tokens from hidden states, chunk by chunk: the logits of all tokens never stand in memory at once.
+
+A token's log-prob depends on its own hidden state only. With a frozen head the forward can therefore compute its
+gradient with respect to that state as well and keep it; the backward is then a product, and nothing is recomputed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+Head = Callable[[mx.array], mx.array]
+"""(positions, hidden) states → (positions, vocabulary) logits."""
+
+CHUNK_BYTES = {mx.cpu: 8_000_000, mx.gpu: 128_000_000}
+"""Size of the float32 logits that are alive at a time."""
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Positions to take at a time on the default device."""
+    return max(1, CHUNK_BYTES[mx.default_device().type] // (4 * vocabulary))
+
+
+def frozen_head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> tuple[mx.array, mx.array]:
+    """Log-probs where no parameter of the head is trained.
+
+    Arguments:
+        hidden: (positions, hidden) states; the gradient goes to these alone.
+        targets: (positions,) token ids.
+        chunk: positions to take at a time.
+
+    Returns:
+        (positions,) float32 log-probs (nats), and (positions,) float32 mean logits, which have no gradient.
+    """
+
+    @mx.custom_function
+    def logps(hidden):
+        parts: list[tuple[mx.array, ...]] = []
+        for start in range(0, hidden.shape[0], chunk):
+            states = hidden[start : start + chunk]
+            if parts:  # one chunk after the other, so that logits die before the next are born
+                (states,) = mx.depends([states], list(parts[-1]))
+            parts.append(_scored_with_gradient(head, states, targets[start : start + chunk]))
+        return tuple(mx.concatenate(column) for column in zip(*parts, strict=True))
+
+    @logps.vjp
+    def _(primals, cotangents, outputs):
+        gradient = outputs[2]
+        return gradient * cotangents[0][:, None].astype(gradient.dtype)
+
+    values, mean_logits, _ = logps(hidden)
+    return values, mx.stop_gradient(mean_logits)
+
+
+def _scored_with_gradient(head: Head, states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Log-probs, mean logits, and the gradient of each log-prob with respect to its state."""
+    raw = head(states)
+    logits = raw.astype(mx.float32)
+    top = logits.max(axis=-1, keepdims=True)
+    exponentials = mx.exp(logits - top)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
+    logps = (picked - top - mx.log(total))[:, 0]
+    probabilities = exponentials / total
+    # ∂ log p_t / ∂ logits = 1[t] − p
+    at_target = 1 - mx.take_along_axis(probabilities, targets[:, None], axis=-1)
+    cotangent = mx.put_along_axis(-probabilities, targets[:, None], at_target, axis=-1)
+    _, (gradient,) = mx.vjp(head, [states], [cotangent.astype(raw.dtype)])
+    return logps, logits.mean(axis=-1), gradient
+
+
+def trained_head_logps(
+    head: Callable[[Any, mx.array], mx.array], parameters: Any, hidden: mx.array, targets: mx.array, chunk: int
+) -> tuple[mx.array, mx.array]:
+    """Log-probs where parameters of the head are trained: each chunk is computed again in the backward.
+
+    Arguments:
+        head: (parameters, states) → logits. All that is trained in it must come through `parameters`.
+
+    Returns:
+        As `frozen_head_logps`.
+    """
+
+    def scored(parameters, states, targets):
+        logits = head(parameters, states).astype(mx.float32)
+        picked = mx.take_along_axis(logits, mx.stop_gradient(targets)[:, None], axis=-1)[:, 0]
+        return picked - mx.logsumexp(logits, axis=-1), mx.stop_gradient(logits).mean(axis=-1)
+
+    checkpointed = mx.checkpoint(scored)
+    parts = [
+        checkpointed(parameters, hidden[start : start + chunk], targets[start : start + chunk])
+        for start in range(0, hidden.shape[0], chunk)
+    ]
+    values, mean_logits = (mx.concatenate(column) for column in zip(*parts, strict=True))
+    return values, mx.stop_gradient(mean_logits)
