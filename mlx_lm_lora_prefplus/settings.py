@@ -81,6 +81,13 @@ class RunSettings(BaseModel):
     grad_checkpoint: bool = False
     efficient_long_context: bool = False
     recurrence_chunk_size: Positive = 64
+    engine: Annotated[
+        Literal["auto", "plain"],
+        Field(
+            description="How log-probs are computed: auto takes the fastest way that a probe of the model finds exact; "
+            "plain runs prompt and completion through the whole model."
+        ),
+    ] = "auto"  # ours
     fuse: bool = True
     lm_studio_name: str | None = None
     wandb: str | None = None
@@ -92,7 +99,7 @@ class RunSettings(BaseModel):
     qat_interval: Positive = 1
 
 
-OWN_KEYS = ("truncation", "max_prompt_length", "max_grad_norm")
+OWN_KEYS = ("truncation", "max_prompt_length", "max_grad_norm", "engine")
 """Keys of these two classes that the host does not have: each becomes a flag of our modes."""
 
 

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..plugin.protocol import Batch, Scores
 from .backbone import Halves
-from .head import chunk_size, frozen_head_logps, trained_head_logps
+from .head import chunk_size, frozen_head_logps, head_logps, trained_head_logps
 from .prefix import completion_states
 
 
@@ -17,10 +17,14 @@ class HeadPolicy:
 
     Arguments:
         halves: the model to be trained.
+
+    Attributes:
+        for_gradient: whether a gradient will be taken, so that it is worth preparing; None: while the model trains.
     """
 
     def __init__(self, halves: Halves):
         self.halves, self.model = halves, halves.model
+        self.for_gradient: bool | None = None
 
     def __call__(self, batch: Batch) -> Scores:
         """Scores of the completion tokens of each row; differentiable."""
@@ -45,6 +49,8 @@ class HeadPolicy:
     def _score(self, states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         parameters = head_parameters(self.model)
         chunk = chunk_size(self._vocabulary(states))
+        if not (self.model.training if self.for_gradient is None else self.for_gradient):
+            return head_logps(self._head, states, targets, chunk)
         if not parameters:
             return frozen_head_logps(self._head, states, targets, chunk)
 

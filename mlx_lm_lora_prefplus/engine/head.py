@@ -21,6 +21,28 @@ def chunk_size(vocabulary: int) -> int:
     return max(1, CHUNK_BYTES[mx.default_device().type] // (4 * vocabulary))
 
 
+def head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> tuple[mx.array, mx.array]:
+    """Log-probs where no gradient is wanted. (One can be taken all the same; the logits are then kept.)
+
+    Returns:
+        As `frozen_head_logps`.
+    """
+    parts: list[tuple[mx.array, mx.array]] = []
+    for start in range(0, hidden.shape[0], chunk):
+        states = hidden[start : start + chunk]
+        if parts:
+            (states,) = mx.depends([states], list(parts[-1]))
+        parts.append(_scored(head(states).astype(mx.float32), targets[start : start + chunk]))
+    values, mean_logits = (mx.concatenate(column) for column in zip(*parts, strict=True))
+    return values, mx.stop_gradient(mean_logits)
+
+
+def _scored(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Log-probs and mean logits, each (positions,), of float32 logits."""
+    picked = mx.take_along_axis(logits, mx.stop_gradient(targets)[:, None], axis=-1)[:, 0]
+    return picked - mx.logsumexp(logits, axis=-1), mx.stop_gradient(logits).mean(axis=-1)
+
+
 def frozen_head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> tuple[mx.array, mx.array]:
     """Log-probs where no parameter of the head is trained.
 
@@ -82,9 +104,7 @@ def trained_head_logps(
     """
 
     def scored(parameters, states, targets):
-        logits = head(parameters, states).astype(mx.float32)
-        picked = mx.take_along_axis(logits, mx.stop_gradient(targets)[:, None], axis=-1)[:, 0]
-        return picked - mx.logsumexp(logits, axis=-1), mx.stop_gradient(logits).mean(axis=-1)
+        return _scored(head(parameters, states).astype(mx.float32), targets)
 
     checkpointed = mx.checkpoint(scored)
     parts = [

@@ -16,7 +16,6 @@ from mlx_lm_lora.trainer import sft_trainer
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
 from ..engine.checkpoint import check_writable, load_adapter_weights, save_adapters
-from ..engine.logps import PlainPolicy
 from ..engine.loop import Training, train
 from ..engine.qat import FakeQuantization, effective_linears
 from ..engine.reference import with_reference
@@ -49,6 +48,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     work = Work(resolved, model, tokenizer, {name: split.rows for name, split in splits.items()})
     for line in summary.lines(resolved, model, splits, work.iters if settings.train else None):
         print_info(line)
+    print_info(f"Engine: {work.engine.words}")
     for warning in summary.warnings(resolved, model):
         print_warning(warning)
 
@@ -105,7 +105,7 @@ def train_policy(work: Work, reference: References, adapter_file: Path, callback
         Training(
             trainer=resolved.trainer,
             options=resolved.options,
-            policy=PlainPolicy(model),
+            policy=work.engine.policy,
             optimizer=build_optimizer(settings),
             settings=settings,
             iters=work.iters,
@@ -142,7 +142,7 @@ def test_policy(work: Work, reference: References) -> None:
     """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss)."""
     print_section("Testing")
     resolved = work.resolved
-    means = resolved.trainer.evaluate(PlainPolicy(work.model), work.evaluation("test", reference), resolved.options)
+    means = resolved.trainer.evaluate(work.engine.policy, work.evaluation("test", reference), resolved.options)
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
     for name, value in host_metrics(means).items():

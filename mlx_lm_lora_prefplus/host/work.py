@@ -13,10 +13,10 @@ from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ..data import Split, prepare
 from ..engine.adapters import adapters_off
-from ..engine.logps import PlainPolicy
+from ..engine.probe import choose_policy
 from ..engine.reference import reference_logps, with_reference
 from ..errors import UserError
-from ..plugin import Batch
+from ..plugin import Batch, Policy
 from ..settings import RunSettings
 from . import policy
 from .config import Resolved
@@ -47,7 +47,8 @@ class Work:
     def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, rows: dict[str, Dataset]):
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         settings = resolved.settings
-        self.compiled = mx.default_device().type == mx.gpu
+        self.engine = choose_policy(model, settings)
+        self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 
@@ -81,6 +82,10 @@ class Work:
         """Whether there is anything to evaluate on."""
         return split in self.rows and self.limits[split] != 0
 
+    def policy_of(self, model: nn.Module) -> Policy:
+        """The way that log-probs of a model are computed in this run."""
+        return self.engine.policy if model is self.model else choose_policy(model, self.resolved.settings).policy
+
     def reference(self, given: nn.Module | None = None) -> References:
         """Reference log-probs of the rows that this run visits.
 
@@ -96,7 +101,9 @@ class Work:
         with adapters_off(model) if model is self.model else nullcontext():
             for name in used:
                 count = len(self.rows[name])
-                logps[name] = reference_logps(PlainPolicy(model), self.visited(name), count, f"Reference, {name} rows")
+                logps[name] = reference_logps(
+                    self.policy_of(model), self.visited(name), count, f"Reference, {name} rows"
+                )
         del model
         mx.clear_cache()
         return logps
