@@ -1,0 +1,207 @@
+"""Long rows, exactly, in the memory of a short piece: forward piece by piece, backward piece by piece in reverse.
+
+The forward keeps what attention layers keep of a piece (keys and values) and what recurrent layers hand on (their
+state), and nothing else. The backward takes the pieces in reverse: each is computed again from what came in, and hands
+the gradient with respect to that to the pieces before it. No gradient is cut at a border.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import ArraysCache, CacheList
+
+from ..plugin.protocol import Batch, Scores
+from .backbone import Halves
+from .fast import HeadPolicy
+from .piece_cache import PieceCache
+
+Handed = list[list[mx.array]]
+"""What the layers hand on after a piece: for each, its keys and values of the piece, or its state."""
+
+
+class Piece(NamedTuple):
+    """Some columns of the token rows.
+
+    tokens: (rows, width) int32, inputs.
+    targets: (rows, width) int32, and counts: (rows, width) bool, which of them are scored; None in a prompt.
+    lengths, prompt_width: see `PieceCache`.
+    """
+
+    tokens: mx.array
+    targets: mx.array | None
+    counts: mx.array | None
+    lengths: mx.array
+    prompt_width: int
+
+
+class ChunkedPolicy(HeadPolicy):
+    """The scores of `SharedPrefixPolicy`, in pieces of `width` tokens.
+
+    Arguments:
+        halves: the model to be trained.
+        width: tokens of a piece.
+        pairwise: take one pair at a time and do not pad prompts, as layers with a state need it.
+    """
+
+    def __init__(self, halves: Halves, width: int, pairwise: bool = False):
+        super().__init__(halves)
+        self.width, self.pairwise = width, pairwise
+
+    def __call__(self, batch: Batch) -> Scores:
+        """Scores of the completion tokens of each row; differentiable with respect to the trained parameters."""
+        logps, mean_logits = self._by_pair(batch) if self.pairwise else self._run(_pieces(batch, self.width))
+        return Scores(logps, mx.stop_gradient(mean_logits) / mx.maximum(batch.completion_lengths, 1))
+
+    def _by_pair(self, batch: Batch) -> tuple[mx.array, mx.array]:
+        sums = [self._run(_pieces(pair, self.width)) for pair in _pairs(batch)]
+        columns = (mx.stack(column) for column in zip(*sums, strict=True))  # (pairs, 2): chosen, rejected
+        logps, mean_logits = (column.T.reshape(-1) for column in columns)
+        return logps, mean_logits
+
+    def _run(self, pieces: list[Piece]) -> tuple[mx.array, mx.array]:
+        """Sums over the scored tokens of each row: log-probs and mean logits."""
+        trained = tree_flatten(self.model.trainable_parameters())
+        names, parameters = [name for name, _ in trained], [value for _, value in trained]
+        run = _Run(self, pieces, names)
+
+        @mx.custom_function
+        def scores(*parameters):
+            return run.forward(parameters)
+
+        @scores.vjp
+        def _(primals, cotangents, outputs):
+            return run.backward(primals, cotangents[0])
+
+        sums = scores(*parameters) if parameters else run.forward(())
+        self.model.update(tree_unflatten(list(zip(names, parameters, strict=True))))
+        return sums
+
+    def score(self, states: mx.array, piece: Piece) -> list[mx.array]:
+        """Sums over the scored tokens of a piece, each (rows,): log-probs and mean logits."""
+        assert piece.targets is not None and piece.counts is not None
+        rows, width, size = states.shape
+        scores = self._score(states.reshape(rows * width, size), piece.targets.reshape(-1))
+        return [mx.where(piece.counts, values.reshape(rows, width), 0).sum(axis=1) for values in scores]
+
+
+def _pairs(batch: Batch) -> Iterator[Batch]:
+    """Each pair as a batch whose prompt is not padded."""
+    pairs = batch.ids.shape[0]
+    for i, length in enumerate(batch.prompt_lengths[:pairs].tolist()):
+        both = mx.array([i, i + pairs])
+        yield Batch(
+            batch.tokens[both],
+            batch.prompts[i : i + 1, :length],
+            batch.completions[both],
+            batch.scored,
+            batch.prompt_lengths[both],
+            batch.lengths[both],
+            batch.reference_logps[both],
+            batch.ids[i : i + 1],
+        )
+
+
+def _pieces(batch: Batch, width: int) -> list[Piece]:
+    """The prompts without their last token, then the completions beginning with it, in columns of `width`."""
+    lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
+    prompts = batch.prompts[:, :-1]
+    starts = range(0, prompts.shape[1], width)
+    pieces = [Piece(prompts[:, i : i + width], None, None, mx.zeros_like(lengths), 0) for i in starts]
+    last = mx.take_along_axis(batch.prompts, lengths[:, None] - 1, axis=1)
+    inputs = mx.concatenate([mx.concatenate([last, last]), batch.completions[:, :-1]], axis=1)
+    counts = mx.arange(inputs.shape[1])[None] < batch.completion_lengths[:, None]
+    ran = mx.concatenate([lengths, lengths]) - 1
+    for i in range(0, inputs.shape[1], width):
+        scored = (array[:, i : i + width] for array in (inputs, batch.completions, counts))
+        pieces.append(Piece(*scored, ran, prompts.shape[1]))
+    return pieces
+
+
+class _Run:
+    """One batch's way through the model, there and back. `handed`: what each piece has handed on."""
+
+    def __init__(self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str]):
+        self.policy, self.pieces, self.names = policy, pieces, names
+        model: Any = policy.model
+        self.made = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
+        self.handed: list[Handed] = []
+
+    def step(self, parameters: Any, k: int, handed: list[Handed]) -> tuple[list[mx.array], Handed]:
+        """Run piece `k` on what the pieces before it handed on: its scores (none in a prompt), and what it hands on."""
+        piece, model = self.pieces[k], self.policy.model
+        model.update(tree_unflatten(list(zip(self.names, parameters, strict=True))))
+        kinds = [kind for made in self.made for kind in _flat(made)]
+        caches = [_cache(kind, piece, [new[layer] for new in handed]) for layer, kind in enumerate(kinds)]
+        remaining = iter(caches)
+        states = self.policy.halves.hidden(piece.tokens, [_like(made, remaining) for made in self.made])
+        scores = [] if piece.targets is None else self.policy.score(states, piece)
+        return scores, [_handed_on(cache) for cache in caches]
+
+    def forward(self, parameters: Any) -> tuple[mx.array, mx.array]:
+        """Summed log-probs and mean logits of each row."""
+        self.handed = []
+        totals: list[mx.array] = []
+        for k in range(len(self.pieces)):
+            scores, new = self.step(parameters, k, self.handed)
+            totals = [a + b for a, b in zip(totals, scores, strict=True)] if totals else scores
+            self.handed.append(new)
+        return totals[0], totals[1]
+
+    def backward(self, parameters: Any, cotangent: mx.array) -> tuple[mx.array, ...]:
+        """The gradient of Σ cotangent · log-probs with respect to the parameters."""
+        owed = [[mx.zeros_like(array) for array in _leaves(handed)] for handed in self.handed]
+        total = [mx.zeros_like(parameter) for parameter in parameters]
+        for k in reversed(range(len(self.pieces))):
+            piece, before = self.pieces[k], self.handed[:k]
+
+            def again(*arrays: mx.array, k: int = k, before: list[Handed] = before) -> list[mx.array]:
+                rest = iter(arrays[len(parameters) :])
+                handed = [[[next(rest) for _ in layer] for layer in new] for new in before]
+                scores, new = self.step(arrays[: len(parameters)], k, handed)
+                return [*scores[:1], *_leaves(new)]
+
+            # Not before the pieces after it are done, or all of them would be computed again at once.
+            (tokens,) = mx.depends([piece.tokens], [*owed[k], *total])
+            self.pieces[k] = piece._replace(tokens=tokens)
+            primals = [*parameters, *(array for new in before for array in _leaves(new))]
+            wanted = [*([] if piece.targets is None else [cotangent]), *owed[k]]
+            _, gradients = mx.vjp(again, primals, wanted)
+            rest = iter(gradients)
+            total = [a + next(rest) for a in total]
+            owed[:k] = [[a + next(rest) for a in arrays] for arrays in owed[:k]]
+        return tuple(total)
+
+
+def _leaves(handed: Handed) -> list[mx.array]:
+    return [array for layer in handed for array in layer]
+
+
+def _flat(made: Any) -> list[Any]:
+    """The caches in a cache of caches."""
+    return [inner for cache in made.caches for inner in _flat(cache)] if isinstance(made, CacheList) else [made]
+
+
+def _like(made: Any, caches: Iterator[Any]) -> Any:
+    """The next caches, put together as `made` is."""
+    return CacheList(*(_like(inner, caches) for inner in made.caches)) if isinstance(made, CacheList) else next(caches)
+
+
+def _cache(made: Any, piece: Piece, handed: list[list[mx.array]]) -> Any:
+    """The cache of a layer before a piece, from what it handed on after each piece before."""
+    rows = piece.tokens.shape[0]
+    if isinstance(made, ArraysCache):
+        cache = ArraysCache(len(made.cache))
+        if handed:
+            cache.cache = [mx.concatenate([array] * (rows // array.shape[0])) for array in handed[-1]]
+        return cache
+    if not handed:
+        return PieceCache(piece.lengths, piece.prompt_width)
+    pieces = [[mx.concatenate([array] * (rows // array.shape[0])) for array in arrays] for arrays in handed]
+    keys, values = (mx.concatenate(column, axis=2) for column in zip(*pieces, strict=True))
+    return PieceCache(piece.lengths, piece.prompt_width, keys, values)
+
+
+def _handed_on(cache: Any) -> list[mx.array]:
+    return list(cache.cache if isinstance(cache, ArraysCache) else cache.new)

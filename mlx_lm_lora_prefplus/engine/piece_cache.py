@@ -1,0 +1,53 @@
+"""Keys and values of an attention layer when rows are run piece by piece."""
+
+import mlx.core as mx
+from mlx_lm.models.cache import _BaseCache
+
+
+class PieceCache(_BaseCache):
+    """The keys and values that came in (the prompt's, then what the rows have added), and this piece's own.
+
+    Arguments:
+        lengths: (rows,) int32, real tokens of each row's prompt among the first `prompt_width` keys.
+        prompt_width: how many of the keys that came in are the prompt's; the rest of a row's follow on its real ones.
+        keys, values: (rows, heads, keys, size) that came in, or None.
+
+    Attributes:
+        new: the keys and values of this piece, once it has run.
+    """
+
+    new: tuple[mx.array, mx.array]
+
+    def __init__(
+        self,
+        lengths: mx.array,
+        prompt_width: int,
+        keys: mx.array | None = None,
+        values: mx.array | None = None,
+    ):
+        self.lengths, self.prompt_width, self.keys, self.values = lengths, prompt_width, keys, values
+        self.before = 0 if keys is None else keys.shape[2]
+        self.offset = lengths + (self.before - prompt_width)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """All keys and values up to here."""
+        self.new = (keys, values)
+        if self.keys is None or self.values is None:
+            return keys, values
+        return mx.concatenate([self.keys, keys], axis=2), mx.concatenate([self.values, values], axis=2)
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+        """(rows, 1, N, keys) bool: which keys each of `N` new positions sees."""
+        columns = mx.arange(self.before + N)[None]
+        rows = self.lengths[:, None]
+        prompt = columns < self.prompt_width
+        keys = mx.where(prompt, columns, rows + columns - self.prompt_width)[:, None, :]  # true positions
+        queries = (self.offset[:, None] + mx.arange(N)[None])[:, :, None]
+        mask = (~prompt | (columns < rows))[:, None, :] & (keys <= queries)
+        if window_size:
+            mask = mask & (queries < keys + window_size)
+        return mask[:, None]
+
+    def empty(self) -> bool:
+        """Whether nothing came in."""
+        return self.keys is None
