@@ -81,6 +81,9 @@ class RunSettings(BaseModel):
     grad_checkpoint: bool = False
     efficient_long_context: bool = False
     recurrence_chunk_size: Positive = 64
+    long_context_chunk: Annotated[
+        Positive, Field(description="With efficient_long_context: tokens of a row to compute at a time.")
+    ] = 512  # ours
     engine: Annotated[
         Literal["auto", "plain"],
         Field(
@@ -99,7 +102,7 @@ class RunSettings(BaseModel):
     qat_interval: Positive = 1
 
 
-OWN_KEYS = ("truncation", "max_prompt_length", "max_grad_norm", "engine")
+OWN_KEYS = ("truncation", "max_prompt_length", "max_grad_norm", "engine", "long_context_chunk")
 """Keys of these two classes that the host does not have: each becomes a flag of our modes."""
 
 

@@ -5,6 +5,7 @@ trust: each must give the gradients of plain forwards of single, unpadded rows, 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,7 +16,8 @@ from mlx.utils import tree_flatten
 from ..data.batches import collate
 from ..plugin.protocol import Batch, Policy
 from ..settings import RunSettings
-from .backbone import find_halves
+from .backbone import Halves, find_halves
+from .chunked import ChunkedPolicy
 from .fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from .logps import PlainPolicy
 from .prefix import has_states
@@ -49,16 +51,47 @@ def choose_policy(model: nn.Module, settings: RunSettings) -> Choice:
         model.train(training)
 
 
+class Way(NamedTuple):
+    """A way to compute log-probs that may be exact.
+
+    make: the policy of a model's halves. words, compilable: as in `Choice`.
+    small: the same way for rows as short as those of the probe; `make` if None.
+    """
+
+    make: Callable[[Halves], HeadPolicy]
+    words: str
+    compilable: bool = True
+    small: Callable[[Halves], HeadPolicy] | None = None
+
+
+def _ways(model: nn.Module, settings: RunSettings) -> list[Way]:
+    """The ways to try, the fastest first; those in pieces before them if long rows are announced."""
+    padded = not _fails(lambda: has_states(model)) and not has_states(model)
+    together = Way(HeadPolicy, "prompt and completion together")
+    if settings.grad_checkpoint:  # mlx-lm's checkpointing loses gradients that go through a cache
+        return [together]
+    once = [Way(PairwisePrefixPolicy, "the prompt once for both completions, pair by pair", False), together]
+    if padded:
+        once.insert(0, Way(SharedPrefixPolicy, "the prompt once for both completions"))
+    if not settings.efficient_long_context:
+        return once
+    width = settings.long_context_chunk
+    words = f"in pieces of {width} tokens, the prompt once for both completions"
+    pieces = [Way(partial(ChunkedPolicy, width=width, pairwise=True), f"{words}, pair by pair", False, _small(True))]
+    if padded:
+        pieces.insert(0, Way(partial(ChunkedPolicy, width=width), words, False, _small(False)))
+    return [*pieces, *once]
+
+
+def _small(pairwise: bool) -> Callable[[Halves], HeadPolicy]:
+    """Pieces so short that the rows of the probe have borders."""
+    return partial(ChunkedPolicy, width=2, pairwise=pairwise)
+
+
 def _choose(model: nn.Module, settings: RunSettings) -> Choice:
     halves = find_halves(model)
     if halves is None:
         return Choice(PlainPolicy(model), "prompt and completion through the whole model (its head cannot be parted)")
-    ways: list[tuple[Callable[..., HeadPolicy], str, bool]] = []
-    if not settings.grad_checkpoint:  # mlx-lm's checkpointing loses gradients that go through a cache
-        if not _fails(lambda: has_states(model)) and not has_states(model):
-            ways.append((SharedPrefixPolicy, "the prompt once for both completions", True))
-        ways.append((PairwisePrefixPolicy, "the prompt once for both completions, pair by pair", False))
-    ways.append((HeadPolicy, "prompt and completion together", True))
     vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
     batches = [_batch(pairs, vocabulary) for pairs in (2, 3)]
     expected = [_row_by_row(PlainPolicy(model), batch) for batch in batches]
@@ -66,15 +99,15 @@ def _choose(model: nn.Module, settings: RunSettings) -> Choice:
         TOLERANCE, NOISE * max(map(_difference, [_gradient(PlainPolicy(model), b) for b in batches], expected))
     )
     refused = ""
-    for way, words, compilable in ways:
-        policy = way(halves)
-        policy.for_gradient = True
-        error = _error(policy, batches, expected)
-        policy.for_gradient = None
+    for way in _ways(model, settings):
+        tried = (way.small or way.make)(halves)
+        tried.for_gradient = True
+        error = _error(tried, batches, expected)
         if error <= allowed:
-            exactness = f"gradients within {error:.0e} of plain ones"
-            return Choice(policy, f"{words}, the head at completion tokens only ({exactness}{refused})", compilable)
-        refused = f"; {words}: not exact here"
+            exactness = f"gradients within {error:.0e} of plain ones{refused}"
+            words = f"{way.words}, the head at completion tokens only ({exactness})"
+            return Choice(way.make(halves), words, way.compilable)
+        refused = f"; {way.words}: not exact here"
     return Choice(PlainPolicy(model), f"prompt and completion through the whole model{refused}")
 
 
