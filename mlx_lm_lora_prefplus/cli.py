@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,15 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .bench.command import bench
 from .errors import UserError
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
-    help="Companion of mlx_lm_lora.train: what is installed, whether it is active, and a quick start.",
+    help="Companion of mlx_lm_lora.train: what is installed, whether it is active, a quick start, and a benchmark.",
     no_args_is_help=True,
     add_completion=False,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+app.command()(bench)
 
 
 def main() -> None:
@@ -88,6 +92,34 @@ def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:
         "reference": bool(trainer.needs_reference(trainer.options())),
         "losses": list(trainer.losses),
     }
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it. Runs will make it again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is kept from earlier runs (tokens of data sets, log-probs of references), and clear it."""
+    from .data.cache import cache_folder, entries
+    from .data.cache import clear as clear_cache
+
+    found = entries()
+    if clear:
+        clear_cache()
+    if as_json:
+        rows = [entry._asdict() for entry in found]
+        size = sum(entry.size for entry in found)
+        print(json.dumps({"folder": str(cache_folder()), "size": size, "cleared": clear, "entries": rows}, indent=2))
+        return
+    if not clear and found:
+        table = Table("kind", "key", "MB", "rows", "of", "when")
+        for entry in found:
+            when = datetime.fromtimestamp(entry.changed).strftime("%Y-%m-%d %H:%M")
+            table.add_row(entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows), entry.source, when)
+        Console().print(table)
+    done = "cleared" if clear else "in all"
+    size = sum(entry.size for entry in found) / 1e6
+    print(f"{cache_folder()}: {len(found)} files, {size:.2f} MB {done}")
 
 
 @app.command()

@@ -181,3 +181,16 @@ def test_train_without_the_hook(switch, known):
 def test_other_words_go_to_the_companion():
     done = subprocess.run([sys.executable, "-m", "mlx_lm_lora_prefplus", "--version"], capture_output=True, text=True)
     assert done.stdout == f"{__version__}\n"
+
+
+def test_cache_is_shown_and_cleared(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path))
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "abcdefghij.arrow").write_bytes(bytes(2_000_000))
+    (tmp_path / "tokens" / "abcdefghij.json").write_text('{"source": "rows.jsonl", "used": 12}')
+    shown = call("cache").stdout.replace("\n", "")
+    assert "abcdefgh" in shown and "rows.jsonl" in shown and f"{tmp_path}: 1 files, 2.00 MB in all" in shown
+    told = json.loads(call("cache", "--json").stdout)
+    assert told["folder"] == str(tmp_path) and told["entries"][0]["rows"] == 12 and not told["cleared"]
+    assert "1 files, 2.00 MB cleared" in call("cache", "--clear").stdout
+    assert json.loads(call("cache", "--json").stdout)["entries"] == []

@@ -38,6 +38,7 @@ class SplitReport:
     truncated: used pairs that were cut to max_seq_length.
     prompt_tokens, chosen_tokens, rejected_tokens: tokens of all used pairs (a shared prompt counts once).
     cached: whether the rows were ready from an earlier start.
+    digest: of the rows, the tokenizer with its template, and the settings; the rows carry it as their fingerprint.
     """
 
     source: str
@@ -50,6 +51,7 @@ class SplitReport:
     chosen_tokens: int
     rejected_tokens: int
     cached: bool
+    digest: str
 
 
 class Split(NamedTuple):
@@ -77,7 +79,7 @@ def prepare(
     tokenizer: mlx_lm's TokenizerWrapper with a chat template.
     add_bos: put the BOS token first where the template leaves it out and the tokenizer itself would not.
     progress: show how many rows are done.
-    cache_dir: where to keep token rows (default: see `cache.tokens_folder`).
+    cache_dir: where to keep token rows (default: see `cache.folder`).
 
     Raises UserError for data that cannot work, naming file, row and column.
     """
@@ -87,7 +89,7 @@ def prepare(
     if not sources:
         return {}
     encoder = Encoder(tokenizer, settings, add_bos=add_bos)
-    folder = cache.tokens_folder(cache_dir)
+    folder = cache.folder("tokens", cache_dir)
     return {split: _split(sources[split], encoder, folder, progress) for split in splits if split in sources}
 
 
@@ -101,14 +103,14 @@ def _split(sources: list[Source], encoder: Encoder, folder: Path, progress: bool
         with cache.Writer(folder, digest) as writer, _bar(name, progress) as advance:
             for source in sources:
                 _tokenise(source, encoder, writer, tally, advance)
-            report = tally.report(name)
+            report = tally.report(name, digest)
             writer.keep(asdict(report))
         kept = cache.load(folder, digest)
         if kept is None:
             raise OSError(f"{folder}: the token rows just written cannot be read back")
         return Split(kept[0], report)
     rows, report = kept
-    return Split(rows, SplitReport(**{**report, "source": name, "cached": True}))
+    return Split(rows, SplitReport(**{**report, "source": name, "cached": True, "digest": digest}))
 
 
 def _tokenise(source: Source, encoder: Encoder, writer: cache.Writer, tally: "_Tally", advance: Any) -> None:
@@ -153,7 +155,7 @@ class _Tally:
                 rejected_tokens=len(row.rejected),
             )
 
-    def report(self, source: str) -> SplitReport:
+    def report(self, source: str, digest: str) -> SplitReport:
         """Raises UserError if no row could be used."""
         if not self.totals["used"]:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common())
@@ -168,6 +170,7 @@ class _Tally:
             read=self.read,
             dropped=dict(self.dropped.most_common()),
             cached=False,
+            digest=digest,
             **{name: self.totals[name] for name in names},
         )
 

@@ -36,7 +36,7 @@ def adapters_off(model: nn.Module):
     Raises:
         UserError: an adapter layer of a kind that is not known here.
     """
-    return swapped_classes([(m, _base_only(type(m), _base_name(m))) for m in adapter_layers(model)])
+    return swapped_classes([(m, _base_only(type(m), adapter_base(m))) for m in adapter_layers(model)])
 
 
 def adapter_layers(model: nn.Module) -> list[nn.Module]:
@@ -44,7 +44,8 @@ def adapter_layers(model: nn.Module) -> list[nn.Module]:
     return [module for _, module in model.named_modules() if "lora_a" in module]
 
 
-def _base_name(layer: nn.Module) -> str:
+def adapter_base(layer: nn.Module) -> str:
+    """The name under which an adapter layer holds the layer it adapts."""
     for name in _BASES:
         if name in layer:
             return name

@@ -1,5 +1,6 @@
 """Log-probs of the reference, computed once for each row that the run will visit."""
 
+import sys
 from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
@@ -8,9 +9,21 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..plugin import Batch, Policy
+from .reference_cache import Store
+
+FORM = "{desc}: {n_fmt} of {total_fmt} rows, {elapsed} (left: {remaining})"
+"""A progress bar without a rate: programs that read the output take a rate for that of training."""
 
 
-def reference_logps(policy: Policy, batches: Iterable[Batch], rows: int, progress: str = "") -> np.ndarray:
+def reference_logps(
+    policy: Policy,
+    batches: Iterable[Batch],
+    rows: int,
+    progress: str = "",
+    *,
+    store: Store | None = None,
+    visited: int | None = None,
+) -> np.ndarray:
     """Summed completion log-probs of the model in `policy` as it is now.
 
     Arguments:
@@ -18,6 +31,9 @@ def reference_logps(policy: Policy, batches: Iterable[Batch], rows: int, progres
         batches: those that training will see: the same padding gives the same bits.
         rows: number of rows in the data set.
         progress: a title for the progress bar; none without.
+        store: takes the log-probs in; what it holds already is not computed again, so that a pass that was
+            interrupted goes on where it stopped.
+        visited: rows in all the batches, for the progress bar (default: `rows`).
 
     Returns:
         (rows, 2) float32, chosen and rejected, nats; NaN for rows that no batch held.
@@ -25,22 +41,38 @@ def reference_logps(policy: Policy, batches: Iterable[Batch], rows: int, progres
     Raises:
         UserError: a log-prob is not finite.
     """
-    logps = np.full((rows, 2), np.nan, np.float32)
+    store = Store(None, rows) if store is None else store
     training = policy.model.training
     policy.model.eval()
+    bar = tqdm(
+        desc=progress,
+        total=visited or rows,
+        disable=not progress or sys.stderr is None,
+        bar_format=FORM,
+        mininterval=0.5,
+    )
     try:
-        for batch in tqdm(batches, desc=progress, disable=not progress, bar_format="{desc}: {n_fmt} batches"):
-            values = np.array(policy(batch).logps.astype(mx.float32)).reshape(2, -1).T
+        for batch in batches:
             ids = np.array(batch.ids)
-            if not np.isfinite(values).all():
-                bad = ids[~np.isfinite(values).all(axis=1)]
-                raise UserError(
-                    f"The reference gives log-probs that are not finite, first for row {bad[0]} of the data."
-                )
-            logps[ids] = values
+            if not store.has(ids).all():
+                store.add(ids, _logps(policy, batch, ids))
+            bar.update(len(ids))
     finally:
+        bar.close()
+        store.save()
         policy.model.train(training)
-    return logps
+    return store.logps
+
+
+def _logps(policy: Policy, batch: Batch, ids: np.ndarray) -> np.ndarray:
+    """(pairs, 2) float32, chosen and rejected, nats."""
+    values = np.array(policy(batch).logps.astype(mx.float32)).reshape(2, -1).T
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"The reference gives log-probs that are not finite, first for row {ids[~finite][0]} of the data."
+        )
+    return values
 
 
 def with_reference(batches: Iterable[Batch], logps: np.ndarray | None) -> Iterator[Batch]:

@@ -121,8 +121,8 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
     path = settings.reference_model_path
     assert path is not None
     local = Path(path).expanduser()
-    if local.is_file() or ((local / "adapter_config.json").is_file() and not (local / "config.json").is_file()):
-        return _base_with_adapters(settings, local)
+    if (file := adapter_file(path)) is not None:
+        return _base_with_adapters(settings, file)
     if not local.exists() and (local.is_absolute() or path.startswith(".")):
         raise UserError(f"reference_model_path: {path} does not exist.")
     try:
@@ -137,10 +137,18 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
     return model.freeze()
 
 
-def _base_with_adapters(settings: RunSettings, local: Path) -> nn.Module:
-    """The policy's base, loaded the same way, with the adapters of a folder or file."""
-    folder, file = (local.parent, local) if local.is_file() else (local, local / "adapters.safetensors")
-    config_file = folder / "adapter_config.json"
+def adapter_file(path: str) -> Path | None:
+    """The adapters that a path names, by their file or its folder; None if it names a model."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        return local
+    is_adapters = (local / "adapter_config.json").is_file() and not (local / "config.json").is_file()
+    return local / "adapters.safetensors" if is_adapters else None
+
+
+def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
+    """The policy's base, loaded the same way, with the adapters of a file."""
+    config_file = file.parent / "adapter_config.json"
     if not config_file.is_file():
         raise UserError(
             f"reference_model_path: {file} holds adapters, but {config_file}, which says how they were made, is "

@@ -24,7 +24,8 @@ from ..errors import UserError
 from ..settings import RunSettings
 from . import fuse, policy, summary
 from .config import Resolved
-from .work import References, Work, read_rows
+from .references import References
+from .work import Work, read_rows
 
 
 def run(resolved: Resolved, training_callback: Any = None) -> None:
@@ -35,6 +36,10 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     """
     settings = resolved.settings
     check_start(settings)
+    if settings.efficient_long_context and settings.grad_checkpoint:
+        print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
+        settings = settings.model_copy(update={"grad_checkpoint": False})
+        resolved = resolved._replace(settings=settings)
     np.random.seed(settings.seed)
     mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
 
@@ -46,7 +51,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     print_info("Loading datasets")
     splits = read_rows(resolved, tokenizer)
     work = Work(resolved, model, tokenizer, {name: split.rows for name, split in splits.items()})
-    for line in summary.lines(resolved, model, splits, work.iters if settings.train else None):
+    for line in summary.lines(work, splits):
         print_info(line)
     print_info(f"Engine: {work.engine.words}")
     for warning in summary.warnings(resolved, model):

@@ -14,18 +14,20 @@ from ..engine.qat import effective_linears
 from ..settings import RunSettings
 from . import fuse
 from .config import Resolved
+from .work import Work
 
 
-def lines(resolved: Resolved, model: nn.Module, splits: dict[str, Split], iters: int | None) -> list[str]:
-    """The summary of a run; `iters` is None where nothing is trained."""
+def lines(work: Work, splits: dict[str, Split]) -> list[str]:
+    """The summary of a run."""
+    resolved, model = work.resolved, work.model
     told = [
         f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
         f"Objective: {objective(resolved)}",
-        f"Reference: {reference(resolved)}",
+        f"Reference: {reference(work)}",
     ]
     told += [rows(name, split) for name, split in splits.items()]
-    if iters is not None:
-        told += [training(resolved.settings, model), schedule(resolved.settings, splits["train"], iters)]
+    if resolved.settings.train:
+        told += [training(resolved.settings, model), schedule(resolved.settings, splits["train"], work.iters)]
         if resolved.settings.fuse:
             size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
             told.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
@@ -40,8 +42,6 @@ def warnings(resolved: Resolved, model: nn.Module) -> list[str]:
             "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
             "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
         )
-    if settings.efficient_long_context:
-        told.append("efficient_long_context has no effect in this version: every row is computed whole, exactly.")
     if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
         told.append(f"With the settings as they are {reason}.")
     return told
@@ -64,16 +64,19 @@ def _unused(resolved: Resolved, name: Any) -> set[str]:
     return {key for row in table.values() for key in row.options} - used
 
 
-def reference(resolved: Resolved) -> str:
-    """Where the reference comes from."""
-    settings = resolved.settings
-    if not resolved.trainer.needs_reference(resolved.options):
+def reference(work: Work) -> str:
+    """Where the reference comes from, and how much of it is known from earlier runs."""
+    settings = work.resolved.settings
+    if not work.resolved.trainer.needs_reference(work.resolved.options):
         return "none"
+    known, wanted = work.planned_reference.counts()
+    from_cache = f", {known} of {wanted} rows from the cache"
     if settings.reference_model_path:
-        return f"{settings.reference_model_path}, loaded for one pass over the rows and freed before training"
+        text = "loaded for one pass over the rows and freed before training" if known < wanted else "not loaded"
+        return f"{settings.reference_model_path}, {text}{from_cache}"
     if settings.train_type == "full":
-        return "the model before the first step, one pass over the rows"
-    text = "the model with its adapters off, one pass over the rows, no second model"
+        return f"the model before the first step{from_cache}"
+    text = f"the model with its adapters off, no second model{from_cache}"
     if settings.resume_adapter_file:
         text += (
             f"; it stays the base although training goes on from {settings.resume_adapter_file} (to compare with that "

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -12,20 +13,17 @@ from datasets import Dataset
 from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ..data import Split, prepare
-from ..engine.adapters import adapters_off
 from ..engine.probe import choose_policy
-from ..engine.reference import reference_logps, with_reference
+from ..engine.reference import with_reference
 from ..errors import UserError
 from ..plugin import Batch, Policy
 from ..settings import RunSettings
 from . import policy
 from .config import Resolved
+from .references import Reference, References
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
 """What the host takes where neither `iters` nor `epochs` is given."""
-
-References = dict[str, np.ndarray | None]
-"""Split → reference log-probs, (rows, 2); None where the mode has no reference."""
 
 
 def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
@@ -49,6 +47,7 @@ class Work:
         settings = resolved.settings
         self.engine = choose_policy(model, settings)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable
+        self.multiple = 32 if self.compiled else 1
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 
@@ -68,15 +67,16 @@ class Work:
             epoch=epoch,
             seed=settings.seed,
             shuffle=split == "train",
-            multiple=32 if self.compiled else 1,
+            multiple=self.multiple,
         )
 
     def visited(self, split: str) -> Iterator[Batch]:
         """The batches in which this run first sees each row."""
-        for i, batch in enumerate(self.batches(split)):
-            if split == "train" and i == self.iters:
-                return
-            yield batch
+        return islice(self.batches(split), self.iters if split == "train" else None)
+
+    def visited_rows(self, split: str) -> np.ndarray:
+        """Positions of the rows in `visited`."""
+        return np.concatenate([np.array(batch.ids) for batch in self.visited(split)])
 
     def evaluates(self, split: str) -> bool:
         """Whether there is anything to evaluate on."""
@@ -91,22 +91,12 @@ class Work:
 
         given: a reference model that is loaded already.
         """
-        used = [name for name in self.rows if name == "train" or self.evaluates(name)]
-        if not self.resolved.trainer.needs_reference(self.resolved.options):
-            return dict.fromkeys(used)
-        model = given or self.model
-        if given is None and self.resolved.settings.reference_model_path:
-            model = policy.load_reference(self.resolved.settings, self.tokenizer)
-        logps: References = {}
-        with adapters_off(model) if model is self.model else nullcontext():
-            for name in used:
-                count = len(self.rows[name])
-                logps[name] = reference_logps(
-                    self.policy_of(model), self.visited(name), count, f"Reference, {name} rows"
-                )
-        del model
-        mx.clear_cache()
-        return logps
+        return (self.planned_reference if given is None else Reference(self, given)).logps()
+
+    @cached_property
+    def planned_reference(self) -> Reference:
+        """The reference that the settings name, and what is known of it from earlier runs."""
+        return Reference(self)
 
     def evaluation(self, split: str, reference: References) -> Iterator[Batch]:
         """The batches to evaluate a split on, with their reference."""

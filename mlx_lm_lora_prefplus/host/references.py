@@ -1,0 +1,125 @@
+"""The reference of a run: what it is known by, which of its log-probs are on disk, and the pass over the others."""
+
+import hashlib
+import json
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.utils import _download
+
+from ..data import cache
+from ..engine.adapters import adapters_off
+from ..engine.reference import reference_logps
+from ..engine.reference_cache import ENGINE, Store, file_digest, files_digest, weights_digest
+from ..settings import RunSettings
+from ..trainers.paired import PairedTrainer
+from . import policy
+
+if TYPE_CHECKING:
+    from .work import Work
+
+References = dict[str, np.ndarray | None]
+"""Split → reference log-probs, (rows, 2); None where the mode has no reference."""
+
+
+class Reference:
+    """The reference that a run compares with.
+
+    given: a reference model that is loaded already, instead of the one that the settings name.
+    stores: split → its log-probs as far as they are on disk; empty where the mode has no reference.
+    visited: split → positions of the rows that the run visits.
+    """
+
+    def __init__(self, work: "Work", given: nn.Module | None = None):
+        self.work, self.given = work, given
+        self.used = [name for name in work.rows if name == "train" or work.evaluates(name)]
+        self.stores: dict[str, Store] = {}
+        self.visited: dict[str, np.ndarray] = {}
+        if not work.resolved.trainer.needs_reference(work.resolved.options):
+            return
+        known_by = self._known_by()
+        folder = cache.folder("reference") if known_by else None
+        for name in self.used:
+            file = folder / f"{self._key(name, known_by)}.npy" if folder else None
+            about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
+            self.stores[name] = Store(file, len(work.rows[name]), about)
+            self.visited[name] = work.visited_rows(name)
+
+    def counts(self) -> tuple[int, int]:
+        """Rows whose log-probs are on disk, and rows that the run visits."""
+        known = sum(int(store.has(self.visited[name]).sum()) for name, store in self.stores.items())
+        return known, sum(map(len, self.visited.values()))
+
+    def logps(self) -> References:
+        """The log-probs of all rows that the run visits; a model is loaded for it only where some are missing."""
+        missing = [name for name, store in self.stores.items() if not store.has(self.visited[name]).all()]
+        if missing:
+            self._compute(missing)
+        return {name: self.stores[name].logps if name in self.stores else None for name in self.used}
+
+    def _compute(self, missing: list[str]) -> None:
+        work = self.work
+        model = self.given or work.model
+        if self.given is None and work.resolved.settings.reference_model_path:
+            model = policy.load_reference(work.resolved.settings, work.tokenizer)
+        with adapters_off(model) if model is work.model else nullcontext():
+            for name in missing:
+                reference_logps(
+                    work.policy_of(model),
+                    work.visited(name),
+                    len(work.rows[name]),
+                    f"Reference, {name}",
+                    store=self.stores[name],
+                    visited=len(self.visited[name]),
+                )
+        del model
+        mx.clear_cache()
+
+    def _known_by(self) -> str | None:
+        """Changes with the reference; None if it cannot be told without loading."""
+        settings = self.work.resolved.settings
+        if self.given is not None:
+            return weights_digest(self.given)
+        if not settings.reference_model_path:
+            return weights_digest(self.work.model)
+        try:
+            return _named(settings, self.work.model)
+        except Exception:  # a path or a name that leads nowhere: loading it will say so
+            return None
+
+    def _key(self, split: str, known_by: str | None) -> str:
+        """What the log-probs of a split depend on.
+
+        The batching is part of it, whatever the precision: the padding decides how kernels round, so the same command
+        gives the same bytes whatever the folder holds, and a policy begins at its reference exactly.
+        """
+        work = self.work
+        settings, trainer = work.resolved.settings, work.resolved.trainer
+        computed_by = work.engine.policy
+        paired = isinstance(trainer, PairedTrainer)
+        parts = [
+            *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
+            *(version("mlx"), version("mlx-lm")),
+            *(str(mx.default_device().type), mx.device_info().get("device_name")),
+            *(known_by, work.rows[split]._fingerprint),
+            *(None if paired else work.resolved.provider, settings.batch_size, work.multiple),
+            settings.seed if split == "train" else None,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _named(settings: RunSettings, model: nn.Module) -> str:
+    """What `reference_model_path` leads to: adapters on the policy's base, or a model that is not loaded for this."""
+    assert settings.reference_model_path
+    file = policy.adapter_file(settings.reference_model_path)
+    if file is not None:
+        config = file_digest(file.parent / "adapter_config.json")
+        return f"{settings.model} {weights_digest(model)} {file_digest(file)} {config}"
+    folder = Path(settings.reference_model_path).expanduser()
+    folder = folder if folder.exists() else Path(_download(settings.reference_model_path))
+    return files_digest([*folder.glob("*.safetensors"), folder / "config.json"])

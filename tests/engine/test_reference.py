@@ -1,0 +1,148 @@
+"""The pass over the reference: what it keeps, that it goes on where it stopped, and what a model is known by."""
+
+import json
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlx_lm_lora_prefplus.data.batches import iterate_batches
+from mlx_lm_lora_prefplus.engine import reference_cache
+from mlx_lm_lora_prefplus.engine.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from mlx_lm_lora_prefplus.engine.reference import reference_logps, with_reference
+from mlx_lm_lora_prefplus.engine.reference_cache import Store, files_digest, weights_digest
+from mlx_lm_lora_prefplus.errors import UserError
+from tests.conftest import random_rows, tiny_llama, with_lora
+
+ROWS = random_rows(10)
+
+
+def batches():
+    return iterate_batches(ROWS, batch_size=4, seed=1)
+
+
+class Counting(PlainPolicy):
+    """Stops, as a user does, after so many batches."""
+
+    def __init__(self, model, stop_after: int = 99):
+        super().__init__(model)
+        self.calls, self.stop_after = 0, stop_after
+
+    def __call__(self, batch):
+        if self.calls == self.stop_after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return super().__call__(batch)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "key.npy"
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(file):
+    model = tiny_llama()
+    whole = reference_logps(PlainPolicy(model), batches(), 10)
+    with pytest.raises(KeyboardInterrupt):
+        reference_logps(Counting(model, stop_after=2), batches(), 10, store=Store(file, 10))
+    store = Store(file, 10)
+    assert 4 < store.has(np.arange(10)).sum() < 10
+    rest = Counting(model)
+    assert np.array_equal(reference_logps(rest, batches(), 10, store=store), whole)
+    assert rest.calls == 1
+    again = Counting(model)
+    reference_logps(again, batches(), 10, store=Store(file, 10))
+    assert again.calls == 0
+
+
+def test_the_file_is_written_during_the_pass(file, monkeypatch):
+    """A process that is killed loses what came since the last write, not all."""
+    monkeypatch.setattr(reference_cache, "SAVE_SECONDS", 0)
+    store = Store(file, 3, {"model": "m"})
+    store.add(np.array([2]), np.array([[-1.0, -2.0]]))
+    assert np.array_equal(np.load(file), [[np.nan] * 2] * 2 + [[-1, -2]], equal_nan=True)
+    assert json.loads(file.with_suffix(".json").read_text()) == {"model": "m", "rows": 3, "known": 1}
+    assert sorted(path.name for path in file.parent.iterdir()) == ["key.json", "key.npy"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00"])
+def test_a_damaged_file_is_filled_again(file, content):
+    file.write_bytes(content)
+    assert not Store(file, 10).has(np.arange(10)).any()
+    np.save(file, np.zeros((9, 2), np.float32))  # of other rows
+    assert not Store(file, 10).has(np.arange(10)).any()
+
+
+def test_a_disk_that_refuses_does_not_stop_the_pass(file):
+    store = Store(file.parent / "absent" / "key.npy", 10)
+    assert not np.isnan(reference_logps(PlainPolicy(tiny_llama()), batches(), 10, store=store)).any()
+
+
+def test_rows_that_are_not_visited_are_not_computed():
+    first = next(batches())
+    logps = reference_logps(PlainPolicy(tiny_llama()), [first], 10)
+    assert sorted(np.flatnonzero(~np.isnan(logps[:, 0]))) == sorted(first.ids.tolist())
+    filled = next(with_reference([first], logps))
+    assert np.array_equal(np.array(filled.reference_logps).reshape(2, -1).T, logps[np.array(first.ids)])
+
+
+def test_what_is_not_finite_is_refused_and_not_kept(file):
+    model = tiny_llama()
+    model.model.norm.weight = model.model.norm.weight * float("nan")
+    with pytest.raises(UserError, match="not finite, first for row"):
+        reference_logps(PlainPolicy(model), batches(), 10, store=Store(file, 10))
+    assert not Store(file, 10).has(np.arange(10)).any()
+
+
+def test_the_progress_bar_counts_rows_and_shows_no_rate(capsys):
+    reference_logps(PlainPolicy(tiny_llama()), batches(), 10, "Reference, train")
+    told = capsys.readouterr().err
+    assert "Reference, train: 10 of 10 rows" in told
+    assert "it/s" not in told and "loss" not in told
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_base_is_known_under_any_adapters(dora):
+    bare = weights_digest(tiny_llama(tied=False))
+    adapted = with_lora(tiny_llama(tied=False), dora=dora, rank=2)
+    assert weights_digest(adapted) == bare
+    with adapters_off(adapted):
+        assert weights_digest(adapted) == bare
+
+
+def test_other_weights_have_another_digest(monkeypatch):
+    monkeypatch.setattr(reference_cache, "CHUNK", 100)
+    model = tiny_llama()
+    layer = model.model.layers[1].mlp.up_proj
+    seen = {weights_digest(model), weights_digest(tiny_llama(seed=1))}
+    original = layer.weight
+    one, swapped = mx.array(original), mx.array(original)
+    one[3, 5] = one[3, 5] + 1e-6
+    swapped[3, 5], swapped[4, 6] = original[4, 6], original[3, 5]
+    for weight in (one, swapped, original.astype(mx.bfloat16)):
+        layer.weight = weight
+        seen.add(weights_digest(model))
+    layer.weight = original
+    model.args.rope_theta = 5.0
+    seen.add(weights_digest(model))
+    nn.quantize(model, bits=4, group_size=32)
+    seen.add(weights_digest(model))
+    assert len(seen) == 7
+
+
+def test_files_are_known_by_size_time_and_samples(tmp_path):
+    import os
+
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(10_000_000))
+    before, state = files_digest([file]), file.stat()
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert files_digest([file]) != before
+    file.write_bytes(b"1" + bytes(9_999_999))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert files_digest([file]) != before
+    file.write_bytes(bytes(10_000_000))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert files_digest([file]) == before
