@@ -1,0 +1,69 @@
+"""The command `mlx_lm_lora.prefplus bench`: its options, and what they add up to."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _count(words: str) -> Any:
+    return typer.Option(min=1, help=words, show_default=False)
+
+
+def bench(
+    workload: Annotated[
+        str, typer.Option(help="The workload to begin with; the options below change it.")
+    ] = "cpo-chat",
+    suite: Annotated[bool, typer.Option("--suite", help="All workloads of the suite, each with its goals.")] = False,
+    scaling: Annotated[bool, typer.Option("--scaling", help="Our cost over rows and tokens.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="With --scaling: write a figure here (needs [plot]).")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model folder or name (default: a llama of random weights).")
+    ] = None,
+    hidden: Annotated[int | None, _count("Width of the llama.")] = None,
+    layers: Annotated[int | None, _count("Layers of the llama.")] = None,
+    vocabulary: Annotated[int | None, _count("Vocabulary of the llama.")] = None,
+    bits: Annotated[int | None, _count("Quantise the model to so many bits, in groups of 64.")] = None,
+    mode: Annotated[str | None, typer.Option(help="dpo or cpo.")] = None,
+    loss: Annotated[str | None, typer.Option(help="A loss of the mode: sigmoid, hinge, ipo, dpop.")] = None,
+    batch: Annotated[int | None, _count("Pairs in the batch.")] = None,
+    prompt: Annotated[int | None, _count("Tokens of a prompt; lengths are drawn within ±15 %.")] = None,
+    chosen: Annotated[int | None, _count("Tokens of a chosen completion.")] = None,
+    rejected: Annotated[int | None, _count("Tokens of a rejected completion.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights and rows.", show_default=False)] = None,
+    engine: Annotated[str, typer.Option(help="Our way: auto (what a run chooses), prefix, head or plain.")] = "auto",
+    repeat: Annotated[int, typer.Option(min=1, help="Timed steps of each side.")] = 3,
+    compile_host: Annotated[
+        bool | None, typer.Option(help="Compile the host's step (default: on a GPU).", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Measure a training step against the host's own: same rows, same weights, in turn, in one process."""
+    from ..errors import UserError
+    from .measure import Method, measure
+    from .ours import ENGINES
+    from .report import show
+    from .scaling import draw, growth_told, scaled
+    from .workloads import SUITE
+
+    if workload not in SUITE:
+        raise UserError(f"bench: there is no workload {workload}. Known: {', '.join(SUITE)}.")
+    if engine not in ENGINES:
+        raise UserError(f"bench: there is no engine {engine}. Known: {', '.join(ENGINES)}.")
+    method = Method(engine=engine, repeat=repeat, compile_host=compile_host)  # pyright: ignore[reportArgumentType]
+    if scaling:
+        rows = scaled(replace(method, host=False))
+        if figure:
+            draw(rows, figure)
+        show(rows, as_json, growth_told(rows))
+        return
+    changes = {
+        **{"model": model, "hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits, "mode": mode},
+        **{"loss": loss, "pairs": batch, "prompt": prompt, "chosen": chosen, "rejected": rejected, "seed": seed},
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    if given:  # the goals are those of the workload as it stands
+        given |= {"speed_goal": None, "memory_goal": None}
+    chosen_workloads = SUITE.values() if suite else [SUITE[workload]]
+    show([measure(replace(one, **given), method) for one in chosen_workloads], as_json)

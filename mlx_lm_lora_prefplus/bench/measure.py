@@ -1,0 +1,205 @@
+"""Runs both steps in turn on the same rows and weights, and measures each."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..engine.fast import PairwisePrefixPolicy, SharedPrefixPolicy
+from ..engine.probe import Choice
+from ..errors import UserError
+from ..plugin import Batch
+from .floor import floor_step
+from .host_step import host_batch, host_gradient, what_was_done
+from .ours import TRAINERS, Engine, choose, halves_of, our_batch, our_gradient
+from .workloads import Workload, add_lora, make_base, make_rows
+
+MULTIPLE = 32
+"""Widths are padded to a multiple of this where the step is compiled, as a run does."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to measure.
+
+    engine: which of our ways.
+    repeat: steps of each side that are timed, after one that is not.
+    beta: small on both sides, or the loss saturates and its gradient is denormal numbers, which are slow on some CPUs.
+    floor: also measure the least that a step can cost.
+    host: whether to run the host's step at all.
+    compile_host: compile the host's step, as its own commands do (default: where ours is compiled, on a GPU).
+    """
+
+    engine: Engine = "auto"
+    repeat: int = 3
+    beta: float = 0.001
+    delta: float = 50.0
+    floor: bool = True
+    host: bool = True
+    compile_host: bool | None = None
+
+
+class Side(NamedTuple):
+    """seconds: median time of a step. peak_bytes, step_bytes: the peak, and what of it was not resident before."""
+
+    seconds: float
+    peak_bytes: float
+    step_bytes: float
+
+
+def measure(workload: Workload, method: Method) -> dict[str, Any]:
+    """One row of the report: both sides of a workload, their ratios and the largest gradient difference.
+
+    Raises:
+        UserError: the mode or the loss is not one that both sides have, or the model cannot be made.
+    """
+    _check(workload)
+    compiled = mx.default_device().type == mx.gpu
+    compile_host = compiled if method.compile_host is None else method.compile_host
+    model = add_lora(make_base(workload))
+    rows = make_rows(workload, int(model(mx.array([[1]])).shape[-1]))
+    choice = choose(model, method.engine)
+    traced = compiled and choice.compilable
+    batch = our_batch(rows, choice.policy, workload.mode, MULTIPLE if traced else 1)
+    loss = (workload.mode, workload.loss, method.beta, method.delta)
+    ours = our_gradient(choice.policy, *loss, traced)
+    steps: dict[str, Callable[[], Any]] = {"ours": lambda: ours(batch)}
+    padded, reference = host_batch(rows), None
+    if method.host:
+        reference = make_base(workload) if workload.mode == "dpo" else None
+        theirs = host_gradient(model, reference, *loss, compile_host)
+        steps = {"host": lambda: theirs(*padded), **steps}
+    if method.floor:
+        steps["floor"] = floor_step(halves_of(model), rows)
+    error = _gradient_error(steps) if method.host else None
+    sides = interleaved(steps, method.repeat)
+    if reference is not None:  # the second model stays for the whole run: it is part of what the host's step needs
+        sides["host"] = sides["host"]._replace(step_bytes=sides["host"].step_bytes + _bytes(reference))
+    positions = {"host": 2 * padded[0].size, "ours": _positions(batch, choice)}
+    return {
+        **_described(workload, method, choice),
+        **_sides(sides, positions, rows, _shares_prompts(choice)),
+        "gradient_error": error,
+        "graphs_compiled": {"host": int(compile_host and method.host), "ours": int(traced)},
+        **_goals(workload, sides),
+        "notes": what_was_done(workload.mode, compile_host) if method.host else [],
+    }
+
+
+def _check(workload: Workload) -> None:
+    if workload.mode not in TRAINERS:
+        raise UserError(f"bench: mode {workload.mode} is not one that the host's step is known of: dpo or cpo.")
+    losses = TRAINERS[workload.mode].losses
+    if workload.loss not in losses:
+        raise UserError(f"bench: {workload.loss} is no loss of mode {workload.mode}. Known: {', '.join(losses)}.")
+
+
+def interleaved(steps: dict[str, Callable[[], Any]], repeat: int) -> dict[str, Side]:
+    """Medians over `repeat` steps of each, in turn; each starts without cached memory."""
+    seen: dict[str, list[Side]] = {name: [] for name in steps}
+    for _ in range(repeat):
+        for name, step in steps.items():
+            seen[name].append(_once(step))
+    return {name: Side(*(statistics.median(one[i] for one in sides) for i in range(3))) for name, sides in seen.items()}
+
+
+def _once(step: Callable[[], Any]) -> Side:
+    gc.collect()
+    mx.clear_cache()
+    resident = mx.get_active_memory()
+    mx.reset_peak_memory()
+    start = _clock()
+    mx.eval(step())
+    seconds = _clock() - start
+    peak = mx.get_peak_memory()
+    return Side(seconds, peak, peak - resident)
+
+
+def _clock() -> float:
+    """Seconds: CPU time of the process on a CPU, which others on the machine disturb less; else of the wall."""
+    mx.synchronize()
+    return time.process_time() if mx.default_device().type == mx.cpu else time.perf_counter()
+
+
+def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float:
+    """Largest relative L2 difference over the tensors of the gradient. Also the steps that warm both sides up."""
+    host, ours = (dict(tree_flatten(steps[name]()[1])) for name in ("host", "ours"))
+    mx.eval(host, ours)
+    errors = [_relative(ours[name], value) for name, value in host.items()]
+    return max(errors)
+
+
+def _relative(given: mx.array, wanted: mx.array) -> float:
+    one, other = (np.array(array.astype(mx.float32)) for array in (given, wanted))
+    return float(np.linalg.norm(one - other) / max(float(np.linalg.norm(other)), 1e-30))
+
+
+def _bytes(model: Any) -> int:
+    return sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
+
+
+def _shares_prompts(choice: Choice) -> bool:
+    return isinstance(choice.policy, (SharedPrefixPolicy, PairwisePrefixPolicy))
+
+
+def _positions(batch: Batch, choice: Choice) -> int:
+    """Positions that the backbone computes."""
+    return batch.prompts.size + batch.completions.size if _shares_prompts(choice) else batch.tokens.size
+
+
+def _described(workload: Workload, method: Method, choice: Choice) -> dict[str, Any]:
+    keys = ("mode", "loss", "prompt", "chosen", "rejected", "pairs", "model", "bits")
+    shape = {} if workload.model else {key: getattr(workload, key) for key in ("hidden", "layers", "vocabulary")}
+    return {
+        "workload": workload.name,
+        **{key: getattr(workload, key) for key in keys},
+        **shape,
+        "engine": method.engine,
+        "policy": choice.words,
+        "beta": method.beta,
+        "repeat": method.repeat,
+        "device": mx.default_device().type.name,
+        "clock": "cpu" if mx.default_device().type == mx.cpu else "wall",
+        "mlx": version("mlx"),
+    }
+
+
+def _sides(sides: dict[str, Side], positions: dict[str, int], rows: Sequence[Mapping], shared: bool) -> dict[str, Any]:
+    """Figures of each side. Real tokens are those of both sequences of each pair, whoever runs the prompt once."""
+    prompts, completions = (
+        sum(len(row[part]) for row in rows for part in parts) for parts in (("prompt",), ("chosen", "rejected"))
+    )
+    real = 2 * prompts + completions
+    needed = {"host": real, "ours": prompts + completions if shared else real}
+    told: dict[str, Any] = {"real_tokens": real}
+    for name, side in sides.items():
+        if name == "floor":
+            told["floor_seconds"] = side.seconds
+            told["floor_ratio"] = sides["ours"].seconds / side.seconds
+            continue
+        told[f"{name}_seconds"] = side.seconds
+        told[f"{name}_real_tokens_per_second"] = real / side.seconds
+        told[f"{name}_padded_tokens_per_second"] = positions[name] / side.seconds
+        told[f"{name}_padding"] = 1 - needed[name] / positions[name]
+        told[f"{name}_peak_bytes"], told[f"{name}_step_bytes"] = side.peak_bytes, side.step_bytes
+    return told
+
+
+def _goals(workload: Workload, sides: dict[str, Side]) -> dict[str, Any]:
+    if "host" not in sides:
+        return {"speed_ratio": None, "memory_ratio": None}
+    host, ours = sides["host"], sides["ours"]
+    return {
+        "speed_ratio": host.seconds / ours.seconds,
+        "memory_ratio": host.step_bytes / max(ours.step_bytes, 1),
+        "peak_ratio": host.peak_bytes / max(ours.peak_bytes, 1),
+        "speed_goal": workload.speed_goal,
+        "memory_goal": workload.memory_goal,
+    }

@@ -1,0 +1,80 @@
+"""Our own step on the same rows, by any of our ways to compute log-probs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..data.batches import collate
+from ..engine.adapters import adapters_off
+from ..engine.backbone import Halves, find_halves
+from ..engine.fast import HeadPolicy, SharedPrefixPolicy
+from ..engine.logps import PlainPolicy
+from ..engine.probe import Choice, choose_policy
+from ..engine.reference import reference_logps, with_reference
+from ..engine.step import GradientStep
+from ..errors import UserError
+from ..plugin import Batch, Policy
+from ..settings import RunSettings
+from ..trainers import CPO, DPO
+
+Engine = Literal["auto", "prefix", "head", "plain"]
+"""`auto` is what a run chooses; the others are one way each: the prompt once and the head where needed, the head where
+needed, the whole model."""
+
+ENGINES: tuple[str, ...] = get_args(Engine)
+
+TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
+
+
+def choose(model: nn.Module, engine: Engine) -> Choice:
+    """The way to compute log-probs, and what it is in words.
+
+    Raises:
+        UserError: the model cannot be parted into backbone and head, and `engine` needs that.
+    """
+    if engine == "auto":
+        return choose_policy(model, RunSettings())
+    if engine == "plain":
+        return Choice(PlainPolicy(model), "prompt and completion through the whole model")
+    halves = halves_of(model)
+    if engine == "head":
+        return Choice(HeadPolicy(halves), "prompt and completion together, the head at completion tokens only")
+    return Choice(
+        SharedPrefixPolicy(halves), "the prompt once for both completions, the head at completion tokens only"
+    )
+
+
+def halves_of(model: nn.Module) -> Halves:
+    """The backbone and head of a model.
+
+    Raises:
+        UserError: it has none that can be told apart.
+    """
+    halves = find_halves(model)
+    if halves is None:
+        raise UserError("bench: backbone and head of this model cannot be told apart. Give --engine plain.")
+    return halves
+
+
+def our_batch(rows: Sequence[dict[str, list[int]]], policy: Policy, mode: str, multiple: int) -> Batch:
+    """The rows as our iterator pads them, with the log-probs of the reference where the mode has one."""
+    batch = collate(rows, np.arange(len(rows)), multiple)
+    if TRAINERS[mode].reference:
+        with adapters_off(policy.model):
+            logps = reference_logps(policy, [batch], len(rows))
+        (batch,) = with_reference([batch], logps)
+    mx.eval(batch)
+    return batch
+
+
+def our_gradient(
+    policy: Policy, mode: str, loss: str, beta: float, delta: float, compiled: bool
+) -> Callable[[Batch], tuple[Any, Any]]:
+    """A function of a batch: (sums of loss and metrics, gradient), as the training loop calls it."""
+    trainer = TRAINERS[mode]
+    options = trainer.options(loss_type=loss, beta=beta, delta=delta)
+    step = GradientStep(trainer, policy, options, compiled)
+    return lambda batch: step(batch, batch.units())

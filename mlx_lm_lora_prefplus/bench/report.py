@@ -1,0 +1,81 @@
+"""Measurements as a table for people, and as JSON."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+MIB = 2**20
+WIDE = 1000
+"""Columns: a table is never squeezed into the terminal; it can be pasted as Markdown."""
+
+Row = dict[str, Any]
+
+
+def show(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) -> None:
+    """Print the rows; under the table also what must be known of them, and `lines`."""
+    if as_json:
+        print(json.dumps(list(rows), indent=2))
+        return
+    Console(width=WIDE).print(table(rows))
+    print("\n".join([*remarks(rows), *lines]))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """A column a workload, a line a figure; `host → ours` in one cell."""
+    made = Table("", *(row["workload"] for row in rows), box=MARKDOWN)
+    columns = [cells(row) for row in rows]
+    for name in columns[0]:
+        made.add_row(name, *(column[name] for column in columns))
+    return made
+
+
+def cells(row: Row) -> dict[str, str]:
+    """Name of the figure → its text."""
+
+    def both(key: str, form: str, scale: float = 1.0) -> str:
+        sides = [row[f"{side}_{key}"] for side in ("host", "ours") if f"{side}_{key}" in row]
+        return " → ".join(format(value / scale, form) for value in sides)
+
+    graphs = row["graphs_compiled"]
+    return {
+        "step, s": both("seconds", ".2f"),
+        "faster": _ratio(row["speed_ratio"], row.get("speed_goal")),
+        "of the floor": f"{row['floor_ratio']:.2f}×" if "floor_ratio" in row else "–",
+        "step memory, MiB": both("step_bytes", ",.0f", MIB),
+        "less": _ratio(row["memory_ratio"], row.get("memory_goal")),
+        "peak memory, MiB": both("peak_bytes", ",.0f", MIB),
+        "real tokens/s": both("real_tokens_per_second", ",.0f"),
+        "padded tokens/s": both("padded_tokens_per_second", ",.0f"),
+        "padding": both("padding", ".0%"),
+        "graphs compiled": f"{graphs['host']} → {graphs['ours']}",
+        "gradients differ by": "–" if row["gradient_error"] is None else f"{row['gradient_error']:.0e}",
+    }
+
+
+def _ratio(value: float | None, goal: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}×" + (f" (goal {goal:g}×{'' if value >= goal else ', missed'})" if goal else "")
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the table must know, each once."""
+    first = rows[0]
+    clock = "CPU time of the process" if first["clock"] == "cpu" else "wall time"
+    told = [
+        f"step: median {clock} of a micro-batch's loss and gradient, host → ours; device {first['device']}, "
+        f"mlx {first['mlx']}, beta {first['beta']:g} on both sides",
+        "step MiB: peak during the step less what was resident before; padding: share of computed positions that hold "
+        "no token",
+        *dict.fromkeys(f"ours: {row['policy']}" for row in rows),
+        *dict.fromkeys(note for row in rows for note in row["notes"]),
+    ]
+    if any("floor_ratio" in row for row in rows):
+        told.append(
+            "floor: a bare forward and backward of the backbone over the needed tokens, and three head products"
+        )
+    return told

@@ -1,0 +1,75 @@
+"""How the cost of our step grows with the rows of a batch and with the tokens of a row."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .measure import Method, measure
+from .workloads import SUITE, Workload
+
+PAIRS = (1, 2, 4, 8)
+TOKENS = (256, 512, 1024, 2048)
+"""Tokens of a row; a quarter of them prompt."""
+
+BASE = replace(SUITE["cpo-chat"], layers=2, jittered=False, speed_goal=None, memory_goal=None)
+
+
+def scaled(
+    method: Method, base: Workload = BASE, pairs: Sequence[int] = PAIRS, tokens: Sequence[int] = TOKENS
+) -> list[dict[str, Any]]:
+    """One row for each size, with `axis` ("pairs" of the shortest rows, or "tokens" of one pair) and `size`."""
+    method = replace(method, floor=False)
+    sizes = [("pairs", count, f"{count} × {tokens[0]:,}", count, tokens[0]) for count in pairs]
+    sizes += [("tokens", length, f"1 × {length:,}", 1, length) for length in tokens]
+    return [
+        {**measure(_of_length(base, name, count, length), method), "axis": axis, "size": size}
+        for axis, size, name, count, length in sizes
+    ]
+
+
+def _of_length(base: Workload, name: str, pairs: int, tokens: int) -> Workload:
+    prompt = tokens // 4
+    return replace(base, name=name, pairs=pairs, prompt=prompt, chosen=tokens - prompt, rejected=tokens - prompt)
+
+
+def growth(rows: Sequence[dict[str, Any]], axis: str, key: str = "ours_seconds") -> float:
+    """The exponent e of cost ∝ size^e that fits best; 1 is linear."""
+    sizes, costs = np.log(np.array([(row["size"], row[key]) for row in rows if row["axis"] == axis])).T
+    return float(np.polyfit(sizes, costs, 1)[0])
+
+
+def growth_told(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The exponents in words."""
+    return [
+        f"with {axis}: time grows as size^{growth(rows, axis):.2f}, "
+        f"step memory as size^{growth(rows, axis, 'ours_step_bytes'):.2f} (1: linear)"
+        for axis in ("pairs", "tokens")
+    ]
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a figure of time and step memory over both axes.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError('--figure needs matplotlib: pip install "mlx-lm-lora-prefplus[plot]"') from error
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    kinds = [("ours_seconds", 1.0, "seconds a step"), ("ours_step_bytes", 2**20, "MiB a step")]
+    names = {"pairs": "pairs in the batch", "tokens": "tokens of a row, one pair"}
+    for axes, (axis, (key, unit, label)) in zip(
+        figure.subplots(2, 2).flat, [(axis, kind) for axis in names for kind in kinds], strict=True
+    ):
+        sizes, costs = zip(*[(row["size"], row[key] / unit) for row in rows if row["axis"] == axis], strict=True)
+        axes.plot(sizes, costs, "o-", label="measured")
+        axes.plot(sizes, [costs[-1] * size / sizes[-1] for size in sizes], "--", color="gray", label="linear")
+        axes.set(xlabel=names[axis], ylabel=label, xlim=(0, None), ylim=(0, None))
+        axes.legend()
+    figure.savefig(path)

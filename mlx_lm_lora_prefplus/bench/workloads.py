@@ -1,0 +1,130 @@
+"""What is measured: rows of given lengths, the model they go through, and the suite with its goals."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models import llama
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import load
+
+from ..engine.adapters import adapter_layers
+from ..errors import UserError
+
+JITTER = 0.15
+LORA = {"rank": 8, "dropout": 0.0, "scale": 10.0}
+LORA_B = 0.02
+"""Standard deviation of lora_b: at its initial zeros half of the gradient would be zero."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One batch of pairs, and the model it goes through.
+
+    mode: `dpo` or `cpo`.
+    prompt, chosen, rejected: mean lengths (tokens), each drawn within ±15 %, or exact where `jittered` is false.
+    pairs: rows of the batch.
+    hidden, layers, vocabulary: the shape of a llama with random weights, where `model` names no folder.
+    model: a folder or name that `mlx_lm.load` reads.
+    bits: quantise the base to so many bits in groups of 64.
+    speed_goal, memory_goal: least ratio host ÷ ours that the suite asks for.
+    """
+
+    name: str
+    mode: str
+    prompt: int
+    chosen: int
+    rejected: int
+    loss: str = "sigmoid"
+    pairs: int = 4
+    hidden: int = 256
+    layers: int = 6
+    vocabulary: int = 32_000
+    jittered: bool = True
+    model: str | None = None
+    bits: int | None = None
+    seed: int = 0
+    speed_goal: float | None = None
+    memory_goal: float | None = None
+
+
+SUITE = {
+    workload.name: workload
+    for workload in (
+        Workload("cpo-chat", "cpo", 180, 280, 270, speed_goal=2.0, memory_goal=4.5),
+        Workload("dpo-chat", "dpo", 180, 280, 270, speed_goal=3.0, memory_goal=6.0),
+        Workload("cpo-summary", "cpo", 350, 40, 40, speed_goal=4.0, memory_goal=6.0),
+        Workload("dpo-summary", "dpo", 350, 40, 40, speed_goal=6.0, memory_goal=8.0),
+        Workload("cpo-8k", "cpo", 4096, 4096, 4096, pairs=1, layers=2, jittered=False, speed_goal=1.3, memory_goal=9.0),
+        Workload("cpo-vocab", "cpo", 64, 200, 200, vocabulary=150_000, speed_goal=2.0, memory_goal=6.0),
+    )
+}
+
+
+def make_rows(workload: Workload, vocabulary: int) -> list[dict[str, list[int]]]:
+    """Random token rows, the same for the same workload."""
+    rng = np.random.default_rng(workload.seed)
+    parts = {part: getattr(workload, part) for part in ("prompt", "chosen", "rejected")}
+    return [
+        {
+            part: rng.integers(1, vocabulary, _length(rng, mean, workload.jittered)).tolist()
+            for part, mean in parts.items()
+        }
+        for _ in range(workload.pairs)
+    ]
+
+
+def _length(rng: np.random.Generator, mean: int, jittered: bool) -> int:
+    return max(1, round(mean * rng.uniform(1 - JITTER, 1 + JITTER))) if jittered else mean
+
+
+def make_base(workload: Workload) -> nn.Module:
+    """The model without adapters, frozen; another call gives another copy of the same weights.
+
+    Raises:
+        UserError: the folder cannot be loaded, or the weights cannot be quantised so.
+    """
+    try:
+        if workload.model:
+            model = load(str(Path(workload.model).expanduser()) if Path(workload.model).is_dir() else workload.model)[0]
+        else:
+            model = _llama(workload)
+        if workload.bits:
+            nn.quantize(model, group_size=64, bits=workload.bits)
+    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
+        raise UserError(f"bench: the model {workload.model or 'of this shape'} cannot be made: {error}") from error
+    model.freeze()
+    mx.eval(model.parameters())
+    return model
+
+
+def _llama(workload: Workload) -> nn.Module:
+    mx.random.seed(workload.seed)
+    return llama.Model(
+        llama.ModelArgs(
+            model_type="llama",
+            hidden_size=workload.hidden,
+            num_hidden_layers=workload.layers,
+            intermediate_size=2 * workload.hidden,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            vocab_size=workload.vocabulary,
+            max_position_embeddings=16_384,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def add_lora(model: nn.Module) -> nn.Module:
+    """LoRA of rank 8 on every linear layer, with non-zero weights, the same each time."""
+    mx.random.seed(1)
+    linear_to_lora_layers(model, -1, LORA)
+    for layer in adapter_layers(model):
+        adapter: Any = layer
+        adapter.lora_b = LORA_B * mx.random.normal(adapter.lora_b.shape).astype(adapter.lora_b.dtype)
+    mx.eval(model.parameters())
+    return model.train()

@@ -1,0 +1,76 @@
+"""The command: options reach the measurement, and the table and the JSON say what was measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from mlx_lm_lora_prefplus import cli
+from mlx_lm_lora_prefplus.bench import measure as measuring
+from mlx_lm_lora_prefplus.bench import scaling
+from mlx_lm_lora_prefplus.bench.workloads import SUITE
+from mlx_lm_lora_prefplus.errors import UserError
+
+SIZES = {"hidden": 32, "layers": 1, "vocabulary": 50, "batch": 2, "prompt": 5, "chosen": 4, "rejected": 4, "repeat": 1}
+SMALL = [f"--{name}={size}" for name, size in SIZES.items()]
+
+
+def call(*words: str):
+    return CliRunner().invoke(cli.app, ["bench", *words], terminal_width=300)
+
+
+def test_json():
+    (row,) = json.loads(call(*SMALL, "--json", "--mode", "dpo", "--loss", "ipo", "--engine", "head").stdout)
+    assert (row["mode"], row["loss"], row["engine"], row["pairs"], row["prompt"]) == ("dpo", "ipo", "head", 2, 5)
+    assert row["speed_goal"] is None and row["gradient_error"] < 1e-4
+
+
+def test_table():
+    done = call(*SMALL)
+    assert done.exit_code == 0
+    assert "cpo-chat" in done.stdout and "uncompiled" in done.stdout and "floor: " in done.stdout
+
+
+def test_suite(monkeypatch):
+    seen = []
+    real = measuring.measure
+
+    def tiny(workload, method):
+        seen.append((workload, method))
+        return real(SUITE["cpo-chat"].__class__("x", workload.mode, 3, 3, 3, hidden=32, layers=1, vocabulary=9), method)
+
+    monkeypatch.setattr(measuring, "measure", tiny)
+    rows = json.loads(call("--suite", "--repeat", "1", "--engine", "prefix", "--json").stdout)
+    assert len(rows) == len(SUITE)
+    assert [workload for workload, _ in seen] == list(SUITE.values())
+    assert {method.engine for _, method in seen} == {"prefix"}
+
+
+@pytest.mark.parametrize("words", [["--workload", "nonsense"], ["--engine", "nonsense"]])
+def test_unknown_names(words):
+    error = call(*words).exception
+    assert isinstance(error, UserError) and "nonsense. Known: " in str(error)
+
+
+def test_scaling():
+    base = replace(scaling.BASE, hidden=32, layers=1, vocabulary=50)
+    rows = scaling.scaled(measuring.Method(repeat=1, host=False), base, pairs=(1, 2), tokens=(8, 16))
+    assert [(row["axis"], row["size"]) for row in rows] == [("pairs", 1), ("pairs", 2), ("tokens", 8), ("tokens", 16)]
+    assert len(scaling.growth_told(rows)) == 2
+
+
+def test_growth_is_the_exponent():
+    rows = [{"axis": "pairs", "size": n, "ours_seconds": 3 * n**2} for n in (1, 2, 4)]
+    assert scaling.growth(rows, "pairs") == pytest.approx(2)
+
+
+def test_figure(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"axis": axis, "size": n, "ours_seconds": n, "ours_step_bytes": n * 2**20}
+        for axis in ("pairs", "tokens")
+        for n in (1, 2)
+    ]
+    scaling.draw(rows, tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
