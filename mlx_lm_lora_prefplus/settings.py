@@ -1,11 +1,15 @@
 """The settings of a run, checked at the edge. Trainer-specific keys live in each trainer's options."""
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path or hub name. No shell expands the ~ of a config file, so it is done here."""
+
 Truncation = Literal["keep_end", "keep_start", "drop"]
 
 
@@ -14,7 +18,7 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    data: str = "data/"
+    data: Place = "data/"
     hf_dataset: list[dict[str, Any]] | dict[str, Any] | None = None
     prompt_feature: str | None = None
     chosen_feature: str | None = None
@@ -46,7 +50,7 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    model: str = "mlx_model"
+    model: Place = "mlx_model"
     train: bool = False
     test: bool = False
     train_mode: str = "dpo"
@@ -65,7 +69,7 @@ class RunSettings(BaseModel):
         float | None,
         Field(gt=0, description="Clip the gradient of a step to this L2 norm (default: no clipping)."),
     ] = None  # ours
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     batch_size: Positive = 1
     iters: Positive | None = None
     epochs: Positive | None = None
@@ -75,9 +79,9 @@ class RunSettings(BaseModel):
     steps_per_report: Positive = 10
     steps_per_eval: Positive = 200
     save_every: Positive = 100
-    adapter_path: str = "adapters"
-    resume_adapter_file: str | None = None
-    reference_model_path: str | None = None
+    adapter_path: Place = "adapters"
+    resume_adapter_file: Place | None = None
+    reference_model_path: Place | None = None
     grad_checkpoint: bool = False
     efficient_long_context: bool = False
     recurrence_chunk_size: Positive = 64

@@ -8,11 +8,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_lm_lora_prefplus.data.tokens import TokenRow
+from mlx_lm_lora_prefplus.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,7 +119,10 @@ def _digest(file: Path) -> str:
 
 
 class Writer:
-    """Writes token rows to a temporary file; `keep` gives it its name, leaving the block without it drops it."""
+    """Writes token rows to a temporary file; `keep` gives it its name, leaving the block without it drops it.
+
+    Raises UserError if the disk does not take them.
+    """
 
     def __init__(self, folder: Path, digest: str) -> None:
         from datasets import Features, Sequence, Value
@@ -128,7 +132,8 @@ class Writer:
         self.temporary = folder / f"{digest}.{os.getpid()}.tmp"
         ids = Sequence(Value("int32"))
         features = Features(prompt=ids, chosen=ids, rejected=ids, row=Value("int64"))
-        self.arrow = ArrowWriter(features=features, path=str(self.temporary))
+        with self._writing():
+            self.arrow = ArrowWriter(features=features, path=str(self.temporary))
 
     def __enter__(self) -> "Writer":
         return self
@@ -137,15 +142,27 @@ class Writer:
         columns = list(zip(*rows, strict=True))
         if columns:
             names = ("prompt", "chosen", "rejected", "row")
-            self.arrow.write_batch({name: list(column) for name, column in zip(names, columns, strict=False)})
+            with self._writing():
+                self.arrow.write_batch({name: list(column) for name, column in zip(names, columns, strict=False)})
 
     def keep(self, report: dict[str, Any]) -> None:
         """Complete the file; `report` is written last, so rows without a report are never taken for whole."""
-        self.arrow.finalize()
-        content = _digest(self.temporary)
-        self.temporary.replace(self.folder / f"{self.digest}.arrow")
-        self.temporary.write_text(json.dumps({**report, "content": content}, indent=1), encoding="utf-8")
-        self.temporary.replace(self.folder / f"{self.digest}.json")
+        with self._writing():
+            self.arrow.finalize()
+            content = _digest(self.temporary)
+            self.temporary.replace(self.folder / f"{self.digest}.arrow")
+            self.temporary.write_text(json.dumps({**report, "content": content}, indent=1), encoding="utf-8")
+            self.temporary.replace(self.folder / f"{self.digest}.json")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"The tokens of the rows cannot be written to {self.folder}: {error.strerror or error}. Free some "
+                "space there, or name another folder in the environment variable MLX_LM_LORA_PREFPLUS_CACHE."
+            ) from error
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mlx_lm_lora_prefplus.errors import UserError
 
@@ -116,7 +116,7 @@ def _row(value: Any, where: str) -> dict[str, Any]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -125,7 +125,9 @@ def _wrapped_rows(path: Path) -> Rows:
     """The rows of {"data": [{…}, …]}, whatever the key; else the object itself as the only row."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}). Give an array of objects, or one object a line.") from error
     inner = next(iter(whole.values())) if isinstance(whole, dict) and len(whole) == 1 else None
     if isinstance(inner, list):
@@ -145,10 +147,13 @@ def _array_items(path: Path) -> Iterator[Any]:
             try:
                 at = BETWEEN[count > 0].match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
                 if text[at : at + 1] == "]":
+                    _nothing_follows(text[at + 1 :], file, path, count)
                     return
                 item, at = decode(text, at)
                 if at == len(text):
                     raise ValueError("the array does not end")  # or the item goes on in the next block
+            except RecursionError as error:
+                raise UserError(f"{path}, row {count + 1}: not valid JSON ({error}).") from error
             except ValueError as error:
                 more = file.read(max(BLOCK, len(text) - at))
                 if not more:
@@ -157,3 +162,14 @@ def _array_items(path: Path) -> Iterator[Any]:
                 continue
             count += 1
             yield item
+
+
+def _nothing_follows(rest: str, file: TextIO, path: Path, count: int) -> None:
+    """Make sure that the array was all: files put together one after the other would lose all but the first."""
+    while rest.isspace() or not rest:
+        if not (rest := file.read(BLOCK)):
+            return
+    raise UserError(
+        f"{path}, after row {count}: the array ends, and more follows ({rest.strip()[:40]!r}). Put all rows into one "
+        "array, or write one JSON object a line (.jsonl)."
+    )

@@ -90,7 +90,7 @@ def _load_saved(path: Path, split: str) -> "Dataset":
 def _failed(what: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split()) or "no further reason given"
     return UserError(
-        f"{what}: cannot be loaded as a data set. {type(error).__name__}: {reason[:600]} "
+        f"{what}: cannot be loaded as a data set. {type(error).__name__}: {reason[:600].rstrip('.')}. "
         "Check the name, the split and (for several configurations) hf_dataset: {path: …, config: {name: …}}; "
         "without a network use local files."
     )

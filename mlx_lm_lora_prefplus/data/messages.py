@@ -17,7 +17,7 @@ HELPSTEER_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
 
 def wrong_type(where: str, column: str, value: Any, wanted: str) -> UserError:
     """The error for a value that is neither text nor messages. where: file and row."""
-    found = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+    found = {str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
     kind = "nothing" if value is None else found.get(type(value), type(value).__name__)
     return UserError(f"{where}, column {column!r}: found {kind} ({value!r:.60}), wanted {wanted}.")
 

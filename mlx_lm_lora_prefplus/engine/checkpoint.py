@@ -74,8 +74,21 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
+def check_file(file: Path, key: str) -> None:
+    """UserError, naming the config key, if this is no file."""
+    if file.is_dir():
+        raise UserError(f"{key}: {file} is a folder. Name the file in it, such as {file / 'adapters.safetensors'}.")
+    if not file.is_file():
+        raise UserError(f"{key}: there is no file {file}.")
+
+
 def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
-    """Load trainable parameters from a file, all of them or none.
+    """Load trainable parameters from a file, all of them or none; arguments and errors as `read_adapter_weights`."""
+    model.load_weights(list(read_adapter_weights(model, file, key).items()), strict=False)
+
+
+def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx.array]:
+    """The trainable parameters in a file, not yet evaluated, after a check that they are those of the model.
 
     Arguments:
         key: the config key that named the file, for messages.
@@ -83,8 +96,7 @@ def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
     Raises:
         UserError: the file is absent, unreadable, or does not fit the trainable parameters of the model.
     """
-    if not file.is_file():
-        raise UserError(f"{key}: there is no file {file}.")
+    check_file(file, key)
     try:
         weights = mx.load(str(file))
     except (OSError, RuntimeError, ValueError) as error:
@@ -105,4 +117,4 @@ def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
             "with the train_type, num_layers and lora_parameters (rank) that the file was made with; "
             "adapter_config.json beside it tells them."
         )
-    model.load_weights(list(weights.items()), strict=False)
+    return weights

@@ -35,5 +35,5 @@ def read_config(path: str, loader: type) -> dict[str, Any]:
 
 def _place(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
     return f", line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else f": {problem}"

@@ -61,8 +61,8 @@ def total_memory() -> int:
 
 
 def gigabytes(size: int) -> str:
-    """A size for people, GB = 1e9 bytes."""
-    return f"{size / 1e9:.2f} GB"
+    """A size for people, GB = 1e9 bytes; MB where GB would be 0.0-something."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:

@@ -72,6 +72,11 @@ def add_modes(parser: argparse.ArgumentParser, registry: Registry) -> argparse.A
     return parser
 
 
+def modes_of(parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """What `--train-mode` takes; empty where it takes anything."""
+    return next((tuple(one.choices) for one in actions(parser) if one.dest == "train_mode" and one.choices), ())
+
+
 def mode_parser(host: argparse.ArgumentParser, registered: Registered) -> ModeParser:
     """The parser of one of our modes. What is not typed comes out as None, for every option.
 
@@ -182,6 +187,8 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
 def _structure(text: str) -> Any:
     from mlx_lm_lora.train import yaml_loader
 
+    if not text.strip():  # an unset shell variable, not a wish for the default
+        raise argparse.ArgumentTypeError("expected a value, found nothing")
     try:
         return yaml.load(text, Loader=yaml_loader)
     except yaml.YAMLError as error:

@@ -35,17 +35,27 @@ def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
     Raises:
         UserError: it cannot be loaded, or not quantised.
     """
-    folder = Path(settings.model).expanduser()
+    folder = Path(settings.model)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"model: the folder {folder} holds no weights (*.safetensors). Give a folder that mlx_lm.load reads, or a "
             "Hugging Face name."
+        )
+    if _leads_nowhere(settings.model):
+        raise UserError(
+            f"model: there is no folder {settings.model}. Give a folder that mlx_lm.load reads, or a Hugging Face name."
         )
     try:
         loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
     except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
         raise UserError(f"model: {settings.model} could not be loaded: {_advice(error)}") from error
     return loaded[0], loaded[1]
+
+
+def _leads_nowhere(path: str) -> bool:
+    """Whether this is a path, not a hub name, and nothing is there."""
+    is_path = Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1
+    return is_path and not Path(path).exists()
 
 
 def _advice(error: Exception) -> str:
@@ -64,12 +74,19 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
     or the policy would differ from its reference before the first step.
 
     Raises:
-        UserError: no layer gets an adapter.
+        UserError: no layer gets an adapter, or one cannot.
     """
     if settings.train_type == "full":
         return
     model.freeze()
-    linear_to_lora_layers(model, settings.num_layers, settings.lora_parameters, use_dora=settings.train_type == "dora")
+    use_dora = settings.train_type == "dora"
+    try:
+        linear_to_lora_layers(model, settings.num_layers, settings.lora_parameters, use_dora=use_dora)
+    except ValueError as error:
+        raise UserError(
+            f"train_type {settings.train_type}: {error} Take train_type lora, or name the layers that get an adapter "
+            "in lora_parameters: {keys: [self_attn.q_proj, …]}."
+        ) from error
     if not adapter_layers(model):
         raise UserError(
             f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look "
@@ -104,6 +121,7 @@ def load_trained(model: nn.Module, adapter_path: str) -> None:
             raise UserError(
                 f"adapter_path: there is no {name} in {folder}. Give the folder of a finished training run."
             )
+    read_adapter_config(folder, "adapter_path")
     try:
         load_adapters(model, adapter_path)
     except (ValueError, KeyError, AttributeError, RuntimeError) as error:
@@ -120,10 +138,9 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
     """
     path = settings.reference_model_path
     assert path is not None
-    local = Path(path).expanduser()
     if (file := adapter_file(path)) is not None:
         return _base_with_adapters(settings, file)
-    if not local.exists() and (local.is_absolute() or path.startswith(".")):
+    if _leads_nowhere(path):
         raise UserError(f"reference_model_path: {path} does not exist.")
     try:
         model, its_tokenizer = load(path)[:2]
@@ -154,7 +171,7 @@ def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
             f"reference_model_path: {file} holds adapters, but {config_file}, which says how they were made, is "
             "not there."
         )
-    config = json.loads(config_file.read_text())
+    config = read_adapter_config(file.parent, "reference_model_path")
     model, _ = load_base(settings)
     parameters = {key: value for key, value in (config.get("lora_parameters") or {}).items() if key != "num_layers"}
     # The host writes no fine_tune_type, and no lora_parameters after full fine-tuning.
@@ -165,6 +182,18 @@ def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
     add_adapters(model, made)
     load_adapter_weights(model, file, "reference_model_path")
     return model.freeze()
+
+
+def read_adapter_config(folder: Path, key: str) -> dict[str, Any]:
+    """The content of a folder's `adapter_config.json`; UserError, naming the config key, where it is damaged."""
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {file} cannot be read as JSON ({error}). Train again, or restore it.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("lora_parameters") or {}, dict):
+        raise UserError(f"{key}: {file} does not say how adapters were made. Train again, or restore it.")
+    return config
 
 
 def uses_fallback_template(tokenizer: Any) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from .check import nearest
 
 
 class Request(NamedTuple):
@@ -39,7 +40,7 @@ def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
 def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> str | None:
     """The mode of a request: its own, else the one in its config file, else None.
 
-    A file that cannot be read says nothing here: the host's own `main` then tells the user in its words.
+    A file that cannot be read says nothing here: see `check_file`.
     """
     if request.mode or not request.config:
         return request.mode
@@ -48,3 +49,19 @@ def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> s
     except UserError:
         return None
     return mode if isinstance(mode, str) else None
+
+
+def check_file(request: Request, read: Callable[[str], dict[str, Any]], modes: tuple[str, ...]) -> None:
+    """Refuse a config file from which no mode can be known: the host would fail on it with a traceback.
+
+    Raises:
+        UserError: the mode is left to a file that cannot be read, or that names none of `modes`.
+    """
+    if request.mode or not request.config:
+        return
+    mode = read(request.config).get("train_mode")
+    if mode is not None and modes and mode not in modes:
+        raise UserError(
+            f"train_mode: {mode!r} (config {request.config}) is no mode{nearest(mode, modes)} "
+            f"Choose from: {', '.join(modes)}."
+        )

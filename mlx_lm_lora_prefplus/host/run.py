@@ -15,7 +15,7 @@ from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_us
 from mlx_lm_lora.trainer import sft_trainer
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
-from ..engine.checkpoint import check_writable, load_adapter_weights, save_adapters
+from ..engine.checkpoint import check_file, check_writable, load_adapter_weights, read_adapter_weights, save_adapters
 from ..engine.loop import Training, train
 from ..engine.qat import FakeQuantization, effective_linears
 from ..engine.reference import with_reference
@@ -47,6 +47,9 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     model, tokenizer = policy.load_base(settings)
     if settings.train:
         policy.add_adapters(model, settings)
+        if settings.resume_adapter_file:
+            # Checked before the rows and the reference take their time; loaded after them.
+            read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
 
     print_info("Loading datasets")
     splits = read_rows(resolved, tokenizer)
@@ -77,8 +80,8 @@ def check_start(settings: RunSettings) -> None:
         raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
     if mx.distributed.init().size() > 1:
         raise UserError("This version trains on one machine. Start it without mlx.launch.")
-    if settings.resume_adapter_file and not Path(settings.resume_adapter_file).is_file():
-        raise UserError(f"resume_adapter_file: there is no file {settings.resume_adapter_file}.")
+    if settings.resume_adapter_file:
+        check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
     if settings.train:
         check_writable(Path(settings.adapter_path))
     elif settings.adapter_path and not Path(settings.adapter_path).is_dir():
@@ -159,7 +162,14 @@ def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> No
     mx.clear_cache()
     reason = fuse.cannot_fuse(model, resolved.settings)
     if reason is None:
-        fuse.fuse(model, tokenizer, resolved.settings)
+        try:
+            fuse.fuse(model, tokenizer, resolved.settings)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"The adapters are trained and saved in {resolved.settings.adapter_path}, but the fused model could "
+                f"not be written: {error}. Put right what is in the way and run mlx_lm.fuse, or use the adapters as "
+                "they are (--adapter-path)."
+            ) from error
     elif resolved.sources.get("fuse") in (None, "host default"):
         print_warning(f"Not fused: {reason}.")
     else:

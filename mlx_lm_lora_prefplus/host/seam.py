@@ -11,8 +11,8 @@ from ..errors import UserError
 from ..plugin.manager import Registry, load_registry
 from .config import Resolved, resolve
 from .config_file import read_config
-from .parser import add_modes, mode_parser, option_strings, spell_out
-from .request import Request, requested_mode, scan
+from .parser import add_modes, mode_parser, modes_of, option_strings, spell_out
+from .request import Request, check_file, requested_mode, scan
 
 NAME = "mlx-lm-lora-prefplus"
 
@@ -72,15 +72,22 @@ class Seam:
         """The host's `main`, or a run of ours."""
         request = self._request(sys.argv[1:]) if args is None else _request_of(args)
         mode = self._mode_of(request)
-        if mode is None or mode not in registry():
-            return self._their_main(args)
         try:
-            return self._run_ours(mode, args)
+            if mode is not None and mode in registry():
+                return self._run_ours(mode, args)
+            if args is None:
+                check_file(request, self._read_config, modes_of(self._parser_of(None)))
         except UserError as error:
             if args is not None:
                 raise
             print(f"[ERROR] {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            if args is not None:
+                raise
+            print("\n[ERROR] Interrupted. Adapter files that were saved before are whole.", file=sys.stderr)
+            raise SystemExit(130) from None
+        return self._their_main(args)
 
     def run(self, args: Any, training_callback: Any = None) -> Any:
         """The host's `run`, or a run of ours in which every attribute that is not None counts as typed."""
@@ -133,7 +140,10 @@ class Seam:
         return scan(argv, lambda word: spell_out(word, options))
 
     def _mode_of(self, request: Request) -> str | None:
-        return requested_mode(request, lambda path: read_config(path, self.host.yaml_loader))
+        return requested_mode(request, self._read_config)
+
+    def _read_config(self, path: str) -> dict[str, Any]:
+        return read_config(path, self.host.yaml_loader)
 
     def _announce(self, resolved: Resolved) -> None:
         """Say who runs the mode, and what the user should know before it starts."""

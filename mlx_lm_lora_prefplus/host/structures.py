@@ -11,19 +11,24 @@ LORA_DEFAULTS = {"rank": 8, "dropout": 0.0, "scale": 10.0}
 
 LORA_KEYS = (*LORA_DEFAULTS, "keys")
 LOAD_IN = ("load_in_4bits", "load_in_6bits", "load_in_8bits", "load_in_mxfp4")
+EXAMPLES = {
+    "lora_parameters": "{rank: 8, dropout: 0.0, scale: 10.0}",
+    "lr_schedule": "{name: cosine_decay, arguments: [1e-5, 600], warmup: 10}",
+    "optimizer_config": "{adamw: {weight_decay: 0.1}}",
+}
 SCHEDULE_KEYS = ("name", "arguments", "warmup", "warmup_init")
 
 
 def check_structures(joined: Joined, problems: Problems) -> None:
-    """Check `lora_parameters` (and complete it), `lr_schedule`, `optimizer_config` and the `load_in_*` keys.
-
-    A value that is no mapping at all is left to the settings' own check.
-    """
+    """Check `lora_parameters` (and complete it), `lr_schedule`, `optimizer_config` and the `load_in_*` keys."""
     for key, check in (("lora_parameters", _lora), ("lr_schedule", _schedule), ("optimizer_config", _optimizer)):
         value = joined.values.get(key)
         if isinstance(value, Mapping):
             for what in check(value, joined):
                 problems.add(key, value, joined.sources[key], what)
+        elif value is not None:
+            problems.add(key, value, joined.sources[key], f"must be a mapping, for example {EXAMPLES[key]}")
+            del joined.values[key]  # said once
     loads = [key for key in LOAD_IN if joined.values.get(key)]
     if len(loads) > 1:
         sources = ", ".join(dict.fromkeys(joined.sources[key] for key in loads))

@@ -21,6 +21,7 @@ from ..settings import RunSettings
 from . import policy
 from .config import Resolved
 from .references import Reference, References
+from .vocabulary import check_vocabulary
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
 """What the host takes where neither `iters` nor `epochs` is given."""
@@ -35,7 +36,10 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
     splits = prepare(resolved.data, tokenizer, wanted, add_bos=policy.uses_fallback_template(tokenizer))
     for name in ("train", "test"):
         if name in wanted and name not in splits:
-            raise UserError(f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}.")
+            raise UserError(
+                f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder that "
+                f"holds {name}.jsonl (or .json, .parquet, .csv)" + (", or leave out --test." if name == "test" else ".")
+            )
     return splits
 
 
@@ -45,6 +49,7 @@ class Work:
     def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, rows: dict[str, Dataset]):
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         settings = resolved.settings
+        check_vocabulary(model, rows.values())
         self.engine = choose_policy(model, settings)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable
         self.multiple = 32 if self.compiled else 1

@@ -2,7 +2,12 @@
 
 import json
 
+import pytest
+from datasets.arrow_writer import ArrowWriter
+
 from mlx_lm_lora_prefplus.data import cache
+from mlx_lm_lora_prefplus.data.tokens import TokenRow
+from mlx_lm_lora_prefplus.errors import UserError
 
 
 def test_entries_and_clear(tmp_path, monkeypatch):
@@ -30,3 +35,16 @@ def test_a_folder_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "file"))
     assert cache.folder("reference").is_dir()
+
+
+@pytest.mark.parametrize("function", ["write_batch", "finalize"])
+def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path, monkeypatch, function):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ArrowWriter, function, full)
+    told = "cannot be written to .*: No space left on device. .*MLX_LM_LORA_PREFPLUS_CACHE"
+    with pytest.raises(UserError, match=told), cache.Writer(tmp_path, "digest") as writer:
+        writer.write([TokenRow([1], [2], [3], 1, False)])
+        writer.keep({"used": 1})
+    assert list(tmp_path.iterdir()) == []

@@ -283,7 +283,7 @@ WRONG = {
     "tools text": ({"prompt": "Q", "chosen": "A", "rejected": "B", "tools": "[{"}, "'tools': not valid JSON"),
     "transcript and list": ({"chosen": HH + " A", "rejected": [bot("B")]}, "wanted a Human/Assistant transcript"),
     "plain and list": ({"chosen": "Q A", "rejected": [bot("B")]}, "wanted text, as in the first rows"),
-    "completions": ({"instruction": "Q", "completions": "A"}, "'completions': found str ('A')"),
+    "completions": ({"instruction": "Q", "completions": "A"}, "'completions': found text ('A')"),
     "score": (
         {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": "much"},
         "wanted a number as the score",

@@ -113,6 +113,13 @@ BROKEN = {
     "line not UTF-8": ("train.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"train.jsonl, line 2: not UTF-8"),
     "array item": ("train.json", b'[{"a": 1}, {"a": ]', r"train.json, row 2: not valid JSON"),
     "array without an end": ("train.json", b'[{"a": 1}, {"a": 2}', r"train.json, row \d: not valid JSON"),
+    "array and more": (
+        "train.json",
+        b'[{"a": 1}] \n[{"a": 2}]',
+        r"train.json, after row 1: the array ends, and more fo",
+    ),
+    "array too deep": ("train.json", b"[" * 200_000, r"train.json, row 1: not valid JSON .*recursion"),
+    "object too deep": ("train.json", b'{"a": ' * 200_000, r"train.json: not valid JSON .*recursion"),
     "array of numbers": ("train.json", b"[3]", r"train.json, row 1: a row must be a JSON object"),
     "object": ("train.json", b'{"a":\n', r"train.json: not valid JSON"),
     "json not UTF-8": ("train.json", b'[{"a": "\xff"}]', r"train.json: not UTF-8"),

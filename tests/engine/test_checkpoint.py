@@ -80,5 +80,7 @@ def test_unreadable_and_absent_files(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"\x00" * 5)
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_adapter_weights(model, tmp_path / "torn.safetensors", "resume_adapter_file")
+    with pytest.raises(UserError, match=r"is a folder. Name the file in it, such as .*adapters\.safetensors"):
+        load_adapter_weights(model, tmp_path, "resume_adapter_file")
     with pytest.raises(UserError, match="resume_adapter_file: there is no file"):
         load_adapter_weights(model, tmp_path / "absent.safetensors", "resume_adapter_file")

@@ -85,7 +85,7 @@ def test_lora_parameters_are_completed(run_config):
         ({"scale": float("nan")}, "scale must be a finite number, not nan"),
         ({"rank": True}, "rank must be a whole number"),
         ({"keys": "q_proj"}, "keys must be a list of module names"),
-        ([8], "must be a valid dictionary"),
+        ([8], "must be a mapping, for example {"),
     ],
 )
 def test_lora_parameters(refused, value, said):
@@ -104,7 +104,7 @@ def test_lora_parameters(refused, value, said):
         ({"name": "step_decay", "arguments": [1, 1, 1], "warmups": 3}, "unknown key warmups; did you mean warmup?"),
         ({"name": "step_decay", "arguments": [1, 1, 1], "warmup": "ten"}, "warmup must be a number of optimiser steps"),
         ({"name": "step_decay", "arguments": [1, 1, 1], "warmup_init": "x"}, "warmup_init must be a learning rate"),
-        ("cosine_decay", "must be a valid dictionary"),
+        ("cosine_decay", "must be a mapping, for example {"),
     ],
 )
 def test_lr_schedule(refused, value, said):
@@ -132,3 +132,14 @@ def test_optimizer_config(refused, value, said):
 def test_the_config_of_another_optimizer_is_not_looked_into(run_config):
     value = {"adamw": {"nonsense": 1}, "adam": {"eps": 1e-6}}
     assert run_config({"optimizer_config": value}).settings.optimizer_config == value
+
+
+@pytest.mark.parametrize("key", ["lora_parameters", "lr_schedule", "optimizer_config"])
+def test_what_must_be_a_mapping_comes_with_an_example(refused, key):
+    message = refused({key: "cosine"})
+    assert f"{key}: 'cosine' (command line) must be a mapping, for example {{" in message
+    assert message.startswith("This setting cannot work:")
+
+
+def test_a_seed_that_numpy_does_not_take(refused):
+    assert "seed: 4294967296 (command line) must be less than 4294967296" in refused({"seed": 2**32})

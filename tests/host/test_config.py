@@ -182,6 +182,7 @@ def test_known_keys_of_files_are_not_noted(run_config):
         ("beta: [1\nseed: 2\n", "line 2"),
         ("- a\n- b\n", "found a list"),
         ("just words\n", "found a single value"),
+        ("a: \x00\n", "not valid YAML: unacceptable character #x0000: special characters are not allowed."),
     ],
 )
 def test_a_malformed_file_names_the_file_and_the_line(refused, text, said):
@@ -203,3 +204,12 @@ def test_no_such_mode(refused):
 
 def test_the_hosts_own_parser_is_asked_for_defaults(host):
     assert originals_of(host)["build_parser"] is not host.build_parser
+
+
+def test_the_home_folder_of_paths_in_a_file(run_config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    keys = ("model", "data", "adapter_path", "resume_adapter_file", "reference_model_path")
+    resolved = run_config(file={key: f"~/{key}" for key in keys})
+    assert {key: resolved.values[key] for key in keys} == {key: f"/home/ada/{key}" for key in keys}
+    assert (resolved.settings.adapter_path, resolved.data.data) == ("/home/ada/adapter_path", "/home/ada/data")
+    assert run_config({"model": "owner/name~1"}).settings.model == "owner/name~1"

@@ -113,6 +113,14 @@ def test_a_structure_that_is_no_yaml_is_a_usage_error(parser_of, capsys):
     assert "not JSON or YAML" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--max-grad-norm", ""], ["--beta="], ["--lr-schedule", " "]])
+def test_a_flag_without_a_value_is_a_usage_error(parser_of, capsys, words):
+    """`--beta "$BETA"` with no such variable must not train with the default."""
+    with pytest.raises(SystemExit):
+        parser_of("dpo").parse_args(words)
+    assert "expected a value, found nothing" in capsys.readouterr().err
+
+
 def test_the_list_of_host_modes_is_the_hosts(plain_host):
     choices = next(action.choices for action in actions(plain_host.build_parser()) if action.dest == "train_mode")
     assert sorted(choices) == sorted(HOST_MODES)

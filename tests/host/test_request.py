@@ -4,7 +4,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.parser import option_strings, spell_out
-from mlx_lm_lora_prefplus.host.request import Request, requested_mode, scan
+from mlx_lm_lora_prefplus.host.request import Request, check_file, requested_mode, scan
 
 
 def expand(word):
@@ -59,3 +59,19 @@ def test_a_file_that_cannot_be_read_says_nothing_here():
     assert requested_mode(Request(None, "x"), read) is None
     assert requested_mode(Request("dpo", "x"), read) == "dpo"
     assert requested_mode(Request(None, "x"), lambda path: {"train_mode": ["dpo"]}) is None
+
+
+def test_a_file_from_which_no_mode_can_be_known_is_refused():
+    def unreadable(path):
+        raise UserError("line 2, column 1: found character")
+
+    modes = ("sft", "dpo")
+    with pytest.raises(UserError, match="line 2"):
+        check_file(Request(None, "x"), unreadable, modes)
+    for mode in ("DPO", ["dpo"]):
+        with pytest.raises(UserError, match=r"config x\) is no mode; did you mean dpo\? Choose from: sft, dpo\."):
+            check_file(Request(None, "x"), lambda path, mode=mode: {"train_mode": mode}, modes)
+    check_file(Request("sft", "x"), unreadable, modes)
+    check_file(Request(None, None), unreadable, modes)
+    check_file(Request(None, "x"), lambda path: {"train_mode": "sft"}, modes)
+    check_file(Request(None, "x"), lambda path: {}, modes)

@@ -249,6 +249,16 @@ def test_fuse_that_cannot_fit_is_refused_after_the_adapters(go, monkeypatch):
     assert not Path("adapters/model.safetensors").exists()
 
 
+def test_fuse_that_fails_says_that_the_adapters_are_saved(go, monkeypatch):
+    def full(**_):
+        raise RuntimeError("Unable to write 138 bytes")
+
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.fuse.save_pretrained_merged", full)
+    with pytest.raises(UserError, match="trained and saved in adapters, but .*138 bytes.*mlx_lm.fuse"):
+        go(fuse=True)
+    assert weights()
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
 def test_testing_later_gives_the_same_figures(go, kind):
     together, _ = go(train_type=kind, test=True)
@@ -274,6 +284,13 @@ def test_it_learns(go):
         ({"model": "data"}, r"model: the folder data holds no weights"),
         ({"adapter_path": "data/train.jsonl"}, "adapter_path: data/train.jsonl cannot be written"),
         ({"resume_adapter_file": "no.safetensors"}, "resume_adapter_file: there is no file no.safetensors"),
+        ({"resume_adapter_file": "data"}, "resume_adapter_file: data is a folder. Name the file in it"),
+        ({"resume_adapter_file": "data/train.jsonl", "data": "x"}, "data/train.jsonl cannot be read as safetensors"),
+        ({"model": "./nowhere"}, "model: there is no folder ./nowhere. Give"),
+        (
+            {"data": "data/test.jsonl", "test": True},
+            "no test rows in data/test.jsonl. Give a folder that holds test.jso",
+        ),
         ({"reference_model_path": "./nowhere"}, "reference_model_path: ./nowhere does not exist"),
         ({"test": True, "test_batches": 0}, "test_batches: 0 leaves nothing to test"),
         ({"beta": 0}, "beta"),

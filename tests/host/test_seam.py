@@ -95,11 +95,31 @@ def test_the_usage_knows_all_modes_and_the_rest_of_the_parser_is_the_hosts(host,
         wrapped.parse_args(["--loss-type", "ipo"])
 
 
-def test_a_broken_config_file_without_a_mode_is_the_hosts_business(host, command_line, tmp_path):
-    (tmp_path / "broken.yaml").write_text("a: [\n")
-    command_line("--config", tmp_path / "broken.yaml")
+def test_a_broken_config_file_is_told_where_no_mode_is_typed(host, command_line, tmp_path, capsys):
+    """`--no-fuse` in that command is no flag of the host: its parser would complain of that instead."""
+    (tmp_path / "broken.yaml").write_text("train_mode: dpo\na: [\n")
+    command_line("--config", tmp_path / "broken.yaml", "--no-fuse")
+    with pytest.raises(SystemExit) as stopped:
+        host.main()
+    assert stopped.value.code == 1
+    assert "[ERROR] The config file" in (told := capsys.readouterr().err) and "line 3" in told
+    command_line("--config", tmp_path / "broken.yaml", "--train-mode", "sft")
     with pytest.raises(Exception, match="while parsing a flow"):
         host.main()
+
+
+def test_an_interrupted_run_of_ours_ends_in_a_line(host, our_run, command_line, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    our_run.run = interrupted
+    command_line("--train-mode", "dpo", "--train")
+    with pytest.raises(SystemExit) as stopped:
+        host.main()
+    assert stopped.value.code == 130
+    assert "Interrupted. Adapter files that were saved before are whole." in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        host.main({"train_mode": "dpo"})
 
 
 # our modes

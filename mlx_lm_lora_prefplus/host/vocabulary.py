@@ -1,0 +1,35 @@
+"""Whether the model knows the tokens that its tokenizer makes."""
+
+from collections.abc import Iterable
+
+import mlx.nn as nn
+import numpy as np
+from datasets import Dataset
+
+from ..errors import UserError
+
+
+def check_vocabulary(model: nn.Module, splits: Iterable[Dataset]) -> None:
+    """Make sure that every token has an embedding: beyond the last, MLX reads whatever memory is there, silently.
+
+    Raises:
+        UserError: a token has none.
+    """
+    tables = [one for one in model.modules() if isinstance(one, (nn.Embedding, nn.QuantizedEmbedding))]
+    if not tables:
+        return
+    known = max(len(one.weight) for one in tables)
+    largest = max(map(largest_token, splits), default=-1)
+    if largest >= known:
+        raise UserError(
+            f"model: its tokenizer makes tokens up to number {largest}, and the model knows 0 to {known - 1}. Either "
+            "the tokenizer is that of another model, or tokens were added to it and not to the model: take the "
+            "tokenizer files that belong to the model."
+        )
+
+
+def largest_token(rows: Dataset) -> int:
+    """The largest token id of token rows; -1 where there is none."""
+    columns = (rows.data.column(name) for name in ("prompt", "chosen", "rejected"))
+    chunks = (np.asarray(chunk.flatten()) for column in columns for chunk in column.chunks)
+    return max((int(chunk.max()) for chunk in chunks if len(chunk)), default=-1)

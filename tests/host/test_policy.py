@@ -1,0 +1,49 @@
+"""Models and adapters that cannot be used are refused in words."""
+
+import json
+
+import pytest
+from mlx_lm.models import mixtral
+
+from mlx_lm_lora_prefplus.engine.checkpoint import save_adapters
+from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.host import policy
+from mlx_lm_lora_prefplus.settings import RunSettings
+from tests.conftest import tiny_llama, with_lora
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"lora_parameters": 8}'])
+def test_a_damaged_adapter_config(tmp_path, content):
+    model = tiny_llama()
+    save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"^adapter_path: .*adapter_config\.json"):
+        policy.load_trained(model, str(tmp_path))
+    with pytest.raises(UserError, match=r"^reference_model_path: .*adapter_config\.json"):
+        policy.load_reference(RunSettings(reference_model_path=str(tmp_path)), None)
+
+
+@pytest.mark.parametrize("config", [{}, {"num_layers": 2}, {"num_layers": "2", "lora_parameters": {"rank": 4}}])
+def test_an_adapter_config_that_lacks_what_is_needed(tmp_path, config):
+    save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="adapter_path: the adapters in .* do not fit this model"):
+        policy.load_trained(tiny_llama(), str(tmp_path))
+
+
+def test_a_layer_that_takes_no_dora():
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "num_key_value_heads": 2, "vocab_size": 64}
+    model = mixtral.Model(mixtral.ModelArgs("mixtral", **sizes, **experts))
+    with pytest.raises(UserError, match=r"train_type dora: .*DoRA.*lora_parameters: \{keys: \[self_attn"):
+        policy.add_adapters(model, RunSettings(train_type="dora"))
+    keys = {"rank": 8, "dropout": 0.0, "scale": 10.0, "keys": ["self_attn.q_proj"]}
+    policy.add_adapters(model, RunSettings(train_type="dora", lora_parameters=keys))
+
+
+@pytest.mark.parametrize(
+    ("path", "nowhere"), [("./x", True), ("/x/y", True), ("a/b/c", True), ("a/b", False), (".", False)]
+)
+def test_what_is_a_path(tmp_path, monkeypatch, path, nowhere):
+    monkeypatch.chdir(tmp_path)
+    assert policy._leads_nowhere(path) == nowhere
