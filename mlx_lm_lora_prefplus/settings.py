@@ -71,6 +71,13 @@ class RunSettings(BaseModel):
     ] = None  # ours
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     batch_size: Positive = 1
+    token_budget: Annotated[
+        Positive | None,
+        Field(
+            description="Instead of batch_size: as many pairs in a batch as keep prompts, chosen and rejected "
+            "completions within so many tokens, padding included. iters then count these batches."
+        ),
+    ] = None  # ours
     iters: Positive | None = None
     epochs: Positive | None = None
     gradient_accumulation_steps: Positive = 1
@@ -106,7 +113,7 @@ class RunSettings(BaseModel):
     qat_interval: Positive = 1
 
 
-OWN_KEYS = ("truncation", "max_prompt_length", "max_grad_norm", "engine", "long_context_chunk")
+OWN_KEYS = ("token_budget", "truncation", "max_prompt_length", "max_grad_norm", "engine", "long_context_chunk")
 """Keys of these two classes that the host does not have: each becomes a flag of our modes."""
 
 

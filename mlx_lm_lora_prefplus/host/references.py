@@ -13,6 +13,7 @@ import numpy as np
 from mlx_lm.utils import _download
 
 from ..data import cache
+from ..data.order import ORDER
 from ..engine.adapters import adapters_off
 from ..engine.reference import reference_logps
 from ..engine.reference_cache import ENGINE, Store, file_digest, files_digest, weights_digest
@@ -107,7 +108,8 @@ class Reference:
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
             *(known_by, work.rows[split]._fingerprint),
-            *(None if paired else work.resolved.provider, settings.batch_size, work.multiple),
+            *(None if paired else work.resolved.provider, work.multiple, ORDER),
+            *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
             settings.seed if split == "train" else None,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

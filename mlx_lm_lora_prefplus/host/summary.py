@@ -10,10 +10,13 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..data import Split
+from ..data.order import lengths_of
+from ..engine.fast import HeadPolicy
+from ..engine.logps import PlainPolicy
 from ..engine.qat import effective_linears
 from ..settings import RunSettings
 from . import fuse
-from .config import Resolved
+from .config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from .work import Work
 
 
@@ -27,7 +30,7 @@ def lines(work: Work, splits: dict[str, Split]) -> list[str]:
     ]
     told += [rows(name, split) for name, split in splits.items()]
     if resolved.settings.train:
-        told += [training(resolved.settings, model), schedule(resolved.settings, splits["train"], work.iters)]
+        told += [training(resolved.settings, model), schedule(work)]
         if resolved.settings.fuse:
             size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
             told.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
@@ -42,6 +45,9 @@ def warnings(resolved: Resolved, model: nn.Module) -> list[str]:
             "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
             "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
         )
+    defaults = (None, HOST_DEFAULT, TRAINER_DEFAULT)
+    if settings.token_budget and resolved.sources.get("batch_size") not in defaults:
+        told.append("batch_size has no effect beside token_budget.")
     if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
         told.append(f"With the settings as they are {reason}.")
     return told
@@ -103,11 +109,15 @@ def training(settings: RunSettings, model: nn.Module) -> str:
     return f"Trained: {kind[settings.train_type]}, {trained:,} numbers"
 
 
-def schedule(settings: RunSettings, split: Split, iters: int) -> str:
-    """How many micro-batches, epochs and updates."""
-    accumulation = settings.gradient_accumulation_steps
-    epochs = iters * settings.batch_size / len(split.rows)
+def schedule(work: Work) -> str:
+    """How many micro-batches, epochs and updates, and how much of a batch is padding."""
+    settings, plan, lengths = work.resolved.settings, work.plan("train"), lengths_of(work.rows["train"])
+    shared_prompt = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
+    size = f"{settings.batch_size} pairs"
+    if settings.token_budget:
+        size = f"{len(plan.order) / len(plan):.1f} pairs on average (token_budget {settings.token_budget})"
     return (
-        f"Plan: {iters} micro-batches of {settings.batch_size} pairs ({epochs:.2f} epochs), "
-        f"{-(-iters // accumulation)} updates, seed {settings.seed}"
+        f"Plan: {work.iters} micro-batches of {size} ({work.iters / len(plan):.2f} epochs), "
+        f"{-(-work.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
+        f"{plan.padding(lengths, work.multiple, shared_prompt):.2f} tokens with padding for each without"
     )

@@ -1,5 +1,6 @@
 """The rows of a run and the order in which it visits them."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from functools import cached_property
@@ -13,11 +14,13 @@ from datasets import Dataset
 from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ..data import Split, prepare
+from ..data.order import Plan, lengths_of, plan_epoch
 from ..engine.probe import choose_policy
 from ..engine.reference import with_reference
 from ..errors import UserError
 from ..plugin import Batch, Policy
 from ..settings import RunSettings
+from ..trainers.paired import PairedTrainer
 from . import policy
 from .config import Resolved
 from .references import Reference, References
@@ -50,6 +53,9 @@ class Work:
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         settings = resolved.settings
         check_vocabulary(model, rows.values())
+        takes = inspect.signature(resolved.trainer.iterate_batches).parameters
+        if settings.token_budget and "token_budget" not in takes:
+            raise UserError(f"token_budget: mode {resolved.trainer.mode} does not take it. Set batch_size instead.")
         self.engine = choose_policy(model, settings)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable
         self.multiple = 32 if self.compiled else 1
@@ -57,30 +63,53 @@ class Work:
         self.iters = self._iters(settings) if "train" in rows else 0
 
     def _iters(self, settings: RunSettings) -> int:
-        per_epoch = math.ceil(len(self.rows["train"]) / settings.batch_size)
-        return settings.iters or (settings.epochs or 0) * per_epoch or DEFAULT_ITERS
+        if settings.iters or not settings.epochs:
+            return settings.iters or DEFAULT_ITERS
+        if not settings.token_budget:
+            return settings.epochs * math.ceil(len(self.rows["train"]) / settings.batch_size)
+        return sum(len(self.plan("train", epoch)) for epoch in range(settings.epochs))
 
-    def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch of training, or all that the settings want evaluated of another split."""
-        settings, rows = self.resolved.settings, self.rows[split]
-        limit = self.limits.get(split, -1)
-        if limit >= 0:
-            rows = rows.select(range(min(len(rows), limit * settings.batch_size)))
-        return self.resolved.trainer.iterate_batches(
-            rows.with_format("numpy"),  # type: ignore[arg-type]
+    def plan(self, split: str, epoch: int = 0) -> Plan:
+        """Which rows stand together, as `data.batches` has it; the trainer of another package may do otherwise."""
+        settings = self.resolved.settings
+        return plan_epoch(
+            lengths_of(self.rows[split]),
             batch_size=settings.batch_size,
+            token_budget=settings.token_budget,
             epoch=epoch,
             seed=settings.seed,
             shuffle=split == "train",
             multiple=self.multiple,
         )
 
+    def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch of training, or all that the settings want evaluated of another split."""
+        settings = self.resolved.settings
+        budget: dict[str, Any] = {"token_budget": settings.token_budget} if settings.token_budget else {}
+        batches = self.resolved.trainer.iterate_batches(
+            self.rows[split].with_format("numpy"),  # type: ignore[arg-type]
+            batch_size=settings.batch_size,
+            epoch=epoch,
+            seed=settings.seed,
+            shuffle=split == "train",
+            multiple=self.multiple,
+            **budget,
+        )
+        return islice(batches, self._limit(split))
+
+    def _limit(self, split: str) -> int | None:
+        """Batches to evaluate of a split; None for all."""
+        limit = self.limits.get(split, -1)
+        return None if limit < 0 else limit
+
     def visited(self, split: str) -> Iterator[Batch]:
         """The batches in which this run first sees each row."""
         return islice(self.batches(split), self.iters if split == "train" else None)
 
     def visited_rows(self, split: str) -> np.ndarray:
-        """Positions of the rows in `visited`."""
+        """Positions of the rows in `visited`; without reading them where the batching is our own."""
+        if type(self.resolved.trainer).iterate_batches is PairedTrainer.iterate_batches:
+            return self.plan(split).rows(self.iters if split == "train" else self._limit(split))
         return np.concatenate([np.array(batch.ids) for batch in self.visited(split)])
 
     def evaluates(self, split: str) -> bool:

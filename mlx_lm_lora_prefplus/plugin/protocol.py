@@ -136,7 +136,10 @@ class Trainer(Protocol):
         batch_size: pairs in a batch (the last may hold fewer).
         epoch: counts from 0; with `seed` it fixes the order.
         shuffle: false keeps one fixed order (evaluation).
-        multiple: pad widths to a multiple of this many tokens (bounds the number of compiled graphs).
+        multiple: pad widths to multiples of this many tokens (bounds the number of compiled graphs).
+
+        A trainer may take a further `token_budget`: instead of `batch_size` pairs, as many as stay within so many
+        tokens with their padding. It is given only where the user sets it; who does not take it need not have it.
         """
         ...
 

@@ -67,9 +67,18 @@ class PairedTrainer:
         seed: int,
         shuffle: bool,
         multiple: int = 1,
+        token_budget: int | None = None,
     ) -> Iterator[Batch]:
         """Yield every row once; see the protocol."""
-        return iterate_batches(rows, batch_size=batch_size, epoch=epoch, seed=seed, shuffle=shuffle, multiple=multiple)
+        return iterate_batches(
+            rows,
+            batch_size=batch_size,
+            token_budget=token_budget,
+            epoch=epoch,
+            seed=seed,
+            shuffle=shuffle,
+            multiple=multiple,
+        )
 
     def loss(self, policy: Policy, batch: Batch, options: Any) -> LossOutput:
         """Sums of the preference loss over pairs and of the weighted NLL over chosen tokens."""
