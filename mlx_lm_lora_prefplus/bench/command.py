@@ -25,6 +25,7 @@ def bench(
     layers: Annotated[int | None, _count("Layers of the llama.")] = None,
     vocabulary: Annotated[int | None, _count("Vocabulary of the llama.")] = None,
     bits: Annotated[int | None, _count("Quantise the model to so many bits, in groups of 64.")] = None,
+    chunk: Annotated[int | None, _count("Ours with efficient_long_context, in pieces of so many tokens.")] = None,
     mode: Annotated[str | None, typer.Option(help="dpo or cpo.")] = None,
     loss: Annotated[str | None, typer.Option(help="A loss of the mode: sigmoid, hinge, ipo, dpop.")] = None,
     batch: Annotated[int | None, _count("Pairs in the batch.")] = None,
@@ -59,11 +60,22 @@ def bench(
         show(rows, as_json, growth_told(rows))
         return
     changes = {
-        **{"model": model, "hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits, "mode": mode},
-        **{"loss": loss, "pairs": batch, "prompt": prompt, "chosen": chosen, "rejected": rejected, "seed": seed},
+        **{"model": model, "hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits, "chunk": chunk},
+        **{
+            "mode": mode,
+            "loss": loss,
+            "pairs": batch,
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "seed": seed,
+        },
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if given:  # the goals are those of the workload as it stands
         given |= {"speed_goal": None, "memory_goal": None}
-    chosen_workloads = SUITE.values() if suite else [SUITE[workload]]
-    show([measure(replace(one, **given), method) for one in chosen_workloads], as_json)
+    rows = []
+    for one in SUITE.values() if suite else [SUITE[workload]]:
+        typer.echo(f"{one.name} …", err=True)
+        rows.append(measure(replace(one, **given), method))
+    show(rows, as_json)

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..engine.chunked import ChunkedPolicy
 from ..engine.fast import PairwisePrefixPolicy, SharedPrefixPolicy
 from ..engine.probe import Choice
 from ..errors import UserError
@@ -65,7 +66,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     compile_host = compiled if method.compile_host is None else method.compile_host
     model = add_lora(make_base(workload))
     rows = make_rows(workload, int(model(mx.array([[1]])).shape[-1]))
-    choice = choose(model, method.engine)
+    choice = choose(model, method.engine, workload.chunk)
     traced = compiled and choice.compilable
     batch = our_batch(rows, choice.policy, workload.mode, MULTIPLE if traced else 1)
     loss = (workload.mode, workload.loss, method.beta, method.delta)
@@ -146,7 +147,7 @@ def _bytes(model: Any) -> int:
 
 
 def _shares_prompts(choice: Choice) -> bool:
-    return isinstance(choice.policy, (SharedPrefixPolicy, PairwisePrefixPolicy))
+    return isinstance(choice.policy, (SharedPrefixPolicy, PairwisePrefixPolicy, ChunkedPolicy))
 
 
 def _positions(batch: Batch, choice: Choice) -> int:
@@ -155,7 +156,7 @@ def _positions(batch: Batch, choice: Choice) -> int:
 
 
 def _described(workload: Workload, method: Method, choice: Choice) -> dict[str, Any]:
-    keys = ("mode", "loss", "prompt", "chosen", "rejected", "pairs", "model", "bits")
+    keys = ("mode", "loss", "prompt", "chosen", "rejected", "pairs", "model", "bits", "chunk")
     shape = {} if workload.model else {key: getattr(workload, key) for key in ("hidden", "layers", "vocabulary")}
     return {
         "workload": workload.name,

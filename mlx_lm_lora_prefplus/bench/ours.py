@@ -29,14 +29,17 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
 
 
-def choose(model: nn.Module, engine: Engine) -> Choice:
+def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> Choice:
     """The way to compute log-probs, and what it is in words.
+
+    chunk: let `auto` take rows in pieces of so many tokens.
 
     Raises:
         UserError: the model cannot be parted into backbone and head, and `engine` needs that.
     """
     if engine == "auto":
-        return choose_policy(model, RunSettings())
+        long = {"efficient_long_context": True, "long_context_chunk": chunk} if chunk else {}
+        return choose_policy(model, RunSettings.model_validate(long))
     if engine == "plain":
         return Choice(PlainPolicy(model), "prompt and completion through the whole model")
     halves = halves_of(model)

@@ -18,7 +18,7 @@ LOSSES = [(mode, loss) for mode, trainer in TRAINERS.items() for loss in trainer
 
 KEYS = {
     *("workload", "mode", "loss", "prompt", "chosen", "rejected", "pairs", "hidden", "layers", "vocabulary", "model"),
-    *("bits", "engine", "policy", "beta", "repeat", "device", "clock", "mlx", "notes"),
+    *("bits", "chunk", "engine", "policy", "beta", "repeat", "device", "clock", "mlx", "notes"),
     *("speed_ratio", "memory_ratio", "peak_ratio", "gradient_error", "graphs_compiled", "speed_goal", "memory_goal"),
     *("floor_seconds", "floor_ratio", "real_tokens"),
 }
@@ -42,6 +42,11 @@ def test_the_gradient_is_the_hosts(mode, loss):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_gradient_is_the_hosts_by_every_way(engine):
     assert measure(TINY, replace(QUICK, engine=engine))["gradient_error"] < 1e-4
+
+
+def test_the_gradient_is_the_hosts_in_pieces():
+    row = measure(replace(TINY, chunk=4), QUICK)
+    assert row["gradient_error"] < 1e-4 and "in pieces of 4 tokens" in row["policy"]
 
 
 def test_a_wrong_gradient_is_seen(monkeypatch):
