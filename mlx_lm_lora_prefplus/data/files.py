@@ -147,8 +147,7 @@ def _array_items(path: Path) -> Iterator[Any]:
             try:
                 at = BETWEEN[count > 0].match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
                 if text[at : at + 1] == "]":
-                    _nothing_follows(text[at + 1 :], file, path, count)
-                    return
+                    break
                 item, at = decode(text, at)
                 if at == len(text):
                     raise ValueError("the array does not end")  # or the item goes on in the next block
@@ -162,6 +161,7 @@ def _array_items(path: Path) -> Iterator[Any]:
                 continue
             count += 1
             yield item
+        _nothing_follows(text[at + 1 :], file, path, count)
 
 
 def _nothing_follows(rest: str, file: TextIO, path: Path, count: int) -> None:

@@ -10,7 +10,7 @@ from mlx_lm.utils import load
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
 from mlx_lm_lora.utils import from_pretrained
 
-from ..engine.adapters import adapter_layers
+from ..engine.adapters import adapter_base, adapter_layers
 from ..engine.checkpoint import load_adapter_weights
 from ..errors import UserError
 from ..settings import RunSettings
@@ -87,7 +87,13 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
             f"train_type {settings.train_type}: {error} Take train_type lora, or name the layers that get an adapter "
             "in lora_parameters: {keys: [self_attn.q_proj, …]}."
         ) from error
-    if not adapter_layers(model):
+    layers = adapter_layers(model)
+    bits = {getattr(layer[adapter_base(layer)], "bits", 32) for layer in layers} if use_dora else set()
+    if odd := sorted(one for one in bits if 32 % one):
+        raise UserError(
+            f"train_type dora: mlx-lm gives DoRA layers on {odd[0]}-bit weights a wrong width. Take lora, or 4 or 8 bits."
+        )
+    if not layers:
         raise UserError(
             f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look "
             "like self_attn.q_proj; without keys every linear layer gets an adapter."

@@ -1,6 +1,7 @@
 """A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def check_start(settings: RunSettings) -> None:
         raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
     if mx.distributed.init().size() > 1:
         raise UserError("This version trains on one machine. Start it without mlx.launch.")
+    if settings.wandb is not None and find_spec("wandb") is None:
+        raise UserError("wandb: the package is not installed here. Install it (pip install wandb), or leave wandb out.")
     if settings.resume_adapter_file:
         check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
     if settings.train:

@@ -2,6 +2,8 @@
 
 import json
 
+import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx_lm.models import mixtral
 
@@ -9,7 +11,7 @@ from mlx_lm_lora_prefplus.engine.checkpoint import save_adapters
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host import policy
 from mlx_lm_lora_prefplus.settings import RunSettings
-from tests.conftest import tiny_llama, with_lora
+from tests.conftest import VOCABULARY, tiny_llama, with_lora
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"lora_parameters": 8}'])
@@ -39,6 +41,19 @@ def test_a_layer_that_takes_no_dora():
         policy.add_adapters(model, RunSettings(train_type="dora"))
     keys = {"rank": 8, "dropout": 0.0, "scale": 10.0, "keys": ["self_attn.q_proj"]}
     policy.add_adapters(model, RunSettings(train_type="dora", lora_parameters=keys))
+
+
+@pytest.mark.parametrize(("bits", "works"), [(4, True), (6, False), (8, True)])
+def test_dora_on_weights_of_so_many_bits(bits, works):
+    """mlx-lm takes 32 // bits numbers a word, which is right only where that leaves nothing over."""
+    model, settings = tiny_llama(hidden=128), RunSettings(train_type="dora")
+    nn.quantize(model, group_size=64, bits=bits)
+    if works:
+        policy.add_adapters(model, settings)
+        assert model(mx.array([[1, 2]])).shape == (1, 2, VOCABULARY)
+    else:
+        with pytest.raises(UserError, match=f"DoRA layers on {bits}-bit weights"):
+            policy.add_adapters(model, settings)
 
 
 @pytest.mark.parametrize(

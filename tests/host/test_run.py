@@ -306,6 +306,13 @@ def test_refused_in_words_and_nothing_written(go, changes, message):
     assert not Path("adapters/adapters.safetensors").exists()
 
 
+def test_wandb_is_looked_for_before_anything_is_loaded(go, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="wandb: the package is not installed here. Install it"):
+        go(wandb="project")
+    assert "Loading model" not in capsys.readouterr().out
+
+
 def test_existing_adapters_survive_a_bad_start(go):
     go()
     before = {path.name: path.read_bytes() for path in Path("adapters").iterdir()}
