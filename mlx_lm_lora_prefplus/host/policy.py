@@ -91,7 +91,7 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
     bits = {getattr(layer[adapter_base(layer)], "bits", 32) for layer in layers} if use_dora else set()
     if odd := sorted(one for one in bits if 32 % one):
         raise UserError(
-            f"train_type dora: mlx-lm gives DoRA layers on {odd[0]}-bit weights a wrong width. Take lora, or 4 or 8 bits."
+            f"train_type dora: mlx-lm gives DoRA layers on {odd[0]}-bit weights a wrong width. Take lora, or 4 bits."
         )
     if not layers:
         raise UserError(
