@@ -22,7 +22,7 @@ def reference_logps(
     progress: str = "",
     *,
     store: Store | None = None,
-    visited: int | None = None,
+    missing: int | None = None,
 ) -> np.ndarray:
     """Summed completion log-probs of the model in `policy` as it is now.
 
@@ -33,7 +33,7 @@ def reference_logps(
         progress: a title for the progress bar; none without.
         store: takes the log-probs in; what it holds already is not computed again, so that a pass that was
             interrupted goes on where it stopped.
-        visited: rows in all the batches, for the progress bar (default: `rows`).
+        missing: rows to be computed, for the progress bar (default: `rows`).
 
     Returns:
         (rows, 2) float32, chosen and rejected, nats; NaN for rows that no batch held.
@@ -46,7 +46,7 @@ def reference_logps(
     policy.model.eval()
     bar = tqdm(
         desc=progress,
-        total=visited or rows,
+        total=missing or rows,
         disable=not progress or sys.stderr is None,
         bar_format=FORM,
         mininterval=0.5,
@@ -56,7 +56,7 @@ def reference_logps(
             ids = np.array(batch.ids)
             if not store.has(ids).all():
                 store.add(ids, _logps(policy, batch, ids))
-            bar.update(len(ids))
+                bar.update(len(ids))
     finally:
         bar.close()
         store.save()

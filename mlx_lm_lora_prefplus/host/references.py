@@ -70,13 +70,14 @@ class Reference:
             model = policy.load_reference(work.resolved.settings, work.tokenizer)
         with adapters_off(model) if model is work.model else nullcontext():
             for name in missing:
+                store = self.stores[name]
                 reference_logps(
                     work.policy_of(model),
-                    work.visited(name),
+                    work.unknown(name, store.has),
                     len(work.rows[name]),
                     f"Reference, {name}",
-                    store=self.stores[name],
-                    visited=len(self.visited[name]),
+                    store=store,
+                    missing=int((~store.has(self.visited[name])).sum()),
                 )
         del model
         mx.clear_cache()

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -14,6 +14,7 @@ from datasets import Dataset
 from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ..data import Split, prepare
+from ..data.batches import planned_batches
 from ..data.order import Plan, lengths_of, plan_epoch
 from ..engine.probe import choose_policy
 from ..engine.reference import with_reference
@@ -104,13 +105,28 @@ class Work:
 
     def visited(self, split: str) -> Iterator[Batch]:
         """The batches in which this run first sees each row."""
-        return islice(self.batches(split), self.iters if split == "train" else None)
+        return islice(self.batches(split), self._visits(split))
+
+    @property
+    def batches_as_planned(self) -> bool:
+        """Whether the trainer leaves the batching to this package, so that `plan` tells its batches unread."""
+        return type(self.resolved.trainer).iterate_batches is PairedTrainer.iterate_batches
 
     def visited_rows(self, split: str) -> np.ndarray:
-        """Positions of the rows in `visited`; without reading them where the batching is our own."""
-        if type(self.resolved.trainer).iterate_batches is PairedTrainer.iterate_batches:
-            return self.plan(split).rows(self.iters if split == "train" else self._limit(split))
+        """Positions of the rows in `visited`."""
+        if self.batches_as_planned:
+            return self.plan(split).rows(self._visits(split))
         return np.concatenate([np.array(batch.ids) for batch in self.visited(split)])
+
+    def unknown(self, split: str, known: Callable[[np.ndarray], np.ndarray]) -> Iterator[Batch]:
+        """The batches in `visited` that hold a row that is not `known`; of another package's trainer, all."""
+        if not self.batches_as_planned:
+            return self.visited(split)
+        visited = islice(self.plan(split), self._visits(split))
+        return planned_batches(self.rows[split], (ids for ids in visited if not known(ids).all()), self.multiple)
+
+    def _visits(self, split: str) -> int | None:
+        return self.iters if split == "train" else self._limit(split)
 
     def evaluates(self, split: str) -> bool:
         """Whether there is anything to evaluate on."""

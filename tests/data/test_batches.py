@@ -1,7 +1,9 @@
 """Batches: every row once an epoch, in a seeded order, padded on the right."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +57,19 @@ def test_layout_worked_by_hand():
     ]
     assert batch.units() == {"pairs": 2, "chosen_tokens": 4}
     assert batch.ids.tolist() == [5, 9]
+
+
+def test_arrow_rows_give_the_batches_of_plain_rows():
+    rows = random_rows(20)
+    stored = Dataset.from_list(rows)
+    picked = stored.select([7, 3, 3, 19])
+    for kind, plain in (
+        (stored, rows),
+        (stored.with_format("numpy"), rows),
+        (picked, [rows[i] for i in (7, 3, 3, 19)]),
+    ):
+        batches = zip(iterate_batches(kind, batch_size=3), iterate_batches(plain, batch_size=3), strict=True)
+        assert all(mx.array_equal(a, b) for pair in batches for a, b in zip(*pair, strict=True))
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 5), (4, 8), (32, 32)])

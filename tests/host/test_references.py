@@ -74,6 +74,24 @@ def test_only_visited_rows_are_computed_and_longer_runs_add_the_others(go, own_c
     assert np.isfinite(np.load(file)).all()
 
 
+def test_an_interrupted_pass_reads_and_computes_only_what_is_left(go, own_cache, monkeypatch):  # noqa: F811
+    real, seen = references.reference_logps, []
+
+    def stopping(policy, batches, *given, **named):
+        batches = list(batches)
+        seen.append([batch.ids.tolist() for batch in batches])
+        real(policy, batches[: len(batches) - len(seen) % 2], *given, **named)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(references, "reference_logps", stopping)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        go(val_batches=0)
+    out, _ = go(val_batches=0)
+    assert known(out.rpartition("Objective")[2])[0] in (6, 8)
+    assert len(seen[0]) == 3 and seen[1] == seen[0][-1:]
+
+
 def test_the_bytes_do_not_depend_on_what_the_cache_holds(go):  # noqa: F811
     go(adapter_path="cold")
     go(adapter_path="warm")
