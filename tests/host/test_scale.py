@@ -107,7 +107,7 @@ def resident() -> dict[str, float]:
 
 
 def measure(count: int) -> None:
-    """Print seconds and MB of a cached start on rows of a usual size (about 600 tokens). First run it with the word `fill` added."""
+    """Print seconds and MB of a cached start on rows of a usual size (about 600 tokens), after `fill`."""
     folder = Path(tempfile.gettempdir()) / f"prefplus-scale-{count}"
     model_path = folder / "model"
     if not folder.exists():
