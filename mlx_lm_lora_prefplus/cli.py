@@ -32,6 +32,10 @@ def main() -> None:
     except UserError as error:
         print(f"[ERROR] {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that cannot be made
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"[ERROR] {where}{error.strerror or error}. Give another folder, or make room there.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _show_version(wanted: bool) -> None:

@@ -56,6 +56,23 @@ def test_quickstart_hands_over(call, monkeypatch, tmp_path):
     assert seen == [tmp_path]
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "[ERROR] No space left on device. Give another folder"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "[ERROR] a/b: Not a directory. Give another folder"),
+    ],
+)
+def test_a_disk_that_does_not_take_it_is_a_message(monkeypatch, capsys, error, told):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1 and capsys.readouterr().err.startswith(told)
+
+
 def test_a_user_error_is_a_message(monkeypatch, capsys):
     def app():
         raise UserError("Too bad.")
