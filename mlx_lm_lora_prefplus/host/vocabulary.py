@@ -1,6 +1,7 @@
 """Whether the model knows the tokens that its tokenizer makes."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import mlx.nn as nn
 import numpy as np
@@ -9,8 +10,10 @@ from datasets import Dataset
 from ..errors import UserError
 
 
-def check_vocabulary(model: nn.Module, splits: Iterable[Dataset]) -> None:
+def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]) -> None:
     """Make sure that every token has an embedding: beyond the last, MLX reads whatever memory is there, silently.
+
+    The rows are read for it only where the tokenizer knows more tokens than the model.
 
     Raises:
         UserError: a token has none.
@@ -19,6 +22,8 @@ def check_vocabulary(model: nn.Module, splits: Iterable[Dataset]) -> None:
     if not tables:
         return
     known = max(len(one.weight) for one in tables)
+    if max(tokenizer.get_vocab().values(), default=-1) < known:
+        return
     largest = max(map(largest_token, splits), default=-1)
     if largest >= known:
         raise UserError(

@@ -53,7 +53,7 @@ class Work:
     def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, rows: dict[str, Dataset]):
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         settings = resolved.settings
-        check_vocabulary(model, rows.values())
+        check_vocabulary(model, tokenizer, rows.values())
         takes = inspect.signature(resolved.trainer.iterate_batches).parameters
         if settings.token_budget and "token_budget" not in takes:
             raise UserError(f"token_budget: mode {resolved.trainer.mode} does not take it. Set batch_size instead.")

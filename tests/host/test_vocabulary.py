@@ -1,5 +1,7 @@
 """Tokens without an embedding are found before MLX reads past its end."""
 
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 
@@ -12,13 +14,22 @@ def rows(*tokens: int) -> Dataset:
     return Dataset.from_dict({"prompt": [[1], []], "chosen": [[2], []], "rejected": [[3], list(tokens)]})
 
 
+def tokenizer(largest: int) -> SimpleNamespace:
+    return SimpleNamespace(get_vocab=lambda: {"a": 0, "b": largest})
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_token_that_the_model_does_not_know(tied):
-    model = tiny_llama(tied=tied)
-    check_vocabulary(model, [rows(), rows(VOCABULARY - 1)])
-    check_vocabulary(model, [])
+    model, larger = tiny_llama(tied=tied), tokenizer(VOCABULARY)
+    check_vocabulary(model, larger, [rows(), rows(VOCABULARY - 1)])
+    check_vocabulary(model, larger, [])
     with pytest.raises(UserError, match=f"up to number {VOCABULARY}, and the model knows 0 to {VOCABULARY - 1}"):
-        check_vocabulary(model, [rows(), rows(5, VOCABULARY)])
+        check_vocabulary(model, larger, [rows(), rows(5, VOCABULARY)])
+
+
+def test_rows_are_not_read_where_the_tokenizer_cannot_make_such_a_token(monkeypatch):
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.vocabulary.largest_token", None)
+    check_vocabulary(tiny_llama(), tokenizer(VOCABULARY - 1), [rows(VOCABULARY - 1)])
 
 
 def test_the_largest_token():
