@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from .adapters import swapped_classes
 
@@ -37,10 +38,16 @@ class Halves:
     Arguments:
         model: an mlx-lm model.
         backbone: a module of it whose output the rest of the model turns into logits.
+
+    Attributes, filled in by `find_halves`:
+        head_names: names of the parameters that the logits of given hidden states depend on.
+        head_dropouts: dropout outside the layers.
     """
 
     def __init__(self, model: nn.Module, backbone: nn.Module):
         self.model, self.backbone = model, backbone
+        self.head_names: frozenset[str] = frozenset()
+        self.head_dropouts: list[nn.Module] = []
 
     def hidden(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
         """(rows, width, hidden) states of (rows, width) tokens."""
@@ -58,6 +65,11 @@ class Halves:
             return self.model(tokens)
 
 
+def arrays(tree: Any) -> dict[str, mx.array]:
+    """Name → array of a tree of parameters."""
+    return dict(tree_flatten(tree))  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
 def find_halves(model: nn.Module) -> Halves | None:
     """The innermost module that owns the layers and whose output gives the model's logits exactly, or None."""
     tokens = mx.array([[1, 2, 3]], mx.int32)
@@ -65,15 +77,42 @@ def find_halves(model: nn.Module) -> Halves | None:
     for module in _owners_of_layers(model):
         halves = Halves(model, module)
         try:
-            logits = halves.logits(halves.hidden(tokens))
+            hidden = halves.hidden(tokens)
+            logits = halves.logits(hidden)
         except Exception:  # whatever a model does when it is called in two halves, this module is not the one
             continue
         if logits.shape == expected.shape and mx.array_equal(logits, expected, equal_nan=True):
+            halves.head_names = _head_names(halves, mx.stop_gradient(hidden[:, :1]))
+            halves.head_dropouts = [m for _, m in _outside_layers(model) if isinstance(m, nn.Dropout)]
             return halves
     return None
 
 
 def _owners_of_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules that hold a list of layers, innermost first, without the model itself."""
-    found = [(name, m) for name, m in model.named_modules() if m is not model and isinstance(m.get("layers"), list)]
-    yield from (module for _, module in sorted(found, key=lambda item: -item[0].count(".")))
+    """Modules that hold the layers, under whatever name and however deep; innermost first, without the model itself."""
+    layers = {id(layer) for layer in model.layers}  # pyright: ignore[reportOptionalIterable]
+
+    for _, module in sorted(model.named_modules(), key=lambda item: -item[0].count(".")):
+        if module is not model and id(module) not in layers and any(id(inner) in layers for inner in module.modules()):
+            yield module
+
+
+def _outside_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    inside = {id(module) for layer in model.layers for module in layer.modules()}  # pyright: ignore[reportOptionalIterable]
+    return [(name, module) for name, module in model.named_modules() if id(module) not in inside]
+
+
+def _head_names(halves: Halves, hidden: mx.array) -> frozenset[str]:
+    """Names of the parameters that turn logits into NaN when they are NaN themselves."""
+    names = set()
+    for path, module in _outside_layers(halves.model):
+        for key, value in module.items():
+            if not (isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)):
+                continue
+            module[key] = mx.broadcast_to(mx.array(float("nan"), value.dtype), value.shape)
+            try:
+                if mx.isnan(halves.logits(hidden)).any().item():
+                    names.add(f"{path}.{key}" if path else key)
+            finally:
+                module[key] = value
+    return frozenset(names)

@@ -4,10 +4,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+import numpy as np
+from mlx.utils import tree_unflatten
 
 from ..plugin.protocol import Batch, Scores
-from .backbone import Halves
+from .adapters import swapped_classes
+from .backbone import Halves, arrays
 from .head import chunk_size, frozen_head_logps, head_logps, trained_head_logps
 from .prefix import completion_states
 
@@ -47,20 +49,28 @@ class HeadPolicy:
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
 
     def _score(self, states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-        parameters = head_parameters(self.model)
+        parameters = self._head_parameters()
         chunk = chunk_size(self._vocabulary(states))
         if not (self.model.training if self.for_gradient is None else self.for_gradient):
             return head_logps(self._head, states, targets, chunk)
         if not parameters:
             return frozen_head_logps(self._head, states, targets, chunk)
+        return trained_head_logps(self._head_with, parameters, states, targets, chunk)
 
-        def head(parameters: dict[str, mx.array], states: mx.array) -> mx.array:
-            self.model.update(tree_unflatten(list(parameters.items())))
-            return self._head(states)
+    def _head_parameters(self) -> dict[str, mx.array]:
+        """Name → trained parameters that the head reads."""
+        trained = arrays(self.model.trainable_parameters())
+        return {name: value for name, value in trained.items() if name in self.halves.head_names}
 
-        scores = trained_head_logps(head, parameters, states, targets, chunk)
+    def _head_with(self, parameters: dict[str, mx.array], states: mx.array, key: mx.array) -> mx.array:
+        """Logits with parameters of the head in place of the model's own, and dropout by `key`."""
+        own = self._head_parameters()
         self.model.update(tree_unflatten(list(parameters.items())))
-        return scores
+        try:
+            with swapped_classes([(dropout, _keyed(key)) for dropout in self.halves.head_dropouts]):
+                return self._head(states)
+        finally:
+            self.model.update(tree_unflatten(list(own.items())))
 
     def _head(self, states: mx.array) -> mx.array:
         return self.halves.logits(states[None])[0]
@@ -74,7 +84,7 @@ class SharedPrefixPolicy(HeadPolicy):
 
     def _states(self, batch: Batch) -> mx.array:
         pairs = batch.prompts.shape[0]
-        return completion_states(self.halves, batch.prompts, batch.prompt_lengths[:pairs], batch.completions)
+        return completion_states(self.halves, batch.prompts, batch.completions, batch.prompt_lengths[:pairs])
 
 
 class PairwisePrefixPolicy(HeadPolicy):
@@ -83,17 +93,20 @@ class PairwisePrefixPolicy(HeadPolicy):
     def _states(self, batch: Batch) -> mx.array:
         pairs = batch.prompts.shape[0]
         states: list[Any] = [None] * (2 * pairs)
-        for i, length in enumerate(batch.prompt_lengths[:pairs].tolist()):
+        for i, length in enumerate(map(int, np.array(batch.prompt_lengths[:pairs]))):
             both = mx.stack([batch.completions[i], batch.completions[i + pairs]])
-            prompt = batch.prompts[i : i + 1, :length]
-            states[i], states[i + pairs] = completion_states(self.halves, prompt, batch.prompt_lengths[i : i + 1], both)
+            states[i], states[i + pairs] = completion_states(self.halves, batch.prompts[i : i + 1, :length], both)
         return mx.stack(states)
 
 
-def head_parameters(model: nn.Module) -> dict[str, mx.array]:
-    """Name → trained parameters outside the layers: those that the head may read."""
-    trained = dict(tree_flatten(model.trainable_parameters()))
-    return {name: value for name, value in trained.items() if ".layers." not in f".{name}"}
+def _keyed(key: mx.array) -> type[nn.Dropout]:
+    """Dropout that gives the same result whenever it is called."""
+
+    def call(self, x):
+        kept = self._p_1
+        return x if kept == 1 or not self.training else mx.random.bernoulli(kept, x.shape, key) * x * (1 / kept)
+
+    return type("KeyedDropout", (nn.Dropout,), {"__call__": call})
 
 
 def _by_row(values: mx.array, positions: mx.array, rows: int, width: int) -> mx.array:

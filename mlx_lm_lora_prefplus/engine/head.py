@@ -9,16 +9,18 @@ from typing import Any
 
 import mlx.core as mx
 
+from .logps import at_least_float32
+
 Head = Callable[[mx.array], mx.array]
 """(positions, hidden) states → (positions, vocabulary) logits."""
 
-CHUNK_BYTES = {mx.cpu: 8_000_000, mx.gpu: 128_000_000}
+CHUNK_BYTES = {"cpu": 8_000_000, "gpu": 128_000_000}
 """Size of the float32 logits that are alive at a time."""
 
 
 def chunk_size(vocabulary: int) -> int:
     """Positions to take at a time on the default device."""
-    return max(1, CHUNK_BYTES[mx.default_device().type] // (4 * vocabulary))
+    return max(1, CHUNK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"] // (4 * vocabulary))
 
 
 def head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> tuple[mx.array, mx.array]:
@@ -32,13 +34,13 @@ def head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> t
         states = hidden[start : start + chunk]
         if parts:
             (states,) = mx.depends([states], list(parts[-1]))
-        parts.append(_scored(head(states).astype(mx.float32), targets[start : start + chunk]))
-    values, mean_logits = (mx.concatenate(column) for column in zip(*parts, strict=True))
+        parts.append(_scored(at_least_float32(head(states)), targets[start : start + chunk]))
+    values, mean_logits = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
     return values, mx.stop_gradient(mean_logits)
 
 
 def _scored(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Log-probs and mean logits, each (positions,), of float32 logits."""
+    """Log-probs and mean logits, each (positions,)."""
     picked = mx.take_along_axis(logits, mx.stop_gradient(targets)[:, None], axis=-1)[:, 0]
     return picked - mx.logsumexp(logits, axis=-1), mx.stop_gradient(logits).mean(axis=-1)
 
@@ -63,21 +65,21 @@ def frozen_head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: in
             if parts:  # one chunk after the other, so that logits die before the next are born
                 (states,) = mx.depends([states], list(parts[-1]))
             parts.append(_scored_with_gradient(head, states, targets[start : start + chunk]))
-        return tuple(mx.concatenate(column) for column in zip(*parts, strict=True))
+        return tuple(mx.concatenate(list(column)) for column in zip(*parts, strict=True))
 
     @logps.vjp
     def _(primals, cotangents, outputs):
         gradient = outputs[2]
         return gradient * cotangents[0][:, None].astype(gradient.dtype)
 
-    values, mean_logits, _ = logps(hidden)
+    values, mean_logits, _ = logps(hidden)  # pyright: ignore[reportGeneralTypeIssues]
     return values, mx.stop_gradient(mean_logits)
 
 
 def _scored_with_gradient(head: Head, states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """Log-probs, mean logits, and the gradient of each log-prob with respect to its state."""
     raw = head(states)
-    logits = raw.astype(mx.float32)
+    logits = at_least_float32(raw)
     top = logits.max(axis=-1, keepdims=True)
     exponentials = mx.exp(logits - top)
     total = exponentials.sum(axis=-1, keepdims=True)
@@ -92,24 +94,33 @@ def _scored_with_gradient(head: Head, states: mx.array, targets: mx.array) -> tu
 
 
 def trained_head_logps(
-    head: Callable[[Any, mx.array], mx.array], parameters: Any, hidden: mx.array, targets: mx.array, chunk: int
+    head: Callable[[Any, mx.array, mx.array], mx.array],
+    parameters: Any,
+    hidden: mx.array,
+    targets: mx.array,
+    chunk: int,
 ) -> tuple[mx.array, mx.array]:
     """Log-probs where parameters of the head are trained: each chunk is computed again in the backward.
 
     Arguments:
-        head: (parameters, states) → logits. All that is trained in it must come through `parameters`.
+        head: (parameters, states, key) → logits. All that is trained in it must come through `parameters`, and all
+            that is random through `key`, or the second computation would not be that of the first.
 
     Returns:
         As `frozen_head_logps`.
     """
 
-    def scored(parameters, states, targets):
-        return _scored(head(parameters, states).astype(mx.float32), targets)
+    def scored(parameters, key, states, targets):
+        key = mx.stop_gradient(key)  # checkpoint would ask for its gradient, and integers have none
+        logits = head(parameters, states, key)
+        return _scored(at_least_float32(logits), targets)
 
     checkpointed = mx.checkpoint(scored)
+    starts = range(0, hidden.shape[0], chunk)
+    keys = mx.random.randint(0, 2**31 - 1, (len(starts), 2)).astype(mx.uint32)
     parts = [
-        checkpointed(parameters, hidden[start : start + chunk], targets[start : start + chunk])
-        for start in range(0, hidden.shape[0], chunk)
+        checkpointed(parameters, key, hidden[i : i + chunk], targets[i : i + chunk])
+        for i, key in zip(starts, keys, strict=True)
     ]
-    values, mean_logits = (mx.concatenate(column) for column in zip(*parts, strict=True))
+    values, mean_logits = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
     return values, mx.stop_gradient(mean_logits)

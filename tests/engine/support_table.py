@@ -1,0 +1,64 @@
+"""Writes docs/models.md: python -m tests.engine.support_table > docs/models.md (some minutes)."""
+
+import sys
+from importlib.metadata import version
+
+import mlx.core as mx
+import pytest
+
+from tests.engine import in_float64, model_zoo
+from tests.engine.exactness import BATCHES, FLOAT64, WAYS, Finding, examine, float64
+
+INTRODUCTION = f"""\
+# Model classes
+
+Which way of computing log-probs a run takes is decided by the numbers of the loaded model at its start, not by this
+table (`engine: auto`; the line `Engine:` of a run says what was chosen and why). The table is what that probe chose for
+each model class of mlx-lm {version("mlx-lm")}, built small with random weights, all of it trained, and how far the
+gradients then were from those of plain forwards of single, unpadded rows: the largest relative L2 difference of a
+tensor, over batches that differ from those of the probe ({"; ".join(BATCHES)}). Sliding windows lie between the
+lengths of the probe's rows and these.
+
+- **prompt once**: the prompts run once, padded; chosen and rejected completions continue from their keys and values.
+- **prompt once, pair by pair**: the same for one pair after the other, unpadded. For layers that keep a state, and
+  models that take a mask of rows for one of heads.
+- **together**: prompt and completion run together, as rows of their own.
+- **plain**: as the host does it, all logits at once. In all other ways the head runs at completion tokens only, in
+  chunks.
+
+Below {FLOAT64:.0e} the float64 column shows rounding of float64. Classes above it convert to float32 inside (routers
+of experts, states, norms), which the float32 column measures. Made by `python -m tests.engine.support_table`; a test
+compares this table with what is chosen now.
+
+| class | way | float32 | float64 |
+|---|---|---|---|"""
+
+
+def in_double(name: str) -> Finding:
+    """As `examine`, in float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        in_float64.install(patch)
+        return examine(float64(model_zoo.build(name)))
+
+
+def row(name: str) -> str:
+    """One class."""
+    found, double = examine(model_zoo.build(name)), in_double(name)
+    mx.clear_cache()
+    assert found.way is double.way, name
+    return f"| {name} | {WAYS[found.way]} | {found.error:.0e} | {double.error:.0e} |"
+
+
+def main() -> None:
+    """Print the table."""
+    print(INTRODUCTION)
+    for name in model_zoo.trainable():
+        print(row(name), flush=True)
+        print(name, file=sys.stderr)
+    print("\n## Not in the table\n\n| class | why |\n|---|---|")
+    for name, reason in sorted((model_zoo.NOT_BUILT | model_zoo.NOT_TRAINED).items()):
+        print(f"| {name} | {reason} |")
+
+
+if __name__ == "__main__":
+    main()

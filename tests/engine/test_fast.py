@@ -1,0 +1,229 @@
+"""The faster ways give the scores and gradients of plain forwards, whatever is trained and however rows are batched."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
+
+from mlx_lm_lora_prefplus.data.batches import collate
+from mlx_lm_lora_prefplus.engine import head as heads
+from mlx_lm_lora_prefplus.engine.backbone import find_halves
+from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
+from mlx_lm_lora_prefplus.engine.fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from mlx_lm_lora_prefplus.engine.qat import FakeQuantization
+from mlx_lm_lora_prefplus.engine.step import GradientStep
+from mlx_lm_lora_prefplus.trainers import CPO
+from mlx_lm_lora_prefplus.trainers.cpo import CPOOptions
+from tests.conftest import VOCABULARY, random_rows, tiny_llama, with_lora
+from tests.engine import in_float64
+from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, batch_of, error, float64, gradient, plain_gradient
+
+ROWS = random_rows(6, seed=3)
+WAYS = [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy]
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def adapted(*keys: str, tied: bool, dropout: float = 0.0, dora: bool = False) -> nn.Module:
+    """Adapters on the named modules alone."""
+    model = tiny_llama(tied=tied)
+    model.freeze()
+    linear_to_lora_layers(model, -1, {"rank": 2, "dropout": dropout, "scale": 10.0, "keys": list(keys)}, use_dora=dora)
+    for _, module in model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
+    return model
+
+
+def four_bit() -> nn.Module:
+    model = tiny_llama(tied=False)
+    nn.quantize(model, group_size=32, bits=4)
+    return with_lora(model)
+
+
+MODELS = {
+    "lora": lambda: with_lora(tiny_llama()),
+    "dora": lambda: with_lora(tiny_llama(tied=False), dora=True),
+    "full, tied": lambda: tiny_llama(tied=True),
+    "full, untied": lambda: tiny_llama(tied=False),
+    "lora on the head": lambda: adapted("lm_head", "self_attn.q_proj", tied=False),
+    "dora on the head": lambda: adapted("lm_head", tied=False, dora=True),
+    "lora on a tied embedding": lambda: adapted("model.embed_tokens", "mlp.up_proj", tied=True),
+    "lora on an untied embedding": lambda: adapted("model.embed_tokens", tied=False),
+    "4 bits": four_bit,
+}
+
+
+@every_way
+@pytest.mark.parametrize("name", MODELS)
+def test_gradient_of_every_kind_of_training(way, name, monkeypatch):
+    model = MODELS[name]()
+    limit = FLOAT32
+    if name != "4 bits":
+        in_float64.install(monkeypatch)
+        float64(model)
+        limit = FLOAT64
+    model.train()
+    policy = way(find_halves(model))
+    for seed, lengths in enumerate(BATCHES.values()):
+        batch = batch_of(lengths, seed, vocabulary=VOCABULARY)
+        assert error(gradient(policy, batch), plain_gradient(model, batch)) <= limit
+
+
+@every_way
+def test_fake_quantisation(way):
+    """Of the linear layers, the frozen head among them: its states' gradient goes through rounded weights."""
+
+    class Settings:
+        qat_enable, qat_bits, qat_group_size = True, 4, 32
+
+    model = with_lora(tiny_llama(tied=False))
+    model.train()
+    batch, policy = collate(ROWS, np.arange(len(ROWS))), way(find_halves(model))
+    plain = plain_gradient(model, batch)
+    with FakeQuantization(model, lambda m: _install_qat_hooks(m, Settings), 1, 1).during(True):
+        wanted = plain_gradient(model, batch)
+        assert error(gradient(policy, batch), wanted) <= FLOAT32
+    assert error(plain, wanted) > 1e-2, "the quantisation is seen"
+
+
+@pytest.mark.parametrize("name", ["lora", "full, tied", "full, untied", "lora on the head"])
+def test_gradient_checkpointing(name):
+    """Checkpoints of layers and of chunks of the head in one graph."""
+    model = MODELS[name]()
+    model.train()
+    batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(find_halves(model))
+    wanted = plain_gradient(model, batch)
+    with gradient_checkpointing(model):
+        assert error(gradient(policy, batch), wanted) <= FLOAT32
+
+
+def scores(policy, rows, multiple=1, order=None):
+    order = range(len(rows)) if order is None else order
+    found = policy(collate([rows[i] for i in order], np.array(order), multiple))
+    back = np.argsort(order)
+    return [np.array(values).reshape(2, -1)[:, back] for values in found]
+
+
+@every_way
+@settings(max_examples=10, deadline=None)
+@given(
+    order=st.permutations(range(6)),
+    multiple=st.sampled_from([1, 4, 32]),
+    chunk=st.integers(1, 70),
+    trained_head=st.booleans(),
+)
+def test_padding_order_and_chunks_have_no_effect(way, order, multiple, chunk, trained_head):
+    model = tiny_llama() if trained_head else with_lora(tiny_llama())
+    model.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlx_lm_lora_prefplus.engine.fast.chunk_size", lambda vocabulary: chunk)
+        given_ = scores(way(find_halves(model)), ROWS, multiple, order)
+    for one, other in zip(given_, scores(PlainPolicy(model), ROWS), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@every_way
+def test_neighbours_have_no_effect(way):
+    policy = way(find_halves(with_lora(tiny_llama())))
+    together = scores(policy, ROWS)
+    for i, row in enumerate(ROWS):
+        for one, other in zip(scores(policy, [row]), together, strict=True):
+            np.testing.assert_allclose(one[:, 0], other[:, i], rtol=1e-4, atol=1e-5)
+
+
+@every_way
+@pytest.mark.parametrize("name", ["lora", "full, tied"])
+def test_evaluation_gives_the_numbers_of_training(way, name):
+    model = MODELS[name]()
+    policy = way(find_halves(model))
+    model.train()
+    training = scores(policy, ROWS)
+    model.eval()
+    for one, other in zip(scores(policy, ROWS), training, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@every_way
+def test_padding_of_scored_positions_counts_for_nothing(way):
+    model = with_lora(tiny_llama())
+    model.train()
+    policy, batch = way(find_halves(model)), collate(ROWS, np.arange(len(ROWS)))
+    spare = mx.full((7,), batch.completions.size, mx.int32)
+    padded = batch._replace(scored=mx.concatenate([spare[:3], batch.scored, spare[3:]]))
+    for one, other in zip(policy(padded), policy(batch), strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-6)
+    assert error(gradient(policy, padded), gradient(policy, batch)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [(SharedPrefixPolicy, "lora"), (HeadPolicy, "full, tied"), (SharedPrefixPolicy, "lora on the head")],
+)
+def test_compiled_steps_equal_eager_ones(way, name):
+    """Padded to a multiple as compiled steps are; twice, as the second runs from the cache on other rows."""
+    gradients = []
+    for compiled in (True, False):
+        model = MODELS[name]()
+        model.train()
+        step = GradientStep(CPO, way(find_halves(model)), CPOOptions(), compiled)
+        batches = [collate(rows, np.arange(3), multiple=32) for rows in (ROWS[:3], ROWS[3:])]
+        gradients.append([dict(tree_flatten(step(batch, batch.units())[1])) for batch in batches])
+        if compiled:
+            assert all(isinstance(value, mx.array) for _, value in tree_flatten(model.parameters()))
+            mx.eval(model.parameters())
+    for compiled, eager in zip(*gradients, strict=True):
+        assert error(compiled, eager) <= FLOAT32
+
+
+def test_dropout_on_a_trained_head_is_that_of_the_forward(monkeypatch):
+    """Each chunk of the head is computed twice. By finite differences along a direction, chance held fast."""
+    in_float64.install(monkeypatch)
+    monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", 64 * 4 * 5)
+    model = float64(adapted("lm_head", tied=False, dropout=0.5))
+    batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(find_halves(model.eval()))
+    model.train()
+
+    def loss() -> mx.array:
+        mx.random.seed(7)
+        return policy(batch).logps.sum()
+
+    assert loss().item() != PlainPolicy(model)(batch).logps.sum().item(), "dropout is on"
+    _, grads = nn.value_and_grad(model, loss)()
+    direction = {name: mx.random.normal(g.shape).astype(mx.float64) for name, g in tree_flatten(grads)}
+    along = sum((g * direction[name]).sum() for name, g in tree_flatten(grads)).item()
+    at = dict(tree_flatten(model.trainable_parameters()))
+    ends = []
+    for step in (1e-5, -1e-5):
+        model.load_weights([(name, value + step * direction[name]) for name, value in at.items()], strict=False)
+        ends.append(loss().item())
+    assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(along, rel=1e-5)
+
+
+def test_parameters_of_the_head():
+    """Those that logits of given states depend on, and no others: not the embedding of an untied head, nor norms."""
+
+    def names(name):
+        return find_halves(MODELS[name]()).head_names
+
+    assert names("full, tied") == {"model.embed_tokens.weight"}
+    assert names("full, untied") == {"lm_head.weight"}
+    assert names("lora on the head") == {"lm_head.linear.weight", "lm_head.lora_a", "lm_head.lora_b"}
+    assert names("lora on an untied embedding") == {"lm_head.weight"}
+    assert names("4 bits") == {"lm_head.scales", "lm_head.biases"}
+
+
+def test_model_is_left_as_it_was():
+    model = tiny_llama()
+    before = dict(tree_flatten(model.parameters()))
+    classes = [type(module) for module in model.modules()]
+    policy = SharedPrefixPolicy(find_halves(model))
+    model.train()
+    mx.eval(gradient(policy, collate(ROWS, np.arange(len(ROWS)))))
+    assert [type(module) for module in model.modules()] == classes
+    assert all(mx.array_equal(value, before[name]) for name, value in tree_flatten(model.parameters()))

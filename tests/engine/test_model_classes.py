@@ -1,0 +1,96 @@
+"""The way chosen for a model class is exact on batches that the probe has not seen.
+
+A choice of classes always; all of them with MLX_LM_LORA_PREFPLUS_ALL_MODELS=1 (some minutes).
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mlx_lm_lora_prefplus.engine.fast import SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from tests.engine import model_zoo
+from tests.engine.exactness import FLOAT32, FLOAT64, WAYS, examine
+from tests.engine.support_table import in_double
+
+ALL = os.environ.get("MLX_LM_LORA_PREFPLUS_ALL_MODELS") == "1"
+CHOICE = [
+    *(
+        "llama",
+        "qwen3",
+        "qwen3_moe",
+        "gemma2",
+        "gemma3_text",
+        "phi3",
+        "olmo2",
+        "mamba2",
+        "granitemoehybrid",
+        "qwen3_next",
+    ),
+    *("deepseek_v3", "gpt_oss", "cohere", "gpt2", "afm7", "llama4", "ministral3", "longcat_flash_ngram"),
+]
+NAMES = model_zoo.trainable() if ALL else CHOICE
+DOUBLE = NAMES if ALL else ["llama", "gemma2", "gpt_oss", "ministral3", "afm7"]
+
+
+def table() -> dict[str, list[str]]:
+    """Class → way and errors, from the docs."""
+    lines = (Path(__file__).parents[2] / "docs/models.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {name: rest for name, *rest in cells}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exact(name):
+    found = examine(model_zoo.build(name))
+    assert found.error <= FLOAT32, found.words
+    assert WAYS[found.way] == table()[name][0], f"{found.words}; if that is right, write docs/models.md anew"
+
+
+@pytest.mark.parametrize("name", DOUBLE)
+def test_exact_in_float64(name):
+    """Of classes that convert to float32 inside: float32's rounding, and no more than docs/models.md says of it."""
+    stated = float(table()[name][2])
+    assert in_double(name).error <= max(FLOAT64, min(10 * stated, 1e-5))
+
+
+def test_every_class_is_accounted_for():
+    """In the table with a way that is exact, or named with a reason."""
+    rows = table()
+    assert {name for name in model_zoo.names() if name not in rows} == set()
+    for name in model_zoo.trainable():
+        assert float(rows[name][1]) <= FLOAT32
+    for name, reason in (model_zoo.NOT_BUILT | model_zoo.NOT_TRAINED).items():
+        assert rows[name] == [reason]
+
+
+@pytest.mark.parametrize("name", ["deepseek_v41", "recurrent_gemma"])
+def test_classes_that_cannot_be_trained_still_cannot(name):
+    with pytest.raises((ValueError, AttributeError)):
+        examine(model_zoo.build(name))
+
+
+@pytest.mark.skipif(not ALL, reason="its vocabulary cannot be small")
+def test_a_class_that_is_not_causal_is_named():
+    found = examine(model_zoo.build("phi3small"))
+    assert found.way is PlainPolicy and "padding changes its log-probs" in found.words
+
+
+def test_windows_lie_beyond_the_probe():
+    """Else this would not show that a mask of a window is right that the probe never saw in action."""
+    from mlx_lm_lora_prefplus.engine.trial import LENGTHS
+
+    assert max(prompt + max(rest) for prompt, *rest in LENGTHS) < model_zoo.WINDOW
+
+
+@pytest.mark.parametrize("rows", [[(3, 2, 2)] * 2, [(3, 2, 2)] * 4, [(9, 2, 4), (2, 5, 1), (6, 3, 3), (4, 4, 4)]])
+def test_as_many_rows_as_heads(rows):
+    """Rows that equal key heads, all heads, and neither."""
+    for heads in (2, 4, 8):
+        found = examine(model_zoo.build("llama", num_attention_heads=8, num_key_value_heads=heads), {"rows": rows})
+        assert found.way is SharedPrefixPolicy and found.error <= FLOAT32
+        assert (
+            examine(model_zoo.build("gemma2", num_attention_heads=8, num_key_value_heads=heads), {"": rows}).error
+            <= FLOAT32
+        )

@@ -1,0 +1,221 @@
+"""The probe: it refuses what is wrong on any batch it can be wrong on, is not confused by chance or noise, and leaves
+the model as it was."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models import llama
+
+from mlx_lm_lora_prefplus.engine import probe
+from mlx_lm_lora_prefplus.engine.backbone import find_halves
+from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
+from mlx_lm_lora_prefplus.engine.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from mlx_lm_lora_prefplus.engine.probe import choose_policy
+from mlx_lm_lora_prefplus.engine.trial import Trial
+from mlx_lm_lora_prefplus.settings import RunSettings
+from tests.conftest import VOCABULARY, tiny_llama, with_lora
+from tests.engine import model_zoo
+
+AUTO = RunSettings()
+
+
+def in_bfloat16(model: nn.Module) -> nn.Module:
+    model.update(tree_map(lambda w: w.astype(mx.bfloat16) if w.dtype == mx.float32 else w, model.parameters()))
+    return model
+
+
+def trial_of(model: nn.Module, row_counts=frozenset()) -> Trial:
+    model.train()
+    return Trial(model, VOCABULARY, set(row_counts))
+
+
+def for_gradient(way, model):
+    policy = way(find_halves(model))
+    policy.for_gradient = True
+    return policy
+
+
+def test_the_fastest_way_and_why():
+    choice = choose_policy(with_lora(tiny_llama()), AUTO)
+    assert type(choice.policy) is SharedPrefixPolicy and choice.compilable
+    assert choice.words.startswith("the prompt once for both completions, the head at completion tokens only")
+    assert "within" in choice.words and "not exact" not in choice.words
+
+
+def test_plain_if_asked_for():
+    choice = choose_policy(tiny_llama(), RunSettings(engine="plain"))
+    assert type(choice.policy) is PlainPolicy and "engine: plain" in choice.words
+
+
+def test_reasons_name_every_way_that_was_refused():
+    choice = choose_policy(model_zoo.build("minimax_m3_vl").train(), AUTO)
+    assert type(choice.policy) is PairwisePrefixPolicy
+    assert choice.words.count("not exact here") == 1
+
+
+STATES = ["mamba", "mamba2", "rwkv7", "jamba", "nemotron_h", "olmo_hybrid", "baichuan_m1", "longcat_flash_ngram"]
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_padded_prompts_are_refused_where_states_run_through_them(name):
+    """Even if no cache said that it holds a state: the numbers do."""
+    model = model_zoo.build(name)
+    trial = trial_of(model)
+    assert not trial.passes(trial.difference(for_gradient(SharedPrefixPolicy, model)))
+    assert trial.passes(trial.difference(for_gradient(PairwisePrefixPolicy, model)))
+
+
+@pytest.mark.parametrize("name", ["mamba2", "rwkv7", "baichuan_m1", "afm7"])
+def test_noise_of_bfloat16_hides_nothing(name):
+    """Gradients are allowed to differ then, log-probs in float32 are not."""
+    model = in_bfloat16(model_zoo.build(name))
+    trial = trial_of(model)
+    shared = trial.difference(for_gradient(SharedPrefixPolicy, model))
+    assert shared.logps > 2 * trial.allowed.logps and not trial.passes(shared._replace(gradients=0.0))
+    assert trial.passes(trial.difference(for_gradient(PairwisePrefixPolicy, model)))
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_llama(), lambda: with_lora(tiny_llama())], ids=["full", "lora"])
+def test_noise_of_bfloat16_is_no_reason_to_refuse(make):
+    model = in_bfloat16(make())
+    dtypes = {name: value.dtype for name, value in tree_flatten(model.parameters())}
+    assert type(choose_policy(model, AUTO).policy) is SharedPrefixPolicy
+    assert {name: value.dtype for name, value in tree_flatten(model.parameters())} == dtypes
+
+
+def test_as_many_rows_as_heads_are_tried():
+    """Gemma 2 takes a mask of 8 rows for one of 8 heads, without an error, and is wrong."""
+    model = model_zoo.build("gemma2", num_attention_heads=16, num_key_value_heads=8)
+    trial = trial_of(model, {8})
+    assert [batch.tokens.shape[0] for batch in trial.batches] == [4, 6, 8]
+    trial.batches = trial.batches[2:]
+    wrong = trial.difference(for_gradient(SharedPrefixPolicy, model)).gradients
+    assert trial.allowed.gradients < wrong < float("inf")
+
+
+def test_heads_are_counted_on_the_loaded_model(monkeypatch):
+    counts = []
+    monkeypatch.setattr(probe, "Trial", lambda model, vocabulary, rows: counts.append(rows) or Trial(model, 9, rows))
+    for heads in (8, 16):
+        choose_policy(model_zoo.build("llama", num_attention_heads=16, num_key_value_heads=heads), AUTO)
+    assert counts == [{8}, {16}]
+
+
+def test_unknown_caches_are_not_tried():
+    """Llama 4's chunked caches: their masks are not ours."""
+    choice = choose_policy(model_zoo.build("llama4").train(), AUTO)
+    assert type(choice.policy) is HeadPolicy and "the prompt once" not in choice.words
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_confuses_nothing(training):
+    model = with_lora(tiny_llama(), dropout=0.5)
+    model.train(training)
+    assert type(choose_policy(model, AUTO).policy) is SharedPrefixPolicy
+    assert all(module.training is training for module in model.modules())
+
+
+def test_no_pieces_with_dropout():
+    """They are computed again in the backward, where chance would be another."""
+    long = RunSettings(efficient_long_context=True)
+    assert type(choose_policy(with_lora(tiny_llama()), long).policy) is ChunkedPolicy
+    choice = choose_policy(with_lora(tiny_llama(), dropout=0.1), long)
+    assert type(choice.policy) is SharedPrefixPolicy and "not in pieces: dropout" in choice.words
+
+
+def test_gradient_checkpointing_takes_no_cache():
+    model = with_lora(tiny_llama())
+    with gradient_checkpointing(model):
+        trial = trial_of(model)
+        lost = trial.difference(for_gradient(SharedPrefixPolicy, model))
+        assert not trial.passes(lost), "else the probe need not exclude it"
+        assert type(choose_policy(model, RunSettings(grad_checkpoint=True)).policy) is HeadPolicy
+
+
+def test_a_frozen_model_is_tried_by_its_log_probs():
+    assert type(choose_policy(tiny_llama().freeze(), AUTO).policy) is SharedPrefixPolicy
+    choice = choose_policy(model_zoo.build("mamba2").freeze(), AUTO)
+    assert type(choice.policy) is PairwisePrefixPolicy
+
+
+class Seeing(llama.Model):
+    """Adds to each token what comes after it, as no language model should."""
+
+    def __call__(self, inputs, cache=None):
+        logits = super().__call__(inputs, cache)
+        return logits + logits.mean(axis=1, keepdims=True)
+
+
+class Deciding(llama.Model):
+    """Looks at the values of its activations, as some mixtures of experts do."""
+
+    def __call__(self, inputs, cache=None):
+        logits = super().__call__(inputs, cache)
+        return logits if logits[0, 0, 0].item() < 1e9 else -logits
+
+
+class Rounding(llama.Model):
+    """Has no gradient."""
+
+    def __call__(self, inputs, cache=None):
+        logits = super().__call__(inputs, cache)
+        return mx.view(mx.view(logits, mx.int32), mx.float32) + logits
+
+
+def of_class(cls: type) -> nn.Module:
+    model = tiny_llama()
+    model.__class__ = cls
+    return model
+
+
+def test_padding_that_changes_even_plain_log_probs_is_named():
+    choice = choose_policy(of_class(Seeing), AUTO)
+    assert type(choice.policy) is PlainPolicy
+    assert "padding changes its log-probs" in choice.words
+
+
+def test_a_model_that_looks_at_values_is_not_compiled():
+    choice = choose_policy(of_class(Deciding), AUTO)
+    assert type(choice.policy) is SharedPrefixPolicy and not choice.compilable
+
+
+def test_a_model_without_gradient_is_no_error():
+    """It can still be evaluated."""
+    choice = choose_policy(of_class(Rounding), AUTO)
+    assert type(choice.policy) is PlainPolicy and "no gradient could be taken" in choice.words
+
+
+def test_large_models_are_compared_by_their_smallest_tensors(monkeypatch):
+    """So that the gradients of the others are never computed."""
+    model = tiny_llama()
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.trial.COMPARED_BYTES", 1000)
+    names = trial_of(model).names
+    assert names == {name for name, value in tree_flatten(model.parameters()) if "norm" in name}
+
+
+def test_it_costs_little():
+    """Hundreds of tokens, not thousands."""
+    model, seen = tiny_llama(), []
+
+    class Counting(nn.Embedding):
+        def __call__(self, x):
+            seen.append(x.size)
+            return super().__call__(x)
+
+    model.model.embed_tokens.__class__ = Counting
+    choose_policy(model, AUTO)
+    assert sum(seen) < 600
+
+
+def test_the_model_is_left_as_it_was():
+    model = with_lora(tiny_llama())
+    before = dict(tree_flatten(model.parameters()))
+    classes = [type(module) for module in model.modules()]
+    choose_policy(model, AUTO)
+    after = dict(tree_flatten(model.parameters()))
+    assert before.keys() == after.keys() and [type(module) for module in model.modules()] == classes
+    assert all(mx.array_equal(value, after[name]) for name, value in before.items())
+    assert model(mx.array([[1, 2, VOCABULARY - 1]])).shape == (1, 3, VOCABULARY)
