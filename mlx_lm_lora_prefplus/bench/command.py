@@ -34,7 +34,7 @@ def bench(
     rejected: Annotated[int | None, _count("Tokens of a rejected completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights and rows.", show_default=False)] = None,
     engine: Annotated[str, typer.Option(help="Our way: auto (what a run chooses), prefix, head or plain.")] = "auto",
-    repeat: Annotated[int, typer.Option(min=1, help="Timed steps of each side.")] = 3,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed steps of each side, as far as they go into a minute.")] = 3,
     compile_host: Annotated[
         bool | None, typer.Option(help="Compile the host's step (default: on a GPU).", show_default=False)
     ] = None,

@@ -32,6 +32,7 @@ class Method:
 
     engine: which of our ways.
     repeat: steps of each side that are timed, after one that is not.
+    seconds: no further repetition is begun after so much time; one is always made.
     beta: small on both sides, or the loss saturates and its gradient is denormal numbers, which are slow on some CPUs.
     floor: also measure the least that a step can cost.
     host: whether to run the host's step at all.
@@ -40,6 +41,7 @@ class Method:
 
     engine: Engine = "auto"
     repeat: int = 3
+    seconds: float = 60.0
     beta: float = 0.001
     delta: float = 50.0
     floor: bool = True
@@ -79,13 +81,14 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
         steps = {"host": lambda: theirs(*padded), **steps}
     if method.floor:
         steps["floor"] = floor_step(halves_of(model), rows)
-    error = _gradient_error(steps) if method.host else None
-    sides = interleaved(steps, method.repeat)
+    error = _gradient_error(steps)
+    sides, repeated = interleaved(steps, method.repeat, method.seconds)
     if reference is not None:  # the second model stays for the whole run: it is part of what the host's step needs
         sides["host"] = sides["host"]._replace(step_bytes=sides["host"].step_bytes + _bytes(reference))
     positions = {"host": 2 * padded[0].size, "ours": _positions(batch, choice)}
     return {
         **_described(workload, method, choice),
+        "repeat": repeated,
         **_sides(sides, positions, rows, _shares_prompts(choice)),
         "gradient_error": error,
         "graphs_compiled": {"host": int(compile_host and method.host), "ours": int(traced)},
@@ -102,13 +105,18 @@ def _check(workload: Workload) -> None:
         raise UserError(f"bench: {workload.loss} is no loss of mode {workload.mode}. Known: {', '.join(losses)}.")
 
 
-def interleaved(steps: dict[str, Callable[[], Any]], repeat: int) -> dict[str, Side]:
-    """Medians over `repeat` steps of each, in turn; each starts without cached memory."""
+def interleaved(steps: dict[str, Callable[[], Any]], repeat: int, seconds: float) -> tuple[dict[str, Side], int]:
+    """Medians over `repeat` steps of each, in turn, and how many there were; each starts without cached memory."""
+    start, repeated = time.perf_counter(), 0
     seen: dict[str, list[Side]] = {name: [] for name in steps}
-    for _ in range(repeat):
+    while repeated < repeat and (not repeated or time.perf_counter() - start < seconds):
         for name, step in steps.items():
             seen[name].append(_once(step))
-    return {name: Side(*(statistics.median(one[i] for one in sides) for i in range(3))) for name, sides in seen.items()}
+        repeated += 1
+    medians = {
+        name: Side(*(statistics.median(one[i] for one in sides) for i in range(3))) for name, sides in seen.items()
+    }
+    return medians, repeated
 
 
 def _once(step: Callable[[], Any]) -> Side:
@@ -129,12 +137,13 @@ def _clock() -> float:
     return time.process_time() if mx.default_device().type == mx.cpu else time.perf_counter()
 
 
-def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float:
+def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float | None:
     """Largest relative L2 difference over the tensors of the gradient. Also the steps that warm both sides up."""
-    host, ours = (dict(tree_flatten(steps[name]()[1])) for name in ("host", "ours"))
-    mx.eval(host, ours)
-    errors = [_relative(ours[name], value) for name, value in host.items()]
-    return max(errors)
+    gradients = {name: dict(tree_flatten(step()[1])) for name, step in steps.items() if name != "floor"}
+    mx.eval(gradients)
+    if "host" not in gradients:
+        return None
+    return max(_relative(gradients["ours"][name], value) for name, value in gradients["host"].items())
 
 
 def _relative(given: mx.array, wanted: mx.array) -> float:
@@ -165,7 +174,6 @@ def _described(workload: Workload, method: Method, choice: Choice) -> dict[str, 
         "engine": method.engine,
         "policy": choice.words,
         "beta": method.beta,
-        "repeat": method.repeat,
         "device": mx.default_device().type.name,
         "clock": "cpu" if mx.default_device().type == mx.cpu else "wall",
         "mlx": version("mlx"),

@@ -12,6 +12,9 @@ MIB = 2**20
 WIDE = 1000
 """Columns: a table is never squeezed into the terminal; it can be pasted as Markdown."""
 
+NONE = "–"
+"""Stands where nothing was measured; a line of nothing else is left out."""
+
 Row = dict[str, Any]
 
 
@@ -29,7 +32,8 @@ def table(rows: Sequence[Row]) -> Table:
     made = Table("", *(row["workload"] for row in rows), box=MARKDOWN)
     columns = [cells(row) for row in rows]
     for name in columns[0]:
-        made.add_row(name, *(column[name] for column in columns))
+        if any(column[name] != NONE for column in columns):
+            made.add_row(name, *(column[name] for column in columns))
     return made
 
 
@@ -44,7 +48,7 @@ def cells(row: Row) -> dict[str, str]:
     return {
         "step, s": both("seconds", ".2f"),
         "faster": _ratio(row["speed_ratio"], row.get("speed_goal")),
-        "of the floor": f"{row['floor_ratio']:.2f}×" if "floor_ratio" in row else "–",
+        "of the floor": f"{row['floor_ratio']:.2f}×" if "floor_ratio" in row else NONE,
         "step memory, MiB": both("step_bytes", ",.0f", MIB),
         "less": _ratio(row["memory_ratio"], row.get("memory_goal")),
         "peak memory, MiB": both("peak_bytes", ",.0f", MIB),
@@ -52,13 +56,13 @@ def cells(row: Row) -> dict[str, str]:
         "padded tokens/s": both("padded_tokens_per_second", ",.0f"),
         "padding": both("padding", ".0%"),
         "graphs compiled": f"{graphs['host']} → {graphs['ours']}",
-        "gradients differ by": "–" if row["gradient_error"] is None else f"{row['gradient_error']:.0e}",
+        "gradients differ by": NONE if row["gradient_error"] is None else f"{row['gradient_error']:.0e}",
     }
 
 
 def _ratio(value: float | None, goal: float | None) -> str:
     if value is None:
-        return "–"
+        return NONE
     return f"{value:.1f}×" + (f" (goal {goal:g}×{'' if value >= goal else ', missed'})" if goal else "")
 
 

@@ -58,6 +58,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         UserError: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError('--figure needs matplotlib: pip install "mlx-lm-lora-prefplus[plot]"') from error
@@ -72,4 +73,5 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.plot(sizes, [costs[-1] * size / sizes[-1] for size in sizes], "--", color="gray", label="linear")
         axes.set(xlabel=names[axis], ylabel=label, xlim=(0, None), ylim=(0, None))
         axes.legend()
-    figure.savefig(path)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):  # text as text: small, and the same each time
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,5 +1,6 @@
 """Both sides on tiny shapes: the same gradient, and a row with everything that is promised."""
 
+import time
 from dataclasses import replace
 
 import mlx.core as mx
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_lm_lora_prefplus.bench.host_step import host_batch
-from mlx_lm_lora_prefplus.bench.measure import Method, measure
+from mlx_lm_lora_prefplus.bench.measure import Method, interleaved, measure
 from mlx_lm_lora_prefplus.bench.ours import ENGINES, TRAINERS
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, Workload, add_lora, make_base, make_rows
 from mlx_lm_lora_prefplus.errors import UserError
@@ -74,6 +75,11 @@ def test_the_second_model_is_counted():
     big = replace(TINY, prompt=2, chosen=1, rejected=1, pairs=1, vocabulary=20_000)
     row = measure(big, QUICK)
     assert row["host_step_bytes"] > 2 * 20_000 * 32 * 4
+
+
+def test_no_repetition_begins_when_the_time_is_up():
+    slow = {"host": lambda: time.sleep(0.02) or mx.zeros(1)}
+    assert [interleaved(slow, 3, seconds)[1] for seconds in (0.0, 60.0)] == [1, 3]
 
 
 def test_padding():
