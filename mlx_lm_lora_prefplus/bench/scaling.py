@@ -58,8 +58,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         UserError: matplotlib is not installed.
     """
     try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
+        from matplotlib import rc_context  # pyright: ignore[reportMissingImports]
+        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError('--figure needs matplotlib: pip install "mlx-lm-lora-prefplus[plot]"') from error
     figure = Figure(figsize=(8, 6), layout="constrained")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import ArraysCache, CacheList
 
@@ -56,7 +57,7 @@ class ChunkedPolicy(HeadPolicy):
 
     def _by_pair(self, batch: Batch) -> tuple[mx.array, mx.array]:
         sums = [self._run(_pieces(pair, self.width)) for pair in _pairs(batch)]
-        columns = (mx.stack(column) for column in zip(*sums, strict=True))  # (pairs, 2): chosen, rejected
+        columns = (mx.stack(list(column)) for column in zip(*sums, strict=True))  # (pairs, 2): chosen, rejected
         logps, mean_logits = (column.T.reshape(-1) for column in columns)
         return logps, mean_logits
 
@@ -74,9 +75,9 @@ class ChunkedPolicy(HeadPolicy):
         def _(primals, cotangents, outputs):
             return run.backward(primals, cotangents[0])
 
-        sums = scores(*parameters) if parameters else run.forward(())
+        logps, mean_logits = scores(*parameters) if parameters else run.forward(())  # type: ignore[misc]
         self.model.update(tree_unflatten(list(zip(names, parameters, strict=True))))
-        return sums
+        return logps, mean_logits
 
     def score(self, states: mx.array, piece: Piece) -> list[mx.array]:
         """Sums over the scored tokens of a piece, each (rows,): log-probs and mean logits."""
@@ -89,11 +90,11 @@ class ChunkedPolicy(HeadPolicy):
 def _pairs(batch: Batch) -> Iterator[Batch]:
     """Each pair as a batch whose prompt is not padded."""
     pairs = batch.ids.shape[0]
-    for i, length in enumerate(batch.prompt_lengths[:pairs].tolist()):
+    for i, length in enumerate(np.asarray(batch.prompt_lengths[:pairs])):
         both = mx.array([i, i + pairs])
         yield Batch(
             batch.tokens[both],
-            batch.prompts[i : i + 1, :length],
+            batch.prompts[i : i + 1, : int(length)],
             batch.completions[both],
             batch.scored,
             batch.prompt_lengths[both],
@@ -114,8 +115,9 @@ def _pieces(batch: Batch, width: int) -> list[Piece]:
     counts = mx.arange(inputs.shape[1])[None] < batch.completion_lengths[:, None]
     ran = mx.concatenate([lengths, lengths]) - 1
     for i in range(0, inputs.shape[1], width):
-        scored = (array[:, i : i + width] for array in (inputs, batch.completions, counts))
-        pieces.append(Piece(*scored, ran, prompts.shape[1]))
+        columns = slice(i, i + width)
+        scored = batch.completions[:, columns], counts[:, columns]
+        pieces.append(Piece(inputs[:, columns], *scored, ran, prompts.shape[1]))
     return pieces
 
 
@@ -199,9 +201,10 @@ def _cache(made: Any, piece: Piece, handed: list[list[mx.array]]) -> Any:
     if not handed:
         return PieceCache(piece.lengths, piece.prompt_width)
     pieces = [[mx.concatenate([array] * (rows // array.shape[0])) for array in arrays] for arrays in handed]
-    keys, values = (mx.concatenate(column, axis=2) for column in zip(*pieces, strict=True))
+    keys, values = (mx.concatenate(list(column), axis=2) for column in zip(*pieces, strict=True))
     return PieceCache(piece.lengths, piece.prompt_width, keys, values)
 
 
 def _handed_on(cache: Any) -> list[mx.array]:
-    return list(cache.cache if isinstance(cache, ArraysCache) else cache.new)
+    arrays: Any = cache.cache if isinstance(cache, ArraysCache) else cache.new
+    return list(arrays)
