@@ -6,7 +6,11 @@ A choice of classes always; all of them with MLX_LM_LORA_PREFPLUS_ALL_MODELS=1 (
 import os
 from pathlib import Path
 
+import mlx.core as mx
+import mlx.nn as nn
 import pytest
+from mlx.utils import tree_map
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_lm_lora_prefplus.engine.fast import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
@@ -53,6 +57,43 @@ def test_exact_in_float64(name):
     """Of classes that convert to float32 inside: float32's rounding, and no more than docs/models.md says of it."""
     stated = float(table()[name][2])
     assert in_double(name).error <= max(FLOAT64, min(10 * stated, 1e-5))
+
+
+NO_ADAPTERS = {"gemma3n", "kimi_k3"}
+"""Classes that read the weight of a linear layer themselves, which an adapter of mlx-lm does not have."""
+
+
+def with_adapters(name: str, kind: str) -> nn.Module:
+    """LoRA or DoRA on every layer that mlx-lm puts it on, with moved values, on a base of 32 or 4 bits."""
+    model = model_zoo.build(name)
+    if kind == "4 bits":
+        fits = lambda _, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0 and not fused(m)  # noqa: E731
+        nn.quantize(model, group_size=32, bits=4, class_predicate=fits)
+    model.freeze()
+    linear_to_lora_layers(model, -1, {"rank": 2, "dropout": 0.0, "scale": 10.0}, use_dora=kind == "dora")
+    moved = tree_map(lambda value: value + 0.05 * mx.random.normal(value.shape), model.trainable_parameters())
+    model.update(moved)
+    return model
+
+
+def fused(module: nn.Module) -> bool:
+    """AFM's linear layers of several outputs, which take no `mode` of quantisation."""
+    return type(module).__name__ == "FusedLinear"
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "4 bits"])
+@pytest.mark.parametrize("name", NAMES if ALL else ["gemma2", "gpt_oss", "mamba2", "deepseek_v3"])
+def test_exact_with_adapters(name, kind):
+    if name in NO_ADAPTERS or (name, kind) == ("afm7", "dora"):
+        pytest.skip("mlx-lm's adapters do not work on it")
+    try:
+        model = with_adapters(name, kind)
+    except ValueError as refusal:  # DoRA on experts
+        assert kind == "dora"
+        pytest.skip(f"mlx-lm: {refusal}")
+    found = examine(model)
+    assert found.error <= FLOAT32, found.words
+    assert WAYS[found.way] == table()[name][0], found.words
 
 
 def test_every_class_is_accounted_for():
