@@ -15,9 +15,9 @@ INTRODUCTION = f"""\
 Which way of computing log-probs a run takes is decided by the numbers of the loaded model at its start, not by this
 table (`engine: auto`; the line `Engine:` of a run says what was chosen and why). The table is what that probe chose for
 each model class of mlx-lm {version("mlx-lm")}, built small with random weights, all of it trained, and how far the
-gradients then were from those of plain forwards of single, unpadded rows: the largest relative L2 difference of a tensor. The
-batches differ from those of the probe: one pair longer than a sliding window (which the probe's rows are not), uneven
-rows, rows of equal lengths, prompts of one token.
+gradients then were from those of plain forwards of single, unpadded rows: the largest relative L2 difference of a
+tensor. The batches differ from those of the probe: one pair longer than a sliding window (which the probe's rows are
+not), uneven rows, rows of equal lengths, prompts of one token.
 
 - **prompt once**: the prompts run once, padded; chosen and rejected completions continue from their keys and values.
 - **prompt once, pair by pair**: the same for one pair after the other, unpadded. For layers that keep a state, and
