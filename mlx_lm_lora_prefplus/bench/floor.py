@@ -8,7 +8,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..engine.backbone import Halves
-from ..engine.head import chunk_size
+
+CHUNK = 128
+"""Positions to multiply with the vocabulary at a time: enough for a fast product, few enough for the cache."""
 
 
 def floor_step(halves: Halves, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:
@@ -25,16 +27,15 @@ def floor_step(halves: Halves, rows: Sequence[dict[str, list[int]]]) -> Callable
     gradient = nn.value_and_grad(halves.model, lambda: halves.hidden(prompts).sum() + halves.hidden(completions).sum())
     width = halves.hidden(mx.array([[1]])).shape[-1]
     states = 0.1 * mx.random.normal((completions.size, width)).astype(halves.hidden(mx.array([[1]])).dtype)
-    chunk = chunk_size(halves.logits(states[None, :1]).shape[-1])
     mx.eval(prompts, completions, states)
-    return lambda: (gradient(), _head_products(halves, states, chunk))
+    return lambda: (gradient(), _head_products(halves, states))
 
 
-def _head_products(halves: Halves, states: mx.array, chunk: int) -> list[mx.array]:
+def _head_products(halves: Halves, states: mx.array) -> list[mx.array]:
     head = lambda part: halves.logits(part[None])[0]  # noqa: E731
     done: list[mx.array] = []
-    for start in range(0, states.shape[0], chunk):
-        part = states[start : start + chunk]
+    for start in range(0, states.shape[0], CHUNK):
+        part = states[start : start + CHUNK]
         if done:
             (part,) = mx.depends([part], [done[-1]])
         (back,) = mx.vjp(head, [part], [head(part)])[1]

@@ -63,7 +63,7 @@ def cells(row: Row) -> dict[str, str]:
 def _ratio(value: float | None, goal: float | None) -> str:
     if value is None:
         return NONE
-    return f"{value:.1f}×" + (f" (goal {goal:g}×{'' if value >= goal else ', missed'})" if goal else "")
+    return f"{value:.2f}×" + (f" (goal {goal:g}×{'' if value >= goal else ', missed'})" if goal else "")
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
