@@ -18,9 +18,15 @@ CHUNK_BYTES = {"cpu": 8_000_000, "gpu": 128_000_000}
 """Size of the float32 logits that are alive at a time."""
 
 
+FEWEST_POSITIONS = 64
+"""Products with fewer rows than this are slow, whatever the vocabulary (measured on a CPU)."""
+
+
 def chunk_size(vocabulary: int) -> int:
     """Positions to take at a time on the default device."""
-    return max(1, CHUNK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"] // (4 * vocabulary))
+    return max(
+        FEWEST_POSITIONS, CHUNK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"] // (4 * vocabulary)
+    )
 
 
 def head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> tuple[mx.array, mx.array]:

@@ -185,6 +185,7 @@ def test_dropout_on_a_trained_head_is_that_of_the_forward(monkeypatch):
     """Each chunk of the head is computed twice. By finite differences along a direction, chance held fast."""
     in_float64.install(monkeypatch)
     monkeypatch.setitem(heads.CHUNK_BYTES, "cpu", 64 * 4 * 5)
+    monkeypatch.setattr(heads, "FEWEST_POSITIONS", 1)
     model = float64(adapted("lm_head", tied=False, dropout=0.5))
     batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(find_halves(model.eval()))
     model.train()

@@ -165,4 +165,4 @@ def test_logits_never_all_stand_in_memory(way):
 
 def test_chunk_size(monkeypatch):
     monkeypatch.setitem(heads.CHUNK_BYTES, "cpu" if mx.default_device().type == mx.cpu else "gpu", 4 * 1000)
-    assert [heads.chunk_size(vocabulary) for vocabulary in (1, 100, 999, 1000, 5000)] == [1000, 10, 1, 1, 1]
+    assert [heads.chunk_size(vocabulary) for vocabulary in (1, 10, 15, 100, 5000)] == [1000, 100, 66, 64, 64]
