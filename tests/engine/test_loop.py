@@ -228,6 +228,17 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     assert all(np.array_equal(a, b) for a, b in zip(lora_b(model), before, strict=True))
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_evaluation_is_a_mean_over_pairs_however_they_are_cut(batch_size):
+    """Ten pairs in uneven batches weigh as in one; the host weighs a batch by its tokens."""
+    policy, options = PlainPolicy(with_lora(tiny_llama())), CPOOptions(cpo_alpha=0.5)
+    means = [
+        CPO.evaluate(policy, CPO.iterate_batches(ROWS, batch_size=size, epoch=0, seed=0, shuffle=False), options)
+        for size in (len(ROWS), batch_size)
+    ]
+    assert means[1] == pytest.approx(means[0], rel=1e-5, abs=1e-6)
+
+
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(UserError, match="no rows to evaluate"):
         evaluate(CPO, PlainPolicy(tiny_llama()), iter([]), CPOOptions())
