@@ -1,6 +1,7 @@
 """Preference losses: pure functions of log-probs, and the row that describes each to the rest of the package."""
 
-from .pairs import Pairs, dpop, dpop_policy, hinge, ipo, sigmoid
+from .examples import Labelled, Lists, Pairs
+from .pairs import dpop, dpop_policy, hinge, ipo, sigmoid
 from .table import Loss
 
-__all__ = ["Loss", "Pairs", "dpop", "dpop_policy", "hinge", "ipo", "sigmoid"]
+__all__ = ["Labelled", "Lists", "Loss", "Pairs", "dpop", "dpop_policy", "hinge", "ipo", "sigmoid"]

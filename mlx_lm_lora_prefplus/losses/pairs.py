@@ -1,52 +1,12 @@
 """Losses of a pair: chosen against rejected completion of one prompt. Each returns (pairs,), unreduced.
 
-Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, u = p − q the
-log-ratio, w the chosen and l the rejected completion, Δ = u_w − u_l. Log-probs are in nats and sum over the
-completion tokens, or are means over them where the loss's row in the table says so.
-
-Without a reference q is 0, so u is p and Δ is p_w − p_l: the same functions serve DPO and CPO.
+The notation is that of `examples`.
 """
-
-from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-
-class Pairs(NamedTuple):
-    """Completion log-probs of pairs, each (pairs,) float32; the reference's are zeros where there is none."""
-
-    chosen: mx.array
-    rejected: mx.array
-    reference_chosen: mx.array
-    reference_rejected: mx.array
-    chosen_tokens: mx.array
-    rejected_tokens: mx.array
-
-    @property
-    def chosen_logratio(self) -> mx.array:
-        """u_w = p_w − q_w, (pairs,)."""
-        return self.chosen - self.reference_chosen
-
-    @property
-    def rejected_logratio(self) -> mx.array:
-        """u_l = p_l − q_l, (pairs,)."""
-        return self.rejected - self.reference_rejected
-
-    @property
-    def delta(self) -> mx.array:
-        """Δ = u_w − u_l, (pairs,)."""
-        return self.chosen_logratio - self.rejected_logratio
-
-    def means(self) -> "Pairs":
-        """The same pairs with log-probs divided by their completion's token count (at least 1)."""
-        n_w, n_l = mx.maximum(self.chosen_tokens, 1), mx.maximum(self.rejected_tokens, 1)
-        return self._replace(
-            chosen=self.chosen / n_w,
-            rejected=self.rejected / n_l,
-            reference_chosen=self.reference_chosen / n_w,
-            reference_rejected=self.reference_rejected / n_l,
-        )
+from .examples import Pairs
 
 
 def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> mx.array:

@@ -7,27 +7,31 @@ import mlx.core as mx
 import numpy as np
 
 Rows = Literal["paired", "unpaired", "ranked"]
-"""The kind of rows a mode reads. `paired`: one prompt with a chosen and a rejected completion."""
+"""The kind of rows a mode reads. `paired`: one prompt with a chosen and a rejected completion; `unpaired`: one prompt
+with one completion that is labelled good or bad; `ranked`: one prompt with several completions, the best first."""
 
-Unit = Literal["pairs", "chosen_tokens"]
-"""What a summed quantity is averaged over in the end: the pairs, or the tokens of the chosen completions."""
+Unit = str
+"""What a summed quantity is averaged over in the end: see `Batch.units`."""
 
 
 class Batch(NamedTuple):
     """One micro-batch of token rows, padded on the right.
 
-    Paired rows stand chosen first half, rejected second half: row `i` and row `i + pairs` share a prompt.
+    An example is a prompt with its completions, as many in every example of the batch: a pair has two, chosen and
+    rejected. Row `k * examples + i` is completion `k` of example `i`. A list with fewer completions than the longest of
+    its batch is filled up with empty ones.
 
     tokens: (rows, width) int32, prompt then completion then padding (zeros).
-    prompts: (pairs, longest prompt) int32, the prompts alone, padded on the right.
+    prompts: (examples, longest prompt) int32, the prompts alone, padded on the right.
     completions: (rows, longest completion) int32, the completions alone, padded on the right.
     scored: (positions,) int32, where `completions`, flattened, holds tokens and not padding. Entries equal to
         its size are padding of this array itself.
     prompt_lengths: (rows,) int32, tokens of the prompt.
     lengths: (rows,) int32, tokens of prompt and completion together.
-    reference_logps: (rows,) float32, summed completion log-probs of the reference (nats); zeros where the
-        mode has no reference.
-    ids: (pairs,) int32, positions of the rows in the data set that was given to `iterate_batches`.
+    reference_logps: (rows,) float32, summed completion log-probs of the reference (nats), its tokens weighted as the
+        trainer's `weights` say; zeros where there is no reference.
+    ids: (examples,) int32, positions of the rows in the data set that was given to `iterate_batches`.
+    columns: numbers that came with the data, by name: (examples,) float32; (rows,) where each completion has its own.
     """
 
     tokens: mx.array
@@ -38,6 +42,7 @@ class Batch(NamedTuple):
     lengths: mx.array
     reference_logps: mx.array
     ids: mx.array
+    columns: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
 
     @property
     def completion_lengths(self) -> mx.array:
@@ -51,9 +56,17 @@ class Batch(NamedTuple):
         return (target >= self.prompt_lengths[:, None]) & (target < self.lengths[:, None])
 
     def units(self) -> dict[Unit, int]:
-        """How many of each unit this batch holds."""
-        pairs = self.ids.shape[0]
-        return {"pairs": pairs, "chosen_tokens": int(np.asarray(self.completion_lengths[:pairs]).sum())}
+        """How many of each unit this batch holds.
+
+        examples: pairs, labelled rows or lists. chosen_tokens: tokens of the first completion of each. Where the rows
+        are labelled, also desirable and undesirable: rows of either label.
+        """
+        examples = self.ids.shape[0]
+        units = {"examples": examples, "chosen_tokens": int(np.asarray(self.completion_lengths[:examples]).sum())}
+        if "label" in self.columns:
+            units["desirable"] = int(np.asarray(self.columns["label"] > 0).sum())
+            units["undesirable"] = examples - units["desirable"]
+        return units
 
 
 class LossOutput(NamedTuple):
@@ -64,30 +77,42 @@ class LossOutput(NamedTuple):
 
     sums: unit → () float32; the loss is Σ over units of sum / number of units.
     metrics: unit → name → () float32, averaged the same way for the log. No gradient is taken of them.
+    state: what a trainer with a state carries on to the next micro-batch (see `Trainer`); empty for all others.
     """
 
     sums: dict[Unit, mx.array]
     metrics: dict[Unit, dict[str, mx.array]]
+    state: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
 
 
 class Policy(Protocol):
-    """The model being trained, as a trainer sees it."""
+    """The model being trained, as a trainer sees it.
+
+    Called with a batch it gives `Scores`. weights: (rows, longest completion) float32, what each completion token
+    counts in `Scores.weighted_logps`; None: 1. statistics: whether to fill in `entropy` and `log_collision` as well.
+    """
 
     model: Any
     """The model itself (`mlx.nn.Module`), for trainers that need more than log-probs."""
 
-    def __call__(self, batch: Batch) -> "Scores": ...
+    def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> "Scores": ...
 
 
 class Scores(NamedTuple):
-    """What the policy says of a batch.
+    """What the policy says of a batch. Log-probs are in nats; all but the first two have to be asked for.
 
-    logps: (rows,) float32, summed log-probs of the completion tokens (nats).
-    mean_logits: (rows,) float32, mean logit over the vocabulary and the completion tokens.
+    logps: (rows,) float32, summed log-probs of the completion tokens.
+    mean_logits: (rows,) float32, mean logit over the vocabulary and the completion tokens; no gradient.
+    weighted_logps: (rows,) float32, log-probs summed with the weights given; `logps` where none were given.
+    entropy: (rows,) float32, mean over the completion tokens of −Σ_v π(v) log π(v); no gradient.
+    log_collision: (rows,) float32, mean over the completion tokens of log Σ_v π(v)²; no gradient.
     """
 
     logps: mx.array
     mean_logits: mx.array
+    weighted_logps: mx.array
+    entropy: mx.array | None = None
+    log_collision: mx.array | None = None
 
 
 @runtime_checkable
@@ -102,6 +127,17 @@ class Trainer(Protocol):
         the host's flag with this default.
     losses: the names `loss_type` may take, each with a `Loss` row (`mlx_lm_lora_prefplus.losses.Loss`); may
         be empty.
+
+    A trainer may have more, and the loop asks whether it has it:
+    rows_of(options) → Rows: the kind of rows that these options need, where it differs from `rows`.
+    weights(batch, options) → (rows, longest completion) float32 or None: what each completion token counts in
+        `Batch.reference_logps`. The reference pass asks for it; `loss` gives the policy the same.
+    separable(options) → bool: whether the loss of an example does not depend on the others in its batch. Only then may
+        a micro-batch be cut into smaller ones; without this method it is not cut.
+    initial_state(options) → {name: array}: what changes from micro-batch to micro-batch beside the weights, such as a
+        running mean; part of the saved state of a run. If it is not empty, `loss` and `evaluate` are given it as
+        `state=…`, and `loss` returns the new one in `LossOutput.state`.
+    defaults: {key: value}: other defaults than the host's for keys of the host.
     """
 
     @property
@@ -132,13 +168,15 @@ class Trainer(Protocol):
     ) -> Iterator[Batch]:
         """Yield the batches of one epoch: every row once.
 
-        rows: items with `prompt`, `chosen`, `rejected`: lists of token ids; completions without the prompt.
-        batch_size: pairs in a batch (the last may hold fewer).
+        rows: items with lists of token ids, completions without the prompt: `prompt`, `chosen`, `rejected` (paired);
+            `prompt`, `completion`, and `label`, 1.0 or 0.0 (unpaired); `prompt`, `completions`, the best first, and
+            `scores` (ranked). Further columns hold a number a row, such as `margin`.
+        batch_size: examples in a batch (the last may hold fewer).
         epoch: counts from 0; with `seed` it fixes the order.
         shuffle: false keeps one fixed order (evaluation).
         multiple: pad widths to multiples of this many tokens (bounds the number of compiled graphs).
 
-        A trainer may take a further `token_budget`: instead of `batch_size` pairs, as many as stay within so many
+        A trainer may take a further `token_budget`: instead of `batch_size` examples, as many as stay within so many
         tokens with their padding. It is given only where the user sets it; who does not take it need not have it.
         """
         ...

@@ -89,14 +89,14 @@ class PairedTrainer:
         losses = row.function(scored, **{key: getattr(options, key) for key in row.options})
 
         nll = -pairs.chosen.sum()
-        sums: dict[Unit, mx.array] = {"pairs": losses.sum()}
+        sums: dict[Unit, mx.array] = {"examples": losses.sum()}
         weight = getattr(options, self.nll_weight) if self.nll_weight else 0.0
         if weight:
             sums["chosen_tokens"] = weight * nll
         return LossOutput(
             sums=sums,
             metrics={
-                "pairs": _metrics(scored, pairs, scores.mean_logits, options.beta),
+                "examples": _metrics(scored, pairs, scores.mean_logits, options.beta),
                 "chosen_tokens": {"nll_loss": nll},
             },
         )

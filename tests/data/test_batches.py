@@ -55,7 +55,7 @@ def test_layout_worked_by_hand():
         [False, True, True],
         [True, False, False],
     ]
-    assert batch.units() == {"pairs": 2, "chosen_tokens": 4}
+    assert batch.units() == {"examples": 2, "chosen_tokens": 4}
     assert batch.ids.tolist() == [5, 9]
 
 

@@ -46,7 +46,7 @@ class ChosenOnly:
 
     def loss(self, policy, batch, options):
         pairs = batch.ids.shape[0]
-        return LossOutput(sums={"pairs": -policy(batch).logps[:pairs].sum()}, metrics={})
+        return LossOutput(sums={"examples": -policy(batch).logps[:pairs].sum()}, metrics={})
 
     def evaluate(self, policy, batches, options):
         return evaluate(self, policy, batches, options)
@@ -221,7 +221,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     class Poison(ChosenOnly):
         def loss(self, policy, batch, options):
             logps = policy(batch).logps
-            return LossOutput(sums={"pairs": mx.sqrt(logps * 0).sum()}, metrics={})
+            return LossOutput(sums={"examples": mx.sqrt(logps * 0).sum()}, metrics={})
 
     with pytest.raises(UserError, match="The gradient is not finite at iteration 1"):
         run(Poison(), Nothing(), model=model)

@@ -32,7 +32,7 @@ def log_sigmoid(x):
 
 def oracle(name: str, mode: str, x: Pairs, beta=0.1, delta=50.0, eps=0.0) -> np.ndarray:
     """The formulas again, in float64."""
-    p_w, p_l, q_w, q_l, n_w, n_l = (np.array(value, np.float64) for value in x)
+    p_w, p_l, q_w, q_l, n_w, n_l = (np.array(value, np.float64) for value in x[:6])
     if name == "ipo":
         p_w, q_w, p_l, q_l = p_w / n_w, q_w / n_w, p_l / n_l, q_l / n_l
     gap = (p_w - q_w) - (p_l - q_l)

@@ -1,0 +1,87 @@
+"""What a loss is given: log-probs of the completions of pairs, of labelled rows, of lists.
+
+Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, u = p − q the log-ratio; w the
+chosen and l the rejected completion of a pair, Δ = u_w − u_l; n counts completion tokens. Log-probs are in nats and sum
+over the completion tokens, or are means over them where the loss's row in the table says so. Without a reference q is
+0, so u is p and Δ is p_w − p_l: the same functions serve DPO and CPO.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+
+class Pairs(NamedTuple):
+    """Chosen and rejected completions, each (pairs,) float32; the reference's are zeros where there is none.
+
+    columns: numbers that came with the data, such as `margin`, (pairs,) each.
+    """
+
+    chosen: mx.array
+    rejected: mx.array
+    reference_chosen: mx.array
+    reference_rejected: mx.array
+    chosen_tokens: mx.array
+    rejected_tokens: mx.array
+    columns: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
+
+    @property
+    def chosen_logratio(self) -> mx.array:
+        """u_w = p_w − q_w, (pairs,)."""
+        return self.chosen - self.reference_chosen
+
+    @property
+    def rejected_logratio(self) -> mx.array:
+        """u_l = p_l − q_l, (pairs,)."""
+        return self.rejected - self.reference_rejected
+
+    @property
+    def delta(self) -> mx.array:
+        """Δ = u_w − u_l, (pairs,)."""
+        return self.chosen_logratio - self.rejected_logratio
+
+    def means(self) -> "Pairs":
+        """The same pairs with log-probs divided by their completion's token count (at least 1)."""
+        n_w, n_l = mx.maximum(self.chosen_tokens, 1), mx.maximum(self.rejected_tokens, 1)
+        return self._replace(
+            chosen=self.chosen / n_w,
+            rejected=self.rejected / n_l,
+            reference_chosen=self.reference_chosen / n_w,
+            reference_rejected=self.reference_rejected / n_l,
+        )
+
+
+class Labelled(NamedTuple):
+    """Single completions that are labelled good or bad, each (rows,) float32.
+
+    label: 1 for a desirable completion, 0 for an undesirable one.
+    mismatched_logratio: u of another row's completion after this row's prompt; zeros where the loss needs none.
+    """
+
+    policy: mx.array
+    reference: mx.array
+    tokens: mx.array
+    label: mx.array
+    mismatched_logratio: mx.array
+
+    @property
+    def logratio(self) -> mx.array:
+        """u = p − q, (rows,)."""
+        return self.policy - self.reference
+
+
+class Lists(NamedTuple):
+    """Completions of one prompt in the order of their scores, the best first, each (lists, completions) float32.
+
+    scores: the scores themselves; equal ones are ties. tokens: 0 where a list is shorter than the longest.
+    """
+
+    policy: mx.array
+    reference: mx.array
+    tokens: mx.array
+    scores: mx.array
+
+    @property
+    def logratio(self) -> mx.array:
+        """u = p − q, (lists, completions)."""
+        return self.policy - self.reference
