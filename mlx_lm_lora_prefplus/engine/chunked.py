@@ -5,17 +5,18 @@ state), and nothing else. The backward takes the pieces in reverse: each is comp
 the gradient with respect to that to the pieces before it. No gradient is cut at a border.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import ArraysCache, CacheList
 
 from ..plugin.protocol import Batch, Scores
 from .backbone import Halves
 from .fast import HeadPolicy
+from .logps import scores_of
+from .parts import part, rows_of
 from .piece_cache import PieceCache
 
 Handed = list[list[mx.array]]
@@ -27,12 +28,14 @@ class Piece(NamedTuple):
 
     tokens: (rows, width) int32, inputs.
     targets: (rows, width) int32, and counts: (rows, width) bool, which of them are scored; None in a prompt.
+    weights: (rows, width) float32, what each counts in the weighted log-probs; None where all count 1.
     lengths, prompt_width: see `PieceCache`.
     """
 
     tokens: mx.array
     targets: mx.array | None
     counts: mx.array | None
+    weights: mx.array | None
     lengths: mx.array
     prompt_width: int
 
@@ -43,29 +46,37 @@ class ChunkedPolicy(HeadPolicy):
     Arguments:
         halves: the model to be trained.
         width: tokens of a piece.
-        pairwise: take one pair at a time and do not pad prompts, as layers with a state need it.
+        pairwise: take one example at a time and do not pad prompts, as layers with a state need it.
     """
 
     def __init__(self, halves: Halves, width: int, pairwise: bool = False):
         super().__init__(halves)
         self.width, self.pairwise = width, pairwise
 
-    def __call__(self, batch: Batch) -> Scores:
+    def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
         """Scores of the completion tokens of each row; differentiable with respect to the trained parameters."""
-        logps, mean_logits = self._by_pair(batch) if self.pairwise else self._run(_pieces(batch, self.width))
-        return Scores(logps, mx.stop_gradient(mean_logits) / mx.maximum(batch.completion_lengths, 1))
+        if self.pairwise:
+            sums = self._by_example(batch, weights, statistics)
+        else:
+            sums = self._run(_pieces(batch, weights, self.width), statistics)
+        logps, *rest = sums
+        weighted = None if weights is None else rest.pop(0)
+        return scores_of(batch, logps, weighted, *rest)
 
-    def _by_pair(self, batch: Batch) -> tuple[mx.array, mx.array]:
-        sums = [self._run(_pieces(pair, self.width)) for pair in _pairs(batch)]
-        columns = (mx.stack(list(column)) for column in zip(*sums, strict=True))  # (pairs, 2): chosen, rejected
-        logps, mean_logits = (column.T.reshape(-1) for column in columns)
-        return logps, mean_logits
+    def _by_example(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
+        """As `_run`, one example after the other."""
+        found = []
+        for i in range(batch.ids.shape[0]):
+            one, rows = part(batch, i, i + 1), rows_of(batch, i, i + 1)
+            own = None if weights is None else weights[rows, : one.completions.shape[1]]
+            found.append(self._run(_pieces(one, own, self.width), statistics))
+        return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*found, strict=True)]
 
-    def _run(self, pieces: list[Piece]) -> tuple[mx.array, mx.array]:
-        """Sums over the scored tokens of each row: log-probs and mean logits."""
+    def _run(self, pieces: list[Piece], statistics: bool) -> list[mx.array]:
+        """Sums over the scored tokens of each row, as `score` gives them."""
         trained = tree_flatten(self.model.trainable_parameters())
         names, parameters = [name for name, _ in trained], [value for _, value in trained]
-        run = _Run(self, pieces, names)
+        run = _Run(self, pieces, names, statistics)
 
         @mx.custom_function
         def scores(*parameters):
@@ -73,50 +84,38 @@ class ChunkedPolicy(HeadPolicy):
 
         @scores.vjp
         def _(primals, cotangents, outputs):
-            return run.backward(primals, cotangents[0])
+            return run.backward(primals, cotangents)
 
-        logps, mean_logits = scores(*parameters) if parameters else run.forward(())  # type: ignore[misc]
+        sums: Any = scores(*parameters) if parameters else run.forward(())
         self.model.update(tree_unflatten(list(zip(names, parameters, strict=True))))
-        return logps, mean_logits
+        return list(sums)
 
-    def score(self, states: mx.array, piece: Piece) -> list[mx.array]:
-        """Sums over the scored tokens of a piece, each (rows,): log-probs and mean logits."""
+    def score(self, states: mx.array, piece: Piece, statistics: bool) -> list[mx.array]:
+        """Sums over the scored tokens of a piece, each (rows,): log-probs, these weighted where the piece has weights,
+        mean logits and, where asked for, entropy and log-collision."""
         assert piece.targets is not None and piece.counts is not None
         rows, width, size = states.shape
-        scores = self._score(states.reshape(rows * width, size), piece.targets.reshape(-1))
-        return [mx.where(piece.counts, values.reshape(rows, width), 0).sum(axis=1) for values in scores]
+        logps, *rest = self._score(states.reshape(rows * width, size), piece.targets.reshape(-1), statistics)
+        weighted = [] if piece.weights is None else [logps * piece.weights.reshape(-1)]
+        columns = [logps, *weighted, *rest]
+        return [mx.where(piece.counts, values.reshape(rows, width), 0).sum(axis=1) for values in columns]
 
 
-def _pairs(batch: Batch) -> Iterator[Batch]:
-    """Each pair as a batch whose prompt is not padded."""
-    pairs = batch.ids.shape[0]
-    for i, length in enumerate(np.asarray(batch.prompt_lengths[:pairs])):
-        both = mx.array([i, i + pairs])
-        yield Batch(
-            batch.tokens[both],
-            batch.prompts[i : i + 1, : int(length)],
-            batch.completions[both],
-            batch.scored,
-            batch.prompt_lengths[both],
-            batch.lengths[both],
-            batch.reference_logps[both],
-            batch.ids[i : i + 1],
-        )
-
-
-def _pieces(batch: Batch, width: int) -> list[Piece]:
+def _pieces(batch: Batch, weights: mx.array | None, width: int) -> list[Piece]:
     """The prompts without their last token, then the completions beginning with it, in columns of `width`."""
     lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
+    copies = batch.completions.shape[0] // batch.prompts.shape[0]
     prompts = batch.prompts[:, :-1]
     starts = range(0, prompts.shape[1], width)
-    pieces = [Piece(prompts[:, i : i + width], None, None, mx.zeros_like(lengths), 0) for i in starts]
+    pieces = [Piece(prompts[:, i : i + width], None, None, None, mx.zeros_like(lengths), 0) for i in starts]
     last = mx.take_along_axis(batch.prompts, lengths[:, None] - 1, axis=1)
-    inputs = mx.concatenate([mx.concatenate([last, last]), batch.completions[:, :-1]], axis=1)
+    inputs = mx.concatenate([mx.concatenate([last] * copies), batch.completions[:, :-1]], axis=1)
     counts = mx.arange(inputs.shape[1])[None] < batch.completion_lengths[:, None]
-    ran = mx.concatenate([lengths, lengths]) - 1
+    ran = mx.concatenate([lengths] * copies) - 1
     for i in range(0, inputs.shape[1], width):
         columns = slice(i, i + width)
-        scored = batch.completions[:, columns], counts[:, columns]
+        own = None if weights is None else mx.stop_gradient(weights[:, columns])
+        scored = batch.completions[:, columns], counts[:, columns], own
         pieces.append(Piece(inputs[:, columns], *scored, ran, prompts.shape[1]))
     return pieces
 
@@ -124,8 +123,8 @@ def _pieces(batch: Batch, width: int) -> list[Piece]:
 class _Run:
     """One batch's way through the model, there and back. `handed`: what each piece has handed on."""
 
-    def __init__(self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str]):
-        self.policy, self.pieces, self.names = policy, pieces, names
+    def __init__(self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str], statistics: bool):
+        self.policy, self.pieces, self.names, self.statistics = policy, pieces, names, statistics
         model: Any = policy.model
         self.made = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
         self.handed: list[Handed] = []
@@ -138,21 +137,22 @@ class _Run:
         caches = [_cache(kind, piece, [new[layer] for new in handed]) for layer, kind in enumerate(kinds)]
         remaining = iter(caches)
         states = self.policy.halves.hidden(piece.tokens, [_like(made, remaining) for made in self.made])
-        scores = [] if piece.targets is None else self.policy.score(states, piece)
+        scores = [] if piece.targets is None else self.policy.score(states, piece, self.statistics)
         return scores, [_handed_on(cache) for cache in caches]
 
-    def forward(self, parameters: Any) -> tuple[mx.array, mx.array]:
-        """Summed log-probs and mean logits of each row."""
+    def forward(self, parameters: Any) -> tuple[mx.array, ...]:
+        """The sums of `ChunkedPolicy.score` over all pieces."""
         self.handed = []
         totals: list[mx.array] = []
         for k in range(len(self.pieces)):
             scores, new = self.step(parameters, k, self.handed)
             totals = [a + b for a, b in zip(totals, scores, strict=True)] if totals else scores
             self.handed.append(new)
-        return totals[0], totals[1]
+        return tuple(totals)
 
-    def backward(self, parameters: Any, cotangent: mx.array) -> tuple[mx.array, ...]:
-        """The gradient of Σ cotangent · log-probs with respect to the parameters."""
+    def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
+        """The gradient of Σ cotangent · log-probs, plain and weighted, with respect to the parameters."""
+        differentiable = 1 if self.pieces[-1].weights is None else 2
         owed = [[mx.zeros_like(array) for array in _leaves(handed)] for handed in self.handed]
         total = [mx.zeros_like(parameter) for parameter in parameters]
         for k in reversed(range(len(self.pieces))):
@@ -162,13 +162,13 @@ class _Run:
                 rest = iter(arrays[len(parameters) :])
                 handed = [[[next(rest) for _ in layer] for layer in new] for new in before]
                 scores, new = self.step(arrays[: len(parameters)], k, handed)
-                return [*scores[:1], *_leaves(new)]
+                return [*scores[:differentiable], *_leaves(new)]
 
             # Not before the pieces after it are done, or all of them would be computed again at once.
             (tokens,) = mx.depends([piece.tokens], [*owed[k], *total])
             self.pieces[k] = piece._replace(tokens=tokens)
             primals = [*parameters, *(array for new in before for array in _leaves(new))]
-            wanted = [*([] if piece.targets is None else [cotangent]), *owed[k]]
+            wanted = [*([] if piece.targets is None else cotangents[:differentiable]), *owed[k]]
             _, gradients = mx.vjp(again, primals, wanted)
             rest = iter(gradients)
             total = [a + next(rest) for a in total]

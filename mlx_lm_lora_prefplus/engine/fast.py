@@ -1,7 +1,5 @@
 """Policies that give the same scores as `PlainPolicy` for less: the head where needed, the prompt once."""
 
-from typing import Any
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -10,7 +8,8 @@ from mlx.utils import tree_unflatten
 from ..plugin.protocol import Batch, Scores
 from .adapters import swapped_classes
 from .backbone import Halves, arrays
-from .head import chunk_size, frozen_head_logps, head_logps, trained_head_logps
+from .head import Columns, chunk_size, frozen_head_logps, head_logps, trained_head_logps
+from .logps import scores_of
 from .prefix import completion_states
 
 
@@ -28,18 +27,19 @@ class HeadPolicy:
         self.halves, self.model = halves, halves.model
         self.for_gradient: bool | None = None
 
-    def __call__(self, batch: Batch) -> Scores:
-        """Scores of the completion tokens of each row; differentiable."""
+    def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
+        """Scores of the completion tokens of each row; differentiable. See `Policy`."""
         states = self._states(batch)
-        rows, width, _ = states.shape
-        # Entry `rows * width` of the flattened arrays is where the padding of `scored` points to.
-        flat = mx.concatenate([states.reshape(rows * width, -1), mx.zeros((1, states.shape[2]), states.dtype)])
-        targets = mx.concatenate([batch.completions.reshape(-1), mx.zeros((1,), mx.int32)])
-        logps, mean_logits = self._score(flat[batch.scored], targets[batch.scored])
-        return Scores(
-            logps=_by_row(logps, batch.scored, rows, width),
-            mean_logits=_by_row(mean_logits, batch.scored, rows, width) / mx.maximum(batch.completion_lengths, 1),
+        rows, width, size = states.shape
+        positions = batch.scored
+        logps, *rest = self._score(
+            _taken(states.reshape(-1, size), positions), _taken(batch.completions.reshape(-1), positions), statistics
         )
+        summed = lambda values: _by_row(values, positions, rows, width)  # noqa: E731
+        weighted = None
+        if weights is not None:
+            weighted = summed(logps * _taken(mx.stop_gradient(weights).reshape(-1), positions))
+        return scores_of(batch, summed(logps), weighted, *map(summed, rest))
 
     def _states(self, batch: Batch) -> mx.array:
         """(rows, longest completion, hidden) states."""
@@ -48,14 +48,14 @@ class HeadPolicy:
         where = mx.minimum(where, hidden.shape[1] - 1)
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
 
-    def _score(self, states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    def _score(self, states: mx.array, targets: mx.array, statistics: bool) -> Columns:
         parameters = self._head_parameters()
         chunk = chunk_size(self._vocabulary(states))
         if not (self.model.training if self.for_gradient is None else self.for_gradient):
-            return head_logps(self._head, states, targets, chunk)
+            return head_logps(self._head, states, targets, chunk, statistics)
         if not parameters:
-            return frozen_head_logps(self._head, states, targets, chunk)
-        return trained_head_logps(self._head_with, parameters, states, targets, chunk)
+            return frozen_head_logps(self._head, states, targets, chunk, statistics)
+        return trained_head_logps(self._head_with, parameters, states, targets, chunk, statistics)
 
     def _head_parameters(self) -> dict[str, mx.array]:
         """Name → trained parameters that the head reads."""
@@ -80,23 +80,24 @@ class HeadPolicy:
 
 
 class SharedPrefixPolicy(HeadPolicy):
-    """The prompts run once; chosen and rejected completions continue from them."""
+    """The prompts run once; their completions continue from them."""
 
     def _states(self, batch: Batch) -> mx.array:
-        pairs = batch.prompts.shape[0]
-        return completion_states(self.halves, batch.prompts, batch.completions, batch.prompt_lengths[:pairs])
+        examples = batch.prompts.shape[0]
+        return completion_states(self.halves, batch.prompts, batch.completions, batch.prompt_lengths[:examples])
 
 
 class PairwisePrefixPolicy(HeadPolicy):
-    """As `SharedPrefixPolicy`, one pair after the other and without padded prompts: for layers that keep a state."""
+    """As `SharedPrefixPolicy`, one example after the other and unpadded prompts: for layers that keep a state."""
 
     def _states(self, batch: Batch) -> mx.array:
-        pairs = batch.prompts.shape[0]
-        states: list[Any] = [None] * (2 * pairs)
-        for i, length in enumerate(map(int, np.array(batch.prompt_lengths[:pairs]))):
-            both = mx.stack([batch.completions[i], batch.completions[i + pairs]])
-            states[i], states[i + pairs] = completion_states(self.halves, batch.prompts[i : i + 1, :length], both)
-        return mx.stack(states)
+        examples, width = batch.prompts.shape[0], batch.completions.shape[1]
+        completions = batch.completions.reshape(-1, examples, width)
+        states = [
+            completion_states(self.halves, batch.prompts[i : i + 1, :length], completions[:, i])
+            for i, length in enumerate(np.array(batch.prompt_lengths[:examples]).tolist())
+        ]
+        return mx.stack(states, axis=1).reshape(batch.completions.shape[0], width, -1)
 
 
 def _keyed(key: mx.array) -> type[nn.Dropout]:
@@ -107,6 +108,11 @@ def _keyed(key: mx.array) -> type[nn.Dropout]:
         return x if kept == 1 or not self.training else mx.random.bernoulli(kept, x.shape, key) * x * (1 / kept)
 
     return type("KeyedDropout", (nn.Dropout,), {"__call__": call})
+
+
+def _taken(values: mx.array, positions: mx.array) -> mx.array:
+    """`values[positions]`; zero at one past the last, where the padding of `Batch.scored` points to."""
+    return mx.concatenate([values, mx.zeros_like(values[:1])])[positions]
 
 
 def _by_row(values: mx.array, positions: mx.array, rows: int, width: int) -> mx.array:

@@ -9,14 +9,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from .logps import at_least_float32
+from .logps import at_least_float32, entropy_and_log_collision
 
 Head = Callable[[mx.array], mx.array]
 """(positions, hidden) states → (positions, vocabulary) logits."""
 
+Columns = tuple[mx.array, ...]
+"""Of each position, (positions,) float32: log-prob (nats), mean logit over the vocabulary, and where statistics are
+asked for entropy and log-collision (see `Scores`). Only the log-probs have a gradient."""
+
 CHUNK_BYTES = {"cpu": 8_000_000, "gpu": 128_000_000}
 """Size of the float32 logits that are alive at a time."""
-
 
 FEWEST_POSITIONS = 64
 """Products with fewer rows than this are slow, whatever the vocabulary (measured on a CPU)."""
@@ -29,61 +32,63 @@ def chunk_size(vocabulary: int) -> int:
     )
 
 
-def head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> tuple[mx.array, mx.array]:
+def head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int, statistics: bool = False) -> Columns:
     """Log-probs where no gradient is wanted. (One can be taken all the same; the logits are then kept.)
 
-    Returns:
-        As `frozen_head_logps`.
+    The arguments are those of `frozen_head_logps`.
     """
-    parts: list[tuple[mx.array, mx.array]] = []
+    parts: list[Columns] = []
     for start in range(0, hidden.shape[0], chunk):
         states = hidden[start : start + chunk]
         if parts:
             (states,) = mx.depends([states], list(parts[-1]))
-        parts.append(_scored(at_least_float32(head(states)), targets[start : start + chunk]))
-    values, mean_logits = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
-    return values, mx.stop_gradient(mean_logits)
+        parts.append(_scored(at_least_float32(head(states)), targets[start : start + chunk], statistics))
+    return _joined(parts)
 
 
-def _scored(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Log-probs and mean logits, each (positions,)."""
+def _scored(logits: mx.array, targets: mx.array, statistics: bool) -> Columns:
     picked = mx.take_along_axis(logits, mx.stop_gradient(targets)[:, None], axis=-1)[:, 0]
-    return picked - mx.logsumexp(logits, axis=-1), mx.stop_gradient(logits).mean(axis=-1)
+    mean_logits = mx.stop_gradient(logits).mean(axis=-1)
+    rest = entropy_and_log_collision(logits) if statistics else ()
+    return picked - mx.logsumexp(logits, axis=-1), mean_logits, *rest
 
 
-def frozen_head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int) -> tuple[mx.array, mx.array]:
+def _joined(parts: list[Columns]) -> Columns:
+    logps, *rest = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+    return logps, *map(mx.stop_gradient, rest)
+
+
+def frozen_head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int, statistics: bool = False) -> Columns:
     """Log-probs where no parameter of the head is trained.
 
     Arguments:
         hidden: (positions, hidden) states; the gradient goes to these alone.
         targets: (positions,) token ids.
         chunk: positions to take at a time.
-
-    Returns:
-        (positions,) float32 log-probs (nats), and (positions,) float32 mean logits, which have no gradient.
+        statistics: whether to give entropy and log-collision as well.
     """
 
     @mx.custom_function
-    def logps(hidden):
-        parts: list[tuple[mx.array, ...]] = []
+    def scored(hidden):
+        parts: list[Columns] = []
         for start in range(0, hidden.shape[0], chunk):
             states = hidden[start : start + chunk]
             if parts:  # one chunk after the other, so that logits die before the next are born
                 (states,) = mx.depends([states], list(parts[-1]))
-            parts.append(_scored_with_gradient(head, states, targets[start : start + chunk]))
-        return tuple(mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+            parts.append(_scored_with_gradient(head, states, targets[start : start + chunk], statistics))
+        return _joined(parts)
 
-    @logps.vjp
+    @scored.vjp
     def _(primals, cotangents, outputs):
-        gradient = outputs[2]
+        gradient = outputs[-1]
         return gradient * cotangents[0][:, None].astype(gradient.dtype)
 
-    values, mean_logits, _ = logps(hidden)  # pyright: ignore[reportGeneralTypeIssues]
-    return values, mx.stop_gradient(mean_logits)
+    logps, *rest, _ = scored(hidden)  # pyright: ignore[reportGeneralTypeIssues]
+    return logps, *map(mx.stop_gradient, rest)
 
 
-def _scored_with_gradient(head: Head, states: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Log-probs, mean logits, and the gradient of each log-prob with respect to its state."""
+def _scored_with_gradient(head: Head, states: mx.array, targets: mx.array, statistics: bool) -> Columns:
+    """`Columns`, and the gradient of each log-prob with respect to its state."""
     raw = head(states)
     logits = at_least_float32(raw)
     top = logits.max(axis=-1, keepdims=True)
@@ -96,7 +101,8 @@ def _scored_with_gradient(head: Head, states: mx.array, targets: mx.array) -> tu
     at_target = 1 - mx.take_along_axis(probabilities, targets[:, None], axis=-1)
     cotangent = mx.put_along_axis(-probabilities, targets[:, None], at_target, axis=-1)
     _, (gradient,) = mx.vjp(head, [states], [cotangent.astype(raw.dtype)])
-    return logps, logits.mean(axis=-1), gradient
+    rest = entropy_and_log_collision(logits) if statistics else ()
+    return logps, logits.mean(axis=-1), *rest, gradient
 
 
 def trained_head_logps(
@@ -105,21 +111,21 @@ def trained_head_logps(
     hidden: mx.array,
     targets: mx.array,
     chunk: int,
-) -> tuple[mx.array, mx.array]:
+    statistics: bool = False,
+) -> Columns:
     """Log-probs where parameters of the head are trained: each chunk is computed again in the backward.
 
     Arguments:
         head: (parameters, states, key) → logits. All that is trained in it must come through `parameters`, and all
             that is random through `key`, or the second computation would not be that of the first.
 
-    Returns:
-        As `frozen_head_logps`.
+    The others are those of `frozen_head_logps`.
     """
 
     def scored(parameters, key, states, targets):
         key = mx.stop_gradient(key)  # checkpoint would ask for its gradient, and integers have none
         logits = head(parameters, states, key)
-        return _scored(at_least_float32(logits), targets)
+        return _scored(at_least_float32(logits), targets, statistics)
 
     checkpointed = mx.checkpoint(scored)
     starts = range(0, hidden.shape[0], chunk)
@@ -128,5 +134,4 @@ def trained_head_logps(
         checkpointed(parameters, key, hidden[i : i + chunk], targets[i : i + chunk])
         for i, key in zip(starts, keys, strict=True)
     ]
-    values, mean_logits = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
-    return values, mx.stop_gradient(mean_logits)
+    return _joined(parts)
