@@ -24,6 +24,29 @@ class DataSettings(BaseModel):
     chosen_feature: str | None = None
     rejected_feature: str | None = None
     system_feature: str | None = None
+    completion_feature: Annotated[
+        str | None, Field(description="The column that holds the one completion of a row (default: found by itself).")
+    ] = None
+    label_feature: Annotated[
+        str | None,
+        Field(description="The column that says whether a completion is good (default: found by itself)."),
+    ] = None  # ours
+    preference_score_feature: Annotated[
+        str | None, Field(description="The column that holds the margin of a pair (default: found by itself).")
+    ] = None
+    responses_feature: Annotated[
+        str | None, Field(description="The column that holds a list of completions (default: found by itself).")
+    ] = None  # ours
+    scores_feature: Annotated[
+        str | None, Field(description="The column that holds their scores (default: found by itself).")
+    ] = None  # ours
+    pairing: Annotated[
+        Literal["best_worst", "all_pairs"],
+        Field(
+            description="Which pairs are made of several scored completions: best_worst takes the best and the worst; "
+            "all_pairs takes every two whose scores differ."
+        ),
+    ] = "best_worst"  # ours
     max_seq_length: Positive = 2048
     truncation: Annotated[
         Truncation,
@@ -86,6 +109,40 @@ class RunSettings(BaseModel):
     steps_per_report: Positive = 10
     steps_per_eval: Positive = 200
     save_every: Positive = 100
+    save_every_minutes: Annotated[
+        float | None,
+        Field(gt=0, description="Save after so many minutes as well, whatever save_every says (default: do not)."),
+    ] = None  # ours
+    keep_last: Annotated[
+        Positive,
+        Field(description="How many states to keep in adapter_path; the older ones serve if the newest is damaged."),
+    ] = 2  # ours
+    resume: Annotated[
+        bool | Literal["force"],
+        Field(
+            description="Continue from the newest whole state in adapter_path, or start afresh where there is none; "
+            "force: also if model, data or settings changed. --resume FILE is the host's --resume-adapter-file."
+        ),
+    ] = False  # ours
+    on_nonfinite: Annotated[
+        Literal["stop", "skip"],
+        Field(description="What to do where loss or gradient is not finite: stop, or leave out this update and go on."),
+    ] = "stop"  # ours
+    save_best: Annotated[
+        str | None,
+        Field(
+            description="Keep the adapters that are best by this metric of validation, such as loss or "
+            "rewards/accuracies, in adapter_path/best (default: do not)."
+        ),
+    ] = None  # ours
+    early_stopping_patience: Annotated[
+        Positive | None,
+        Field(description="Stop after so many validations in a row without a new best value (default: do not)."),
+    ] = None  # ours
+    early_stopping_metric: Annotated[
+        str | None,
+        Field(description="The metric that early_stopping_patience watches (default: that of save_best, else loss)."),
+    ] = None  # ours
     adapter_path: Place = "adapters"
     resume_adapter_file: Place | None = None
     reference_model_path: Place | None = None
@@ -113,7 +170,12 @@ class RunSettings(BaseModel):
     qat_interval: Positive = 1
 
 
-OWN_KEYS = ("token_budget", "truncation", "max_prompt_length", "max_grad_norm", "engine", "long_context_chunk")
+OWN_KEYS = (
+    *("token_budget", "max_grad_norm", "engine", "long_context_chunk"),
+    *("truncation", "max_prompt_length", "label_feature", "responses_feature", "scores_feature", "pairing"),
+    *("resume", "save_every_minutes", "keep_last", "on_nonfinite"),
+    *("save_best", "early_stopping_patience", "early_stopping_metric"),
+)
 """Keys of these two classes that the host does not have: each becomes a flag of our modes."""
 
 

@@ -36,13 +36,24 @@ class ModeParser(argparse.ArgumentParser):
         """As in `argparse`, with the host's abbreviations spelt out."""
         if args is None:
             args = sys.argv[1:]
-        words = list(args)
+        words = as_typed(list(args))
         end = words.index("--") if "--" in words else len(words)
         ours = option_strings(self)
         words[:end] = [
             word if word.partition("=")[0] in ours else spell_out(word, self.host_options) for word in words[:end]
         ]
         return super().parse_known_args(words, namespace)
+
+
+def as_typed(words: list[str]) -> list[str]:
+    """Spell out `--resume FILE`, which has always meant `--resume-adapter-file`; no file follows our `--resume`."""
+    own = ("true", "false", "force")
+    for place, word in enumerate(words):
+        following = words[place + 1] if word == "--resume" and place + 1 < len(words) else "--"
+        value = word.removeprefix("--resume=") if word.startswith("--resume=") else following
+        if word.partition("=")[0] == "--resume" and value not in own and not value.startswith("-"):
+            words[place] = word.replace("--resume", "--resume-adapter-file", 1)
+    return words
 
 
 def option_strings(parser: argparse.ArgumentParser) -> tuple[str, ...]:
@@ -124,8 +135,12 @@ def option_fields(options: type) -> dict[str, FieldInfo]:
 
 def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) -> None:
     flag = "--" + key.replace("_", "-")
-    if bool in _members(field.annotation):
+    members = _members(field.annotation)
+    if members == (bool,):
         group.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, help=_help(field))
+        return
+    if bool in members:  # a switch that takes a word as well
+        group.add_argument(flag, dest=key, nargs="?", const=True, type=_structure, metavar="HOW", help=_help(field))
         return
     choices = choices or _literals(field.annotation)
     text = _help(field) + (f" One of: {', '.join(choices)}." if choices else "")

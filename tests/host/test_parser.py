@@ -124,3 +124,18 @@ def test_a_flag_without_a_value_is_a_usage_error(parser_of, capsys, words):
 def test_the_list_of_host_modes_is_the_hosts(plain_host):
     choices = next(action.choices for action in actions(plain_host.build_parser()) if action.dest == "train_mode")
     assert sorted(choices) == sorted(HOST_MODES)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--resume"], {"resume": True}),
+        (["--resume", "--seed", "3"], {"resume": True, "seed": 3}),
+        (["--resume", "force"], {"resume": "force"}),
+        (["--resume=false"], {"resume": False}),
+        (["--resume", "a.safetensors"], {"resume_adapter_file": "a.safetensors"}),
+        (["--resume=a.safetensors", "--seed", "3"], {"resume_adapter_file": "a.safetensors", "seed": 3}),
+    ],
+)
+def test_resume_is_a_switch_and_with_a_file_the_hosts_abbreviation(parser_of, words, found):
+    assert typed(parser_of("dpo"), *words) == found
