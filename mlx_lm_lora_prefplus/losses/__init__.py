@@ -1,7 +1,28 @@
-"""Preference losses: pure functions of log-probs, and the row that describes each to the rest of the package."""
+"""Preference losses: pure functions of log-probs, the rows that describe them, and how they are put together."""
 
+from .compute import NLL_WEIGHTS, OPTIONS, compute
 from .examples import Labelled, Lists, Pairs
-from .pairs import dpop, dpop_policy, hinge, ipo, sigmoid
+from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
+from .options import LossOptions, PairedOptions, loss_names
+from .running import START
 from .table import Loss
 
-__all__ = ["Labelled", "Lists", "Loss", "Pairs", "dpop", "dpop_policy", "hinge", "ipo", "sigmoid"]
+__all__ = [
+    "NLL_WEIGHTS",
+    "OPTIONS",
+    "START",
+    "Labelled",
+    "Lists",
+    "Loss",
+    "LossOptions",
+    "Objective",
+    "PairedOptions",
+    "Pairs",
+    "compute",
+    "is_separable",
+    "loss_names",
+    "needs_state",
+    "objective",
+    "token_weights",
+    "wpo_weights",
+]

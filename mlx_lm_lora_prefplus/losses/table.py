@@ -16,23 +16,27 @@ class Loss:
     function: called as `function(examples, **options)` with the option keys named here and an instance of `Pairs`,
         `Labelled` or `Lists`; returns (examples,). None: the loss is the NLL of the chosen completions alone.
     options: the config keys it takes.
+    instead: config keys that set one of these in another way.
     defaults: its own defaults of such keys, where they differ from the mode's. What the user gives wins.
     means: whether it is given log-probs as means over tokens instead of sums.
     rows: the kind of rows it needs, where it differs from the mode's.
     columns: the data columns it needs.
     divergence: whether the log-ratio may be that of another f-divergence (it must be a function of Δ alone).
     separable: whether the loss of an example does not depend on the others in its batch.
+    mismatched: whether it takes the log-ratio of another row's completion.
     baseline: whether it takes `baseline`, the running mean of the rewards (see `losses.running`).
     when: when to use it, in a line.
     """
 
     function: Callable[..., mx.array] | None
     options: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     means: bool = False
     rows: Rows | None = None
     columns: tuple[str, ...] = ()
     divergence: bool = False
     separable: bool = True
+    mismatched: bool = False
     baseline: bool = False
     when: str = ""

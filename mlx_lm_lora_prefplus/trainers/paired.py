@@ -1,133 +1,107 @@
-"""The one implementation behind the paired modes: rows, a table of losses and defaults make a trainer."""
+"""The paired modes: a chosen and a rejected completion of one prompt, or a list of completions in their order."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import mlx.core as mx
-from pydantic import Field
 
-from ..data.batches import iterate_batches
-from ..engine.evaluate import evaluate
-from ..losses import Loss, Pairs
-from ..plugin import Batch, LossOutput, Policy
-from ..plugin.protocol import Rows, Unit
+from ..losses import Lists, Objective, PairedOptions, Pairs, loss_names, objective, token_weights, wpo_weights
+from ..plugin import Batch, LossOutput, Policy, Scores
+from .tabled import TableTrainer, summed
 
-
-@dataclass(frozen=True)
-class PairedOptions:
-    """The config keys that every paired mode has; extend it with those of your losses."""
-
-    loss_type: Annotated[str, Field(description="Which loss of the mode to train with.")] = "sigmoid"
-    beta: Annotated[
-        float,
-        Field(gt=0, allow_inf_nan=False, description="Scale β of the log-ratio, per nat. Smaller is softer."),
-    ] = 0.1
+__all__ = ["PairedOptions", "PairedTrainer"]
 
 
 @dataclass(frozen=True)
-class PreferenceOptions(PairedOptions):
-    """The config keys that modes `cpo` and `dpo` share."""
+class PairedTrainer(TableTrainer):
+    """A trainer of chosen and rejected completions; of lists, where the chosen loss wants them.
 
-    delta: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="Weight δ of the penalty of dpop, per nat.")
-    ] = 50.0
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=0.5, description="Share ε of preferences assumed to be wrong, in [0, 0.5).")
-    ] = 0.0
-
-
-@dataclass(frozen=True)
-class PairedTrainer:
-    """A trainer of chosen and rejected completions (see `mlx_lm_lora_prefplus.plugin.Trainer`).
-
-    mode, options, losses: as in the protocol; `options` is `PairedOptions` or a dataclass that extends it.
-    reference: whether the losses compare with a reference, unless the option `reference_free` says no.
-    nll_weight: the option that weighs an added negative log-likelihood of the chosen completions (mean over
-        all their tokens in the optimiser step), or None.
+    nll_weight: the option that weighs an added negative log-likelihood of the chosen completions, or a number.
     """
 
-    mode: str
-    options: type
-    losses: Mapping[str, Loss]
-    reference: bool = False
-    nll_weight: str | None = None
-    rows: Rows = "paired"
+    nll_weight: str | float | None = None
 
-    def needs_reference(self, options: Any) -> bool:
-        """Whether the log-ratios need a reference."""
-        return self.reference and not getattr(options, "reference_free", False)
+    def weights(self, batch: Batch, options: Any) -> mx.array | None:
+        """What each completion token counts, (rows, longest completion), or None; see `losses.token_weights`."""
+        return token_weights(options, batch.completion_lengths, batch.completions.shape[1], batch.ids)
 
-    def iterate_batches(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        batch_size: int,
-        epoch: int,
-        seed: int,
-        shuffle: bool,
-        multiple: int = 1,
-        token_budget: int | None = None,
-    ) -> Iterator[Batch]:
-        """Yield every row once; see the protocol."""
-        return iterate_batches(
-            rows,
-            batch_size=batch_size,
-            token_budget=token_budget,
-            epoch=epoch,
-            seed=seed,
-            shuffle=shuffle,
-            multiple=multiple,
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
+        """Sums of the preference loss over the pairs (or lists) and of the weighted NLL over the chosen tokens."""
+        weighting = getattr(options, "use_weighting", False)
+        statistics = weighting or not policy.model.training
+        ranked = self.rows_of(options) == "ranked"
+        scores = policy(batch, None if ranked else self.weights(batch, options), statistics=statistics)
+        examples = _lists(scores, batch) if ranked else _pairs(scores, batch)
+        pair_weights = None
+        if weighting:
+            assert scores.log_collision is not None
+            pair_weights = wpo_weights(scores.logps, scores.log_collision, batch.completion_lengths)
+        count = batch.ids.shape[0]
+        nll = -scores.logps[:count]
+        result = objective(
+            self.losses,
+            options,
+            examples,
+            nll=nll,
+            nll_weight=self._nll_weight(options),
+            pair_weights=pair_weights,
+            state=state,
+            update=policy.model.training,
         )
-
-    def loss(self, policy: Policy, batch: Batch, options: Any) -> LossOutput:
-        """Sums of the preference loss over pairs and of the weighted NLL over chosen tokens."""
-        scores = policy(batch)
-        pairs = _pairs(scores.logps, batch)
-        row = self.losses[options.loss_type]
-        scored = pairs.means() if row.means else pairs
-        losses = row.function(scored, **{key: getattr(options, key) for key in row.options})
-
-        nll = -pairs.chosen.sum()
-        sums: dict[Unit, mx.array] = {"examples": losses.sum()}
-        weight = getattr(options, self.nll_weight) if self.nll_weight else 0.0
-        if weight:
-            sums["chosen_tokens"] = weight * nll
         return LossOutput(
-            sums=sums,
+            sums=result.sums,
             metrics={
-                "examples": _metrics(scored, pairs, scores.mean_logits, options.beta),
-                "chosen_tokens": {"nll_loss": nll},
+                "examples": self._metrics(scores, batch, result, options),
+                "chosen_tokens": {"nll_loss": mx.stop_gradient(nll.sum())},
             },
+            state=result.state,
         )
 
-    def evaluate(self, policy: Policy, batches: Iterator[Batch], options: Any) -> dict[str, float]:
-        """Means over all batches; see the protocol."""
-        return evaluate(self, policy, batches, options)
+    def _nll_weight(self, options: Any) -> float:
+        return getattr(options, self.nll_weight) if isinstance(self.nll_weight, str) else self.nll_weight or 0.0
+
+    def _metrics(self, scores: Scores, batch: Batch, result: Objective, options: Any) -> dict[str, mx.array]:
+        """Sums over the pairs, by TRL's names; rewards are β·log-ratio of what the first loss was given.
+
+        Of a list, the best and the worst completion count as chosen and rejected.
+        """
+        tokens = mx.maximum(batch.completion_lengths, 1)
+        means = self.losses[loss_names(options.loss_type)[0]].means
+        beta = 1.0 if options.beta is None else options.beta
+        logratios = (scores.weighted_logps - batch.reference_logps) / (tokens if means else 1)
+        chosen, rejected = _chosen_and_rejected(beta * logratios, batch)
+        metrics = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": chosen > rejected,
+            "rewards/margins": chosen - rejected,
+        }
+        for name, value in (
+            ("logps", scores.logps),
+            ("logps_per_token", scores.logps / tokens),
+            ("logits", scores.mean_logits),
+        ):
+            metrics[f"{name}/chosen"], metrics[f"{name}/rejected"] = _chosen_and_rejected(value, batch)
+        if scores.entropy is not None:
+            metrics["entropy"] = scores.entropy.reshape(-1, batch.ids.shape[0]).mean(0)
+        return summed(metrics) | {f"losses/{name}": mx.stop_gradient(value) for name, value in result.parts.items()}
 
 
-def _pairs(logps: mx.array, batch: Batch) -> Pairs:
-    chosen, rejected = mx.split(logps, 2)
-    reference_chosen, reference_rejected = mx.split(batch.reference_logps, 2)
-    chosen_tokens, rejected_tokens = mx.split(batch.completion_lengths, 2)
-    return Pairs(chosen, rejected, reference_chosen, reference_rejected, chosen_tokens, rejected_tokens)
+def _chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+    """The values of the first and the last completion of each example; empty ones fill a list up and do not count."""
+    by_completion = values.reshape(-1, batch.ids.shape[0])
+    there = (batch.completion_lengths > 0).reshape(by_completion.shape)
+    last = mx.maximum(there.sum(0) - 1, min(1, len(by_completion) - 1))
+    return by_completion[0], mx.take_along_axis(by_completion, last[None], axis=0)[0]
 
 
-def _metrics(scored: Pairs, pairs: Pairs, mean_logits: mx.array, beta: float) -> dict[str, mx.array]:
-    """Sums over the pairs, by TRL's names; rewards are β·log-ratio of what the loss was given."""
-    chosen, rejected = beta * scored.chosen_logratio, beta * scored.rejected_logratio
-    chosen_logits, rejected_logits = mx.split(mean_logits, 2)
-    per_token = pairs.means()
-    metrics = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/accuracies": chosen > rejected,
-        "rewards/margins": chosen - rejected,
-        "logps/chosen": pairs.chosen,
-        "logps/rejected": pairs.rejected,
-        "logps_per_token/chosen": per_token.chosen,
-        "logps_per_token/rejected": per_token.rejected,
-        "logits/chosen": chosen_logits,
-        "logits/rejected": rejected_logits,
-    }
-    return {name: value.astype(mx.float32).sum() for name, value in metrics.items()}
+def _pairs(scores: Scores, batch: Batch) -> Pairs:
+    columns = {name: value for name, value in batch.columns.items() if value.shape == batch.ids.shape}
+    given = (scores.weighted_logps, batch.reference_logps, batch.completion_lengths)
+    (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in given)
+    return Pairs(p_w, p_l, q_w, q_l, n_w, n_l, columns)
+
+
+def _lists(scores: Scores, batch: Batch) -> Lists:
+    given = (scores.logps, batch.reference_logps, batch.completion_lengths, batch.columns["scores"])
+    return Lists(*(value.reshape(-1, batch.ids.shape[0]).T for value in given))

@@ -1,0 +1,138 @@
+"""One call from per-token log-probs to the training loss, through the functions that training uses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import UserError
+from . import options as keys
+from .examples import Labelled, Lists, Pairs
+from .objective import needs_state, objective, token_weights, wpo_weights
+from .options import loss_names
+from .running import START
+
+OPTIONS: dict[str, type[keys.LossOptions]] = {
+    "cpo": keys.CPOOptions,
+    "dpo": keys.DPOOptions,
+    "orpo": keys.ORPOOptions,
+    "simpo": keys.SimPOOptions,
+    "kto": keys.KTOOptions,
+    "bco": keys.BCOOptions,
+}
+"""The config keys of each mode."""
+
+NLL_WEIGHTS: dict[str, str | float] = {"cpo": "cpo_alpha", "dpo": "sft_weight", "orpo": 1.0, "simpo": "cpo_alpha"}
+"""What weighs the NLL of the chosen completions in a mode: a config key, or a number."""
+
+
+def compute(
+    mode: str,
+    loss_type: str | list[str],
+    policy_token_logps: mx.array,
+    reference_token_logps: mx.array | None = None,
+    completion_mask: mx.array | None = None,
+    *,
+    label: Any = None,
+    mismatched_logratios: Any = None,
+    columns: Mapping[str, Any] | None = None,
+    token_log_collisions: mx.array | None = None,
+    baseline: float | None = None,
+    **options: Any,
+) -> mx.array:
+    """The scalar loss that training would take its gradient of, for one optimiser step of one batch.
+
+    Arguments:
+        mode, loss_type, options: as in a config file.
+        policy_token_logps, reference_token_logps: (rows, width) log-probs of the tokens (nats). Paired modes: chosen in
+            the first half of the rows, rejected in the second. No reference: None.
+        completion_mask: (rows, width), true at completion tokens (default: everywhere).
+        label: (rows,) of modes `kto` and `bco`: true for desirable rows.
+        mismatched_logratios: (rows,) of mode `kto`: log-ratios of other rows' completions, for its z.
+        columns: data columns that the loss needs, such as `margin`, (pairs,) each. `scores`, (completions, lists),
+            makes the rows lists: row `k * lists + i` is completion `k` of list `i`.
+        token_log_collisions: (rows, width), log Σ_v π(v)², for `use_weighting`.
+        baseline: what losses with a running mean of the rewards take for it (default: the mean of this batch, as in
+            the first step of a run).
+
+    Returns:
+        ().
+
+    Raises:
+        UserError: an unknown mode, loss or option, a value out of bounds, or no reference where one is needed.
+    """
+    if mode not in OPTIONS:
+        raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
+    kind = OPTIONS[mode]
+    unknown = [name for name in loss_names(loss_type) if name not in kind.table]
+    unknown_keys = [key for key in options if key not in kind.__dataclass_fields__]
+    if unknown or unknown_keys:
+        raise UserError(
+            f"Mode {mode} has no loss or option {', '.join(map(repr, unknown + unknown_keys))}. Losses: "
+            f"{', '.join(kind.table)}; options: {', '.join(kind.__dataclass_fields__)}."
+        )
+    try:
+        chosen: Any = TypeAdapter(kind).validate_python({"loss_type": loss_type, **options})
+    except ValidationError as error:
+        raise UserError(f"Mode {mode}: {error}") from error
+    free = mode in ("cpo", "orpo", "simpo") or getattr(chosen, "reference_free", False)
+    if reference_token_logps is None and not free:
+        raise UserError(f"Mode {mode} needs reference_token_logps" + (", or reference_free." * (mode == "dpo") or "."))
+
+    mask = mx.ones(policy_token_logps.shape) if completion_mask is None else completion_mask.astype(mx.float32)
+    rows, width = mask.shape
+    tokens = mask.sum(1)
+    columns = {name: mx.array(value).astype(mx.float32) for name, value in (columns or {}).items()}
+    paired = mode not in ("kto", "bco") and "scores" not in columns
+    weights = token_weights(chosen, tokens, width, mx.arange(rows // 2)) if paired else None
+    weighing = mask
+    if weights is not None:
+        place = mx.maximum(mx.cumsum(mask, axis=1) - 1, 0).astype(mx.int32)
+        weighing = mask * mx.take_along_axis(weights, place, axis=1)
+    policy = mx.where(mask > 0, weighing * policy_token_logps, 0).sum(1)
+    reference = mx.zeros(rows)
+    if reference_token_logps is not None and not free:
+        reference = mx.where(mask > 0, weighing * reference_token_logps, 0).sum(1)
+    nll = -mx.where(mask > 0, policy_token_logps, 0).sum(1)
+
+    pair_weights, nll_weight = None, 0.0
+    if paired:
+        (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in (policy, reference, tokens))
+        examples: Any = Pairs(p_w, p_l, q_w, q_l, n_w, n_l, columns)
+        given = NLL_WEIGHTS[mode]
+        nll_weight = getattr(chosen, given) if isinstance(given, str) else given
+        if getattr(chosen, "use_weighting", False):
+            if token_log_collisions is None:
+                raise UserError("use_weighting needs token_log_collisions.")
+            collisions = mx.where(mask > 0, token_log_collisions, 0).sum(1) / mx.maximum(tokens, 1)
+            pair_weights = wpo_weights(-nll, collisions, tokens)
+    elif "scores" in columns:
+        count = columns["scores"].shape[1]
+        scores = columns["scores"].reshape(-1)
+        examples = Lists(*(value.reshape(-1, count).T for value in (policy, reference, tokens, scores)))
+    else:
+        if label is None:
+            raise UserError(f"Mode {mode} needs label.")
+        mismatched = mx.zeros(rows) if mismatched_logratios is None else mx.array(mismatched_logratios)
+        examples = Labelled(policy, reference, tokens, mx.array(label).astype(mx.float32), mismatched)
+
+    examples_count = examples[0].shape[0]
+    state = dict(START) if needs_state(kind.table, chosen) else None
+    if state and baseline is not None:
+        state["reward_mean"] = mx.array(baseline)
+    result = objective(
+        kind.table,
+        chosen,
+        examples,
+        nll=nll[:examples_count],
+        nll_weight=nll_weight,
+        pair_weights=pair_weights,
+        state=state,
+        update=baseline is None,
+    )
+    units = {"examples": examples_count, "chosen_tokens": mx.maximum(tokens[:examples_count].sum(), 1)}
+    total = mx.array(0.0)
+    for unit, value in result.sums.items():
+        total = total + value / units[unit]
+    return total

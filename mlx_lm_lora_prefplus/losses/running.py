@@ -1,0 +1,15 @@
+"""The running mean of the rewards that BCO takes as its baseline δ (Jung et al. 2024, arXiv:2404.04656)."""
+
+import mlx.core as mx
+
+State = dict[str, mx.array]
+
+START: State = {"reward_mean": mx.array(0.0), "reward_count": mx.array(0.0)}
+
+
+def updated(state: State, rewards: mx.array) -> State:
+    """The state after more rewards: the mean over all rewards seen, each counted alike; no gradient."""
+    rewards = mx.stop_gradient(rewards)
+    count = state["reward_count"] + rewards.size
+    mean = state["reward_mean"] + (rewards - state["reward_mean"]).sum() / count
+    return {"reward_mean": mean, "reward_count": count}

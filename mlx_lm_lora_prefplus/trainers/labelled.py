@@ -1,0 +1,63 @@
+"""The modes of labelled rows: a prompt with one completion that is desirable or not."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..losses import Labelled, objective
+from ..plugin import Batch, LossOutput, Policy
+from ..plugin.protocol import Rows
+from .tabled import TableTrainer, summed
+
+
+@dataclass(frozen=True)
+class LabelledTrainer(TableTrainer):
+    """A trainer of single completions with a label.
+
+    mismatched: whether each row brings the completion of another row along, from which the KL to the reference is
+        estimated.
+    """
+
+    reference: bool = True
+    rows: Rows = "unpaired"
+
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
+        """Sums of the loss over the rows."""
+        scores = policy(batch, statistics=not policy.model.training)
+        rows = batch.ids.shape[0]
+        logratios = scores.logps - batch.reference_logps
+        examples = Labelled(
+            policy=scores.logps[:rows],
+            reference=batch.reference_logps[:rows],
+            tokens=batch.completion_lengths[:rows],
+            label=batch.columns["label"],
+            mismatched_logratio=mx.stop_gradient(logratios[rows:]) if self.mismatched else mx.zeros(rows),
+        )
+        result = objective(self.losses, options, examples, state=state, update=policy.model.training)
+        reward, good = options.beta * examples.logratio, examples.label > 0
+        metrics = {"rewards/accuracies": (reward > 0) == good}
+        if self.mismatched:
+            metrics["kl"] = mx.broadcast_to(mx.maximum(examples.mismatched_logratio.mean(), 0), reward.shape)
+        if scores.entropy is not None:
+            metrics["entropy"] = scores.entropy[:rows]
+        by_class = {
+            "rewards": reward,
+            "logps": examples.policy,
+            "logps_per_token": examples.policy / mx.maximum(examples.tokens, 1),
+            "logits": scores.mean_logits[:rows],
+        }
+        desirable = {f"{name}/chosen": mx.where(good, value, 0) for name, value in by_class.items()}
+        undesirable = {f"{name}/rejected": mx.where(good, 0, value) for name, value in by_class.items()}
+        # The margin is the difference of the means of the classes: a sum over each of them.
+        desirable["rewards/margins"] = desirable["rewards/chosen"]
+        undesirable["rewards/margins"] = -undesirable["rewards/rejected"]
+        return LossOutput(
+            sums=result.sums,
+            metrics={
+                "examples": summed(metrics),
+                "desirable": summed(desirable),
+                "undesirable": summed(undesirable),
+            },
+            state=result.state,
+        )
