@@ -46,7 +46,7 @@ def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> Choice
     if engine == "head":
         return Choice(HeadPolicy(halves), "prompt and completion together, the head at completion tokens only")
     return Choice(
-        SharedPrefixPolicy(halves), "the prompt once for both completions, the head at completion tokens only"
+        SharedPrefixPolicy(halves), "the prompt once for its completions, the head at completion tokens only"
     )
 
 

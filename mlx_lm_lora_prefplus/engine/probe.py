@@ -80,14 +80,16 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Way]:
         padded = not has_states(model)
     except Exception:  # caches of a kind that is not understood, or whatever else making them raises
         return [together]
-    once = [Way(PairwisePrefixPolicy, "the prompt once for both completions, pair by pair", False), together]
+    once = [Way(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
     if padded:
-        once.insert(0, Way(SharedPrefixPolicy, "the prompt once for both completions"))
+        once.insert(0, Way(SharedPrefixPolicy, "the prompt once for its completions"))
     if not settings.efficient_long_context or _drops_out(model):
         return once
     width = settings.long_context_chunk
-    words = f"in pieces of {width} tokens, the prompt once for both completions"
-    pieces = [Way(partial(ChunkedPolicy, width=width, pairwise=True), f"{words}, pair by pair", False, _small(True))]
+    words = f"in pieces of {width} tokens, the prompt once for its completions"
+    pieces = [
+        Way(partial(ChunkedPolicy, width=width, pairwise=True), f"{words}, prompt by prompt", False, _small(True))
+    ]
     if padded:
         pieces.insert(0, Way(partial(ChunkedPolicy, width=width), words, False, _small(False)))
     return [*pieces, *once]

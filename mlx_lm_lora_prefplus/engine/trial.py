@@ -17,6 +17,7 @@ from ..data.batches import collate
 from ..plugin.protocol import Batch, Policy
 from .backbone import arrays
 from .logps import at_least_float32
+from .parts import part
 
 EXACT = 1e-4
 """Relative L2 difference that is rounding in float32."""
@@ -59,7 +60,7 @@ class Trial:
     Arguments:
         model: in training mode, without dropout.
         vocabulary: token ids to draw from.
-        row_counts: sizes of batches to try, in rows, besides those of 2 and 3 pairs.
+        row_counts: sizes of batches to try, in rows, besides those of 2 and 3 pairs; odd ones as single completions.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int, row_counts: set[int]):
@@ -71,23 +72,32 @@ class Trial:
             {"prompt": draw(prompt), "chosen": draw(chosen), "rejected": draw(rejected)}
             for prompt, chosen, rejected in LENGTHS
         ]
-        pairs = {2, 3} | {rows // 2 for rows in row_counts if rows % 2 == 0}
-        self.batches = [self._batch(count) for count in sorted(pairs)]
+        self.batches = [self._batch(count) for count in sorted({4, 6} | row_counts)]
         self.alone = [self._gradient(self._alone(row, side)) for row in self.rows for side in SIDES]
         with in_float32(model):
             logps = mx.stack([self._alone(row, side)() for row in self.rows for side in SIDES])
             again = self._alone(self.rows[0], "chosen", copies=2)()
-        self.logps = np.array(logps).reshape(-1, 2)
+        self.logps = np.array(logps)
         noise = Difference(
             _difference(self._gradient(self._alone(self.rows[0], "chosen", copies=2)), self.alone[0]),
-            abs(again.item() / self.logps[0, 0] - 1),
+            abs(again.item() / self.logps[0] - 1),
         )
         self.allowed = Difference(*(min(max(EXACT, NOISE * value), CAP) for value in noise))
         if any(value.dtype in HALF for value in arrays(model.parameters()).values()):
             self.allowed = self.allowed._replace(gradients=NARROW)
 
-    def _batch(self, pairs: int) -> Batch:
-        return collate([self.rows[i % len(self.rows)] for i in range(pairs)], np.arange(pairs))
+    def _batch(self, rows: int) -> Batch:
+        """Pairs, the last without its rejected completion if `rows` is odd: then each row is an example of its own."""
+        pairs = (rows + 1) // 2
+        batch = collate([self.rows[i % len(self.rows)] for i in range(pairs)], np.arange(pairs))
+        if rows % 2 == 0:
+            return batch
+        return part(batch._replace(prompts=mx.concatenate([batch.prompts] * 2), ids=mx.arange(2 * pairs)), 0, rows)
+
+    def _which(self, rows: int) -> list[int]:
+        """For each row of a batch of so many its place in `alone`."""
+        pairs = (rows + 1) // 2
+        return [2 * (row % pairs % len(self.rows)) + row // pairs for row in range(rows)]
 
     def _alone(self, row: Row, side: str, copies: int = 1) -> Callable[[], mx.array]:
         """The summed log-prob of one completion, by a forward of nothing but prompt and completion."""
@@ -120,15 +130,15 @@ class Trial:
         return difference.gradients <= self.allowed.gradients and difference.logps <= self.allowed.logps
 
     def _differences(self, policy: Policy, batch: Batch) -> Difference:
-        pairs = batch.ids.shape[0]
-        which = [i % len(self.rows) for i in range(pairs)]
+        rows = batch.lengths.shape[0]
+        which = self._which(rows)
         with in_float32(self.model):
             logps = policy(batch).logps
-        wanted = np.concatenate([self.logps[which, 0], self.logps[which, 1]])
+        wanted = self.logps[which]
         off = np.linalg.norm(np.array(logps) - wanted) / np.linalg.norm(wanted)
-        weights = np.linspace(1.0, -1.5, 2 * pairs)  # so that no two rows can stand in for one another
-        share = np.zeros(2 * len(self.rows))
-        np.add.at(share, [2 * i + side for side in (0, 1) for i in which], weights)
+        weights = np.linspace(1.0, -1.5, rows)  # so that no two rows can stand in for one another
+        share = np.zeros(len(self.alone))
+        np.add.at(share, which, weights)
         expected = {
             name: mx.array(sum(s * g[name].astype(mx.float32) for s, g in zip(share.tolist(), self.alone, strict=True)))
             for name in self.names

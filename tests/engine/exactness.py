@@ -17,7 +17,7 @@ from tests.engine import model_zoo
 
 WAYS = {
     SharedPrefixPolicy: "prompt once",
-    PairwisePrefixPolicy: "prompt once, pair by pair",
+    PairwisePrefixPolicy: "prompt once, one by one",
     HeadPolicy: "together",
     PlainPolicy: "plain",
 }

@@ -41,7 +41,7 @@ def for_gradient(way, model):
 def test_the_fastest_way_and_why():
     choice = choose_policy(with_lora(tiny_llama()), AUTO)
     assert type(choice.policy) is SharedPrefixPolicy and choice.compilable
-    assert choice.words.startswith("the prompt once for both completions, the head at completion tokens only")
+    assert choice.words.startswith("the prompt once for its completions, the head at completion tokens only")
     assert "within" in choice.words and "not exact" not in choice.words
 
 
@@ -94,6 +94,17 @@ def test_as_many_rows_as_heads_are_tried():
     trial.batches = trial.batches[2:]
     wrong = trial.difference(for_gradient(SharedPrefixPolicy, model)).gradients
     assert trial.allowed.gradients < wrong < float("inf")
+
+
+def test_odd_numbers_of_heads_are_tried_as_single_completions():
+    """Three lists of one completion, or one of three, have as many rows as the layer has heads of keys."""
+    model = model_zoo.build("gemma2", num_attention_heads=6, num_key_value_heads=3)
+    trial = trial_of(model, {3})
+    assert [(batch.prompts.shape[0], batch.tokens.shape[0]) for batch in trial.batches] == [(3, 3), (2, 4), (3, 6)]
+    trial.batches = trial.batches[:1]
+    wrong = trial.difference(for_gradient(SharedPrefixPolicy, model)).gradients
+    assert trial.allowed.gradients < wrong < float("inf")
+    assert trial.passes(trial.difference(for_gradient(HeadPolicy, model)))
 
 
 def test_heads_are_counted_on_the_loaded_model(monkeypatch):
