@@ -1,17 +1,23 @@
 """Token rows → padded batches."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..plugin import Batch
-from .order import lengths_of, plan_epoch, widths
+from .lengths import Mismatched, completions_of, lengths_of
+from .order import plan_epoch, widths
+
+Row = Mapping[str, Any]
+"""A token row, its columns as `Trainer.iterate_batches` has them."""
 
 
 def iterate_batches(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     *,
     batch_size: int,
     token_budget: int | None = None,
@@ -19,13 +25,14 @@ def iterate_batches(
     seed: int = 0,
     shuffle: bool = True,
     multiple: int = 1,
+    mismatched: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the batches of one epoch of paired rows: every row once.
+    """Yield the batches of one epoch: every row once. The columns tell which kind of rows they are.
 
-    The arguments are those of `Trainer.iterate_batches` and of `plan_epoch`.
+    The arguments are those of `Trainer.iterate_batches` and of `plan_epoch`; mismatched: see `planned_batches`.
     """
     plan = plan_epoch(
-        lengths_of(rows),
+        lengths_of(rows, mismatched=mismatched),
         batch_size=batch_size,
         token_budget=token_budget,
         epoch=epoch,
@@ -33,33 +40,36 @@ def iterate_batches(
         shuffle=shuffle,
         multiple=multiple,
     )
-    yield from planned_batches(rows, plan, multiple)
+    yield from planned_batches(rows, plan, multiple, mismatched=mismatched)
 
 
-def planned_batches(rows: Any, plan: Iterable[np.ndarray], multiple: int = 1) -> Iterator[Batch]:
+def planned_batches(
+    rows: Any, plan: Iterable[np.ndarray], multiple: int = 1, *, mismatched: bool = False
+) -> Iterator[Batch]:
     """The batches whose rows `plan` names, in its order.
 
-    rows: mappings to lists of token ids, or a `datasets.Dataset`, whose Arrow columns are read where they lie: its own
-        access by row takes some twenty times as long.
+    rows: mappings to lists of token ids, or a `datasets.Dataset`.
+    mismatched: give each labelled row a second completion, that of another row (see `Mismatched`). The second half of a
+        batch's rows are these.
     """
-    table, indices = getattr(rows, "data", None), getattr(rows, "_indices", None)
-    columns = {key: table.column(key) for key in ("prompt", "chosen", "rejected")} if table is not None else {}
-
-    def row(i: int) -> Mapping[str, Any]:
-        if table is None:
-            return rows[i]
-        place = i if indices is None else indices.column(0)[i].as_py()
-        return {key: column[place].values.to_numpy() for key, column in columns.items()}
-
+    row = _reader(rows)
+    if mismatched:
+        row = _with_second(row, Mismatched(lengths_of(rows)))
     for ids in plan:
         yield collate([row(int(i)) for i in ids], ids, multiple)
 
 
-def collate(rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
-    """Pad rows into a `Batch`: chosen first half, rejected second half; reference log-probs are zeros."""
+def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
+    """Pad rows of one kind into a `Batch`; reference log-probs are zeros.
+
+    A list that is shorter than the longest is filled up with empty completions, whose score is its lowest.
+    """
     prompts = [np.asarray(row["prompt"], np.int32) for row in rows]
-    completions = [np.asarray(row[side], np.int32) for side in ("chosen", "rejected") for row in rows]
-    tokens, lengths = _padded([np.concatenate(both) for both in zip(prompts * 2, completions, strict=True)], multiple)
+    each = [completions_of(row) for row in rows]
+    most = max(map(len, each))
+    completions = [np.asarray(own[k] if k < len(own) else [], np.int32) for k in range(most) for own in each]
+    whole = [np.concatenate(both) for both in zip(prompts * most, completions, strict=True)]
+    tokens, lengths = _padded(whole, multiple)
     prompt_tokens, prompt_lengths = _padded(prompts, multiple)
     completion_tokens, completion_lengths = _padded(completions, multiple)
     scored = np.flatnonzero(np.arange(completion_tokens.shape[1]) < completion_lengths[:, None])
@@ -69,11 +79,58 @@ def collate(rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 
         prompts=mx.array(prompt_tokens),
         completions=mx.array(completion_tokens),
         scored=mx.array(np.pad(scored, (0, spare), constant_values=completion_tokens.size).astype(np.int32)),
-        prompt_lengths=mx.array(np.tile(prompt_lengths, 2)),
+        prompt_lengths=mx.array(np.tile(prompt_lengths, most)),
         lengths=mx.array(lengths),
         reference_logps=mx.zeros(len(completions)),
         ids=mx.array(np.asarray(ids, np.int32)),
+        columns={name: mx.array(np.asarray(values, np.float32)) for name, values in _numbers(rows, most).items()},
     )
+
+
+def _numbers(rows: Sequence[Row], most: int) -> dict[str, list[float]]:
+    """The columns of numbers: one a row, or the scores of up to `most` completions in the order of `Batch`."""
+    if "scores" in rows[0]:
+        scores = [list(row["scores"]) for row in rows]
+        return {"scores": [own[k] if k < len(own) else min(own) for k in range(most) for own in scores]}
+    names = [name for name, value in rows[0].items() if isinstance(value, Real) and name != "row"]
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _reader(rows: Any) -> Callable[[int], Row]:
+    """Access to rows by position. Arrow columns are read where they lie: a data set's own access by row takes some
+    twenty times as long."""
+    table, indices = getattr(rows, "data", None), getattr(rows, "_indices", None)
+    if table is None:
+        return lambda i: rows[i]
+    columns = {name: table.column(name) for name in table.column_names if name != "row"}
+
+    def row(i: int) -> Row:
+        place = i if indices is None else indices.column(0)[i].as_py()
+        return {name: _value(column[place]) for name, column in columns.items()}
+
+    return row
+
+
+def _value(scalar: Any) -> Any:
+    """An Arrow scalar: a number, an array of numbers, or a list of arrays."""
+    values = getattr(scalar, "values", None)
+    if values is None:
+        return scalar.as_py()
+    if not hasattr(values, "offsets"):
+        return values.to_numpy()
+    tokens = values.values.to_numpy()
+    return [tokens[start:end] for start, end in pairwise(values.offsets.to_numpy())]
+
+
+def _with_second(row: Callable[[int], Row], others: Mismatched) -> Callable[[int], Row]:
+    """Labelled rows as lists of two: the own completion and that of the partner, cut."""
+
+    def both(i: int) -> Row:
+        own = row(i)
+        second = row(int(others.partner[i]))["completion"][: others.room[i]]
+        return {**own, "completions": [own["completion"], second]}
+
+    return both
 
 
 def _padded(sequences: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
+
+from .lengths import Lengths, lengths_of
+
+__all__ = ["Lengths", "Plan", "lengths_of", "plan_epoch", "widths"]
 
 ORDER = 2
 """Raised when the same settings and rows give other batches than before."""
@@ -15,35 +18,8 @@ HALVINGS = 6
 STEPS = 8
 """Widths between a power of two and the next, where widths are rounded: at most one part in STEPS is rounding."""
 
-
-class Lengths(NamedTuple):
-    """Tokens of each row, (rows,) int64 each; the completions without the prompt."""
-
-    prompt: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
-
-    @property
-    def completion(self) -> np.ndarray:
-        """Tokens of the longer completion of each row."""
-        return np.maximum(self.chosen, self.rejected)
-
-
-def lengths_of(rows: Any) -> Lengths:
-    """The lengths of rows: mappings to lists, or a `datasets.Dataset`, where the offsets of the Arrow columns tell."""
-    table = getattr(rows, "data", None)
-    if table is None:
-        return Lengths(*(np.array([len(row[key]) for row in rows], np.int64) for key in Lengths._fields))
-    from pyarrow.compute import call_function
-
-    lengths = (
-        call_function("list_value_length", [table.column(key)]).to_numpy().astype(np.int64) for key in Lengths._fields
-    )
-    indices = getattr(rows, "_indices", None)  # of rows that were selected or shuffled
-    if indices is None:
-        return Lengths(*lengths)
-    picked = indices.column(0).to_numpy()
-    return Lengths(*(column[picked] for column in lengths))
+ABSENT = np.iinfo(np.int64).max // 4
+"""The length that fills up a pool in which rows are missing."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +45,16 @@ class Plan:
     def padding(self, lengths: Lengths, multiple: int, shared_prompt: bool) -> float:
         """Tokens computed, padding included, for each token of the rows.
 
-        shared_prompt: whether a prompt is computed once for both completions, or with each of them.
+        shared_prompt: whether a prompt is computed once for all its completions, or with each of them.
         """
-        prompt, completion = lengths.prompt[self.order], lengths.completion[self.order]
-        real = (lengths.prompt * (1 if shared_prompt else 2) + lengths.chosen + lengths.rejected).sum()
-        longest = lambda values: widths(np.maximum.reduceat(values, self.starts[:-1]), multiple)  # noqa: E731
-        each = longest(prompt) + 2 * longest(completion) if shared_prompt else 2 * longest(prompt + completion)
+        prompt, completion, _, count = (column[self.order] for column in lengths)
+        real = (lengths.prompt * (1 if shared_prompt else lengths.count) + lengths.total).sum()
+        most = lambda values: np.maximum.reduceat(values, self.starts[:-1])  # noqa: E731
+        width = lambda values: widths(most(values), multiple)  # noqa: E731
+        if shared_prompt:
+            each = width(prompt) + most(count) * width(completion)
+        else:
+            each = most(count) * width(prompt + completion)
         return float((each * np.diff(self.starts)).sum() / real)
 
 
@@ -90,21 +70,21 @@ def plan_epoch(
 ) -> Plan:
     """Put every row into one batch. With `shuffle`, rows of like prompts and completions meet, in a random order.
 
-    batch_size: pairs in a batch (one batch may hold fewer); without effect beside `token_budget`.
-    token_budget: as many pairs in a batch as keep prompts and completions, padded, within so many tokens; a pair that
+    batch_size: rows in a batch (one batch may hold fewer); without effect beside `token_budget`.
+    token_budget: as many rows in a batch as keep prompts and completions, padded, within so many tokens; a row that
         is longer by itself is a batch of its own.
     epoch, seed: fix the order. multiple: see `widths`.
     """
     count = len(lengths.prompt)
-    costs = widths(lengths.prompt, multiple), widths(lengths.completion, multiple)
+    costs = widths(lengths.prompt, multiple), widths(lengths.completion, multiple), lengths.count
     if not shuffle:
         order = np.arange(count)
-        starts = _cut(order, *costs, token_budget) if token_budget else _starts(count, batch_size)
+        starts = _cut(order, *costs, token_budget, None) if token_budget else _starts(count, batch_size)
         return Plan(order, starts)
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(count)
     if token_budget:
-        mean = float((costs[0] + 2 * costs[1]).mean())
+        mean = float((costs[0] + costs[1] * costs[2]).mean())
         usual = max(1, round(token_budget / mean))
         order, pool = _by_length(order, lengths, usual, finest=1)
         starts = _cut(order, *costs, token_budget, pool)
@@ -135,42 +115,48 @@ def _starts(count: int, batch_size: int) -> np.ndarray:
 def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int) -> tuple[np.ndarray, int]:
     """Sort within pools of 2**HALVINGS batches, all pools at once; returns the order and the rows in a pool.
 
-    Each pool is halved at the median of its prompts or of its completions, whichever differ more (completions count
-    twice, for there are two), then each half, until `finest` rows are left. Against sorting by one length this saves
-    padding of the other.
+    Each pool is halved at the median of its prompts, of its completions or of how many completions there are, whichever
+    makes for more tokens (a token of all completions counts as often as there are completions), then each half, until
+    `finest` rows are left. Against sorting by one of them this saves padding of the others.
     """
     pool = batch_size << HALVINGS
-    count, missing = len(order), -len(order) % pool
+    rows, missing = len(order), -len(order) % pool
     # Rows that do not exist are longer than any, so that they gather at the end.
-    big = np.iinfo(np.int64).max // 4
-    prompt, completion = (np.append(length, big) for length in (lengths.prompt, lengths.completion))
-    parts = np.append(order, np.full(missing, count)).reshape(-1, pool)
+    columns = [np.append(column, ABSENT) for column in (lengths.prompt, lengths.completion, lengths.count)]
+    parts = np.append(order, np.full(missing, rows)).reshape(-1, pool)
     while parts.shape[1] % 2 == 0 and parts.shape[1] > finest:
-        p, c = prompt[parts], completion[parts]
-        by_prompt = _spread(p, big) >= 2 * _spread(c, big)
-        places = np.argsort(np.where(by_prompt[:, None], p, c), axis=1, kind="stable")
+        prompt, completion, count = values = [column[parts] for column in columns]
+        tokens = [_spread(prompt), _most(count) * _spread(completion), _most(completion) * _spread(count)]
+        key = np.choose(np.argmax(tokens, axis=0)[:, None], values)
+        places = np.argsort(key, axis=1, kind="stable")
         parts = np.take_along_axis(parts, places, axis=1).reshape(-1, parts.shape[1] // 2)
     order = parts.reshape(-1)
-    return order[order < count], pool
+    return order[order < rows], pool
 
 
-def _spread(values: np.ndarray, big: int) -> np.ndarray:
-    """Difference of the longest and the shortest row of each part, of those that exist."""
-    return np.where(values == big, 0, values).max(axis=1) - values.min(axis=1)
+def _most(values: np.ndarray) -> np.ndarray:
+    """The largest value of each part, of rows that exist."""
+    return np.where(values == ABSENT, 0, values).max(axis=1)
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """Difference of the largest and the smallest value of each part, of rows that exist."""
+    return np.maximum(_most(values) - values.min(axis=1), 0)
 
 
 def _cut(
-    order: np.ndarray, prompt: np.ndarray, completion: np.ndarray, budget: int, pool: int | None = None
+    order: np.ndarray, prompt: np.ndarray, completion: np.ndarray, count: np.ndarray, budget: int, pool: int | None
 ) -> np.ndarray:
     """Where batches start that take rows one after another as long as they keep within the budget, pool by pool."""
-    starts, start, widest_prompt, widest_completion = [0], 0, 0, 0
+    starts, start, widest = [0], 0, (0, 0, 0)
     pool = pool or len(order)
-    for i, (p, c) in enumerate(zip(prompt[order].tolist(), completion[order].tolist(), strict=True)):
-        widest_prompt, widest_completion = max(widest_prompt, p), max(widest_completion, c)
-        too_many = (i - start + 1) * (widest_prompt + 2 * widest_completion) > budget
+    for i, row in enumerate(zip(*(column[order].tolist() for column in (prompt, completion, count)), strict=True)):
+        wider = max(widest[0], row[0]), max(widest[1], row[1]), max(widest[2], row[2])
+        too_many = (i - start + 1) * (wider[0] + wider[1] * wider[2]) > budget
         if i > start and (too_many or i % pool == 0):
             starts.append(i)
-            start, widest_prompt, widest_completion = i, p, c
+            start, wider = i, row
+        widest = wider
     return np.array([*starts, len(order)])
 
 

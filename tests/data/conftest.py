@@ -1,8 +1,10 @@
 """A tiny byte-level BPE tokenizer, hand-made chat templates, and helpers that write rows to files."""
 
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -116,3 +118,20 @@ def texts(tokenise, chatml):
 
 
 PAIR = {"prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+
+
+def token_rows(kind: str, count: int, longest: int = 12) -> list[dict]:
+    """Token rows of one kind, of uneven lengths; no token and no score comes twice."""
+    rng = np.random.default_rng(0)
+    ids = iter(range(1, 10**9))
+    draw = lambda: list(itertools.islice(ids, int(rng.integers(1, longest + 1))))  # noqa: E731
+    make = {
+        "paired": lambda i: {"prompt": draw(), "chosen": draw(), "rejected": draw(), "margin": i + 0.5},
+        "unpaired": lambda i: {"prompt": draw(), "completion": draw(), "label": float(rng.integers(2))},
+        "ranked": lambda i: {
+            "prompt": draw(),
+            "completions": [draw() for _ in range(2 + i % 4)],
+            "scores": [float(i - k) for k in range(2 + i % 4)],
+        },
+    }
+    return [make[kind](i) for i in range(count)]

@@ -6,32 +6,40 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.order import Lengths, lengths_of, plan_epoch, widths
-from tests.conftest import random_rows
+from mlx_lm_lora_prefplus.data.lengths import Lengths, lengths_of
+from mlx_lm_lora_prefplus.data.order import plan_epoch, widths
+
+from .conftest import token_rows
+
+KINDS = ("paired", "unpaired", "ranked")
 
 
-def uneven(count: int, seed: int = 0) -> Lengths:
+def uneven(rows: int, kind: str = "paired") -> Lengths:
     """Log-normal lengths, prompts and completions independent of one another, as in chat data."""
-    rng = np.random.default_rng(seed)
-    draw = lambda mean: np.exp(rng.normal(mean, 0.7, count)).astype(np.int64).clip(1, 2000)  # noqa: E731
-    return Lengths(draw(5.0), draw(5.3), draw(5.3))
+    rng = np.random.default_rng(0)
+    draw = lambda mean, *shape: np.exp(rng.normal(mean, 0.7, shape)).astype(np.int64).clip(1, 2000)  # noqa: E731
+    most = {"paired": 2, "unpaired": 1, "ranked": 7}[kind]
+    count = rng.integers(2, 8, rows) if kind == "ranked" else np.full(rows, most)
+    completions = np.where(np.arange(most) < count[:, None], draw(5.3, rows, most), 0)
+    return Lengths(draw(5.0, rows), completions.max(axis=1), completions.sum(axis=1), count)
 
 
 def cost(lengths: Lengths, ids: np.ndarray, multiple: int = 1) -> int:
     """Padded tokens of a batch, worked out the long way."""
     width = lambda values: int(widths(values[ids].max(), multiple))  # noqa: E731
-    return len(ids) * (width(lengths.prompt) + 2 * width(lengths.completion))
+    return len(ids) * (width(lengths.prompt) + int(lengths.count[ids].max()) * width(lengths.completion))
 
 
 @given(
+    kind=st.sampled_from(KINDS),
     count=st.integers(1, 300),
     batch_size=st.integers(1, 50),
     token_budget=st.none() | st.integers(1, 5000),
     shuffle=st.booleans(),
     multiple=st.sampled_from([1, 32]),
 )
-def test_every_row_once(count, batch_size, token_budget, shuffle, multiple):
-    lengths = uneven(count)
+def test_every_row_once(kind, count, batch_size, token_budget, shuffle, multiple):
+    lengths = uneven(count, kind)
     how = {"token_budget": token_budget, "shuffle": shuffle, "multiple": multiple}
     plan = plan_epoch(lengths, batch_size=batch_size, **how)
     batches = list(plan)
@@ -67,25 +75,49 @@ def test_prompts_and_completions_both_save_padding():
     """Sorting by one length of the two leaves the other as it comes."""
     lengths = uneven(8192)
     by_both = plan_epoch(lengths, batch_size=8).padding(lengths, 1, shared_prompt=True)
-    by_one = plan_epoch(Lengths(lengths.prompt, *[np.ones_like(lengths.chosen)] * 2), batch_size=8)
+    by_one = plan_epoch(lengths._replace(completion=np.ones_like(lengths.prompt)), batch_size=8)
     unsorted = plan_epoch(lengths, batch_size=8, shuffle=False).padding(lengths, 1, shared_prompt=True)
     assert by_both < 0.75 * by_one.padding(lengths, 1, shared_prompt=True)
     assert by_both < 0.6 * unsorted
 
 
-def test_a_budget_is_used():
-    lengths = uneven(8192)
+def test_lists_of_like_length_stand_together():
+    """A short list beside a long one is filled up with empty completions, which cost as much as others."""
+    lengths = uneven(8192, "ranked")
+    by_all = plan_epoch(lengths, batch_size=8).padding(lengths, 1, shared_prompt=True)
+    blind = plan_epoch(lengths._replace(count=np.full_like(lengths.count, 4)), batch_size=8)
+    assert by_all < 0.9 * blind.padding(lengths, 1, shared_prompt=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_budget_is_used(kind):
+    lengths = uneven(8192, kind)
     costs = [cost(lengths, ids) for ids in plan_epoch(lengths, batch_size=1, token_budget=16_000)]
-    assert np.mean(costs) > 0.85 * 16_000 > 0 and max(costs) <= 16_000
+    assert np.mean(costs) > 0.8 * 16_000 and max(costs) <= 16_000
 
 
 def test_padding_worked_by_hand():
     """Rows 2+1+2 and 1+3+1 in one batch: prompts 2·2, completions 4·3 against 3 + 7; whole rows 4·4 against 6 + 7."""
-    lengths = Lengths(np.array([2, 1]), np.array([1, 3]), np.array([2, 1]))
+    lengths = lengths_of(
+        [
+            {"prompt": [1, 1], "chosen": [1], "rejected": [1, 1]},
+            {"prompt": [1], "chosen": [1, 1, 1], "rejected": [1]},
+        ]
+    )
+    assert [column.tolist() for column in lengths] == [[2, 1], [2, 3], [3, 4], [2, 2]]
     plan = plan_epoch(lengths, batch_size=2)
     assert plan.padding(lengths, 1, shared_prompt=True) == pytest.approx((4 + 12) / 10)
     assert plan.padding(lengths, 1, shared_prompt=False) == pytest.approx(16 / 13)
     assert plan.padding(lengths, 32, shared_prompt=True) == pytest.approx((64 + 128) / 10)
+
+
+def test_padding_of_lists_worked_by_hand():
+    """Lists of 3 (1, 2 and 1 tokens) and of 2 (2 and 4 tokens) after prompts of 2 and 1: 2·2 and 6·4 against 3 and 10;
+    whole rows 6·5 against (3·2 + 4) + (2·1 + 6)."""
+    lengths = Lengths(*(np.array(values) for values in ((2, 1), (2, 4), (4, 6), (3, 2))))
+    plan = plan_epoch(lengths, batch_size=2)
+    assert plan.padding(lengths, 1, shared_prompt=True) == pytest.approx((4 + 24) / 13)
+    assert plan.padding(lengths, 1, shared_prompt=False) == pytest.approx(30 / 18)
 
 
 def test_few_widths_and_little_rounding():
@@ -98,13 +130,15 @@ def test_few_widths_and_little_rounding():
     assert np.array_equal(widths(longest, 1), longest)
 
 
-def test_lengths_of_arrow_rows_are_those_of_the_rows(tmp_path):
-    rows = random_rows(50)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_of_arrow_rows_are_those_of_the_rows(tmp_path, kind):
+    rows = token_rows(kind, 50)
     plain = lengths_of(rows)
     Dataset.from_list(rows).save_to_disk(tmp_path / "rows", num_shards=3)
     stored = Dataset.load_from_disk(tmp_path / "rows")
     picked = [4, 2, 39, 17]
-    for kind in (stored, stored.with_format("numpy"), stored.select(range(50))):
-        assert all(np.array_equal(a, b) for a, b in zip(lengths_of(kind), plain, strict=True))
-    for kind in (stored.select(picked), stored.select(range(40)).select(picked)):
-        assert all(np.array_equal(a, b[picked]) for a, b in zip(lengths_of(kind), plain, strict=True))
+    for made in (stored, stored.with_format("numpy"), stored.select(range(50))):
+        assert all(np.array_equal(a, b) for a, b in zip(lengths_of(made), plain, strict=True))
+    for made in (stored.select(picked), stored.select(range(40)).select(picked)):
+        assert all(np.array_equal(a, b[picked]) for a, b in zip(lengths_of(made), plain, strict=True))
+    assert lengths_of(stored.select(range(7, 9))).prompt.tolist() == plain.prompt[7:9].tolist()
