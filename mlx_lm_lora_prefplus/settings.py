@@ -77,6 +77,13 @@ class RunSettings(BaseModel):
     train: bool = False
     test: bool = False
     train_mode: str = "dpo"
+    preset: Annotated[
+        str | None,
+        Field(
+            description="A named set of published settings that whatever else is given overrides; "
+            "`mlx_lm_lora.prefplus presets` lists them."
+        ),
+    ] = None  # ours
     train_type: Literal["lora", "dora", "full"] = "lora"
     num_layers: int = -1
     lora_parameters: dict[str, Any] = Field(default_factory=lambda: {"rank": 8, "dropout": 0.0, "scale": 10.0})
@@ -171,6 +178,7 @@ class RunSettings(BaseModel):
 
 
 OWN_KEYS = (
+    "preset",
     *("token_budget", "max_grad_norm", "engine", "long_context_chunk"),
     *("truncation", "max_prompt_length", "label_feature", "responses_feature", "scores_feature", "pairing"),
     *("resume", "save_every_minutes", "keep_last", "on_nonfinite"),

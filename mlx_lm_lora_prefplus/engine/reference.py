@@ -1,7 +1,7 @@
 """Log-probs of the reference, computed once for each row that the run will visit."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +10,9 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..plugin import Batch, Policy
 from .reference_cache import Store
+
+Weights = Callable[[Batch], mx.array | None]
+"""What each completion token of a batch counts: see `Trainer.weights`."""
 
 FORM = "{desc}: {n_fmt} of {total_fmt} rows, {elapsed} (left: {remaining})"
 """A progress bar without a rate: programs that read the output take a rate for that of training."""
@@ -23,6 +26,7 @@ def reference_logps(
     *,
     store: Store | None = None,
     missing: int | None = None,
+    weights: Weights = lambda batch: None,
 ) -> np.ndarray:
     """Summed completion log-probs of the model in `policy` as it is now.
 
@@ -34,9 +38,10 @@ def reference_logps(
         store: takes the log-probs in; what it holds already is not computed again, so that a pass that was
             interrupted goes on where it stopped.
         missing: rows to be computed, for the progress bar (default: `rows`).
+        weights: what the tokens of a batch count in its sums.
 
     Returns:
-        (rows, 2) float32, chosen and rejected, nats; NaN for rows that no batch held.
+        (rows, completions) float32, nats, in the order of the completions of a row; NaN for rows that no batch held.
 
     Raises:
         UserError: a log-prob is not finite.
@@ -55,7 +60,7 @@ def reference_logps(
         for batch in batches:
             ids = np.array(batch.ids)
             if not store.has(ids).all():
-                store.add(ids, _logps(policy, batch, ids))
+                store.add(ids, _logps(policy, batch, ids, weights))
                 bar.update(len(ids))
     finally:
         bar.close()
@@ -64,9 +69,10 @@ def reference_logps(
     return store.logps
 
 
-def _logps(policy: Policy, batch: Batch, ids: np.ndarray) -> np.ndarray:
-    """(pairs, 2) float32, chosen and rejected, nats."""
-    values = np.array(policy(batch).logps.astype(mx.float32)).reshape(2, -1).T
+def _logps(policy: Policy, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
+    """(examples, completions) float32, nats."""
+    logps = policy(batch, weights(batch)).weighted_logps.astype(mx.float32)
+    values = np.array(logps).reshape(-1, len(ids)).T
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -81,4 +87,6 @@ def with_reference(batches: Iterable[Batch], logps: np.ndarray | None) -> Iterat
         if logps is None:
             yield batch
         else:
-            yield batch._replace(reference_logps=mx.array(logps[np.array(batch.ids)].T.reshape(-1)))
+            ids = np.array(batch.ids)
+            known = logps[ids, : batch.lengths.size // len(ids)]
+            yield batch._replace(reference_logps=mx.array(known.T.reshape(-1)))

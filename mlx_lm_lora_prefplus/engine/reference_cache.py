@@ -34,12 +34,13 @@ class Store:
     file: where they are kept; read if it is there and whole. None keeps them in memory alone.
     rows: number of rows in the data set.
     about: what the companion command tells of the file.
-    logps: (rows, 2) float32, chosen and rejected, nats; NaN for rows not computed yet.
+    completions: of a row; where rows have fewer, the others are 0.
+    logps: (rows, completions) float32, nats; NaN for rows not computed yet.
     """
 
-    def __init__(self, file: Path | None, rows: int, about: dict[str, Any] | None = None):
+    def __init__(self, file: Path | None, rows: int, about: dict[str, Any] | None = None, completions: int = 2):
         self.file, self.about = file, about or {}
-        self.logps = np.full((rows, 2), np.nan, np.float32)
+        self.logps = np.full((rows, completions), np.nan, np.float32)
         self.saved = time.monotonic()
         kept = self._read()
         if kept is not None:
@@ -57,8 +58,8 @@ class Store:
         return ~np.isnan(self.logps[ids].sum(axis=1))
 
     def add(self, ids: np.ndarray, values: np.ndarray) -> None:
-        """Take the log-probs of some rows, (ids, 2), and write the file now and then."""
-        self.logps[ids] = values
+        """Take the log-probs of some rows, (ids, completions), and write the file now and then."""
+        self.logps[ids] = np.pad(values, ((0, 0), (0, self.logps.shape[1] - values.shape[1])))
         if time.monotonic() - self.saved > SAVE_SECONDS:
             self.save()
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UserError
+from ..losses import loss_names
 from ..plugin.protocol import Trainer
 from .parser import option_fields
 
@@ -77,14 +78,27 @@ def _plain(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def join_loss_names(source: str, values: dict[str, Any], problems: Problems) -> None:
-    """Make `loss_type` and the host's `dpo_cpo_loss_type` one key within a level."""
+HOST_LOSSES = ("sigmoid", "hinge", "ipo", "dpop")
+"""What the host's `dpo_cpo_loss_type` takes. Its config files may hold it in modes that have no such losses."""
+
+
+def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, problems: Problems) -> list[str]:
+    """Make `loss_type` and the host's `dpo_cpo_loss_type` one key within a level; notes for the user."""
     names = {key: values[key] for key in ("loss_type", "dpo_cpo_loss_type") if key in values}
-    if len(names) == 2 and names["loss_type"] != names["dpo_cpo_loss_type"]:
-        other = f"and dpo_cpo_loss_type: {names['dpo_cpo_loss_type']!r} are two names of one key: give one of them"
+    theirs = names.get("dpo_cpo_loss_type")
+    if trainer.losses and theirs in HOST_LOSSES and not set(HOST_LOSSES) & set(trainer.losses):
+        del values["dpo_cpo_loss_type"], names["dpo_cpo_loss_type"]
+        note = [
+            f"dpo_cpo_loss_type: {theirs} ({source}) is for modes dpo and cpo and is ignored in mode {trainer.mode}"
+        ]
+    else:
+        note = []
+    if len(names) == 2 and loss_names(names["loss_type"]) != loss_names(theirs):
+        other = f"and dpo_cpo_loss_type: {theirs!r} are two names of one key: give one of them"
         problems.add("loss_type", names["loss_type"], source, other)
     for value in list(names.values())[:1]:
         values.update(loss_type=value, dpo_cpo_loss_type=value)
+    return note
 
 
 def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[str]:
@@ -96,8 +110,7 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
     """
     if not trainer.losses:
         return []
-    value = joined.values["loss_type"]
-    names = list(value) if isinstance(value, (list, tuple)) else [value]
+    names = loss_names(joined.values["loss_type"])
     unknown = [name for name in names if not isinstance(name, str) or name not in trainer.losses]
     for name in unknown:
         near = get_close_matches(str(name), list(trainer.losses), n=1)
@@ -111,7 +124,11 @@ def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems
     """Options that belong to other losses than the chosen ones. Those of no loss at all are the mode's."""
     notes = []
     for key, field in option_fields(trainer.options).items():
-        users = [name for name, loss in trainer.losses.items() if key in getattr(loss, "options", ())]
+        users = [
+            name
+            for name, loss in trainer.losses.items()
+            if key in (*getattr(loss, "options", ()), *getattr(loss, "instead", ()))
+        ]
         if not users or set(users) & set(names) or not joined.was_given(key):
             continue
         if key in joined.host_keys:

@@ -1,7 +1,7 @@
-"""From what the user wrote to the settings of a run: command line > config file > trainer default > host default.
+"""What the user wrote → the settings of a run: command line > config file > preset > trainer default > host default.
 
 The host fills a key from the config file only where argparse left None, which 24 of its keys never are. Here
-every key goes down the same four levels, so what a file says is what the run does.
+every key goes down the same levels, so what a file says is what the run does.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from .activate import originals_of
 from .check import Joined, Problems, check_losses, join_loss_names, nearest, validated
 from .config_file import read_config
 from .parser import FEATURES, actions, option_fields
+from .presets import PRESETS
 from .structures import check_structures
 
 COMMAND_LINE = "command line"
@@ -38,7 +39,7 @@ class Resolved(NamedTuple):
     trainer, provider: who runs the mode.
     settings, data, options: the checked values; `options` is an instance of `trainer.options`.
     values: every key with its value, the host's keys too, for the host's own functions.
-    sources: key → "command line", "config FILE", "trainer default" or "host default".
+    sources: key → "command line", "config FILE", "preset NAME", "trainer default" or "host default".
     notes: what the user should be told before the run, a sentence each.
     """
 
@@ -76,14 +77,16 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     path = given[0].values.get("config")
     if path and read_file:
         given.append(Level(f"config {path}", read_config(path, host.yaml_loader)))
-    mode = ChainMap(*(level.values for level in given)).get("train_mode", host.CONFIG_DEFAULTS["train_mode"])
+    preset = _preset(given)
+    levels = [*given, *([preset] if preset else [])]
+    mode = ChainMap(*(level.values for level in levels)).get("train_mode", host.CONFIG_DEFAULTS["train_mode"])
     if mode not in registry:
         raise UserError(f"train_mode {mode!r} is none of the plugin modes installed here: {', '.join(registry)}.")
     trainer, provider = registry[mode]
     of_trainer, of_host = _trainer_defaults(trainer), _host_defaults(host)
     problems = Problems()
-    joined = _join([*given, of_trainer, of_host], len(given), problems)
-    notes = [
+    joined, notes = _join([*levels, of_trainer, of_host], len(given), trainer, problems)
+    notes += [
         note for level in given for note in _unknown_keys(level, {*of_trainer.values, *of_host.values, *FILE_KEYS})
     ]
 
@@ -99,15 +102,41 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     return Resolved(trainer, provider, settings, data, options, joined.values, joined.sources, tuple(notes))
 
 
-def _join(levels: list[Level], given: int, problems: Problems) -> Joined:
-    """Lay the levels over one another; the first `given` of them are the user's, the last is the host's."""
+def _join(levels: list[Level], given: int, trainer: Trainer, problems: Problems) -> tuple[Joined, list[str]]:
+    """Lay the levels over one another; the first `given` of them are the user's, the last is the host's.
+
+    Returns:
+        The levels joined, and what the user should be told.
+    """
+    notes: list[str] = []
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for level in reversed(levels):
-        join_loss_names(level.source, level.values, problems)
+        told = join_loss_names(level.source, level.values, trainer, problems)
+        notes += told if level in levels[:given] else []
         values.update(level.values)
         sources.update(dict.fromkeys(level.values, level.source))
-    return Joined(values, sources, tuple(level.source for level in levels[:given]), frozenset(levels[-1].values))
+    of_user = tuple(level.source for level in levels[:given])
+    return Joined(values, sources, of_user, frozenset(levels[-1].values)), notes
+
+
+def _preset(given: list[Level]) -> Level | None:
+    """The level of the preset that the user named.
+
+    Raises:
+        UserError: there is none of that name, or it is for another mode.
+    """
+    chosen = ChainMap(*(level.values for level in given))
+    name, mode = chosen.get("preset"), chosen.get("train_mode")
+    if name is None:
+        return None
+    if name not in PRESETS:
+        near = nearest(name, set(PRESETS))
+        raise UserError(f"preset: there is no preset {name!r}{near} `mlx_lm_lora.prefplus presets` lists them.")
+    preset = PRESETS[name]
+    if mode not in (None, preset.mode):
+        raise UserError(f"preset: {name} is for train_mode {preset.mode}, not {mode}. Leave one of the two out.")
+    return Level(f"preset {name}", {"train_mode": preset.mode, **preset.values})
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,15 +17,16 @@ from ..data.order import ORDER
 from ..engine.adapters import adapters_off
 from ..engine.reference import reference_logps
 from ..engine.reference_cache import ENGINE, Store, file_digest, files_digest, weights_digest
+from ..plugin import Batch
 from ..settings import RunSettings
-from ..trainers.paired import PairedTrainer
+from ..trainers.tabled import TableTrainer
 from . import policy
 
 if TYPE_CHECKING:
     from .work import Work
 
 References = dict[str, np.ndarray | None]
-"""Split → reference log-probs, (rows, 2); None where the mode has no reference."""
+"""Split → reference log-probs, (rows, completions); None where the mode has no reference."""
 
 
 class Reference:
@@ -48,7 +49,8 @@ class Reference:
         for name in self.used:
             file = folder / f"{self._key(name, known_by)}.npy" if folder else None
             about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
-            self.stores[name] = Store(file, len(work.rows[name]), about)
+            completions = int(work.lengths(name).count.max())
+            self.stores[name] = Store(file, len(work.rows[name]), about, completions)
             self.visited[name] = work.visited_rows(name)
 
     def counts(self) -> tuple[int, int]:
@@ -78,9 +80,15 @@ class Reference:
                     f"Reference, {name}",
                     store=store,
                     missing=int((~store.has(self.visited[name])).sum()),
+                    weights=self._weights,
                 )
         del model
         mx.clear_cache()
+
+    def _weights(self, batch: Batch) -> mx.array | None:
+        resolved = self.work.resolved
+        weights = getattr(resolved.trainer, "weights", None)
+        return weights(batch, resolved.options) if weights else None
 
     def _known_by(self) -> str | None:
         """Changes with the reference; None if it cannot be told without loading."""
@@ -103,13 +111,17 @@ class Reference:
         work = self.work
         settings, trainer = work.resolved.settings, work.resolved.trainer
         computed_by = work.engine.policy
-        paired = isinstance(trainer, PairedTrainer)
+        ours = isinstance(trainer, TableTrainer)
+        options = work.resolved.options
+        weighed = [getattr(options, key, None) for key in ("ld_alpha", "sampo")] if ours else repr(options)
         parts = [
             *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
             *(known_by, work.rows[split]._fingerprint),
-            *(None if paired else work.resolved.provider, work.multiple, ORDER),
+            *(None if ours else work.resolved.provider, work.multiple, ORDER),
+            weighed if hasattr(trainer, "weights") else None,
+            getattr(trainer, "mismatched", False),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
             settings.seed if split == "train" else None,
         ]

@@ -179,7 +179,7 @@ class Seam:
 def _request_of(args: Any) -> Request:
     given = args if isinstance(args, dict) else vars(args)
     config = given.get("config")
-    return Request(given.get("train_mode"), os.fspath(config) if config else None)
+    return Request(given.get("train_mode"), os.fspath(config) if config else None, given.get("preset"))
 
 
 def _is_ours(args: Any) -> bool:

@@ -4,20 +4,23 @@ MLX-LoRA-Studio reads the output line by line: a line must not hold `loss`, `it/
 """
 
 from dataclasses import fields
-from typing import Any
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..data import Split
-from ..data.order import lengths_of
 from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
 from ..engine.qat import effective_linears
+from ..losses import LossOptions, advice, loss_names
 from ..settings import RunSettings
 from . import fuse
 from .config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from .presets import PRESETS
 from .work import Work
+
+ALWAYS_SHOWN = ("cpo_alpha", "sft_weight")
+"""Options that change the objective even where they are left alone: whether an NLL is added must be seen."""
 
 
 def lines(work: Work, splits: dict[str, Split]) -> list[str]:
@@ -28,6 +31,12 @@ def lines(work: Work, splits: dict[str, Split]) -> list[str]:
         f"Objective: {objective(resolved)}",
         f"Reference: {reference(work)}",
     ]
+    if preset := resolved.settings.preset:
+        taken = [
+            key for key, source in resolved.sources.items() if source == f"preset {preset}" and key != "train_mode"
+        ]
+        values = ", ".join(f"{key} {resolved.values[key]}" for key in taken)
+        told.append(f"Preset: {preset} ({PRESETS[preset].source}): {values or 'every value of it is overridden'}")
     told += [rows(name, split) for name, split in splits.items()]
     if resolved.settings.train:
         told += [training(resolved.settings, model), schedule(work)]
@@ -37,9 +46,14 @@ def lines(work: Work, splits: dict[str, Split]) -> list[str]:
     return told
 
 
-def warnings(resolved: Resolved, model: nn.Module) -> list[str]:
+def warnings(resolved: Resolved, model: nn.Module, splits: dict[str, Split] | None = None) -> list[str]:
     """What the user gave that has no effect or not the one he may expect."""
     settings, told = resolved.settings, list[str]()
+    if isinstance(resolved.options, LossOptions) and settings.train:
+        labels = None
+        if splits and "train" in splits and resolved.trainer.rows == "unpaired":
+            labels = splits["train"].report.desirable, splits["train"].report.undesirable
+        told += advice(resolved.options, None if settings.token_budget else settings.batch_size, labels)
     if settings.qat_enable and not effective_linears(model):
         told.append(
             "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
@@ -54,20 +68,24 @@ def warnings(resolved: Resolved, model: nn.Module) -> list[str]:
 
 
 def objective(resolved: Resolved) -> str:
-    """The name of the preference objective and the options in force."""
-    options = resolved.options
+    """The preference objective and the options in force: those of its losses, and others that were changed."""
+    options, table = resolved.options, resolved.trainer.losses
     values = {field.name: getattr(options, field.name) for field in fields(options)}
-    name = values.pop("loss_type", resolved.trainer.mode)
-    unused = _unused(resolved, name)
-    shown = ", ".join(f"{key} {value}" for key, value in values.items() if key not in unused)
-    return f"{name} ({shown})" if shown else str(name)
-
-
-def _unused(resolved: Resolved, name: Any) -> set[str]:
-    """Option keys that belong to other entries of the mode's table."""
-    table = resolved.trainer.losses
-    used = set(table[name].options) if name in table else set()
-    return {key for row in table.values() for key in row.options} - used
+    names = [name for name in loss_names(values.pop("loss_type", resolved.trainer.mode)) if isinstance(name, str)]
+    weights = values.pop("loss_weights", None) or [1] * len(names)
+    text = names[0] if len(names) == 1 else " + ".join(f"{w:g}·{name}" for w, name in zip(weights, names, strict=True))
+    used = {key for name in names if name in table for key in table[name].options}
+    of_losses = {key for row in table.values() for key in (*row.options, *row.instead)}
+    plain = {field.name: field.default for field in fields(options)}
+    shown = {
+        key: value
+        for key, value in values.items()
+        if key in used or (key not in of_losses and (key in ALWAYS_SHOWN or not table or value != plain[key]))
+    }
+    if "simpo_gamma" in used:
+        shown["γ/β"] = f"{options.simpo_gamma / options.beta:.3g}"
+    told = ", ".join(f"{key} {value}" for key, value in shown.items())
+    return f"{text} ({told})" if told else text
 
 
 def reference(work: Work) -> str:
@@ -111,7 +129,7 @@ def training(settings: RunSettings, model: nn.Module) -> str:
 
 def schedule(work: Work) -> str:
     """How many micro-batches, epochs and updates, and how much of a batch is padding."""
-    settings, plan, lengths = work.resolved.settings, work.plan("train"), lengths_of(work.rows["train"])
+    settings, plan, lengths = work.resolved.settings, work.plan("train"), work.lengths("train")
     shared_prompt = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
     size = f"{settings.batch_size} pairs"
     if settings.token_budget:

@@ -15,13 +15,15 @@ from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ..data import Split, prepare
 from ..data.batches import planned_batches
-from ..data.order import Plan, lengths_of, plan_epoch
+from ..data.lengths import Lengths, lengths_of
+from ..data.order import Plan, plan_epoch
 from ..engine.probe import choose_policy
 from ..engine.reference import with_reference
 from ..errors import UserError
+from ..losses import loss_names
 from ..plugin import Batch, Policy
 from ..settings import RunSettings
-from ..trainers.paired import PairedTrainer
+from ..trainers.tabled import TableTrainer
 from . import policy
 from .config import Resolved
 from .references import Reference, References
@@ -37,7 +39,9 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
         *(["train", "valid"] if resolved.settings.train else []),
         *(["test"] if resolved.settings.test else []),
     ]
-    splits = prepare(resolved.data, tokenizer, wanted, add_bos=policy.uses_fallback_template(tokenizer))
+    trainer = resolved.trainer
+    kind = getattr(trainer, "rows_of", lambda options: trainer.rows)(resolved.options)
+    splits = prepare(resolved.data, tokenizer, wanted, kind=kind, add_bos=policy.uses_fallback_template(tokenizer))
     for name in ("train", "test"):
         if name in wanted and name not in splits:
             raise UserError(
@@ -47,6 +51,18 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
     return splits
 
 
+def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
+    """UserError if a chosen loss needs a column that the data have not."""
+    losses = resolved.trainer.losses
+    for name in loss_names(getattr(resolved.options, "loss_type", [])):
+        for column in getattr(losses.get(name), "columns", ()):
+            if lacking := [split for split, table in rows.items() if column not in table.column_names]:
+                raise UserError(
+                    f"loss_type {name} needs a number in column {column!r} of each row, and the {lacking[0]} rows have "
+                    "none. Add the column, or choose another loss_type."
+                )
+
+
 class Work:
     """The model, the rows and the order in which a run visits them."""
 
@@ -54,6 +70,7 @@ class Work:
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
+        _check_columns(resolved, rows)
         takes = inspect.signature(resolved.trainer.iterate_batches).parameters
         if settings.token_budget and "token_budget" not in takes:
             raise UserError(f"token_budget: mode {resolved.trainer.mode} does not take it. Set batch_size instead.")
@@ -74,7 +91,7 @@ class Work:
         """Which rows stand together, as `data.batches` has it; the trainer of another package may do otherwise."""
         settings = self.resolved.settings
         return plan_epoch(
-            lengths_of(self.rows[split]),
+            self.lengths(split),
             batch_size=settings.batch_size,
             token_budget=settings.token_budget,
             epoch=epoch,
@@ -82,6 +99,14 @@ class Work:
             shuffle=split == "train",
             multiple=self.multiple,
         )
+
+    def lengths(self, split: str) -> Lengths:
+        """The sizes of a split's rows, with the second completion that the trainer gives them."""
+        return lengths_of(self.rows[split], mismatched=self._mismatched)
+
+    @property
+    def _mismatched(self) -> bool:
+        return getattr(self.resolved.trainer, "mismatched", False)
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch of training, or all that the settings want evaluated of another split."""
@@ -110,7 +135,7 @@ class Work:
     @property
     def batches_as_planned(self) -> bool:
         """Whether the trainer leaves the batching to this package, so that `plan` tells its batches unread."""
-        return type(self.resolved.trainer).iterate_batches is PairedTrainer.iterate_batches
+        return type(self.resolved.trainer).iterate_batches is TableTrainer.iterate_batches
 
     def visited_rows(self, split: str) -> np.ndarray:
         """Positions of the rows in `visited`."""
@@ -123,7 +148,8 @@ class Work:
         if not self.batches_as_planned:
             return self.visited(split)
         visited = islice(self.plan(split), self._visits(split))
-        return planned_batches(self.rows[split], (ids for ids in visited if not known(ids).all()), self.multiple)
+        unknown = (ids for ids in visited if not known(ids).all())
+        return planned_batches(self.rows[split], unknown, self.multiple, mismatched=self._mismatched)
 
     def _visits(self, split: str) -> int | None:
         return self.iters if split == "train" else self._limit(split)

@@ -1,5 +1,6 @@
 """Preference losses: pure functions of log-probs, the rows that describe them, and how they are put together."""
 
+from .advice import advice
 from .compute import NLL_WEIGHTS, OPTIONS, compute
 from .examples import Labelled, Lists, Pairs
 from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
@@ -18,6 +19,7 @@ __all__ = [
     "Objective",
     "PairedOptions",
     "Pairs",
+    "advice",
     "compute",
     "is_separable",
     "loss_names",

@@ -13,17 +13,17 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 
-def _names(value: Any) -> Any:
+def _listed(value: Any) -> Any:
     """`a, b` as on a command line → a list."""
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) and "," in value else value
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else value
 
 
-LossNames = Annotated[str | list[str], BeforeValidator(_names)]
+LossNames = Annotated[str | list[str], BeforeValidator(_listed)]
 
 
 def loss_names(value: Any) -> list[str]:
     """The losses that `loss_type` names."""
-    value = _names(value)
+    value = _listed(value)
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
@@ -70,6 +70,7 @@ class SeveralOptions(PairedOptions):
 
     loss_weights: Annotated[
         list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None,
+        BeforeValidator(_listed),
         Field(description="With several losses: the weight of each (default: 1)."),
     ] = None
     sft_normalization: Annotated[
@@ -178,6 +179,8 @@ class DPOOptions(PreferenceOptions):
         super().__post_init__()
         if self.ld_alpha is not None and self.sampo:
             raise ValueError("ld_alpha and sampo both weigh tokens: give one of them")
+        if "exo_pair" in loss_names(self.loss_type) and not self.label_smoothing:
+            raise ValueError("label_smoothing: exo_pair takes its log and needs more than 0; 0.001 is usual")
         if self.sync_ref_model and self.reference_free:
             raise ValueError("sync_ref_model needs a reference: leave out reference_free")
         rows = {name: self.table[name] for name in loss_names(self.loss_type) if name in self.table}

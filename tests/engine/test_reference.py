@@ -30,11 +30,11 @@ class Counting(PlainPolicy):
         super().__init__(model)
         self.calls, self.stop_after = 0, stop_after
 
-    def __call__(self, batch):
+    def __call__(self, batch, weights=None, *, statistics=False):
         if self.calls == self.stop_after:
             raise KeyboardInterrupt
         self.calls += 1
-        return super().__call__(batch)
+        return super().__call__(batch, weights, statistics=statistics)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_our_own_modes():
 
 def test_our_modes_are_there_when_run_from_a_folder(monkeypatch):
     monkeypatch.setattr(manager, "entry_points", lambda group: [])
-    assert set(load_registry()) == {"cpo", "dpo"}
+    assert set(load_registry()) == {"cpo", "dpo", "orpo", "simpo", "kto", "bco"}
     assert isinstance(manager.OWN_ENTRY_POINT, EntryPoint)
 
 
