@@ -8,11 +8,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlx_lm_lora_prefplus.data.tokens import TokenRow
 from mlx_lm_lora_prefplus.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +97,10 @@ def clear() -> None:
 
 
 def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
-    """The rows and the report kept under `digest`; None if there are none or they are damaged."""
+    """The rows and the report kept under `digest`; None if there are none or they are damaged.
+
+    Of the columns in the file, those that the report names.
+    """
     from datasets import Dataset
 
     file = folder / f"{digest}.arrow"
@@ -107,6 +109,8 @@ def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
         if _digest(file) != report.pop("content"):
             return None
         rows = Dataset.from_file(str(file))
+        if rows.column_names != report["columns"]:
+            rows = rows.select_columns(report["columns"])
         rows._fingerprint = digest  # goes with the rows wherever they are handed to
         return (rows, report) if len(rows) == report["used"] else None
     except Exception:  # whatever is wrong with a cache, the answer is to build it again
@@ -121,29 +125,33 @@ def _digest(file: Path) -> str:
 class Writer:
     """Writes token rows to a temporary file; `keep` gives it its name, leaving the block without it drops it.
 
-    Raises UserError if the disk does not take them.
+    columns: name → its type, such as "float32", "int32 list" or "int32 list list".
+    Raises UserError if the disk does not take the rows.
     """
 
-    def __init__(self, folder: Path, digest: str) -> None:
+    def __init__(self, folder: Path, digest: str, columns: Mapping[str, str]) -> None:
         from datasets import Features, Sequence, Value
         from datasets.arrow_writer import ArrowWriter
 
         self.folder, self.digest = folder, digest
         self.temporary = folder / f"{digest}.{os.getpid()}.tmp"
-        ids = Sequence(Value("int32"))
-        features = Features(prompt=ids, chosen=ids, rejected=ids, row=Value("int64"))
+
+        def feature(kind: str) -> Any:
+            inner = kind.removesuffix(" list")
+            return Value(kind) if inner == kind else Sequence(feature(inner))
+
+        features = Features({name: feature(kind) for name, kind in columns.items()})
         with self._writing():
             self.arrow = ArrowWriter(features=features, path=str(self.temporary))
 
     def __enter__(self) -> "Writer":
         return self
 
-    def write(self, rows: Iterable[TokenRow]) -> None:
-        columns = list(zip(*rows, strict=True))
-        if columns:
-            names = ("prompt", "chosen", "rejected", "row")
+    def write(self, columns: Mapping[str, list[Any]]) -> None:
+        """Add rows, given as the values of each column."""
+        if any(columns.values()):
             with self._writing():
-                self.arrow.write_batch({name: list(column) for name, column in zip(names, columns, strict=False)})
+                self.arrow.write_batch(dict(columns))
 
     def keep(self, report: dict[str, Any]) -> None:
         """Complete the file; `report` is written last, so rows without a report are never taken for whole."""

@@ -1,6 +1,7 @@
 """One value of a row → chat messages, whichever way it was written."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +38,24 @@ def as_messages(value: Any, where: str, column: str, role: str) -> Messages:
     if isinstance(value, list):
         return [_message(item, where, column) for item in value]
     raise wrong_type(where, column, value, "text or a list of messages")
+
+
+def as_prompt(value: Any, where: str, column: str) -> Messages:
+    """As `as_messages`; text that HelpSteer2 marked as turns becomes these."""
+    if isinstance(value, str) and HELPSTEER_TURN.search(value):
+        return parse_helpsteer(value)
+    return as_messages(value, where, column, "user")
+
+
+def as_number(value: Any, where: str, column: str) -> float:
+    """A finite number, perhaps written as text (CSV). Raises UserError if it is none."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise wrong_type(where, column, value, "a finite number (name the column otherwise if it is not meant as one)")
+    return number
 
 
 def as_tools(value: Any, where: str, column: str = "tools") -> list[Any] | None:

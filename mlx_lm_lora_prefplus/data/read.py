@@ -23,11 +23,14 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 }
 """Split → the names it goes by in files and on the hub; the first that exists is taken."""
 
-FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature")
+FEATURES = (
+    *("prompt_feature", "chosen_feature", "rejected_feature", "system_feature"),
+    *("completion_feature", "label_feature", "responses_feature", "scores_feature", "preference_score_feature"),
+)
+"""Settings that name columns, for the run and for each entry of `hf_dataset`."""
+
 ENTRY_KEYS = ("path", "config", "train_split", "valid_split", "test_split", *FEATURES)
-HOST_KEYS = frozenset(
-    ("text_feature", "chat_feature", "completion_feature", "preference_score_feature", "type_feature")
-) | {"answer_feature", "mask_prompt"}
+HOST_KEYS = frozenset(("text_feature", "chat_feature", "type_feature", "answer_feature", "mask_prompt"))
 """Keys of an `hf_dataset` entry that serve other modes of the host: accepted, not used here."""
 
 DEFAULT_SPLITS = {"train": "train[:80%]", "valid": "train[-10%:]", "test": None}
@@ -55,7 +58,7 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
 
     Raises UserError if nothing at all is found, or an entry of `hf_dataset` is malformed.
     """
-    features = {key: _named(getattr(settings, key)) for key in FEATURES}
+    features = {key: _named(getattr(settings, key, None)) for key in FEATURES}
     if settings.hf_dataset:
         return _mixture(settings.hf_dataset, splits, features)
     path = Path(settings.data).expanduser()

@@ -1,44 +1,50 @@
-"""Pairs → token ids. The end of the prompt is found on the tokens themselves, never by counting text."""
+"""Examples → token ids. The end of the prompt is found on the tokens themselves, never by counting text."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mlx_lm_lora_prefplus.data.examples import Dropped, Example
 from mlx_lm_lora_prefplus.data.messages import shared_start
-from mlx_lm_lora_prefplus.data.pairs import Dropped, Pair
+from mlx_lm_lora_prefplus.data.truncation import Ids, fit
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import DataSettings
 
-Ids = list[int]
+Texts = tuple[str | None, list[str]]
+"""Prompt (with the opening of the answer) and each whole conversation. The prompt is None where the shared start of the
+conversations is all the prompt there is."""
 
 
 class TokenRow(NamedTuple):
-    """Token ids of one pair; the completions come without the prompt.
+    """Token ids of one row; the completions come without the prompt.
 
-    row: row number in the source. truncated: whether anything was cut to fit max_seq_length.
+    completions, scores, row, numbers: as in `Example`. truncated: whether anything was cut to fit max_seq_length.
     """
 
     prompt: Ids
-    chosen: Ids
-    rejected: Ids
+    completions: Sequence[Ids]
+    scores: Sequence[float]
     row: int
     truncated: bool
+    numbers: Mapping[str, float] = {}
 
 
 class Encoder:
-    """Turns pairs into token rows with one tokenizer and one set of settings.
+    """Turns examples into token rows with one tokenizer and one set of settings.
 
     tokenizer: mlx_lm's TokenizerWrapper (or a Hugging Face tokenizer) with a chat template.
     add_bos: whether the template leaves the BOS out, so that it must be put first when the tokenizer's own
         `encode` would put it there.
+    apart: make a row of each completion. Where the prompt ends is still found on all of them, and each is cut alone.
     """
 
-    def __init__(self, tokenizer: Any, settings: DataSettings, *, add_bos: bool = False) -> None:
+    def __init__(self, tokenizer: Any, settings: DataSettings, *, add_bos: bool = False, apart: bool = False) -> None:
         self.tokenizer = tokenizer
         self.inner = getattr(tokenizer, "_tokenizer", tokenizer)
         self.settings = settings
         self.add_bos = add_bos
+        self.apart = apart
         self.eos = tokenizer.eos_token_id
         stops = getattr(tokenizer, "eos_token_ids", None)
         self.stops = frozenset(stops if stops else () if self.eos is None else (self.eos,))
@@ -46,27 +52,26 @@ class Encoder:
         own = self.inner.encode("a")
         self.bos = bos if bos is not None and own[:1] == [bos] else None
 
-    def __call__(self, pairs: Sequence[Pair], source: str) -> Iterator[TokenRow | Dropped]:
-        """One result a pair, in order. Each different text is rendered and encoded once.
+    def __call__(self, examples: Sequence[Example], source: str) -> Iterator[TokenRow | Dropped]:
+        """The rows of each example, in order. Each different text is encoded once.
 
         Raises UserError if the chat template does not take a row.
         """
-        texts = [self._texts(pair, f"{source}, row {pair.row}") for pair in pairs]
+        texts = [self._texts(example, f"{source}, row {example.row}") for example in examples]
         try:
             ids = self._encode(texts)
         except (TypeError, UnicodeError) as error:
-            raise _refused(pairs, texts, source) from error
-        for pair, (prompt, chosen, rejected) in zip(pairs, texts, strict=True):
-            plain = pair.prompt is None
-            yield self._row(
-                pair.row,
+            raise _refused(examples, texts, source) from error
+        for example, (prompt, conversations) in zip(examples, texts, strict=True):
+            plain = example.prompt is None
+            yield from self._rows(
+                example,
                 None if prompt is None else self._begin(ids[prompt], plain),
-                self._begin(ids[chosen], plain),
-                self._begin(ids[rejected], plain),
+                [self._begin(ids[text], plain) for text in conversations],
             )
 
     def digest(self) -> str:
-        """Changes whenever the same pair could become other tokens."""
+        """Changes whenever the same example could become other tokens."""
         backend = getattr(self.inner, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend else json.dumps(self.inner.get_vocab(), sort_keys=True)
         renderer = getattr(self.tokenizer, "_chat_template", None) or type(self.inner).apply_chat_template
@@ -81,22 +86,14 @@ class Encoder:
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def _texts(self, pair: Pair, where: str) -> tuple[str | None, str, str]:
-        """Prompt (with the opening of the answer), chosen and rejected conversation as text.
+    def _texts(self, example: Example, where: str) -> Texts:
+        if example.prompt is None:
+            return None, [text for text in example.completions if isinstance(text, str)]
+        prompt = self._render(example.prompt, example, where, opening=True) if example.prompt else None
+        return prompt, [self._render([*example.prompt, *answer], example, where) for answer in example.completions]
 
-        The prompt is None where the shared start of the two is all the prompt there is.
-        """
-        if pair.prompt is None:
-            assert isinstance(pair.chosen, str) and isinstance(pair.rejected, str)
-            return None, pair.chosen, pair.rejected
-        prompt = self._render(pair.prompt, pair, where, opening=True) if pair.prompt else None
-        chosen, rejected = (
-            self._render([*pair.prompt, *answer], pair, where) for answer in (pair.chosen, pair.rejected)
-        )
-        return prompt, chosen, rejected
-
-    def _render(self, messages: list[Any], pair: Pair, where: str, opening: bool = False) -> str:
-        tools = {"tools": pair.tools} if pair.tools else {}
+    def _render(self, messages: list[Any], example: Example, where: str, opening: bool = False) -> str:
+        tools = {"tools": example.tools} if example.tools else {}
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=opening, enable_thinking=False, **tools
@@ -109,9 +106,9 @@ class Encoder:
                 "takes such conversations."
             ) from error
 
-    def _encode(self, texts: Iterable[tuple[str | None, str, str]]) -> dict[str, Ids]:
+    def _encode(self, texts: Iterable[Texts]) -> dict[str, Ids]:
         """Text → ids without special tokens, each different text once."""
-        different = list(dict.fromkeys(text for row in texts for text in row if text is not None))
+        different = list(dict.fromkeys(text for row in texts for text in _all(row)))
         if not different:
             return {}
         from transformers import PreTrainedTokenizerBase
@@ -132,70 +129,90 @@ class Encoder:
         wanted = self.bos is not None and (plain or self.add_bos)
         return [self.bos, *ids] if wanted and ids[:1] != [self.bos] else ids  # pyright: ignore
 
-    def _row(self, row: int, prompt: Ids | None, chosen: Ids, rejected: Ids) -> TokenRow | Dropped:
-        if chosen == rejected:
-            return Dropped(row, "chosen and rejected are the same")
+    def _rows(self, example: Example, prompt: Ids | None, conversations: list[Ids]) -> Iterator[TokenRow | Dropped]:
+        """prompt: with the opening of the answer, to see where it ends. conversations: whole."""
+        if _all_same(conversations):
+            yield Dropped(example.row, _same(conversations))
+            return
         if prompt is None:
-            chosen, rejected = self._close(chosen), self._close(rejected)
-        boundary = shared_start(chosen, rejected)
-        if prompt is not None:
-            boundary = min(boundary, shared_start(prompt, chosen))
-        start, chosen, rejected = chosen[:boundary], chosen[boundary:], rejected[boundary:]
-        if not chosen or not rejected:
-            return Dropped(row, "no completion left after the prompt")
-        if prompt is not None:
-            chosen, rejected = self._close(chosen), self._close(rejected)
+            conversations = [self._close(ids) for ids in conversations]
+        kept, boundary = _completed(prompt, conversations)
+        if len(kept) < min(len(conversations), 2):
+            yield Dropped(example.row, "no completion left after the prompt")
+            return
+        start = conversations[kept[0]][:boundary] or self._opening()
+        completions = [self._close(conversations[i][boundary:]) for i in kept]
+        scores = [example.scores[i] for i in kept]
         if not start:
-            opening = self.bos if self.bos is not None else self.inner.bos_token_id
-            opening = self.eos if opening is None else opening
-            if opening is None:
-                return Dropped(row, "empty prompt")
-            start = [opening]
-        fitted = fit(start, chosen, rejected, self.settings, self.inner.bos_token_id)
+            yield Dropped(example.row, "empty prompt")
+        elif self.apart:
+            for completion, score in zip(completions, scores, strict=True):
+                yield self._row(example, start, [completion], [score])
+        else:
+            yield self._row(example, start, completions, scores)
+
+    def _row(self, example: Example, prompt: Ids, completions: list[Ids], scores: list[float]) -> TokenRow | Dropped:
+        """A row cut to its length."""
+        fitted = fit(prompt, completions, self.settings, self.inner.bos_token_id)
         if fitted is None:
-            return Dropped(row, "longer than max_seq_length")
-        if fitted[1] == fitted[2]:
-            return Dropped(row, "chosen and rejected are the same")
-        return TokenRow(*fitted, row, fitted != (start, chosen, rejected))
+            return Dropped(example.row, "longer than max_seq_length")
+        if _all_same(fitted[1]):
+            return Dropped(example.row, _same(fitted[1]))
+        if _all_same(scores):
+            return Dropped(example.row, "tie")
+        return TokenRow(*fitted, scores, example.row, fitted != (prompt, completions), example.numbers)
+
+    def _opening(self) -> Ids:
+        """One token to begin with where there is no prompt; none if the tokenizer has none for it."""
+        opening = self.inner.bos_token_id if self.bos is None else self.bos
+        opening = self.eos if opening is None else opening
+        return [] if opening is None else [opening]
 
     def _close(self, ids: Ids) -> Ids:
         """With an end-of-sequence token, added only where there is none."""
         return ids if self.eos is None or not self.stops.isdisjoint(ids) else [*ids, self.eos]
 
 
-def _refused(pairs: Sequence[Pair], texts: list[Any], source: str) -> UserError:
+def _completed(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[int], int]:
+    """Which conversations go on after the prompt, and where it ends: where any two of them or the prompt part.
+
+    One that ends with the prompt is left out, and the end is looked for anew among the others.
+    """
+    kept = list(range(len(conversations)))
+    while kept:
+        first, *others = (conversations[i] for i in kept)
+        ends = [shared_start(first, other) for other in others]
+        boundary = min([*ends, len(first) if prompt is None else shared_start(prompt, first)])
+        longer = [i for i in kept if len(conversations[i]) > boundary]
+        if longer == kept:
+            return kept, boundary
+        kept = longer
+    return [], 0
+
+
+def _all(texts: Texts) -> list[str]:
+    prompt, conversations = texts
+    return conversations if prompt is None else [prompt, *conversations]
+
+
+def _all_same(values: Sequence[Any]) -> bool:
+    """Whether there are several, and no two of them differ."""
+    return len(values) > 1 and all(value == values[0] for value in values)
+
+
+def _same(completions: Sequence[Any]) -> str:
+    return f"{'chosen and rejected' if len(completions) == 2 else 'all completions'} are the same"
+
+
+def _refused(examples: Sequence[Example], texts: list[Texts], source: str) -> UserError:
     """The error for text that is no Unicode text, naming its row."""
-    for pair, row in zip(pairs, texts, strict=True):
-        for text in row:
+    for example, row in zip(examples, texts, strict=True):
+        for text in _all(row):
             try:
-                (text or "").encode()
+                text.encode()
             except UnicodeEncodeError as error:
                 return UserError(
-                    f"{source}, row {pair.row}: the text holds half of a surrogate pair "
+                    f"{source}, row {example.row}: the text holds half of a surrogate pair "
                     f"({error.object[error.start]!a}), which is no character. Remove it from the row."
                 )
-    return UserError(f"{source}, rows {pairs[0].row} to {pairs[-1].row}: the tokenizer refuses the text.")
-
-
-def fit(
-    prompt: Ids, chosen: Ids, rejected: Ids, settings: DataSettings, bos: int | None = None
-) -> tuple[Ids, Ids, Ids] | None:
-    """Cut a row so that the prompt and either completion have at most `max_seq_length` tokens together.
-
-    The prompt gives way first, down to `max_prompt_length` tokens (default: half of `max_seq_length`); then
-    the ends of the completions. One token of each remains whatever the settings, and a prompt that begins with
-    `bos` still does where two tokens of it fit. None if the row is too long and `truncation` is "drop".
-    """
-    limit = settings.max_seq_length
-    longer = max(len(chosen), len(rejected))
-    if len(prompt) + longer <= limit:
-        return prompt, chosen, rejected
-    if settings.truncation == "drop":
-        return None
-    floor = min(len(prompt), settings.max_prompt_length or limit // 2)
-    keep = max(1, min(max(limit - longer, floor), limit - 1))
-    room = max(1, limit - keep)
-    kept = prompt[:keep] if settings.truncation == "keep_start" else prompt[-keep:]
-    if prompt[0] == bos and keep > 1:
-        kept = [bos, *kept[1:]]
-    return kept, chosen[:room], rejected[:room]
+    return UserError(f"{source}, rows {examples[0].row} to {examples[-1].row}: the tokenizer refuses the text.")

@@ -6,7 +6,6 @@ import pytest
 from datasets.arrow_writer import ArrowWriter
 
 from mlx_lm_lora_prefplus.data import cache
-from mlx_lm_lora_prefplus.data.tokens import TokenRow
 from mlx_lm_lora_prefplus.errors import UserError
 
 
@@ -44,7 +43,7 @@ def test_a_full_disk_is_said_in_words_and_leaves_nothing(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(ArrowWriter, function, full)
     told = "cannot be written to .*: No space left on device. .*MLX_LM_LORA_PREFPLUS_CACHE"
-    with pytest.raises(UserError, match=told), cache.Writer(tmp_path, "digest") as writer:
-        writer.write([TokenRow([1], [2], [3], 1, False)])
+    with pytest.raises(UserError, match=told), cache.Writer(tmp_path, "digest", {"prompt": "int32 list"}) as writer:
+        writer.write({"prompt": [[1]]})
         writer.keep({"used": 1})
     assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,11 @@
-"""Every shape of row, and every complaint about one."""
+"""Every shape of row that holds pairs, and every complaint about one; what all shapes have in common."""
 
 import json
 
 import pytest
 
-from mlx_lm_lora_prefplus.data.columns import read_pairs
-from mlx_lm_lora_prefplus.data.pairs import Dropped, Pair
+from mlx_lm_lora_prefplus.data.columns import read_examples
+from mlx_lm_lora_prefplus.data.examples import PAIR, Dropped, Example
 from mlx_lm_lora_prefplus.errors import UserError
 
 
@@ -22,17 +22,17 @@ def system(content):
 
 
 def pairs_of(*rows, **features):
-    words, pairs = read_pairs(iter(enumerate(rows, 1)), "rows.jsonl", features)
-    return words, list(pairs)
+    words, examples = read_examples(iter(enumerate(rows, 1)), "rows.jsonl", features)
+    return words, list(examples)
 
 
-def pair_of(row, **features) -> Pair:
+def pair_of(row, **features) -> Example:
     _, (pair,) = pairs_of(row, **features)
-    assert isinstance(pair, Pair), pair
+    assert isinstance(pair, Example), pair
     return pair
 
 
-PLAIN = Pair(1, [user("Q")], [bot("A")], [bot("B")])
+PLAIN = Example(1, [user("Q")], [[bot("A")], [bot("B")]], PAIR)
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant:"
 HISTORY = [user("Hi"), bot("Hello"), user("Q")]
 
@@ -69,7 +69,7 @@ SHAPES = {
         {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: A", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: B"},
         PLAIN._replace(prompt=[user("a\n\nb")]),
     ),
-    "plain text": ({"chosen": "Q A", "rejected": "Q B"}, Pair(1, None, "Q A", "Q B")),
+    "plain text": ({"chosen": "Q A", "rejected": "Q B"}, Example(1, None, ["Q A", "Q B"], PAIR)),
     "messages": ({"prompt": HISTORY, "chosen": [bot("A")], "rejected": [bot("B")]}, PLAIN._replace(prompt=HISTORY)),
     "single messages": ({"prompt": [user("Q")], "chosen": bot("A"), "rejected": bot("B")}, PLAIN),
     "messages inside an object": (
@@ -129,7 +129,7 @@ SHAPES = {
                 {"response": "A", "overall_score": 9.5},
             ],
         },
-        PLAIN,
+        PLAIN._replace(numbers={"chosen_score": 9.5, "rejected_score": 2.0}),
     ),
     "UltraFeedback, fine-grained": (
         {
@@ -139,7 +139,7 @@ SHAPES = {
                 {"response": "A", "overall_score": 1.0, "fine-grained_score": 4.5},
             ],
         },
-        PLAIN,
+        PLAIN._replace(numbers={"chosen_score": 4.5, "rejected_score": 2.0}),
     ),
     "HelpSteer2-preference, second": (
         {"prompt": "Q", "response_1": "B", "response_2": "A", "preference_strength": 2},
@@ -175,24 +175,24 @@ def test_a_completion_of_several_turns_keeps_them():
     tool = {"role": "tool", "content": "4"}
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {"a": 2, "b": None}}]}
     pair = pair_of({"prompt": "Q", "chosen": [call, tool, bot("A")], "rejected": [bot("B")]})
-    assert pair.chosen[0] == {
+    assert pair.completions[0][0] == {
         "role": "assistant",
         "content": "",
         "tool_calls": [{"name": "add", "arguments": {"a": 2}}],
     }
-    assert pair.chosen[1:] == [tool, bot("A")]
+    assert pair.completions[0][1:] == [tool, bot("A")]
 
 
 def test_blanks_around_earlier_turns_of_a_transcript_go_and_those_of_the_answer_stay():
     start = "\n\nHuman:  Q \n\nAssistant:"
     pair = pair_of({"prompt": start, "chosen": "  A ", "rejected": " B"})
-    assert pair == Pair(1, [user("Q")], [bot(" A ")], [bot("B")])
+    assert pair == Example(1, [user("Q")], [[bot(" A ")], [bot("B")]], PAIR)
     assert pair_of({"chosen": start + "  A ", "rejected": start + " B"}) == pair
 
 
 def test_equal_conversations_keep_their_last_message_as_the_completion():
     same = [user("Q"), bot("A")]
-    assert pair_of({"chosen": same, "rejected": same}) == PLAIN._replace(rejected=[bot("A")])
+    assert pair_of({"chosen": same, "rejected": same}) == PLAIN._replace(completions=[[bot("A")]] * 2)
 
 
 def test_helpsteer_rows_of_one_prompt_make_a_pair():
@@ -204,7 +204,7 @@ def test_helpsteer_rows_of_one_prompt_make_a_pair():
         {"prompt": "U", "response": "E", "helpfulness": "2"},
     ]
     _, found = pairs_of(*rows)
-    assert found[0] == PLAIN._replace(row=2)
+    assert found[0] == PLAIN._replace(row=2, numbers={"chosen_score": 4.0, "rejected_score": 1.0})
     assert [item.reason for item in found[1:]] == ["tie", "no second rated response to the same prompt"]
 
 
@@ -286,7 +286,7 @@ WRONG = {
     "completions": ({"instruction": "Q", "completions": "A"}, "'completions': found text ('A')"),
     "score": (
         {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": "much"},
-        "wanted a number as the score",
+        "wanted a finite number",
     ),
 }
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.tokens import fit
+from mlx_lm_lora_prefplus.data.truncation import fit
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import DataSettings
 
@@ -187,29 +187,36 @@ def ids(length: int, start: int = 0) -> list[int]:
 )
 def test_truncation_by_hand(lengths, settings, expected):
     prompt, chosen, rejected = ids(lengths[0]), ids(lengths[1], 100), ids(lengths[2], 200)
-    end = fit(prompt, chosen, rejected, DataSettings(**settings))
-    start = fit(prompt, chosen, rejected, DataSettings(truncation="keep_start", **settings))
-    assert end == (prompt[len(prompt) - expected[0] :], chosen[: expected[1]], rejected[: expected[2]])
-    assert start == (prompt[: expected[0]], chosen[: expected[1]], rejected[: expected[2]])
+    end = fit(prompt, [chosen, rejected], DataSettings(**settings))
+    start = fit(prompt, [chosen, rejected], DataSettings(truncation="keep_start", **settings))
+    assert end == (prompt[len(prompt) - expected[0] :], [chosen[: expected[1]], rejected[: expected[2]]])
+    assert start == (prompt[: expected[0]], [chosen[: expected[1]], rejected[: expected[2]]])
 
 
 lengths = st.integers(1, 60)
 
 
-@given(lengths, lengths, lengths, st.integers(2, 50), st.one_of(st.none(), st.integers(1, 80)), st.booleans())
-def test_truncation_invariants(prompt, chosen, rejected, limit, floor, keep_end):
+@given(
+    lengths,
+    st.lists(lengths, min_size=1, max_size=4),
+    st.integers(2, 50),
+    st.one_of(st.none(), st.integers(1, 80)),
+    st.booleans(),
+)
+def test_truncation_invariants(prompt, completions, limit, floor, keep_end):
     truncation = "keep_end" if keep_end else "keep_start"
     settings = DataSettings(max_seq_length=limit, max_prompt_length=floor, truncation=truncation)
-    row = (ids(prompt), ids(chosen, 100), ids(rejected, 200))
+    row = (ids(prompt), [ids(length, 100 * i) for i, length in enumerate(completions, 1)])
     cut = fit(*row, settings)
     assert cut is not None
-    longest = prompt + max(chosen, rejected)
-    assert all(part for part in cut)
-    assert len(cut[0]) + max(len(cut[1]), len(cut[2])) == min(longest, limit)  # all the room is used
-    assert cut[1] == row[1][: len(cut[1])] and cut[2] == row[2][: len(cut[2])]
-    assert cut[0] == (row[0][-len(cut[0]) :] if keep_end else row[0][: len(cut[0])])
-    if len(cut[0]) < prompt and (len(cut[1]) < chosen or len(cut[2]) < rejected):
-        assert len(cut[0]) == min(floor or limit // 2, limit - 1) or limit // 2 == 0
+    kept, lengths = len(cut[0]), [len(completion) for completion in cut[1]]
+    longest = prompt + max(completions)
+    assert kept and all(lengths)
+    assert kept + max(lengths) == min(longest, limit)  # all the room is used
+    assert cut[1] == [whole[:length] for whole, length in zip(row[1], lengths, strict=True)]
+    assert cut[0] == (row[0][-kept:] if keep_end else row[0][:kept])
+    if kept < prompt and lengths != completions:
+        assert kept == min(floor or limit // 2, limit - 1) or limit // 2 == 0
     dropped = fit(*row, settings.model_copy(update={"truncation": "drop"}))
     assert dropped == (row if longest <= limit else None)
 
@@ -237,8 +244,8 @@ def test_all_rows_dropped_names_the_reasons(tokenise):
 
 
 def test_a_cut_prompt_still_begins_with_the_bos():
-    row = ([1, 2, 3, 4, 5, 6], [7, 8], [9])
+    row = ([1, 2, 3, 4, 5, 6], [[7, 8], [9]])
     settings = DataSettings(max_seq_length=5, max_prompt_length=1)
-    assert fit(*row, settings, bos=1) == ([1, 5, 6], [7, 8], [9])
-    assert fit(*row, settings, bos=2) == ([4, 5, 6], [7, 8], [9])
-    assert fit([1, 2], [7] * 9, [9], DataSettings(max_seq_length=2), bos=1) == ([2], [7], [9])
+    assert fit(*row, settings, bos=1) == ([1, 5, 6], [[7, 8], [9]])
+    assert fit(*row, settings, bos=2) == ([4, 5, 6], [[7, 8], [9]])
+    assert fit([1, 2], [[7] * 9, [9]], DataSettings(max_seq_length=2), bos=1) == ([2], [[7], [9]])

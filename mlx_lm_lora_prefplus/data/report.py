@@ -1,0 +1,113 @@
+"""What became of the rows of a split, counted while they are made."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_lm_lora_prefplus.data.examples import NUMBERS, Dropped
+from mlx_lm_lora_prefplus.data.layout import LAYOUTS
+from mlx_lm_lora_prefplus.data.tokens import TokenRow
+from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.plugin.protocol import Rows as Kind
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What became of a split.
+
+    source: files or hub names. kind: of the rows. shape: the detected shape of the rows, in words.
+    read, used: rows of the source, and pairs, labelled rows or lists that came of them; these may be more than the
+        rows, where a row gives several. dropped: reason in words → how many.
+    truncated: used rows that were cut to max_seq_length.
+    prompt_tokens: of all used rows (a shared prompt counts once). chosen_tokens: of chosen, desirable or best
+        completions. rejected_tokens: of all others.
+    desirable, undesirable: used rows of either label; 0 where there are none.
+    columns: those that the rows have. incomplete: number that pairs bring along (see `examples.NUMBERS`) → used pairs
+        that have it, where that is some and not all, so that the column was left out.
+    cached: whether the rows were ready from an earlier start.
+    digest: of the rows, the tokenizer with its template, and the settings; the rows carry it as their fingerprint.
+    """
+
+    source: str
+    kind: Kind
+    shape: str
+    read: int
+    used: int
+    dropped: dict[str, int]
+    truncated: int
+    prompt_tokens: int
+    chosen_tokens: int
+    rejected_tokens: int
+    desirable: int
+    undesirable: int
+    columns: list[str]
+    incomplete: dict[str, int]
+    cached: bool
+    digest: str
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all completions of the used rows."""
+        return self.chosen_tokens + self.rejected_tokens
+
+
+@dataclass
+class Tally:
+    """The numbers of a report while they grow."""
+
+    kind: Kind
+    read: int = 0
+    totals: Counter[str] = field(default_factory=Counter)
+    numbers: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[str] = field(default_factory=Counter)
+
+    def count(self, rows: Any, advance: Any) -> Iterator[Any]:
+        for row in rows:
+            self.read += 1
+            advance(1)
+            yield row
+
+    def drop(self, rows: Iterator[Dropped]) -> None:
+        self.dropped.update(row.reason for row in rows)
+
+    def use(self, rows: list[TokenRow]) -> None:
+        for row in rows:
+            lengths = [len(ids) for ids in row.completions]
+            good = self.kind != "unpaired" or row.scores[0] > 0
+            self.totals.update(
+                used=1,
+                truncated=int(row.truncated),
+                prompt_tokens=len(row.prompt),
+                chosen_tokens=lengths[0] if good else 0,
+                rejected_tokens=sum(lengths[1:] if good else lengths),
+            )
+            if self.kind == "unpaired":
+                self.totals["desirable" if good else "undesirable"] += 1
+            if self.kind == "paired":
+                self.numbers.update(row.numbers.keys())
+
+    def report(self, source: str, digest: str) -> SplitReport:
+        """Raises UserError if no row could be used."""
+        used = self.totals["used"]
+        if not used:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common())
+            raise UserError(
+                f"{source}: none of the {self.read} rows can be used. Rows left out: {reasons}. "
+                f"The rows were read as {'; '.join(self.shapes)}."
+            )
+        names = ("truncated", "prompt_tokens", "chosen_tokens", "rejected_tokens", "desirable", "undesirable")
+        return SplitReport(
+            source=source,
+            kind=self.kind,
+            shape="; ".join(self.shapes),
+            read=self.read,
+            used=used,
+            dropped=dict(self.dropped.most_common()),
+            columns=[name for name in LAYOUTS[self.kind] if name not in NUMBERS or self.numbers[name] == used],
+            incomplete={name: count for name, count in self.numbers.items() if count < used},
+            cached=False,
+            digest=digest,
+            **{name: self.totals[name] for name in names},
+        )

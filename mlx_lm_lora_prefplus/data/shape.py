@@ -1,0 +1,74 @@
+"""What the first rows of a source show, and the shape that they have."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from mlx_lm_lora_prefplus.data import messages as chat
+from mlx_lm_lora_prefplus.data.examples import Dropped, Example
+from mlx_lm_lora_prefplus.data.files import Rows
+from mlx_lm_lora_prefplus.plugin.protocol import Rows as Kind
+
+PROMPTS = ("prompt", "question", "instruction", "input", "context", "conversations", "messages")
+"""Names of the prompt column, in order of preference."""
+
+
+class Columns(NamedTuple):
+    """Columns beside the completions, None where there is none. extra: text after the prompt, as Alpaca's `input`."""
+
+    prompt: str | None
+    system: str | None
+    extra: str | None
+
+
+class Shape(NamedTuple):
+    """How the rows of a source are read.
+
+    words: for people. kind: what the rows are as they stand.
+    examples: the rows of a stream, each as an `Example` or with the reason it is none.
+    """
+
+    words: str
+    kind: Kind
+    examples: Callable[[Rows], Iterator[Example | Dropped]]
+
+
+class Look:
+    """The first rows of a source.
+
+    source: file or hub name, for messages. features: column overrides by settings key, None to detect.
+    """
+
+    def __init__(self, sample: list[dict[str, Any]], source: str, features: Mapping[str, str | None]) -> None:
+        self.sample, self.source, self.features = sample, source, features
+        self.seen = list(dict.fromkeys(column for row in sample for column in row))
+
+    def named(self, key: str, *usual: str) -> str | None:
+        """The column that the settings name, else the first of the usual ones that is there."""
+        return self.features.get(key) or next((name for name in usual if name in self.seen), None)
+
+    def has(self, *columns: str | None) -> bool:
+        """Whether all these columns are there."""
+        return all(column in self.seen for column in columns)
+
+    def typical(self, column: str | None) -> Any:
+        """A value of a column that is not empty; None if there is none."""
+        return next((row[column] for row in self.sample if column and row.get(column)), None)
+
+    def written(self, column: str | None) -> str:
+        """How the values of a column are written, in words."""
+        value = self.typical(column)
+        if not isinstance(value, str):
+            return "messages"
+        return "a Human/Assistant transcript" if chat.is_transcript(value) else "text"
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Where prompt and system turn are."""
+        prompt = self.named("prompt_feature", *PROMPTS)
+        extra = "input" if prompt == "instruction" and self.has("input") else None
+        return Columns(prompt, self.named("system_feature", "system"), extra)
+
+    def where(self, number: int) -> str:
+        """A row, for messages."""
+        return f"{self.source}, row {number}"

@@ -1,0 +1,29 @@
+"""Rows that are too long → rows that fit."""
+
+from mlx_lm_lora_prefplus.settings import DataSettings
+
+Ids = list[int]
+
+
+def fit(
+    prompt: Ids, completions: list[Ids], settings: DataSettings, bos: int | None = None
+) -> tuple[Ids, list[Ids]] | None:
+    """Cut a row so that the prompt and any of its completions have at most `max_seq_length` tokens together.
+
+    The prompt gives way first, down to `max_prompt_length` tokens (default: half of `max_seq_length`); then
+    the ends of the completions. One token of each remains whatever the settings, and a prompt that begins with
+    `bos` still does where two tokens of it fit. None if the row is too long and `truncation` is "drop".
+    """
+    limit = settings.max_seq_length
+    longest = max(map(len, completions))
+    if len(prompt) + longest <= limit:
+        return prompt, completions
+    if settings.truncation == "drop":
+        return None
+    floor = min(len(prompt), settings.max_prompt_length or limit // 2)
+    keep = max(1, min(max(limit - longest, floor), limit - 1))
+    room = max(1, limit - keep)
+    kept = prompt[:keep] if settings.truncation == "keep_start" else prompt[-keep:]
+    if prompt[0] == bos and keep > 1:
+        kept = [bos, *kept[1:]]
+    return kept, [completion[:room] for completion in completions]
