@@ -17,7 +17,6 @@ from ..data.order import ORDER
 from ..engine.adapters import adapters_off
 from ..engine.reference import reference_logps
 from ..engine.reference_cache import ENGINE, Store, file_digest, files_digest, weights_digest
-from ..plugin import Batch
 from ..settings import RunSettings
 from ..trainers.tabled import TableTrainer
 from . import policy
@@ -80,15 +79,10 @@ class Reference:
                     f"Reference, {name}",
                     store=store,
                     missing=int((~store.has(self.visited[name])).sum()),
-                    weights=self._weights,
+                    weights=work.token_weights,
                 )
         del model
         mx.clear_cache()
-
-    def _weights(self, batch: Batch) -> mx.array | None:
-        resolved = self.work.resolved
-        weights = getattr(resolved.trainer, "weights", None)
-        return weights(batch, resolved.options) if weights else None
 
     def _known_by(self) -> str | None:
         """Changes with the reference; None if it cannot be told without loading."""

@@ -104,6 +104,11 @@ class Work:
         """The sizes of a split's rows, with the second completion that the trainer gives them."""
         return lengths_of(self.rows[split], mismatched=self._mismatched)
 
+    def token_weights(self, batch: Batch) -> mx.array | None:
+        """What each completion token counts in the sums of the reference, if the trainer weighs them."""
+        weights = getattr(self.resolved.trainer, "weights", None)
+        return weights(batch, self.resolved.options) if weights else None
+
     @property
     def _mismatched(self) -> bool:
         return getattr(self.resolved.trainer, "mismatched", False)
