@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +30,47 @@ def save_adapters(
         UserError: a file cannot be written; what was there before is whole.
     """
     weights = dict(tree_flatten(model.trainable_parameters()))
-    _write(
-        adapter_file.parent / "adapter_config.json",
-        lambda path: path.write_text(json.dumps(config, indent=4)),
-    )
-    _write(adapter_file, lambda path: mx.save_safetensors(str(path), weights))
-    if iteration is None:
-        return None
-    numbered = adapter_file.parent / f"{iteration:07d}_adapters.safetensors"
-    _write(numbered, lambda path: mx.save_safetensors(str(path), weights))
+    folder = adapter_file.parent
+    with whole_file(folder / "adapter_config.json") as file:
+        file.write_text(json.dumps(config, indent=4))
+    numbered = folder / f"{iteration:07d}_adapters.safetensors" if iteration is not None else None
+    for target in (adapter_file, numbered) if numbered else (adapter_file,):
+        with whole_file(target) as file:
+            mx.save_safetensors(str(file), weights)
     return numbered
 
 
-def _write(target: Path, write) -> None:
-    """Let `write` make a file under a temporary name, force it to the disk, then give it its name."""
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A temporary name to write under; afterwards the file is forced to the disk and takes its own name.
+
+    Raises:
+        UserError: it cannot be written; what had the name before is whole.
+    """
     temporary = target.with_name(f".tmp-{target.name}")
     try:
-        write(temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
+        _sync_folder(target.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
             f"Could not write {target}: {error}. Files saved before are whole. Free some space on the disk (or allow "
-            "writing there) and start again."
+            "writing there) and start again; with --resume the run goes on from its last state."
         ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems do not
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_writable(folder: Path) -> None:

@@ -3,25 +3,34 @@
 from collections.abc import Iterator
 from typing import Any
 
+import mlx.core as mx
+
 from ..errors import UserError
 from ..plugin import Batch, Policy, Trainer
 from .totals import Totals, flatten
 
 
-def evaluate(trainer: Trainer, policy: Policy, batches: Iterator[Batch], options: Any) -> dict[str, float]:
+def evaluate(
+    trainer: Trainer,
+    policy: Policy,
+    batches: Iterator[Batch],
+    options: Any,
+    *,
+    state: dict[str, mx.array] | None = None,
+) -> dict[str, float]:
     """Mean `loss` and metrics of `trainer.loss` over `batches`, each pair (or token) counted alike.
 
-    Dropout is off meanwhile.
+    Dropout is off meanwhile. state: of a trainer that has one (see `Trainer`); it stays as it is.
 
     Raises:
         UserError: there is no batch.
     """
-    totals = Totals()
+    totals, more = Totals(), {"state": state} if state else {}
     training = policy.model.training
     policy.model.eval()
     try:
         for batch in batches:
-            layout, values = flatten(trainer.loss(policy, batch, options))
+            layout, values = flatten(trainer.loss(policy, batch, options, **more))
             totals.add(batch.units(), layout, values)
     finally:
         policy.model.train(training)

@@ -2,28 +2,40 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from tqdm import tqdm
 
 from ..errors import UserError
 from ..plugin import Batch, Policy, Trainer
 from ..plugin.protocol import Unit
 from ..settings import RunSettings
+from . import memory
+from .best import Best
 from .checkpointing import gradient_checkpointing
+from .feed import Feed, Place
+from .laps import Laps
+from .metrics import MetricsFile
+from .progress import Progress, random_seed, restore, snapshot
 from .qat import FakeQuantization
 from .report import report_training, report_validation
+from .run_state import RunState, StateFiles
+from .signals import StopRequest, leave, stop_after_step
 from .step import GradientStep
 from .totals import Totals, is_finite
+from .watchers import History, Run, warnings
+
+MOST_SKIPPED = 10
+"""After so many updates in a row that had to be left out, going on is of no use."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +46,11 @@ class Training:
     epoch_batches: epoch (from 0) → the batches of that epoch, reference filled in.
     validation: the batches to evaluate on, or None.
     save: iteration (or None at the end) → the adapter file and the numbered file it wrote.
+    save_best: keeps the adapters as the best so far, and returns their file.
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
+    states, metrics: where the state and the metrics of the run are kept; None: nowhere.
+    resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
     """
 
     trainer: Trainer
@@ -47,149 +62,320 @@ class Training:
     epoch_batches: Callable[[int], Iterator[Batch]]
     validation: Callable[[], Iterator[Batch]] | None
     save: Callable[[int | None], tuple[Path, Path | None]]
+    save_best: Callable[[], Path] | None = None
     callback: Any = None
     qat: FakeQuantization | None = None
     compiled: bool = False
+    states: StateFiles | None = None
+    metrics: MetricsFile | None = None
+    resumed: RunState | None = None
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
 
-def train(run: Training) -> None:
-    """Train for `run.iters` micro-batches: validate, step, report and save as the settings say.
+class _Stopped(Exception):
+    """A signal asks for the end, and everything is as it was after the last micro-batch."""
 
-    Validation comes at iteration 1, every `steps_per_eval` and at the last, before the iteration's step.
+
+def train(run: Training) -> bool:
+    """Train until `run.iters` micro-batches are done: validate, step, report and save as the settings say.
+
+    Validation comes at iteration 1, every `steps_per_eval` and at the last, before the iteration's step. SIGINT and
+    SIGTERM end it when the micro-batch under way is done: the state is saved and KeyboardInterrupt or SystemExit
+    raised.
+
+    Returns:
+        Whether there was anything left to train. If not, nothing is written.
 
     Raises:
-        UserError: the loss or the gradient is not finite. Nothing is saved after that.
+        UserError: the loss or the gradient is not finite, memory or the disk is full. Nothing is saved after that.
     """
-    loop = _Loop(run)
     with ExitStack() as stack:
         if run.settings.grad_checkpoint:
             stack.enter_context(gradient_checkpointing(run.policy.model))
+        loop = Loop(run, stack.enter_context(stop_after_step()))
+        if run.resumed:
+            restore(loop, run.resumed)
+        if loop.finished:
+            return False
+        if run.metrics:
+            run.metrics.begin(loop.at.iteration if run.resumed else None)
         run.policy.model.train()
-        bar = stack.enter_context(tqdm(total=run.iters, desc="Training"))
-        for number, batches in enumerate(steps(run), start=1):
-            loop.optimizer_step(number, batches, bar)
-    adapter_file, _ = run.save(None)
+        bar = stack.enter_context(tqdm(total=run.iters, initial=loop.at.iteration, desc="Training"))
+        try:
+            while not loop.finished:
+                loop.optimizer_step(bar)
+        except _Stopped:
+            pass
+        except (RuntimeError, MemoryError) as error:
+            if memory.is_out_of_memory(error):
+                raise UserError(memory.advice(error, run.policy.model, loop.batch, run.settings)) from error
+            raise
+        adapter_file = loop.save_last()
+        asked = loop.stop.signal
+    if asked is not None:
+        tqdm.write(
+            f"Stopped by {Signals(asked).name} after iteration {loop.at.iteration} of {run.iters}. Adapters and state "
+            f"are saved in {adapter_file.parent}; with --resume the run goes on from here."
+        )
+        leave(asked)
+    if loop.ended_early:
+        best = loop.bests[0]
+        tqdm.write(
+            f"Stopped after iteration {loop.at.iteration}: {best.stale} validations without a better {best.words} than "
+            f"{best.value:.3f} at iteration {best.iteration}."
+        )
     tqdm.write(f"Saved final weights to {adapter_file}.")
+    return True
 
 
-def steps(run: Training) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimiser step; the last step holds what is left of `iters`."""
-    batches = (batch for epoch in count() for batch in run.epoch_batches(epoch))
-    remaining = run.iters
-    while remaining > 0:
-        size = min(run.settings.gradient_accumulation_steps, remaining)
-        yield list(islice(batches, size))
-        remaining -= size
+class Loop:
+    """What changes while the loop runs.
 
+    at: what is counted. gradient: what the micro-batches of a half-done optimiser step add up to. state: see
+    `Trainer.initial_state`. totals, laps: the window of the next report. bests: the metric that early stopping
+    watches, then the one whose best adapters are kept. batch: the micro-batch under way.
+    """
 
-class _Loop:
-    """What changes while the loop runs."""
+    def __init__(self, run: Training, stop: StopRequest):
+        self.run, self.stop, self.at = run, stop, Progress()
+        settings = run.settings
+        watched = settings.early_stopping_metric or settings.save_best or "loss"
+        key = "early_stopping_metric" if settings.early_stopping_metric else "save_best"
+        self.bests = [Best(watched, key), *([Best(settings.save_best, "save_best")] if settings.save_best else [])]
+        self.state: dict[str, mx.array] = getattr(run.trainer, "initial_state", lambda _: {})(run.options)
+        self.gradient: Any = None
+        self.batch: Batch | None = None
+        self.history, self.warned = History(), list[str]()
+        self.totals, self.laps = Totals(), Laps(stop)
+        self._gradients: dict[bool, GradientStep] = {}
+        self._feed: Feed | None = None
+        self._saved_at, self._saved_when = -1, time.monotonic()
+        run.optimizer.init(run.policy.model.trainable_parameters())
 
-    def __init__(self, run: Training):
-        self.run = run
-        self.iteration = 0
-        self.trained_tokens = 0
-        self._gradient: dict[bool, GradientStep] = {}
-        self._start_window()
+    @property
+    def finished(self) -> bool:
+        """Whether all is done, or early stopping ends it. An optimiser step that was begun is finished first."""
+        return self.ended_early or (self.at.iteration >= self.run.iters and not self.at.done)
 
-    def _start_window(self) -> None:
-        self.totals, self.tokens, self.iterations, self.seconds = Totals(), 0, 0, 0.0
+    @property
+    def ended_early(self) -> bool:
+        """Whether the patience of early stopping is at its end."""
+        patience = self.run.settings.early_stopping_patience
+        return patience is not None and self.bests[0].stale >= patience
 
-    def optimizer_step(self, number: int, batches: list[Batch], bar: tqdm) -> None:
+    def optimizer_step(self, bar: tqdm) -> None:
         """Accumulate the gradients of the micro-batches, exactly, and update the parameters once."""
-        run, gradient = self.run, None
+        at = self.at
+        batches = self._batches_of_step()
         units: dict[Unit, int] = {}
         for batch in batches:
             for unit, amount in batch.units().items():
                 units[unit] = units.get(unit, 0) + amount
 
-        for i, batch in enumerate(batches):
-            self.iteration += 1
-            self._validate(number)
-            start = time.perf_counter()
-            gradient = self._accumulate(number, batch, units, gradient)
-            if i == len(batches) - 1:
-                self._update(gradient)
-            self.seconds += time.perf_counter() - start
+        for batch in batches[at.done :]:
+            self.batch = batch
+            self._validate(at.iteration + 1)
+            if self.ended_early:
+                return
+            with self.laps.lap():
+                at.iteration, at.done = at.iteration + 1, at.done + 1
+                self._accumulate(batch, units)
+                if at.done == at.size:
+                    self._update(batches)
             bar.update()
             self._report(bar)
-            if self.iteration % run.settings.save_every == 0:
+            if self._save_is_due():
                 self._save()
+            if self.stop.signal is not None:
+                raise _Stopped
 
-    def _quantized(self, number: int):
+    def _batches_of_step(self) -> list[Batch]:
+        """The micro-batches of the optimiser step under way; the last step holds what is left of `iters`."""
+        at, run = self.at, self.run
+        if self._feed is None:
+            self._feed = Feed(run.epoch_batches, Place(at.epoch, at.batch))
+        if not at.done:
+            at.size = min(run.settings.gradient_accumulation_steps, run.iters - at.iteration)
+        return self._feed.take(at.size)
+
+    def _quantized(self):
         """Whether this optimiser step sees fake-quantised weights, and the context for it."""
-        active = self.run.qat is not None and self.run.qat.active(number)
-        return active, self.run.qat.during(active) if self.run.qat else nullcontext()
+        qat = self.run.qat
+        active = qat is not None and qat.active(self.at.step + 1)
+        return active, qat.during(active) if qat else nullcontext()
 
-    def _accumulate(self, number: int, batch: Batch, units: dict[Unit, int], gradient: Any) -> Any:
-        run = self.run
-        active, context = self._quantized(number)
-        if active not in self._gradient:
+    def _accumulate(self, batch: Batch, units: dict[Unit, int]) -> None:
+        run, at = self.run, self.at
+        active, context = self._quantized()
+        if active not in self._gradients:
             # A compiled graph keeps the layers it was traced with: one for each state of the layers.
-            self._gradient[active] = GradientStep(run.trainer, run.policy, run.options, run.compiled)
-        step = self._gradient[active]
+            self._gradients[active] = GradientStep(run.trainer, run.policy, run.options, run.compiled)
+        step = self._gradients[active]
         with context:
             values, new = step(batch, units)
-            gradient = new if gradient is None else tree_map(mx.add, gradient, new)
-            mx.eval(values, gradient)
+            state = self.state
+            gradient = new if self.gradient is None else tree_map(mx.add, self.gradient, new)
+            mx.eval(values, gradient, state)
         totals = Totals()
         totals.add(batch.units(), step.layout, values)
         if not is_finite(totals.means()):
-            self._stop("The loss is not finite", batch)
+            return self._not_finite("loss", [batch])
+        self.gradient, self.state = gradient, state
         self.totals.add(batch.units(), step.layout, values)
-        self.tokens += int(np.asarray(batch.completion_lengths).sum())
-        self.iterations += 1
-        return gradient
+        at.tokens += int(np.asarray(batch.completion_lengths).sum())
 
-    def _update(self, gradient: Any) -> None:
+    def _update(self, batches: list[Batch]) -> None:
+        run, at = self.run, self.at
+        if not at.left_out:
+            clipped, norm = optim.clip_grad_norm(self.gradient, run.settings.max_grad_norm or math.inf)
+            if mx.isfinite(norm).item():
+                self._apply(clipped if run.settings.max_grad_norm else self.gradient)
+                at.grad_norm, at.skipped_in_a_row = float(norm.item()), 0  # type: ignore[arg-type]
+            else:
+                self._not_finite("gradient", batches)
+        assert self._feed is not None
+        at.epoch, at.batch = self._feed.place
+        self.gradient, at.size, at.done, at.left_out, at.step = None, 0, 0, False, at.step + 1
+
+    def _apply(self, gradient: Any) -> None:
         run = self.run
-        clipped, norm = optim.clip_grad_norm(gradient, run.settings.max_grad_norm or math.inf)
-        if not mx.isfinite(norm).item():
-            self._stop("The gradient is not finite")
-        if run.settings.max_grad_norm:
-            # Clipping multiplies by a float32 number; low-precision weights must stay what they are.
-            gradient = tree_map(lambda new, old: new.astype(old.dtype), clipped, gradient)
+        # Clipping multiplies by a float32 number; low-precision weights must stay what they are.
+        gradient = tree_map(lambda new, old: new.astype(old.dtype), gradient, self.gradient)
         run.optimizer.update(run.policy.model, gradient)
         mx.eval(run.policy.model.state, run.optimizer.state)
 
-    def _stop(self, what: str, batch: Batch | None = None) -> None:
-        rows = f" on rows {batch.ids.tolist()}" if batch is not None else ""
-        raise UserError(
-            f"{what} at iteration {self.iteration}{rows}. Training stopped before the update; adapters saved "
-            "earlier are whole. Try a smaller learning_rate, set max_grad_norm: 1.0, or look at these rows."
+    def _not_finite(self, what: str, batches: list[Batch]) -> None:
+        """Stop, or note that the update of this step is to be left out."""
+        at, run = self.at, self.run
+        rows = np.concatenate([np.asarray(batch.ids) for batch in batches]).tolist()
+        if run.settings.on_nonfinite == "stop" or at.skipped_in_a_row >= MOST_SKIPPED:
+            in_a_row = f" (after {at.skipped_in_a_row} updates in a row that were left out)" if at.skipped else ""
+            raise self._stop(f"The {what} is not finite at iteration {at.iteration}{in_a_row} on rows {rows}.")
+        if not at.left_out:
+            at.left_out, at.skipped, at.skipped_in_a_row = True, at.skipped + 1, at.skipped_in_a_row + 1
+        what = what.replace("loss", "objective")
+        self._warn(
+            "not_finite", f"the {what} is not finite on rows {rows}; the update is left out ({at.skipped} so far)"
         )
 
-    def _validate(self, number: int) -> None:
+    def _stop(self, what: str) -> UserError:
+        return UserError(
+            f"{what} Settings: learning_rate {self._rate:.3e}, max_grad_norm {self.run.settings.max_grad_norm}, "
+            f"{self.run.options}. Training stopped before the update (optimiser step {self.at.step + 1}); what was "
+            "saved earlier is whole. Try a smaller learning_rate, set max_grad_norm: 1.0, look at these rows, or let "
+            "on_nonfinite: skip leave such updates out."
+        )
+
+    def _validate(self, iteration: int) -> None:
         run, settings = self.run, self.run.settings
-        due = self.iteration in (1, run.iters) or self.iteration % settings.steps_per_eval == 0
+        due = iteration in (1, run.iters) or iteration % settings.steps_per_eval == 0
         if run.validation is None or not due:
             return
-        start = time.perf_counter()
-        with self._quantized(number)[1]:
-            means = run.trainer.evaluate(run.policy, run.validation(), run.options)
+        laps, seed, pauses, start = Laps(self.stop), random_seed(), self.stop.pauses, time.perf_counter()
+        state = {"state": self.state} if self.state else {}
+        try:
+            with self._quantized()[1]:
+                means = run.trainer.evaluate(run.policy, self._timed(run.validation(), laps), run.options, **state)
+        except _Stopped:
+            mx.random.seed(seed)  # it will be done again from the start
+            raise
+        seconds = time.perf_counter() - start if self.stop.pauses == pauses else laps.seconds
         run.policy.model.train()
         if not is_finite(means):
-            self._stop("The validation loss is not finite")
-        report_validation(run.callback, self.iteration, means, time.perf_counter() - start)
+            what = f"The validation loss is not finite before iteration {iteration}."
+            if settings.on_nonfinite == "stop":
+                raise self._stop(what)
+            return self._warn("not_finite", what.replace("loss", "objective"))
+        report_validation(run.callback, iteration, means, seconds)
+        self._record("valid", iteration, {**means, "seconds": seconds})
+        self.bests[0].update(means, iteration)
+        if run.save_best and len(self.bests) > 1 and self.bests[1].update(means, iteration):
+            best = self.bests[1]
+            tqdm.write(f"Iter {iteration}: Best {best.words} so far: {best.value:.3f}, kept in {run.save_best()}.")
+
+    def _timed(self, batches: Iterator[Batch], laps: Laps) -> Iterator[Batch]:
+        """The batches of an evaluation, each a lap, as long as no signal asks for the end."""
+        for batch in batches:
+            with laps.lap():
+                yield batch
+            if self.stop.signal is not None:
+                raise _Stopped
 
     def _report(self, bar: tqdm) -> None:
-        run = self.run
-        if self.iteration % run.settings.steps_per_report and self.iteration != run.iters:
+        run, at = self.run, self.at
+        if at.iteration % run.settings.steps_per_report and at.iteration != run.iters:
             return
-        means = self.totals.means()
-        self.trained_tokens += self.tokens
-        seconds = max(self.seconds, 1e-9)
+        means, seconds = self.totals.means(), max(self.laps.seconds, 1e-9)
+        at.trained_tokens += at.tokens
+        at.peak_memory = max(at.peak_memory, mx.get_peak_memory())
         speed = {
-            "learning_rate": run.optimizer.learning_rate.item(),
-            "iterations_per_second": self.iterations / seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "trained_tokens": self.trained_tokens,
-            "peak_memory": mx.get_peak_memory() / 1e9,
+            "learning_rate": self._rate,
+            "iterations_per_second": self.laps.count / seconds,
+            "tokens_per_second": at.tokens / seconds,
+            "trained_tokens": at.trained_tokens,
+            "peak_memory": at.peak_memory / 1e9,
         }
-        bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
-        report_training(run.callback, self.iteration, means, speed)
-        self._start_window()
+        if "loss" in means:  # not where every update so far was left out
+            bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
+            report_training(run.callback, at.iteration, means, speed)
+            more = {"grad_norm": at.grad_norm} if at.grad_norm is not None else {}
+            more |= {"updates": at.step - at.skipped, "skipped_updates": at.skipped}
+            self._record("train", at.iteration, {**means, **more, **speed})
+        self.totals, self.laps, at.tokens = Totals(self.totals), Laps(self.stop), 0
+
+    def _record(self, split: str, iteration: int, values: dict[str, float]) -> None:
+        """Keep what was reported, and warn where it calls for it."""
+        run = self.run
+        if run.metrics:
+            run.metrics.write({"iteration": iteration, "split": split, **values})
+        self.history.add(split, {"iteration": iteration, **values})
+        about = Run(self._rate, getattr(run.options, "beta", None), run.trainer.needs_reference(run.options))
+        for name, text in warnings(self.history, about).items():
+            if name not in self.warned:
+                self.warned.append(name)
+                self._warn(name, text, iteration)
+
+    def _warn(self, name: str, text: str, iteration: int | None = None) -> None:
+        iteration = self.at.iteration if iteration is None else iteration
+        tqdm.write(f"Iter {iteration}: [WARNING] {text}")
+        if self.run.metrics:
+            self.run.metrics.write({"iteration": iteration, "warning": name, "text": text})
+
+    @property
+    def _rate(self) -> float:
+        """The learning rate of the last update."""
+        return self.run.optimizer.learning_rate.item()  # type: ignore[return-value]
+
+    def _save_is_due(self) -> bool:
+        settings = self.run.settings
+        minutes = (time.monotonic() - self._saved_when) / 60
+        late = settings.save_every_minutes is not None and minutes >= settings.save_every_minutes
+        return late or self.at.iteration % settings.save_every == 0
 
     def _save(self) -> None:
-        adapter_file, numbered = self.run.save(self.iteration)
-        tqdm.write(f"Iter {self.iteration}: Saved adapter weights to {adapter_file} and {numbered}.")
+        self._check_weights()
+        adapter_file, numbered = self.run.save(self.at.iteration)
+        self._save_state()
+        tqdm.write(f"Iter {self.at.iteration}: Saved adapter weights to {adapter_file} and {numbered}.")
+
+    def save_last(self) -> Path:
+        """Save at the end, or where a signal ends the run; returns the adapter file."""
+        self._check_weights()
+        adapter_file, _ = self.run.save(None)
+        if self._saved_at != self.at.iteration:
+            self._save_state()
+        return adapter_file
+
+    def _save_state(self) -> None:
+        """After the adapters: where the state is, they are."""
+        if self.run.metrics:
+            self.run.metrics.sync()
+        if self.run.states:
+            self.run.states.save(snapshot(self))
+        self._saved_at, self._saved_when = self.at.iteration, time.monotonic()
+
+    def _check_weights(self) -> None:
+        """No weight that is not finite takes the place of a good one."""
+        weights = dict[str, mx.array](tree_flatten(self.run.policy.model.trainable_parameters())).values()
+        if not mx.all(mx.stack([mx.isfinite(value).all() for value in weights])).item():
+            raise self._stop(f"The weights are not finite at iteration {self.at.iteration}.")

@@ -1,6 +1,7 @@
 """Sums and counts over micro-batches, divided once at the end."""
 
 import math
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -24,11 +25,16 @@ def flatten(output: LossOutput) -> tuple[Layout, mx.array]:
 
 
 class Totals:
-    """Running sums (as Python floats: long sums lose float32 digits) and counts of their units."""
+    """Running sums (as Python floats: long sums lose float32 digits) and counts of their units.
 
-    def __init__(self):
+    before: the totals of the window before. Where a window holds none of a unit, say no desirable row, its means are
+        those that were last known.
+    """
+
+    def __init__(self, before: "Totals | None" = None):
         self._sums: dict[tuple[Unit, str], float] = {}
         self._units: dict[Unit, int] = {}
+        self._known: dict[tuple[Unit, str], float] = before._means() if before else {}
 
     def add(self, units: dict[Unit, int], layout: Layout, values: mx.array) -> None:
         """Add a micro-batch: its counts, and the sums that `flatten` laid out."""
@@ -38,11 +44,30 @@ class Totals:
             self._sums[key] = self._sums.get(key, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """`loss` (the sum of its means over each unit) and the mean of every metric."""
+        """`loss` (the sum of its means over each unit) and the mean of every metric that is known."""
         means: dict[str, float] = {}
-        for (unit, name), value in self._sums.items():
-            means[name] = means.get(name, 0.0) + value / max(self._units[unit], 1)
+        for (_, name), value in self._means().items():
+            means[name] = means.get(name, 0.0) + value
         return means
+
+    def _means(self) -> dict[tuple[Unit, str], float]:
+        means = {key: value / self._units[key[0]] for key, value in self._sums.items() if self._units[key[0]]}
+        return {**self._known, **means}
+
+    def dump(self) -> dict[str, Any]:
+        """For the saved state of a run."""
+        return {
+            "sums": [[*key, value] for key, value in self._sums.items()],
+            "units": self._units,
+            "known": [[*key, value] for key, value in self._known.items()],
+        }
+
+    def load(self, dumped: dict[str, Any]) -> None:
+        """Take over what `dump` gave."""
+        self._units = dict(dumped["units"])
+        self._sums, self._known = (
+            {(unit, name): value for unit, name, value in dumped[key]} for key in ("sums", "known")
+        )
 
 
 def is_finite(means: dict[str, float]) -> bool:

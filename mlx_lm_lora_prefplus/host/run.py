@@ -18,15 +18,22 @@ from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
 from ..engine.checkpoint import check_file, check_writable, load_adapter_weights, read_adapter_weights, save_adapters
 from ..engine.loop import Training, train
+from ..engine.metrics import MetricsFile
 from ..engine.qat import FakeQuantization, effective_linears
 from ..engine.reference import with_reference
 from ..engine.report import host_metrics
+from ..engine.run_state import RunState, StateFiles
+from ..engine.signals import stop_at_once
 from ..errors import UserError
 from ..settings import RunSettings
 from . import fuse, policy, summary
 from .config import Resolved
 from .references import References
+from .resume import check_same_run, find_state, fingerprint
 from .work import Work, read_rows
+
+UNFUSED = ".unfused"
+"""A file in the adapter folder from the start of training until the fused model is written."""
 
 
 def run(resolved: Resolved, training_callback: Any = None) -> None:
@@ -35,8 +42,14 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     Raises:
         UserError: something given cannot work.
     """
+    with stop_at_once():
+        _run(resolved, training_callback)
+
+
+def _run(resolved: Resolved, training_callback: Any) -> None:
     settings = resolved.settings
     check_start(settings)
+    state = find_state(settings) if settings.train else None
     if settings.efficient_long_context and settings.grad_checkpoint:
         print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
         settings = settings.model_copy(update={"grad_checkpoint": False})
@@ -48,7 +61,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     model, tokenizer = policy.load_base(settings)
     if settings.train:
         policy.add_adapters(model, settings)
-        if settings.resume_adapter_file:
+        if settings.resume_adapter_file and state is None:
             # Checked before the rows and the reference take their time; loaded after them.
             read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
 
@@ -61,16 +74,27 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     for warning in summary.warnings(resolved, model):
         print_warning(warning)
 
+    if settings.train:
+        known_by = fingerprint(work)
+        if state is not None:
+            check_same_run(state, known_by, settings)
+        check_validation(work)
     reference = work.reference()
     if settings.train:
         print_section("Training")
-        train_policy(work, reference, Path(settings.adapter_path) / "adapters.safetensors", training_callback)
+        unfused = Path(settings.adapter_path) / UNFUSED
+        if settings.fuse and (state is None or state.iteration < work.iters):
+            unfused.touch()
+        file = Path(settings.adapter_path) / "adapters.safetensors"
+        if not train_policy(work, reference, file, training_callback, state=state, known_by=known_by):
+            print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
     elif settings.adapter_path:
         policy.load_trained(model, settings.adapter_path)
     if settings.test:
         test_policy(work, reference)
-    if settings.train and settings.fuse:
+    if settings.train and settings.fuse and unfused.is_file():
         finish_with_fuse(resolved, model, tokenizer)
+        unfused.unlink(missing_ok=True)
 
 
 def check_start(settings: RunSettings) -> None:
@@ -93,10 +117,33 @@ def check_start(settings: RunSettings) -> None:
         )
 
 
-def train_policy(work: Work, reference: References, adapter_file: Path, callback: Any) -> None:
-    """Run the loop; the adapters are saved when it returns."""
+def check_validation(work: Work) -> None:
+    """UserError where something waits for validations that there will not be."""
+    settings = work.resolved.settings
+    for key in ("early_stopping_patience", "early_stopping_metric", "save_best"):
+        if getattr(settings, key) is not None and not work.evaluates("valid"):
+            raise UserError(f"{key}: there is nothing to validate on. Give valid rows and val_batches other than 0.")
+
+
+def train_policy(
+    work: Work,
+    reference: References,
+    adapter_file: Path,
+    callback: Any,
+    *,
+    state: RunState | None = None,
+    known_by: dict[str, Any] | None = None,
+) -> bool:
+    """Run the loop; the adapters are saved when it returns.
+
+    state: what to go on from. known_by: see `resume.fingerprint`.
+
+    Returns:
+        Whether there was anything left to train.
+    """
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
-    if settings.resume_adapter_file:
+    folder = adapter_file.parent
+    if settings.resume_adapter_file and state is None:
         load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
     if settings.wandb is not None:
         callback = WandBCallback(
@@ -112,7 +159,11 @@ def train_policy(work: Work, reference: References, adapter_file: Path, callback
     def save(iteration: int | None) -> tuple[Path, Path | None]:
         return adapter_file, save_adapters(model, adapter_file, policy.adapter_config(settings), iteration)
 
-    train(
+    def save_best() -> Path:
+        save_adapters(model, folder / "best" / adapter_file.name, policy.adapter_config(settings), None)
+        return folder / "best"
+
+    return train(
         Training(
             trainer=resolved.trainer,
             options=resolved.options,
@@ -123,9 +174,14 @@ def train_policy(work: Work, reference: References, adapter_file: Path, callback
             epoch_batches=lambda epoch: with_reference(work.batches("train", epoch), reference["train"]),
             validation=partial(work.evaluation, "valid", reference) if work.evaluates("valid") else None,
             save=save,
+            save_best=save_best,
             callback=callback,
             qat=fake_quantization(model, settings),
             compiled=work.compiled,
+            states=StateFiles(folder, settings.keep_last, state.iteration if state else None),
+            metrics=MetricsFile(folder),
+            resumed=state,
+            fingerprint=known_by if known_by is not None else fingerprint(work),
         )
     )
 

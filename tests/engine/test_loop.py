@@ -22,7 +22,6 @@ from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO
-from mlx_lm_lora_prefplus.trainers.cpo import CPOOptions
 from tests.conftest import random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(10, seed=5)
@@ -137,7 +136,9 @@ def test_an_epoch_sees_every_row_once(monkeypatch):
 def test_speed_does_not_count_validation(monkeypatch):
     """On a clock that only evaluation (100 s each) and forwards (1 s each) move: two steps in two seconds."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.loop.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+    for module in ("loop", "laps"):
+        monkeypatch.setattr(f"mlx_lm_lora_prefplus.engine.{module}.time", fake)
     step, evaluation = GradientStep.__call__, type(CPO).evaluate
 
     def passing(seconds, function):
@@ -207,7 +208,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training():
     model = with_lora(tiny_llama(), dropout=0.5)
     batches = lambda: CPO.iterate_batches(ROWS, batch_size=4, epoch=0, seed=0, shuffle=False)  # noqa: E731
     model.train()
-    one, two = (CPO.evaluate(PlainPolicy(model), batches(), CPOOptions()) for _ in range(2))
+    one, two = (CPO.evaluate(PlainPolicy(model), batches(), CPO.options()) for _ in range(2))
     assert one == two
     assert model.training
     first, second = (PlainPolicy(model)(next(batches())).logps for _ in range(2))
@@ -231,7 +232,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_evaluation_is_a_mean_over_pairs_however_they_are_cut(batch_size):
     """Ten pairs in uneven batches weigh as in one; the host weighs a batch by its tokens."""
-    policy, options = PlainPolicy(with_lora(tiny_llama())), CPOOptions(cpo_alpha=0.5)
+    policy, options = PlainPolicy(with_lora(tiny_llama())), CPO.options(cpo_alpha=0.5)
     means = [
         CPO.evaluate(policy, CPO.iterate_batches(ROWS, batch_size=size, epoch=0, seed=0, shuffle=False), options)
         for size in (len(ROWS), batch_size)
@@ -241,4 +242,4 @@ def test_evaluation_is_a_mean_over_pairs_however_they_are_cut(batch_size):
 
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(UserError, match="no rows to evaluate"):
-        evaluate(CPO, PlainPolicy(tiny_llama()), iter([]), CPOOptions())
+        evaluate(CPO, PlainPolicy(tiny_llama()), iter([]), CPO.options())

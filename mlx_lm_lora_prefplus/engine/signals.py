@@ -1,0 +1,77 @@
+"""SIGINT and SIGTERM: at once where nothing is lost by it, after the step while training. SIGCONT is counted."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class StopRequest:
+    """What signals have asked of a run so far.
+
+    signal: the first SIGINT or SIGTERM that came; None until then.
+    pauses: how often the process went on after it had been stopped (SIGSTOP, Ctrl-Z). A stop cannot be seen itself.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self.pauses = 0
+
+
+@contextmanager
+def stop_after_step() -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM are noted, for the loop to look at; a second one ends the process at once (see `leave`)."""
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.signal is not None:
+            leave(number)
+        request.signal = number
+        with suppress(OSError):  # print may be what was interrupted, and cannot be entered twice
+            os.write(2, b"\nStopping when this step is done and saved; a second signal stops at once.\n")
+
+    def went_on(number: int, frame: FrameType | None) -> None:
+        request.pauses += 1
+
+    with _handlers({signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGCONT: went_on}):
+        yield request
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """SIGTERM ends the process as SIGINT does, by an exception: what is under way puts its things in order."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        leave(number)
+
+    with _handlers({signal.SIGTERM: end}):
+        yield
+
+
+def leave(number: int) -> None:
+    """Raise what ends a process by this signal: KeyboardInterrupt (exit code 130) or SystemExit (128 + number)."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
+    """Set signal handlers and put the old ones back. Python allows it in the main thread alone.
+
+    A signal that is ignored (as SIGINT is in a shell's background job) or handled outside Python is left alone.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

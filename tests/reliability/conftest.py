@@ -1,0 +1,77 @@
+"""Runs in child processes, and what they leave."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_pairs
+
+CHILD = Path(__file__).with_name("child.py")
+TIMING = ("iterations_per_second", "tokens_per_second", "peak_memory", "seconds")
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+
+    @property
+    def log(self) -> list[str]:
+        """The lines of the log, without their timing figures."""
+        lines = [line for line in self.out.splitlines() if line.startswith(("Iter ", "Saved "))]
+        return [re.sub(r", (it/s|Val took) .*", "", line) for line in lines]
+
+    @property
+    def instants(self) -> int:
+        return int(re.search(r"^Instants: (\d+)$", self.out, re.M)[1])
+
+
+@dataclass
+class World:
+    """A folder with data and a model, and a way to run on them."""
+
+    folder: Path
+    model: Path
+
+    def config(self, **changes) -> dict:
+        return {
+            **{"model": str(self.model), "data": "data", "train": True, "train_mode": "dpo", "fuse": False},
+            **{"iters": 14, "batch_size": 3, "gradient_accumulation_steps": 3, "learning_rate": 1e-3, "num_layers": 1},
+            **{"lora_parameters": {"rank": 4, "dropout": 0.1, "scale": 10.0}, "save_every": 4, "steps_per_eval": 5},
+            **{"steps_per_report": 3, "lr_schedule": {"name": "cosine_decay", "arguments": [1e-3, 10]}, "seed": 3},
+            **changes,
+        }
+
+    def start(self, kill_at: int = 0, **changes) -> subprocess.Popen:
+        file = self.folder / f"config-{changes.get('adapter_path', 'adapters')}.json"
+        file.write_text(json.dumps(self.config(**changes)))
+        environment = {**os.environ, "PYTHONPATH": str(CHILD.parents[2]), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, str(CHILD), str(file), str(kill_at)],
+            **{"cwd": self.folder, "env": environment, "text": True},
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+        )
+
+    def run(self, kill_at: int = 0, **changes) -> Ended:
+        process = self.start(kill_at, **changes)
+        out = process.communicate(timeout=300)[0]
+        return Ended(process.returncode, out)
+
+    def weights(self, adapter_path: str) -> bytes:
+        return (self.folder / adapter_path / "adapters.safetensors").read_bytes()
+
+    def metrics(self, adapter_path: str) -> list[dict]:
+        lines = (self.folder / adapter_path / "metrics.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key not in TIMING} for line in lines]
+
+
+@pytest.fixture
+def world(tmp_path, model_folder) -> World:
+    write_pairs(tmp_path / "data", train=10, valid=4)
+    return World(tmp_path, model_folder)

@@ -1,0 +1,41 @@
+"""Runs that are killed at random instants, inside of saves too, and resumed end with the bytes of one left alone.
+
+`PREFPLUS_KILLS` sets how many kills each mode gets (default 3).
+"""
+
+import os
+import random
+
+import pytest
+
+KILLS = int(os.environ.get("PREFPLUS_KILLS", "3"))
+KILLS_PER_RUN = 5
+
+MODES = {
+    "dpo": {"train_mode": "dpo"},
+    "cpo": {"train_mode": "cpo", "cpo_alpha": 0.5, "optimizer": "adamw"},
+}
+"""Name → the keys of a run; one with rows of another kind needs a fixture for its data."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_and_resumed_is_left_alone(world, mode):
+    alone = world.run(**MODES[mode], adapter_path="alone")
+    assert alone.code == 0, alone.out
+    rng = random.Random(f"{mode} {KILLS}")
+    for chain, first in enumerate(range(0, KILLS, KILLS_PER_RUN)):
+        folder = f"killed-{chain}"
+        for _ in range(min(KILLS_PER_RUN, KILLS - first)):
+            killed = world.run(rng.randint(1, alone.instants // 2), **MODES[mode], adapter_path=folder, resume=True)
+            if killed.code == 0:  # it came to its end before its instant
+                break
+            assert killed.code == -9, killed.out
+        last = world.run(**MODES[mode], adapter_path=folder, resume=True)
+        assert last.code == 0, last.out
+        assert world.weights(folder) == world.weights("alone")
+        assert world.metrics(folder) == world.metrics("alone")
+        log = [line.replace("alone/", f"{folder}/") for line in alone.log]
+        assert last.log == log[len(log) - len(last.log) :]
+        assert "Reference, train" not in last.out or first == 0
