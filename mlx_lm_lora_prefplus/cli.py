@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from .errors import UserError
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
-    help="Companion of mlx_lm_lora.train: what is installed, whether it is active, a quick start, and a benchmark.",
+    help="Companion of mlx_lm_lora.train: what is installed, its losses and presets, a quick start, and a benchmark.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -96,6 +97,37 @@ def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:
         "reference": bool(trainer.needs_reference(trainer.options())),
         "losses": list(trainer.losses),
     }
+
+
+@app.command()
+def losses(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One loss, in full.")] = None,
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="Only those of this train mode.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the losses of the train modes, or show one: formula, options, defaults, data, when to use it, source."""
+    from .host.describe import describe
+    from .host.show import losses_in_full, losses_in_short
+    from .plugin.manager import load_registry
+
+    registry = load_registry()
+    found = describe(registry, name, mode)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print((losses_in_full if name else losses_in_short)(found, registry))
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """List the presets: published settings that `preset: NAME` (or --preset NAME) puts in force."""
+    from .host.presets import PRESETS
+    from .host.show import presets_in_short
+
+    if as_json:
+        print(json.dumps([asdict(preset) for preset in PRESETS.values()], indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(presets_in_short(PRESETS.values()))
 
 
 @app.command()

@@ -48,6 +48,48 @@ def test_modes_names_what_is_broken(call, monkeypatch):
     assert "mode kto is brought by a and by b" in done.stderr
 
 
+def test_losses_as_json(call):
+    rows = json.loads(call("losses", "--json").stdout)
+    assert len(rows) == len({(row["mode"], row["name"]) for row in rows})
+    assert {row["mode"] for row in rows} >= {"dpo", "cpo", "orpo", "simpo", "kto", "bco"}
+    (ipo,) = json.loads(call("losses", "ipo", "--mode", "dpo", "--json").stdout)
+    assert list(ipo) == [
+        *("mode", "name", "formula", "meaning", "when", "reference", "means", "log_probs", "rows", "columns"),
+        *("options", "value", "references"),
+    ]
+    assert (ipo["formula"], ipo["reference"], ipo["means"]) == ("(Δ − 1/(2β))²", True, True)
+    assert ipo["options"][0]["key"] == "beta" and ipo["options"][0]["default"] == 0.1
+
+
+def test_losses_as_text(call):
+    everything = call("losses").stdout
+    assert "dpo: pairs, with a reference" in everything and "bco: labelled rows" in everything
+    assert max(len(line) for line in everything.splitlines()) <= 80
+    one = call("losses", "plackett_luce").stdout
+    assert "e^(βu_j)]" in one  # brackets are not taken for markup
+    assert "Data: prompt, responses, scores." in one and "arXiv:2402.01878" in one and "Notation: p is" in one
+    assert "train mode cpo" in call("losses", "ipo").stdout
+    assert "train mode cpo" not in call("losses", "ipo", "--mode", "dpo").stdout
+
+
+def test_a_misspelt_loss_is_told_the_nearest(call):
+    done = call("losses", "simpoo")
+    assert done.exit_code == 1 and isinstance(done.exception, UserError)
+    assert "did you mean simpo?" in str(done.exception)
+
+
+def test_presets(call):
+    rows = {row["name"]: row for row in json.loads(call("presets", "--json").stdout)}
+    assert rows["simpo-llama3"] == {
+        **{"name": "simpo-llama3", "mode": "simpo", "source": "arXiv:2405.14734; princeton-nlp/SimPO, README.md"},
+        "values": {"loss_type": "simpo", "beta": 2.5, "gamma_beta_ratio": 0.55, "learning_rate": 1e-6},
+        "about": "Llama 3 8B Instruct: all weights, cosine schedule, 1 epoch",
+    }
+    shown = call("presets").stdout
+    assert "gamma_beta_ratio 0.55, learning_rate 1e-6" in shown and "starting points" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
 def test_quickstart_hands_over(call, monkeypatch, tmp_path):
     seen = []
     stub = SimpleNamespace(run_quickstart=lambda directory: seen.append(directory) or 3)
