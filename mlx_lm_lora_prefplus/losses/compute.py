@@ -38,7 +38,7 @@ def compute(
     mismatched_logratios: Any = None,
     columns: Mapping[str, Any] | None = None,
     token_log_collisions: mx.array | None = None,
-    baseline: float | None = None,
+    baseline: float | None = 0.0,
     **options: Any,
 ) -> mx.array:
     """The scalar loss that training would take its gradient of, for one optimiser step of one batch.
@@ -53,14 +53,15 @@ def compute(
         columns: data columns that the loss needs, such as `margin`, (pairs,) each. `scores`, (completions, lists),
             makes the rows lists: row `k * lists + i` is completion `k` of list `i`.
         token_log_collisions: (rows, width), log Σ_v π(v)², for `use_weighting`.
-        baseline: what losses with a running mean of the rewards take for it (default: the mean of this batch, as in
-            the first step of a run).
+        baseline: what losses with a running mean of the rewards take for it (0, the default, is TRL's; None: the mean
+            of this batch, as in the first step of a run).
 
     Returns:
         ().
 
     Raises:
-        UserError: an unknown mode, loss or option, a value out of bounds, or no reference where one is needed.
+        UserError: an unknown mode, loss or option, a value out of bounds, rows that are no pairs, or no reference,
+            column or label where one is needed.
     """
     if mode not in OPTIONS:
         raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
@@ -80,11 +81,17 @@ def compute(
     if reference_token_logps is None and not free:
         raise UserError(f"Mode {mode} needs reference_token_logps" + (", or reference_free." * (mode == "dpo") or "."))
 
-    mask = mx.ones(policy_token_logps.shape) if completion_mask is None else completion_mask.astype(mx.float32)
+    policy_token_logps = _array(policy_token_logps)
+    mask = mx.ones(policy_token_logps.shape) if completion_mask is None else _array(completion_mask).astype(mx.float32)
     rows, width = mask.shape
     tokens = mask.sum(1)
     columns = {name: mx.array(value).astype(mx.float32) for name, value in (columns or {}).items()}
+    lacking = {column for name in loss_names(loss_type) for column in kind.table[name].columns} - set(columns)
+    if lacking:
+        raise UserError(f"Loss {loss_type} needs columns: {', '.join(sorted(lacking))}.")
     paired = mode not in ("kto", "bco") and "scores" not in columns
+    if paired and rows % 2:
+        raise UserError(f"{rows} rows are no pairs: give the chosen in the first half, the rejected in the second.")
     weights = token_weights(chosen, tokens, width, mx.arange(rows // 2)) if paired else None
     weighing = mask
     if weights is not None:
@@ -93,7 +100,7 @@ def compute(
     policy = mx.where(mask > 0, weighing * policy_token_logps, 0).sum(1)
     reference = mx.zeros(rows)
     if reference_token_logps is not None and not free:
-        reference = mx.where(mask > 0, weighing * reference_token_logps, 0).sum(1)
+        reference = mx.where(mask > 0, weighing * _array(reference_token_logps), 0).sum(1)
     nll = -mx.where(mask > 0, policy_token_logps, 0).sum(1)
 
     pair_weights, nll_weight = None, 0.0
@@ -136,3 +143,7 @@ def compute(
     for unit, value in result.sums.items():
         total = total + value / units[unit]
     return total
+
+
+def _array(values: Any) -> mx.array:
+    return values if isinstance(values, mx.array) else mx.array(values)
