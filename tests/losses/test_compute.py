@@ -1,0 +1,136 @@
+"""Every loss of every mode through `losses.compute`: finite at the limits, and blind to what is masked."""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lm_lora_prefplus.losses import compute
+from mlx_lm_lora_prefplus.losses.compute import OPTIONS
+
+CASES = [(mode, name) for mode, kind in OPTIONS.items() for name in kind.table]
+each = pytest.mark.parametrize("mode, name", CASES, ids=[f"{mode}/{name}" for mode, name in CASES])
+ROWS = 6
+MODIFIERS = [
+    {"f_divergence_type": "forward_kl"},
+    {"f_divergence_type": "js_divergence"},
+    {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
+    {"ld_alpha": 0.5},
+    {"sampo": True},
+    {"use_weighting": True},
+    {"dr_dpo_beta": 1.0},
+    {"sft_weight": 0.3, "sft_normalization": "sequence"},
+    {"reference_free": True},
+]
+
+
+def call(mode: str, name: str, policy, reference, mask, **options: Any) -> mx.array:
+    """compute with everything that any loss may need."""
+    rows = len(policy)
+    pairs = rows // 2
+    if OPTIONS[mode].table[name].rows == "ranked":
+        options["columns"] = {"scores": np.tile(np.arange(pairs)[:, None], (1, 2))}  # lists of `pairs` completions
+    elif mode in ("kto", "bco"):
+        options |= {"label": np.arange(rows) % 3 > 0, "mismatched_logratios": np.linspace(-1, 2, rows)}
+    else:
+        options["columns"] = {
+            "margin": np.linspace(-1, 2, pairs),
+            "preference_prob": np.linspace(0, 1, pairs),
+            "chosen_score": np.linspace(2, 3, pairs),
+            "rejected_score": np.linspace(0, 1, pairs),
+            "preference_score": np.linspace(0.5, 1.5, pairs),
+        }
+    if name == "chi_po":
+        options["chi_po_clip"] = 4.0
+    if options.get("use_weighting"):
+        options["token_log_collisions"] = mx.full(mx.array(mask).shape, -1.0)
+    return compute(mode, name, policy, reference, mask, **options)
+
+
+def draw(seed=0, width=5):
+    rng = np.random.default_rng(seed)
+    policy, reference = -np.abs(rng.normal(0, 2, (2, ROWS, width)))
+    mask = np.arange(width)[None] < rng.integers(1, width + 1, ROWS)[:, None]
+    return policy.astype(np.float32), reference.astype(np.float32), mask
+
+
+def value_and_gradient(mode, name, policy, reference, mask, **options):
+    loss = lambda logps: call(mode, name, logps, mx.array(reference), mx.array(mask), **options)  # noqa: E731
+    value, gradient = mx.value_and_grad(loss)(mx.array(policy))
+    return value.item(), np.array(gradient)
+
+
+@each
+def test_a_number_and_a_gradient(mode, name):
+    policy, reference, mask = draw()
+    value, gradient = value_and_gradient(mode, name, policy, reference, mask)
+    assert math.isfinite(value)
+    assert np.abs(gradient).sum() > 1e-6
+    assert (gradient[~mask] == 0).all()
+
+
+@each
+def test_what_is_masked_does_not_matter(mode, name):
+    """Other columns of padding, with anything in them: the same loss and gradient."""
+    policy, reference, mask = draw(1)
+    value, gradient = value_and_gradient(mode, name, policy, reference, mask)
+    dirty = [np.where(mask, array, np.float32(-np.inf)) for array in (policy, reference)]
+    wider = [np.concatenate([array, np.full((ROWS, 3), -9, np.float32)], axis=1) for array in dirty]
+    more = np.concatenate([mask, np.zeros((ROWS, 3), bool)], axis=1)
+    same, slopes = value_and_gradient(mode, name, *wider, more)
+    assert same == pytest.approx(value, rel=1e-6)
+    np.testing.assert_allclose(slopes[:, :5], gradient, rtol=1e-5, atol=1e-8)
+    assert (slopes[:, 5:] == 0).all()
+
+
+@each
+@pytest.mark.parametrize("empty", [(0,), (ROWS - 1,), (0, ROWS - 1), (1, 4), tuple(range(ROWS))])
+def test_finite_with_empty_completions(mode, name, empty):
+    policy, reference, mask = draw(2)
+    mask[list(empty)] = False
+    value, gradient = value_and_gradient(mode, name, policy, reference, mask)
+    assert math.isfinite(value) and np.isfinite(gradient).all()
+
+
+@each
+@pytest.mark.parametrize("which", ["policy", "reference", "chosen", "rejected", "all", "none"])
+def test_finite_with_log_probs_of_minus_1e5(mode, name, which):
+    """One token in a completion, all of it nearly impossible or certain."""
+    policy, reference, mask = np.zeros((ROWS, 1), np.float32), np.zeros((ROWS, 1), np.float32), np.ones((ROWS, 1), bool)
+    sunk = np.float32(-1e5)
+    if which in ("policy", "all"):
+        policy[:] = sunk
+    if which in ("reference", "all"):
+        reference[:] = sunk
+    if which == "chosen":
+        policy[: ROWS // 2] = sunk
+    if which == "rejected":
+        policy[ROWS // 2 :] = sunk
+    value, gradient = value_and_gradient(mode, name, policy, reference, mask)
+    assert math.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("options", MODIFIERS, ids=lambda options: " ".join(options))
+@pytest.mark.parametrize("name", list(OPTIONS["dpo"].table))
+def test_modifiers_are_finite_or_refused(name, options):
+    """And those that are taken change the loss."""
+    row = OPTIONS["dpo"].table[name]
+    divergence = "f_divergence_type" in options and not (row.divergence or row.function is None)
+    of_pairs = row.rows == "ranked" and {"ld_alpha", "sampo", "use_weighting"} & set(options)
+    if divergence or of_pairs or ("use_weighting" in options and not row.separable):
+        with pytest.raises(Exception, match="|".join(options)):
+            call("dpo", name, *(mx.array(a) for a in draw()), **options)
+        return
+    for sunk in (None, "chosen", "rejected"):
+        policy, reference, mask = draw(3)
+        if sunk:
+            policy[: ROWS // 2 if sunk == "chosen" else ROWS] = -1e5
+        mask[1] = False
+        value, gradient = value_and_gradient("dpo", name, policy, reference, mask, **options)
+        assert math.isfinite(value) and np.isfinite(gradient).all(), sunk
+    if row.function is not None and "sft_weight" not in options:
+        policy, reference, mask = draw(5)
+        plain = call("dpo", name, policy, reference, mask).item()
+        assert call("dpo", name, policy, reference, mask, **options).item() != pytest.approx(plain, rel=1e-6)
