@@ -68,7 +68,7 @@ def prepare(
     if not sources:
         return {}
     encoder = Encoder(tokenizer, settings, add_bos=add_bos, apart=kind == "unpaired")
-    work = _Preparation(kind, getattr(settings, "pairing", "best_worst"), encoder, progress)
+    work = _Preparation(kind, settings.pairing, encoder, progress)
     folder = cache.folder("tokens", cache_dir)
     return {split: work.split(sources[split], folder) for split in splits if split in sources}
 

@@ -58,7 +58,7 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
 
     Raises UserError if nothing at all is found, or an entry of `hf_dataset` is malformed.
     """
-    features = {key: _named(getattr(settings, key, None)) for key in FEATURES}
+    features = {key: _named(getattr(settings, key)) for key in FEATURES}
     if settings.hf_dataset:
         return _mixture(settings.hf_dataset, splits, features)
     path = Path(settings.data).expanduser()

@@ -97,22 +97,11 @@ def write(path: Path, rows: list[dict]) -> Path:
 def tokenise(tmp_path, chatml):
     """Rows → the Split that `prepare` makes of them; keyword arguments are settings."""
 
-    def run(rows: list[dict], tokenizer=chatml, *, add_bos: bool = False, **settings):
+    def run(rows: list[dict], tokenizer=chatml, *, kind="paired", add_bos: bool = False, **settings):
         path = write(tmp_path / "rows.jsonl", rows)
         settings = DataSettings(data=str(path), **settings)
-        made = prepare(settings, tokenizer, ["train"], add_bos=add_bos, progress=False, cache_dir=tmp_path / "cache")
-        return made["train"]
-
-    return run
-
-
-@pytest.fixture
-def texts(tokenise, chatml):
-    """Rows → (prompt, chosen, rejected) texts as the ChatML tokenizer reads them back."""
-
-    def run(rows: list[dict], **settings):
-        split = tokenise(rows, **settings)
-        return [tuple(chatml.decode(row[key]) for key in ("prompt", "chosen", "rejected")) for row in split.rows]
+        how = {"add_bos": add_bos, "progress": False, "cache_dir": tmp_path / "cache"}
+        return prepare(settings, tokenizer, ["train"], kind=kind, **how)["train"]
 
     return run
 

@@ -4,33 +4,10 @@ import json
 
 import pytest
 
-from mlx_lm_lora_prefplus.data.columns import read_examples
 from mlx_lm_lora_prefplus.data.examples import PAIR, Dropped, Example
 from mlx_lm_lora_prefplus.errors import UserError
 
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def bot(content):
-    return {"role": "assistant", "content": content}
-
-
-def system(content):
-    return {"role": "system", "content": content}
-
-
-def pairs_of(*rows, **features):
-    words, examples = read_examples(iter(enumerate(rows, 1)), "rows.jsonl", features)
-    return words, list(examples)
-
-
-def pair_of(row, **features) -> Example:
-    _, (pair,) = pairs_of(row, **features)
-    assert isinstance(pair, Example), pair
-    return pair
-
+from .messages import bot, read, read_one, system, user
 
 PLAIN = Example(1, [user("Q")], [[bot("A")], [bot("B")]], PAIR)
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant:"
@@ -168,13 +145,13 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_shape(name):
     row, expected = SHAPES[name]
-    assert pair_of(row) == expected
+    assert read_one(row) == expected
 
 
 def test_a_completion_of_several_turns_keeps_them():
     tool = {"role": "tool", "content": "4"}
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {"a": 2, "b": None}}]}
-    pair = pair_of({"prompt": "Q", "chosen": [call, tool, bot("A")], "rejected": [bot("B")]})
+    pair = read_one({"prompt": "Q", "chosen": [call, tool, bot("A")], "rejected": [bot("B")]})
     assert pair.completions[0][0] == {
         "role": "assistant",
         "content": "",
@@ -185,14 +162,14 @@ def test_a_completion_of_several_turns_keeps_them():
 
 def test_blanks_around_earlier_turns_of_a_transcript_go_and_those_of_the_answer_stay():
     start = "\n\nHuman:  Q \n\nAssistant:"
-    pair = pair_of({"prompt": start, "chosen": "  A ", "rejected": " B"})
+    pair = read_one({"prompt": start, "chosen": "  A ", "rejected": " B"})
     assert pair == Example(1, [user("Q")], [[bot(" A ")], [bot("B")]], PAIR)
-    assert pair_of({"chosen": start + "  A ", "rejected": start + " B"}) == pair
+    assert read_one({"chosen": start + "  A ", "rejected": start + " B"}) == pair
 
 
 def test_equal_conversations_keep_their_last_message_as_the_completion():
     same = [user("Q"), bot("A")]
-    assert pair_of({"chosen": same, "rejected": same}) == PLAIN._replace(completions=[[bot("A")]] * 2)
+    assert read_one({"chosen": same, "rejected": same}) == PLAIN._replace(completions=[[bot("A")]] * 2)
 
 
 def test_helpsteer_rows_of_one_prompt_make_a_pair():
@@ -203,7 +180,7 @@ def test_helpsteer_rows_of_one_prompt_make_a_pair():
         {"prompt": "T", "response": "D", "helpfulness": 3},
         {"prompt": "U", "response": "E", "helpfulness": "2"},
     ]
-    _, found = pairs_of(*rows)
+    _, found = read(*rows)
     assert found[0] == PLAIN._replace(row=2, numbers={"chosen_score": 4.0, "rejected_score": 1.0})
     assert [item.reason for item in found[1:]] == ["tie", "no second rated response to the same prompt"]
 
@@ -260,7 +237,7 @@ DROPPED = {
 @pytest.mark.parametrize("name", DROPPED)
 def test_dropped_with_a_reason(name):
     row, reason = DROPPED[name]
-    _, found = pairs_of(row)
+    _, found = read(row)
     assert found == [Dropped(1, reason)]
 
 
@@ -295,20 +272,20 @@ WRONG = {
 def test_wrong_types_name_row_column_and_what_is_wanted(name):
     row, part = WRONG[name]
     with pytest.raises(UserError) as error:
-        pairs_of(row)
+        read(row)
     assert str(error.value).startswith("rows.jsonl, row 1, column ")
     assert part in str(error.value)
 
 
 def test_overrides_choose_the_columns():
     row = {"prompt": "no", "ask": "Q", "good": "A", "bad": "B", "persona": "S"}
-    pair = pair_of(row, prompt_feature="ask", chosen_feature="good", rejected_feature="bad", system_feature="persona")
+    pair = read_one(row, prompt_feature="ask", chosen_feature="good", rejected_feature="bad", system_feature="persona")
     assert pair == PLAIN._replace(prompt=[system("S"), user("Q")])
 
 
 def test_an_override_that_is_not_there_names_the_nearest():
     with pytest.raises(UserError) as error:
-        pair_of({"prompt": "Q", "chosen_text": "A", "rejected": "B"}, chosen_feature="chosen_txt")
+        read_one({"prompt": "Q", "chosen_text": "A", "rejected": "B"}, chosen_feature="chosen_txt")
     assert str(error.value) == (
         "rows.jsonl: chosen_feature names column 'chosen_txt', which is not there. Did you mean 'chosen_text'? "
         "Columns seen: prompt, chosen_text, rejected."
@@ -317,7 +294,7 @@ def test_an_override_that_is_not_there_names_the_nearest():
 
 def test_unknown_columns_are_listed_with_the_shapes_accepted():
     with pytest.raises(UserError) as error:
-        pair_of({"prompt": "Q", "chosen": "A", "reject": "B"})
+        read_one({"prompt": "Q", "chosen": "A", "reject": "B"})
     message = str(error.value)
     assert "prompt, chosen, reject." in message and "'reject' (for rejected)" in message
     for shape in ("prompt, chosen, rejected", "UltraFeedback", "HelpSteer2-preference", "HelpSteer3", "HelpSteer)"):
@@ -326,7 +303,7 @@ def test_unknown_columns_are_listed_with_the_shapes_accepted():
 
 def test_no_rows():
     with pytest.raises(UserError, match=r"rows.jsonl: holds no rows"):
-        pairs_of()
+        read()
 
 
 @pytest.mark.parametrize(
@@ -340,4 +317,43 @@ def test_no_rows():
     ],
 )
 def test_the_shape_in_words(row, words):
-    assert pairs_of({**row, "chosen": None} if "chosen" in row else row, row)[0] == words
+    assert read({**row, "chosen": None} if "chosen" in row else row, row)[0] == words
+
+
+NUMBERS = {"margin": 1.5, "chosen_score": 8, "rejected_score": 3.5, "preference_prob": 0.9, "preference_score": 2}
+
+
+@pytest.mark.parametrize("shape", ["text", "messages", "HH transcripts", "plain text"])
+def test_numbers_that_pairs_bring_along(shape):
+    row, expected = SHAPES[shape]
+    assert read_one({**row, **NUMBERS}) == expected._replace(numbers=NUMBERS)
+    assert read_one({**row, "margin": None, "preference_prob": ""}).numbers == {}
+    other = {"score_chosen": 8.0, "score_rejected": "3.5"}
+    assert read_one({**row, **other}).numbers == {"chosen_score": 8, "rejected_score": 3.5}
+
+
+def test_the_column_of_the_preference_score_has_a_key():
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "weight": 0.5}
+    assert read_one(row).numbers == {}
+    assert read_one(row, preference_score_feature="weight").numbers == {"preference_score": 0.5}
+    assert read_one(row, preference_score_feature="gone", kind="ranked").scores == PAIR
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"margin": "wide"}, "'margin': found text ('wide'), wanted a finite number"),
+        ({"margin": [1]}, "'margin': found a list ([1]), wanted a finite number"),
+        ({"chosen_score": float("nan")}, "'chosen_score': found a number (nan), wanted a finite number"),
+        ({"score_rejected": float("inf")}, "'score_rejected': found a number (inf), wanted a finite number"),
+        ({"preference_score": True}, "'preference_score': found true or false (True)"),
+        ({"preference_prob": 1.01}, "'preference_prob': found a number (1.01), wanted a probability from 0 to 1"),
+        ({"preference_prob": -0.5}, "'preference_prob': found a number (-0.5), wanted a probability from 0 to 1"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_none_are_refused(numbers, message):
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B", **dict.fromkeys(numbers, 0.5)}
+    with pytest.raises(UserError) as error:
+        read(row, {**row, **numbers})
+    assert str(error.value).startswith(f"rows.jsonl, row 2, column {message}")

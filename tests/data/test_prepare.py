@@ -9,6 +9,8 @@ import pytest
 from mlx_lm.tokenizer_utils import load
 
 from mlx_lm_lora_prefplus.data import prepare
+from mlx_lm_lora_prefplus.data.batches import iterate_batches
+from mlx_lm_lora_prefplus.data.lengths import lengths_of
 from mlx_lm_lora_prefplus.data.tokens import Encoder
 from mlx_lm_lora_prefplus.settings import DataSettings
 
@@ -27,9 +29,10 @@ def folder(tmp_path) -> Path:
 def run(folder, tmp_path, chatml):
     """prepare() on the folder; keyword arguments are settings."""
 
-    def call(tokenizer=chatml, splits=("train",), add_bos=False, **settings):
+    def call(tokenizer=chatml, splits=("train",), kind="paired", add_bos=False, **settings):
         settings = DataSettings(**{"data": str(folder), **settings})
-        return prepare(settings, tokenizer, splits, add_bos=add_bos, progress=False, cache_dir=tmp_path / "cache")
+        how = {"add_bos": add_bos, "progress": False, "cache_dir": tmp_path / "cache"}
+        return prepare(settings, tokenizer, splits, kind=kind, **how)
 
     return call
 
@@ -74,8 +77,11 @@ def test_the_second_start_reads_the_cache(run, monkeypatch):
         {"tokenizer": make_tokenizer(think=False)},
         {"tokenizer": make_tokenizer(bos=True)},
         {"add_bos": True},
+        {"kind": "unpaired"},
+        {"kind": "ranked"},
+        {"pairing": "all_pairs"},
     ],
-    ids=["length", "truncation", "prompt length", "columns", "template", "vocabulary", "bos", "add_bos"],
+    ids=lambda change: next(iter(change)),
 )
 def test_other_settings_or_tokenizers_are_not_taken_from_the_cache(run, change):
     run()
@@ -208,6 +214,94 @@ def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):
     assert rows.cache_files[0]["filename"].endswith(".arrow")
 
 
+RANKED = [
+    {
+        "prompt": f"Q{i}",
+        "responses": ["one", "two two", "three three three"][: 2 + i % 2],
+        "scores": [2, 1, 3][: 2 + i % 2],
+    }
+    for i in range(4)
+]
+LABELLED = [{"prompt": f"Q{i}", "completion": "A" * (i + 1), "label": i % 3 == 0} for i in range(5)]
+PAIRS = [{**PAIR, "prompt": f"Q{i}"} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "pairing", "columns", "used"),
+    [
+        (PAIRS, "unpaired", "best_worst", ["prompt", "completion", "label", "row"], 6),
+        (PAIRS, "ranked", "best_worst", ["prompt", "completions", "scores", "row"], 3),
+        (LABELLED, "unpaired", "best_worst", ["prompt", "completion", "label", "row"], 5),
+        (RANKED, "ranked", "best_worst", ["prompt", "completions", "scores", "row"], 4),
+        (RANKED, "unpaired", "all_pairs", ["prompt", "completion", "label", "row"], 8),
+        (RANKED, "paired", "best_worst", ["prompt", "chosen", "rejected", "row", "chosen_score", "rejected_score"], 4),
+        (RANKED, "paired", "all_pairs", ["prompt", "chosen", "rejected", "row", "chosen_score", "rejected_score"], 8),
+    ],
+)
+def test_kinds_of_rows_and_their_reports(tokenise, data, kind, pairing, columns, used):
+    rows, report = tokenise(data, kind=kind, pairing=pairing)
+    assert rows.column_names == report.columns == columns
+    assert (report.kind, report.read, report.used, report.truncated) == (kind, len(data), used, 0)
+    assert len(rows) == used and set(rows["row"]) == set(range(1, len(data) + 1))
+    totals = lengths_of(rows)
+    assert (report.prompt_tokens, report.completion_tokens) == (totals.prompt.sum(), totals.total.sum())
+    labels = rows["label"][:] if kind == "unpaired" else []
+    assert (report.desirable, report.undesirable) == (labels.count(1), labels.count(0))
+    good = (
+        [row["completions"][0] for row in rows] if kind == "ranked" else rows["chosen"][:] if kind == "paired" else None
+    )
+    good = [row["completion"] for row in rows if row["label"]] if good is None else good
+    assert report.chosen_tokens == sum(map(len, good))
+    again = tokenise(data, kind=kind, pairing=pairing)
+    assert again.report.cached and again.rows.column_names == columns and again.rows[:] == rows[:]
+
+
+def test_numbers_are_kept_where_all_rows_have_them(tokenise):
+    data = [{**PAIR, "prompt": f"Q{i}", "margin": i / 4, "preference_prob": 0.5} for i in range(3)]
+    data += [{**PAIR, "margin": 7}, {**PAIR, "chosen": "", "margin": None}]
+    rows, report = tokenise(data)
+    assert rows["margin"][:] == [0, 0.25, 0.5, 7] and rows.features["margin"].dtype == "float32"
+    assert rows.column_names == report.columns == ["prompt", "chosen", "rejected", "row", "margin"]
+    assert report.incomplete == {"preference_prob": 3}
+    again = tokenise(data)
+    assert again.report.cached and again.rows.column_names == rows.column_names
+    batch = next(iterate_batches(again.rows, batch_size=4, shuffle=False))
+    assert list(batch.columns) == ["margin"] and batch.columns["margin"].tolist() == [0, 0.25, 0.5, 7]
+    assert tokenise(data, kind="ranked").report.incomplete == {}
+
+
+def test_labelled_rows_all_the_way_to_a_batch(tokenise, chatml):
+    rows, _ = tokenise(LABELLED, kind="unpaired")
+    batch = next(iterate_batches(rows, batch_size=5, shuffle=False, mismatched=True))
+    assert batch.columns["label"].tolist() == [1, 0, 0, 1, 0] and batch.tokens.shape[0] == 10
+    texts = [
+        chatml.decode(ids[:length]) for ids, length in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
+    ]
+    assert ["A" * (i + 1) + "<|im_end|>\n" == text.split("assistant\n")[1] for i, text in enumerate(texts[:5])] == [
+        True
+    ] * 5
+    assert all(
+        own.split("assistant")[0] == other.split("assistant")[0]
+        for own, other in zip(texts[:5], texts[5:], strict=True)
+    )
+    assert all(own != other for own, other in zip(texts[:5], texts[5:], strict=True))
+
+
+def test_lists_all_the_way_to_a_batch(tokenise, chatml):
+    rows, _ = tokenise(RANKED, kind="ranked")
+    batch = next(iterate_batches(rows, batch_size=4, shuffle=False))
+    assert batch.columns["scores"].tolist() == [2, 3, 2, 3, 1, 2, 1, 2, 1, 1, 1, 1]
+    read = [
+        chatml.decode(ids[:n])
+        for ids, n in zip(batch.completions.tolist(), batch.completion_lengths.tolist(), strict=True)
+    ]
+    assert [text.removesuffix("<|im_end|>\n") for text in read] == [
+        *("one", "three three three", "one", "three three three"),
+        *("two two", "one", "two two", "one"),
+        *("", "two two", "", "two two"),
+    ]
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "shape", "used"),
@@ -246,3 +340,37 @@ def test_the_two_forms_of_the_same_dialogues_become_the_same_tokens(shared, tmp_
 def test_rows_without_pairs_are_refused(shared, tmp_path, chatml):
     with pytest.raises(ValueError, match=r"each row holds one completion with a label .* such as kto"):
         prepare(DataSettings(data=str(shared / "prefs" / "kto_en")), chatml, ["train"], cache_dir=tmp_path)
+
+
+@pytest.mark.shared
+def test_real_labelled_rows_with_a_real_tokenizer(shared, tmp_path):
+    tokenizer = load(shared / "models" / "stories260K")
+    settings = DataSettings(data=str(shared / "prefs" / "kto_en"), max_seq_length=16384)
+    made = prepare(settings, tokenizer, ["train", "valid"], kind="unpaired", progress=False, cache_dir=tmp_path)
+    rows, report = made["valid"]
+    assert report.shape == "prompt as messages, completion as messages, label"
+    assert (report.used, report.desirable, report.undesirable, report.truncated) == (30, 14, 16, 0)
+    assert (made["train"].report.desirable, made["train"].report.undesirable) == (122, 118)
+    lines = (shared / "prefs" / "kto_en" / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    for row, line in zip(rows, lines, strict=True):
+        told = json.loads(line)
+        assert row["label"] == told["label"]
+        assert row["prompt"].count(tokenizer.bos_token_id) == 1 and tokenizer.eos_token_id in row["completion"]
+        assert tokenizer.decode(row["prompt"]).endswith("assistant:")
+        assert tokenizer.decode(row["completion"]).strip().startswith(told["completion"][0]["content"].strip()[:20])
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["hh_strings", "hh_transcript", "mqm_en_de", "dpo_en_messages"])
+def test_real_pairs_become_labelled_rows_and_lists_of_the_same_tokens(shared, tmp_path, name):
+    tokenizer = load(shared / "models" / "stories260K")
+    settings = DataSettings(data=str(shared / "prefs" / name), max_seq_length=16384)
+    pairs, labelled, lists = (
+        prepare(settings, tokenizer, ["valid"], kind=kind, progress=False, cache_dir=tmp_path)["valid"]
+        for kind in ("paired", "unpaired", "ranked")
+    )
+    assert labelled.report.desirable == labelled.report.undesirable == pairs.report.used == lists.report.used
+    completions = [[row["chosen"], row["rejected"]] for row in pairs.rows]
+    assert lists.rows["completions"][:] == completions
+    assert labelled.rows["completion"][:] == [ids for pair in completions for ids in pair]
+    assert labelled.rows["prompt"][:] == [row["prompt"] for row in pairs.rows for _ in range(2)]

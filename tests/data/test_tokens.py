@@ -249,3 +249,91 @@ def test_a_cut_prompt_still_begins_with_the_bos():
     assert fit(*row, settings, bos=1) == ([1, 5, 6], [[7, 8], [9]])
     assert fit(*row, settings, bos=2) == ([4, 5, 6], [[7, 8], [9]])
     assert fit([1, 2], [[7] * 9, [9]], DataSettings(max_seq_length=2), bos=1) == ([2], [[7], [9]])
+
+
+LIST = {"prompt": "What is it?", "responses": ["It is a cat.", "It is a dog.", "Is it?"], "scores": [3, 2, 1]}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_one_prompt_and_each_completion_put_together_are_the_rendered_conversation(tokenise, name):
+    tokenizer = make_tokenizer(TEMPLATES[name])
+    row = tokenise([LIST], tokenizer, kind="ranked").rows[0]
+    assert len(row["completions"]) == 3
+    for completion, answer in zip(row["completions"], LIST["responses"], strict=True):
+        turns = [{"role": "user", "content": LIST["prompt"]}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False)
+        assert row["prompt"] + completion == tokenizer.encode(text, add_special_tokens=False)
+        assert answer in tokenizer.decode(completion)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_pair_has_the_same_tokens_as_labelled_rows_and_as_a_list(tokenise, name):
+    tokenizer = make_tokenizer(TEMPLATES[name])
+    pair = tokenise([PAIR], tokenizer).rows[0]
+    rows = tokenise([PAIR], tokenizer, kind="unpaired").rows
+    (ranked,) = tokenise([PAIR], tokenizer, kind="ranked").rows
+    assert rows["prompt"][:] == [pair["prompt"]] * 2
+    assert rows["completion"][:] == ranked["completions"] == [pair["chosen"], pair["rejected"]]
+    assert rows["label"][:] == ranked["scores"] == [1, 0]
+    assert ranked["prompt"] == pair["prompt"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_labelled_rows_end_their_prompt_where_pairs_do(tokenise, name):
+    tokenizer = make_tokenizer(TEMPLATES[name])
+    pair = tokenise([PAIR], tokenizer).rows[0]
+    labelled = [{"prompt": PAIR["prompt"], "completion": PAIR[side], "label": side} for side in ("chosen", "rejected")]
+    rows = tokenise(labelled, tokenizer, kind="unpaired").rows
+    assert rows["prompt"][:] == [pair["prompt"]] * 2
+    assert rows["completion"][:] == [pair["chosen"], pair["rejected"]]
+
+
+def test_plain_text_becomes_labelled_rows_with_the_shared_start_as_prompt(tokenise):
+    tokenizer = make_tokenizer(HOST_FALLBACK, bos=True)
+    plain = {"chosen": "Once there was a cat", "rejected": "Once there was a dog"}
+    rows = tokenise([plain], tokenizer, kind="unpaired").rows
+    whole = [tokenizer.decode(row["prompt"] + row["completion"]) for row in rows]
+    assert whole == ["<s>Once there was a cat</s>", "<s>Once there was a dog</s>"]
+    assert rows[0]["prompt"] == rows[1]["prompt"] and len(rows[0]["prompt"]) > 3
+
+
+def test_rows_made_of_a_pair_are_cut_each_for_itself(tokenise):
+    """The chosen completion is too long; the rejected one is not, and nothing of its row is lost."""
+    pair = {**PAIR, "prompt": "What is it? " * 9, "chosen": "x" * 50}
+    split = tokenise([pair], kind="unpaired", max_seq_length=80)
+    together = tokenise([pair], max_seq_length=80).rows[0]
+    whole = tokenise([pair]).rows[0]
+    assert split.report.truncated == 1
+    assert split.rows[0]["prompt"] == together["prompt"] != whole["prompt"]
+    assert split.rows[0]["completion"] == together["chosen"]
+    assert (split.rows[1]["prompt"], split.rows[1]["completion"]) == (whole["prompt"], whole["rejected"])
+    dropped = tokenise([pair], kind="unpaired", max_seq_length=80, truncation="drop")
+    assert dropped.report.dropped == {"longer than max_seq_length": 1} and dropped.rows["label"][:] == [0]
+
+
+def test_completions_that_a_template_leaves_out_leave_the_list(tokenise):
+    """ "x?" is all there is of the second. The others' prompt does not end earlier or later for it."""
+    tokenizer = make_tokenizer(
+        "{% for m in messages %}{% if 'x' in m['content'] %}{{ m['role'] }}:{{ m['content'] }}</s>"
+        "{% endif %}{% endfor %}"
+    )
+    row = {"prompt": "x?", "responses": ["x one", "two", "x three"], "scores": [3, 2, 1]}
+    split = tokenise([row, {**row, "responses": ["x one", "two", "three"]}], tokenizer, kind="ranked")
+    assert split.rows["scores"][:] == [[3, 1]]
+    completions = [tokenizer.decode(ids) for ids in split.rows[0]["completions"]]
+    assert completions == ["assistant:x one</s>", "assistant:x three</s>"]
+    assert split.report.dropped == {"no completion left after the prompt": 1}
+    with pytest.raises(UserError, match="tie: 1"):
+        tokenise([{**row, "scores": [2, 3, 2]}], tokenizer, kind="ranked")
+
+
+def test_same_completions_in_a_list(tokenise):
+    same = {**LIST, "responses": ["A", "A", "A"]}
+    split = tokenise([{**LIST, "responses": ["A", "B", "A"]}, same], kind="ranked")
+    assert split.report.dropped == {"all completions are the same": 1}
+    assert split.rows["scores"][:] == [[3, 2, 1]]
+
+
+def test_half_a_surrogate_pair_in_a_list_is_named(tokenise):
+    with pytest.raises(UserError, match=r"rows.jsonl, row 1: .*half of a surrogate pair \('\\ud800'\)"):
+        tokenise([{**LIST, "responses": ["a", "b", "c\ud800"]}], kind="ranked")
