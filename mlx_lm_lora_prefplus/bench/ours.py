@@ -80,4 +80,4 @@ def our_gradient(
     trainer = TRAINERS[mode]
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)
     step = GradientStep(trainer, policy, options, compiled)
-    return lambda batch: step(batch, batch.units())
+    return lambda batch: step(batch, batch.units())[:2]

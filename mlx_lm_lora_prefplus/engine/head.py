@@ -4,12 +4,13 @@ A token's log-prob depends on its own hidden state only. With a frozen head the 
 gradient with respect to that state as well and keep it; the backward is then a product, and nothing is recomputed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
 
-from .logps import at_least_float32, entropy_and_log_collision
+from .logps import Exponentials, at_least_float32
 
 Head = Callable[[mx.array], mx.array]
 """(positions, hidden) states → (positions, vocabulary) logits."""
@@ -37,25 +38,38 @@ def head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int, stat
 
     The arguments are those of `frozen_head_logps`.
     """
+
+    def scored(states: mx.array, where: slice) -> Columns:
+        return _scored(at_least_float32(head(states)), targets[where], statistics)
+
+    logps, *rest = _in_turn(scored, hidden, chunk)
+    return logps, *map(mx.stop_gradient, rest)
+
+
+def _in_turn(function: Callable[[mx.array, slice], Columns], hidden: mx.array, chunk: int) -> Columns:
+    """`function` of each chunk of states, one after the other, so that logits die before the next are born."""
     parts: list[Columns] = []
     for start in range(0, hidden.shape[0], chunk):
-        states = hidden[start : start + chunk]
+        where = slice(start, start + chunk)
+        states = hidden[where]
         if parts:
             (states,) = mx.depends([states], list(parts[-1]))
-        parts.append(_scored(at_least_float32(head(states)), targets[start : start + chunk], statistics))
-    return _joined(parts)
+        parts.append(function(states, where))
+    return tuple(mx.concatenate(list(column)) for column in zip(*parts, strict=True))
 
 
 def _scored(logits: mx.array, targets: mx.array, statistics: bool) -> Columns:
-    picked = mx.take_along_axis(logits, mx.stop_gradient(targets)[:, None], axis=-1)[:, 0]
-    mean_logits = mx.stop_gradient(logits).mean(axis=-1)
-    rest = entropy_and_log_collision(logits) if statistics else ()
-    return picked - mx.logsumexp(logits, axis=-1), mean_logits, *rest
+    @mx.custom_function
+    def scored(logits):
+        exponentials = Exponentials.of(logits)
+        rest = exponentials.statistics() if statistics else ()
+        return exponentials.logps(targets), logits.mean(axis=-1), *rest
 
+    @scored.vjp
+    def _(logits, cotangents, outputs):
+        return cotangents[0][:, None] * Exponentials.of(logits).logps_gradient(targets)
 
-def _joined(parts: list[Columns]) -> Columns:
-    logps, *rest = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
-    return logps, *map(mx.stop_gradient, rest)
+    return scored(logits)  # pyright: ignore[reportReturnType]
 
 
 def frozen_head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: int, statistics: bool = False) -> Columns:
@@ -68,15 +82,12 @@ def frozen_head_logps(head: Head, hidden: mx.array, targets: mx.array, chunk: in
         statistics: whether to give entropy and log-collision as well.
     """
 
+    def scored_with_gradient(states: mx.array, where: slice) -> Columns:
+        return _scored_with_gradient(head, states, targets[where], statistics)
+
     @mx.custom_function
     def scored(hidden):
-        parts: list[Columns] = []
-        for start in range(0, hidden.shape[0], chunk):
-            states = hidden[start : start + chunk]
-            if parts:  # one chunk after the other, so that logits die before the next are born
-                (states,) = mx.depends([states], list(parts[-1]))
-            parts.append(_scored_with_gradient(head, states, targets[start : start + chunk], statistics))
-        return _joined(parts)
+        return _in_turn(scored_with_gradient, hidden, chunk)
 
     @scored.vjp
     def _(primals, cotangents, outputs):
@@ -91,18 +102,10 @@ def _scored_with_gradient(head: Head, states: mx.array, targets: mx.array, stati
     """`Columns`, and the gradient of each log-prob with respect to its state."""
     raw = head(states)
     logits = at_least_float32(raw)
-    top = logits.max(axis=-1, keepdims=True)
-    exponentials = mx.exp(logits - top)
-    total = exponentials.sum(axis=-1, keepdims=True)
-    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
-    logps = (picked - top - mx.log(total))[:, 0]
-    probabilities = exponentials / total
-    # ∂ log p_t / ∂ logits = 1[t] − p
-    at_target = 1 - mx.take_along_axis(probabilities, targets[:, None], axis=-1)
-    cotangent = mx.put_along_axis(-probabilities, targets[:, None], at_target, axis=-1)
-    _, (gradient,) = mx.vjp(head, [states], [cotangent.astype(raw.dtype)])
-    rest = entropy_and_log_collision(logits) if statistics else ()
-    return logps, logits.mean(axis=-1), *rest, gradient
+    exponentials = Exponentials.of(logits)
+    _, (gradient,) = mx.vjp(head, [states], [exponentials.logps_gradient(targets).astype(raw.dtype)])
+    rest = exponentials.statistics() if statistics else ()
+    return exponentials.logps(targets), logits.mean(axis=-1), *rest, gradient
 
 
 def trained_head_logps(
@@ -122,16 +125,33 @@ def trained_head_logps(
     The others are those of `frozen_head_logps`.
     """
 
-    def scored(parameters, key, states, targets):
-        key = mx.stop_gradient(key)  # checkpoint would ask for its gradient, and integers have none
-        logits = head(parameters, states, key)
-        return _scored(at_least_float32(logits), targets, statistics)
+    flat = tree_flatten(parameters)
+    names = [name for name, _ in flat]
+    keys = mx.random.randint(0, 2**31 - 1, (-(-hidden.shape[0] // chunk), 2)).astype(mx.uint32)
 
-    checkpointed = mx.checkpoint(scored)
-    starts = range(0, hidden.shape[0], chunk)
-    keys = mx.random.randint(0, 2**31 - 1, (len(starts), 2)).astype(mx.uint32)
-    parts = [
-        checkpointed(parameters, key, hidden[i : i + chunk], targets[i : i + chunk])
-        for i, key in zip(starts, keys, strict=True)
-    ]
-    return _joined(parts)
+    def scored_chunk(own: Sequence[mx.array], states: mx.array, where: slice, statistics: bool = statistics) -> Columns:
+        tree = tree_unflatten(list(zip(names, own, strict=True)))
+        logits = head(tree, states, keys[where.start // chunk])
+        return _scored(at_least_float32(logits), targets[where], statistics)
+
+    @mx.custom_function
+    def scored(*arrays):
+        *own, hidden = arrays
+        return _in_turn(lambda states, where: scored_chunk(own, states, where), hidden, chunk)
+
+    @scored.vjp
+    def _(arrays, cotangents, outputs):
+        *own, hidden = arrays
+        totals, of_states = [mx.zeros_like(value) for value in own], []
+
+        for start in range(0, hidden.shape[0], chunk):
+            where = slice(start, start + chunk)
+            (states,) = mx.depends([hidden[where]], [*totals, *of_states[-1:]])  # as in `_in_turn`
+            logps = lambda *arrays, where=where: scored_chunk(arrays[:-1], arrays[-1], where, False)[0]  # noqa: E731
+            *gradients, of_chunk = mx.vjp(logps, [*own, states], [cotangents[0][where]])[1]
+            totals = [total + gradient for total, gradient in zip(totals, gradients, strict=True)]
+            of_states.append(of_chunk)
+        return *totals, mx.concatenate(of_states)
+
+    logps, *rest = scored(*(value for _, value in flat), hidden)  # pyright: ignore[reportGeneralTypeIssues]
+    return logps, *map(mx.stop_gradient, rest)

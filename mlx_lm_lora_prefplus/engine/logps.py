@@ -1,5 +1,8 @@
 """Log-probs of completion tokens under a model, by one plain forward."""
 
+import math
+from typing import NamedTuple
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -11,18 +14,43 @@ def at_least_float32(array: mx.array) -> mx.array:
     return array if array.dtype == mx.float64 else array.astype(mx.float32)
 
 
-def entropy_and_log_collision(logits: mx.array) -> tuple[mx.array, mx.array]:
-    """−Σ_v π(v) log π(v) and log Σ_v π(v)² over the last axis of logits (nats); no gradient.
+def exp(x: mx.array) -> mx.array:
+    """eˣ. In float32 on a CPU `mx.power` takes a third of the time of `mx.exp`, and is as exact (mlx 0.32.4)."""
+    on_cpu = mx.default_device().type == mx.cpu
+    return mx.power(math.e, x) if on_cpu and x.dtype == mx.float32 else mx.exp(x)
 
-    With z = logits − their largest and S = Σ exp z: log S − Σ z exp z / S, and log Σ (exp z)² − 2 log S.
-    """
-    logits = mx.stop_gradient(logits)
-    z = logits - logits.max(axis=-1, keepdims=True)
-    exponentials = mx.exp(z)
-    total = exponentials.sum(axis=-1)
-    log_total = mx.log(total)
-    entropy = log_total - (exponentials * z).sum(axis=-1) / total
-    return entropy, mx.log(mx.square(exponentials).sum(axis=-1)) - 2 * log_total
+
+class Exponentials(NamedTuple):
+    """Of logits (…, vocabulary): z, they less the largest of their row; exp z; total, (…, 1), Σ exp z."""
+
+    z: mx.array
+    exp: mx.array
+    total: mx.array
+
+    @classmethod
+    def of(cls, logits: mx.array) -> "Exponentials":
+        z = logits - logits.max(axis=-1, keepdims=True)
+        exponentials = exp(z)
+        return cls(z, exponentials, exponentials.sum(axis=-1, keepdims=True))
+
+    def logps(self, targets: mx.array) -> mx.array:
+        """(…,) log-probs of targets (…,), nats."""
+        return (mx.take_along_axis(self.z, targets[..., None], axis=-1) - mx.log(self.total))[..., 0]
+
+    def logps_gradient(self, targets: mx.array) -> mx.array:
+        """(…, vocabulary) gradient of each log-prob with respect to its logits: 1[v = target] − π(v)."""
+        gradient = self.exp * (-1 / self.total)
+        at_target = 1 + mx.take_along_axis(gradient, targets[..., None], axis=-1)
+        return mx.put_along_axis(gradient, targets[..., None], at_target, axis=-1)
+
+    def statistics(self) -> tuple[mx.array, mx.array]:
+        """(…,) −Σ_v π(v) log π(v) and log Σ_v π(v)², nats.
+
+        With S = Σ exp z these are log S − Σ z exp z / S, and log Σ (exp z)² − 2 log S.
+        """
+        total = self.total[..., 0]
+        entropy = mx.log(total) - (self.exp * self.z).sum(axis=-1) / total
+        return entropy, mx.log(mx.square(self.exp).sum(axis=-1)) - 2 * mx.log(total)
 
 
 def scores_of(batch: Batch, logps: mx.array, weighted_logps: mx.array | None, *sums: mx.array) -> Scores:
@@ -53,7 +81,7 @@ class PlainPolicy:
         summed = lambda values: mx.where(mask, values, 0).sum(-1)  # noqa: E731
         logps = -nn.losses.cross_entropy(logits, batch.tokens[:, 1:])
         weighted = None if weights is None else summed(logps * _at_targets(batch, mx.stop_gradient(weights)))
-        of_logits = [logits.mean(-1), *(entropy_and_log_collision(logits) if statistics else ())]
+        of_logits = [logits.mean(-1), *(Exponentials.of(mx.stop_gradient(logits)).statistics() if statistics else ())]
         return scores_of(batch, summed(logps), weighted, *map(summed, of_logits))
 
 

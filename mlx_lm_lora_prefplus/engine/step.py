@@ -5,14 +5,26 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
 
 from ..plugin import Batch, Policy, Trainer
 from ..plugin.protocol import Unit
+from .parts import part
 from .totals import Layout, flatten
+
+State = Mapping[str, mx.array]
+"""See `Trainer.initial_state`."""
+
+CUT_POSITIONS = 1024
+"""On a CPU a batch is computed in parts of about so many tokens: larger ones are no faster and need more memory."""
 
 
 class GradientStep:
     """Computes gradients of a trainer's loss with respect to the policy's trainable parameters.
+
+    On a CPU, where the trainer says that its loss is separable, examples run a few at a time: less memory and less
+    padding for the same sums.
 
     Arguments:
         compiled: trace the computation once for each shape (pays on a GPU; on the CPU it only costs).
@@ -20,27 +32,53 @@ class GradientStep:
 
     def __init__(self, trainer: Trainer, policy: Policy, options: Any, compiled: bool):
         self.layout: Layout = []
+        separable = getattr(trainer, "separable", lambda _: False)
+        self.cuts = not compiled and mx.default_device().type == mx.cpu and separable(options)
 
-        def scaled_loss(batch: Batch, scales: dict[Unit, mx.array]):
-            output = trainer.loss(policy, batch, options)
+        def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State):
+            output = trainer.loss(policy, batch, options, **({"state": state} if state else {}))
             self.layout, values = flatten(output)
             total = mx.array(0.0)
             for unit, value in output.sums.items():
                 total = total + value * scales[unit]
-            return total, values
+            return total, values, output.state
 
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:
             # The model's state is an output too: tracing leaves placeholders in the model, and this puts arrays back.
-            state = [policy.model.state, mx.random.state]
-            gradient = mx.compile(gradient, inputs=state, outputs=state)
+            kept = [policy.model.state, mx.random.state]
+            gradient = mx.compile(gradient, inputs=kept, outputs=kept)
         self._gradient = gradient
 
-    def __call__(self, batch: Batch, units_of_step: Mapping[Unit, int]) -> tuple[mx.array, Any]:
-        """The flattened sums of this micro-batch (see `layout`), and its share of the step's gradient.
+    def __call__(
+        self, batch: Batch, units_of_step: Mapping[Unit, int], state: State | None = None
+    ) -> tuple[mx.array, Any, dict[str, mx.array]]:
+        """The flattened sums of this micro-batch (see `layout`), its share of the step's gradient, and the new state.
 
         units_of_step: how many of each unit the whole optimiser step holds.
+        state: that of a trainer that has one.
         """
         scales = {unit: mx.array(1.0 / max(count, 1)) for unit, count in units_of_step.items()}
-        (_, values), gradient = self._gradient(batch, scales)
-        return values, gradient
+        if state or not self.cuts:
+            (_, values, new), gradient = self._gradient(batch, scales, dict(state or {}))
+            return values, gradient, new
+        sums: Any = None
+        for start, stop in cuts(batch):
+            (_, values, _), gradient = self._gradient(part(batch, start, stop), scales, {})
+            sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
+            mx.eval(sums)
+        return *sums, {}
+
+
+def cuts(batch: Batch) -> list[tuple[int, int]]:
+    """Start and end of each part: as many examples, in their order, as stay within `CUT_POSITIONS`; at least one."""
+    examples = batch.ids.shape[0]
+    prompts = np.array(batch.prompt_lengths[:examples])
+    positions = prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0)
+    starts, room = [0], CUT_POSITIONS - int(positions[0])
+    for i, needed in enumerate(positions[1:].tolist(), start=1):
+        if needed > room:
+            starts.append(i)
+            room = CUT_POSITIONS
+        room -= needed
+    return list(zip(starts, [*starts[1:], examples], strict=True))

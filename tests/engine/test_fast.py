@@ -19,7 +19,6 @@ from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
 from mlx_lm_lora_prefplus.engine.qat import FakeQuantization
 from mlx_lm_lora_prefplus.engine.step import GradientStep
 from mlx_lm_lora_prefplus.trainers import CPO
-from mlx_lm_lora_prefplus.trainers.cpo import CPOOptions
 from tests.conftest import VOCABULARY, random_rows, tiny_llama, with_lora
 from tests.engine import in_float64
 from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, batch_of, error, float64, gradient, plain_gradient
@@ -171,7 +170,7 @@ def test_compiled_steps_equal_eager_ones(way, name):
     for compiled in (True, False):
         model = MODELS[name]()
         model.train()
-        step = GradientStep(CPO, way(find_halves(model)), CPOOptions(), compiled)
+        step = GradientStep(CPO, way(find_halves(model)), CPO.options(), compiled)
         batches = [collate(rows, np.arange(3), multiple=32) for rows in (ROWS[:3], ROWS[3:])]
         gradients.append([dict(tree_flatten(step(batch, batch.units())[1])) for batch in batches])
         if compiled:

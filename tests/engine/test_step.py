@@ -11,16 +11,16 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches import collate
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.step import GradientStep
+from mlx_lm_lora_prefplus.engine.step import GradientStep, cuts
 from mlx_lm_lora_prefplus.engine.totals import Totals
+from mlx_lm_lora_prefplus.plugin import LossOutput
 from mlx_lm_lora_prefplus.trainers import CPO, DPO
-from mlx_lm_lora_prefplus.trainers.cpo import CPOOptions
-from mlx_lm_lora_prefplus.trainers.dpo import DPOOptions
 from tests.conftest import random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(7, seed=2)
-OPTIONS = [(CPO, CPOOptions(loss_type=name, cpo_alpha=0.7)) for name in CPO.losses]
-OPTIONS += [(DPO, DPOOptions(loss_type=name, sft_weight=0.3)) for name in DPO.losses]
+LOSSES = ("sigmoid", "hinge", "ipo", "dpop")
+OPTIONS = [(CPO, CPO.options(loss_type=name, cpo_alpha=0.7)) for name in LOSSES]
+OPTIONS += [(DPO, DPO.options(loss_type=name, sft_weight=0.3)) for name in LOSSES]
 IDS = [f"{trainer.mode}-{options.loss_type}" for trainer, options in OPTIONS]
 
 
@@ -37,7 +37,7 @@ def whole_step(trainer, options, cuts, compiled=False):
     units = {unit: sum(batch.units()[unit] for batch in batches) for unit in batches[0].units()}
     totals, gradient = Totals(), None
     for batch in batches:
-        values, new = step(batch, units)
+        values, new, _ = step(batch, units)
         totals.add(batch.units(), step.layout, values.tolist())
         gradient = new if gradient is None else tree_map(mx.add, gradient, new)
     return totals.means(), dict(tree_flatten(gradient))
@@ -63,6 +63,93 @@ def test_any_cut_at_all(cuts):
     assert_same(whole_step(trainer, options, cuts), whole_step(trainer, options, []))
 
 
+def counting(monkeypatch) -> list[int]:
+    """The examples of each batch that reaches the policy."""
+    seen: list[int] = []
+    call = PlainPolicy.__call__
+
+    def counted(self, batch, weights=None, *, statistics=False):
+        seen.append(batch.ids.shape[0])
+        return call(self, batch, weights, statistics=statistics)
+
+    monkeypatch.setattr(PlainPolicy, "__call__", counted)
+    return seen
+
+
+def in_parts(monkeypatch, positions: int = 30) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.step.CUT_POSITIONS", positions)
+
+
+@pytest.mark.parametrize(("trainer", "options"), OPTIONS, ids=IDS)
+def test_parts_on_a_cpu_give_the_same_step(trainer, options, monkeypatch):
+    whole = whole_step(trainer, options, [3])
+    in_parts(monkeypatch)
+    seen = counting(monkeypatch)
+    assert_same(whole_step(trainer, options, [3]), whole)
+    assert sum(seen) == len(ROWS) and len(seen) > 3, "they are more than the two micro-batches"
+
+
+def test_parts_hold_what_fits():
+    """Positions of an example: its prompt and its completions. The third is larger than a part may be."""
+    rows = [{"prompt": [1] * p, "chosen": [1] * c, "rejected": [1]} for p, c in ((300, 200), (400, 100), (900, 300))]
+    batch = collate([*rows, rows[0]], np.arange(4))
+    assert cuts(batch) == [(0, 2), (2, 3), (3, 4)]
+    assert cuts(collate(rows[:1], np.arange(1))) == [(0, 1)]
+
+
+class Coupled(type(CPO)):
+    """As CPO, but it does not say that its loss is separable."""
+
+    separable = property()
+
+
+def test_what_is_not_cut(monkeypatch):
+    in_parts(monkeypatch)
+    seen = counting(monkeypatch)
+    for trainer, options, compiled in (
+        (Coupled(**vars(CPO)), CPO.options(), False),
+        (DPO, DPO.options(loss_type="aot"), False),
+        (CPO, CPO.options(), True),
+    ):
+        seen.clear()
+        whole_step(trainer, options, [], compiled)
+        assert seen == [len(ROWS)]
+
+
+class Running:
+    """A trainer whose loss is the distance of the log-probs from their running mean."""
+
+    def loss(self, policy, batch, options, state):
+        logps = policy(batch).logps
+        mean = 0.5 * state["mean"] + 0.5 * mx.stop_gradient(logps.mean())
+        loss = mx.square(logps - state["mean"]).sum()
+        return LossOutput({"examples": loss}, {"examples": {"mean": mean}}, {"mean": mean})
+
+    def separable(self, options):
+        return True
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_state_is_handed_on_and_not_cut(compiled, monkeypatch):
+    """Two equal batches: the second is held against the mean that the first has left."""
+    in_parts(monkeypatch)
+    policy = PlainPolicy(with_lora(tiny_llama()))
+    step = GradientStep(Running(), policy, None, compiled)
+    batch = batch_of(0, 4)
+    logps = np.array(policy(batch).logps)
+    state, mean, gradients = {"mean": mx.array(-10.0)}, -10.0, []
+    for _ in range(2):
+        values, gradient, state = step(batch, {"examples": 1}, state)
+        mx.eval(values, gradient, state)
+        gradients.append(gradient)
+        assert values[0].item() == pytest.approx(np.square(logps - mean).sum(), rel=1e-4)
+        mean = 0.5 * mean + 0.5 * logps.mean()
+        assert state["mean"].item() == pytest.approx(mean, rel=1e-5)
+    first, second = (dict(tree_flatten(gradient)) for gradient in gradients)
+    assert any(not mx.allclose(value, second[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize(("trainer", "options"), OPTIONS, ids=IDS)
 def test_compiled_is_the_same(trainer, options):
     """Also a guard against mlx 0.32.4, where equal outputs of a compiled function fail."""
@@ -82,21 +169,21 @@ def test_losses_differ():
 
 def test_nll_is_the_token_mean_of_the_step():
     """α·NLL comes on top of the preference loss, averaged over all chosen tokens."""
-    plain, _ = whole_step(CPO, CPOOptions(), [2])
-    weighted, _ = whole_step(CPO, CPOOptions(cpo_alpha=0.7), [2])
+    plain, _ = whole_step(CPO, CPO.options(), [2])
+    weighted, _ = whole_step(CPO, CPO.options(cpo_alpha=0.7), [2])
     chosen = sum(len(row["chosen"]) for row in ROWS)
     assert plain["nll_loss"] == pytest.approx(-plain["logps/chosen"] * len(ROWS) / chosen, rel=1e-5)
     assert weighted["loss"] - plain["loss"] == pytest.approx(0.7 * plain["nll_loss"], rel=1e-4)
 
 
 def test_accuracy_counts_pairs():
-    means, _ = whole_step(CPO, CPOOptions(), [])
+    means, _ = whole_step(CPO, CPO.options(), [])
     scores = PlainPolicy(with_lora(tiny_llama()))(batch_of(0, len(ROWS))).logps
     won = (scores[: len(ROWS)] > scores[len(ROWS) :]).sum().item()
     assert means["rewards/accuracies"] == pytest.approx(won / len(ROWS))
 
 
 def test_reference_free_ignores_the_reference():
-    assert not DPO.needs_reference(DPOOptions(reference_free=True))
-    assert DPO.needs_reference(DPOOptions())
-    assert not CPO.needs_reference(CPOOptions())
+    assert not DPO.needs_reference(DPO.options(reference_free=True))
+    assert DPO.needs_reference(DPO.options())
+    assert not CPO.needs_reference(CPO.options())
