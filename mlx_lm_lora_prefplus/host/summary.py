@@ -22,6 +22,15 @@ from .work import Work
 ALWAYS_SHOWN = ("cpo_alpha", "sft_weight")
 """Options that change the objective even where they are left alone: whether an NLL is added must be seen."""
 
+EXAMPLES = {"paired": "pairs", "unpaired": "rows", "ranked": "lists"}
+
+TOKENS = {
+    "paired": ("chosen", "rejected"),
+    "unpaired": ("desirable", "undesirable"),
+    "ranked": ("best", "other"),
+}
+"""What the completions of each kind of rows are called where their tokens are counted."""
+
 
 def lines(work: Work, splits: dict[str, Split]) -> list[str]:
     """The summary of a run."""
@@ -116,7 +125,11 @@ def rows(name: str, split: Split) -> str:
     text = f"Rows, {name}: {report.used} of {report.read} from {report.source} ({report.shape})"
     text += f"; dropped: {dropped}" if dropped else ""
     text += f"; truncated: {report.truncated}" if report.truncated else ""
-    tokens = f"{report.prompt_tokens:,} prompt, {report.chosen_tokens:,} chosen, {report.rejected_tokens:,} rejected"
+    text += f"; {report.desirable} desirable, {report.undesirable} undesirable" if report.kind == "unpaired" else ""
+    for column, count in report.incomplete.items():
+        text += f"; {column} is left out: only {count} rows have it"
+    first, others = TOKENS[report.kind]
+    tokens = f"{report.prompt_tokens:,} prompt, {report.chosen_tokens:,} {first}, {report.rejected_tokens:,} {others}"
     return f"{text}; tokens: {tokens}"
 
 
@@ -131,9 +144,10 @@ def schedule(work: Work) -> str:
     """How many micro-batches, epochs and updates, and how much of a batch is padding."""
     settings, plan, lengths = work.resolved.settings, work.plan("train"), work.lengths("train")
     shared_prompt = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
-    size = f"{settings.batch_size} pairs"
+    examples = EXAMPLES[work.kind]
+    size = f"{settings.batch_size} {examples}"
     if settings.token_budget:
-        size = f"{len(plan.order) / len(plan):.1f} pairs on average (token_budget {settings.token_budget})"
+        size = f"{len(plan.order) / len(plan):.1f} {examples} on average (token_budget {settings.token_budget})"
     return (
         f"Plan: {work.iters} micro-batches of {size} ({work.iters / len(plan):.2f} epochs), "
         f"{-(-work.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "

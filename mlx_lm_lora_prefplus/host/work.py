@@ -22,6 +22,7 @@ from ..engine.reference import with_reference
 from ..errors import UserError
 from ..losses import loss_names
 from ..plugin import Batch, Policy
+from ..plugin.protocol import Rows
 from ..settings import RunSettings
 from ..trainers.tabled import TableTrainer
 from . import policy
@@ -33,15 +34,20 @@ DEFAULT_ITERS = SFTTrainingArgs().iters
 """What the host takes where neither `iters` nor `epochs` is given."""
 
 
+def kind_of(resolved: Resolved) -> Rows:
+    """The kind of rows that the mode needs with these options."""
+    trainer = resolved.trainer
+    return getattr(trainer, "rows_of", lambda options: trainer.rows)(resolved.options)
+
+
 def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
     """The splits that this run uses, as tokens."""
     wanted = [
         *(["train", "valid"] if resolved.settings.train else []),
         *(["test"] if resolved.settings.test else []),
     ]
-    trainer = resolved.trainer
-    kind = getattr(trainer, "rows_of", lambda options: trainer.rows)(resolved.options)
-    splits = prepare(resolved.data, tokenizer, wanted, kind=kind, add_bos=policy.uses_fallback_template(tokenizer))
+    fallback = policy.uses_fallback_template(tokenizer)
+    splits = prepare(resolved.data, tokenizer, wanted, kind=kind_of(resolved), add_bos=fallback)
     for name in ("train", "test"):
         if name in wanted and name not in splits:
             raise UserError(
@@ -74,6 +80,7 @@ class Work:
         takes = inspect.signature(resolved.trainer.iterate_batches).parameters
         if settings.token_budget and "token_budget" not in takes:
             raise UserError(f"token_budget: mode {resolved.trainer.mode} does not take it. Set batch_size instead.")
+        self.kind = kind_of(resolved)
         self.engine = choose_policy(model, settings)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable
         self.multiple = 32 if self.compiled else 1

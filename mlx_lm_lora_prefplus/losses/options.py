@@ -92,6 +92,12 @@ class SeveralOptions(PairedOptions):
             raise ValueError(f"loss_weights: {self.loss_weights} are not as many as the losses: {', '.join(names)}")
 
 
+Smoothing = Annotated[
+    float | None,
+    Field(ge=0, lt=0.5, description="Share ε of preferences assumed to be wrong, in [0, 0.5) (default: 0)."),
+]
+
+
 @dataclass(frozen=True)
 class PreferenceOptions(SeveralOptions):
     """The config keys that modes `cpo` and `dpo` share."""
@@ -104,10 +110,7 @@ class PreferenceOptions(SeveralOptions):
             description="dpop: weight δ of the penalty, per nat (default: 50). slic: the margin, in nats (default: 1).",
         ),
     ] = None
-    label_smoothing: Annotated[
-        float | None,
-        Field(ge=0, lt=0.5, description="Share ε of preferences assumed to be wrong, in [0, 0.5) (default: 0)."),
-    ] = None
+    label_smoothing: Smoothing = None
     fallbacks: ClassVar[Mapping[str, Any]] = {"beta": 0.1, "delta": 50.0, "label_smoothing": 0.0}
 
 
@@ -225,13 +228,14 @@ class _SimPOKeys:
         Number, Field(description="alphapo: α of the reward (1 − exp(−α·mean log-prob))/α; 0 is simpo.")
     ] = 0.25
 
-    def resolve_gamma(self, gamma: float | None, beta: float) -> None:
-        """Make `simpo_gamma` and `gamma_beta_ratio` one. gamma: what was given for the first."""
-        if self.gamma_beta_ratio is None:
-            return
-        if gamma is not None and abs(gamma - self.gamma_beta_ratio * beta) > 1e-9:
-            raise ValueError("simpo_gamma and gamma_beta_ratio are two names of one thing: give one of them")
-        object.__setattr__(self, "simpo_gamma", self.gamma_beta_ratio * beta)
+    def __post_init__(self):
+        gamma, ratio = self.simpo_gamma, self.gamma_beta_ratio
+        super().__post_init__()  # type: ignore[misc]
+        if ratio is not None:
+            beta: float = self.beta  # type: ignore[attr-defined]
+            if gamma is not None and abs(gamma - ratio * beta) > 1e-9:
+                raise ValueError("simpo_gamma and gamma_beta_ratio are two names of one thing: give one of them")
+            object.__setattr__(self, "simpo_gamma", ratio * beta)
 
 
 @dataclass(frozen=True)
@@ -248,17 +252,15 @@ class CPOOptions(_SimPOKeys, PreferenceOptions):
         ),
     ] = 0.0
 
-    def __post_init__(self):
-        gamma = self.simpo_gamma
-        super().__post_init__()
-        self.resolve_gamma(gamma, self.beta or 0.1)
-
 
 @dataclass(frozen=True)
-class SimPOOptions(CPOOptions):
+class SimPOOptions(_SimPOKeys, SeveralOptions):
     """Config keys of mode `simpo`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.SIMPO
+    fallbacks: ClassVar[Mapping[str, Any]] = {"label_smoothing": 0.0}
+    label_smoothing: Smoothing = None
+    cpo_alpha: Annotated[Number, Field(ge=0, description="Weight of the NLL of the chosen completions.")] = 0.0
     loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with.")] = "simpo"
 
 
