@@ -212,8 +212,7 @@ class Loop:
             self._gradients[active] = GradientStep(run.trainer, run.policy, run.options, run.compiled)
         step = self._gradients[active]
         with context:
-            values, new = step(batch, units)
-            state = self.state
+            values, new, state = step(batch, units, self.state)
             gradient = new if self.gradient is None else tree_map(mx.add, self.gradient, new)
             mx.eval(values, gradient, state)
         totals = Totals()
