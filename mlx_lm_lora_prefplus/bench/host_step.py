@@ -17,6 +17,9 @@ HostBatch = tuple[mx.array, mx.array, mx.array, mx.array]
 
 Gradient = Callable[..., tuple[Any, Any]]
 
+HOST_LOSSES = dict.fromkeys(("cpo", "dpo"), ("sigmoid", "hinge", "ipo", "dpop"))
+"""The modes whose step can be put together, with their losses."""
+
 DUPLICATES = {"cpo": ("policy_rejected_logps", "chosen_logits_mean"), "dpo": ()}
 """Metrics that are part of another output as well: mlx 0.32.4 cannot return them from a compiled function."""
 

@@ -18,8 +18,8 @@ from ..engine.probe import Choice
 from ..errors import UserError
 from ..plugin import Batch
 from .floor import floor_step
-from .host_step import host_batch, host_gradient, what_was_done
-from .ours import TRAINERS, Engine, choose, halves_of, our_batch, our_gradient
+from .host_step import HOST_LOSSES, host_batch, host_gradient, what_was_done
+from .ours import Engine, choose, halves_of, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base, make_rows
 
 MULTIPLE = 32
@@ -98,11 +98,11 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
 
 
 def _check(workload: Workload) -> None:
-    if workload.mode not in TRAINERS:
+    if workload.mode not in HOST_LOSSES:
         raise UserError(f"bench: mode {workload.mode} is not one that the host's step is known of: dpo or cpo.")
-    losses = TRAINERS[workload.mode].losses
+    losses = HOST_LOSSES[workload.mode]
     if workload.loss not in losses:
-        raise UserError(f"bench: {workload.loss} is no loss of mode {workload.mode}. Known: {', '.join(losses)}.")
+        raise UserError(f"bench: {workload.loss} is no loss of the host's {workload.mode}. Known: {', '.join(losses)}.")
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeat: int, seconds: float) -> tuple[dict[str, Side], int]:

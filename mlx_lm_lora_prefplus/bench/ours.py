@@ -45,9 +45,7 @@ def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> Choice
     halves = halves_of(model)
     if engine == "head":
         return Choice(HeadPolicy(halves), "prompt and completion together, the head at completion tokens only")
-    return Choice(
-        SharedPrefixPolicy(halves), "the prompt once for its completions, the head at completion tokens only"
-    )
+    return Choice(SharedPrefixPolicy(halves), "the prompt once for its completions, the head at completion tokens only")
 
 
 def halves_of(model: nn.Module) -> Halves:

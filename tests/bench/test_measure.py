@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.bench.host_step import host_batch
+from mlx_lm_lora_prefplus.bench.host_step import HOST_LOSSES, host_batch
 from mlx_lm_lora_prefplus.bench.measure import Method, interleaved, measure
 from mlx_lm_lora_prefplus.bench.ours import ENGINES, TRAINERS
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, Workload, add_lora, make_base, make_rows
@@ -15,7 +15,7 @@ from mlx_lm_lora_prefplus.errors import UserError
 
 TINY = Workload("tiny", "dpo", 9, 12, 5, pairs=3, hidden=32, layers=2, vocabulary=50)
 QUICK = Method(repeat=1, beta=0.1, floor=False)
-LOSSES = [(mode, loss) for mode, trainer in TRAINERS.items() for loss in trainer.losses]
+LOSSES = [(mode, loss) for mode, losses in HOST_LOSSES.items() for loss in losses]
 
 KEYS = {
     *("workload", "mode", "loss", "prompt", "chosen", "rejected", "pairs", "hidden", "layers", "vocabulary", "model"),
@@ -92,7 +92,7 @@ def test_padding():
     ("change", "message"),
     [
         ({"mode": "kto"}, "mode kto"),
-        ({"loss": "nonsense"}, "nonsense is no loss of mode dpo. Known: sigmoid, hinge"),
+        ({"loss": "nonsense"}, "nonsense is no loss of the host's dpo. Known: sigmoid, hinge"),
         ({"model": "/nowhere"}, "/nowhere cannot be made"),
         ({"bits": 7}, "cannot be made"),
     ],
