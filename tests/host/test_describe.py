@@ -1,6 +1,8 @@
 """What is said of a loss comes from its row, its docstring and the config keys, and is whole."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +72,15 @@ def test_choices_and_bounds(registry):
     bounds = {option.key: option.bounds for option in mode_options(registry["dpo"].trainer)}
     assert bounds["sft_normalization"] == "token, sequence"
     assert bounds["ref_model_mixup_alpha"] == "> 0, ≤ 1"
+
+
+def test_a_mode_of_another_package():
+    example = runpy.run_path(str(Path(__file__).parents[1] / "plugin/example_package/mlx_lm_lora_slic.py"))
+    slic = Registry({"slic": Registered(example["SLIC"], "theirs")})
+    (loss,) = describe(slic)
+    assert (loss.formula, loss.meaning[:10]) == ("max(0, δ − log p_w + log p_l)", "the chosen")
+    assert [(option.key, option.default) for option in loss.options] == [("slack", 1.0)]
+    assert not loss.reference and loss.references == ""
 
 
 @pytest.mark.parametrize(

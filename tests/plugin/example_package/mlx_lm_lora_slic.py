@@ -21,7 +21,7 @@ class SlicOptions(PairedOptions):
 
 
 def slic(pairs: Pairs, *, slack: float) -> mx.array:
-    """max(0, δ − log p_w + log p_l), (pairs,)."""
+    """max(0, δ − log p_w + log p_l): the chosen shall win by δ nats; (pairs,)."""
     return mx.maximum(0, slack - pairs.chosen + pairs.rejected)
 
 
