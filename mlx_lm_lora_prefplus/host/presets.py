@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
             "dpo",
             {"loss_type": "apo_zero", "beta": 0.1, "learning_rate": 2e-7},
             f"arXiv:2408.06266, sec. 5.2; {_TRL_INDEX}",
-            "the APO paper: all weights, 64 pairs a step",
+            "the APO paper: 64 pairs a step",
         ),
         Preset(
             "apo-zero-smollm3",
@@ -90,7 +90,7 @@ PRESETS: dict[str, Preset] = {
             "dpo",
             {"loss_type": "exo_pair", "beta": 0.1, "learning_rate": 1e-6},
             f"arXiv:2402.00856, app. B; {_TRL_INDEX}",
-            "the EXO paper: all weights, 64 pairs a step",
+            "the EXO paper: 64 pairs a step",
         ),
         Preset(
             "nca",
@@ -104,7 +104,7 @@ PRESETS: dict[str, Preset] = {
             "dpo",
             {"loss_type": "discopop", "beta": 0.05, "discopop_tau": 0.05, "learning_rate": 5e-7},
             f"arXiv:2406.08414, app. B.1 and E; {_TRL_INDEX}",
-            "the DiscoPOP paper: all weights, 64 pairs a step",
+            "the DiscoPOP paper: 64 pairs a step",
         ),
         Preset(
             "sppo",
@@ -153,7 +153,7 @@ PRESETS: dict[str, Preset] = {
                 "learning_rate": 5e-7,
             },
             "arXiv:2405.16436",
-            "DPO with a little NLL of the chosen, against over-optimisation: all weights",
+            "DPO with a little NLL of the chosen, against over-optimisation",
         ),
         Preset(
             "dpop-smaug",
@@ -230,7 +230,7 @@ PRESETS: dict[str, Preset] = {
             "simpo",
             {"loss_type": "alphapo", "beta": 2.5, "alphapo_alpha": 0.25, "simpo_gamma": 0.1, "learning_rate": 7e-7},
             f"arXiv:2501.03884, table 3; {_TRL_INDEX}",
-            "Mistral 7B Instruct: all weights; γ taken as absolute, as TRL does",
+            "Mistral 7B Instruct; γ is taken as absolute, as TRL does",
         ),
         Preset(
             "orpo-mistral",
@@ -258,7 +258,7 @@ PRESETS: dict[str, Preset] = {
             "bco",
             {"loss_type": "bco", "beta": 0.01, "learning_rate": 5e-7},
             f"arXiv:2404.04656, app. C; {_TRL_INDEX}",
-            "the BCO paper: all weights, 128 rows a step",
+            "the BCO paper: 128 rows a step",
         ),
     )
 }

@@ -31,7 +31,9 @@ Each train mode has the losses below; `loss_type` names one, or several to be ad
 {fill(f"Notation: {NOTATION} β is `beta`, ε `label_smoothing`, σ the logistic function; a *reward* is β·u.", 120)}
 
 An option that belongs to another loss than the chosen ones is an error; a value that you give wins over the default of
-the loss. {MADE}"""
+the loss.
+
+{MADE}"""
 
 PRESET_PAGE = f"""\
 # Presets
@@ -46,7 +48,9 @@ learning_rate: 5e-6 # what you give wins
 `mlx_lm_lora.prefplus presets` prints this list. The start of a run says what came from the preset. They are starting
 points, and mostly those of full fine-tuning of 7B to 9B models: learning rates are as published, and LoRA takes larger
 ones, often ten times. The rate belongs to a number of pairs a step as well, often 64 or 128: `batch_size` times
-`gradient_accumulation_steps`. {MADE}
+`gradient_accumulation_steps`.
+
+{MADE}
 | preset | mode | values | what was trained | source |
 |---|---|---|---|---|"""
 
