@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..losses import OPTIONS, loss_names
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -263,3 +265,22 @@ PRESETS: dict[str, Preset] = {
     )
 }
 """Name → preset."""
+
+
+TWO_NAMES = {"simpo_gamma": "gamma_beta_ratio", "gamma_beta_ratio": "simpo_gamma"}
+"""Keys of which only one can be set."""
+
+
+def values_beside(preset: Preset, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset that still mean something beside what the user gave.
+
+    A key of another name for the same thing replaces the preset's. Another loss takes its own defaults, not the β, the
+    margin and the weights that were published for the preset's.
+    """
+    left_out = {*given, *(TWO_NAMES[key] for key in given if key in TWO_NAMES)}
+    wanted = given.get("loss_type", given.get("dpo_cpo_loss_type"))
+    if wanted is not None and loss_names(wanted) != loss_names(preset.values.get("loss_type", preset.mode)):
+        table = OPTIONS[preset.mode].table
+        left_out |= {"loss_type", "loss_weights"}
+        left_out |= {key for row in table.values() for key in (*row.options, *row.instead)}
+    return {key: value for key, value in preset.values.items() if key not in left_out}

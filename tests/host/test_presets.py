@@ -5,7 +5,7 @@ import re
 import pytest
 
 from mlx_lm_lora_prefplus.host.config import resolve
-from mlx_lm_lora_prefplus.host.presets import PRESETS
+from mlx_lm_lora_prefplus.host.presets import PRESETS, values_beside
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
 
@@ -35,3 +35,26 @@ def test_a_key_of_another_mode_would_be_noticed(registry):
     values = PRESETS["cpo-alma"].values
     notes = resolve({"train_mode": "dpo", **values}, registry, read_file=False).notes
     assert [note for note in notes if "cpo_alpha" in note and "no key of this mode" in note]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "left"),
+    [
+        ("simpo-llama3", {}, {"loss_type", "beta", "gamma_beta_ratio", "learning_rate"}),
+        ("simpo-llama3", {"beta": 3.0}, {"loss_type", "gamma_beta_ratio", "learning_rate"}),
+        ("simpo-llama3", {"simpo_gamma": 1.0}, {"loss_type", "beta", "learning_rate"}),
+        ("alphapo-mistral", {"gamma_beta_ratio": 0.5}, {"loss_type", "beta", "alphapo_alpha", "learning_rate"}),
+        ("simpo-llama3", {"loss_type": "simpo"}, {"beta", "gamma_beta_ratio", "learning_rate"}),
+        ("simpo-llama3", {"loss_type": "alphapo"}, {"learning_rate"}),
+        ("cpo-simpo-llama3", {"dpo_cpo_loss_type": "sigmoid"}, {"cpo_alpha", "learning_rate"}),
+        ("mpo-internvl2", {"loss_type": "sigmoid,sft"}, {"learning_rate"}),
+        ("mpo-internvl2", {"loss_type": "sigmoid, bco_pair, sft"}, {"loss_weights", "learning_rate"}),
+        ("orpo-mistral", {"loss_type": "orpo"}, {"beta", "learning_rate"}),
+    ],
+)
+def test_what_is_left_of_a_preset_beside_what_is_given(name, given, left, registry):
+    preset = PRESETS[name]
+    values = values_beside(preset, given)
+    assert set(values) == left and all(preset.values[key] == value for key, value in values.items())
+    resolved = resolve({"train_mode": preset.mode, **values, **given}, registry, read_file=False)
+    assert all(resolved.values[key] == value for key, value in given.items() if "loss_type" not in key)
