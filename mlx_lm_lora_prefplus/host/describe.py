@@ -103,7 +103,8 @@ def mode_options(trainer: Trainer) -> list[Option]:
     return [_option(key, field, trainer) for key, field in fields.items() if key not in own]
 
 
-_NLL = {"": "−log π: the mean over the tokens of the chosen completions; the rejected are not looked at."}
+_NLL = {"": "−log π: the NLL of the chosen completions; the rejected are not looked at."}
+_NLL_LOG_PROBS = "means over all chosen tokens of a step, or over each completion first (`sft_normalization`)"
 
 
 def sections(function: Callable[..., Any]) -> dict[str, str]:
@@ -120,6 +121,8 @@ def sections(function: Callable[..., Any]) -> dict[str, str]:
 
 def _log_probs(row: Loss, arguments: str) -> str:
     """What the loss is given: sums or means, as its row says, and what its docstring says of them besides."""
+    if row.function is None:
+        return _NLL_LOG_PROBS
     kind = "means over the tokens" if row.means else "sums over the tokens"
     examples = " ".join(re.split(r"\n(?=\S)", arguments)[0].partition(":")[2].split())
     return re.sub(r"^(summed log-probs|log-probs as \*means\* over tokens|$)", kind, examples)

@@ -28,7 +28,7 @@ def test_nothing_that_a_reader_needs_is_missing(registry):
         assert loss.formula and loss.when and loss.columns, loss.name
         assert loss.name == "sft" or (loss.references and loss.value), loss.name
         assert all(option.about for option in loss.options), loss.name
-        assert loss.log_probs.startswith("means" if loss.means else "sums"), loss.name
+        assert loss.log_probs.startswith("means" if loss.means or loss.name == "sft" else "sums"), loss.name
 
 
 def test_a_description_in_full(registry):
