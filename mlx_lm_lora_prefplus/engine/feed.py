@@ -7,6 +7,9 @@ from typing import NamedTuple
 from ..plugin import Batch
 
 
+EpochBatches = Callable[[int, int], Iterator[Batch]]
+
+
 class Place(NamedTuple):
     """A place in the data: the epoch, and how many of its batches come before. Both count from 0."""
 
@@ -17,10 +20,10 @@ class Place(NamedTuple):
 class Feed:
     """Gives out micro-batches.
 
-    epoch_batches: epoch → its batches. place: of the next batch.
+    epoch_batches: epoch, number of batches to leave out → its other batches. place: of the next batch.
     """
 
-    def __init__(self, epoch_batches: Callable[[int], Iterator[Batch]], place: Place):
+    def __init__(self, epoch_batches: EpochBatches, place: Place):
         self.place = place
         self._batches = self._from(epoch_batches, place)
 
@@ -31,9 +34,9 @@ class Feed:
         return [batch for _, batch in taken]
 
     @staticmethod
-    def _from(epoch_batches: Callable[[int], Iterator[Batch]], place: Place) -> Iterator[tuple[Place, Batch]]:
+    def _from(epoch_batches: EpochBatches, place: Place) -> Iterator[tuple[Place, Batch]]:
         """Each batch with the place behind it."""
         for epoch in count(place.epoch):
             skipped = place.batch if epoch == place.epoch else 0
-            for number, batch in enumerate(islice(epoch_batches(epoch), skipped, None), start=skipped + 1):
+            for number, batch in enumerate(epoch_batches(epoch, skipped), start=skipped + 1):
                 yield Place(epoch, number), batch

@@ -22,9 +22,10 @@ from ..settings import RunSettings
 from . import memory
 from .best import Best
 from .checkpointing import gradient_checkpointing
-from .feed import Feed, Place
+from .feed import EpochBatches, Feed, Place
 from .laps import Laps
 from .metrics import MetricsFile
+from .moving_reference import MovingReference
 from .progress import Progress, random_seed, restore, snapshot
 from .qat import FakeQuantization
 from .report import report_training, report_validation
@@ -43,12 +44,13 @@ class Training:
     """All that a run of the loop needs.
 
     iters: micro-batches to train.
-    epoch_batches: epoch (from 0) → the batches of that epoch, reference filled in.
+    epoch_batches: epoch (from 0), number of its first batches to leave out → the others, reference filled in.
     validation: the batches to evaluate on, or None.
     save: iteration (or None at the end) → the adapter file and the numbered file it wrote.
     save_best: keeps the adapters as the best so far, and returns their file.
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
+    moving_reference: a reference that follows the policy, or None.
     states, metrics: where the state and the metrics of the run are kept; None: nowhere.
     resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
     """
@@ -59,13 +61,14 @@ class Training:
     optimizer: optim.Optimizer
     settings: RunSettings
     iters: int
-    epoch_batches: Callable[[int], Iterator[Batch]]
+    epoch_batches: EpochBatches
     validation: Callable[[], Iterator[Batch]] | None
     save: Callable[[int | None], tuple[Path, Path | None]]
     save_best: Callable[[], Path] | None = None
     callback: Any = None
     qat: FakeQuantization | None = None
     compiled: bool = False
+    moving_reference: MovingReference | None = None
     states: StateFiles | None = None
     metrics: MetricsFile | None = None
     resumed: RunState | None = None
@@ -98,7 +101,7 @@ def train(run: Training) -> bool:
         if loop.finished:
             return False
         if run.metrics:
-            run.metrics.begin(loop.at.iteration if run.resumed else None)
+            run.metrics.begin(run.resumed.values["lines"] if run.resumed else 0)
         run.policy.model.train()
         bar = stack.enter_context(tqdm(total=run.iters, initial=loop.at.iteration, desc="Training"))
         try:
@@ -235,6 +238,8 @@ class Loop:
         assert self._feed is not None
         at.epoch, at.batch = self._feed.place
         self.gradient, at.size, at.done, at.left_out, at.step = None, 0, 0, False, at.step + 1
+        if run.moving_reference:
+            run.moving_reference.after_update(at.step)
 
     def _apply(self, gradient: Any) -> None:
         run = self.run
@@ -268,7 +273,7 @@ class Loop:
     def _validate(self, iteration: int) -> None:
         run, settings = self.run, self.run.settings
         due = iteration in (1, run.iters) or iteration % settings.steps_per_eval == 0
-        if run.validation is None or not due:
+        if run.validation is None or not due or iteration <= self.at.validated:
             return
         laps, seed, pauses, start = Laps(self.stop), random_seed(), self.stop.pauses, time.perf_counter()
         state = {"state": self.state} if self.state else {}
@@ -280,6 +285,7 @@ class Loop:
             raise
         seconds = time.perf_counter() - start if self.stop.pauses == pauses else laps.seconds
         run.policy.model.train()
+        self.at.validated = iteration
         if not is_finite(means):
             what = f"The validation loss is not finite before iteration {iteration}."
             if settings.on_nonfinite == "stop":

@@ -43,7 +43,7 @@ def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings
     wanted = f" MLX asked for {_size(asked)} more." if asked else ""
     ways = [f"{what}: about {_size(share * step)} less" for what, share in _ways(batch, settings)][:3]
     return (
-        f"Out of memory{of}: {error or type(error).__name__}.{wanted} There are {_size(there)} in all; the model takes "
+        f"Out of memory{of}: {str(error).rstrip('.') or type(error).__name__}.{wanted} There are {_size(there)} in all; the model takes "
         f"{_size(weights)}, a step about {_size(step)} besides. What would lower it: {'; '.join(ways)}. What was saved "
         "before is whole: --resume goes on from there (--resume force with another batch_size or max_seq_length)."
     )
@@ -51,11 +51,10 @@ def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings
 
 def _ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, float]]:
     """(a change of a setting, the share of a step's memory that it saves), the best first."""
-    examples = batch.ids.shape[0] if batch is not None else settings.batch_size
     width = batch.tokens.shape[1] if batch is not None else 0
     if settings.token_budget:
         yield f"token_budget {settings.token_budget} → {max(settings.token_budget // 2, 1)}", 0.5
-    elif examples > 1:
+    elif settings.batch_size > 1:
         half = settings.batch_size // 2
         accumulation = settings.gradient_accumulation_steps
         yield (

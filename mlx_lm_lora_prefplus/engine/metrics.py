@@ -15,29 +15,31 @@ NAME = "metrics.jsonl"
 class MetricsFile:
     """Lines of JSON, each with `iteration` and `split` ("train", "valid") or `warning`; metrics by TRL's names.
 
-    folder: the adapter folder.
+    folder: the adapter folder. lines: those of this run so far.
     """
 
     def __init__(self, folder: Path):
         self.file = folder / NAME
+        self.lines = 0
 
-    def begin(self, resumed: int | None) -> None:
-        """Cut off what comes behind the iteration that the run goes on from (None: all), for it will come again."""
+    def begin(self, lines: int) -> None:
+        """Keep so many lines of before: those behind the state that the run goes on from will come again."""
         if self.file.is_file():
-            kept = [] if resumed is None else [line for line in self._lines() if line["iteration"] <= resumed]
+            kept = self._readable()[:lines]
+            self.lines = len(kept)
             with whole_file(self.file) as temporary:
-                temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+                temporary.write_text("".join(kept), encoding="utf-8")
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """What can be read; a torn last line is left out."""
-        lines = []
+    def _readable(self) -> list[str]:
+        """The lines up to one that is torn."""
+        kept = []
         try:
-            for text in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
-                line = json.loads(text)
-                lines += [line] if isinstance(line, dict) and isinstance(line.get("iteration"), int) else []
+            for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+                json.loads(line)
+                kept += [line] if line.endswith("\n") else []
         except (OSError, ValueError):
             pass
-        return lines
+        return kept
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line.
@@ -47,7 +49,8 @@ class MetricsFile:
         """
         try:
             with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(_line(record))
+                stream.write(json.dumps(record, allow_nan=False) + "\n")
+            self.lines += 1
         except OSError as error:
             raise UserError(
                 f"Could not write {self.file}: {error}. Adapters and states saved before are whole. Free some space "
@@ -59,7 +62,3 @@ class MetricsFile:
         if self.file.is_file():
             with self.file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Progress:
     """What is counted.
 
-    iteration: micro-batches done. step: optimiser steps done.
+    iteration: micro-batches done. step: optimiser steps done. validated: iteration of the last validation.
     epoch, batch: place of the first micro-batch of the optimiser step under way.
     size, done: micro-batches that this step has, and those of them that are done.
     left_out: whether the update of this step will be left out.
@@ -31,6 +31,7 @@ class Progress:
 
     iteration: int = 0
     step: int = 0
+    validated: int = 0
     epoch: int = 0
     batch: int = 0
     size: int = 0
@@ -53,6 +54,7 @@ def snapshot(loop: "Loop") -> RunState:
         "optimizer": dict(tree_flatten(run.optimizer.state)),
         "gradient": dict(tree_flatten(loop.gradient)) if loop.gradient is not None else {},
         "trainer": dict(loop.state),
+        "reference": dict(run.moving_reference.parameters) if run.moving_reference else {},
         "numpy": {"keys": mx.array(keys)},
     }
     values = {
@@ -60,6 +62,7 @@ def snapshot(loop: "Loop") -> RunState:
         **{"progress": asdict(loop.at), "mlx": random_seed(), "numpy": [kind, *rest]},
         **{"totals": loop.totals.dump(), "laps": loop.laps.dump()},
         **{"best": [best.dump() for best in loop.bests], "history": loop.history.dump(), "warned": loop.warned},
+        "lines": run.metrics.lines if run.metrics else 0,
     }
     return RunState(arrays, json.loads(json.dumps(values)))
 
@@ -79,6 +82,8 @@ def restore(loop: "Loop", state: RunState) -> None:
         optimizer.learning_rate = rate  # the same, unless it was changed and the user forced it
     loop.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
     loop.state = _refilled(loop.state, arrays, "trainer")
+    if run.moving_reference:
+        run.moving_reference.parameters = dict(arrays.get("reference", {}))
     loop.at = Progress(**values["progress"])
     loop.totals.load(values["totals"])
     loop.laps.load(values["laps"])

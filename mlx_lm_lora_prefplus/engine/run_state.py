@@ -27,7 +27,7 @@ class RunState(NamedTuple):
     """All that changes while a run goes on.
 
     arrays: tree → name → array: `weights` (the trainable ones), `optimizer`, `gradient` (of a half-done optimiser
-        step), `trainer` (see `Trainer.initial_state`), `numpy`. A further thing with arrays gets a tree of its own.
+        step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy), `numpy`. A further thing with arrays gets a tree of its own.
     values: whatever JSON holds: position, counters, windows of the log, the state of MLX's random numbers, and what
         the run was started with (`fingerprint`).
     """
@@ -105,10 +105,10 @@ def read_state(file: Path) -> RunState:
         loaded: Any = mx.load(str(file), return_metadata=True)
         arrays, header = loaded
         values = json.loads(header["values"])
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        if values["format"] != FORMAT:
+            raise Damaged(f"it has format {values['format']}, and this release reads {FORMAT}")
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise Damaged(str(error)) from error
-    if values["format"] != FORMAT:
-        raise Damaged(f"it has format {values['format']}, and this release reads {FORMAT}")
     trees: dict[str, dict[str, mx.array]] = {}
     for path, value in arrays.items():
         tree, _, name = path.partition("/")

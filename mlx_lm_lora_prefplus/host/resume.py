@@ -24,9 +24,8 @@ DATA_SETTINGS = ("max_seq_length", "truncation", "max_prompt_length", "pairing")
 """Keys that decide what a run computes. Those that only decide how, how long and what is saved may change."""
 
 
-def find_state(settings: RunSettings) -> RunState | None:
-    """The state in `adapter_path` to go on from, if `resume` asks for it; says what it found."""
-    folder = Path(settings.adapter_path)
+def find_state(settings: RunSettings, folder: Path) -> RunState | None:
+    """The state in an adapter folder to go on from, if `resume` asks for it; says what it found."""
     state, damaged = newest_state(folder)
     if not settings.resume:
         if state is not None:

@@ -1,7 +1,7 @@
 """A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
 
-from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 from ..engine.checkpoint import check_file, check_writable, load_adapter_weights, read_adapter_weights, save_adapters
 from ..engine.loop import Training, train
 from ..engine.metrics import MetricsFile
+from ..engine.moving_reference import MovingReference
 from ..engine.qat import FakeQuantization, effective_linears
 from ..engine.reference import with_reference
 from ..engine.report import host_metrics
@@ -49,7 +50,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
 def _run(resolved: Resolved, training_callback: Any) -> None:
     settings = resolved.settings
     check_start(settings)
-    state = find_state(settings) if settings.train else None
+    state = find_state(settings, Path(settings.adapter_path)) if settings.train else None
     if settings.efficient_long_context and settings.grad_checkpoint:
         print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
         settings = settings.model_copy(update={"grad_checkpoint": False})
@@ -163,6 +164,8 @@ def train_policy(
         save_adapters(model, folder / "best" / adapter_file.name, policy.adapter_config(settings), None)
         return folder / "best"
 
+    moving = moving_reference(work)
+    fill = moving.fill if moving else with_reference
     return train(
         Training(
             trainer=resolved.trainer,
@@ -171,19 +174,31 @@ def train_policy(
             optimizer=build_optimizer(settings),
             settings=settings,
             iters=work.iters,
-            epoch_batches=lambda epoch: with_reference(work.batches("train", epoch), reference["train"]),
-            validation=partial(work.evaluation, "valid", reference) if work.evaluates("valid") else None,
+            epoch_batches=lambda epoch, first: fill(
+                islice(work.batches("train", epoch), first, None), reference["train"]
+            ),
+            validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
             save=save,
             save_best=save_best,
             callback=callback,
             qat=fake_quantization(model, settings),
             compiled=work.compiled,
+            moving_reference=moving,
             states=StateFiles(folder, settings.keep_last, state.iteration if state else None),
             metrics=MetricsFile(folder),
             resumed=state,
             fingerprint=known_by if known_by is not None else fingerprint(work),
         )
     )
+
+
+def moving_reference(work: Work) -> MovingReference | None:
+    """The reference that follows the policy, where the options ask for it."""
+    options = work.resolved.options
+    if not getattr(options, "sync_ref_model", False):
+        return None
+    every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
+    return MovingReference(work.engine.policy, every, alpha, work.token_weights)
 
 
 def build_optimizer(settings: RunSettings) -> optim.Optimizer:

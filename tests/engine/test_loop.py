@@ -1,6 +1,10 @@
 """The loop: it drives any trainer, counts what the host counts, and never drops a gradient."""
 
+import json
+import os
+import signal
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +13,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
 
 from mlx_lm_lora_prefplus.data.batches import iterate_batches
@@ -16,7 +21,9 @@ from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.engine.evaluate import evaluate
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
 from mlx_lm_lora_prefplus.engine.loop import Training, train
+from mlx_lm_lora_prefplus.engine.metrics import MetricsFile
 from mlx_lm_lora_prefplus.engine.qat import FakeQuantization
+from mlx_lm_lora_prefplus.engine.run_state import StateFiles, newest_state, read_state
 from mlx_lm_lora_prefplus.engine.step import GradientStep
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
@@ -51,7 +58,19 @@ class ChosenOnly:
         return evaluate(self, policy, batches, options)
 
 
-def run(trainer=CPO, options=None, compiled=False, qat=None, iters=6, batch_size=4, model=None, **settings):
+def run(
+    trainer=CPO,
+    options=None,
+    compiled=False,
+    qat=None,
+    iters=6,
+    batch_size=4,
+    model=None,
+    states=None,
+    metrics=None,
+    resumed=None,
+    **settings,
+):
     """Train a small model; returns the model and what happened, in order."""
     model = model or with_lora(tiny_llama())
     events: list[tuple] = []
@@ -64,19 +83,29 @@ def run(trainer=CPO, options=None, compiled=False, qat=None, iters=6, batch_size
         events.append(("save", iteration))
         return Path("a"), Path("b")
 
+    def save_best():
+        events.append(("best",))
+        return Path("best")
+
     train(
         Training(
             trainer=trainer,
             options=options or trainer.options(),
             policy=PlainPolicy(model),
             optimizer=optim.Adam(1e-3),
-            settings=RunSettings(**{"steps_per_eval": 3, "steps_per_report": 2, "save_every": 4, **settings}),
+            settings=RunSettings(
+                **{"batch_size": batch_size, "steps_per_eval": 3, "steps_per_report": 2, "save_every": 4, **settings}
+            ),
             iters=iters,
-            epoch_batches=lambda epoch: trainer.iterate_batches(
-                ROWS, batch_size=batch_size, epoch=epoch, seed=0, shuffle=True
+            epoch_batches=lambda epoch, first: islice(
+                trainer.iterate_batches(ROWS, batch_size=batch_size, epoch=epoch, seed=0, shuffle=True), first, None
             ),
             validation=lambda: trainer.iterate_batches(ROWS, batch_size=4, epoch=0, seed=0, shuffle=False),
             save=save,
+            save_best=save_best,
+            states=states,
+            metrics=metrics,
+            resumed=resumed,
             callback=callback,
             qat=qat(model) if qat else None,
             compiled=compiled,
@@ -126,7 +155,7 @@ def test_an_epoch_sees_every_row_once(monkeypatch):
     monkeypatch.setattr(
         GradientStep,
         "__call__",
-        lambda self, batch, units: (seen.extend(batch.ids.tolist()), real(self, batch, units))[1],
+        lambda self, batch, *rest: (seen.extend(batch.ids.tolist()), real(self, batch, *rest))[1],
     )
     run(iters=6)  # two epochs of three batches
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
@@ -243,3 +272,219 @@ def test_evaluation_is_a_mean_over_pairs_however_they_are_cut(batch_size):
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(UserError, match="no rows to evaluate"):
         evaluate(CPO, PlainPolicy(tiny_llama()), iter([]), CPO.options())
+
+
+class Poisoned(ChosenOnly):
+    """Its sums, or its gradients, are not finite where a row of `bad` is in the batch."""
+
+    def __init__(self, bad, gradient=False):
+        self.bad, self.gradient = set(bad), gradient
+
+    def loss(self, policy, batch, options):
+        logps = policy(batch).logps
+        if self.bad & set(batch.ids.tolist()) and policy.model.training:
+            logps = logps + (mx.sqrt(0 * logps) if self.gradient else float("nan"))
+        return LossOutput(sums={"examples": -logps.sum()}, metrics={})
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+def test_what_is_not_finite_stops_with_rows_step_and_settings(gradient):
+    what = "gradient" if gradient else "loss"
+    with pytest.raises(UserError, match=rf"The {what} is not finite at iteration \d on rows \[(3|.* 3)[,\]]") as caught:
+        run(Poisoned([3], gradient), Nothing(), max_grad_norm=2.0)
+    assert caught.match(
+        r"learning_rate 1\.000e-03, max_grad_norm 2\.0, Nothing\(\).*optimiser step \d.*on_nonfinite: skip"
+    )
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_skip_leaves_the_update_out_and_says_so(gradient, accumulation, capsys, monkeypatch):
+    updates = []
+    real = optim.Adam.update
+    monkeypatch.setattr(optim.Adam, "update", lambda *args: (updates.append(1), real(*args)))
+    model, events = run(
+        Poisoned([3], gradient), Nothing(), on_nonfinite="skip", batch_size=5, gradient_accumulation_steps=accumulation
+    )  # two batches an epoch, one of them poisoned
+    assert len(updates) == (3 if accumulation == 1 else 0)
+    assert all(np.isfinite(value).all() for value in lora_b(model))
+    assert all(np.isfinite(list(info.values())).all() for kind, _, info in events_of(events, "report"))
+    out = capsys.readouterr().out
+    assert "is not finite on rows [" in out and "the update is left out (3 so far)" in out
+
+
+def test_skipping_ends_where_it_is_of_no_use():
+    with pytest.raises(UserError, match=r"not finite at iteration 11 \(after 10 updates in a row that were left out\)"):
+        run(Poisoned(list(range(10))), Nothing(), on_nonfinite="skip", iters=30)
+
+
+def events_of(events, kind):
+    return [event for event in events if event[0] == kind]
+
+
+def test_out_of_memory_names_what_would_lower_it(monkeypatch):
+    def full(*_):
+        raise RuntimeError("[malloc_or_wait] Unable to allocate 4294967296 bytes.")
+
+    monkeypatch.setattr(GradientStep, "__call__", full)
+    with pytest.raises(UserError, match="Out of memory on 4 examples .* asked for 4.3 GB more.*batch_size 4 → 2"):
+        run(batch_size=4)
+
+    def broken(*_):
+        raise RuntimeError("[matmul] shapes")
+
+    monkeypatch.setattr(GradientStep, "__call__", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run()
+
+
+def test_early_stopping_waits_for_its_patience(monkeypatch, capsys):
+    """The validation loss, made up here, is best at its second time."""
+    values = iter([3.0, 1.0, 2.0, 2.5, 1.5, 0.5])
+    monkeypatch.setattr(type(CPO), "evaluate", lambda *_, **__: {"loss": next(values)})
+    _, events = run(iters=30, steps_per_eval=2, early_stopping_patience=2)
+    assert [event[1] for event in events if event[0] == "validate"] == [1, 2, 4, 6]
+    assert [event for event in events if event[0] == "save"] == [("save", 4), ("save", None)]
+    assert (
+        "2 validations without a better objective (lower is better) than 1.000 at iteration 2"
+        in capsys.readouterr().out
+    )
+
+
+def test_the_best_adapters_are_kept(monkeypatch, capsys):
+    values = iter([0.5, 0.7, 0.6, 0.9])
+    monkeypatch.setattr(type(CPO), "evaluate", lambda *_, **__: {"loss": 1.0, "rewards/accuracies": next(values)})
+    _, events = run(iters=6, steps_per_eval=2, save_best="rewards/accuracies")
+    kept = [i for i, event in enumerate(events) if event[0] == "best"]
+    assert len(kept) == 3
+    assert "Iter 6: Best rewards/accuracies (higher is better) so far: 0.900, kept in best." in capsys.readouterr().out
+
+
+def test_metrics_hold_every_report(tmp_path):
+    run(iters=6, batch_size=10, max_grad_norm=1.0, metrics=MetricsFile(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["iteration"], line["split"]) for line in lines] == [
+        *((1, "valid"), (2, "train"), (3, "valid"), (4, "train"), (6, "valid"), (6, "train"))
+    ]
+    wanted = {"loss", "rewards/chosen", "rewards/accuracies", "nll_loss", "grad_norm", "learning_rate"}
+    wanted |= {"tokens_per_second", "peak_memory", "trained_tokens", "updates", "skipped_updates"}
+    assert wanted <= set(lines[1])
+    assert lines[1]["grad_norm"] > 0 and lines[1]["updates"] == 2
+    assert {"loss", "rewards/margins", "seconds"} <= set(lines[0])
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A running mean of the log-probs is the state; the loss is measured against it."""
+
+    decay: float = 0.9
+
+
+class Running(ChosenOnly):
+    options = Mean
+
+    def initial_state(self, options):
+        return {"mean": mx.array(0.0)}
+
+    def loss(self, policy, batch, options, state=None):
+        logps = policy(batch).logps
+        assert state is not None
+        mean = options.decay * state["mean"] + (1 - options.decay) * mx.stop_gradient(logps.mean())
+        sums = {"examples": -mx.tanh(0.1 * (logps - mean)).sum()}
+        return LossOutput(sums, {"examples": {"mean": mean * batch.ids.shape[0]}}, {"mean": mean})
+
+    def evaluate(self, policy, batches, options, state=None):
+        return evaluate(self, policy, batches, options, state=state)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("trainer", [CPO, Running()], ids=["cpo", "running"])
+def test_from_any_saved_state_on_the_run_is_the_same(trainer, at, accumulation, tmp_path):
+    """In the middle of an optimiser step and of an epoch too; dropout on; half of the layers trained."""
+    settings = {"iters": 7, "gradient_accumulation_steps": accumulation, "save_every": 1, "steps_per_report": 3}
+    whole, events = run(
+        trainer, model=dropping(), states=StateFiles(tmp_path, 20), metrics=MetricsFile(tmp_path), **settings
+    )
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    mx.random.seed(99)
+    np.random.seed(99)
+    state = read_state(tmp_path / f"state-{at:07d}.safetensors")
+    rest, later = run(trainer, model=dropping(), resumed=state, metrics=MetricsFile(tmp_path), **settings)
+    assert all(np.array_equal(a, b) for a, b in zip(lora_b(whole), lora_b(rest), strict=True))
+    assert without_timing(later) == without_timing(events)[-len(later) :]
+    assert len(later) < len(events)
+    again = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    timing = ("iterations_per_second", "tokens_per_second", "peak_memory", "seconds")
+    for one, two in zip(map(json.loads, lines.splitlines()), again, strict=True):
+        assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in two.items() if k not in timing}
+
+
+def dropping():
+    model = tiny_llama()
+    model.freeze()
+    linear_to_lora_layers(model, 1, {"rank": 4, "dropout": 0.3, "scale": 10.0})
+    return model
+
+
+def without_timing(events):
+    timing = ("iterations_per_second", "tokens_per_second", "peak_memory", "val_time")
+    return [
+        (*event[:2], {k: v for k, v in event[2].items() if k not in timing}) if len(event) > 2 else event
+        for event in events
+    ]
+
+
+def test_a_finished_run_has_nothing_left(tmp_path):
+    run(states=StateFiles(tmp_path, 2), iters=4)
+    state, _ = newest_state(tmp_path)
+    _, events = run(resumed=state, iters=4)
+    assert events == []
+    _, events = run(resumed=state, iters=6)
+    assert [event[:2] for event in events if event[0] != "save"] == [("validate", 6), ("report", 6)]
+
+
+def test_weights_that_are_not_finite_take_no_place(tmp_path):
+    model = with_lora(tiny_llama())
+    model.layers[0].self_attn.q_proj.lora_b = mx.full((32, 4), float("inf"))
+    quiet = ChosenOnly()
+    quiet.loss = lambda policy, batch, options: LossOutput({"examples": mx.array(0.0)}, {})
+    with pytest.raises(UserError, match="The weights are not finite at iteration 1"):
+        run(quiet, Nothing(), model=model, save_every=1, states=StateFiles(tmp_path, 2), steps_per_eval=100)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("during", ["gradient", "evaluation"])
+def test_a_signal_ends_the_run_with_its_state(number, during, tmp_path, monkeypatch, capsys):
+    settings = {"iters": 7, "gradient_accumulation_steps": 2, "steps_per_eval": 4}
+    whole, _ = run(**settings)
+    real, calls = GradientStep.__call__, []
+
+    def step(self, *args):
+        calls.append(1)
+        if during == "gradient" and len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return real(self, *args)
+
+    monkeypatch.setattr(GradientStep, "__call__", step)
+    real_loss = type(CPO).loss
+
+    def loss(self, policy, *args, **kwargs):
+        if during == "evaluation" and len(calls) == 3 and not policy.model.training:
+            os.kill(os.getpid(), number)
+            calls.append(1)
+        return real_loss(self, policy, *args, **kwargs)
+
+    monkeypatch.setattr(type(CPO), "loss", loss)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+        run(states=StateFiles(tmp_path, 2), **settings)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    if number == signal.SIGTERM:
+        assert caught.value.code == 143
+    assert f"Stopped by {signal.Signals(number).name} after iteration 3 of 7" in capsys.readouterr().out
+    state, _ = newest_state(tmp_path)
+    assert state.iteration == 3
+    rest, _ = run(resumed=state, **settings)
+    assert all(np.array_equal(a, b) for a, b in zip(lora_b(whole), lora_b(rest), strict=True))

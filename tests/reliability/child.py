@@ -1,35 +1,45 @@
-"""A run of the host's `main` in a process of its own that can kill itself at a chosen instant.
+"""The host's command in a process of its own, to which something happens at a chosen instant.
 
-    python child.py CONFIG.json KILL_AT
+    python child.py CONFIG.json INSTANT WHAT [FLAG …]
 
-Instants are counted: before and after each gradient, and before, inside of and after everything that changes a file.
-At instant KILL_AT (from 1; 0: never) the process gets SIGKILL. The last line tells how many there were.
+Instants are counted: before and after each gradient and each batch of the reference pass, and before, inside of and
+after everything that changes a file. At instant INSTANT (from 1; 0: never) WHAT happens: a signal (SIGKILL, SIGTERM,
+SIGINT), `disk` (from then on no file can be written) or `memory` (no more can be had). The last line tells how many
+instants there were. CHILD_SLEEP: seconds that each gradient takes longer.
 """
 
-import json
 import os
+import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm_lora.train as host
 
-from mlx_lm_lora_prefplus.engine import metrics
+from mlx_lm_lora_prefplus.engine import metrics, reference
 from mlx_lm_lora_prefplus.engine.step import GradientStep
 from mlx_lm_lora_prefplus.host.activate import activate
 
 
 class Instants:
-    def __init__(self, kill_at: int):
-        self.count, self.kill_at = 0, kill_at
+    def __init__(self, chosen: int, what: str):
+        self.count, self.chosen, self.what = 0, chosen, what
 
     def pass_one(self, before=lambda: None) -> None:
         self.count += 1
-        if self.count == self.kill_at:
+        if self.count != self.chosen:
+            return
+        sys.stdout.flush()
+        if self.what == "disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+        elif self.what == "memory":
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
+        else:
             before()
-            sys.stdout.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[self.what])
 
     def around(self, function):
         def call(*args, **kwargs):
@@ -46,23 +56,33 @@ class Instants:
         def call(file, *args, **kwargs):
             self.pass_one()
             save(file, *args, **kwargs)
-            self.pass_one(lambda: os.truncate(file, os.path.getsize(file) // 2))
+            self.pass_one(lambda: os.truncate(file, Path(file).stat().st_size // 2))
             self.pass_one()
 
         return call
 
 
+def slower(function):
+    def call(*args):
+        time.sleep(float(os.environ.get("CHILD_SLEEP", "0")))
+        return function(*args)
+
+    return call
+
+
 def main() -> None:
-    config, kill_at = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
-    instants = Instants(kill_at)
+    config, instant, what, *flags = sys.argv[1:]
+    instants = Instants(int(instant), what)
     activate(host)
-    GradientStep.__call__ = instants.around(GradientStep.__call__)
+    GradientStep.__call__ = instants.around(slower(GradientStep.__call__))
+    reference._logps = instants.around(reference._logps)
     metrics.MetricsFile.write = instants.around(metrics.MetricsFile.write)
     os.fsync = instants.around(os.fsync)
     Path.replace = instants.around(Path.replace)
     Path.unlink = instants.around(Path.unlink)
     mx.save_safetensors = instants.inside(mx.save_safetensors)
-    host.main(config)
+    sys.argv = ["mlx_lm_lora.train", "--config", config, *flags]
+    host.main()
     print(f"Instants: {instants.count}")
 
 

@@ -8,9 +8,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx_lm_lora.train as host
 import pytest
 
+from mlx_lm_lora_prefplus.host.activate import activate
 from tests.conftest import write_pairs
+
+activate(host)
 
 CHILD = Path(__file__).with_name("child.py")
 TIMING = ("iterations_per_second", "tokens_per_second", "peak_memory", "seconds")
@@ -48,18 +52,23 @@ class World:
             **changes,
         }
 
-    def start(self, kill_at: int = 0, **changes) -> subprocess.Popen:
+    def start(self, instant: int = 0, what: str = "SIGKILL", flags=(), sleep: float = 0, **changes):
+        """The process; `what` happens to it at an instant: see child.py."""
         file = self.folder / f"config-{changes.get('adapter_path', 'adapters')}.json"
         file.write_text(json.dumps(self.config(**changes)))
-        environment = {**os.environ, "PYTHONPATH": str(CHILD.parents[2]), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            **{"PYTHONPATH": str(CHILD.parents[2]), "CHILD_SLEEP": str(sleep)},
+            **{"MLX_LM_LORA_PREFPLUS_CACHE": str(self.folder / "cache")},
+        }
         return subprocess.Popen(
-            [sys.executable, str(CHILD), str(file), str(kill_at)],
+            [sys.executable, str(CHILD), str(file), str(instant), what, *flags],
             **{"cwd": self.folder, "env": environment, "text": True},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
         )
 
-    def run(self, kill_at: int = 0, **changes) -> Ended:
-        process = self.start(kill_at, **changes)
+    def run(self, instant: int = 0, what: str = "SIGKILL", **changes) -> Ended:
+        process = self.start(instant, what, **changes)
         out = process.communicate(timeout=300)[0]
         return Ended(process.returncode, out)
 
@@ -75,3 +84,17 @@ class World:
 def world(tmp_path, model_folder) -> World:
     write_pairs(tmp_path / "data", train=10, valid=4)
     return World(tmp_path, model_folder)
+
+
+@pytest.fixture
+def go(world, monkeypatch, capsys):
+    """Run the host's `main` in this process; returns what was printed."""
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(world.folder / "cache"))
+
+    def run(**changes) -> Ended:
+        capsys.readouterr()
+        host.main(world.config(**{"gradient_accumulation_steps": 1, "iters": 6, "save_every": 2, **changes}))
+        return Ended(0, capsys.readouterr().out)
+
+    return run

@@ -1,0 +1,82 @@
+"""Running out of memory is recognised, and three settings that would lower it are named with their share."""
+
+import re
+
+import mlx.core as mx
+import pytest
+
+from mlx_lm_lora_prefplus.data.batches import iterate_batches
+from mlx_lm_lora_prefplus.engine import memory
+from mlx_lm_lora_prefplus.settings import RunSettings
+from tests.conftest import random_rows, tiny_llama
+
+TEXTS = (
+    "[metal::malloc] Attempting to allocate 34359738368 bytes which is greater than the maximum allowed buffer size",
+    "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemo",
+    "[malloc_or_wait] Unable to allocate 4294967296 bytes.",
+    "cudaMallocAsync(&data, size, stream) failed: out of memory",
+    "std::bad_alloc",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_mlx_says_is_recognised(text):
+    assert memory.is_out_of_memory(RuntimeError(text))
+
+
+def test_other_errors_are_not():
+    assert memory.is_out_of_memory(MemoryError())
+    assert not memory.is_out_of_memory(RuntimeError("[matmul] Last dimension of first input must match"))
+
+
+def advice(batch_size=4, **settings):
+    model = tiny_llama()
+    batch = next(iterate_batches(random_rows(batch_size, longest=40), batch_size=batch_size, shuffle=False))
+    mx.eval(model(batch.tokens))
+    return memory.advice(RuntimeError(TEXTS[2]), model, batch, RunSettings(batch_size=batch_size, **settings))
+
+
+def test_the_message_says_what_was_asked_what_is_there_and_what_helps():
+    text = advice()
+    assert "on 4 examples (8 rows of up to" in text
+    assert "MLX asked for 4.3 GB more" in text and "in all" in text
+    assert "batch_size 4 → 2 (with gradient_accumulation_steps 1 → 2 the updates stay what they are)" in text
+    assert "grad_checkpoint: true" in text and "max_seq_length → " in text
+    assert len(re.findall(r"about [\d.]+ GB less", text)) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"batch_size": 1}, ["grad_checkpoint", "max_seq_length", "num_layers"]),
+        ({"batch_size": 1, "grad_checkpoint": True}, ["max_seq_length", "num_layers", "rank"]),
+        ({"token_budget": 4096}, ["token_budget 4096 → 2048", "grad_checkpoint", "max_seq_length"]),
+        ({"efficient_long_context": True}, ["batch_size 4 → 2", "max_seq_length", "long_context_chunk 512 → 256"]),
+        ({"long_context_chunk": 8}, ["batch_size", "grad_checkpoint", "efficient_long_context"]),
+        ({"batch_size": 1, "grad_checkpoint": True, "train_type": "full"}, ["max_seq_length", "train_type: lora"]),
+    ],
+    ids=str,
+)
+def test_only_what_is_not_done_yet_is_advised(settings, named):
+    text = advice(**settings)
+    assert all(one in text for one in named)
+
+
+def test_halving_the_batch_saves_about_what_it_says():
+    """Measured: the peak above the weights at batch 8 and at batch 4."""
+    from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+    from mlx_lm_lora_prefplus.engine.step import GradientStep
+    from mlx_lm_lora_prefplus.trainers import CPO
+
+    model = tiny_llama(hidden=64, layers=4)
+    rows = [{"prompt": [1] * 64, "chosen": [2] * 64, "rejected": [3] * 64}] * 8
+
+    def peak(size):
+        step = GradientStep(CPO, PlainPolicy(model), CPO.options(), compiled=True)
+        batch = next(iterate_batches(rows, batch_size=size, shuffle=False))
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(step(batch, batch.units())[:2])
+        return mx.get_peak_memory() - before
+
+    assert peak(4) / peak(8) == pytest.approx(0.5, abs=0.15)

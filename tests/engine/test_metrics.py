@@ -1,0 +1,54 @@
+"""metrics.jsonl: plain lines, cut where a run goes on."""
+
+import json
+
+import pytest
+
+from mlx_lm_lora_prefplus.engine.metrics import MetricsFile
+from mlx_lm_lora_prefplus.errors import UserError
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def written(tmp_path):
+    file = MetricsFile(tmp_path)
+    file.begin(0)
+    for iteration in (1, 2, 3, 4):
+        file.write({"iteration": iteration, "split": "train", "loss": 0.1 + iteration})
+    file.sync()
+    return tmp_path
+
+
+def test_a_run_that_goes_on_cuts_what_comes_again(written):
+    MetricsFile(written).begin(2)
+    assert [line["iteration"] for line in lines(written)] == [1, 2]
+
+
+def test_going_on_from_the_end_changes_no_byte(written):
+    before = (written / "metrics.jsonl").read_bytes()
+    MetricsFile(written).begin(4)
+    assert (written / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_fresh_run_begins_a_fresh_file(written):
+    MetricsFile(written).begin(0)
+    assert lines(written) == []
+
+
+@pytest.mark.parametrize("tail", ['{"iteration": 5, "spl', "\x00\x00", '{"iteration": 5}'])
+def test_a_torn_line_is_left_out(written, tail):
+    with (written / "metrics.jsonl").open("a") as stream:
+        stream.write(tail)
+    MetricsFile(written).begin(9)
+    assert [line["iteration"] for line in lines(written)] == [1, 2, 3, 4]
+
+
+def test_what_cannot_be_written_says_so(tmp_path):
+    file = MetricsFile(tmp_path / "absent")
+    file.begin(0)
+    file.sync()
+    with pytest.raises(UserError, match=r"Could not write .*metrics\.jsonl.*--resume"):
+        file.write({"iteration": 1})

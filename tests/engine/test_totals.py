@@ -1,0 +1,59 @@
+"""Sums by unit, divided once; a unit that a window has none of shows what was last known of it."""
+
+import json
+
+import mlx.core as mx
+import pytest
+
+from mlx_lm_lora_prefplus.engine.totals import Totals, flatten
+from mlx_lm_lora_prefplus.plugin import LossOutput
+
+
+def add(totals: Totals, desirable: int, undesirable: int, chosen: float, rejected: float) -> None:
+    output = LossOutput(
+        sums={"examples": mx.array(2.0 * (desirable + undesirable))},
+        metrics={
+            "desirable": {"rewards/chosen": mx.array(chosen)},
+            "undesirable": {"rewards/rejected": mx.array(rejected)},
+        },
+    )
+    units = {"examples": desirable + undesirable, "desirable": desirable, "undesirable": undesirable}
+    totals.add(units, *flatten(output))
+
+
+def test_means_are_over_units():
+    totals = Totals()
+    add(totals, 1, 2, 3.0, 8.0)
+    add(totals, 1, 0, 5.0, 0.0)
+    assert totals.means() == {"loss": 2.0, "rewards/chosen": 4.0, "rewards/rejected": 4.0}
+
+
+def test_a_unit_without_any_shows_its_last_mean():
+    first = Totals()
+    add(first, 2, 0, 6.0, 0.0)
+    assert first.means() == {"loss": 2.0, "rewards/chosen": 3.0}  # of the other nothing is known yet
+    second = Totals(first)
+    add(second, 0, 2, 0.0, 10.0)
+    assert second.means() == {"loss": 2.0, "rewards/chosen": 3.0, "rewards/rejected": 5.0}
+    third = Totals(second)
+    add(third, 1, 0, 7.0, 0.0)
+    assert third.means() == {"loss": 2.0, "rewards/chosen": 7.0, "rewards/rejected": 5.0}
+
+
+def test_an_empty_window_shows_the_one_before():
+    first = Totals()
+    add(first, 1, 1, 1.0, 2.0)
+    assert Totals(first).means() == first.means()
+    assert Totals().means() == {}
+
+
+def test_through_json_to_the_last_digit():
+    first, second = Totals(), Totals()
+    add(first, 1, 0, 0.1, 0.0)
+    window = Totals(first)
+    add(window, 0, 3, 0.0, 0.7)
+    second.load(json.loads(json.dumps(window.dump())))
+    assert second.means() == window.means()
+    add(window, 1, 3, 0.3, 0.2)
+    add(second, 1, 3, 0.3, 0.2)
+    assert second.means() == window.means() and second.means()["rewards/chosen"] == pytest.approx(0.3)

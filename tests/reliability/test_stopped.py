@@ -1,0 +1,74 @@
+"""Signals other than SIGKILL, full disks and full memories, in real processes of the host's command."""
+
+import random
+import re
+import signal
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+STOPS = {"SIGTERM": 143, "SIGINT": 130}
+
+
+@pytest.mark.parametrize("what", STOPS)
+def test_stopped_and_resumed_is_left_alone(world, what):
+    """Before the first save, in the middle of a step, in a save: nothing that was trained is lost."""
+    alone = world.run(adapter_path="alone")
+    rng = random.Random(what)
+    for _ in range(3):
+        stopped = world.run(rng.randint(20, alone.instants - 20), what, adapter_path="stopped", flags=["--resume"])
+        if stopped.code == 0:
+            break
+        assert stopped.code == STOPS[what], stopped.out
+        line = re.search(
+            rf"^Stopped by {what} after iteration (\d+) of 14\. Adapters and state are saved", stopped.out, re.M
+        )
+        assert line, stopped.out
+        assert (world.folder / "stopped" / f"state-{int(line[1]):07d}.safetensors").is_file()
+        assert "Traceback" not in stopped.out
+    last = world.run(adapter_path="stopped", flags=["--resume"])
+    assert last.code == 0, last.out
+    assert world.weights("stopped") == world.weights("alone")
+    assert world.metrics("stopped") == world.metrics("alone")
+
+
+@pytest.mark.parametrize("what", STOPS)
+def test_in_the_reference_pass_what_is_done_is_kept(world, what):
+    stopped = world.run(6, what)  # behind the third batch of three rows
+    assert stopped.code == STOPS[what], stopped.out
+    assert "Traceback" not in stopped.out and "Iter " not in stopped.out
+    again = world.run(flags=["--resume"])
+    assert again.code == 0, again.out
+    kept = int(re.search(r"(\d+) of 14 rows from the cache", again.out)[1])
+    assert kept in (6, 9), again.out
+    assert "Nothing to resume in adapters: starting afresh" in again.out
+
+
+def test_a_pause_is_no_part_of_the_speed(world):
+    """Stopped for three seconds in the middle of a window of three micro-batches of a tenth of a second each."""
+    process = world.start(sleep=0.1, iters=9, gradient_accumulation_steps=1, steps_per_eval=100)
+    for line in process.stdout:
+        if line.startswith("Iter 3:"):
+            break
+    time.sleep(0.15)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    out = process.communicate(timeout=100)[0]
+    assert process.returncode == 0, out
+    speeds = [float(found) for found in re.findall(r"^Iter \d+: loss .* it/s ([\d.]+)", out, re.M)]
+    assert len(speeds) == 2 and min(speeds) > 2, out  # 0.9 it/s with the pause
+
+
+def test_a_full_disk_ends_the_run_with_its_last_state(world):
+    alone = world.run(adapter_path="alone")
+    full = world.run(alone.instants * 2 // 3, "disk", adapter_path="full")
+    assert full.code == 1, full.out
+    assert re.search(r"\[ERROR\] Could not write full/.*--resume", full.out), full.out
+    assert "Traceback" not in full.out
+    last = world.run(adapter_path="full", flags=["--resume"])
+    assert last.code == 0 and "Resuming after iteration" in last.out
+    assert world.weights("full") == world.weights("alone")
+    assert not list((world.folder / "full").glob(".tmp*"))
