@@ -15,13 +15,13 @@ COMPLETIONS = ("completion", "response", "output")
 CONVERSATIONS = ("messages", "conversations")
 """Columns that hold prompt and completion together, where there is no column of completions."""
 
-WORDS = (
-    ("true", "yes", "1", "1.0", "good", "desirable", "positive", "chosen", "like", "up", "thumbs up", "👍"),
-    ("false", "no", "0", "0.0", "bad", "undesirable", "negative", "rejected", "dislike", "down", "thumbs down", "👎"),
-)
-"""What a label may say in words, good and bad; capitals, `_` and `-` make no difference."""
+WORDS = {
+    1.0: "true yes 1 1.0 good desirable positive chosen like up thumbs_up thumbs-up thumbsup 👍",
+    0.0: "false no 0 0.0 bad undesirable negative rejected dislike down thumbs_down thumbs-down thumbsdown 👎",
+}
+"""What a label may say in words; capitals make no difference, nor does a blank in place of `_`."""
 
-LABELS = {word: label for words, label in zip(WORDS, (1.0, 0.0), strict=True) for word in words}
+LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
 
 
 def find(look: Look) -> Shape | None:
@@ -45,7 +45,7 @@ def find(look: Look) -> Shape | None:
             where, value = look.where(number), row.get(completion)
             if chat.is_empty(value):
                 yield Dropped(number, "empty completion")
-            elif row.get(label) is None:
+            elif row.get(label) in (None, ""):
                 yield Dropped(number, "no label")
             else:
                 if columns.prompt is None and isinstance(value, str) and chat.is_transcript(value):
@@ -58,10 +58,8 @@ def find(look: Look) -> Shape | None:
 
 def as_label(value: Any, where: str, column: str) -> float:
     """A label → 1.0 (good) or 0.0 (bad). Raises UserError if it is neither for certain."""
-    said = str(value).strip().lower().replace("_", " ").replace("-", " ") if isinstance(value, str) else value
-    said = {"thumbsup": "thumbs up", "thumbsdown": "thumbs down"}.get(said, said) if isinstance(said, str) else said
-    if isinstance(said, str) and said in LABELS:
+    if isinstance(value, str) and (said := value.strip().lower().replace(" ", "_")) in LABELS:
         return LABELS[said]
-    if isinstance(said, (bool, int, float)) and said in (0, 1):
-        return float(said)
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return float(value)
     raise chat.wrong_type(where, column, value, "true or false, 1 or 0, or one of " + ", ".join(LABELS))

@@ -70,7 +70,7 @@ def test_labels(value, label):
     assert read_one({"prompt": "Q", "completion": "A", "label": value}, kind="unpaired").scores == [label]
 
 
-@pytest.mark.parametrize("value", [-1, 2, 0.5, "perhaps", "", [True], float("nan"), {}], ids=repr)
+@pytest.mark.parametrize("value", [-1, 2, 0.5, "perhaps", "-1", [True], float("nan"), {}], ids=repr)
 def test_labels_that_say_neither_are_refused(value):
     with pytest.raises(UserError, match=r"rows.jsonl, row 2, column 'label': found .* wanted true or false, 1 or 0"):
         read(
@@ -94,6 +94,7 @@ def test_columns_of_other_names():
 
 DROPPED = {
     "no label": ({"prompt": "Q", "completion": "A", "label": None}, "no label"),
+    "an empty cell of a CSV file": ({"prompt": "Q", "completion": "A", "label": ""}, "no label"),
     "blank": ({"prompt": "Q", "completion": " ", "label": True}, "empty completion"),
     "null": ({"prompt": "Q", "completion": None, "label": True}, "empty completion"),
     "no prompt": ({"prompt": None, "completion": "A", "label": True}, "empty prompt"),

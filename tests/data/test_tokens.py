@@ -312,16 +312,16 @@ def test_rows_made_of_a_pair_are_cut_each_for_itself(tokenise):
 
 
 def test_completions_that_a_template_leaves_out_leave_the_list(tokenise):
-    """ "x?" is all there is of the second. The others' prompt does not end earlier or later for it."""
+    """The question is all that is rendered of the second. The others' prompt does not end earlier for it."""
     tokenizer = make_tokenizer(
         "{% for m in messages %}{% if 'x' in m['content'] %}{{ m['role'] }}:{{ m['content'] }}</s>"
-        "{% endif %}{% endfor %}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     row = {"prompt": "x?", "responses": ["x one", "two", "x three"], "scores": [3, 2, 1]}
     split = tokenise([row, {**row, "responses": ["x one", "two", "three"]}], tokenizer, kind="ranked")
     assert split.rows["scores"][:] == [[3, 1]]
     completions = [tokenizer.decode(ids) for ids in split.rows[0]["completions"]]
-    assert completions == ["assistant:x one</s>", "assistant:x three</s>"]
+    assert completions == ["x one</s>", "x three</s>"]
     assert split.report.dropped == {"no completion left after the prompt": 1}
     with pytest.raises(UserError, match="tie: 1"):
         tokenise([{**row, "scores": [2, 3, 2]}], tokenizer, kind="ranked")
