@@ -1,15 +1,27 @@
-"""Decides whether the seam fits this host, and sets it. Nothing is set unless everything fits."""
+"""Decides whether ours fits this host, and sets it. Nothing is set in a module unless everything fits."""
 
+import functools
 import inspect
 import re
 import sys
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 HOST_VERSIONS = ((5, 10), (6, 0))
 """The first (major, minor) version of the host that fits, and the first that does not."""
 
-WRAPPED = MappingProxyType(
+_TRAINING = ("optimizer", "train_dataset", "val_dataset")
+_LOSS = (
+    *("policy_chosen_score", "policy_rejected_score", "reference_chosen_score", "reference_rejected_score"),
+    *("chosen_masks", "rejected_masks", "beta", "delta", "loss_type"),
+)
+
+Names = Mapping[str, tuple[str, ...] | None]
+"""Name → the parameters of the function; None for a table (a dict)."""
+
+WRAPPED: Mapping[str, Names] = MappingProxyType(
     {
         "mlx_lm_lora.train": MappingProxyType(
             {
@@ -27,57 +39,119 @@ WRAPPED = MappingProxyType(
                     "test_set",
                 ),
             }
+        ),
+        "mlx_lm_lora.mcp_server": MappingProxyType({"TRAIN_MODES": None, "known_config_keys": ()}),
+        "mlx_lm_lora.trainer.dpo_trainer": MappingProxyType(
+            {
+                "train_dpo": ("model", "ref_model", *_TRAINING, "args", "loss_fn", "training_callback", "loss_type"),
+                "evaluate_dpo": (
+                    *("model", "ref_model", "dataset", "batch_size", "num_batches", "beta", "delta"),
+                    *("max_seq_length", "loss_type", "loss_fn"),
+                ),
+                "dpo_loss": _LOSS,
+            }
+        ),
+        "mlx_lm_lora.trainer.cpo_trainer": MappingProxyType(
+            {
+                "train_cpo": ("model", *_TRAINING, "args", "loss_fn", "training_callback"),
+                "evaluate_cpo": (
+                    *("model", "dataset", "batch_size", "num_batches", "beta", "delta"),
+                    *("max_seq_length", "loss_type", "loss_fn"),
+                ),
+                "cpo_loss": tuple(name for name in _LOSS if not name.startswith("reference")),
+            }
+        ),
+        "mlx_lm_lora.trainer.orpo_trainer": MappingProxyType(
+            {
+                "train_orpo": ("model", *_TRAINING, "loss", "args", "training_callback"),
+                "evaluate_orpo": ("model", "dataset", "batch_size", "num_batches", "beta", "max_seq_length"),
+            }
+        ),
+    }
+)
+"""Module → name → its parameters: everything of the host that is wrapped, here and nowhere else.
+
+The trainer modules are wrapped only where MLX_LM_LORA_PREFPLUS_PATCH=1 asks for it; the start-up hook sees to that.
+"""
+
+USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "mlx_lm_lora.train": (
+            *("CONFIG_DEFAULTS", "yaml_loader", "Colors"),
+            *("print_banner", "print_section", "print_info", "print_warning"),
         )
     }
 )
-"""Module → name → its parameters: everything of the host that is wrapped, here and nowhere else."""
-
-USED = (
-    *("CONFIG_DEFAULTS", "yaml_loader", "Colors"),
-    *("print_banner", "print_section", "print_info", "print_warning"),
-)
-"""Names of the host's module that the seam reads."""
+"""Module → further names that are read in it."""
 
 MARK = "__mlx_lm_lora_prefplus__"
-"""Set in the host's module once the seam is in it: name → the original function."""
+"""Set in a module of the host once ours is in it: name → the original."""
 
 
 def activate(module: ModuleType) -> bool:
-    """Put the seam into the host's module, and say whether it is there now.
+    """Put ours into a module of the host, and say whether it is there now.
 
-    Stands aside, in silence, where the host announces a discovery of its own (`PLUGIN_API`). A host that does
-    not fit is left untouched, with one line on stderr.
+    Stands aside, in silence, where the module announces a discovery of its own (`TRAINER_PLUGIN_API`; see
+    docs/upstream). A host that does not fit is left untouched, with one line on stderr.
     """
     if is_active(module):
         return True
-    if getattr(module, "PLUGIN_API", None) is not None:
+    if getattr(module, "TRAINER_PLUGIN_API", None) is not None:
         return False
     reason = misfit(module)
     if reason:
-        print(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs as it is.", file=sys.stderr)
+        _tell(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs as it is.")
         return False
-    from .seam import wrappers
-
     originals = {name: getattr(module, name) for name in WRAPPED[module.__name__]}
-    for name, function in wrappers(module, originals).items():
-        setattr(module, name, function)
+    for name, replacement in _replacements(module, originals).items():
+        setattr(module, name, replacement)
     setattr(module, MARK, MappingProxyType(originals))
     return True
 
 
+def _replacements(module: ModuleType, originals: Mapping[str, Any]) -> Mapping[str, Any]:
+    if module.__name__ == "mlx_lm_lora.train":
+        from .seam import wrappers
+
+        return wrappers(module, originals)
+    if module.__name__ == "mlx_lm_lora.mcp_server":
+        from .mcp import extended
+
+        return extended(originals)
+    return {name: _dropped_in(name, original) for name, original in originals.items()}
+
+
+def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours of this name, imported when it is called: it imports the host's trainers, one of which is being loaded."""
+
+    @functools.wraps(original)
+    def function(*args: Any, **named: Any) -> Any:
+        from . import dropin
+
+        return getattr(dropin, name)(*args, **named)
+
+    return function
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Print a line on stderr, once however many modules are concerned."""
+    print(line, file=sys.stderr)
+
+
 def is_active(module: ModuleType) -> bool:
-    """Whether the seam is in this module."""
+    """Whether ours is in this module."""
     return hasattr(module, MARK)
 
 
-def originals_of(module: ModuleType) -> MappingProxyType:
-    """The host's own functions by name, whether or not the seam is in the module."""
+def originals_of(module: ModuleType) -> Mapping[str, Any]:
+    """What is the host's own, by name, whether or not ours is in the module."""
     found = getattr(module, MARK, None)
     return found or MappingProxyType({name: getattr(module, name) for name in WRAPPED[module.__name__]})
 
 
 def misfit(module: ModuleType) -> str | None:
-    """Why the seam cannot be put into this module, in a clause; None if it can."""
+    """Why ours cannot be put into this module, in a clause; None if it can."""
     return version_misfit(host_version()) or _names_misfit(module)
 
 
@@ -90,7 +164,7 @@ def host_version() -> str | None:
 
 
 def version_misfit(found: str | None) -> str | None:
-    """Why this version of the host is not one that the seam was made for; None if it is."""
+    """Why this version of the host is not one that this release was made for; None if it is."""
     first, end = HOST_VERSIONS
     match = re.match(r"(\d+)\.(\d+)", found or "")
     if match and first <= (int(match[1]), int(match[2])) < end:
@@ -103,11 +177,15 @@ def version_misfit(found: str | None) -> str | None:
 
 def _names_misfit(module: ModuleType) -> str | None:
     for name, parameters in WRAPPED[module.__name__].items():
-        function = getattr(module, name, None)
-        if not callable(function):
+        found = getattr(module, name, None)
+        if parameters is None:
+            if not isinstance(found, dict):
+                return f"{module.__name__} has no table {name}"
+            continue
+        if not callable(found):
             return f"{module.__name__} has no function {name}"
-        found = tuple(inspect.signature(function).parameters)
-        if found != parameters:
-            return f"{module.__name__}.{name} takes ({', '.join(found)}), expected ({', '.join(parameters)})"
-    missing = [name for name in USED if not hasattr(module, name)]
+        names = tuple(inspect.signature(found).parameters)
+        if names != parameters:
+            return f"{module.__name__}.{name} takes ({', '.join(names)}), expected ({', '.join(parameters)})"
+    missing = [name for name in USED.get(module.__name__, ()) if not hasattr(module, name)]
     return f"{module.__name__} has no {', '.join(missing)}" if missing else None

@@ -21,7 +21,7 @@ WITHOUT_HOOK = "or start runs with `python -m mlx_lm_lora_prefplus train …`, w
 
 PROBE = f"""
 import json, mlx_lm_lora.train as host
-native = getattr(host, "PLUGIN_API", None) is not None
+native = getattr(host, "TRAINER_PLUGIN_API", None) is not None
 print("\\n" + json.dumps({{"file": host.__file__, "active": hasattr(host, {MARK!r}), "native": native}}))
 """
 """Run in a fresh interpreter: what the host's command would find."""

@@ -83,14 +83,14 @@ def test_a_name_that_is_gone(plain_host, monkeypatch, capsys, name):
     assert f"no function {name}" in refused(plain_host, capsys)
 
 
-@pytest.mark.parametrize("name", activate.USED)
+@pytest.mark.parametrize("name", activate.USED["mlx_lm_lora.train"])
 def test_a_helper_that_is_gone(plain_host, monkeypatch, capsys, name):
     monkeypatch.delattr(plain_host, name)
     assert name in refused(plain_host, capsys)
 
 
 def test_it_stands_aside_for_native_discovery(plain_host, monkeypatch, capsys):
-    monkeypatch.setattr(plain_host, "PLUGIN_API", 1, raising=False)
+    monkeypatch.setattr(plain_host, "TRAINER_PLUGIN_API", 1, raising=False)
     before = names_of(plain_host)
     assert activate.activate(plain_host) is False
     assert names_of(plain_host) == before

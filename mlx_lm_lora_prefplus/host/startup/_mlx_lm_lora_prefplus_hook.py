@@ -1,22 +1,27 @@
 """Start-up hook of mlx-lm-lora-prefplus, installed at the root of site-packages beside its `.pth` line.
 
 Every interpreter of the environment imports this file, so it imports only `sys` and does one thing: when
-somebody imports `mlx_lm_lora.train`, and only then, it lets mlx-lm-lora-prefplus take over its preference modes
-in the module that has just been loaded. No file of the host is touched, and nothing here may break an
-interpreter: whatever goes wrong is told on stderr and the host runs as it is.
+somebody imports one of the modules of mlx-lm-lora below, and only then, it hands the module that has just been
+loaded to mlx-lm-lora-prefplus, which takes over its preference modes. No file of the host is touched, and nothing
+here may break an interpreter: whatever goes wrong is told on stderr and the host runs as it is.
 
 MLX_LM_LORA_PREFPLUS=0 turns it off; =strict raises what would be a warning.
+MLX_LM_LORA_PREFPLUS_PATCH=1 extends it to the functions that programs call by themselves (`train_dpo`, …).
 """
 
 import sys
 
-HOST = "mlx_lm_lora.train"
 PACKAGE = "mlx_lm_lora_prefplus"
-SWITCH = "MLX_LM_LORA_PREFPLUS"
+SWITCH, PATCH = "MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH"
+
+# The keys of `host/activate.py`'s WRAPPED, which says what of each is wrapped.
+COMMANDS = ("mlx_lm_lora.train", "mlx_lm_lora.mcp_server")
+ON_REQUEST = tuple(f"mlx_lm_lora.trainer.{mode}_trainer" for mode in ("dpo", "cpo", "orpo"))
+MODULES = frozenset(COMMANDS + ON_REQUEST)
 
 # What `python -m mlx_lm_lora.train` runs: the real module is imported once, under its own name and with the
 # seam in it, and its names and its `main` are lent to `__main__`.
-RUN_AS_MAIN = f"from {HOST} import *\nfrom {HOST} import main\nif __name__ == '__main__':\n    main()\n"
+RUN_AS_MAIN = "from {0} import *\nfrom {0} import main\nif __name__ == '__main__':\n    main()\n"
 
 
 def install():
@@ -29,14 +34,14 @@ def install():
 
 
 class Finder:
-    """Knows one module. For every other name it answers None after one comparison."""
+    """Knows a few modules. For every other name it answers None after one look."""
 
     def find_spec(self, name, path=None, target=None):
-        """The spec that the other finders give for the host's module, with our loader around theirs."""
-        if name != HOST:
+        """The spec that the other finders give for a module of the host, with our loader around theirs."""
+        if name not in MODULES:
             return None
         try:
-            if switch() == "0":
+            if switch() == "0" or (name in ON_REQUEST and switch(PATCH) != "1"):
                 return None
             spec = self.ask_others(name, path, target)
             if spec is not None and spec.loader is not None:
@@ -72,7 +77,7 @@ class Loader:
         return self.real.create_module(spec)
 
     def exec_module(self, module):
-        """Run the host's module, then put the seam in it."""
+        """Run the host's module, then let ours at it."""
         self.real.exec_module(module)
         try:
             activate(module)
@@ -81,7 +86,7 @@ class Loader:
 
     def get_code(self, name):
         """Asked for by `python -m` (runpy) alone: code that runs the real module's `main`."""
-        return compile(RUN_AS_MAIN, f"<{PACKAGE}: python -m {name}>", "exec", dont_inherit=True)
+        return compile(RUN_AS_MAIN.format(name), f"<{PACKAGE}: python -m {name}>", "exec", dont_inherit=True)
 
 
 def activate(module):
@@ -95,11 +100,11 @@ def activate(module):
     activate_seam(module)
 
 
-def switch():
-    """The value of the environment variable; "" where it is not set."""
+def switch(name=SWITCH):
+    """The value of an environment variable; "" where it is not set."""
     import os
 
-    return os.environ.get(SWITCH, "").strip().lower()
+    return os.environ.get(name, "").strip().lower()
 
 
 def complain(error):
@@ -109,6 +114,6 @@ def complain(error):
     if sys.stderr is not None:
         kind = type(error).__name__
         sys.stderr.write(
-            f"[mlx-lm-lora-prefplus] not active ({kind}: {error}); {HOST} runs as it is. "
+            f"[mlx-lm-lora-prefplus] not active ({kind}: {error}); mlx_lm_lora runs as it is. "
             f"`mlx_lm_lora.prefplus doctor` says more; {SWITCH}=0 turns this off.\n"
         )

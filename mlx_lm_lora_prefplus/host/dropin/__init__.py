@@ -1,0 +1,47 @@
+"""The host's training functions for programs that call them: the same names, signatures, payloads and files.
+
+`train_*` and `evaluate_*` are ours, and so are the two losses whose metrics are wrong in the host. All else is the
+host's own. `from mlx_lm_lora_prefplus.host.dropin import train_dpo` stands for
+`from mlx_lm_lora.trainer.dpo_trainer import train_dpo`; with MLX_LM_LORA_PREFPLUS_PATCH=1 that import gives ours too.
+"""
+
+from mlx_lm_lora.trainer.cpo_trainer import (
+    CPOTrainingArgs,  # pyright: ignore[reportPrivateImportUsage]
+    cpo_loss_from_model,
+    iterate_cpo_batches,
+)
+from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs, compute_score, get_token_scores, iterate_dpo_batches
+from mlx_lm_lora.trainer.orpo_trainer import (
+    ORPOTrainingArgs,
+    get_logps,
+    iterate_orpo_batches,
+    orpo_loss,
+    orpo_loss_from_model,
+)
+
+from .evaluate import evaluate_cpo, evaluate_dpo, evaluate_orpo
+from .losses import cpo_loss, dpo_loss
+from .train import train_cpo, train_dpo, train_orpo
+
+__all__ = [
+    "CPOTrainingArgs",
+    "DPOTrainingArgs",
+    "ORPOTrainingArgs",
+    "compute_score",
+    "cpo_loss",
+    "cpo_loss_from_model",
+    "dpo_loss",
+    "evaluate_cpo",
+    "evaluate_dpo",
+    "evaluate_orpo",
+    "get_logps",
+    "get_token_scores",
+    "iterate_cpo_batches",
+    "iterate_dpo_batches",
+    "iterate_orpo_batches",
+    "orpo_loss",
+    "orpo_loss_from_model",
+    "train_cpo",
+    "train_dpo",
+    "train_orpo",
+]

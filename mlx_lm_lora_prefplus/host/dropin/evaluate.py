@@ -1,0 +1,127 @@
+"""`evaluate_dpo`, `evaluate_cpo` and `evaluate_orpo` with the host's signatures, on our engine."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ...engine.report import host_metrics
+from ...plugin import Batch
+from ..config import Resolved
+from .losses import cpo_loss, dpo_loss
+from .options import resolved_settings
+from .train import given_loss, with_loss
+from .work import reference_of, work_of
+
+Evaluated = tuple[float, list[float], mx.array, dict[str, float]]
+"""Mean loss over the pairs, mean rewards of chosen and rejected, completion tokens (), metrics by the host's names."""
+
+
+def evaluate_dpo(
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    dataset: Any,
+    batch_size: int,
+    num_batches: int,
+    beta: float,
+    delta: float,
+    max_seq_length: int,
+    loss_type: str,
+    loss_fn: Callable[..., Any] = dpo_loss,
+) -> Evaluated:
+    """The host's function of this name; means are over pairs, in the order of the data set.
+
+    Arguments:
+        ref_model: None is reference-free. num_batches: -1 for all.
+
+    Raises:
+        UserError: something given cannot work. It is a ValueError.
+    """
+    given = given_loss(loss_fn, dpo_loss, beta=beta, delta=delta, loss_type=loss_type)
+    resolved = _resolved(
+        "dpo", given, batch_size, num_batches, max_seq_length, beta, delta, loss_type, reference_free=ref_model is None
+    )
+    return _evaluate(resolved, model, ref_model, dataset)
+
+
+def evaluate_cpo(
+    model: nn.Module,
+    dataset: Any,
+    batch_size: int,
+    num_batches: int,
+    beta: float,
+    delta: float,
+    max_seq_length: int,
+    loss_type: str,
+    loss_fn: Callable[..., Any] = cpo_loss,
+) -> Evaluated:
+    """The host's function of this name; see `evaluate_dpo`."""
+    given = given_loss(loss_fn, cpo_loss, beta=beta, delta=delta, loss_type=loss_type)
+    resolved = _resolved("cpo", given, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
+    return _evaluate(resolved, model, None, dataset)
+
+
+def evaluate_orpo(
+    model: nn.Module, dataset: Any, batch_size: int, num_batches: int, beta: float, max_seq_length: int = 2048
+) -> Evaluated:
+    """The host's function of this name; see `evaluate_dpo`."""
+    resolved = _resolved("orpo", None, batch_size, num_batches, max_seq_length, beta)
+    return _evaluate(resolved, model, None, dataset)
+
+
+def _resolved(
+    mode: str,
+    given: dict[str, Any] | None,
+    batch_size: int,
+    num_batches: int,
+    max_seq_length: int,
+    beta: float,
+    delta: float | None = None,
+    loss_type: str | None = None,
+    **more: Any,
+) -> Resolved:
+    typed = {
+        "train_mode": mode,
+        "batch_size": batch_size,
+        "test_batches": num_batches,
+        "max_seq_length": max_seq_length,
+        "beta": beta,
+        **more,
+    }
+    if given is None and loss_type is not None:
+        typed["loss_type"] = loss_type
+        typed |= {"delta": delta} if loss_type in ("dpop", "slic") else {}
+    return with_loss(resolved_settings(typed), given)
+
+
+def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> Evaluated:
+    work = work_of(resolved, _as_module(model), test=dataset)
+    reference = reference_of(work, ref_model if ref_model is None else _as_module(ref_model))
+    tokens = 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal tokens
+        for batch in work.evaluation("test", reference):
+            tokens += int(np.asarray(batch.completion_lengths).sum())
+            yield batch
+
+    means = resolved.trainer.evaluate(work.engine.policy, counted(), resolved.options)
+    rewards = [means["rewards/chosen"], means["rewards/rejected"]]
+    return means["loss"], rewards, mx.array(tokens), host_metrics(means)
+
+
+class _Callable(nn.Module):
+    """A function from tokens to logits as a module without parameters."""
+
+    def __init__(self, function: Callable[..., mx.array]):
+        super().__init__()
+        self._function = function
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        return self._function(tokens)
+
+
+def _as_module(model: Any) -> nn.Module:
+    return model if isinstance(model, nn.Module) else _Callable(model)

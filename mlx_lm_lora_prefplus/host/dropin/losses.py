@@ -1,0 +1,149 @@
+"""The host's losses with its metrics put right, and trainers that call a loss of the caller's."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm_lora.trainer.cpo_trainer as cpo_trainer
+import mlx_lm_lora.trainer.dpo_trainer as dpo_trainer
+
+from ...plugin import Batch, LossOutput, Policy, Scores
+from ...trainers import PairedTrainer
+from ..activate import originals_of
+
+_dpo_loss: Callable[..., Any] = originals_of(dpo_trainer)["dpo_loss"]
+_cpo_loss: Callable[..., Any] = originals_of(cpo_trainer)["cpo_loss"]
+
+NAMES = {
+    "accuracies": "rewards/accuracies",
+    "margins": "rewards/margins",
+    "policy_rejected_logps": "logps_per_token/rejected",
+    "policy_chosen_logps": "logps_per_token/chosen",
+    "rejected_logits_mean": "logits/rejected",
+    "chosen_logits_mean": "logits/chosen",
+}
+"""The host's name of a metric → ours."""
+
+
+@functools.wraps(_dpo_loss, assigned=())
+def dpo_loss(
+    policy_chosen_score: mx.array,
+    policy_rejected_score: mx.array,
+    reference_chosen_score: mx.array,
+    reference_rejected_score: mx.array,
+    chosen_masks: mx.array,
+    rejected_masks: mx.array,
+    beta: float,
+    delta: float,
+    loss_type: str = "sigmoid",
+):
+    """The host's loss; of its metrics, `accuracies` counts pairs, and no two are the same sum.
+
+    It is given no logits, so `*_logits_mean` are left out. (A compiled function that returns a sum twice fails on mlx
+    0.32.4.)
+    """
+    result = _dpo_loss(
+        policy_chosen_score,
+        policy_rejected_score,
+        reference_chosen_score,
+        reference_rejected_score,
+        chosen_masks,
+        rejected_masks,
+        beta,
+        delta,
+        loss_type,
+    )
+    chosen = policy_chosen_score - reference_chosen_score
+    rejected = policy_rejected_score - reference_rejected_score
+    tokens = [mask[:, 1:].sum(-1) for mask in (chosen_masks, rejected_masks)]
+    return _put_right(result, chosen > rejected, policy_chosen_score / tokens[0], policy_rejected_score / tokens[1])
+
+
+@functools.wraps(_cpo_loss, assigned=())
+def cpo_loss(
+    policy_chosen_score: mx.array,
+    policy_rejected_score: mx.array,
+    chosen_masks: mx.array,
+    rejected_masks: mx.array,
+    beta: float,
+    delta: float,
+    loss_type: str = "sigmoid",
+):
+    """The host's loss; see `dpo_loss`."""
+    result = _cpo_loss(policy_chosen_score, policy_rejected_score, chosen_masks, rejected_masks, beta, delta, loss_type)
+    tokens = [mask[:, 1:].sum(-1) for mask in (chosen_masks, rejected_masks)]
+    won = policy_chosen_score > policy_rejected_score
+    return _put_right(result, won, policy_chosen_score / tokens[0], policy_rejected_score / tokens[1])
+
+
+def _put_right(result: tuple, won: mx.array, chosen: mx.array, rejected: mx.array) -> tuple:
+    """won: (pairs,) bool. chosen, rejected: (pairs,) log-probs a token."""
+    loss, rewards, tokens, metrics = result
+    return (
+        loss,
+        rewards,
+        tokens,
+        {
+            "accuracies": won.astype(mx.float32).mean(),
+            "margins": metrics["margins"],
+            "policy_rejected_logps": rejected.mean(),
+            "policy_chosen_logps": chosen.mean(),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class GivenLoss(PairedTrainer):
+    """A mode whose loss is a function of the caller's, called as the host calls it.
+
+    function: returns the mean loss over the micro-batch, rewards (2,), tokens, and metrics by the host's names.
+    arguments: what it is given beside the scores: `beta`, and in DPO and CPO `delta` and `loss_type`.
+    odds: whether it takes what the host's ORPO passes to its loss.
+    """
+
+    function: Callable[..., Any] = dpo_loss
+    arguments: dict[str, Any] = field(default_factory=dict)
+    odds: bool = False
+
+    def separable(self, options: Any) -> bool:
+        """It may do anything with its batch."""
+        return False
+
+    def weights(self, batch: Batch, options: Any) -> None:
+        """All tokens count 1."""
+
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
+        """The function's mean, counted once for each pair; see `PairedTrainer`."""
+        scores = policy(batch)
+        given = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)
+        place, tokens = mx.arange(batch.tokens.shape[1])[None], batch.prompt_lengths[:, None]
+        masks = ((place >= tokens) & (place < batch.lengths[:, None])).astype(mx.float32)
+        given["chosen_masks"], given["rejected_masks"] = mx.split(masks, 2)
+        value, rewards, _, metrics = self.function(**given, **self.arguments)
+        said = {"rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
+        for name, metric in metrics.items():
+            said[NAMES.get(str(name), str(name))] = metric
+        pairs = batch.ids.shape[0]
+        means = {name: mx.stop_gradient(metric).astype(mx.float32) * pairs for name, metric in said.items()}
+        return LossOutput(sums={"examples": value * pairs}, metrics={"examples": means})
+
+    def _for_scores(self, scores: Scores, batch: Batch) -> dict[str, mx.array]:
+        tokens = mx.maximum(batch.completion_lengths, 1) if self.arguments.get("loss_type") == "ipo" else 1
+        policy, reference = mx.split(scores.logps / tokens, 2), mx.split(batch.reference_logps / tokens, 2)
+        given = {"policy_chosen_score": policy[0], "policy_rejected_score": policy[1]}
+        if self.reference:
+            given |= {"reference_chosen_score": reference[0], "reference_rejected_score": reference[1]}
+        return given
+
+    def _for_odds(self, scores: Scores, batch: Batch) -> dict[str, mx.array]:
+        chosen, rejected = mx.split(scores.logps / mx.maximum(batch.completion_lengths, 1), 2)
+        of_chosen, of_rejected = mx.split(scores.mean_logits, 2)
+        return {
+            "chosen_logps": chosen,
+            "rejected_logps": rejected,
+            "chosen_logits_mean": of_chosen.mean(),
+            "rejected_logits_mean": of_rejected.mean(),
+            "preference_scores": batch.columns.get("preference_score", mx.ones(batch.ids.shape)),
+        }

@@ -1,0 +1,182 @@
+"""`train_dpo`, `train_cpo` and `train_orpo` with the host's signatures, on our engine."""
+
+import inspect
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx_lm.tuner.callbacks import TrainingCallback
+from mlx_lm.utils import maybe_set_recommended_wired_limit
+from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
+from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
+from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
+from mlx_lm_lora.visuals import print_info
+
+from ...engine.checkpoint import check_writable, save_adapters
+from ...engine.loop import Training, train
+from ...engine.metrics import MetricsFile
+from ...engine.reference import with_reference
+from ...engine.run_state import RunState, StateFiles
+from ..config import Resolved
+from ..run import fake_quantization, moving_reference
+from .adapter_config import adapter_config
+from .losses import GivenLoss, cpo_loss, dpo_loss
+from .options import resolved_settings, settings_of
+from .work import reference_of, work_of
+
+
+def train_dpo(
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    optimizer: optim.Optimizer,
+    train_dataset: Any,
+    val_dataset: Any = None,
+    args: DPOTrainingArgs = DPOTrainingArgs(),  # noqa: B008  (the host's signature)
+    loss_fn: Callable[..., Any] = dpo_loss,
+    training_callback: TrainingCallback | None = None,
+    loss_type: str = "sigmoid",
+) -> None:
+    """DPO as the host's function of this name, with these differences.
+
+    Arguments:
+        ref_model: the reference, whose log-probs are taken once, before the first step; None is reference-free.
+        train_dataset, val_dataset: see `rows.token_rows`. Every row comes once an epoch.
+        args: all fields are used, `loss_type` too; it may be any loss of mode dpo.
+        loss_fn: a loss of the caller's is called as the host calls it.
+        loss_type: goes before `args.loss_type` unless it is "sigmoid".
+
+    Raises:
+        UserError: something given cannot work, or the loss is not finite. It is a ValueError.
+    """
+    loss = loss_type if loss_type != "sigmoid" else args.loss_type
+    given = given_loss(loss_fn, dpo_loss, beta=args.beta, delta=args.delta, loss_type=loss)
+    resolved = _resolved("dpo", args, None if given else loss, given, reference_free=ref_model is None)
+    _train(resolved, model, ref_model, optimizer, train_dataset, val_dataset, args, training_callback)
+
+
+def train_cpo(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    train_dataset: Any,
+    val_dataset: Any = None,
+    args: DPOTrainingArgs = DPOTrainingArgs(),  # noqa: B008
+    loss_fn: Callable[..., Any] = cpo_loss,
+    training_callback: TrainingCallback | None = None,
+) -> None:
+    """CPO as the host's function of this name; see `train_dpo`."""
+    given = given_loss(loss_fn, cpo_loss, beta=args.beta, delta=args.delta, loss_type=args.loss_type)
+    resolved = _resolved("cpo", args, None if given else args.loss_type, given)
+    _train(resolved, model, None, optimizer, train_dataset, val_dataset, args, training_callback)
+
+
+def train_orpo(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    train_dataset: Any,
+    val_dataset: Any = None,
+    loss: Callable[..., Any] = orpo_loss,
+    args: ORPOTrainingArgs = ORPOTrainingArgs(),  # noqa: B008
+    training_callback: TrainingCallback | None = None,
+) -> None:
+    """ORPO as the host's function of this name; see `train_dpo`. `preference_score` of the items counts."""
+    resolved = _resolved("orpo", args, None, given_loss(loss, orpo_loss, beta=args.beta))
+    _train(resolved, model, None, optimizer, train_dataset, val_dataset, args, training_callback)
+
+
+def given_loss(function: Callable[..., Any], stock: Callable[..., Any], **arguments: Any) -> dict[str, Any] | None:
+    """What `GivenLoss` needs, if the caller brings a loss of his own."""
+    if inspect.unwrap(function) is inspect.unwrap(stock):
+        return None
+    return {"function": function, "arguments": arguments}
+
+
+def _resolved(mode: str, args: Any, loss_type: str | None, given: dict[str, Any] | None, **more: Any) -> Resolved:
+    resolved = resolved_settings({**settings_of(args, mode, loss_type), **more}, Path(args.adapter_file).parent)
+    return with_loss(resolved, given)
+
+
+def with_loss(resolved: Resolved, given: dict[str, Any] | None) -> Resolved:
+    """The same with the caller's loss in place of the mode's; `given` as `GivenLoss` takes it, or None."""
+    if given is None:
+        return resolved
+    trainer: Any = resolved.trainer
+    own = GivenLoss(
+        trainer.mode,
+        trainer.options,
+        trainer.losses,
+        reference=trainer.reference,
+        odds=trainer.mode == "orpo",
+        **given,
+    )
+    return resolved._replace(trainer=own)
+
+
+def _train(
+    resolved: Resolved,
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    optimizer: optim.Optimizer,
+    train_dataset: Any,
+    val_dataset: Any,
+    args: Any,
+    callback: Any,
+) -> None:
+    settings, adapter_file = resolved.settings, Path(args.adapter_file)
+    check_writable(adapter_file.parent)
+    maybe_set_recommended_wired_limit()
+    if model_uses_recurrence(model):
+        enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
+    work = work_of(resolved, model, train=train_dataset, valid=val_dataset)
+    print_info(f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {work.engine.words}")
+    reference = reference_of(work, ref_model)
+    config = adapter_config(model, adapter_file.parent)
+
+    def save(iteration: int | None) -> tuple[Path, Path | None]:
+        return adapter_file, save_adapters(model, adapter_file, config, iteration)
+
+    def save_best() -> Path:
+        save_adapters(model, adapter_file.parent / "best" / adapter_file.name, config, None)
+        return adapter_file.parent / "best"
+
+    moving = moving_reference(work)
+    fill = moving.fill if moving else with_reference
+    train(
+        Training(
+            trainer=resolved.trainer,
+            options=resolved.options,
+            policy=work.engine.policy,
+            optimizer=optimizer,
+            settings=settings,
+            iters=work.iters,
+            epoch_batches=lambda epoch, first: fill(
+                islice(work.batches("train", epoch), first, None), reference["train"]
+            ),
+            validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
+            save=save,
+            save_best=save_best,
+            callback=callback,
+            qat=fake_quantization(model, settings),
+            compiled=work.compiled,
+            moving_reference=moving,
+            states=_Stopped(adapter_file.parent, work.iters, save),
+            metrics=MetricsFile(adapter_file.parent),
+        )
+    )
+
+
+class _Stopped(StateFiles):
+    """No states: callers of these functions go on from numbered adapter files, so one is written where a run stops."""
+
+    def __init__(self, folder: Path, iters: int, save_adapters: Callable[[int], tuple[Path, Path | None]]):
+        super().__init__(folder, keep=1)
+        self.iters, self.save_adapters = iters, save_adapters
+
+    def save(self, state: RunState) -> Path:
+        """The numbered adapters of an iteration that is not the last, if they are not there."""
+        numbered = self.folder / f"{state.iteration:07d}_adapters.safetensors"
+        if state.iteration < self.iters and not numbered.exists():
+            self.save_adapters(state.iteration)
+        return numbered
