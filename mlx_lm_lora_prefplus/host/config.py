@@ -18,7 +18,7 @@ from .activate import originals_of
 from .check import Joined, Problems, check_losses, join_loss_names, nearest, validated
 from .config_file import read_config
 from .parser import FEATURES, actions, option_fields
-from .presets import PRESETS
+from .presets import PRESETS, values_beside
 from .structures import check_structures
 
 COMMAND_LINE = "command line"
@@ -136,7 +136,7 @@ def _preset(given: list[Level]) -> Level | None:
     preset = PRESETS[name]
     if mode not in (None, preset.mode):
         raise UserError(f"preset: {name} is for train_mode {preset.mode}, not {mode}. Leave one of the two out.")
-    return Level(f"preset {name}", {"train_mode": preset.mode, **preset.values})
+    return Level(f"preset {name}", {"train_mode": preset.mode, **values_beside(preset, chosen)})
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..data import Split
 from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
 from ..engine.qat import effective_linears
-from ..losses import LossOptions, advice, loss_names
+from ..losses import OPTIONS, LossOptions, advice, loss_names
 from ..settings import RunSettings
 from . import fuse
 from .config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
@@ -86,10 +86,11 @@ def objective(resolved: Resolved) -> str:
     used = {key for name in names if name in table for key in table[name].options}
     of_losses = {key for row in table.values() for key in (*row.options, *row.instead)}
     plain = {field.name: field.default for field in fields(options)}
+    always = ALWAYS_SHOWN if isinstance(options, tuple(OPTIONS.values())) else values
     shown = {
         key: value
         for key, value in values.items()
-        if key in used or (key not in of_losses and (key in ALWAYS_SHOWN or not table or value != plain[key]))
+        if key in used or (key not in of_losses and (key in always or value != plain[key]))
     }
     if "simpo_gamma" in used:
         shown["γ/β"] = f"{options.simpo_gamma / options.beta:.3g}"
