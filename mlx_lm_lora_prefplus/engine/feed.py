@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from ..plugin import Batch
 
-
 EpochBatches = Callable[[int, int], Iterator[Batch]]
 
 

@@ -27,7 +27,8 @@ class RunState(NamedTuple):
     """All that changes while a run goes on.
 
     arrays: tree → name → array: `weights` (the trainable ones), `optimizer`, `gradient` (of a half-done optimiser
-        step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy), `numpy`. A further thing with arrays gets a tree of its own.
+        step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy), `numpy`. A further
+        thing with arrays gets a tree of its own.
     values: whatever JSON holds: position, counters, windows of the log, the state of MLX's random numbers, and what
         the run was started with (`fingerprint`).
     """

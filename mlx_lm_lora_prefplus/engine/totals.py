@@ -44,10 +44,15 @@ class Totals:
             self._sums[key] = self._sums.get(key, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """`loss` (the sum of its means over each unit) and the mean of every metric that is known."""
-        means: dict[str, float] = {}
-        for (_, name), value in self._means().items():
-            means[name] = means.get(name, 0.0) + value
+        """`loss` (the sum of its means over each unit) and every metric, of several units the sum too.
+
+        A metric is left out as long as it had none of one of its units.
+        """
+        known, means = self._means(), dict[str, float]()
+        unknown = {name for unit, name in self._sums if (unit, name) not in known} - {"loss"}
+        for (_, name), value in known.items():
+            if name not in unknown:
+                means[name] = means.get(name, 0.0) + value
         return means
 
     def _means(self) -> dict[tuple[Unit, str], float]:

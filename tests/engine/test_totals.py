@@ -57,3 +57,17 @@ def test_through_json_to_the_last_digit():
     add(window, 1, 3, 0.3, 0.2)
     add(second, 1, 3, 0.3, 0.2)
     assert second.means() == window.means() and second.means()["rewards/chosen"] == pytest.approx(0.3)
+
+
+def test_a_difference_of_two_units_waits_for_both():
+    def add(totals, desirable, undesirable):
+        metrics = {"desirable": {"margin": mx.array(6.0)}, "undesirable": {"margin": mx.array(-2.0)}}
+        output = LossOutput(sums={"desirable": mx.array(4.0), "undesirable": mx.array(1.0)}, metrics=metrics)
+        totals.add({"desirable": desirable, "undesirable": undesirable}, *flatten(output))
+
+    first = Totals()
+    add(first, 2, 0)
+    assert first.means() == {"loss": 2.0}
+    second = Totals(first)
+    add(second, 0, 1)
+    assert second.means() == {"loss": 3.0, "margin": 1.0}

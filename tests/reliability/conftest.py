@@ -80,9 +80,22 @@ class World:
         return [{key: value for key, value in json.loads(line).items() if key not in TIMING} for line in lines]
 
 
+def write_labelled(folder: Path, **splits: int) -> None:
+    """The chosen completions of as many pairs are good, every third of the rows is a bad one."""
+    write_pairs(folder, **splits)
+    for name in splits:
+        pairs = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        rows = (
+            {"prompt": pair["prompt"], "completion": pair["chosen" if i % 3 else "rejected"], "label": bool(i % 3)}
+            for i, pair in enumerate(pairs)
+        )
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture
 def world(tmp_path, model_folder) -> World:
     write_pairs(tmp_path / "data", train=10, valid=4)
+    write_labelled(tmp_path / "labelled", train=11, valid=4)
     return World(tmp_path, model_folder)
 
 

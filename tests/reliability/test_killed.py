@@ -14,8 +14,11 @@ KILLS_PER_RUN = 5
 MODES = {
     "dpo": {"train_mode": "dpo"},
     "cpo": {"train_mode": "cpo", "cpo_alpha": 0.5, "optimizer": "adamw"},
+    "kto": {"train_mode": "kto", "data": "labelled"},
+    "bco": {"train_mode": "bco", "data": "labelled"},  # a running mean of the rewards
+    "tr-dpo": {"train_mode": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 2, "beta": 0.5},
 }
-"""Name → the keys of a run; one with rows of another kind needs a fixture for its data."""
+"""Name → the keys of a run; `data` names a folder of the world with rows of the kind that it reads."""
 
 
 @pytest.mark.slow
