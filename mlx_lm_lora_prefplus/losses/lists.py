@@ -25,7 +25,7 @@ def plackett_luce(lists: Lists, *, beta: float) -> mx.array:
         scores are equal. Two completions: `sigmoid`.
 
     References:
-        Rafailov et al. 2023 (DPO), arXiv:2305.18290, appendix A.3 (Plackett–Luce); Liu et al. 2024 (LiPO),
+        Rafailov et al. 2023 (DPO), arXiv:2305.18290, appendix (Plackett–Luce); Liu et al. 2024 (LiPO),
         arXiv:2402.01878. Ties are our choice.
     """
     reward, scores, there = beta * lists.logratio, lists.scores, lists.tokens > 0

@@ -44,7 +44,7 @@ def simpo(pairs: Pairs, *, beta: float, simpo_gamma: float, label_smoothing: flo
         (pairs,); softplus(γ) where both completions are equally likely a token and ε = 0.
 
     References:
-        Meng et al. 2024 (SimPO), arXiv:2405.14734, eq. 6. With an added NLL: CPO-SimPO.
+        Meng et al. 2024 (SimPO), arXiv:2405.14734. With an added NLL: CPO-SimPO.
     """
     return logistic(beta * (pairs.chosen - pairs.rejected) - simpo_gamma, label_smoothing)
 
@@ -100,7 +100,7 @@ def orpo(pairs: Pairs, *, beta: float) -> mx.array:
         (pairs,); β·ln 2 where both completions are equally likely a token. In 1 − e^p̄, p̄ is kept at −1e-7 or below.
 
     References:
-        Hong et al. 2024 (ORPO), arXiv:2403.07691, eq. 7; `preference_score` is mlx-lm-lora's.
+        Hong et al. 2024 (ORPO), arXiv:2403.07691; `preference_score` is mlx-lm-lora's.
     """
     chosen = pairs.chosen
     if "preference_score" in pairs.columns:

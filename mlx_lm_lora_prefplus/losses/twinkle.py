@@ -238,7 +238,7 @@ class SimPOLoss(PreferenceLossBase):
         ignore_index: the label of positions that do not count.
 
     References:
-        Meng et al. 2024, arXiv:2405.14734, eq. 6.
+        Meng et al. 2024, arXiv:2405.14734.
     """
 
     def __init__(self, beta: float = 2.5, gamma: float = 0.5, ignore_index: int = -100):
@@ -305,7 +305,7 @@ class ORPOLoss(PreferenceLossBase):
         ValueError: both names are given and differ.
 
     References:
-        Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
+        Hong et al. 2024, arXiv:2403.07691.
     """
 
     nll_weight = 1.0

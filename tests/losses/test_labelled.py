@@ -61,6 +61,14 @@ def test_desirable_rows_go_up_and_undesirable_down(name):
     assert (np.sign(slope) == np.where(LABEL > 0, -1, 1)).all()
 
 
+def test_weights_are_one_unless_given():
+    x = make(*draw())
+    for function, _ in CASES.values():
+        plain = np.array(function(x, beta=0.1))
+        np.testing.assert_array_equal(plain, np.array(function(x, beta=0.1, desirable_weight=1, undesirable_weight=1)))
+    np.testing.assert_array_equal(np.array(labelled.bco(x, beta=0.1, baseline=0.0)), plain)
+
+
 def test_kto_by_hand():
     """u = 0.3 for all, z = mean of the mismatched = 0.3: β(u − z) = 0, so half the weight of the label."""
     loss = labelled.kto(make(np.full(6, -1.7), -2.0), beta=0.1, desirable_weight=1.0, undesirable_weight=1.33)

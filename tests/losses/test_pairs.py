@@ -365,6 +365,47 @@ def test_discopop_rises_around_zero():
     assert (np.array(slope) > 0).tolist() == [False, True, True, True, False, False]
 
 
+@pytest.mark.parametrize("p", [-1e-3, -1e-4, -1e-5, -0.69, -0.7, -30.0])
+def test_the_odds_keep_their_digits(p):
+    """log-odds = p̄ − log(1 − e^p̄), next to p̄ = 0 too, where 1 − e^p̄ has lost its digits in float32."""
+    x = make_pairs([[p], [-LN2], [0.0], [0.0]], n_w=[1], n_l=[1])  # the odds of the rejected are 1
+    p = float(np.float32(p))
+    expected = np.log1p(math.exp(-(p - math.log(-math.expm1(p)))))
+    assert policy_only.orpo(x, beta=1.0).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_bound_of_alphapo():
+    """−αp̄ counts up to 60: beyond, the reward stays and has no slope."""
+    x = make_pairs([[-50.0, -61.0], [0.0, 0.0], [0.0] * 2, [0.0] * 2], n_w=[1, 1], n_l=[1, 1])
+    options = {"beta": 1e-20, "simpo_gamma": 0.0, "alphapo_alpha": 1.0}
+    loss = lambda p: policy_only.alphapo(x._replace(chosen=p), **options)  # noqa: E731
+    slope = mx.grad(lambda p: loss(p).sum())(x.chosen)
+    assert slope[0].item() < 0 and slope[1].item() == 0
+    assert loss(x.chosen)[1].item() == pytest.approx(1e-20 * math.exp(60), rel=1e-4)
+
+
+DEFAULTS = {
+    pairs.sigmoid: {"label_smoothing": 0.0},
+    pairs.exo_pair: {"label_smoothing": 1e-3},
+    pairs.discopop: {"discopop_tau": 0.05},
+    pairs.odpo: {"odpo_alpha": 1.0},
+    pairs.aot: {"label_smoothing": 0.0},
+    pairs.aot_unpaired: {"label_smoothing": 0.0},
+    absolute.bco_pair: {"baseline": 0.0},
+    policy_only.slic: {"delta": 1.0},
+    policy_only.simpo: {"label_smoothing": 0.0},
+    policy_only.alphapo: {"label_smoothing": 0.0},
+}
+
+
+@pytest.mark.parametrize("module", [pairs, absolute, policy_only], ids=lambda module: module.__name__.split(".")[-1])
+def test_defaults(module):
+    """No other option has one: β and the weights have to be said."""
+    for _, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__ == module.__name__ and not function.__name__.startswith("_"):
+            assert (function.__kwdefaults__ or {}) == DEFAULTS.get(function, {})
+
+
 DOWNHILL = [
     *("sigmoid", "sigmoid smoothed", "sigmoid_norm", "hinge", "dpop", "dpop_policy", "dpop_paper", "robust"),
     *("chi_po", "margin", "odpo", "r_dpo", "dpo_shift", "aot", "aot_unpaired", "bco_pair", "apo_zero"),

@@ -50,6 +50,7 @@ def test_value_and_gradient_of_twinkle(name):
         OUTPUTS["logps"]
     )
     assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert loss(INPUTS, OUTPUTS, **WITH_REFERENCE)["num_tokens"] == 0
     np.testing.assert_allclose(np.array(gradient), COUNTED * np.array(slopes)[:, None], atol=6e-7)
 
 
@@ -242,6 +243,8 @@ def test_the_names_of_code_and_page():
         (lambda: value(ref_logps=mx.zeros((2, 6))), ValueError, "2 rows"),
         (lambda: CPOLoss()({"labels": LABELS[:3]}, {"logps": LOGPS[:3]}), ValueError, "even number of rows"),
         (lambda: CPOLoss()({"labels": LABELS[0]}, {"logps": LOGPS[0]}), ValueError, "even number of rows"),
+        (lambda: value(ref_logps=[]), ValueError, "0 rows of at least 0 tokens"),
+        (lambda: CPOLoss()({"labels": mx.zeros((0, 6))}, OUTPUTS), ValueError, "even number of rows"),
         (lambda: CPOLoss()({}, OUTPUTS), ValueError, "inputs must contain 'labels'"),
         (lambda: CPOLoss()(INPUTS, {}), ValueError, "outputs must contain 'logps' or 'logits'"),
         (lambda: CPOLoss()(INPUTS, {"logps": mx.zeros((4, 7))}), ValueError, r"shape \(4, 7\), the labels \(4, 6\)"),
@@ -266,6 +269,8 @@ def test_the_utilities_of_the_base():
     np.testing.assert_allclose(np.array(base.aggregate(OUTPUTS["logps"], INPUTS["labels"])), expected, rtol=1e-6)
     means = base.aggregate(OUTPUTS["logps"], INPUTS["labels"], mean=True)
     np.testing.assert_allclose(np.array(means), expected / COUNTED.sum(1), rtol=1e-6)
+    tokens = base.token_logps(OUTPUTS, INPUTS["labels"])
+    np.testing.assert_allclose(np.array(tokens), np.where(COUNTED, LOGPS, 0), rtol=1e-6)
     chosen, rejected = base.split_chosen_rejected(mx.arange(6))
     assert (chosen.tolist(), rejected.tolist()) == ([0, 2, 4], [1, 3, 5])
     with pytest.raises(ValueError, match="3 rows are no pairs"):
