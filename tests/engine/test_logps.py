@@ -1,12 +1,15 @@
 """Log-probs: those of the completion tokens, whatever the padding and the neighbours."""
 
+import math
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import pytest
 from mlx_lm_lora.trainer import dpo_trainer
 
 from mlx_lm_lora_prefplus.data.batches import collate
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logps import Exponentials, PlainPolicy, exp
 from tests.conftest import random_rows, tiny_llama
 
 
@@ -43,3 +46,20 @@ def test_score_and_gradient_equal_the_host():
     np.testing.assert_allclose(mine.item(), value.item(), rtol=1e-6)
     for (_, a), (_, b) in zip(nn.utils.tree_flatten(my_gradient), nn.utils.tree_flatten(gradient), strict=True):
         assert mx.linalg.norm(a - b).item() <= 1e-5 * (mx.linalg.norm(b).item() + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float64], ids=str)
+def test_exponential(dtype):
+    """As exact as mx.exp is (which in float64 is no more than this either), zero far below."""
+    with mx.stream(mx.cpu):
+        x = mx.linspace(-80, 20, 10_001).astype(dtype)
+        np.testing.assert_allclose(np.array(exp(x)), np.exp(np.array(x, np.float64)), rtol=1e-5)
+        assert exp(mx.array([0.0, -200.0, -1e30, -math.inf])).tolist() == [1, 0, 0, 0]
+
+
+def test_statistics_by_hand():
+    """Probabilities 1/4 and 3/4: entropy ln 4 − 3/4 ln 3, collision 10/16. Of n equal ones: ln n and 1/n."""
+    logits = mx.array([[100.0, 100.0 + math.log(3)], [-3.0, -3.0]])
+    entropy, log_collision = Exponentials.of(logits).statistics()
+    np.testing.assert_allclose(np.array(entropy), [math.log(4) - 0.75 * math.log(3), math.log(2)], rtol=1e-5)
+    np.testing.assert_allclose(np.array(log_collision), [math.log(10 / 16), math.log(1 / 2)], rtol=1e-5)
