@@ -42,15 +42,15 @@ def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings
         of = f" on {batch.ids.shape[0]} examples ({rows} rows of up to {width} tokens)"
     said = str(error).rstrip(".") or type(error).__name__
     wanted = f" MLX asked for {_size(asked)} more." if asked else ""
-    ways = [f"{what}: about {_size(share * step)} less" for what, share in _ways(batch, settings)][:3]
+    told = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings)][:3]
     return (
         f"Out of memory{of}: {said}.{wanted} There are {_size(there)} in all; the model takes "
-        f"{_size(weights)}, a step about {_size(step)} besides. What would lower it: {'; '.join(ways)}. What was saved "
+        f"{_size(weights)}, a step about {_size(step)} besides. What would lower it: {'; '.join(told)}. What was saved "
         "before is whole: --resume goes on from there (--resume force with another batch_size or max_seq_length)."
     )
 
 
-def _ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, float]]:
+def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, float]]:
     """(a change of a setting, the share of a step's memory that it saves), the best first."""
     width = batch.tokens.shape[1] if batch is not None else 0
     if settings.token_budget:

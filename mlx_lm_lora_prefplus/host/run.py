@@ -16,6 +16,7 @@ from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_us
 from mlx_lm_lora.trainer import sft_trainer
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
+from ..data import Split
 from ..engine.checkpoint import check_file, check_writable, load_adapter_weights, read_adapter_weights, save_adapters
 from ..engine.loop import Training, train
 from ..engine.metrics import MetricsFile
@@ -48,31 +49,15 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
 
 
 def _run(resolved: Resolved, training_callback: Any) -> None:
-    settings = resolved.settings
-    check_start(settings)
-    state = find_state(settings, Path(settings.adapter_path)) if settings.train else None
-    if settings.efficient_long_context and settings.grad_checkpoint:
-        print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
-        settings = settings.model_copy(update={"grad_checkpoint": False})
-        resolved = resolved._replace(settings=settings)
-    np.random.seed(settings.seed)
-    mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
-
-    print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
-    model, tokenizer = policy.load_base(settings)
-    if settings.train:
-        policy.add_adapters(model, settings)
-        if settings.resume_adapter_file and state is None:
-            # Checked before the rows and the reference take their time; loaded after them.
-            read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
-
-    print_info("Loading datasets")
-    splits = read_rows(resolved, tokenizer)
-    work = Work(resolved, model, tokenizer, {name: split.rows for name, split in splits.items()})
+    check_start(resolved.settings)
+    if resolved.settings.train:
+        check_writable(Path(resolved.settings.adapter_path))
+    work, splits, state = open_run(resolved)
+    resolved, settings, model = work.resolved, work.resolved.settings, work.model
     for line in summary.lines(work, splits):
         print_info(line)
     print_info(f"Engine: {work.engine.words}")
-    for warning in summary.warnings(resolved, model):
+    for warning in summary.warnings(resolved, model, splits):
         print_warning(warning)
 
     if settings.train:
@@ -94,12 +79,40 @@ def _run(resolved: Resolved, training_callback: Any) -> None:
     if settings.test:
         test_policy(work, reference)
     if settings.train and settings.fuse and unfused.is_file():
-        finish_with_fuse(resolved, model, tokenizer)
+        finish_with_fuse(resolved, model, work.tokenizer)
         unfused.unlink(missing_ok=True)
 
 
+def open_run(resolved: Resolved) -> tuple[Work, dict[str, Split], RunState | None]:
+    """Load the model and read the rows. Nothing is written but the caches.
+
+    Returns:
+        The work, its rows with what became of them, and the state that the run goes on from.
+    """
+    settings = resolved.settings
+    state = find_state(settings, Path(settings.adapter_path)) if settings.train else None
+    if settings.efficient_long_context and settings.grad_checkpoint:
+        print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
+        settings = settings.model_copy(update={"grad_checkpoint": False})
+        resolved = resolved._replace(settings=settings)
+    np.random.seed(settings.seed)
+    mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
+
+    print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
+    model, tokenizer = policy.load_base(settings)
+    if settings.train:
+        policy.add_adapters(model, settings)
+        if settings.resume_adapter_file and state is None:
+            # Checked before the rows and the reference take their time; loaded after them.
+            read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
+
+    print_info("Loading datasets")
+    splits = read_rows(resolved, tokenizer)
+    return Work(resolved, model, tokenizer, {name: split.rows for name, split in splits.items()}), splits, state
+
+
 def check_start(settings: RunSettings) -> None:
-    """What can be known to be wrong before anything is loaded."""
+    """What can be known to be wrong before anything is loaded. Nothing is written."""
     if not (settings.train or settings.test):
         raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
     if settings.test and settings.test_batches == 0:
@@ -110,9 +123,7 @@ def check_start(settings: RunSettings) -> None:
         raise UserError("wandb: the package is not installed here. Install it (pip install wandb), or leave wandb out.")
     if settings.resume_adapter_file:
         check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
-    if settings.train:
-        check_writable(Path(settings.adapter_path))
-    elif settings.adapter_path and not Path(settings.adapter_path).is_dir():
+    if not settings.train and settings.adapter_path and not Path(settings.adapter_path).is_dir():
         raise UserError(
             f"adapter_path: there is no folder {settings.adapter_path} to test. Train first, or correct the path."
         )
