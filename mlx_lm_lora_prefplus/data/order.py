@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .lengths import Lengths, lengths_of
-
-__all__ = ["Lengths", "Plan", "lengths_of", "plan_epoch", "widths"]
+from .lengths import Lengths
 
 ORDER = 2
 """Raised when the same settings and rows give other batches than before."""
