@@ -7,18 +7,24 @@ from .objective import Objective, is_separable, needs_state, objective, token_we
 from .options import LossOptions, PairedOptions, loss_names
 from .running import START
 from .table import Loss
+from .twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
 
 __all__ = [
     "NLL_WEIGHTS",
     "OPTIONS",
     "START",
+    "CPOLoss",
+    "DPOLoss",
     "Labelled",
     "Lists",
     "Loss",
     "LossOptions",
+    "ORPOLoss",
     "Objective",
     "PairedOptions",
     "Pairs",
+    "PreferenceLossBase",
+    "SimPOLoss",
     "advice",
     "compute",
     "is_separable",

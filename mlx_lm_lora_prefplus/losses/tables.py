@@ -77,6 +77,12 @@ DPO: dict[str, Loss] = {
         divergence=True,
         when="answers grow longer during training: log-ratios a token instead of sums",
     ),
+    "cal_dpo": Loss(
+        absolute.cal_dpo,
+        ("beta",),
+        defaults={"beta": 0.002},
+        when="the chosen log-probs fall: rewards are held to targets; β small, for the targets are ±1/(2β) nats",
+    ),
     "dpo_shift": Loss(
         pairs.dpo_shift, ("beta", "dpo_shift_lambda"), when="the chosen log-probs fall: pull less on the rejected"
     ),

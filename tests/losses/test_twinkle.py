@@ -285,3 +285,10 @@ def test_a_loss_of_ones_own():
             return hinge(pairs, beta=0.1)
 
     assert value(Mine(), ref_logps=REFERENCE) == pytest.approx(1.0605, rel=1e-5)
+
+
+def test_the_classes_are_where_the_page_has_them():
+    from mlx_lm_lora_prefplus import losses
+
+    for name in ("DPOLoss", "SimPOLoss", "CPOLoss", "ORPOLoss", "PreferenceLossBase"):
+        assert getattr(losses, name).__module__ == "mlx_lm_lora_prefplus.losses.twinkle"
