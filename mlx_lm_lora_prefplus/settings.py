@@ -32,7 +32,10 @@ class DataSettings(BaseModel):
         Field(description="The column that says whether a completion is good (default: found by itself)."),
     ] = None  # ours
     preference_score_feature: Annotated[
-        str | None, Field(description="The column that holds the margin of a pair (default: found by itself).")
+        str | None,
+        Field(
+            description="orpo: the column with a factor on the chosen log-prob in the odds (default: found by itself)."
+        ),
     ] = None
     responses_feature: Annotated[
         str | None, Field(description="The column that holds a list of completions (default: found by itself).")

@@ -93,7 +93,7 @@ def objective(resolved: Resolved) -> str:
         if key in used or (key not in of_losses and (key in always or value != plain[key]))
     }
     if "simpo_gamma" in used:
-        shown["γ/β"] = f"{options.simpo_gamma / options.beta:.3g}"
+        shown["γ/β"] = f"{values['simpo_gamma'] / values['beta']:.3g}"
     told = ", ".join(f"{key} {value}" for key, value in shown.items())
     return f"{text} ({told})" if told else text
 

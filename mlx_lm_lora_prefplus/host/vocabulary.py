@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 from datasets import Dataset
 
+from ..data.lengths import SIDES
 from ..errors import UserError
 
 
@@ -35,6 +36,10 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]
 
 def largest_token(rows: Dataset) -> int:
     """The largest token id of token rows; -1 where there is none."""
-    columns = (rows.data.column(name) for name in ("prompt", "chosen", "rejected"))
-    chunks = (np.asarray(chunk.flatten()) for column in columns for chunk in column.chunks)
-    return max((int(chunk.max()) for chunk in chunks if len(chunk)), default=-1)
+    names = [name for name in ("prompt", "completions", *SIDES) if name in rows.column_names]
+    largest = -1
+    for chunk in (chunk for name in names for chunk in rows.data.column(name).chunks):
+        while hasattr(chunk, "offsets"):
+            chunk = chunk.flatten()
+        largest = max(largest, int(np.asarray(chunk).max(initial=-1)))
+    return largest

@@ -46,7 +46,7 @@ def objective(
         nll: (examples,) NLL of the chosen completions, summed over their tokens.
         nll_weight: what it counts, beside what `loss_type` gives it.
         pair_weights: (pairs,) of WPO, see `wpo_weights`.
-        state: of losses with a running mean of the rewards.
+        state: of losses with a running mean of the rewards; without it their baseline is 0.
         update: whether the running mean takes these examples in before it is used.
     """
     names = loss_names(options.loss_type)
@@ -62,7 +62,7 @@ def objective(
             continue
         keys = {key: getattr(options, key) for key in row.options}
         if row.baseline:
-            keys["baseline"] = state["reward_mean"]
+            keys["baseline"] = state.get("reward_mean", 0.0)
         losses = row.function(_as_given(row, options, examples), **keys)
         if pair_weights is not None:
             losses = pair_weights * losses
