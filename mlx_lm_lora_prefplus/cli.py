@@ -14,6 +14,7 @@ from rich.table import Table
 from . import __version__
 from .bench.command import bench
 from .errors import UserError
+from .report.command import report
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
@@ -24,6 +25,7 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 app.command()(bench)
+app.command()(report)
 
 
 def main() -> None:
@@ -168,3 +170,16 @@ def quickstart(
     from .quickstart.main import run_quickstart
 
     raise typer.Exit(run_quickstart(directory))
+
+
+@app.command()
+def studio(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write the interpreter.")] = Path(
+        "~/mlx-lm-lora-prefplus"
+    ),
+) -> None:
+    """Write an interpreter for MLX-LoRA-Studio that uses this package, and say where to choose it."""
+    from .host.studio import told, write_interpreter
+
+    for line in told(write_interpreter(directory)):
+        print(line)
