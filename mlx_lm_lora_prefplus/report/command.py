@@ -1,0 +1,34 @@
+"""The command `mlx_lm_lora.prefplus report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Adapter folders of runs; several compare.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write it (default: report.html in the first)."),
+    ] = None,
+) -> None:
+    """Write one HTML page about runs: did it work, curves, warnings, samples, settings, data. It needs no network."""
+    from ..engine.checkpoint import whole_file
+    from ..errors import UserError
+    from .page import page
+    from .runs import read_runs
+    from .verdict import verdict
+
+    runs = read_runs(folders)
+    target = output or runs[0].folder / "report.html"
+    if target.is_dir():
+        raise UserError(f"report: {target} is a folder. Give the name of a file, such as {target / 'report.html'}.")
+    content = page(runs).encode("utf-8", "replace")  # half a surrogate pair may come out of a damaged line
+    with whole_file(target) as temporary:
+        temporary.write_bytes(content)
+    for run in runs:
+        print(f"{run.name}: {verdict(run).text}")
+        for note in run.notes:
+            print(f"  {note}")
+    print(f"Written: {target}")

@@ -1,0 +1,43 @@
+"""The command."""
+
+from typer.testing import CliRunner
+
+from mlx_lm_lora_prefplus import cli
+from mlx_lm_lora_prefplus.errors import UserError
+
+from .conftest import report
+
+
+def call(*words):
+    return CliRunner().invoke(cli.app, ["report", *map(str, words)])
+
+
+def test_it_writes_into_the_first_folder(make):
+    first, second = make("one"), make("two")
+    done = call(first, second)
+    assert done.exit_code == 0
+    assert (first / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert not (second / "report.html").exists()
+    assert "one: Validation accuracy rose from 0.50 to 0.90" in done.stdout
+    assert f"Written: {first / 'report.html'}" in done.stdout
+
+
+def test_it_writes_where_it_is_told_to(make, tmp_path):
+    assert call(make(), "-o", tmp_path / "new" / "a.html").exit_code == 0
+    assert (tmp_path / "new" / "a.html").is_file()
+
+
+def test_a_folder_is_no_file_to_write(make, tmp_path):
+    done = call(make(), "-o", tmp_path)
+    assert isinstance(done.exception, UserError) and "Give the name of a file" in str(done.exception)
+
+
+def test_nothing_is_written_where_something_cannot_be_read(make, tmp_path):
+    folder = make()
+    assert isinstance(call(folder, tmp_path / "nowhere").exception, UserError)
+    assert not (folder / "report.html").exists()
+
+
+def test_half_a_character_does_not_stop_it(make):
+    folder = make(lines=[report(1), {"iteration": 1, "warning": "w", "text": "\ud83d"}])
+    assert call(folder).exit_code == 0
