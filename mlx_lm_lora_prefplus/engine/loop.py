@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -264,10 +264,10 @@ class Loop:
 
     def _stop(self, what: str) -> UserError:
         return UserError(
-            f"{what} Settings: learning_rate {self._rate:.3e}, max_grad_norm {self.run.settings.max_grad_norm}, "
-            f"{self.run.options}. Training stopped before the update (optimiser step {self.at.step + 1}); what was "
-            "saved earlier is whole. Try a smaller learning_rate, set max_grad_norm: 1.0, look at these rows, or let "
-            "on_nonfinite: skip leave such updates out."
+            f"{what} Settings: learning_rate {self._rate:.3e}, max_grad_norm {self.run.settings.max_grad_norm}"
+            f"{_words(self.run.options)}. Training stopped before the update (optimiser step {self.at.step + 1}); "
+            "what was saved earlier is whole. Try a smaller learning_rate, set max_grad_norm: 1.0, look at these rows, "
+            "or let on_nonfinite: skip leave such updates out."
         )
 
     def _validate(self, iteration: int) -> None:
@@ -287,7 +287,7 @@ class Loop:
         run.policy.model.train()
         self.at.validated = iteration
         if not is_finite(means):
-            what = f"The validation loss is not finite before iteration {iteration}."
+            what = f"The validation loss is not finite at iteration {iteration}."
             if settings.on_nonfinite == "stop":
                 raise self._stop(what)
             return self._warn("not_finite", what.replace("loss", "objective"))
@@ -384,3 +384,13 @@ class Loop:
         weights = dict[str, mx.array](tree_flatten(self.run.policy.model.trainable_parameters())).values()
         if not mx.all(mx.stack([mx.isfinite(value).all() for value in weights])).item():
             raise self._stop(f"The weights are not finite at iteration {self.at.iteration}.")
+
+
+def _words(options: Any) -> str:
+    """The loss, β and whatever else differs from its default."""
+    shown = {
+        one.name: getattr(options, one.name)
+        for one in fields(options)
+        if one.name in ("loss_type", "beta") or getattr(options, one.name) != one.default
+    }
+    return "".join(f", {key} {value}" for key, value in shown.items())

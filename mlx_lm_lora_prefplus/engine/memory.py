@@ -13,9 +13,16 @@ from ..settings import RunSettings
 
 WORDS = (
     *("out of memory", "unable to allocate", "insufficient memory", "maximum allowed buffer size", "bad_alloc"),
-    *("cudamalloc", "cannot allocate memory", "attempting to allocate", "cuda_error_out_of_memory"),
+    *(
+        "cudamalloc",
+        "cannot allocate memory",
+        "attempting to allocate",
+        "cuda_error_out_of_memory",
+        "[metal::malloc] resource limit",
+    ),
 )
-"""What MLX says on Metal, on CUDA and on the CPU, in lower case."""
+"""What MLX says on Metal, on CUDA and on the CPU, in lower case. (What a command buffer of Metal says ends the process
+before Python hears of it.)"""
 
 CHECKPOINTED = 0.5
 """Share of a step's memory that gradient checkpointing saves, about: the activations inside of all layers but one."""

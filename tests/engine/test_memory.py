@@ -16,6 +16,7 @@ TEXTS = (
     "[malloc_or_wait] Unable to allocate 4294967296 bytes.",
     "cudaMallocAsync(&data, size, stream) failed: out of memory",
     "std::bad_alloc",
+    "[metal::malloc] Resource limit (499000) exceeded.",
 )
 
 

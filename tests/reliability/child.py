@@ -3,9 +3,10 @@
     python child.py CONFIG.json INSTANT WHAT [FLAG …]
 
 Instants are counted: before and after each gradient and each batch of the reference pass, and before, inside of and
-after everything that changes a file. At instant INSTANT (from 1; 0: never) WHAT happens: a signal (SIGKILL, SIGTERM,
-SIGINT), `disk` (from then on no file can be written) or `memory` (no more can be had). The last line tells how many
-instants there were. CHILD_SLEEP: seconds that each gradient takes longer.
+after everything that changes a file. INSTANT counts from 1; 0: never; reference:3 and step:3 count those of the
+reference pass and of the gradients alone. WHAT happens then: a signal (SIGKILL, SIGTERM, SIGINT), `disk` (from then on
+no file can be written) or `memory` (MLX asks for 8 GB, and the kernel gives this process no more than 1). The last line
+tells how many instants there were. CHILD_SLEEP: seconds that each gradient takes longer.
 """
 
 import os
@@ -24,28 +25,31 @@ from mlx_lm_lora_prefplus.host.activate import activate
 
 
 class Instants:
-    def __init__(self, chosen: int, what: str):
-        self.count, self.chosen, self.what = 0, chosen, what
+    def __init__(self, chosen: str, what: str):
+        self.part, _, number = chosen.rpartition(":")
+        self.count, self.chosen, self.what = 0, int(number), what
 
-    def pass_one(self, before=lambda: None) -> None:
-        self.count += 1
-        if self.count != self.chosen:
+    def pass_one(self, before=lambda: None, part: str = "") -> None:
+        self.count += self.part in ("", part)
+        if self.count != self.chosen or self.part not in ("", part):
             return
         sys.stdout.flush()
         if self.what == "disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
         elif self.what == "memory":
             pages = int(Path("/proc/self/statm").read_text().split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), resource.RLIM_INFINITY))
+            limit = pages * resource.getpagesize() + (1 << 30)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+            mx.eval(mx.ones((1 << 16, 1 << 15)))
         else:
             before()
             os.kill(os.getpid(), signal.Signals[self.what])
 
-    def around(self, function):
+    def around(self, function, part: str = ""):
         def call(*args, **kwargs):
-            self.pass_one()
+            self.pass_one(part=part)
             result = function(*args, **kwargs)
-            self.pass_one()
+            self.pass_one(part=part)
             return result
 
         return call
@@ -72,10 +76,10 @@ def slower(function):
 
 def main() -> None:
     config, instant, what, *flags = sys.argv[1:]
-    instants = Instants(int(instant), what)
+    instants = Instants(instant, what)
     activate(host)
-    GradientStep.__call__ = instants.around(slower(GradientStep.__call__))
-    reference._logps = instants.around(reference._logps)
+    GradientStep.__call__ = instants.around(slower(GradientStep.__call__), "step")
+    reference._logps = instants.around(reference._logps, "reference")
     metrics.MetricsFile.write = instants.around(metrics.MetricsFile.write)
     os.fsync = instants.around(os.fsync)
     Path.replace = instants.around(Path.replace)

@@ -52,7 +52,7 @@ class World:
             **changes,
         }
 
-    def start(self, instant: int = 0, what: str = "SIGKILL", flags=(), sleep: float = 0, **changes):
+    def start(self, instant: int | str = 0, what: str = "SIGKILL", flags=(), sleep: float = 0, **changes):
         """The process; `what` happens to it at an instant: see child.py."""
         file = self.folder / f"config-{changes.get('adapter_path', 'adapters')}.json"
         file.write_text(json.dumps(self.config(**changes)))
@@ -67,7 +67,7 @@ class World:
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
         )
 
-    def run(self, instant: int = 0, what: str = "SIGKILL", **changes) -> Ended:
+    def run(self, instant: int | str = 0, what: str = "SIGKILL", **changes) -> Ended:
         process = self.start(instant, what, **changes)
         out = process.communicate(timeout=300)[0]
         return Ended(process.returncode, out)
