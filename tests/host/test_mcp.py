@@ -17,6 +17,8 @@ from tests.host.test_studio import ROOT, START_UP
 
 OURS = {"simpo", "kto", "bco"}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def plain(monkeypatch):

@@ -18,6 +18,8 @@ from tests.conftest import write_pairs
 
 ROOT = Path(__file__).parents[2]
 HOOK = ROOT / "mlx_lm_lora_prefplus/host/startup/_mlx_lm_lora_prefplus_hook.py"
+pytestmark = pytest.mark.slow
+
 START_UP = f"""
 import importlib.util
 spec = importlib.util.spec_from_file_location("_hook_of_this_test", {str(HOOK)!r})
