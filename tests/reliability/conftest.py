@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,11 @@ class Ended:
     @property
     def log(self) -> list[str]:
         """The lines of the log, without their timing figures."""
-        lines = [line for line in self.out.splitlines() if line.startswith(("Iter ", "Saved "))]
+        lines = [
+            line
+            for line in self.out.splitlines()
+            if line.startswith(("Iter ", "Saved ", "Best ", "[WARNING] Iteration"))
+        ]
         return [re.sub(r", (it/s|Val took) .*", "", line) for line in lines]
 
     @property
@@ -70,6 +75,19 @@ class World:
     def run(self, instant: int | str = 0, what: str = "SIGKILL", **changes) -> Ended:
         process = self.start(instant, what, **changes)
         out = process.communicate(timeout=300)[0]
+        return Ended(process.returncode, out)
+
+    def killed_by_the_clock(self, seconds: float, **changes) -> Ended:
+        """SIGKILL so many seconds after the first line of the log."""
+        process = self.start(**changes)
+        out = ""
+        for line in process.stdout:
+            out += line
+            if line.startswith("Iter "):
+                break
+        time.sleep(seconds)
+        process.kill()
+        out += process.communicate(timeout=300)[0]
         return Ended(process.returncode, out)
 
     def weights(self, adapter_path: str) -> bytes:

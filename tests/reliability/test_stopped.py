@@ -76,7 +76,7 @@ def test_a_full_disk_ends_the_run_with_its_last_state(world):
 
 def test_a_full_memory_costs_no_more_than_the_steps_since_the_last_save(world):
     """In the ninth gradient MLX asks for more than the kernel gives. On a CPU, mlx 0.32.4 then writes to address 0."""
-    alone = world.run(adapter_path="alone")
+    world.run(adapter_path="alone")
     full = world.run("step:17", "memory", adapter_path="full")
     if full.code != -signal.SIGSEGV:
         assert full.code == 1 and "[ERROR] Out of memory on 3 examples" in full.out, full.out
