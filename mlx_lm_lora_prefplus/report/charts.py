@@ -44,7 +44,12 @@ class Series(NamedTuple):
 
 
 CHARTS = (
-    Chart("Objective (loss)", "", {"": "loss"}, "What is minimised. It should fall, on validation too."),
+    Chart(
+        "Objective (loss)",
+        "",
+        {"": "loss"},
+        "What is minimised. It should fall, on validation too. Different losses have different scales.",
+    ),
     Chart(
         "Accuracy",
         "share of rows",

@@ -45,10 +45,11 @@ function point(figure, svg, event) {
     tip.append(row);
   }
   figure.append(tip);
-  const across = box.left - figure.getBoundingClientRect().left + (x / svg.viewBox.baseVal.width) * box.width;
-  const fits = across + 14 + tip.offsetWidth < figure.clientWidth;
-  tip.style.left = `${Math.max(4, fits ? across + 14 : across - 14 - tip.offsetWidth)}px`;
-  tip.style.top = `${box.top - figure.getBoundingClientRect().top + 8}px`;
+  // Under the chart: over it, it would hide what it tells of.
+  const inside = figure.getBoundingClientRect();
+  const across = box.left - inside.left + (x / svg.viewBox.baseVal.width) * box.width - tip.offsetWidth / 2;
+  tip.style.left = `${Math.max(4, Math.min(across, figure.clientWidth - tip.offsetWidth - 4))}px`;
+  tip.style.top = `${box.bottom - inside.top + 2}px`;
 }
 
 function unpoint(figure) {
