@@ -41,6 +41,7 @@ WRAPPED: Mapping[str, Names] = MappingProxyType(
             }
         ),
         "mlx_lm_lora.mcp_server": MappingProxyType({"TRAIN_MODES": None, "known_config_keys": ()}),
+        "mlx_lm_lora.trainer.datasets": MappingProxyType({"load_dataset": ("args", "tokenizer")}),
         "mlx_lm_lora.trainer.dpo_trainer": MappingProxyType(
             {
                 "train_dpo": ("model", "ref_model", *_TRAINING, "args", "loss_fn", "training_callback", "loss_type"),
@@ -118,6 +119,8 @@ def _replacements(module: ModuleType, originals: Mapping[str, Any]) -> Mapping[s
         from .mcp import extended
 
         return extended(originals)
+    if module.__name__ == "mlx_lm_lora.trainer.datasets":
+        return {"load_dataset": _for_modes_the_host_lacks(originals["load_dataset"])}
     return {name: _dropped_in(name, original) for name, original in originals.items()}
 
 
@@ -131,6 +134,27 @@ def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(dropin, name)(*args, **named)
 
     return function
+
+
+def _for_modes_the_host_lacks(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`load_dataset` as the MCP server's `inspect_dataset` finds it: ours in modes for which the host's gives None."""
+
+    @functools.wraps(original)
+    def load_dataset(args: Any, tokenizer: Any) -> Any:
+        from ..plugin.manager import HOST_MODES
+        from .seam import registry
+
+        mode = getattr(args, "train_mode", None)
+        if mode is None or mode in HOST_MODES or mode not in registry():
+            return original(args, tokenizer)
+        from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+        from . import functions
+
+        wrapped = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
+        return functions.load_dataset(args, wrapped)
+
+    return load_dataset
 
 
 @functools.cache

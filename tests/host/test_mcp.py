@@ -129,12 +129,25 @@ async def main():
     async with Client(server) as client:
         answer = await client.call_tool("list_training_modes", {})
         print(answer.content[0].text)
+        for mode in ("kto", "simpo", "dpo"):
+            given = {"data": sys.argv[1], "model": sys.argv[2], "train_mode": mode}
+            answer = await client.call_tool("inspect_dataset", given)
+            print(mode, answer.structured_content or answer.content[0].text)
 
 asyncio.run(main())
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason="the host's extra `mcp` is not installed")
-def test_an_agent_sees_them(environment):
-    done = subprocess.run([sys.executable, "-c", CLIENT], capture_output=True, text=True, env=environment, timeout=120)
+def test_an_agent_sees_them_and_looks_at_data(environment, model_folder, tmp_path):
+    write_pairs(tmp_path / "data", train=5, valid=2)
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, str(tmp_path / "data"), str(model_folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     assert "- simpo: Preference tuning without a reference" in done.stdout, done.stderr
+    for mode, rows in (("kto", 10), ("simpo", 5), ("dpo", 5)):
+        assert f"{mode} {{'valid': True, 'rows': {{'train': {rows}," in done.stdout, done.stdout

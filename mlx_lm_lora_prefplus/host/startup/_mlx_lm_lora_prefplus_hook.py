@@ -15,9 +15,9 @@ PACKAGE = "mlx_lm_lora_prefplus"
 SWITCH, PATCH = "MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH"
 
 # The keys of `host/activate.py`'s WRAPPED, which says what of each is wrapped.
-COMMANDS = ("mlx_lm_lora.train", "mlx_lm_lora.mcp_server")
+ALWAYS = ("mlx_lm_lora.train", "mlx_lm_lora.mcp_server", "mlx_lm_lora.trainer.datasets")
 ON_REQUEST = tuple(f"mlx_lm_lora.trainer.{mode}_trainer" for mode in ("dpo", "cpo", "orpo"))
-MODULES = frozenset(COMMANDS + ON_REQUEST)
+MODULES = frozenset(ALWAYS + ON_REQUEST)
 
 # What `python -m mlx_lm_lora.train` runs: the real module is imported once, under its own name and with the
 # seam in it, and its names and its `main` are lent to `__main__`.
