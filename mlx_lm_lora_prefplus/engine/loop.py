@@ -28,7 +28,6 @@ from .metrics import MetricsFile
 from .moving_reference import MovingReference
 from .progress import Progress, random_seed, restore, snapshot
 from .qat import FakeQuantization
-from .ranks import Ranks, is_lost_peer
 from .report import report_training, report_validation
 from .run_state import RunState, StateFiles
 from .signals import StopRequest, leave, stop_after_step
@@ -54,7 +53,6 @@ class Training:
     moving_reference: a reference that follows the policy, or None.
     states, metrics: where the state and the metrics of the run are kept; None: nowhere.
     resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
-    ranks: the processes that train together; all come here with the same, and only the first has files.
     """
 
     trainer: Trainer
@@ -75,7 +73,6 @@ class Training:
     metrics: MetricsFile | None = None
     resumed: RunState | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
-    ranks: Ranks = field(default_factory=Ranks)
 
 
 class _Stopped(Exception):
@@ -113,11 +110,6 @@ def train(run: Training) -> bool:
         except _Stopped:
             pass
         except (RuntimeError, MemoryError) as error:
-            if is_lost_peer(error):
-                raise UserError(
-                    f"Another process of this run is gone ({error}). What was saved up to iteration "
-                    f"{loop.saved_at} is whole: start all of them again with --resume."
-                ) from error
             if memory.is_out_of_memory(error):
                 raise UserError(memory.advice(error, run.policy.model, loop.batch, run.settings)) from error
             raise
@@ -160,7 +152,7 @@ class Loop:
         self.totals, self.laps = Totals(), Laps(stop)
         self._gradients: dict[bool, GradientStep] = {}
         self._feed: Feed | None = None
-        self.saved_at, self._saved_when = -1, time.monotonic()
+        self._saved_at, self._saved_when = -1, time.monotonic()
         run.optimizer.init(run.policy.model.trainable_parameters())
 
     @property
@@ -195,7 +187,7 @@ class Loop:
                     self._update(batches)
             bar.update()
             self._report(bar)
-            if self._agreed():
+            if self._save_is_due():
                 self._save()
             if self.stop.signal is not None:
                 raise _Stopped
@@ -237,7 +229,6 @@ class Loop:
     def _update(self, batches: list[Batch]) -> None:
         run, at = self.run, self.at
         if not at.left_out:
-            self.gradient = run.ranks.sum_gradients(self.gradient)
             clipped, norm = optim.clip_grad_norm(self.gradient, run.settings.max_grad_norm or math.inf)
             if mx.isfinite(norm).item():
                 self._apply(clipped if run.settings.max_grad_norm else self.gradient)
@@ -314,9 +305,7 @@ class Loop:
         for batch in batches:
             with laps.lap():
                 yield batch
-            (signal,) = self.run.ranks.largest(self.stop.signal or 0)
-            if signal:
-                self.stop.signal = signal
+            if self.stop.signal is not None:
                 raise _Stopped
 
     def _report(self, bar: tqdm) -> None:
@@ -364,14 +353,11 @@ class Loop:
         """The learning rate of the last update."""
         return self.run.optimizer.learning_rate.item()  # type: ignore[return-value]
 
-    def _agreed(self) -> bool:
-        """Whether to save now; and a signal that came to one process has come to all."""
+    def _save_is_due(self) -> bool:
         settings = self.run.settings
         minutes = (time.monotonic() - self._saved_when) / 60
         late = settings.save_every_minutes is not None and minutes >= settings.save_every_minutes
-        signal, late = self.run.ranks.largest(self.stop.signal or 0, int(late))
-        self.stop.signal = signal or None
-        return bool(late) or self.at.iteration % settings.save_every == 0
+        return late or self.at.iteration % settings.save_every == 0
 
     def _save(self) -> None:
         self._check_weights()
@@ -383,7 +369,7 @@ class Loop:
         """Save at the end, or where a signal ends the run; returns the adapter file."""
         self._check_weights()
         adapter_file, _ = self.run.save(None)
-        if self.saved_at != self.at.iteration:
+        if self._saved_at != self.at.iteration:
             self._save_state()
         return adapter_file
 
@@ -391,10 +377,9 @@ class Loop:
         """After the adapters: where the state is, they are."""
         if self.run.metrics:
             self.run.metrics.sync()
-        state = snapshot(self)  # in every process: their gradients are added up
         if self.run.states:
-            self.run.states.save(state)
-        self.saved_at, self._saved_when = self.at.iteration, time.monotonic()
+            self.run.states.save(snapshot(self))
+        self._saved_at, self._saved_when = self.at.iteration, time.monotonic()
 
     def _check_weights(self) -> None:
         """No weight that is not finite takes the place of a good one."""
