@@ -14,6 +14,8 @@ from rich.table import Table
 from . import __version__
 from .bench.command import bench
 from .errors import UserError
+from .evaluation.command import evaluate
+from .preview.command import PASSED_ON, check
 from .report.command import report
 
 app = typer.Typer(
@@ -25,6 +27,8 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 app.command()(bench)
+for passing_on in (check, evaluate):
+    app.command(context_settings=PASSED_ON, options_metavar="CONFIG [OPTIONS] [flags of training]")(passing_on)
 app.command()(report)
 
 

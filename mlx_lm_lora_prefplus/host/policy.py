@@ -6,8 +6,9 @@ from typing import Any
 
 import mlx.nn as nn
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from mlx_lm.utils import load
+from mlx_lm.utils import load, maybe_set_recommended_wired_limit
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
+from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
 from mlx_lm_lora.utils import from_pretrained
 
 from ..engine.adapters import adapter_base, adapter_layers
@@ -98,6 +99,13 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
             f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look "
             "like self_attn.q_proj; without keys every linear layer gets an adapter."
         )
+
+
+def make_ready(model: nn.Module, settings: RunSettings) -> None:
+    """What the host does for memory before it trains: wired memory on a Mac, recurrences in chunks."""
+    maybe_set_recommended_wired_limit()
+    if model_uses_recurrence(model):
+        enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
 
 
 def adapter_config(settings: RunSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..losses import Labelled, objective
-from ..plugin import Batch, LossOutput, Policy
+from ..plugin import Batch, LossOutput, Policy, Scores
 from ..plugin.protocol import Rows
 from .tabled import TableTrainer, summed
 
@@ -35,7 +35,7 @@ class LabelledTrainer(TableTrainer):
             mismatched_logratio=mx.stop_gradient(logratios[rows:]) if self.mismatched else mx.zeros(rows),
         )
         result = objective(self.losses, options, examples, state=state, update=policy.model.training)
-        reward, good = options.beta * examples.logratio, examples.label > 0
+        reward, good = self.rewards(scores, batch, options)[:rows], examples.label > 0
         metrics = {"rewards/accuracies": (reward > 0) == good}
         if self.mismatched:
             metrics["kl"] = mx.broadcast_to(mx.maximum(examples.mismatched_logratio.mean(), 0), reward.shape)
@@ -61,3 +61,7 @@ class LabelledTrainer(TableTrainer):
             },
             state=result.state,
         )
+
+    def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
+        """(rows,) β·log-ratio."""
+        return options.beta * (scores.logps - batch.reference_logps)

@@ -60,16 +60,20 @@ class PairedTrainer(TableTrainer):
     def _nll_weight(self, options: Any) -> float:
         return getattr(options, self.nll_weight) if isinstance(self.nll_weight, str) else self.nll_weight or 0.0
 
+    def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
+        """(rows,) β·log-ratio, of means where the first loss is given means. Without a reference, of the log-probs."""
+        means = self.losses[loss_names(options.loss_type)[0]].means
+        beta = 1.0 if options.beta is None else options.beta
+        tokens = mx.maximum(batch.completion_lengths, 1) if means else 1
+        return beta * ((scores.weighted_logps - batch.reference_logps) / tokens)
+
     def _metrics(self, scores: Scores, batch: Batch, result: Objective, options: Any) -> dict[str, mx.array]:
-        """Sums over the pairs, by TRL's names; rewards are β·log-ratio of what the first loss was given.
+        """Sums over the pairs, by TRL's names.
 
         Of a list, the best and the worst completion count as chosen and rejected.
         """
         tokens = mx.maximum(batch.completion_lengths, 1)
-        means = self.losses[loss_names(options.loss_type)[0]].means
-        beta = 1.0 if options.beta is None else options.beta
-        logratios = (scores.weighted_logps - batch.reference_logps) / (tokens if means else 1)
-        chosen, rejected = _chosen_and_rejected(beta * logratios, batch)
+        chosen, rejected = chosen_and_rejected(self.rewards(scores, batch, options), batch)
         metrics = {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
@@ -81,13 +85,13 @@ class PairedTrainer(TableTrainer):
             ("logps_per_token", scores.logps / tokens),
             ("logits", scores.mean_logits),
         ):
-            metrics[f"{name}/chosen"], metrics[f"{name}/rejected"] = _chosen_and_rejected(value, batch)
+            metrics[f"{name}/chosen"], metrics[f"{name}/rejected"] = chosen_and_rejected(value, batch)
         if scores.entropy is not None:
             metrics["entropy"] = scores.entropy.reshape(-1, batch.ids.shape[0]).mean(0)
         return summed(metrics) | {f"losses/{name}": mx.stop_gradient(value) for name, value in result.parts.items()}
 
 
-def _chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+def chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
     """The values of the first and the last completion of each example; empty ones fill a list up and do not count."""
     by_completion = values.reshape(-1, batch.ids.shape[0])
     there = (batch.completion_lengths > 0).reshape(by_completion.shape)

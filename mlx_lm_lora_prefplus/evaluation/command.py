@@ -1,0 +1,46 @@
+"""The command `mlx_lm_lora.prefplus evaluate`: its options."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def evaluate(
+    context: typer.Context,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="reward|MODULE:FUNCTION",
+            help="Compare answers of policy and reference. A function takes prompt, answer_a, answer_b and returns 1, "
+            "0 or 0.5; reward is the policy's own.",
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Compare answers by a local model that mlx_lm loads.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to answer.")] = 50,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 takes the likeliest token.")] = 0.0,
+    answers: Annotated[
+        Path | None, typer.Option(help="Keep the answers here, a line of JSON each.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Say whether training worked: rewards on held-out rows with confidence intervals, by length and against the
+    reference, and, with a judge, how often the policy's answers beat the reference's.
+
+    Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml, or evaluate --model M --adapter-path A
+    --data D (mode dpo unless --train-mode says else). The rows are those of test, or of valid where there is no test.
+    """
+    from .evaluate import Judging
+    from .evaluate import evaluate as evaluated
+    from .show import shown
+
+    report = evaluated(context.args, Judging(judge, judge_model, prompts, max_tokens, temperature, answers))
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(shown(report))

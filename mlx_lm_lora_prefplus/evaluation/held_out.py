@@ -1,0 +1,154 @@
+"""What the policy and its reference say of held-out rows: rewards and log-probs of each completion."""
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..data import Split, prepare
+from ..engine.reference import reference_logps, with_reference
+from ..engine.reference_cache import Store
+from ..errors import UserError
+from ..host import policy
+from ..host.config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..host.run import check_start
+from ..host.work import Work, kind_of
+from ..plugin import Batch
+from ..trainers.paired import chosen_and_rejected
+from . import intervals
+from .intervals import Figure
+
+BUCKETS = 4
+"""Rows are looked at by length in so many groups of like size."""
+
+
+class HeldOut(NamedTuple):
+    """Of each row the first and the last completion: chosen and rejected; of a labelled row it is one and the same.
+
+    rewards, policy, reference, tokens: (rows, 2) β·log-ratios, log-probs (nats, summed) and tokens.
+    label: (rows,) 1 or 0, of labelled rows.
+    """
+
+    rewards: np.ndarray
+    policy: np.ndarray
+    reference: np.ndarray
+    tokens: np.ndarray
+    label: np.ndarray | None
+
+    def part(self, rows: np.ndarray) -> "HeldOut":
+        """Some of the rows, by a mask (rows,)."""
+        rewards, policy, reference, tokens = (values[rows] for values in self[:4])
+        return HeldOut(rewards, policy, reference, tokens, None if self.label is None else self.label[rows])
+
+
+def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
+    """Load the base model and the held-out rows: test, or valid where there is no test.
+
+    Returns:
+        The work, whose one split is called test; the split; and what it is really called.
+
+    Raises:
+        UserError: there are none, or something cannot be loaded.
+    """
+    settings = resolved.settings.model_copy(update={"train": False, "test": True})
+    if resolved.sources.get("test_batches") in (HOST_DEFAULT, TRAINER_DEFAULT):
+        settings = settings.model_copy(update={"test_batches": -1})
+    check_start(settings)
+    if not getattr(resolved.trainer, "rewards", None):
+        raise UserError(f"evaluate: mode {resolved.trainer.mode} does not tell the rewards of single rows.")
+    model, tokenizer = policy.load_base(settings)
+    fallback = policy.uses_fallback_template(tokenizer)
+    for name in ("test", "valid"):
+        splits = prepare(resolved.data, tokenizer, [name], kind=kind_of(resolved), add_bos=fallback)
+        if split := splits.get(name):
+            work = Work(resolved._replace(settings=settings), model, tokenizer, {"test": split.rows})
+            return work, split, name
+    raise UserError(
+        f"There are neither test nor valid rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder "
+        "that holds test.jsonl: rows that were not trained on."
+    )
+
+
+def score(work: Work) -> HeldOut:
+    """Score the rows with the reference, then put the trained adapters on and score them with the policy."""
+    resolved, computed_by = work.resolved, work.engine.policy
+    trainer: Any = resolved.trainer
+    reference = work.reference()["test"]
+    plain = reference
+    if reference is None or work.token_weights(next(work.batches("test"))) is not None:
+        store = Store(None, len(work.rows["test"]), completions=int(work.lengths("test").count.max()))
+        plain = reference_logps(computed_by, work.batches("test"), len(work.rows["test"]), "Base model", store=store)
+    assert resolved.settings.adapter_path
+    policy.load_trained(work.model, resolved.settings.adapter_path)
+    work.model.eval()
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*HeldOut._fields, "ids")}
+    for batch, known in zip(
+        with_reference(work.batches("test"), reference), with_reference(work.batches("test"), plain), strict=True
+    ):
+        scores = computed_by(batch, work.token_weights(batch))
+        for name, values in (
+            ("rewards", trainer.rewards(scores, batch, resolved.options)),
+            ("policy", scores.logps),
+            ("reference", known.reference_logps),
+            ("tokens", batch.completion_lengths),
+        ):
+            found[name].append(_sides(values, batch))
+        found["label"].append(np.array(batch.columns["label"]) if "label" in batch.columns else np.zeros(0))
+    columns = {name: np.concatenate(found[name]) for name in HeldOut._fields}
+    return HeldOut(**{**columns, "label": columns["label"] if len(columns["label"]) else None})
+
+
+def _sides(values: mx.array, batch: Batch) -> np.ndarray:
+    """(examples, 2) float64."""
+    if "label" in batch.columns:  # a second completion is that of another row
+        values = mx.tile(values[: batch.ids.shape[0]], 2)
+        return np.array(values.astype(mx.float32), np.float64).reshape(2, -1).T
+    return np.stack(
+        [np.array(side.astype(mx.float32), np.float64) for side in chosen_and_rejected(values, batch)], axis=1
+    )
+
+
+def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
+    """Accuracy and margin of the rewards with their intervals, by length, and how far the log-probs moved."""
+    found: dict[str, Any] = _rewards(held_out, seed)
+    longest = held_out.tokens.max(axis=1)
+    edges = np.unique(np.quantile(longest, np.linspace(0, 1, BUCKETS + 1)[1:-1], method="lower"))
+    places = np.searchsorted(edges, longest, side="left")
+    found["by_length"] = []
+    for place in np.unique(places):
+        rows = places == place
+        part = held_out.part(rows)
+        span = {"from": int(longest[rows].min()), "to": int(longest[rows].max())}
+        found["by_length"].append({**span, **_rewards(part, seed)})
+    found["shift"] = _shift(held_out, seed)
+    if held_out.label is None:
+        found["ranked_by_log_prob"] = {
+            name: intervals.share(np.diff(logps / np.maximum(held_out.tokens, 1), axis=1)[:, 0] < 0)
+            for name, logps in (("reference", held_out.reference), ("policy", held_out.policy))
+        }
+    return found
+
+
+def _rewards(held_out: HeldOut, seed: int) -> dict[str, Figure | None]:
+    """accuracy: chosen has the higher reward; of a labelled row, the reward's sign is that of its label. margin: reward
+    of chosen less rejected, or mean of desirable less undesirable; None where one label is missing."""
+    chosen, rejected = held_out.rewards.T
+    if held_out.label is None:
+        return {"accuracy": intervals.share(chosen > rejected), "margin": intervals.mean(chosen - rejected, seed)}
+    good = held_out.label > 0
+    both = good.any() and not good.all()
+    return {
+        "accuracy": intervals.share((chosen > 0) == good),
+        "margin": intervals.difference(chosen[good], chosen[~good], seed) if both else None,
+    }
+
+
+def _shift(held_out: HeldOut, seed: int) -> dict[str, Figure]:
+    """Log-probs of the policy less those of the reference, nats a token, mean over the completions of a side."""
+    moved = (held_out.policy - held_out.reference) / np.maximum(held_out.tokens, 1)
+    if held_out.label is None:
+        sides = {"chosen": moved[:, 0], "rejected": moved[:, 1]}
+    else:
+        good = held_out.label > 0
+        sides = {"desirable": moved[good, 0], "undesirable": moved[~good, 0]}
+    return {name: intervals.mean(values, seed) for name, values in sides.items() if len(values)}

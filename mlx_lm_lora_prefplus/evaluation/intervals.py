@@ -1,0 +1,64 @@
+"""95 % confidence intervals of shares and means, and what they say."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Z = 1.959964
+"""Standard deviations on either side of a mean that hold 95 % of a normal distribution."""
+
+RESAMPLES = 2000
+
+Figure = dict[str, Any]
+"""value, low, high (the interval; None where there are too few), n."""
+
+
+def share(wins: np.ndarray) -> Figure:
+    """The share of true values, with Wilson's score interval (Wilson 1927), which holds at 0 and 1 too.
+
+    wins: (n,) bool, n ≥ 1; or in [0, 1], where a tie is half a win: then the interval is rather too wide.
+    """
+    n, p = len(wins), float(wins.mean())
+    middle, scale = p + Z * Z / (2 * n), 1 + Z * Z / n
+    half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return {"value": p, "low": max((middle - half) / scale, 0.0), "high": min((middle + half) / scale, 1.0), "n": n}
+
+
+def mean(values: np.ndarray, seed: int) -> Figure:
+    """The mean of (n,) values, with the percentiles of its bootstrap (Efron 1979)."""
+    return bootstrap(lambda sample: sample[0].mean(axis=-1), [values], seed)
+
+
+def difference(first: np.ndarray, second: np.ndarray, seed: int) -> Figure:
+    """Mean of the first values less mean of the second, each drawn anew by itself in the bootstrap."""
+    figure = bootstrap(lambda s: s[0].mean(axis=-1) - s[1].mean(axis=-1), [first, second], seed, together=False)
+    return {**figure, "n": len(first) + len(second)}
+
+
+def bootstrap(
+    statistic: Callable[[list[np.ndarray]], np.ndarray], samples: list[np.ndarray], seed: int, *, together: bool = True
+) -> Figure:
+    """A statistic of samples, with the percentiles of its values on rows drawn with replacement.
+
+    statistic: of arrays (…, n), one for each sample → (…).
+    together: the same rows are drawn of every sample.
+    """
+    value, rng, n = float(statistic(samples)), np.random.default_rng(seed), len(samples[0])
+    if min(map(len, samples)) < 2:
+        return {"value": value, "low": None, "high": None, "n": n}
+    drawn = []
+    for _ in range(RESAMPLES // 100):  # a hundred at a time: they are held in memory
+        rows = rng.integers(0, n, (100, n))
+        picks = [rows if together else rng.integers(0, len(one), (100, len(one))) for one in samples]
+        drawn.append(statistic([one[pick] for one, pick in zip(samples, picks, strict=True)]))
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
+    return {"value": value, "low": float(low), "high": float(high), "n": n}
+
+
+def against(figure: Figure, chance: float) -> int:
+    """1 if the whole interval lies above `chance`, −1 if below, else 0."""
+    if figure["low"] is None:
+        return 0
+    return int(figure["low"] > chance) - int(figure["high"] < chance)

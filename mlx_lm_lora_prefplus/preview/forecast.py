@@ -1,0 +1,190 @@
+"""How much memory, time and disk a run will take on this machine: from the shapes of its batches and a few steps."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..engine.memory import is_out_of_memory, total_memory, ways
+from ..host import fuse, policy
+from ..host.work import Work
+from ..plugin import Batch
+from .shapes import Shapes
+from .trial import Measured, measure
+
+ROOM = 0.9
+"""Of the memory there is, what a step may take by the estimate from a smaller batch for it to be tried."""
+
+QUANTIZED = 4.25
+"""Bits of a weight that load_in_4bits leaves, with the scales of its groups."""
+
+
+class Trials(NamedTuple):
+    """middle, longest: measurements on the batch of middling length and on the longest; None where memory does not
+    reach. tokens: (middle, longest) tokens of the two.
+    """
+
+    middle: Measured | None
+    longest: Measured | None
+    tokens: tuple[int, int]
+
+
+def forecast(work: Work, started: float, done: int = 0) -> dict[str, Any]:
+    """The figures, as JSON takes them: bytes and seconds.
+
+    started: `time.perf_counter()` when the model began to be loaded. done: iterations of a run that goes on.
+    """
+    start_seconds, loaded = time.perf_counter() - started, mx.get_peak_memory()
+    known, visited = work.planned_reference.counts()  # before any step
+    shapes = Shapes(work)
+    by_memory = np.argsort(shapes.at_once, kind="stable")
+    middle, longest = int(by_memory[len(by_memory) // 2]), int(by_memory[-1])
+    trials = _tried(work, shapes, middle, longest)
+    evaluation, evaluated = _evaluation(work) if trials.longest else (0.0, 0)
+    weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(work.model.parameters())).values())
+    peak = _peak(trials, shapes, (middle, longest), weights)
+    peak = max(peak, loaded, evaluated, _reference_peak(work, known < visited, weights, trials))
+    there = total_memory()
+    step = peak - weights
+    return {
+        "memory": {
+            "peak": peak,
+            "weights": weights,
+            "step": step,
+            "there": there,
+            "fits": peak <= there,
+            "measured": trials.longest is not None,
+            "longest_batch_tokens": trials.tokens[1],
+        },
+        "time": _time(work, shapes, trials, start_seconds, evaluation, (visited - known) / max(visited, 1), done),
+        "fused": _fused(work),
+        "ways": _ways(work, shapes.batch(longest), step, weights),
+    }
+
+
+def _tried(work: Work, shapes: Shapes, middle: int, longest: int) -> Trials:
+    """Both trials; the longest batch is left alone where it would not fit by what the other one took."""
+    tokens = int(shapes.tokens[middle]), int(shapes.tokens[longest])
+    first = _if_it_fits(lambda: measure(work, shapes.batch(middle)))
+    if first is None:
+        return Trials(None, None, tokens)
+    grows = shapes.at_once[longest] / shapes.at_once[middle]
+    if first.before + (first.peak - first.before) * grows > ROOM * total_memory():
+        return Trials(first, None, tokens)
+    return Trials(first, _if_it_fits(lambda: measure(work, shapes.batch(longest))), tokens)
+
+
+def _if_it_fits(trial: Callable[[], Measured]) -> Measured | None:
+    try:
+        return trial()
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+
+
+def _peak(trials: Trials, shapes: Shapes, places: tuple[int, int], weights: int) -> int:
+    """Bytes: as measured on the longest batch, else as the other one grows; more than there is where none fits."""
+    if trials.longest:
+        return trials.longest.peak
+    middle = trials.middle
+    if middle is None:
+        return max(total_memory(), weights) + 1
+    grows = shapes.at_once[places[1]] / shapes.at_once[places[0]]
+    return int(middle.before + (middle.peak - middle.before) * grows)
+
+
+def _reference_peak(work: Work, needed: bool, weights: int, trials: Trials) -> int:
+    """Bytes while a second model stands beside the first for the reference's pass; 0 where none does."""
+    path = work.resolved.settings.reference_model_path
+    if not (path and needed):
+        return 0
+    folder = Path(path).expanduser()
+    adapters = policy.adapter_file(path) is not None
+    size = weights if adapters else sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return (size or weights) + (trials.longest.before if trials.longest else weights)
+
+
+def _evaluation(work: Work) -> tuple[float, int]:
+    """Seconds of one validation, from its first batches, and its peak of memory in bytes; zeros without one."""
+    if not work.evaluates("valid"):
+        return 0.0, 0
+    resolved, batches = work.resolved, list(work.batches("valid"))
+    longest = max(batches, key=lambda batch: batch.tokens.size)
+    trainer: Any = resolved.trainer
+    state = getattr(trainer, "initial_state", lambda _: {})(resolved.options)
+    more = {"state": state} if state else {}
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    start = time.perf_counter()
+    trainer.evaluate(work.engine.policy, iter([longest]), resolved.options, **more)
+    tokens = sum(map(_computed, batches))
+    return (time.perf_counter() - start) * tokens / _computed(longest), mx.get_peak_memory()
+
+
+def _computed(batch: Batch) -> int:
+    return batch.prompts.size + batch.completions.size
+
+
+def _time(
+    work: Work, shapes: Shapes, trials: Trials, start: float, evaluation: float, unknown: float, done: int
+) -> dict[str, float] | None:
+    """Seconds of each part of the run. Between the two batches that were measured, time is a line through both.
+
+    unknown: share of the reference's log-probs that are not on disk.
+    """
+    if not (trials.middle and trials.longest):
+        return None
+    settings = work.resolved.settings
+    seconds = _line(trials.tokens, (trials.middle.seconds, trials.longest.seconds))
+    forward = _line(trials.tokens, (trials.middle.forward, trials.longest.forward))
+    left = (work.iters - done) / len(shapes.tokens)  # of the epochs that were looked through
+    compiling = max(trials.middle.first - trials.middle.seconds, 0.0) * shapes.different
+    validations = {1, work.iters, *range(settings.steps_per_eval, work.iters + 1, settings.steps_per_eval)}
+    reference = unknown * float(forward(shapes.tokens[: shapes.epoch]).sum())
+    if work.evaluates("valid") and trials.longest.forward:
+        reference += unknown * evaluation
+    parts = {
+        "start": start,
+        "reference": reference,
+        "training": float(seconds(shapes.tokens).sum()) * left + compiling,
+        "validation": sum(one > done for one in validations) * evaluation,
+    }
+    return {**parts, "step": float(seconds(shapes.tokens).mean()), "total": sum(parts.values())}
+
+
+def _line(tokens: tuple[int, int], seconds: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
+    """Seconds of a batch by its tokens: a line through two points, or through the origin where they are too close."""
+    (few, many), (short, long) = tokens, seconds
+    slope = (long - short) / (many - few) if many > 1.1 * few else long / many
+    slope = min(max(slope, 0.0), long / many)
+    return lambda values: np.maximum(long + slope * (values - many), 0.0)
+
+
+def _fused(work: Work) -> dict[str, Any] | None:
+    """Bytes of the fused model, and why it cannot be written (None if it can)."""
+    settings = work.resolved.settings
+    if not settings.fuse:
+        return None
+    return {
+        "bytes": fuse.fused_bytes(work.model, fuse.dequantizes(settings)),
+        "problem": fuse.cannot_fuse(work.model, settings),
+    }
+
+
+def _ways(work: Work, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
+    """What would lower the memory, with the bytes it saves, about; the most first."""
+    settings = work.resolved.settings
+    found = [(what, share * step) for what, share in ways(longest, settings)]
+    floats = [
+        value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
+        for name, value in dict[str, mx.array](tree_flatten(work.model.parameters())).items()
+        if value.ndim == 2 and mx.issubdtype(value.dtype, mx.floating) and "lora" not in name and "scales" not in name
+    ]
+    if policy.quantization(settings) is None and settings.train_type != "full" and sum(floats) > weights / 2:
+        found.append(("load_in_4bits: true", sum(floats)))
+    return [{"change": what, "saves": int(size)} for what, size in sorted(found, key=lambda way: -way[1])]

@@ -1,0 +1,134 @@
+"""A few real steps of the training loop on one batch, of which nothing is kept: their time and memory."""
+
+import io
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stdout
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from ..engine.adapters import adapters_off
+from ..engine.checkpointing import gradient_checkpointing
+from ..engine.loop import Loop, Training
+from ..engine.reference import reference_logps, with_reference
+from ..engine.reference_cache import Store
+from ..engine.signals import StopRequest
+from ..host import policy
+from ..host.run import build_optimizer, fake_quantization, moving_reference
+from ..host.work import Work
+from ..plugin import Batch
+
+SECONDS, FORWARD_SECONDS, MOST_STEPS = 2.0, 0.5, 20
+"""Steps, and forwards, are timed until so much time is over, or so many are done; the first is not counted."""
+
+NEVER = 2**31
+
+HARDLY = 1e-12
+"""A learning rate that leaves the weights what they are: after many steps on one batch a loss saturates, and the time
+of a step is another."""
+
+
+class Measured(NamedTuple):
+    """first: seconds of the first micro-batch, with what is done once for a shape. seconds: of each one after it.
+    forward: seconds of the reference's pass over the batch; 0 where the mode has no reference.
+    peak: bytes, the most that were in use. before: bytes in use before the steps.
+    """
+
+    first: float
+    seconds: float
+    forward: float
+    peak: int
+    before: int
+
+
+def measure(work: Work, batch: Batch) -> Measured:
+    """Steps of the run on the batch, with a learning rate so small that the weights stay what they are.
+
+    Raises:
+        UserError: loss or gradient is not finite.
+        RuntimeError, MemoryError: memory runs out.
+    """
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    batch, forward = _compared(work, batch)
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        bar = stack.enter_context(tqdm(disable=True))
+        if work.resolved.settings.grad_checkpoint:
+            stack.enter_context(gradient_checkpointing(work.model))
+        loop = _loop(work, batch)
+        size = loop.run.settings.gradient_accumulation_steps
+        first, seconds = _timed(loop, bar) / size, []
+        while not seconds or (sum(seconds) < SECONDS and len(seconds) < MOST_STEPS):
+            seconds.append(_timed(loop, bar))
+    return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
+
+
+def _compared(work: Work, batch: Batch) -> tuple[Batch, float]:
+    """The batch with its reference, as in the run, and the seconds that took."""
+    if not work.resolved.trainer.needs_reference(work.resolved.options):
+        return batch, 0.0
+    rows, completions, logps = len(work.rows["train"]), int(work.lengths("train").count.max()), None
+    seconds: list[float] = []
+    with adapters_off(work.model):
+        while len(seconds) < 2 or (sum(seconds) < FORWARD_SECONDS and len(seconds) < MOST_STEPS):
+            start = time.perf_counter()
+            store = Store(None, rows, completions=completions)
+            logps = reference_logps(work.engine.policy, [batch], rows, store=store, weights=work.token_weights)
+            seconds.append(time.perf_counter() - start)
+    return next(with_reference([batch], logps)), statistics.mean(seconds[1:])
+
+
+def _loop(work: Work, batch: Batch) -> Loop:
+    """The loop of the run, with one batch for all, without validation, reports and files."""
+    settings = work.resolved.settings
+    policy.make_ready(work.model, settings)
+    moving = moving_reference(work)
+    if moving:
+        moving.every = 1
+    settings = settings.model_copy(
+        update={
+            **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
+            "gradient_accumulation_steps": min(settings.gradient_accumulation_steps, 2),  # two add up as many do
+            "qat_start_step": 1,
+            "learning_rate": HARDLY,
+            "lr_schedule": None,
+        }
+    )
+
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
+        return moving.fill(repeat(batch), None) if moving else repeat(batch)
+
+    def save(iteration: int | None) -> tuple[Path, None]:
+        raise AssertionError("a trial saves nothing")
+
+    work.model.train()
+    return Loop(
+        Training(
+            trainer=work.resolved.trainer,
+            options=work.resolved.options,
+            policy=work.engine.policy,
+            optimizer=build_optimizer(settings),
+            settings=settings,
+            iters=NEVER,
+            epoch_batches=batches,
+            validation=None,
+            save=save,
+            qat=fake_quantization(work.model, settings),
+            compiled=work.compiled,
+            moving_reference=moving,
+        ),
+        StopRequest(),
+    )
+
+
+def _timed(loop: Loop, bar: tqdm) -> float:
+    start = time.perf_counter()
+    loop.optimizer_step(bar)
+    return time.perf_counter() - start

@@ -1,0 +1,150 @@
+"""What `check` finds out before a run, and whether it lets it start."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mlx_lm_lora_prefplus import cli
+from mlx_lm_lora_prefplus.preview import forecast
+from mlx_lm_lora_prefplus.preview.look import look
+
+
+@pytest.fixture
+def call():
+    return lambda *words: CliRunner().invoke(cli.app, ["check", *words], env={"COLUMNS": "80"})
+
+
+def test_a_run_that_can_start(call, config):
+    done = call(config(), "--batch-size", "2")
+    assert done.exit_code == 0, done.stderr
+    assert "The run can start." in done.stdout
+    for words in ("command line", "config run.yaml", "a micro-batch", "LoRA adapters", "the prompt once"):
+        assert words in done.stdout
+    assert "\x1b" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
+    assert not Path("adapters").exists()
+
+
+def test_json(call, config):
+    done = call(config(beta=0.5), "--json", "--no-forecast")
+    report = json.loads(done.stdout)
+    settings = {one["key"]: one for one in report["settings"]}
+    assert report["can_start"] and "forecast" not in report
+    assert (settings["beta"]["value"], settings["beta"]["source"]) == (0.5, "config run.yaml")
+    assert settings["optimizer"] == {"key": "optimizer", "value": "adam", "source": "host default", "used": False}
+    assert report["data"]["train"]["used"] == 10 and report["reference"].endswith("0 of 13 rows from the cache")
+
+
+def test_training_is_meant_where_nothing_says_so(looked):
+    assert looked(train=None)["can_start"]
+
+
+def test_all_that_is_wrong_with_the_settings_is_told(call, config):
+    done = call(config(beta=-1, batch_size=0), "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 1 and not report["can_start"]
+    assert "beta" in report["problems"][0] and "batch_size" in report["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "./nowhere"}, "there is no folder ./nowhere"),
+        ({"data": "nothing"}, "nothing"),
+        ({"adapter_path": "run.yaml/adapters"}, "adapter_path: run.yaml/adapters cannot be written"),
+        ({"train_mode": "sft"}, "sft"),
+        ({"save_best": "loss", "val_batches": 0}, "nothing to validate on"),
+    ],
+)
+def test_why_it_cannot_start(looked, changes, words):
+    report = looked(**changes)
+    assert not report["can_start"] and words in report["problems"][0]
+
+
+def test_no_such_config(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "nothing.yaml cannot be read" in look(["nothing.yaml"])["problems"][0]
+
+
+def test_rows_are_shown_with_their_boundary(call, config, rows):
+    config()
+    rows("train", *({"prompt": "w1 w2", "chosen": f"w20 w{i}", "rejected": "w30"} for i in range(3, 9)))
+    done = call("run.yaml", "--no-forecast")
+    assert "row 1, the first (prompt 5 tokens)" in done.stdout
+    assert "<s> <user> w1 w2 <assistant>" in done.stdout
+    assert "chosen, 3 tokens ┃ w20 w3 </s>" in done.stdout and "rejected, 2 tokens ┃ w30 </s>" in done.stdout
+
+
+@pytest.mark.parametrize("changes", [{"train_mode": "kto"}, {"train_mode": "dpo", "loss_type": "plackett_luce"}])
+def test_rows_of_other_kinds(looked, config, rows, changes):
+    config()
+    lists = ({"prompt": f"w{i}", "responses": ["w20 w21", "w22", "w23"], "scores": [3, 2, 1]} for i in range(8))
+    labelled = ({"prompt": f"w{i}", "completion": f"w2{i} w30", "label": i % 2 == 0} for i in range(8))
+    rows("train", *(labelled if changes["train_mode"] == "kto" else lists))
+    (Path("data") / "valid.jsonl").unlink()
+    report = looked(measured=True, **changes)
+    assert report["can_start"], report["problems"]
+    train = report["data"]["train"]
+    names = [one["name"] for one in report["rows"][0]["completions"]]
+    if changes["train_mode"] == "kto":
+        assert train["labels"] == {"desirable": 4, "undesirable": 4} and names == ["desirable"]
+    else:
+        assert train["list_sizes"] == {"3": 8} and names == ["1. of 3", "2. of 3", "3. of 3"]
+    assert report["forecast"]["time"]["training"] > 0
+
+
+def test_oddities_of_the_data(looked, config, rows):
+    config()
+    pairs = [{"prompt": f"w{i}", "chosen": "w20 w21 w22 w23", "rejected": "w30"} for i in range(20)]
+    again = pairs[0]
+    exchanged = {"prompt": "w1", "chosen": "w30", "rejected": "w20 w21 w22 w23"}
+    same = {"prompt": "w2", "chosen": "w20", "rejected": "w20"}
+    rows("train", *pairs, again, exchanged, same)
+    rows("valid", pairs[3], {"prompt": "w39", "chosen": "w1", "rejected": "w2"})
+    report = looked()
+    train = report["data"]["train"]
+    assert train["dropped"] == {"chosen and rejected are the same": 1}
+    assert train["repeated"] == {"rows": 1, "prompts": 2, "contradictions": 1}
+    assert train["length_bias"]["chosen_longer"] == pytest.approx(21 / 22)
+    assert sum(one["rows"] for one in train["histogram"]) == 22
+    told = "\n".join(report["warnings"])
+    for words in (
+        "1 rows say the opposite of an earlier row",
+        "1 rows are there more than once",
+        "chosen is longer than rejected in 95%",
+        "valid: the prompts of 1 of 2 rows are also in train",
+    ):
+        assert words in told
+
+
+def test_lengths_are_those_of_the_tokens(looked, config, rows):
+    config()
+    rows("train", *({"prompt": "w1", "chosen": "w20 " * i, "rejected": "w30"} for i in range(1, 5)))
+    lengths = looked()["data"]["train"]["lengths"]
+    assert (lengths["chosen"]["shortest"], lengths["chosen"]["longest"]) == (2, 5)  # with the end-of-sequence token
+    assert lengths["prompt"] == {"shortest": 4, "median": 4, "mean": 4, "p95": 4, "longest": 4}
+    assert lengths["whole"]["longest"] == 9
+
+
+def test_a_run_that_does_not_fit(call, config, monkeypatch):
+    monkeypatch.setattr(forecast, "total_memory", lambda: 1_000_000)
+    done = call(config(batch_size=8))
+    assert done.exit_code == 1
+    assert "The run cannot start." in done.stdout and "Memory: the run needs" in done.stdout
+    for words in (
+        "by the growth from a shorter one",
+        "batch_size 8 → 4",
+        "grad_checkpoint: true",
+        "load_in_4bits: true",
+    ):
+        assert words in " ".join(done.stdout.split())
+
+
+def test_looking_leaves_the_weights_and_the_cache_of_the_reference_alone(config, tmp_path):
+    from mlx_lm_lora_prefplus.data import cache
+
+    report = look([config()])
+    assert report["can_start"]
+    assert not [entry for entry in cache.entries() if entry.kind == "reference"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run.yaml"]
