@@ -391,6 +391,29 @@ def test_evaluation_agrees_with_the_hosts_where_the_host_is_right(mode):
     assert getattr(dropin, f"evaluate_{mode}")(**given)[0] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bco_pair", "nca_pair", "aot", "sigmoid_norm", "exo_pair"])
+def test_any_loss_of_the_mode_trains_and_evaluates(name):
+    model, seen = go("dpo", ref_model=tiny_llama(), loss_type=name, iters=2, valid=random_rows(3))
+    given = {"batch_size": 3, "num_batches": -1, "beta": 0.1, "delta": 50.0, "max_seq_length": 64}
+    loss, *_ = dropin.evaluate_dpo(model, tiny_llama(), host_items(random_rows(3)), loss_type=name, **given)
+    assert math.isfinite(loss) and seen.train
+
+
+def test_a_loss_of_lists_is_refused():
+    with pytest.raises(UserError, match="plackett_luce takes ranked rows"):
+        go("dpo", loss_type="plackett_luce")
+
+
+def test_a_reference_that_follows_the_policy():
+    Path("adapters").mkdir()
+    Path("adapters", FILE).write_text("sync_ref_model: true\nref_model_sync_steps: 1\nref_model_mixup_alpha: 1.0\n")
+    more = {"iters": 3, "steps_per_eval": 1, "valid": random_rows(3)}
+    _, moving = go("dpo", ref_model=tiny_llama(), **more)
+    _, fixed = go("dpo", ref_model=tiny_llama(), adapter_file="fixed/adapters.safetensors", **more)
+    assert moving.val[-1]["val_loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert fixed.val[-1]["val_loss"] != pytest.approx(math.log(2), rel=1e-4)
+
+
 def test_evaluation_takes_a_model_that_is_only_a_function():
     class Uniform:
         def eval(self):

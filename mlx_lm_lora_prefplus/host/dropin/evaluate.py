@@ -107,7 +107,9 @@ def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> E
             tokens += int(np.asarray(batch.completion_lengths).sum())
             yield batch
 
-    means = resolved.trainer.evaluate(work.engine.policy, counted(), resolved.options)
+    trainer: Any = resolved.trainer
+    state = trainer.initial_state(resolved.options)
+    means = trainer.evaluate(work.engine.policy, counted(), resolved.options, **({"state": state} if state else {}))
     rewards = [means["rewards/chosen"], means["rewards/rejected"]]
     return means["loss"], rewards, mx.array(tokens), host_metrics(means)
 

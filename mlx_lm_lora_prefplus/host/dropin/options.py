@@ -10,6 +10,8 @@ import mlx_lm_lora.train as host
 import numpy as np
 from mlx_lm_lora.visuals import print_warning
 
+from ...errors import UserError
+from ...losses import loss_names
 from ..check import nearest
 from ..config import Resolved, resolve
 from ..config_file import read_config
@@ -70,6 +72,10 @@ def resolved_settings(given: Mapping[str, Any], folder: Path | None = None) -> R
     if "loss_type" in more or "dpo_cpo_loss_type" in more:
         given = {key: value for key, value in given.items() if key != "loss_type"}
     resolved = resolve({"seed": seed, **given, **more}, registry(), read_file=False)
+    kind = getattr(resolved.trainer, "rows_of", lambda _: "paired")(resolved.options)
+    if kind != "paired":
+        name = ", ".join(loss_names(resolved.options.loss_type))
+        raise UserError(f"loss_type: {name} takes {kind} rows, and the host's functions are given pairs.")
     for note in resolved.notes:
         say(note)
     return resolved
