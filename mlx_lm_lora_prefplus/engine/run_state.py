@@ -79,6 +79,12 @@ class StateFiles:
         return target
 
 
+def newest_name(folder: Path) -> int | None:
+    """The iteration of the newest state in a folder by its name alone; None where there is none."""
+    numbers = [int(name) for file in folder.glob(PATTERN) if (name := file.stem.removeprefix("state-")).isdigit()]
+    return max(numbers, default=None)
+
+
 def newest_state(folder: Path) -> tuple[RunState | None, list[str]]:
     """The newest state in a folder that is whole, and a sentence for each newer one that is not."""
     damaged = []

@@ -9,7 +9,7 @@ from typing import Any
 from mlx_lm_lora.visuals import print_info, print_warning
 
 from ..engine.reference_cache import weights_digest
-from ..engine.run_state import RunState, newest_state
+from ..engine.run_state import RunState, newest_name, newest_state
 from ..errors import UserError
 from ..settings import RunSettings
 from .work import Work
@@ -26,14 +26,14 @@ DATA_SETTINGS = ("max_seq_length", "truncation", "max_prompt_length", "pairing")
 
 def find_state(settings: RunSettings, folder: Path) -> RunState | None:
     """The state in an adapter folder to go on from, if `resume` asks for it; says what it found."""
-    state, damaged = newest_state(folder)
     if not settings.resume:
-        if state is not None:
+        if (iteration := newest_name(folder)) is not None:
             print_warning(
-                f"{folder} holds the state of a run at iteration {state.iteration}. This run starts afresh and takes "
-                "its place at the first save; --resume would go on with it."
+                f"{folder} holds the state of a run at iteration {iteration}. This run starts afresh and takes its "
+                "place at the first save; --resume would go on with it."
             )
         return None
+    state, damaged = newest_state(folder)
     for sentence in damaged:
         print_warning(f"{sentence}. The one before it is looked for.")
     if state is None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.engine import run_state
-from mlx_lm_lora_prefplus.engine.run_state import Damaged, RunState, StateFiles, newest_state, read_state
+from mlx_lm_lora_prefplus.engine.run_state import Damaged, RunState, StateFiles, newest_name, newest_state, read_state
 from mlx_lm_lora_prefplus.errors import UserError
 
 
@@ -93,6 +93,7 @@ def test_the_one_before_a_damaged_one_is_used(tmp_path):
 def test_nothing_there(tmp_path):
     assert newest_state(tmp_path) == (None, [])
     assert newest_state(tmp_path / "absent") == (None, [])
+    assert newest_name(tmp_path) is None
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -110,7 +111,7 @@ def test_states_of_another_run_go_with_the_first_save(tmp_path):
     (tmp_path / ".tmp-state-0000700.safetensors").write_bytes(b"torn")
     (tmp_path / "adapters.safetensors").write_bytes(b"not mine")
     new = StateFiles(tmp_path, 2)
-    assert newest_state(tmp_path)[0].iteration == 600
+    assert newest_state(tmp_path)[0].iteration == newest_name(tmp_path) == 600
     new.save(state(1))
     assert names(tmp_path) == ["adapters.safetensors", "state-0000001.safetensors"]
 
