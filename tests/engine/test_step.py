@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches import collate
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.step import GradientStep, one_operation_at_a_time, cuts
+from mlx_lm_lora_prefplus.engine.step import GradientStep, cuts, one_operation_at_a_time
 from mlx_lm_lora_prefplus.engine.totals import Totals
 from mlx_lm_lora_prefplus.plugin import LossOutput
 from mlx_lm_lora_prefplus.trainers import CPO, DPO
