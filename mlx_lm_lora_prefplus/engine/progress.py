@@ -52,7 +52,7 @@ def snapshot(loop: "Loop") -> RunState:
     arrays = {
         "weights": dict(tree_flatten(run.policy.model.trainable_parameters())),
         "optimizer": dict(tree_flatten(run.optimizer.state)),
-        "gradient": dict(tree_flatten(loop.gradient)) if loop.gradient is not None else {},
+        "gradient": dict(tree_flatten(run.ranks.sum_gradients(loop.gradient))) if loop.gradient is not None else {},
         "trainer": dict(loop.state),
         "reference": dict(run.moving_reference.parameters) if run.moving_reference else {},
         "numpy": {"keys": mx.array(keys)},

@@ -50,7 +50,13 @@ class Reference:
             about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
             completions = int(work.lengths(name).count.max())
             self.stores[name] = Store(file, len(work.rows[name]), about, completions)
+            self._forget_what_others_lack(self.stores[name])
             self.visited[name] = work.visited_rows(name)
+
+    def _forget_what_others_lack(self, store: Store) -> None:
+        """Processes on several machines have caches of their own, and compute together what one of them has not."""
+        known = store.has(np.arange(len(store.logps)))
+        store.logps[known & ~self.work.ranks.known_to_all(known)] = np.nan
 
     def counts(self) -> tuple[int, int]:
         """Rows whose log-probs are on disk, and rows that the run visits."""

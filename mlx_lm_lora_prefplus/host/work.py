@@ -18,6 +18,7 @@ from ..data.batches import planned_batches
 from ..data.lengths import Lengths, lengths_of
 from ..data.order import Plan, plan_epoch
 from ..engine.probe import choose_policy
+from ..engine.ranks import Ranks, SharedPolicy
 from ..engine.reference import with_reference
 from ..errors import UserError
 from ..losses import loss_names
@@ -72,8 +73,16 @@ def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
 class Work:
     """The model, the rows and the order in which a run visits them."""
 
-    def __init__(self, resolved: Resolved, model: nn.Module, tokenizer: Any, rows: dict[str, Dataset]):
+    def __init__(
+        self,
+        resolved: Resolved,
+        model: nn.Module,
+        tokenizer: Any,
+        rows: dict[str, Dataset],
+        ranks: Ranks | None = None,
+    ):
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
+        self.ranks = ranks or Ranks()
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
@@ -82,7 +91,8 @@ class Work:
             raise UserError(f"token_budget: mode {resolved.trainer.mode} does not take it. Set batch_size instead.")
         self.kind = kind_of(resolved)
         self.engine = choose_policy(model, settings)
-        self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable
+        self.policy = self._shared(self.engine.policy)
+        self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
         self.multiple = 32 if self.compiled else 1
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
@@ -172,7 +182,12 @@ class Work:
 
     def policy_of(self, model: nn.Module) -> Policy:
         """The way that log-probs of a model are computed in this run."""
-        return self.engine.policy if model is self.model else choose_policy(model, self.resolved.settings).policy
+        if model is self.model:
+            return self.policy
+        return self._shared(choose_policy(model, self.resolved.settings).policy)
+
+    def _shared(self, policy: Policy) -> Policy:
+        return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy
 
     def reference(self, given: nn.Module | None = None) -> References:
         """Reference log-probs of the rows that this run visits.

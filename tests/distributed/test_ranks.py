@@ -1,0 +1,242 @@
+"""Several processes on MLX's ring backend give what one gives. Four of them: MLX_LM_LORA_PREFPLUS_RANKS=4."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lm_lora_prefplus.data.batches import iterate_batches
+from mlx_lm_lora_prefplus.engine.ranks import share
+from tests.conftest import random_rows, write_pairs
+
+RANKS = int(os.environ.get("MLX_LM_LORA_PREFPLUS_RANKS", "2"))
+LAUNCH = Path(sys.executable).with_name("mlx.launch")
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(not LAUNCH.exists(), reason="mlx.launch is not beside this Python"),
+    pytest.mark.skipif(not mx.distributed.is_available(), reason="this build of MLX has no distributed backend"),
+]
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody uses."""
+    for start in range(20000 + os.getpid() % 20000, 60000, 97):
+        try:
+            for port in range(start, start + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return start
+    raise OSError("no free ports")
+
+
+def launched(*words, size=RANKS, **options) -> subprocess.Popen:
+    command = [str(LAUNCH), "-n", str(size), "--backend", "ring", "-p", str(free_ports(size))]
+    command += ["--env", f"PYTHONPATH={ROOT}", "--env", f"MLX_LM_LORA_PREFPLUS_CACHE={options.pop('cache', '')}"]
+    return subprocess.Popen(
+        [*command, "--", sys.executable, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def output_of(process: subprocess.Popen, timeout: float = 300) -> str:
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"it hangs; so far: {process.communicate()[0]}") from None
+
+
+@pytest.mark.slow
+def test_every_loss_has_the_gradient_the_metrics_and_the_state_of_one_process():
+    output = output_of(launched(Path(__file__).with_name("gradients.py")))
+    told = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert len(told) >= 40, output
+    for one in told:
+        assert one["size"] == RANKS
+        assert one["gradient_error"] <= 1e-4, one
+        assert one["sums_error"] <= 1e-5, one
+        alone, shared = one["states"]
+        assert shared == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_shares_are_disjoint_whole_and_even(size):
+    for batch in iterate_batches(random_rows(40), batch_size=8, shuffle=True):
+        shares = sorted(share(batch, rank, size) for rank in range(size))
+        assert [start for start, _ in shares[1:]] == [stop for _, stop in shares[:-1]]
+        assert (shares[0][0], shares[-1][1]) == (0, batch.ids.size)
+        lengths = np.array(batch.lengths).reshape(2, -1).sum(0)
+        work = [lengths[start:stop].sum() for start, stop in shares]
+        assert max(work) <= lengths.sum() / size + lengths.max()
+
+
+def test_who_has_no_row_of_a_small_batch_changes():
+    idle = set()
+    for batch in iterate_batches(random_rows(12), batch_size=1, shuffle=False):
+        empty = [rank for rank in range(2) if share(batch, rank, 2)[0] == share(batch, rank, 2)[1]]
+        assert len(empty) == 1
+        idle.add(empty[0])
+    assert idle == {0, 1}
+
+
+class Runs:
+    """Runs of the command in one folder."""
+
+    def __init__(self, folder: Path, model: Path):
+        self.folder, self.model = folder, model
+        write_pairs(folder / "data", train=22, valid=5)
+
+    def words(self, name: str, *more) -> list:
+        given = {
+            **{"model": self.model, "data": self.folder / "data", "adapter-path": self.folder / name},
+            **{"batch-size": 4, "iters": 8, "gradient-accumulation-steps": 2, "steps-per-report": 1},
+            **{"steps-per-eval": 4, "val-batches": -1, "save-every": 3, "learning-rate": 1e-3, "train-mode": "dpo"},
+        }
+        flags = [word for key, value in given.items() for word in (f"--{key}", value)]
+        return ["-m", "mlx_lm_lora.train", "--train", "--no-fuse", *flags, *more]
+
+    def alone(self, name: str, *more) -> str:
+        env = {**os.environ, "MLX_LM_LORA_PREFPLUS_CACHE": str(self.folder / "cache")}
+        words = [sys.executable, *map(str, self.words(name, *more))]
+        done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=self.folder, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def together(self, name: str, *more, size: int = RANKS) -> subprocess.Popen:
+        return launched(*self.words(name, *more), size=size, cache=self.folder / "cache", cwd=self.folder)
+
+    def metrics(self, name: str) -> list[dict]:
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if "split" in line]
+
+    def weights(self, name: str) -> dict:
+        return mx.load(str(self.folder / name / "adapters.safetensors"))
+
+
+@pytest.fixture
+def runs(tmp_path, model_folder):
+    return Runs(tmp_path, model_folder)
+
+
+MEASURED = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "grad_norm")
+
+
+def assert_same_run(runs: Runs, first: str, second: str) -> None:
+    own, other = runs.metrics(first), runs.metrics(second)
+    assert [(line["split"], line["iteration"]) for line in own] == [
+        (line["split"], line["iteration"]) for line in other
+    ]
+    for a, b in zip(own, other, strict=True):
+        for name in MEASURED:
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-5), (name, a["iteration"])
+    alone, together = runs.weights(first), runs.weights(second)
+    assert set(alone) == set(together)
+    for name, value in alone.items():
+        # Adam divides by the size of gradients that may be nearly nothing, so weights agree less than gradients.
+        assert float(mx.linalg.norm(value - together[name])) <= 2e-2 * float(mx.linalg.norm(value)) + 1e-4, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dpo", "bco"])
+def test_a_run_of_several_processes_is_that_of_one(runs, mode):
+    runs.alone("alone", "--train-mode", mode)
+    output = output_of(runs.together("together", "--train-mode", mode))
+    assert output.count("Saved final weights") == 1, output
+    assert output.count("Iter 1: Val loss") == 1
+    assert_same_run(runs, "alone", "together")
+    assert list((runs.folder / "together").glob(".tmp*")) == []
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(runs):
+    runs.alone("alone")
+    output_of(runs.together("together", "--iters", 5))  # in the middle of an optimiser step
+    assert "Resuming after iteration 5" in runs.alone("together", "--resume")
+    assert_same_run(runs, "alone", "together")
+    runs.alone("more", "--iters", 5)
+    assert "Resuming after iteration 5" in output_of(runs.together("more", "--resume"))
+    assert_same_run(runs, "alone", "more")
+
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    """The processes of the run: those below the launcher, without those that only start others."""
+    seen, found = [process.pid], []
+    while seen:
+        pid = seen.pop()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        seen += map(int, children)
+        if not children and pid != process.pid:
+            found.append(pid)
+    return found
+
+
+def wait_for(process: subprocess.Popen, text: str) -> str:
+    seen = ""
+    for line in iter(process.stdout.readline, ""):
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"{text!r} never came: {seen}")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+
+
+@needs_proc
+@pytest.mark.slow
+def test_a_dead_process_ends_the_others_within_seconds(runs):
+    process = runs.together("dead", "--iters", 5000)
+    wait_for(process, "Iter 6: Saved")
+    start = time.monotonic()
+    os.kill(children_of(process)[-1], signal.SIGKILL)
+    output = output_of(process, timeout=60)
+    assert time.monotonic() - start < 30
+    assert not children_alive(output)
+    runs.alone("dead", "--iters", 9, "--resume")
+
+
+def children_alive(output: str) -> bool:
+    return "Traceback" in output
+
+
+@needs_proc
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_step(runs):
+    process = runs.together("stopped", "--iters", 5000)
+    wait_for(process, "Iter 3: Saved")
+    os.kill(children_of(process)[-1], signal.SIGTERM)
+    output = output_of(process, timeout=60)
+    assert "Stopped by SIGTERM after iteration" in output, output
+    assert output.count("Stopped by SIGTERM") == 1
+    state = max((runs.folder / "stopped").glob("state-*"))
+    done = int(state.stem.partition("-")[2])
+    assert f"Resuming after iteration {done}" in runs.alone("stopped", "--resume", "--iters", done + 1)
+
+
+@pytest.mark.slow
+def test_processes_that_were_not_started_with_the_same_are_told(runs):
+    script = runs.folder / "differs.py"
+    script.write_text(
+        "import sys, mlx.core as mx\n"
+        "sys.argv[1:] = [*sys.argv[1:], '--seed', str(mx.distributed.init().rank())]\n"
+        "from mlx_lm_lora.train import main\nmain()\n"
+    )
+    words = [script, *runs.words("differs")[2:]]
+    output = output_of(launched(*words, cache=runs.folder / "cache", cwd=runs.folder))
+    assert f"The {RANKS} processes do not train the same: seed" in output.replace("\n", " "), output
