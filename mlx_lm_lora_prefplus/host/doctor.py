@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..plugin.manager import load_registry
+from . import machine
 from .activate import MARK, version_misfit
 
 PACKAGES = ("mlx-lm-lora-prefplus", "mlx-lm-lora", "mlx", "mlx-lm", "transformers", "datasets")
+SWITCHES = ("MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH")
 PTH, HOOK = "mlx_lm_lora_prefplus.pth", "_mlx_lm_lora_prefplus_hook"
 WITHOUT_HOOK = "or start runs with `python -m mlx_lm_lora_prefplus train …`, which needs no hook"
 
@@ -31,25 +33,27 @@ def examine() -> dict[str, Any]:
     """Everything `doctor` knows, as JSON takes it.
 
     `active` is what a fresh interpreter says; `problems` are pairs of what is wrong and what to do, of which some
-    may be found although it works.
+    may be found although it works; `notes` are such pairs of what works slowly, or only in our modes.
     """
-    probe = _probe()
-    registry = load_registry()
+    probe, registry, device = _probe(), load_registry(), machine.device()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     found = {name: str(path) if path else None for name, path in (("pth", _pth()), ("hook", _hook()))}
     report: dict[str, Any] = {
         "active": bool(probe["active"] or probe["native"]),
         "native": probe["native"],
         "versions": versions,
-        **_device(),
+        **device,
         "interpreter": sys.executable,
         "host": probe["file"],
         "files": found,
+        "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
         "modes": {mode: registered.provider for mode, registered in registry.modes.items()},
         "rivals": registry.rivals,
         "broken": registry.broken,
     }
-    report["problems"] = _problems(probe)
+    found = [*_problems(probe), *machine.backend_problems(device["backend"]), *machine.version_problems()]
+    report["problems"] = [{"what": what, "do": do} for what, do in found]
+    report["notes"] = [{"what": what, "do": do} for what, do in machine.notes(device["backend"])]
     return report
 
 
@@ -61,13 +65,17 @@ def told(report: dict[str, Any]) -> list[str]:
     if report["native"]:
         state += ", by its own discovery"
     lines = [("ok: " if report["active"] else "not active: ") + state, ""]
-    for problem in report["problems"]:
-        lines += [f"problem: {problem['what']}", f"     do: {problem['do']}"]
-    lines += [""] if report["problems"] else []
+    for mark in ("problem", "note"):
+        for one in report[f"{mark}s"]:
+            lines += [f"{mark}: {one['what']}", f"{'do':>{len(mark)}}: {one['do']}"]
+    lines += [""] if report["problems"] or report["notes"] else []
     lines += [f"{name:<22}{found or 'not installed'}" for name, found in report["versions"].items()]
-    lines += [f"{'backend':<22}{report['backend']}, {report['device']}", f"{'interpreter':<22}{report['interpreter']}"]
+    lines += [f"{'backend':<22}{report['backend']}, {report['device']}"]
+    lines += [f"{'memory':<22}{report['memory'] / 1e9:.1f} GB"] if report["memory"] else []
+    lines += [f"{'interpreter':<22}{report['interpreter']}"]
     lines += [f"{'host':<22}{report['host'] or 'not found'}"]
     lines += [f"{name + ' file':<22}{path or 'not found'}" for name, path in report["files"].items()]
+    lines += [f"{name}={value}" for name, value in report["switches"].items()]
     lines += ["", *(f"mode {mode:<17}{provider}" for mode, provider in report["modes"].items())]
     lines += [f"mode {mode:<17}claimed by {' and by '.join(names)}" for mode, names in report["rivals"].items()]
     lines += [f"skipped plugin {provider}: {reason}" for provider, reason in report["broken"].items()]
@@ -88,7 +96,7 @@ def _probe() -> dict[str, Any]:
     return {**json.loads(done.stdout.strip().splitlines()[-1]), "error": "\n".join(warned)}
 
 
-def _problems(probe: dict[str, Any]) -> list[dict[str, str]]:
+def _problems(probe: dict[str, Any]) -> list[machine.Advice]:
     found: list[tuple[str, str]] = []
     host = _version("mlx-lm-lora")
     if host is None and probe["file"] is None:
@@ -107,7 +115,7 @@ def _problems(probe: dict[str, Any]) -> list[dict[str, str]]:
         found.append((f"a fresh interpreter says: {probe['error']}", "put that right, then run doctor again"))
     if not works and not found:
         found.append(("the hook is in place and did not run", f"MLX_LM_LORA_PREFPLUS=strict shows why; {WITHOUT_HOOK}"))
-    return [{"what": what, "do": do} for what, do in found]
+    return found
 
 
 def _file_problems() -> list[tuple[str, str]]:
@@ -161,13 +169,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _device() -> dict[str, str]:
-    try:
-        import mlx.core as mx
-
-        backend = "metal" if mx.metal.is_available() else "cuda" if mx.default_device().type == mx.gpu else "cpu"
-        return {"backend": backend, "device": str(mx.device_info().get("device_name", mx.default_device()))}
-    except Exception as error:  # mlx without a backend for this machine
-        return {"backend": "none", "device": f"{type(error).__name__}: {error}"}
