@@ -5,11 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .runs import Report, RunRecord, Sample
+from .runs import Report, RunRecord
 from .svg import number, swatch
 
 DEFAULTS = ("host default", "trainer default")
 """Sources of values that the user did not choose."""
+
+NO_DIFFERENCE = ("adapter_path", "resume", "report_to", "project_name", "wandb")
+"""Settings that make no other run."""
 
 
 def compared(runs: Sequence[RunRecord]) -> str:
@@ -56,13 +59,13 @@ def _figure(value: float | None, unit: str = "", *, signed: bool = False) -> str
 
 
 def _differing(runs: Sequence[RunRecord]) -> str:
-    """The settings that are not the same in all runs. Where a run goes its own way by its name alone is left out."""
+    """The settings that are not the same in all runs."""
     values = [_settings(run) for run in runs]
-    keys = {key: None for those in values for key in those if key not in ("adapter_path", "config")}
+    keys = {key: None for those in values for key in those if key not in NO_DIFFERENCE}
     differ = [key for key in keys if len({_said(those[key][0]) if key in those else None for those in values}) > 1]
     if not differ or not all(run.about.get("versions") for run in runs):
         return ""
-    heads = ("differs", *(escape(run.name) for run in runs))
+    heads = ("key", *(escape(run.name) for run in runs))
     rows = [
         [f"<code>{escape(key)}</code>", *(_code(those[key][0]) if key in those else "–" for those in values)]
         for key in differ
@@ -82,27 +85,29 @@ def warnings(runs: Sequence[RunRecord]) -> str:
 
 def samples(runs: Sequence[RunRecord]) -> str:
     """Completions of the same prompts, before and after, side by side; those in between folded."""
-    shown = ""
+    prompts = dict.fromkeys(sample.prompt for run in runs for sample in run.samples)
+    return _section("samples", "Samples", "".join(_sample(prompt, runs) for prompt in prompts)) if prompts else ""
+
+
+def _sample(prompt: str, runs: Sequence[RunRecord]) -> str:
+    """One prompt in all runs that completed it."""
+    before: dict[str, None] = {}
+    after = between = ""
+    earlier = 0
     for place, run in enumerate(runs):
-        prompts: dict[str, list[Sample]] = {}
-        for sample in run.samples:
-            prompts.setdefault(sample.prompt, []).append(sample)
-        shown += _heading(place, run, runs) if prompts else ""
-        shown += "".join(_sample(those) for those in prompts.values())
-    return _section("samples", "Samples", shown) if shown else ""
-
-
-def _sample(samples: list[Sample]) -> str:
-    last = samples[-1]
-    between = "".join(f"<h4>Iteration {one.iteration:,}</h4>{_text(one.policy)}" for one in samples[:-1] if one.policy)
-    folded = (
-        f"<details><summary>Earlier evaluations ({len(samples) - 1})</summary>{between}</details>" if between else ""
-    )
-    return (
-        f'<article class="sample"><h4>Prompt</h4>{_text(last.prompt)}<div class="sides">'
-        f"<div><h4>Before: without the adapters</h4>{_text(last.reference)}</div>"
-        f"<div><h4>After: iteration {last.iteration:,}</h4>{_text(last.policy)}</div></div>{folded}</article>"
-    )
+        found = [sample for sample in run.samples if sample.prompt == prompt]
+        if not found:
+            continue
+        *others, last = found
+        name = f"{_name(place, run, runs)}, " if len(runs) > 1 else ""
+        before[last.reference] = None
+        after += f"<div><h4>After: {name}iteration {last.iteration:,}</h4>{_text(last.policy)}</div>"
+        between += "".join(f"<h4>{name}iteration {one.iteration:,}</h4>{_text(one.policy)}" for one in others)
+        earlier += len(others)
+    first = "".join(f"<div><h4>Before: without the adapters</h4>{_text(text)}</div>" for text in before)
+    folded = f"<details><summary>Earlier evaluations ({earlier})</summary>{between}</details>" if earlier else ""
+    sides = f'<div class="sides">{first}{after}</div>'
+    return f'<article class="sample"><h4>Prompt</h4>{_text(prompt)}{sides}{folded}</article>'
 
 
 def settings(runs: Sequence[RunRecord]) -> str:
