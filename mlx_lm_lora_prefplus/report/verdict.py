@@ -15,7 +15,7 @@ CLEARLY = 0.02
 """An accuracy has changed if it changed by more than this."""
 
 LATEST = 5
-"""Without validation: so many reports at each end are averaged, for single ones are of a few rows."""
+"""Without validation: so many reports at each end are averaged, or a tenth of all; single ones are of a few rows."""
 
 
 class Verdict(NamedTuple):
@@ -35,7 +35,8 @@ def verdict(run: RunRecord) -> Verdict:
     if not any(ACCURACY in report for report in reports):
         return _of_objective(run)
     split = "Validation" if validated else "Training"
-    first, last = (reports[0], reports[-1]) if validated else (_mean(reports[:LATEST]), _mean(reports[-LATEST:]))
+    count = 1 if validated else max(LATEST, len(reports) // 10)
+    first, last = _mean(reports[:count]), _mean(reports[-count:])
     before, after = first.get(ACCURACY, CHANCE), last.get(ACCURACY, CHANCE)
     margin_before, margin = first.get(MARGIN, 0.0), last.get(MARGIN, 0.0)
     if len(reports) == 1:

@@ -61,6 +61,12 @@ def test_without_validation_it_says_so(make):
     assert text.endswith("There was no validation: these are rows that were trained on.")
 
 
+def test_without_validation_single_reports_do_not_decide(make):
+    odd = {100: 0.0, 5000: 0.2}
+    lines = [report(place, **{"rewards/accuracies": odd.get(place, 0.8)}) for place in range(10, 5001, 10)]
+    assert "Training accuracy rose from 0.78 to 0.79" in of(make, *lines).text
+
+
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_one_report_is_too_early(make, split):
     assert of(make, report(10, split)).outcome == "unknown"
