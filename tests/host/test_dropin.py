@@ -153,6 +153,7 @@ print(json.dumps({{name: hasattr(one, "__wrapped__") for name, one in functions.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", ["", "0", "1"])
 def test_they_stand_in_the_hosts_modules_where_that_is_asked_for(patch):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLX_LM_LORA_PREFPLUS")}
@@ -285,6 +286,7 @@ FIELDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODULES)
 def test_every_field_of_the_argument_classes_is_accepted(mode):
     kind = {"dpo": dropin.DPOTrainingArgs, "cpo": dropin.CPOTrainingArgs, "orpo": dropin.ORPOTrainingArgs}[mode]

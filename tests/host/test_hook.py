@@ -79,6 +79,27 @@ def test_as_a_module_the_host_is_loaded_once_and_main_runs_once(world):
     assert done.stderr == ""
 
 
+def test_the_mcp_server_is_a_command_too(world):
+    world.write("mlx_lm_lora/mcp_server.py", HOST)
+    done = world.run("-m", "mlx_lm_lora.mcp_server", "--transport")
+    assert done.stdout == "loaded mlx_lm_lora.mcp_server\nmain of mlx_lm_lora.mcp_server ['host', 'seam'] --transport\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("asked", ["", "1"])
+def test_the_trainers_are_touched_where_that_is_asked_for_alone(world, monkeypatch, asked):
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_PATCH", asked)
+    world.write("mlx_lm_lora/trainer/__init__.py", "")
+    world.write("mlx_lm_lora/trainer/dpo_trainer.py", HOST)
+    world.write("mlx_lm_lora/trainer/sft_trainer.py", HOST)
+    code = "from mlx_lm_lora.trainer import dpo_trainer as d, sft_trainer as s; print(d.state, s.state)"
+    expected = "['host', 'seam'] ['host']" if asked else "['host'] ['host']"
+    assert world.run("-c", code).stdout.splitlines()[-1] == expected
+    assert world.run("-c", code, switch="0").stdout.splitlines()[-1] == "['host'] ['host']"
+    done = world.run("-m", "mlx_lm_lora.trainer.dpo_trainer")
+    assert (done.stdout, done.stderr) == ("loaded __main__\nmain of __main__ ['host']\n", "")
+
+
 def test_a_worker_that_imports_the_main_module_does_not_run_it(world):
     done = world.run(
         "-c", "names = runpy.run_module('mlx_lm_lora.train', run_name='__mp_main__'); print(names['state'])"

@@ -55,6 +55,7 @@ def reference_of(work: Work, ref_model: nn.Module | None) -> References:
             work.visited(name),
             len(work.rows[name]),
             f"Reference, {name}",
+            missing=len(work.visited_rows(name)),
             weights=lambda batch: trainer.weights(batch, work.resolved.options),
         )
         for name in used

@@ -15,11 +15,12 @@ PACKAGE = "mlx_lm_lora_prefplus"
 SWITCH, PATCH = "MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH"
 
 # The keys of `host/activate.py`'s WRAPPED, which says what of each is wrapped.
-ALWAYS = ("mlx_lm_lora.train", "mlx_lm_lora.mcp_server", "mlx_lm_lora.trainer.datasets")
+COMMANDS = ("mlx_lm_lora.train", "mlx_lm_lora.mcp_server")
+ALWAYS = (*COMMANDS, "mlx_lm_lora.trainer.datasets")
 ON_REQUEST = tuple(f"mlx_lm_lora.trainer.{mode}_trainer" for mode in ("dpo", "cpo", "orpo"))
 MODULES = frozenset(ALWAYS + ON_REQUEST)
 
-# What `python -m mlx_lm_lora.train` runs: the real module is imported once, under its own name and with the
+# What `python -m` runs of a command: the real module is imported once, under its own name and with the
 # seam in it, and its names and its `main` are lent to `__main__`.
 RUN_AS_MAIN = "from {0} import *\nfrom {0} import main\nif __name__ == '__main__':\n    main()\n"
 
@@ -86,6 +87,8 @@ class Loader:
 
     def get_code(self, name):
         """Asked for by `python -m` (runpy) alone: code that runs the real module's `main`."""
+        if name not in COMMANDS:
+            return self.real.get_code(name)
         return compile(RUN_AS_MAIN.format(name), f"<{PACKAGE}: python -m {name}>", "exec", dont_inherit=True)
 
 
