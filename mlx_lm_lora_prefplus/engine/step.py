@@ -1,7 +1,6 @@
 """One micro-batch: its gradient, scaled so that the micro-batches of a step add up exactly."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -24,8 +23,8 @@ CUT_POSITIONS = 1024
 class GradientStep:
     """Computes gradients of a trainer's loss with respect to the policy's trainable parameters.
 
-    On a CPU it is computed at once, one operation at a time; where the trainer says that its loss is separable, a few
-    examples at a time: less memory and less padding for the same sums.
+    On a CPU, where the trainer says that its loss is separable, examples run a few at a time: less memory and less
+    padding for the same sums.
 
     Arguments:
         compiled: trace the computation once for each shape (pays on a GPU; on the CPU it only costs).
@@ -33,8 +32,8 @@ class GradientStep:
 
     def __init__(self, trainer: Trainer, policy: Policy, options: Any, compiled: bool):
         self.layout: Layout = []
-        self.at_once = not compiled and mx.default_device().type == mx.cpu
-        self.separable: bool = getattr(trainer, "separable", lambda _: False)(options)
+        separable = getattr(trainer, "separable", lambda _: False)
+        self.cuts = not compiled and mx.default_device().type == mx.cpu and separable(options)
 
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State):
             output = trainer.loss(policy, batch, options, **({"state": state} if state else {}))
@@ -60,32 +59,15 @@ class GradientStep:
         state: that of a trainer that has one.
         """
         scales = {unit: mx.array(1.0 / max(count, 1)) for unit, count in units_of_step.items()}
-        if not self.at_once:
+        if state or not self.cuts:
             (_, values, new), gradient = self._gradient(batch, scales, dict(state or {}))
             return values, gradient, new
-        sums, new = None, {}
-        with one_operation_at_a_time():
-            for one in _parts(batch) if self.separable and not state else [batch]:
-                (_, values, new), gradient = self._gradient(one, scales, dict(state or {}))
-                sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
-                mx.eval(sums, new)
-        values, gradient = sums  # pyright: ignore[reportGeneralTypeIssues]
-        return values, gradient, new
-
-
-@contextmanager
-def one_operation_at_a_time() -> Iterator[None]:
-    """On a CPU mlx takes the memory of ten operations before the first is done; over its limit of memory it waits."""
-    limit = mx.set_memory_limit(1)
-    try:
-        yield
-    finally:
-        mx.set_memory_limit(limit)
-
-
-def _parts(batch: Batch) -> list[Batch]:
-    bounds = cuts(batch)
-    return [batch] if len(bounds) == 1 else [part(batch, start, stop) for start, stop in bounds]
+        sums: Any = None
+        for start, stop in cuts(batch):
+            (_, values, _), gradient = self._gradient(part(batch, start, stop), scales, {})
+            sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
+            mx.eval(sums)
+        return *sums, {}
 
 
 def cuts(batch: Batch) -> list[tuple[int, int]]:

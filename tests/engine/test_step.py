@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches import collate
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.step import GradientStep, cuts, one_operation_at_a_time
+from mlx_lm_lora_prefplus.engine.step import GradientStep, cuts
 from mlx_lm_lora_prefplus.engine.totals import Totals
 from mlx_lm_lora_prefplus.plugin import LossOutput
 from mlx_lm_lora_prefplus.trainers import CPO, DPO
@@ -187,21 +187,3 @@ def test_reference_free_ignores_the_reference():
     assert not DPO.needs_reference(DPO.options(reference_free=True))
     assert DPO.needs_reference(DPO.options())
     assert not CPO.needs_reference(CPO.options())
-
-
-def test_operations_wait_for_one_another():
-    """Ten arrays of 4 MB in a row need the memory of two or three; the limit is put back, whatever happens."""
-    limit = mx.set_memory_limit(1)
-    mx.set_memory_limit(limit)
-    with pytest.raises(ZeroDivisionError), one_operation_at_a_time():
-        x = mx.zeros(1_000_000)
-        for _ in range(10):
-            x = mx.sin(x)
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        with mx.stream(mx.cpu):
-            mx.eval(x)
-        assert mx.get_peak_memory() - before <= 3 * 4_000_000
-        1 / 0  # noqa: B018
-    assert mx.set_memory_limit(limit) == limit
