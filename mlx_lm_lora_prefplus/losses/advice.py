@@ -1,8 +1,12 @@
 """Values that are allowed and yet known to fail, each with what to use instead."""
 
+from dataclasses import fields
 from typing import Any
 
 from .options import loss_names
+
+MOST_ALPHAPO_ALPHA = 2.0
+"""With mean log-probs of −7, as of text that is new to a model, e^(−αp̄) is then 1e6, or 1e-6 where α is below 0."""
 
 
 def advice(options: Any, batch_size: int | None = None, labels: tuple[int, int] | None = None) -> list[str]:
@@ -13,6 +17,7 @@ def advice(options: Any, batch_size: int | None = None, labels: tuple[int, int] 
     """
     names = loss_names(options.loss_type)
     told = [text for name in names for text in _of_loss(name, options, batch_size)]
+    told += [f"{key} has no effect without {needed}." for key, needed in _without_effect(options, names)]
     weighted = getattr(options, "loss_weights", None)
     if "sft" in names and len(names) == 1:
         told.append("loss_type sft alone learns nothing from the rejected completions. Add a preference loss to it.")
@@ -20,6 +25,29 @@ def advice(options: Any, batch_size: int | None = None, labels: tuple[int, int] 
         told.append("loss_weights are all 0: nothing is learned.")
     if labels is not None:
         told += _of_labels(options, *labels)
+    return told
+
+
+WITHOUT = {
+    "f_alpha_divergence_coef": ("f_divergence_type", "alpha_divergence", "f_divergence_type: alpha_divergence"),
+    "ref_model_sync_steps": ("sync_ref_model", True, "sync_ref_model: true"),
+    "ref_model_mixup_alpha": ("sync_ref_model", True, "sync_ref_model: true"),
+}
+"""Key → the key and the value without which it does nothing, and how these are written."""
+
+
+def _without_effect(options: Any, names: list[str]) -> list[tuple[str, str]]:
+    """Keys that were changed, with what they need and do not have."""
+    plain = {field.name: field.default for field in fields(options)}
+    changed = {key for key, default in plain.items() if getattr(options, key) != default}
+    told = [
+        (key, words)
+        for key, (other, value, words) in WITHOUT.items()
+        if key in changed and getattr(options, other) != value
+    ]
+    weight = next((key for key in ("cpo_alpha", "sft_weight") if key in plain), None)
+    if weight and "sft_normalization" in changed and not getattr(options, weight) and "sft" not in names:
+        told.append(("sft_normalization", weight))
     return told
 
 
@@ -33,6 +61,11 @@ def _of_loss(name: str, options: Any, batch_size: int | None) -> list[str]:
                 f"simpo_gamma {options.simpo_gamma:g} is more than beta {beta:g}: γ/β above 1 asks for more than a nat "
                 "a token. 0.1 to 0.8 are published (gamma_beta_ratio sets it)."
             )
+    if name == "alphapo" and abs(options.alphapo_alpha) > MOST_ALPHAPO_ALPHA:
+        told.append(
+            f"alphapo_alpha {options.alphapo_alpha:g} is far from the published 0.25: the reward of unlikely "
+            "completions is flat or cut off, and nothing is learned from them."
+        )
     if name == "sigmoid_norm" and beta < 1:
         told.append(f"beta {beta} is small for sigmoid_norm, which compares means a token: 2 to 10 are usual.")
     if name == "sppo_hard" and beta > 0.01:
@@ -54,11 +87,15 @@ def _of_labels(options: Any, desirable: int, undesirable: int) -> list[str]:
         which = "desirable" if desirable else "undesirable"
         return [f"All rows are {which}: there is nothing to tell apart. Add rows of the other label."]
     good, bad = options.desirable_weight * desirable, options.undesirable_weight * undesirable
-    if bad and 1 <= good / bad <= 4 / 3:
+    if not good or not bad:
+        zero = [key for key in ("desirable_weight", "undesirable_weight") if not getattr(options, key)]
+        return [
+            f"{' and '.join(zero)} 0: " + ("nothing" if not good + bad else "nothing from those rows") + " is learned."
+        ]
+    if 1 <= good / bad <= 4 / 3:
         return []
-    ratio = good / bad if bad else float("inf")
     return [
-        f"Desirable rows weigh {ratio:.2f} times the undesirable ones ({desirable} rows × {options.desirable_weight:g} "
-        f"against {undesirable} × {options.undesirable_weight:g}); 1 to 1.33 is recommended. Try desirable_weight "
-        f"{options.undesirable_weight * undesirable / desirable:.2g}."
+        f"Desirable rows weigh {good / bad:.2f} times the undesirable ones ({desirable} rows × "
+        f"{options.desirable_weight:g} against {undesirable} × {options.undesirable_weight:g}); 1 to 1.33 is "
+        f"recommended. Try desirable_weight {options.undesirable_weight * undesirable / desirable:.2g}."
     ]

@@ -103,12 +103,12 @@ def compute(
         reference = mx.where(mask > 0, weighing * _array(reference_token_logps), 0).sum(1)
     nll = -mx.where(mask > 0, policy_token_logps, 0).sum(1)
 
-    pair_weights, nll_weight = None, 0.0
+    given = NLL_WEIGHTS.get(mode, 0.0)
+    nll_weight = getattr(chosen, given) if isinstance(given, str) else given
+    pair_weights = None
     if paired:
         (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in (policy, reference, tokens))
         examples: Any = Pairs(p_w, p_l, q_w, q_l, n_w, n_l, columns)
-        given = NLL_WEIGHTS[mode]
-        nll_weight = getattr(chosen, given) if isinstance(given, str) else given
         if getattr(chosen, "use_weighting", False):
             if token_log_collisions is None:
                 raise UserError("use_weighting needs token_log_collisions.")

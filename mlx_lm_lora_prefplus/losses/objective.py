@@ -43,7 +43,7 @@ def objective(
         table: the losses of the mode.
         options: the config keys of the mode.
         examples: log-probs as sums.
-        nll: (examples,) NLL of the chosen completions, summed over their tokens.
+        nll: (examples,) NLL of the chosen completions, of lists the best, summed over their tokens.
         nll_weight: what it counts, beside what `loss_type` gives it.
         pair_weights: (pairs,) of WPO, see `wpo_weights`.
         state: of losses with a running mean of the rewards; without it their baseline is 0.
@@ -74,8 +74,8 @@ def objective(
         if getattr(options, "sft_normalization", "token") == "token":
             sums["chosen_tokens"] = nll_weight * nll.sum()
         else:
-            assert isinstance(examples, Pairs)
-            sums["examples"] += nll_weight * (nll / mx.maximum(examples.chosen_tokens, 1)).sum()
+            tokens = examples.chosen_tokens if isinstance(examples, Pairs) else examples.tokens[:, 0]
+            sums["examples"] += nll_weight * (nll / mx.maximum(tokens, 1)).sum()
     return Objective(sums, parts if len(names) > 1 else {}, state)
 
 

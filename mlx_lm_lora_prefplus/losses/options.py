@@ -52,7 +52,12 @@ class LossOptions:
     fallbacks: ClassVar[Mapping[str, Any]] = {"beta": 0.1}
 
     def __post_init__(self):
-        chosen = [self.table[name] for name in loss_names(self.loss_type) if name in self.table]
+        names = loss_names(self.loss_type)
+        if not names:
+            raise ValueError("loss_type: the list is empty; name at least one loss")
+        if len(set(names)) < len(names):
+            raise ValueError(f"loss_type: {', '.join(names)} names a loss twice; name each once")
+        chosen = [self.table[name] for name in names if name in self.table]
         for field in fields(self):
             if getattr(self, field.name) is None:
                 own = (row.defaults[field.name] for row in chosen if field.name in row.defaults)
@@ -84,10 +89,6 @@ class SeveralOptions(PairedOptions):
     def __post_init__(self):
         super().__post_init__()
         names = loss_names(self.loss_type)
-        if not names:
-            raise ValueError("loss_type: the list is empty; name at least one loss")
-        if len(set(names)) < len(names):
-            raise ValueError(f"loss_type: {', '.join(names)} names a loss twice; give it a larger weight instead")
         if self.loss_weights is not None and len(self.loss_weights) != len(names):
             raise ValueError(f"loss_weights: {self.loss_weights} are not as many as the losses: {', '.join(names)}")
 
@@ -129,7 +130,12 @@ class DPOOptions(PreferenceOptions):
     r_dpo_alpha: Annotated[Number, Field(ge=0, description="r_dpo: penalty α of each token of length, in nats.")] = 0.01
     odpo_alpha: Annotated[Number, Field(ge=0, description="odpo: weight α of the log of the score difference.")] = 1.0
     chi_po_clip: Annotated[
-        float | None, Field(gt=0, description="chi_po: bound of the reward difference, in nats; it has no usual value.")
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="chi_po: bound of the reward difference, in nats; it has no usual value.",
+        ),
     ] = None
     sft_weight: Annotated[Number, Field(ge=0, description="Weight of an added NLL of the chosen completions.")] = 0.0
     reference_free: Annotated[
@@ -164,6 +170,7 @@ class DPOOptions(PreferenceOptions):
         float | None,
         Field(
             gt=0,
+            allow_inf_nan=False,
             description="Dr. DPO: β' of −β' log mean exp(−loss/β') over the pairs of a micro-batch, against wrong "
             "labels (arXiv:2407.07880; 1 in the paper; default: off).",
         ),
@@ -197,7 +204,7 @@ class DPOOptions(PreferenceOptions):
                         f"f_divergence_type: {self.f_divergence_type} has no meaning with loss_type {name}; it can "
                         f"stand with {able}"
                     )
-        if len({row.rows for row in rows.values()}) > 1:
+        if len({row.rows for row in rows.values() if row.function}) > 1:
             raise ValueError("loss_type: losses of pairs and losses of lists cannot be added")
         if "plackett_luce" in rows and (self.ld_alpha is not None or self.sampo or self.use_weighting):
             raise ValueError("ld_alpha, sampo and use_weighting are for pairs; plackett_luce takes lists")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_lm_lora_prefplus.losses import compute
 from mlx_lm_lora_prefplus.losses.examples import Lists, Pairs
 from mlx_lm_lora_prefplus.losses.lists import plackett_luce
 from mlx_lm_lora_prefplus.losses.pairs import sigmoid
@@ -118,3 +119,15 @@ def test_finite_far_out(policy, tokens):
     x = make([policy], [[3, 2, 1]], [tokens])
     value, slope = mx.value_and_grad(lambda p: plackett_luce(x._replace(policy=p), beta=1.0).sum())(x.policy)
     assert math.isfinite(value.item()) and mx.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("losses", [{"sft_weight": 0.5}, {"loss_weights": [1.0, 0.5]}], ids=["weight", "part"])
+@pytest.mark.parametrize(("normalization", "nll"), [("token", 10 / 4), ("sequence", (2 + 8 / 3) / 2)])
+def test_an_nll_of_the_best_is_added(losses, normalization, nll):
+    # Two lists of three; row k * 2 + i is completion k of list i. The best have 1 and 3 tokens.
+    logps = mx.array([[-2.0, 0, 0], [-1, -3, -4], *[[-5.0, -5, -5]] * 4])
+    mask = mx.array([[1, 0, 0], [1, 1, 1], *[[1, 1, 1]] * 4])
+    names = ["plackett_luce", "sft"] if "loss_weights" in losses else "plackett_luce"
+    columns = {"scores": [[3, 3], [2, 2], [1, 1]]}
+    value = compute("dpo", names, logps, logps, mask, columns=columns, sft_normalization=normalization, **losses)
+    assert value.item() == pytest.approx(math.log(6) + 0.5 * nll, rel=1e-6)

@@ -254,6 +254,7 @@ def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
         ({"loss_type": "chi_po"}, "chi_po needs it"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "not as many as the losses"),
         ({"loss_type": ["sigmoid", "sigmoid"]}, "names a loss twice"),
+        ({"loss_type": []}, "the list is empty"),
         ({"ld_alpha": 0.5, "sampo": True}, "give one of them"),
         ({"sync_ref_model": True, "reference_free": True}, "needs a reference"),
     ],
@@ -262,6 +263,15 @@ def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
 def test_options_that_cannot_stand_together(given, message):
     with pytest.raises(ValueError, match=message):
         DPO.options(**given)
+
+
+@pytest.mark.parametrize("trainer", [KTO, ORPO], ids=lambda one: one.mode)
+def test_each_loss_once_in_every_mode(trainer):
+    name = trainer.options().loss_type
+    with pytest.raises(ValueError, match="names a loss twice"):
+        trainer.options(loss_type=[name, name])
+    with pytest.raises(ValueError, match="the list is empty"):
+        trainer.options(loss_type=[])
 
 
 def test_loss_names():
