@@ -111,10 +111,13 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
     if not trainer.losses:
         return []
     names = loss_names(joined.values["loss_type"])
-    unknown = [name for name in names if not isinstance(name, str) or name not in trainer.losses]
+    if not all(isinstance(name, str) for name in names):
+        if "loss_type" not in option_fields(trainer.options):  # else told with the other wrong types
+            problems.add("loss_type", joined.values["loss_type"], joined.sources["loss_type"], "must be a name")
+        return []
+    unknown = [name for name in names if name not in trainer.losses]
     for name in unknown:
-        near = get_close_matches(str(name), list(trainer.losses), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        hint = nearest(name.strip(), tuple(trainer.losses))
         what = f"is no loss of mode {trainer.mode}{hint} Choose from: {', '.join(trainer.losses)}"
         problems.add("loss_type", name, joined.sources["loss_type"], what)
     return [] if unknown else _unused_options(trainer, names, joined, problems)

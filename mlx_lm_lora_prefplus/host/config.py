@@ -86,9 +86,10 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     of_trainer, of_host = _trainer_defaults(trainer), _host_defaults(host)
     problems = Problems()
     joined, notes = _join([*levels, of_trainer, of_host], len(given), trainer, problems)
-    notes += [
-        note for level in given for note in _unknown_keys(level, {*of_trainer.values, *of_host.values, *FILE_KEYS})
-    ]
+    known = {*of_trainer.values, *of_host.values, *FILE_KEYS}
+    notes += [note for level in given for note in _unknown_keys(level, known, mode, registry, problems)]
+    if idle := _idle_keys(given, {*of_trainer.values, *FILE_KEYS}, of_host):
+        notes.append(f"not used in mode {mode}: {', '.join(sorted(idle))} (of mlx-lm-lora)")
 
     check_structures(joined, problems)
     notes += check_losses(trainer, joined, problems)
@@ -130,7 +131,7 @@ def _preset(given: list[Level]) -> Level | None:
     name, mode = chosen.get("preset"), chosen.get("train_mode")
     if name is None:
         return None
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         near = nearest(name, set(PRESETS))
         raise UserError(f"preset: there is no preset {name!r}{near} `mlx_lm_lora.prefplus presets` lists them.")
     preset = PRESETS[name]
@@ -169,9 +170,31 @@ def _host_defaults(host: Any) -> Level:
     return Level(HOST_DEFAULT, {**parsed, **settings, **host.CONFIG_DEFAULTS})
 
 
-def _unknown_keys(level: Level, known: set[str]) -> list[str]:
+def _idle_keys(given: list[Level], used: set[str], of_host: Level) -> list[str]:
+    """Keys of the host's other modes that the user changed."""
+    used |= {*RunSettings.model_fields, *DataSettings.model_fields, "config", "dpo_cpo_loss_type"}
     return [
-        f"{key} ({level.source}) is no key of this mode and is ignored{nearest(key, known)}"
-        for key in level.values
-        if key not in known
+        key
+        for key, value in ChainMap(*(level.values for level in given)).items()
+        if key in of_host.values and key not in used and value != of_host.values[key]
     ]
+
+
+def _unknown_keys(level: Level, known: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
+    """Refuse options of other modes, unless at their default; notes on keys that no mode has."""
+    notes = []
+    for key, value in level.values.items():
+        if key in known:
+            continue
+        defaults = {
+            other: fields[key].get_default(call_default_factory=True)
+            for other, registered in registry.modes.items()
+            if key in (fields := option_fields(registered.trainer.options))
+        }
+        if all(value == default for default in defaults.values()):
+            hint = "." if defaults else nearest(key, known)
+            notes.append(f"{key} ({level.source}) is no key of this mode and is ignored{hint}")
+        else:
+            modes = f"mode{'s' * (len(defaults) > 1)} {', '.join(defaults)}"
+            problems.add(key, value, level.source, f"is no key of mode {mode}; it belongs to {modes}")
+    return notes

@@ -109,6 +109,7 @@ def mode_parser(host: argparse.ArgumentParser, registered: Registered) -> ModePa
         group.add_argument("--loss-type", help=f"Which of: {', '.join(trainer.losses)}.")
     if "dpo_cpo_loss_type" in known and trainer.losses:
         known["dpo_cpo_loss_type"].choices = None  # checked with the rest: it may be a list
+        known["dpo_cpo_loss_type"].type = _reader(fields["loss_type"].annotation) if "loss_type" in fields else str
         known["dpo_cpo_loss_type"].help = "The host's name for --loss-type."
     _add_missing(
         parser.add_argument_group("documented by mlx-lm-lora and missing from its flags"),

@@ -42,9 +42,11 @@ def lines(work: Work, splits: dict[str, Split]) -> list[str]:
     ]
     if preset := resolved.settings.preset:
         taken = [
-            key for key, source in resolved.sources.items() if source == f"preset {preset}" and key != "train_mode"
+            key
+            for key, source in resolved.sources.items()
+            if source == f"preset {preset}" and key not in ("train_mode", "dpo_cpo_loss_type")
         ]
-        values = ", ".join(f"{key} {resolved.values[key]}" for key in taken)
+        values = ", ".join(f"{key} {written(resolved.values[key])}" for key in taken)
         told.append(f"Preset: {preset} ({PRESETS[preset].source}): {values or 'every value of it is overridden'}")
     told += [rows(name, split) for name, split in splits.items()]
     if resolved.settings.train:
@@ -63,6 +65,8 @@ def warnings(resolved: Resolved, model: nn.Module, splits: dict[str, Split] | No
         if splits and "train" in splits and resolved.trainer.rows == "unpaired":
             labels = splits["train"].report.desirable, splits["train"].report.undesirable
         told += advice(resolved.options, None if settings.token_budget else settings.batch_size, labels)
+        if splits and "train" in splits and "odpo" in loss_names(resolved.options.loss_type):
+            told += unordered_scores(splits["train"])
     if settings.qat_enable and not effective_linears(model):
         told.append(
             "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
@@ -76,13 +80,27 @@ def warnings(resolved: Resolved, model: nn.Module, splits: dict[str, Split] | No
     return told
 
 
+def unordered_scores(split: Split) -> list[str]:
+    """Pairs whose chosen completion scores no higher than the rejected one, which `odpo` has no use for."""
+    columns = split.rows.with_format("numpy", columns=["chosen_score", "rejected_score"])[:]
+    wrong = int((columns["chosen_score"] <= columns["rejected_score"]).sum())
+    if not wrong:
+        return []
+    return [
+        f"{wrong} of {len(split.rows)} training pairs have a chosen_score that is not above rejected_score: odpo "
+        "learns hardly anything from them. Leave them out, or exchange the completions."
+    ]
+
+
 def objective(resolved: Resolved) -> str:
     """The preference objective and the options in force: those of its losses, and others that were changed."""
     options, table = resolved.options, resolved.trainer.losses
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     names = [name for name in loss_names(values.pop("loss_type", resolved.trainer.mode)) if isinstance(name, str)]
     weights = values.pop("loss_weights", None) or [1] * len(names)
-    text = names[0] if len(names) == 1 else " + ".join(f"{w:g}·{name}" for w, name in zip(weights, names, strict=True))
+    text = " + ".join(f"{w:g}·{name}" for w, name in zip(weights, names, strict=True))
+    if len(names) == 1 and weights[0] == 1:
+        text = names[0]
     used = {key for name in names if name in table for key in table[name].options}
     of_losses = {key for row in table.values() for key in (*row.options, *row.instead)}
     plain = {field.name: field.default for field in fields(options)}
@@ -94,8 +112,13 @@ def objective(resolved: Resolved) -> str:
     }
     if "simpo_gamma" in used:
         shown["γ/β"] = f"{values['simpo_gamma'] / values['beta']:.3g}"
-    told = ", ".join(f"{key} {value}" for key, value in shown.items())
+    told = ", ".join(f"{key} {written(value)}" for key, value in shown.items())
     return f"{text} ({told})" if told else text
+
+
+def written(value: object) -> str:
+    """A value as one would write it: 1.65, not 1.6500000000000001."""
+    return str(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
 
 
 def reference(work: Work) -> str:

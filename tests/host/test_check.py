@@ -57,6 +57,30 @@ def test_an_option_that_the_loss_does_not_use_is_an_error(run_config, refused):
     assert run_config({"tau": 0.5}, mode="fancy").notes == ()
 
 
+def test_an_option_of_another_mode_is_an_error(run_config, refused):
+    message = refused({"tau": 0.9, "sft_weight": 0.0})
+    assert message.endswith("tau: 0.9 (command line) is no key of mode dpo; it belongs to mode fancy")
+    notes = run_config({"tau": 0.5}).notes
+    assert notes == ("tau (command line) is no key of this mode and is ignored.",), "its default is no wish"
+
+
+def test_keys_of_the_hosts_other_modes_are_named_once(run_config):
+    given = {"group_size": 2, "epsilon": 0.3, "temperature": 0.8, "delta": 7.0, "judge": None}
+    assert run_config(file=given, mode="fancy").notes == (
+        "not used in mode fancy: delta, epsilon, group_size (of mlx-lm-lora)",
+    )
+
+
+@pytest.mark.parametrize("value", [{}, 1, [None], ["sigmoid", 1], [["sigmoid"]]])
+def test_a_name_of_a_loss_that_is_no_name(refused, value):
+    message = refused({"loss_type": value})
+    assert message.startswith("This setting cannot work:") and "loss_type: " in message
+
+
+def test_capitals_and_blanks_in_the_name_of_a_loss(refused):
+    assert "did you mean sigmoid?" in refused({"loss_type": " SIGMOID "})
+
+
 def test_options_of_no_loss_belong_to_the_mode(run_config):
     assert run_config({"reference_free": True, "sft_weight": 0.5}).options.reference_free
 

@@ -97,6 +97,7 @@ def test_nothing_typed_is_nothing_but_none(parser_of):
         (["--lr-schedule", "{name: cosine_decay, arguments: [1e-5, 10]}"], "lr_schedule", None),
         (["--loss-type", "hinge"], "loss_type", "hinge"),
         (["--dpo-cpo-loss-type", "curved"], "dpo_cpo_loss_type", "curved"),
+        (["--dpo-cpo-loss-type", "[plain, curved]"], "dpo_cpo_loss_type", ["plain", "curved"]),
         (["--prompt-feature", "question"], "prompt_feature", "question"),
         (["--truncation", "drop"], "truncation", "drop"),
         (["--max-grad-norm", "1"], "max_grad_norm", 1),

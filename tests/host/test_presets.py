@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.config import resolve
 from mlx_lm_lora_prefplus.host.presets import PRESETS, values_beside
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
@@ -33,8 +34,8 @@ def test_every_preset_says_where_it_comes_from(name):
 
 def test_a_key_of_another_mode_would_be_noticed(registry):
     values = PRESETS["cpo-alma"].values
-    notes = resolve({"train_mode": "dpo", **values}, registry, read_file=False).notes
-    assert [note for note in notes if "cpo_alpha" in note and "no key of this mode" in note]
+    with pytest.raises(UserError, match="cpo_alpha.* is no key of mode dpo; it belongs to modes cpo, simpo"):
+        resolve({"train_mode": "dpo", **values}, registry, read_file=False)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,9 @@ def test_what_is_left_of_a_preset_beside_what_is_given(name, given, left, regist
     assert set(values) == left and all(preset.values[key] == value for key, value in values.items())
     resolved = resolve({"train_mode": preset.mode, **values, **given}, registry, read_file=False)
     assert all(resolved.values[key] == value for key, value in given.items() if "loss_type" not in key)
+
+
+@pytest.mark.parametrize("name", [["dpo"], {"dpo": 1}, 3])
+def test_a_preset_that_is_no_name(name, registry):
+    with pytest.raises(UserError, match="there is no preset"):
+        resolve({"train_mode": "dpo", "preset": name}, registry, read_file=False)

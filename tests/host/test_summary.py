@@ -1,0 +1,34 @@
+"""Lines of the summary of a run, apart from a run."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from mlx_lm_lora_prefplus.host import summary
+from mlx_lm_lora_prefplus.host.config import resolve
+from mlx_lm_lora_prefplus.plugin.manager import load_registry
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"train_mode": "simpo", "beta": 3.0, "gamma_beta_ratio": 0.55}, "simpo (beta 3.0, simpo_gamma 1.65, "),
+        ({"train_mode": "dpo", "loss_weights": [2.0]}, "2·sigmoid (beta 0.1, "),
+        ({"train_mode": "dpo", "loss_type": "sigmoid, sft"}, "1·sigmoid + 1·sft (beta 0.1, "),
+        ({"train_mode": "kto", "beta": 1e-12}, "kto (beta 1e-12, "),
+    ],
+)
+def test_the_objective(given, said):
+    assert summary.objective(resolve(given, load_registry(), read_file=False)).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"), [([[2.0, 1.0]] * 3, None), ([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]], "2 of 3")]
+)
+def test_scores_that_do_not_order_the_pair(scores, said):
+    rows = Dataset.from_dict(dict(zip(("chosen_score", "rejected_score"), zip(*scores, strict=True), strict=True)))
+    split: Any = SimpleNamespace(rows=rows)
+    told = summary.unordered_scores(split)
+    assert len(told) == bool(said) and all(str(said) in one for one in told)
