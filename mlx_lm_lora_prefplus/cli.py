@@ -20,7 +20,8 @@ from .report.command import report
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
-    help="Companion of mlx_lm_lora.train: what is installed, its losses and presets, a quick start, and a benchmark.",
+    help="Companion of mlx_lm_lora.train: what is installed, its losses and presets, a quick start, a look at a run "
+    "before it starts and at its results after it, and a benchmark.",
     no_args_is_help=True,
     add_completion=False,
 )

@@ -46,7 +46,7 @@ def ask(work: Work, count: int, max_tokens: int, temperature: float) -> list[Ask
 
 
 def _prompts(work: Work, count: int) -> list[list[int]]:
-    """Prompts for which there is room in the rows' max_seq_length, each once."""
+    """The first different ones, as token ids."""
     rows, found = work.rows["test"], dict[tuple[int, ...], None]()
     for place in range(len(lengths_of(rows).prompt)):
         found.setdefault(tuple(np.asarray(rows[place]["prompt"]).tolist()))

@@ -32,9 +32,14 @@ def evaluate(
     """Say whether training worked: rewards on held-out rows with confidence intervals, by length and against the
     reference, and, with a judge, how often the policy's answers beat the reference's.
 
-    Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml, or evaluate --model M --adapter-path A
-    --data D (mode dpo unless --train-mode says else). The rows are those of test, or of valid where there is no test.
+    Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml,
+    or evaluate --model M --adapter-path A --data D (mode dpo unless
+    --train-mode says else). The rows are those of test, or of valid where
+    there is no test.
     """
+    if not context.args:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
     from .evaluate import Judging
     from .evaluate import evaluate as evaluated
     from .show import shown

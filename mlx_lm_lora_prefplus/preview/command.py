@@ -21,9 +21,12 @@ def check(
     """Go through the start of a run without training: settings and their sources, rows as the model will see them,
     what is odd about the data, and a forecast of memory and time. Exit code 0 if the run can start, else 1.
 
-    Takes a config file and the flags of mlx_lm_lora.train: check run.yaml --batch-size 8. Nothing is written in the
-    adapter folder.
+    Takes a config file and the flags of mlx_lm_lora.train, such as
+    check run.yaml --batch-size 8. Nothing is written in the adapter folder.
     """
+    if not context.args:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
     from .look import look
     from .show import shown
 

@@ -9,7 +9,7 @@ from ..data.batches import planned_batches
 from ..data.order import widths
 from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
-from ..engine.step import GradientStep
+from ..engine.step import CUT_POSITIONS, GradientStep
 from ..host.work import Work
 from ..plugin import Batch
 
@@ -38,7 +38,8 @@ class Shapes:
         padded = [self._shape(ids) for ids in rows]
         self.different = len(set(padded)) if work.compiled else 0
         self.tokens = np.array([of_rows[ids].sum() if cut else np.prod(p) for ids, p in zip(rows, padded, strict=True)])
-        self.at_once = np.array([of_rows[ids].max() for ids in rows]) if cut else self.tokens
+        longest = np.array([of_rows[ids].max() for ids in rows])
+        self.at_once = np.minimum(self.tokens, np.maximum(CUT_POSITIONS, longest)) if cut else self.tokens
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """The rows of each batch."""

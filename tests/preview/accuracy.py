@@ -33,7 +33,11 @@ def row(config: Path, folder: Path, cpu_time: bool) -> str:
     flags = ["--adapter-path", str(folder / "adapters"), "--no-fuse", "--steps-per-report", "5"]
     python = [sys.executable, "-c", (CLOCK if cpu_time else "") + COMMAND]
     said = subprocess.run(
-        [*python, "check", str(config), *flags, "--json"], env=environment, capture_output=True, text=True, check=False
+        [*python, "check", str(config), *flags, "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     forecast = json.loads(said.stdout)["forecast"]
     for kept in (folder / "cache" / "reference").glob("*"):

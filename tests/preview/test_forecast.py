@@ -1,0 +1,97 @@
+"""The figures of the forecast against what is really there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_lm_lora_prefplus.host.command_line import settings_of
+from mlx_lm_lora_prefplus.host.run import open_run
+from mlx_lm_lora_prefplus.preview import forecast
+from mlx_lm_lora_prefplus.preview.shapes import Shapes
+from mlx_lm_lora_prefplus.preview.show import duration
+from mlx_lm_lora_prefplus.preview.trial import measure
+
+
+@pytest.fixture
+def work(config):
+    return lambda **changes: open_run(settings_of([config(**changes)], ""))[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"token_budget": 60}, {"engine": "plain"}, {"train_mode": "simpo", "iters": 8}]
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_shapes_are_those_of_the_batches(work, monkeypatch, compiled, changes):
+    run = work(**changes)
+    run.compiled, run.multiple = compiled, 32 if compiled else 1
+    shapes = Shapes(run)
+    padded = compiled or "engine" in changes
+    batches = [batch for epoch in range(3) for batch in run.batches("train", epoch)][: run.iters]
+    assert len(shapes.tokens) == len(batches) == run.iters
+    for place, batch in enumerate(batches):
+        assert np.array_equal(np.array(shapes.batch(place).tokens), np.array(batch.tokens))
+        if compiled:
+            sizes = batch.tokens.size if shapes.shared_prompt is False else batch.prompts.size + batch.completions.size
+            assert shapes.tokens[place] == sizes
+        elif not padded:
+            examples = len(batch.ids)
+            real = int(np.array(batch.prompt_lengths)[:examples].sum() + np.array(batch.completion_lengths).sum())
+            assert shapes.tokens[place] == real
+    assert bool(shapes.different) is compiled
+
+
+def test_a_trial_changes_next_to_nothing(work):
+    run = work()
+    before = {name: np.array(value) for name, value in _trained(run).items()}
+    measured = measure(run, Shapes(run).batch(0))
+    assert measured.seconds > 0 and measured.forward > 0 and measured.peak > measured.before
+    for name, value in _trained(run).items():
+        np.testing.assert_allclose(np.array(value), before[name], atol=1e-9)
+
+
+def _trained(run):
+    from mlx.utils import tree_flatten
+
+    return dict(tree_flatten(run.model.trainable_parameters()))
+
+
+def test_time_is_a_line_through_both_batches():
+    seconds = forecast._line((100, 300), (2.0, 4.0))
+    np.testing.assert_allclose(seconds(np.array([100, 200, 300])), [2, 3, 4])
+    proportional = forecast._line((290, 300), (1.0, 3.0))  # too close for a slope
+    np.testing.assert_allclose(proportional(np.array([150, 300])), [1.5, 3])
+    np.testing.assert_allclose(forecast._line((100, 300), (5.0, 4.0))(np.array([100, 300])), [4, 4])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.42, "0.4 s"), (12.3, "12 s"), (200, "3 min 20 s"), (3590, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 8, "gradient_accumulation_steps": 2, "max_seq_length": 16},
+        {"train_mode": "cpo", "train_type": "full", "batch_size": 2},
+        {"train_mode": "simpo", "engine": "plain", "batch_size": 5, "val_batches": 0},
+    ],
+)
+def test_the_forecast_of_memory_is_within_a_fifth(config, changes):
+    """As in docs/check.md, on small shapes. Time is not measured here: others use the machine as well."""
+    name = config(**changes)
+    python = [sys.executable, "-m", "mlx_lm_lora_prefplus"]
+    said = subprocess.run([*python, "check", name, "--json"], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    forecasted = json.loads(said.stdout)["forecast"]["memory"]["peak"]
+    subprocess.run([*python, "train", "--config", name, "--steps-per-report", "1"], check=True, capture_output=True)
+    lines = map(json.loads, Path("adapters/metrics.jsonl").read_text().splitlines())
+    measured = 1e9 * max(line.get("peak_memory", 0) for line in lines)
+    assert forecasted == pytest.approx(measured, rel=0.2)
