@@ -18,10 +18,12 @@ def work_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> Work:
     """The rows of the data sets that hold any, ready to be visited.
 
     Raises:
-        UserError: there are several machines, or something is wrong with the rows.
+        UserError: there are several processes, or something is wrong with the rows.
     """
     if mx.distributed.init().size() > 1:
-        raise UserError("This version trains on one machine. Start it without mlx.launch.")
+        raise UserError(
+            "These functions run in one process: start the program without mlx.launch, or train with mlx_lm_lora.train."
+        )
     if not hasattr(model, "layers"):  # no model of mlx-lm, in which there is nothing to look for
         resolved = resolved._replace(settings=resolved.settings.model_copy(update={"engine": "plain"}))
     rows = {}
