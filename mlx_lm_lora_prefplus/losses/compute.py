@@ -50,8 +50,8 @@ def compute(
         completion_mask: (rows, width), true at completion tokens (default: everywhere).
         label: (rows,) of modes `kto` and `bco`: true for desirable rows.
         mismatched_logratios: (rows,) of mode `kto`: log-ratios of other rows' completions, for its z.
-        columns: data columns that the loss needs, such as `margin`, (pairs,) each. `scores`, (completions, lists),
-            makes the rows lists: row `k * lists + i` is completion `k` of list `i`.
+        columns: data columns that the loss needs, such as `margin`, (pairs,) each; for losses of lists `scores`,
+            (completions, lists): row `k * lists + i` is completion `k` of list `i`.
         token_log_collisions: (rows, width), log Σ_v π(v)², for `use_weighting`.
         baseline: what losses with a running mean of the rewards take for it (0, the default, is TRL's; None: the mean
             of this batch, as in the first step of a run).
@@ -60,13 +60,14 @@ def compute(
         ().
 
     Raises:
-        UserError: an unknown mode, loss or option, a value out of bounds, rows that are no pairs, or no reference,
-            column or label where one is needed.
+        UserError: an unknown mode, loss or option, a value out of bounds, no rows, rows that are no pairs, shapes that
+            do not fit, or no reference, column or label where one is needed.
     """
     if mode not in OPTIONS:
         raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
     kind = OPTIONS[mode]
-    unknown = [name for name in loss_names(loss_type) if name not in kind.table]
+    names = loss_names(loss_type)
+    unknown = [name for name in names if not isinstance(name, str) or name not in kind.table]
     unknown_keys = [key for key in options if key not in kind.__dataclass_fields__]
     if unknown or unknown_keys:
         raise UserError(
@@ -76,20 +77,32 @@ def compute(
     try:
         chosen: Any = TypeAdapter(kind).validate_python({"loss_type": loss_type, **options})
     except ValidationError as error:
-        raise UserError(f"Mode {mode}: {error}") from error
+        told = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}".replace("Value error, ", "").removeprefix(": ")
+            for one in error.errors()
+        ]
+        raise UserError(f"Mode {mode}: {'; '.join(told)}.") from None
     free = mode in ("cpo", "orpo", "simpo") or getattr(chosen, "reference_free", False)
     if reference_token_logps is None and not free:
         raise UserError(f"Mode {mode} needs reference_token_logps" + (", or reference_free." * (mode == "dpo") or "."))
 
     policy_token_logps = _array(policy_token_logps)
-    mask = mx.ones(policy_token_logps.shape) if completion_mask is None else _array(completion_mask).astype(mx.float32)
-    rows, width = mask.shape
+    if policy_token_logps.ndim != 2 or not len(policy_token_logps):
+        raise UserError(
+            f"policy_token_logps have shape {policy_token_logps.shape}; give (rows, width), a row at least."
+        )
+    rows, width = policy_token_logps.shape
+    mask = _shaped(
+        "completion_mask", mx.ones((rows, width)) if completion_mask is None else completion_mask, rows, width
+    )
     tokens = mask.sum(1)
-    columns = {name: mx.array(value).astype(mx.float32) for name, value in (columns or {}).items()}
-    lacking = {column for name in loss_names(loss_type) for column in kind.table[name].columns} - set(columns)
+    columns = {name: _array(value) for name, value in (columns or {}).items()}
+    listwise = any(kind.table[name].rows == "ranked" for name in names)
+    lacking = {column for name in names for column in kind.table[name].columns} | ({"scores"} if listwise else set())
+    lacking -= set(columns)
     if lacking:
         raise UserError(f"Loss {loss_type} needs columns: {', '.join(sorted(lacking))}.")
-    paired = mode not in ("kto", "bco") and "scores" not in columns
+    paired = mode not in ("kto", "bco") and not listwise
     if paired and rows % 2:
         raise UserError(f"{rows} rows are no pairs: give the chosen in the first half, the rejected in the second.")
     weights = token_weights(chosen, tokens, width, mx.arange(rows // 2)) if paired else None
@@ -100,29 +113,38 @@ def compute(
     policy = mx.where(mask > 0, weighing * policy_token_logps, 0).sum(1)
     reference = mx.zeros(rows)
     if reference_token_logps is not None and not free:
-        reference = mx.where(mask > 0, weighing * _array(reference_token_logps), 0).sum(1)
+        given = _shaped("reference_token_logps", reference_token_logps, rows, width)
+        reference = mx.where(mask > 0, weighing * given, 0).sum(1)
     nll = -mx.where(mask > 0, policy_token_logps, 0).sum(1)
 
-    given = NLL_WEIGHTS.get(mode, 0.0)
-    nll_weight = getattr(chosen, given) if isinstance(given, str) else given
+    weight = NLL_WEIGHTS.get(mode, 0.0)
+    nll_weight = getattr(chosen, weight) if isinstance(weight, str) else weight
     pair_weights = None
     if paired:
         (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in (policy, reference, tokens))
-        examples: Any = Pairs(p_w, p_l, q_w, q_l, n_w, n_l, columns)
+        given = {name: _shaped(f"column {name}", value, rows // 2) for name, value in columns.items()}
+        examples: Any = Pairs(p_w, p_l, q_w, q_l, n_w, n_l, given)
         if getattr(chosen, "use_weighting", False):
             if token_log_collisions is None:
                 raise UserError("use_weighting needs token_log_collisions.")
-            collisions = mx.where(mask > 0, token_log_collisions, 0).sum(1) / mx.maximum(tokens, 1)
+            collisions = _shaped("token_log_collisions", token_log_collisions, rows, width)
+            collisions = mx.where(mask > 0, collisions, 0).sum(1) / mx.maximum(tokens, 1)
             pair_weights = wpo_weights(-nll, collisions, tokens)
-    elif "scores" in columns:
-        count = columns["scores"].shape[1]
-        scores = columns["scores"].reshape(-1)
+    elif listwise:
+        scores = columns["scores"]
+        if scores.ndim != 2 or scores.size != rows:
+            raise UserError(
+                f"Column scores has shape {scores.shape}; give (completions, lists), a score for each of {rows} rows."
+            )
+        count, scores = scores.shape[1], scores.reshape(-1)
         examples = Lists(*(value.reshape(-1, count).T for value in (policy, reference, tokens, scores)))
     else:
         if label is None:
             raise UserError(f"Mode {mode} needs label.")
-        mismatched = mx.zeros(rows) if mismatched_logratios is None else mx.array(mismatched_logratios)
-        examples = Labelled(policy, reference, tokens, mx.array(label).astype(mx.float32), mismatched)
+        mismatched = _shaped(
+            "mismatched_logratios", [0.0] * rows if mismatched_logratios is None else mismatched_logratios, rows
+        )
+        examples = Labelled(policy, reference, tokens, _shaped("label", label, rows), mismatched)
 
     examples_count = examples[0].shape[0]
     state = dict(START) if needs_state(kind.table, chosen) else None
@@ -146,4 +168,14 @@ def compute(
 
 
 def _array(values: Any) -> mx.array:
-    return values if isinstance(values, mx.array) else mx.array(values)
+    """An array of at least float32: sums of many tokens need it."""
+    array = values if isinstance(values, mx.array) else mx.array(values)
+    return array if array.dtype in (mx.float32, mx.float64) else array.astype(mx.float32)
+
+
+def _shaped(name: str, values: Any, *shape: int) -> mx.array:
+    """An array of this shape, or a UserError: arrays of other shapes may fit by broadcasting, and mean nothing."""
+    array = _array(values)
+    if array.shape != shape:
+        raise UserError(f"{name}: the shape is {array.shape}, and must be {shape}.")
+    return array

@@ -91,6 +91,8 @@ class PreferenceLossBase:
     def token_logps(self, outputs: Mapping[str, Any], labels: mx.array) -> mx.array:
         """(rows, T) log-probs of the labels, 0 where they are ignored; at least float32.
 
+        Of labels that lie outside the vocabulary of logits the result is NaN.
+
         Args:
             outputs: with "logps", or with "logits".
             labels: (rows, T).
@@ -113,7 +115,9 @@ class PreferenceLossBase:
                 f"({rows}, at least {width}, vocabulary)."
             )
         logits = logits[:, logits.shape[1] - width :]
-        picked = mx.take_along_axis(logits, mx.where(there, labels, 0)[..., None], axis=-1)[..., 0]
+        inside = (labels >= 0) & (labels < logits.shape[-1])
+        picked = mx.take_along_axis(logits, mx.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
+        picked = mx.where(inside, picked, mx.nan)
         return mx.where(there, picked - mx.logsumexp(logits, axis=-1), 0)
 
     def aggregate(self, token_logps: mx.array, labels: mx.array, *, mean: bool = False) -> mx.array:
@@ -145,6 +149,8 @@ class PreferenceLossBase:
                 f"labels have shape {labels.shape}; give (rows, tokens) with an even number of rows: chosen, rejected, "
                 "chosen, rejected, …"
             )
+        if not mx.issubdtype(labels.dtype, mx.integer):
+            raise ValueError(f"labels are {labels.dtype}; give integers, the ids of tokens.")
         return labels
 
     def _reference(
@@ -244,7 +250,7 @@ class SimPOLoss(PreferenceLossBase):
     def __init__(self, beta: float = 2.5, gamma: float = 0.5, ignore_index: int = -100):
         super().__init__(ignore_index)
         self.beta = _positive("beta", beta)
-        self.gamma = gamma
+        self.gamma = _not_negative("gamma", gamma)
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
         """(pairs,): `simpo` on the means."""

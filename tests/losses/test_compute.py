@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.losses import compute
 from mlx_lm_lora_prefplus.losses.compute import OPTIONS
 
@@ -134,3 +135,38 @@ def test_modifiers_are_finite_or_refused(name, options):
         policy, reference, mask = draw(5)
         plain = call("dpo", name, policy, reference, mask).item()
         assert call("dpo", name, policy, reference, mask, **options).item() != pytest.approx(plain, rel=1e-6)
+
+
+LOGPS = -np.ones((4, 5), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "given", "said"),
+    [
+        ("dpo", "sigmoid", {"policy": LOGPS[:0], "reference": LOGPS[:0]}, "a row at least"),
+        ("dpo", "sigmoid", {"policy": LOGPS[0]}, r"give \(rows, width\)"),
+        ("dpo", "sigmoid", {"reference": LOGPS[:, :1]}, r"reference_token_logps: the shape is \(4, 1\)"),
+        ("dpo", "sigmoid", {"mask": LOGPS[0] > 0}, r"completion_mask: the shape is \(5,\)"),
+        ("dpo", "margin", {"columns": {"margin": [1.0]}}, r"column margin: the shape is \(1,\), and must be \(2,\)"),
+        ("dpo", "plackett_luce", {}, "needs columns: scores"),
+        ("dpo", "plackett_luce", {"columns": {"scores": [1, 2, 3, 4]}}, r"give \(completions, lists\)"),
+        ("dpo", "sigmoid", {"columns": {"scores": [[1, 2], [3, 4]]}}, "column scores: the shape"),
+        ("dpo", "sigmoid", {"beta": 0}, r"^Mode dpo: beta: Input should be greater than 0\.$"),
+        ("dpo", [], {}, "^Mode dpo: loss_type: the list is empty"),
+        ("dpo", {}, {}, "has no loss or option"),
+        ("kto", "kto", {"label": [True]}, "label: the shape"),
+        ("kto", "kto", {"label": [True] * 4, "mismatched_logratios": [0.0]}, "mismatched_logratios: the shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_not_broadcast(mode, name, given, said):
+    arrays = {"policy": LOGPS, "reference": LOGPS, "mask": None} | given
+    policy, reference, mask = (arrays.pop(key) for key in ("policy", "reference", "mask"))
+    with pytest.raises(UserError, match=said):
+        compute(mode, name, policy, reference, mask, **arrays)
+
+
+@pytest.mark.parametrize("mode, name", [("orpo", "orpo"), ("cpo", "simper"), ("dpo", "sft")])
+def test_sums_of_many_tokens_in_half_precision(mode, name):
+    logps = mx.full((2, 4000), -5.03).astype(mx.bfloat16)
+    half, single = (compute(mode, name, values, values) for values in (logps, logps.astype(mx.float32)))
+    assert half.dtype == mx.float32 and half.item() == single.item()

@@ -292,3 +292,18 @@ def test_the_classes_are_where_the_page_has_them():
 
     for name in ("DPOLoss", "SimPOLoss", "CPOLoss", "ORPOLoss", "PreferenceLossBase"):
         assert getattr(losses, name).__module__ == "mlx_lm_lora_prefplus.losses.twinkle"
+
+
+def test_labels_outside_the_vocabulary_are_seen():
+    labels = mx.array([[1, 2, -100], [3, -1, 4]])
+    logps = PreferenceLossBase().token_logps({"logits": mx.zeros((2, 3, 4))}, labels)
+    expected = [[-math.log(4), -math.log(4), 0.0], [-math.log(4), math.nan, math.nan]]
+    np.testing.assert_allclose(np.array(logps), expected, rtol=1e-6)
+
+
+def test_arguments_of_the_wrong_kind():
+    with pytest.raises(ValueError, match="give integers"):
+        CPOLoss()({"labels": mx.zeros((2, 3))}, {"logps": mx.zeros((2, 3))})
+    for gamma in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="gamma"):
+            SimPOLoss(gamma=gamma)
