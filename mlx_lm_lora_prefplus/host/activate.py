@@ -18,6 +18,8 @@ _LOSS = (
     *("chosen_masks", "rejected_masks", "beta", "delta", "loss_type"),
 )
 
+MCP_SERVER, DATASETS = "mlx_lm_lora.mcp_server", "mlx_lm_lora.trainer.datasets"
+
 Names = Mapping[str, tuple[str, ...] | None]
 """Name → the parameters of the function; None for a table (a dict)."""
 
@@ -40,8 +42,8 @@ WRAPPED: Mapping[str, Names] = MappingProxyType(
                 ),
             }
         ),
-        "mlx_lm_lora.mcp_server": MappingProxyType({"TRAIN_MODES": None, "known_config_keys": ()}),
-        "mlx_lm_lora.trainer.datasets": MappingProxyType({"load_dataset": ("args", "tokenizer")}),
+        MCP_SERVER: MappingProxyType({"TRAIN_MODES": None, "known_config_keys": ()}),
+        DATASETS: MappingProxyType({"load_dataset": ("args", "tokenizer")}),
         "mlx_lm_lora.trainer.dpo_trainer": MappingProxyType(
             {
                 "train_dpo": ("model", "ref_model", *_TRAINING, "args", "loss_fn", "training_callback", "loss_type"),
@@ -72,7 +74,8 @@ WRAPPED: Mapping[str, Names] = MappingProxyType(
 )
 """Module → name → its parameters: everything of the host that is wrapped, here and nowhere else.
 
-The trainer modules are wrapped only where MLX_LM_LORA_PREFPLUS_PATCH=1 asks for it; the start-up hook sees to that.
+The trainers are wrapped only where MLX_LM_LORA_PREFPLUS_PATCH=1 asks for it (the start-up hook sees to that), the data
+sets only in the process of the MCP server.
 """
 
 USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -99,6 +102,8 @@ def activate(module: ModuleType) -> bool:
         return True
     if getattr(module, "TRAINER_PLUGIN_API", None) is not None:
         return False
+    if module.__name__ == DATASETS and MCP_SERVER not in sys.modules:
+        return False
     reason = misfit(module)
     if reason:
         _tell(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs as it is.")
@@ -115,11 +120,11 @@ def _replacements(module: ModuleType, originals: Mapping[str, Any]) -> Mapping[s
         from .seam import wrappers
 
         return wrappers(module, originals)
-    if module.__name__ == "mlx_lm_lora.mcp_server":
+    if module.__name__ == MCP_SERVER:
         from .mcp import extended
 
         return extended(originals)
-    if module.__name__ == "mlx_lm_lora.trainer.datasets":
+    if module.__name__ == DATASETS:
         return {"load_dataset": _for_modes_the_host_lacks(originals["load_dataset"])}
     return {name: _dropped_in(name, original) for name, original in originals.items()}
 
