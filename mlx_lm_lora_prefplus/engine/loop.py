@@ -28,6 +28,7 @@ from .metrics import MetricsFile
 from .moving_reference import MovingReference
 from .progress import Progress, random_seed, restore, snapshot
 from .qat import FakeQuantization
+from .ranks import Ranks, is_lost_peer
 from .report import report_training, report_validation
 from .run_state import RunState, StateFiles
 from .signals import StopRequest, leave, stop_after_step
@@ -53,6 +54,7 @@ class Training:
     moving_reference: a reference that follows the policy, or None.
     states, metrics: where the state and the metrics of the run are kept; None: nowhere.
     resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
+    ranks: the processes that train together; all come here with the same, and only the first has files.
     """
 
     trainer: Trainer
@@ -73,6 +75,7 @@ class Training:
     metrics: MetricsFile | None = None
     resumed: RunState | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 class _Stopped(Exception):
@@ -110,6 +113,11 @@ def train(run: Training) -> bool:
         except _Stopped:
             pass
         except (RuntimeError, MemoryError) as error:
+            if is_lost_peer(error):
+                raise UserError(
+                    f"Another process of this run is gone ({error}). What was saved up to iteration "
+                    f"{loop.saved_at} is whole: start all of them again with --resume."
+                ) from error
             if memory.is_out_of_memory(error):
                 raise UserError(memory.advice(error, run.policy.model, loop.batch, run.settings)) from error
             raise
@@ -152,7 +160,7 @@ class Loop:
         self.totals, self.laps = Totals(), Laps(stop)
         self._gradients: dict[bool, GradientStep] = {}
         self._feed: Feed | None = None
-        self._saved_at, self._saved_when = -1, time.monotonic()
+        self.saved_at, self._saved_when = -1, time.monotonic()
         run.optimizer.init(run.policy.model.trainable_parameters())
 
     @property
@@ -187,7 +195,7 @@ class Loop:
                     self._update(batches)
             bar.update()
             self._report(bar)
-            if self._save_is_due():
+            if self._agreed():
                 self._save()
             if self.stop.signal is not None:
                 raise _Stopped
@@ -229,6 +237,7 @@ class Loop:
     def _update(self, batches: list[Batch]) -> None:
         run, at = self.run, self.at
         if not at.left_out:
+            self.gradient = run.ranks.sum_gradients(self.gradient)
             clipped, norm = optim.clip_grad_norm(self.gradient, run.settings.max_grad_norm or math.inf)
             if mx.isfinite(norm).item():
                 self._apply(clipped if run.settings.max_grad_norm else self.gradient)
@@ -305,7 +314,9 @@ class Loop:
         for batch in batches:
             with laps.lap():
                 yield batch
-            if self.stop.signal is not None:
+            (signal,) = self.run.ranks.largest(self.stop.signal or 0)
+            if signal:
+                self.stop.signal = signal
                 raise _Stopped
 
     def _report(self, bar: tqdm) -> None:
@@ -353,11 +364,15 @@ class Loop:
         """The learning rate of the last update."""
         return self.run.optimizer.learning_rate.item()  # type: ignore[return-value]
 
-    def _save_is_due(self) -> bool:
+    def _agreed(self) -> bool:
+        """Whether to save now; and a signal that came to one process has come to all."""
         settings = self.run.settings
         minutes = (time.monotonic() - self._saved_when) / 60
         late = settings.save_every_minutes is not None and minutes >= settings.save_every_minutes
-        return late or self.at.iteration % settings.save_every == 0
+        signal, late = self.run.ranks.largest(self.stop.signal or 0, int(late))
+        if signal:  # else one may have come meanwhile
+            self.stop.signal = signal
+        return bool(late) or self.at.iteration % settings.save_every == 0
 
     def _save(self) -> None:
         self._check_weights()
@@ -369,7 +384,7 @@ class Loop:
         """Save at the end, or where a signal ends the run; returns the adapter file."""
         self._check_weights()
         adapter_file, _ = self.run.save(None)
-        if self._saved_at != self.at.iteration:
+        if self.saved_at != self.at.iteration:
             self._save_state()
         return adapter_file
 
@@ -377,9 +392,10 @@ class Loop:
         """After the adapters: where the state is, they are."""
         if self.run.metrics:
             self.run.metrics.sync()
+        state = snapshot(self)  # in every process: their gradients are added up
         if self.run.states:
-            self.run.states.save(snapshot(self))
-        self._saved_at, self._saved_when = self.at.iteration, time.monotonic()
+            self.run.states.save(state)
+        self.saved_at, self._saved_when = self.at.iteration, time.monotonic()
 
     def _check_weights(self) -> None:
         """No weight that is not finite takes the place of a good one."""

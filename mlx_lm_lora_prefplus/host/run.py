@@ -1,5 +1,9 @@
 """A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
 
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -9,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_map
 from mlx_lm.tuner.callbacks import WandBCallback
 from mlx_lm.tuner.utils import build_schedule
 from mlx_lm.utils import maybe_set_recommended_wired_limit
@@ -22,6 +27,7 @@ from ..engine.loop import Training, train
 from ..engine.metrics import MetricsFile
 from ..engine.moving_reference import MovingReference
 from ..engine.qat import FakeQuantization, effective_linears
+from ..engine.ranks import Ranks
 from ..engine.reference import with_reference
 from ..engine.report import host_metrics
 from ..engine.run_state import RunState, StateFiles, newest_state
@@ -44,15 +50,16 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
     Raises:
         UserError: something given cannot work.
     """
-    with stop_at_once():
-        _run(resolved, training_callback)
+    ranks = Ranks()
+    with stop_at_once(), heard_once(ranks):
+        _run(resolved, training_callback if ranks.first else None, ranks)
 
 
-def _run(resolved: Resolved, training_callback: Any) -> None:
+def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     check_start(resolved.settings)
-    if resolved.settings.train:
+    if resolved.settings.train and ranks.first:
         check_writable(Path(resolved.settings.adapter_path))
-    work, splits, state = open_run(resolved)
+    work, splits, state = open_run(resolved, ranks)
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
     for line in summary.lines(work, splits):
         print_info(line)
@@ -62,6 +69,7 @@ def _run(resolved: Resolved, training_callback: Any) -> None:
 
     if settings.train:
         known_by = fingerprint(work)
+        check_same_everywhere(known_by, ranks)
         if state is not None:
             check_same_run(state, known_by, settings)
         check_validation(work)
@@ -69,7 +77,7 @@ def _run(resolved: Resolved, training_callback: Any) -> None:
     if settings.train:
         print_section("Training")
         unfused = Path(settings.adapter_path) / UNFUSED
-        if settings.fuse and (state is None or state.iteration < work.iters):
+        if settings.fuse and ranks.first and (state is None or state.iteration < work.iters):
             unfused.touch()
         file = Path(settings.adapter_path) / "adapters.safetensors"
         if not train_policy(work, reference, file, training_callback, state=state, known_by=known_by):
@@ -78,19 +86,40 @@ def _run(resolved: Resolved, training_callback: Any) -> None:
         policy.load_trained(model, settings.adapter_path)
     if settings.test:
         test_policy(work, reference)
-    if settings.train and settings.fuse and unfused.is_file():
+    if settings.train and settings.fuse and ranks.first and unfused.is_file():
         finish_with_fuse(resolved, model, work.tokenizer)
         unfused.unlink(missing_ok=True)
 
 
-def open_run(resolved: Resolved) -> tuple[Work, dict[str, Split], RunState | None]:
+@contextmanager
+def heard_once(ranks: Ranks) -> Iterator[None]:
+    """Only the first process prints; of the others nothing is heard but the error that ends them."""
+    if ranks.first:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def check_same_everywhere(known_by: Mapping[str, Any], ranks: Ranks) -> None:
+    """UserError where the processes were not started with the same."""
+    digests = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in known_by.items()}
+    if different := ranks.agree(digests):
+        raise UserError(
+            f"The {ranks.size} processes do not train the same: {', '.join(different)} differ. Start all of them with "
+            "the same command, and with the same model, data and releases on each machine."
+        )
+
+
+def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Work, dict[str, Split], RunState | None]:
     """Load the model and read the rows. Nothing is written but the caches.
 
     Returns:
         The work, its rows with what became of them, and the state that the run goes on from.
     """
-    settings = resolved.settings
-    state = find_state(settings, Path(settings.adapter_path)) if settings.train else None
+    settings, ranks = resolved.settings, ranks or Ranks()
+    state = find_state(settings, Path(settings.adapter_path)) if settings.train and ranks.first else None
+    state = ranks.state_from_first(state)
     if settings.efficient_long_context and settings.grad_checkpoint:
         print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
         settings = settings.model_copy(update={"grad_checkpoint": False})
@@ -107,8 +136,14 @@ def open_run(resolved: Resolved) -> tuple[Work, dict[str, Split], RunState | Non
             read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
 
     print_info("Loading datasets")
+    # One after the other: the rows that the first has written are ready for those on the same machine.
+    if not ranks.first:
+        ranks.largest(0)
     splits = read_rows(resolved, tokenizer)
-    return Work(resolved, model, tokenizer, {name: split.rows for name, split in splits.items()}), splits, state
+    if ranks.first:
+        ranks.largest(0)
+    rows = {name: split.rows for name, split in splits.items()}
+    return Work(resolved, model, tokenizer, rows, ranks), splits, state
 
 
 def check_start(settings: RunSettings) -> None:
@@ -117,8 +152,6 @@ def check_start(settings: RunSettings) -> None:
         raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
     if settings.test and settings.test_batches == 0:
         raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
-    if mx.distributed.init().size() > 1:
-        raise UserError("This version trains on one machine. Start it without mlx.launch.")
     if settings.wandb is not None and find_spec("wandb") is None:
         raise UserError("wandb: the package is not installed here. Install it (pip install wandb), or leave wandb out.")
     if settings.resume_adapter_file:
@@ -153,7 +186,7 @@ def train_policy(
     Returns:
         Whether there was anything left to train.
     """
-    resolved, settings, model = work.resolved, work.resolved.settings, work.model
+    resolved, settings, model, ranks = work.resolved, work.resolved.settings, work.model, work.ranks
     folder = adapter_file.parent
     if settings.resume_adapter_file and state is None:
         load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
@@ -168,11 +201,16 @@ def train_policy(
     if model_uses_recurrence(model):
         enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
 
+    model.update(tree_map(ranks.from_first, model.trainable_parameters()))
+
     def save(iteration: int | None) -> tuple[Path, Path | None]:
+        if not ranks.first:
+            return adapter_file, None
         return adapter_file, save_adapters(model, adapter_file, policy.adapter_config(settings), iteration)
 
     def save_best() -> Path:
-        save_adapters(model, folder / "best" / adapter_file.name, policy.adapter_config(settings), None)
+        if ranks.first:
+            save_adapters(model, folder / "best" / adapter_file.name, policy.adapter_config(settings), None)
         return folder / "best"
 
     moving = moving_reference(work)
@@ -181,7 +219,7 @@ def train_policy(
         Training(
             trainer=resolved.trainer,
             options=resolved.options,
-            policy=work.engine.policy,
+            policy=work.policy,
             optimizer=build_optimizer(settings),
             settings=settings,
             iters=work.iters,
@@ -195,8 +233,9 @@ def train_policy(
             qat=fake_quantization(model, settings),
             compiled=work.compiled,
             moving_reference=moving,
-            states=StateFiles(folder, settings.keep_last, state.iteration if state else None),
-            metrics=MetricsFile(folder),
+            states=StateFiles(folder, settings.keep_last, state.iteration if state else None) if ranks.first else None,
+            metrics=MetricsFile(folder) if ranks.first else None,
+            ranks=ranks,
             resumed=state,
             fingerprint=known_by if known_by is not None else fingerprint(work),
         )
@@ -209,7 +248,7 @@ def moving_reference(work: Work) -> MovingReference | None:
     if not getattr(options, "sync_ref_model", False):
         return None
     every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
-    return MovingReference(work.engine.policy, every, alpha, work.token_weights)
+    return MovingReference(work.policy, every, alpha, work.token_weights)
 
 
 def build_optimizer(settings: RunSettings) -> optim.Optimizer:
@@ -237,7 +276,7 @@ def test_policy(work: Work, reference: References) -> None:
     resolved = work.resolved
     state = trainer_state(resolved)
     means = resolved.trainer.evaluate(
-        work.engine.policy, work.evaluation("test", reference), resolved.options, **({"state": state} if state else {})
+        work.policy, work.evaluation("test", reference), resolved.options, **({"state": state} if state else {})
     )
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
