@@ -42,7 +42,9 @@ class Ranks:
         """The sum of a tree of gradients over all processes."""
         if self.size == 1:
             return gradient
-        return tree_map(lambda value: value * self.size, average_gradients(gradient, self.group))
+        summed = tree_map(lambda value: value * self.size, average_gradients(gradient, self.group))
+        mx.eval(summed)  # now and in every process: one that leaves it for later lets the others wait
+        return summed
 
     def largest(self, *values: int) -> list[int]:
         """The largest of each number over all processes. All have to ask."""
@@ -70,12 +72,9 @@ class Ranks:
             return value
         # As integers, so that every bit arrives whatever the others hold.
         bits = value.reshape(-1).view(mx.uint8).astype(mx.int32)
-        return (
-            self.sum(bits if self.first else mx.zeros_like(bits))
-            .astype(mx.uint8)
-            .view(value.dtype)
-            .reshape(value.shape)
-        )
+        told = self.sum(bits if self.first else mx.zeros_like(bits))
+        mx.eval(told)
+        return told.astype(mx.uint8).view(value.dtype).reshape(value.shape)
 
     def state_from_first(self, state: RunState | None) -> RunState | None:
         """The first process's saved state, in each; the others bring None."""
