@@ -4,11 +4,17 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path or hub name. No shell expands the ~ of a config file, so it is done here."""
+
+
+def _listed(value: Any) -> Any:
+    """`a, b` as on a command line → a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
 
 Truncation = Literal["keep_end", "keep_start", "drop"]
 
@@ -172,6 +178,26 @@ class RunSettings(BaseModel):
     fuse: bool = True
     lm_studio_name: str | None = None
     wandb: str | None = None
+    report_to: Annotated[
+        list[Literal["wandb", "swanlab", "tensorboard"]],
+        BeforeValidator(_listed),
+        Field(
+            description="Loggers to send metrics to, each through its own package: wandb, swanlab, tensorboard; "
+            "several as a list."
+        ),
+    ] = []  # ours
+    project_name: Annotated[
+        str | None, Field(description="The name of the project at wandb and swanlab (default: theirs).")
+    ] = None  # ours
+    sample_prompts: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Complete so many validation prompts at each validation, by the policy and its reference, into "
+            "samples.jsonl.",
+        ),
+    ] = 0  # ours
+    sample_tokens: Annotated[Positive, Field(description="sample_prompts: most tokens of a completion.")] = 64  # ours
     qat_enable: bool = False
     qat_bits: Annotated[int, Field(ge=2, le=16)] = 8
     qat_group_size: int = 64
@@ -186,6 +212,7 @@ OWN_KEYS = (
     *("truncation", "max_prompt_length", "label_feature", "responses_feature", "scores_feature", "pairing"),
     *("resume", "save_every_minutes", "keep_last", "on_nonfinite"),
     *("save_best", "early_stopping_patience", "early_stopping_metric"),
+    *("report_to", "project_name", "sample_prompts", "sample_tokens"),
 )
 """Keys of these two classes that the host does not have: each becomes a flag of our modes."""
 

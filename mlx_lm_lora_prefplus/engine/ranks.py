@@ -142,6 +142,6 @@ def share(batch: Batch, rank: int, size: int) -> tuple[int, int]:
     examples = batch.ids.shape[0]
     lengths = np.array(batch.lengths, np.int64).reshape(-1, examples).sum(axis=0)
     before = np.cumsum(lengths) - lengths / 2  # an example belongs to where its middle falls
-    turn = (rank + int(batch.ids[0].item())) % size
+    turn = (rank + int(np.array(batch.ids)[0])) % size
     edges = np.searchsorted(before, np.arange(size + 1) * (lengths.sum() / size))
     return int(edges[turn]), int(edges[turn + 1])

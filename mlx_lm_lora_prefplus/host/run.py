@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
-from mlx_lm.tuner.callbacks import WandBCallback
 from mlx_lm.tuner.utils import build_schedule
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
@@ -36,8 +34,11 @@ from ..errors import UserError
 from ..settings import RunSettings
 from . import fuse, policy, summary
 from .config import Resolved
+from .loggers import check_loggers, with_loggers
+from .record import write_record
 from .references import References
 from .resume import check_same_run, find_state, fingerprint
+from .samples import Samples, first_prompts, keep_samples
 from .work import Work, read_rows
 
 UNFUSED = ".unfused"
@@ -61,10 +62,11 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
         check_writable(Path(resolved.settings.adapter_path))
     work, splits, state = open_run(resolved, ranks)
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
-    for line in summary.lines(work, splits):
+    told = [*summary.lines(work, splits), f"Engine: {work.engine.words}"]
+    warnings = summary.warnings(resolved, model, splits)
+    for line in told:
         print_info(line)
-    print_info(f"Engine: {work.engine.words}")
-    for warning in summary.warnings(resolved, model, splits):
+    for warning in warnings:
         print_warning(warning)
 
     if settings.train:
@@ -77,6 +79,9 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     if settings.train:
         print_section("Training")
         unfused = Path(settings.adapter_path) / UNFUSED
+        if ranks.first and (state is None or state.iteration < work.iters):
+            write_record(Path(settings.adapter_path), work, splits, told, warnings)
+            keep_samples(Path(settings.adapter_path), state.values["progress"]["validated"] if state else 0)
         if settings.fuse and ranks.first and (state is None or state.iteration < work.iters):
             unfused.touch()
         file = Path(settings.adapter_path) / "adapters.safetensors"
@@ -152,8 +157,7 @@ def check_start(settings: RunSettings) -> None:
         raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
     if settings.test and settings.test_batches == 0:
         raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
-    if settings.wandb is not None and find_spec("wandb") is None:
-        raise UserError("wandb: the package is not installed here. Install it (pip install wandb), or leave wandb out.")
+    check_loggers(settings)
     if settings.resume_adapter_file:
         check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
     if not settings.train and settings.adapter_path and not Path(settings.adapter_path).is_dir():
@@ -165,8 +169,8 @@ def check_start(settings: RunSettings) -> None:
 def check_validation(work: Work) -> None:
     """UserError where something waits for validations that there will not be."""
     settings = work.resolved.settings
-    for key in ("early_stopping_patience", "early_stopping_metric", "save_best"):
-        if getattr(settings, key) is not None and not work.evaluates("valid"):
+    for key in ("early_stopping_patience", "early_stopping_metric", "save_best", "sample_prompts"):
+        if getattr(settings, key) not in (None, 0) and not work.evaluates("valid"):
             raise UserError(f"{key}: there is nothing to validate on. Give valid rows and val_batches other than 0.")
 
 
@@ -190,13 +194,12 @@ def train_policy(
     folder = adapter_file.parent
     if settings.resume_adapter_file and state is None:
         load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
-    if settings.wandb is not None:
-        callback = WandBCallback(
-            project_name=settings.wandb,
-            log_dir=settings.adapter_path,
-            config=resolved.values,
-            wrapped_callback=callback,
-        )
+    if ranks.first:
+        callback = with_loggers(settings, resolved.values, callback)
+        if settings.sample_prompts:
+            prompts = first_prompts(work.rows["valid"], settings.sample_prompts)
+            going_on = state is not None
+            callback = Samples(folder, model, work.tokenizer, prompts, settings.sample_tokens, going_on, callback)
     maybe_set_recommended_wired_limit()
     if model_uses_recurrence(model):
         enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
