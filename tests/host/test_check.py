@@ -167,3 +167,17 @@ def test_what_must_be_a_mapping_comes_with_an_example(refused, key):
 
 def test_a_seed_that_numpy_does_not_take(refused):
     assert "seed: 4294967296 (command line) must be less than 4294967296" in refused({"seed": 2**32})
+
+
+@pytest.mark.parametrize("mode", ["orpo", "kto", "bco", "simpo"])
+def test_config_files_of_the_host_for_other_modes(mode):
+    """They may hold the loss of dpo and cpo; the host ignores it there too."""
+    from mlx_lm_lora_prefplus.host.config import resolve
+    from mlx_lm_lora_prefplus.plugin.manager import load_registry
+
+    own = resolve({"train_mode": mode}, load_registry())
+    given = resolve({"train_mode": mode, "dpo_cpo_loss_type": "hinge", "reward_scaling": 2.0}, load_registry())
+    assert given.options == own.options
+    assert given.options.loss_type == mode
+    assert any("dpo_cpo_loss_type" in note for note in given.notes)
+    assert not any("dpo_cpo_loss_type" in note for note in own.notes)
