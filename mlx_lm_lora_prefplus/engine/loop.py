@@ -49,6 +49,7 @@ class Training:
     validation: the batches to evaluate on, or None.
     save: iteration (or None at the end) → the adapter file and the numbered file it wrote.
     save_best: keeps the adapters as the best so far, and returns their file.
+    begin: called once it is known that there is something to train, before the first step.
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
     moving_reference: a reference that follows the policy, or None.
@@ -67,6 +68,7 @@ class Training:
     validation: Callable[[], Iterator[Batch]] | None
     save: Callable[[int | None], tuple[Path, Path | None]]
     save_best: Callable[[], Path] | None = None
+    begin: Callable[[], None] | None = None
     callback: Any = None
     qat: FakeQuantization | None = None
     compiled: bool = False
@@ -103,6 +105,8 @@ def train(run: Training) -> bool:
             restore(loop, run.resumed)
         if loop.finished:
             return False
+        if run.begin:
+            run.begin()
         if run.metrics:
             run.metrics.begin(run.resumed.values["lines"] if run.resumed else 0)
         run.policy.model.train()

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import islice
 from pathlib import Path
@@ -79,13 +79,16 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     if settings.train:
         print_section("Training")
         unfused = Path(settings.adapter_path) / UNFUSED
-        if ranks.first and (state is None or state.iteration < work.iters):
-            write_record(Path(settings.adapter_path), work, splits, told, warnings)
-            keep_samples(Path(settings.adapter_path), state.values["progress"]["validated"] if state else 0)
         if settings.fuse and ranks.first and (state is None or state.iteration < work.iters):
             unfused.touch()
         file = Path(settings.adapter_path) / "adapters.safetensors"
-        if not train_policy(work, reference, file, training_callback, state=state, known_by=known_by):
+
+        def begin() -> None:
+            if ranks.first:
+                write_record(file.parent, work, splits, told, warnings)
+                keep_samples(file.parent, state.values["progress"]["validated"] if state else 0)
+
+        if not train_policy(work, reference, file, training_callback, state=state, known_by=known_by, begin=begin):
             print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
     elif settings.adapter_path:
         policy.load_trained(model, settings.adapter_path)
@@ -182,10 +185,11 @@ def train_policy(
     *,
     state: RunState | None = None,
     known_by: dict[str, Any] | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> bool:
     """Run the loop; the adapters are saved when it returns.
 
-    state: what to go on from. known_by: see `resume.fingerprint`.
+    state: what to go on from. known_by: see `resume.fingerprint`. begin: see `Training`.
 
     Returns:
         Whether there was anything left to train.
@@ -232,6 +236,7 @@ def train_policy(
             validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
             save=save,
             save_best=save_best,
+            begin=begin,
             callback=callback,
             qat=fake_quantization(model, settings),
             compiled=work.compiled,

@@ -309,8 +309,8 @@ def test_refused_in_words_and_nothing_written(go, changes, message):
 
 
 def test_wandb_is_looked_for_before_anything_is_loaded(go, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="wandb: the package is not installed here. Install it"):
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.loggers.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="wandb: the package is not installed here: wandb. Install it"):
         go(wandb="project")
     assert "Loading model" not in capsys.readouterr().out
 
