@@ -71,14 +71,21 @@ class GradientStep:
 
 
 def cuts(batch: Batch) -> list[tuple[int, int]]:
-    """Start and end of each part: as many examples, in their order, as stay within `CUT_POSITIONS`; at least one."""
+    """Start and end of each part of a batch."""
     examples = batch.ids.shape[0]
     prompts = np.array(batch.prompt_lengths[:examples])
-    positions = prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0)
+    return cut(prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0))
+
+
+def cut(positions: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of each part: as many examples, in their order, as stay within `CUT_POSITIONS`; at least one.
+
+    positions: (examples,) tokens of each, its prompt once.
+    """
     starts, room = [0], CUT_POSITIONS - int(positions[0])
     for i, needed in enumerate(positions[1:].tolist(), start=1):
         if needed > room:
             starts.append(i)
             room = CUT_POSITIONS
         room -= needed
-    return list(zip(starts, [*starts[1:], examples], strict=True))
+    return list(zip(starts, [*starts[1:], len(positions)], strict=True))

@@ -14,7 +14,7 @@ from ..host import fuse, policy
 from ..host.work import Work
 from ..plugin import Batch
 from .shapes import Shapes
-from .trial import Measured, measure
+from .trial import Measured, measure, reference_peak
 
 ROOM = 0.9
 """Of the memory there is, what a step may take by the estimate from a smaller batch for it to be tried."""
@@ -24,13 +24,16 @@ QUANTIZED = 4.25
 
 
 class Trials(NamedTuple):
-    """middle, longest: measurements on the batch of middling length and on the longest; None where memory does not
-    reach. tokens: (middle, longest) tokens of the two.
+    """What was measured, None where memory does not reach.
+
+    middle, longest: on the batch of middling length and on the longest. places: (middle, longest) of the two.
+    peak: bytes, the most of all trials; where the longest would not fit, by the growth from the other.
     """
 
     middle: Measured | None
     longest: Measured | None
-    tokens: tuple[int, int]
+    places: tuple[int, int]
+    peak: int
 
 
 def forecast(work: Work, started: float, done: int = 0) -> dict[str, Any]:
@@ -41,41 +44,53 @@ def forecast(work: Work, started: float, done: int = 0) -> dict[str, Any]:
     start_seconds, loaded = time.perf_counter() - started, mx.get_peak_memory()
     known, visited = work.planned_reference.counts()  # before any step
     shapes = Shapes(work)
-    by_memory = np.argsort(shapes.at_once, kind="stable")
-    middle, longest = int(by_memory[len(by_memory) // 2]), int(by_memory[-1])
-    trials = _tried(work, shapes, middle, longest)
+    trials = _tried(work, shapes)
+    longest = trials.places[1]
     evaluation, evaluated = _evaluation(work) if trials.longest else (0.0, 0)
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(work.model.parameters())).values())
-    peak = _peak(trials, shapes, (middle, longest), weights)
-    peak = max(peak, loaded, evaluated, _reference_peak(work, known < visited, weights, trials))
+    peak = max(trials.peak, weights, loaded, evaluated, _second_model(work, known < visited, weights))
     there = total_memory()
-    step = peak - weights
     return {
         "memory": {
             "peak": peak,
             "weights": weights,
-            "step": step,
+            "step": peak - weights,
             "there": there,
             "fits": peak <= there,
             "measured": trials.longest is not None,
-            "longest_batch_tokens": trials.tokens[1],
+            "longest_batch_tokens": int(shapes.tokens[longest]),
         },
         "time": _time(work, shapes, trials, start_seconds, evaluation, (visited - known) / max(visited, 1), done),
         "fused": _fused(work),
-        "ways": _ways(work, shapes.batch(longest), step, weights),
+        "ways": _ways(work, shapes.batch(longest), peak - weights, weights),
     }
 
 
-def _tried(work: Work, shapes: Shapes, middle: int, longest: int) -> Trials:
-    """Both trials; the longest batch is left alone where it would not fit by what the other one took."""
-    tokens = int(shapes.tokens[middle]), int(shapes.tokens[longest])
+def _tried(work: Work, shapes: Shapes) -> Trials:
+    """Trials on the middling batch, the longest, and those that may need more memory than it.
+
+    None but the first is made where it would not fit by the growth from the first.
+    """
+    by_length = np.argsort(shapes.tokens, kind="stable")
+    places = middle, longest = int(by_length[len(by_length) // 2]), int(by_length[-1])
     first = _if_it_fits(lambda: measure(work, shapes.batch(middle)))
     if first is None:
-        return Trials(None, None, tokens)
-    grows = shapes.at_once[longest] / shapes.at_once[middle]
-    if first.before + (first.peak - first.before) * grows > ROOM * total_memory():
-        return Trials(first, None, tokens)
-    return Trials(first, _if_it_fits(lambda: measure(work, shapes.batch(longest))), tokens)
+        return Trials(None, None, places, total_memory() + 1)
+    grows = max(values.max() / values[middle] for values in (shapes.at_once, shapes.attended))
+    expected = int(first.before + (first.peak - first.before) * grows)
+    if expected > ROOM * total_memory():
+        return Trials(first, None, places, expected)
+    found = {middle: first}
+    for place in (longest, int(shapes.at_once.argmax()), int(shapes.attended.argmax())):
+        if place not in found:
+            measured = _if_it_fits(lambda place=place: measure(work, shapes.batch(place)))
+            if measured is None:
+                return Trials(first, None, places, max(expected, total_memory() + 1))
+            found[place] = measured
+    peaks = [one.peak for one in found.values()]
+    if first.forward and (widest := int(shapes.whole.argmax())) not in found:
+        peaks.append(reference_peak(work, shapes.batch(widest)))
+    return Trials(first, found[longest], places, max(peaks))
 
 
 def _if_it_fits(trial: Callable[[], Measured]) -> Measured | None:
@@ -87,26 +102,15 @@ def _if_it_fits(trial: Callable[[], Measured]) -> Measured | None:
         raise
 
 
-def _peak(trials: Trials, shapes: Shapes, places: tuple[int, int], weights: int) -> int:
-    """Bytes: as measured on the longest batch, else as the other one grows; more than there is where none fits."""
-    if trials.longest:
-        return trials.longest.peak
-    middle = trials.middle
-    if middle is None:
-        return max(total_memory(), weights) + 1
-    grows = shapes.at_once[places[1]] / shapes.at_once[places[0]]
-    return int(middle.before + (middle.peak - middle.before) * grows)
-
-
-def _reference_peak(work: Work, needed: bool, weights: int, trials: Trials) -> int:
-    """Bytes while a second model stands beside the first for the reference's pass; 0 where none does."""
+def _second_model(work: Work, needed: bool, weights: int) -> int:
+    """Bytes of both models while one that is named as the reference stands beside the policy; 0 where none does."""
     path = work.resolved.settings.reference_model_path
     if not (path and needed):
         return 0
     folder = Path(path).expanduser()
     adapters = policy.adapter_file(path) is not None
     size = weights if adapters else sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return (size or weights) + (trials.longest.before if trials.longest else weights)
+    return weights + (size or weights)
 
 
 def _evaluation(work: Work) -> tuple[float, int]:
@@ -140,13 +144,14 @@ def _time(
     if not (trials.middle and trials.longest):
         return None
     settings = work.resolved.settings
-    seconds = _line(trials.tokens, (trials.middle.seconds, trials.longest.seconds))
-    forward = _line(trials.tokens, (trials.middle.forward, trials.longest.forward))
+    middle, longest = trials.middle, trials.longest
+    seconds = _line(shapes.tokens[[*trials.places]], (middle.seconds, longest.seconds))
+    forward = _line(shapes.whole[[*trials.places]], (middle.forward, longest.forward))
     left = (work.iters - done) / len(shapes.tokens)  # of the epochs that were looked through
-    compiling = max(trials.middle.first - trials.middle.seconds, 0.0) * shapes.different
+    compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
     validations = {1, work.iters, *range(settings.steps_per_eval, work.iters + 1, settings.steps_per_eval)}
-    reference = unknown * float(forward(shapes.tokens[: shapes.epoch]).sum())
-    if work.evaluates("valid") and trials.longest.forward:
+    reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
+    if work.evaluates("valid") and longest.forward:
         reference += unknown * evaluation
     parts = {
         "start": start,
@@ -157,7 +162,7 @@ def _time(
     return {**parts, "step": float(seconds(shapes.tokens).mean()), "total": sum(parts.values())}
 
 
-def _line(tokens: tuple[int, int], seconds: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
+def _line(tokens: Any, seconds: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
     """Seconds of a batch by its tokens: a line through two points, or through the origin where they are too close."""
     (few, many), (short, long) = tokens, seconds
     slope = (long - short) / (many - few) if many > 1.1 * few else long / many

@@ -1,7 +1,7 @@
 """How much work each planned batch is, from its shape."""
 
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from ..data.batches import planned_batches
 from ..data.order import widths
 from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
-from ..engine.step import CUT_POSITIONS, GradientStep
+from ..engine.step import GradientStep, cut
 from ..host.work import Work
 from ..plugin import Batch
 
@@ -17,29 +17,53 @@ EPOCHS = 3
 """Epochs that are looked through; those after them are much like them."""
 
 
-class Shapes:
-    """The batches that a run trains on, of the first epochs.
+class Shape(NamedTuple):
+    """rows: examples. prompt, completion: their widths, padding included. completions: of each example."""
 
-    tokens: (batches,) tokens that each computes, padding included where there is any.
-    at_once: (batches,) tokens on which its memory depends: on a CPU a batch may be computed in parts.
+    rows: int
+    prompt: int
+    completion: int
+    completions: int
+
+    def tokens(self, shared_prompt: bool) -> int:
+        """Tokens that are computed: a prompt once for all its completions, or with each of them."""
+        prompts = 1 if shared_prompt else self.completions
+        return self.rows * (prompts * self.prompt + self.completions * self.completion)
+
+    def pairs(self, shared_prompt: bool) -> int:
+        """Pairs of tokens of which one attends to the other."""
+        whole = self.prompt + self.completion
+        if not shared_prompt:
+            return self.rows * self.completions * whole * whole
+        return self.rows * (self.prompt * self.prompt + self.completions * self.completion * whole)
+
+
+class Shapes:
+    """The batches that a run trains on, of the first epochs. On a CPU a step may compute a batch in parts.
+
+    tokens: (batches,) tokens that a step computes, padding included.
+    at_once, attended: (batches,) tokens of the largest part, and pairs of tokens of the part that has the most. Memory
+        grows with both, how much with each depends on the model.
+    whole: (batches,) tokens of the batch in one piece, as the reference computes it.
     epoch: batches of the first epoch.
     different: graphs to be compiled, where they are: batches of different shapes.
     """
 
     def __init__(self, work: Work):
         self.work, self.lengths = work, work.lengths("train")
-        self.shared_prompt = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
+        shared = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
         self._batches: list[Batch] = []  # of another package's trainer: there is no plan of them
         epochs = [self._epoch(epoch) for epoch in range(EPOCHS)]
-        self._rows = rows = [ids for epoch in epochs for ids in epoch][: work.iters]
+        self._rows = [rows for epoch in epochs for rows in epoch][: work.iters]
         self.epoch = len(epochs[0])
-        cut = GradientStep(work.resolved.trainer, work.engine.policy, work.resolved.options, work.compiled).cuts
-        of_rows = (self.lengths.prompt * (1 if self.shared_prompt else self.lengths.count)) + self.lengths.total
-        padded = [self._shape(ids) for ids in rows]
-        self.different = len(set(padded)) if work.compiled else 0
-        self.tokens = np.array([of_rows[ids].sum() if cut else np.prod(p) for ids, p in zip(rows, padded, strict=True)])
-        longest = np.array([of_rows[ids].max() for ids in rows])
-        self.at_once = np.minimum(self.tokens, np.maximum(CUT_POSITIONS, longest)) if cut else self.tokens
+        in_parts = GradientStep(work.resolved.trainer, work.engine.policy, work.resolved.options, work.compiled).cuts
+        wholes = [self._shape(rows) for rows in self._rows]
+        parts = [self._parts(rows) for rows in self._rows] if in_parts else [[whole] for whole in wholes]
+        self.whole = np.array([whole.tokens(shared) for whole in wholes])
+        self.tokens = np.array([sum(part.tokens(shared) for part in own) for own in parts])
+        self.at_once = np.array([max(part.tokens(shared) for part in own) for own in parts])
+        self.attended = np.array([max(part.pairs(shared) for part in own) for own in parts])
+        self.different = len(set(wholes)) if work.compiled else 0
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """The rows of each batch."""
@@ -49,13 +73,14 @@ class Shapes:
         self._batches += batches
         return [np.array(batch.ids) for batch in batches]
 
-    def _shape(self, rows: np.ndarray) -> tuple[int, int]:
-        """Rows, and tokens of each with their padding."""
-        wide = lambda values: int(widths(values[rows].max(), self.work.multiple))  # noqa: E731
-        lengths, most = self.lengths, int(self.lengths.count[rows].max())
-        if self.shared_prompt:
-            return len(rows), wide(lengths.prompt) + most * wide(lengths.completion)
-        return len(rows), most * wide(lengths.prompt + lengths.completion)
+    def _parts(self, rows: np.ndarray) -> list[Shape]:
+        positions = (self.lengths.prompt + self.lengths.total)[rows]
+        return [self._shape(rows[start:stop]) for start, stop in cut(positions)]
+
+    def _shape(self, rows: np.ndarray) -> Shape:
+        multiple, lengths = self.work.multiple, self.lengths
+        prompt, completion = (int(widths(one[rows].max(), multiple)) for one in (lengths.prompt, lengths.completion))
+        return Shape(len(rows), prompt, completion, int(lengths.count[rows].max()))
 
     def batch(self, place: int) -> Batch:
         """The batch at a place of `tokens`."""

@@ -85,6 +85,14 @@ def _compared(work: Work, batch: Batch) -> tuple[Batch, float]:
     return next(with_reference([batch], logps)), statistics.mean(seconds[1:])
 
 
+def reference_peak(work: Work, batch: Batch) -> int:
+    """Bytes, the most that are in use while the reference passes over a batch."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    _compared(work, batch)
+    return mx.get_peak_memory()
+
+
 def _loop(work: Work, batch: Batch) -> Loop:
     """The loop of the run, with one batch for all, without validation, reports and files."""
     settings = work.resolved.settings

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_lm_lora_prefplus.engine import step
+from mlx_lm_lora_prefplus.engine.parts import part
+from mlx_lm_lora_prefplus.engine.step import cuts
 from mlx_lm_lora_prefplus.host.command_line import settings_of
 from mlx_lm_lora_prefplus.host.run import open_run
 from mlx_lm_lora_prefplus.preview import forecast
-from mlx_lm_lora_prefplus.preview.shapes import Shapes
+from mlx_lm_lora_prefplus.preview.shapes import Shape, Shapes
 from mlx_lm_lora_prefplus.preview.show import duration
 from mlx_lm_lora_prefplus.preview.trial import measure
 
@@ -26,21 +29,22 @@ def work(config):
 )
 @pytest.mark.parametrize("compiled", [False, True])
 def test_shapes_are_those_of_the_batches(work, monkeypatch, compiled, changes):
+    monkeypatch.setattr(step, "CUT_POSITIONS", 20)
     run = work(**changes)
     run.compiled, run.multiple = compiled, 32 if compiled else 1
     shapes = Shapes(run)
-    padded = compiled or "engine" in changes
     batches = [batch for epoch in range(3) for batch in run.batches("train", epoch)][: run.iters]
     assert len(shapes.tokens) == len(batches) == run.iters
+    shared = "engine" not in changes
     for place, batch in enumerate(batches):
         assert np.array_equal(np.array(shapes.batch(place).tokens), np.array(batch.tokens))
-        if compiled:
-            sizes = batch.tokens.size if shapes.shared_prompt is False else batch.prompts.size + batch.completions.size
-            assert shapes.tokens[place] == sizes
-        elif not padded:
-            examples = len(batch.ids)
-            real = int(np.array(batch.prompt_lengths)[:examples].sum() + np.array(batch.completion_lengths).sum())
-            assert shapes.tokens[place] == real
+        sizes = batch.prompts.size + batch.completions.size
+        assert shapes.whole[place] == sizes + (0 if shared else batch.prompts.size)
+    parts = [part(batch, *ends) for batch in batches for ends in cuts(batch)]
+    if shared and not compiled:
+        assert shapes.tokens.sum() == sum(one.prompts.size + one.completions.size for one in parts)
+        assert shapes.at_once.max() == max(one.prompts.size + one.completions.size for one in parts)
+        assert len(parts) > len(batches)
     assert bool(shapes.different) is compiled
 
 
@@ -57,6 +61,12 @@ def _trained(run):
     from mlx.utils import tree_flatten
 
     return dict(tree_flatten(run.model.trainable_parameters()))
+
+
+def test_pairs_of_tokens_that_attend():
+    shape = Shape(rows=2, prompt=3, completion=2, completions=2)
+    assert (shape.tokens(True), shape.tokens(False)) == (2 * (3 + 4), 2 * (6 + 4))
+    assert (shape.pairs(True), shape.pairs(False)) == (2 * (9 + 2 * 2 * 5), 2 * 2 * 25)
 
 
 def test_time_is_a_line_through_both_batches():

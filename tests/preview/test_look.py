@@ -141,9 +141,10 @@ def test_a_run_that_does_not_fit(call, config, monkeypatch):
         assert words in " ".join(done.stdout.split())
 
 
-def test_looking_leaves_the_weights_and_the_cache_of_the_reference_alone(config, tmp_path):
+def test_looking_writes_no_reference_and_no_files(config, tmp_path, tmp_path_factory, monkeypatch):
     from mlx_lm_lora_prefplus.data import cache
 
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
     report = look([config()])
     assert report["can_start"]
     assert not [entry for entry in cache.entries() if entry.kind == "reference"]
