@@ -56,7 +56,8 @@ def whole_file(target: Path) -> Iterator[Path]:
         temporary.replace(target)
         _sync_folder(target.parent)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(
             f"Could not write {target}: {error}. Files saved before are whole. Free some space on the disk (or allow "
             "writing there) and start again; with --resume the run goes on from its last state."

@@ -73,7 +73,7 @@ def margins_exploding(history: History, run: Run) -> str | None:
         return None
     return (
         f"the margin has grown to {margins[-1]:.1f} and grows on: the pairs are long won, and the policy runs away "
-        "from where it began. Try fewer iters, a smaller learning_rate, label_smoothing: 0.1, or loss_type: ipo, "
+        "from where it began. Try fewer iters, a smaller learning_rate, label_smoothing: 0.1, or the objective ipo, "
         "which aims at a margin."
     )
 
@@ -94,7 +94,7 @@ def chosen_falling(history: History, run: Run) -> str | None:
     return (
         f"the chosen completions have become less likely, from {before:.2f} to {now:.2f} nats per token (likelihood "
         "displacement): the policy prefers them only because the rejected ones fall faster. Try an NLL term "
-        "(sft_weight: 0.1, or cpo_alpha: 1 in mode cpo), loss_type: dpop, or a smaller learning_rate."
+        "(sft_weight: 0.1 in mode dpo, cpo_alpha: 1 in mode cpo), the objective dpop there, or a smaller learning_rate."
     )
 
 

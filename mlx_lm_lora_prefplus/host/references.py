@@ -14,7 +14,7 @@ from mlx_lm.utils import _download
 
 from ..data import cache
 from ..data.order import ORDER
-from ..engine.adapters import adapters_off
+from ..engine.adapters import adapter_layers, adapters_off
 from ..engine.reference import reference_logps
 from ..engine.reference_cache import ENGINE, Store, file_digest, files_digest, weights_digest
 from ..settings import RunSettings
@@ -94,7 +94,8 @@ class Reference:
         """Changes with the reference; None if it cannot be told without loading."""
         settings = self.work.resolved.settings
         if self.given is not None:
-            return weights_digest(self.given)
+            # The digest is of a model without its adapters, and those of a given one are on.
+            return None if adapter_layers(self.given) else weights_digest(self.given)
         if not settings.reference_model_path:
             return weights_digest(self.work.model)
         try:

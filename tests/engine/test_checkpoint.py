@@ -84,3 +84,9 @@ def test_unreadable_and_absent_files(tmp_path):
         load_adapter_weights(model, tmp_path, "resume_adapter_file")
     with pytest.raises(UserError, match="resume_adapter_file: there is no file"):
         load_adapter_weights(model, tmp_path / "absent.safetensors", "resume_adapter_file")
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Could not write"), checkpoint.whole_file(tmp_path / "file" / "a.json"):
+        pass

@@ -181,3 +181,12 @@ def test_config_files_of_the_host_for_other_modes(mode):
     assert given.options.loss_type == mode
     assert any("dpo_cpo_loss_type" in note for note in given.notes)
     assert not any("dpo_cpo_loss_type" in note for note in own.notes)
+
+
+def test_a_reference_of_its_own_cannot_follow_the_policy(tmp_path):
+    from mlx_lm_lora_prefplus.errors import UserError
+    from mlx_lm_lora_prefplus.host.config import resolve
+    from mlx_lm_lora_prefplus.plugin.manager import load_registry
+
+    with pytest.raises(UserError, match="reference_model_path: 'other'.*cannot follow the policy"):
+        resolve({"train_mode": "dpo", "sync_ref_model": True, "reference_model_path": "other"}, load_registry())

@@ -14,6 +14,7 @@ def config(model_folder, tmp_path, monkeypatch):
     """Write run.yaml over a small world, with changes; returns its name."""
     write_pairs(tmp_path / "data", train=10, valid=3)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "cache"))  # what is in it is looked at
 
     def write(**changes) -> str:
         settings = {
