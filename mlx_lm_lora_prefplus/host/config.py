@@ -96,11 +96,9 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     settings, data, options = (
         validated(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options)
     )
-    if getattr(options, "sync_ref_model", False) and settings is not None and settings.reference_model_path:
+    if getattr(options, "sync_ref_model", False) and (path := joined.values["reference_model_path"]):
         what = "cannot follow the policy with sync_ref_model: its reference begins at the model itself; leave out one"
-        problems.add(
-            "reference_model_path", settings.reference_model_path, joined.sources["reference_model_path"], what
-        )
+        problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)
     problems.raise_if_any()
     for model in (settings, data):
         joined.values.update({key: getattr(model, key) for key in type(model).model_fields})
