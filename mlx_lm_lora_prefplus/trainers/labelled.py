@@ -24,7 +24,7 @@ class LabelledTrainer(TableTrainer):
 
     def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
         """Sums of the loss over the rows."""
-        scores = policy(batch, statistics=not policy.model.training)
+        scores = policy(batch, statistics=True)
         rows = batch.ids.shape[0]
         logratios = scores.logps - batch.reference_logps
         examples = Labelled(

@@ -28,9 +28,8 @@ class PairedTrainer(TableTrainer):
     def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
         """Sums of the preference loss over the pairs (or lists) and of the weighted NLL over the chosen tokens."""
         weighting = getattr(options, "use_weighting", False)
-        statistics = weighting or not policy.model.training
         ranked = self.rows_of(options) == "ranked"
-        scores = policy(batch, None if ranked else self.weights(batch, options), statistics=statistics)
+        scores = policy(batch, None if ranked else self.weights(batch, options), statistics=True)
         examples = _lists(scores, batch) if ranked else _pairs(scores, batch)
         pair_weights = None
         if weighting:

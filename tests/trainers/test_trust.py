@@ -233,6 +233,15 @@ def test_metrics_of_labelled_rows_are_by_class():
     assert {"logps/chosen", "logps/rejected", "logits/chosen", "entropy", "rewards/accuracies"} <= set(means)
 
 
+@pytest.mark.parametrize("trainer", TRAINERS, ids=lambda trainer: trainer.mode)
+def test_training_and_evaluation_report_the_same_metrics(trainer):
+    run = Run(trainer, trainer.options())
+    trained = {name for group in run.output(run.batches[0]).metrics.values() for name in group}
+    given = {"state": run.state} if run.state else {}
+    evaluated = set(trainer.evaluate(run.policy, iter(run.batches), run.options, **given)) - {"loss"}
+    assert trained == evaluated >= {"entropy", "rewards/chosen", "logps/rejected", "logits/chosen"}
+
+
 def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
     assert DPO.options().beta == 0.1
     assert DPO.options(loss_type="sppo_hard").beta == 0.001
