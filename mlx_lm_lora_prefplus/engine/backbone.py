@@ -6,6 +6,7 @@ code runs in between, so scales, soft caps, tied and quantised heads need nothin
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -40,14 +41,19 @@ class Halves:
         backbone: a module of it whose output the rest of the model turns into logits.
 
     Attributes, filled in by `find_halves`:
+        vocabulary: tokens of the head.
         head_names: names of the parameters that the logits of given hidden states depend on.
         head_dropouts: dropout outside the layers.
+        cuts: the parameters of the head that hold something for each token, each as (module, key, axis of the tokens);
+            empty where the head cannot compute some tokens alone.
     """
 
     def __init__(self, model: nn.Module, backbone: nn.Module):
         self.model, self.backbone = model, backbone
+        self.vocabulary = 0
         self.head_names: frozenset[str] = frozenset()
         self.head_dropouts: list[nn.Module] = []
+        self.cuts: list[tuple[nn.Module, str, int]] = []
 
     def hidden(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
         """(rows, width, hidden) states of (rows, width) tokens."""
@@ -58,11 +64,23 @@ class Halves:
             return caught.args[0]
         raise ValueError(f"{type(self.model).__name__} did not call its {type(self.backbone).__name__}")
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        """(rows, width, vocabulary) logits of (rows, width, hidden) states."""
-        tokens = mx.zeros(hidden.shape[:2], mx.int32)
-        with swapped_classes([(self.backbone, _giving(type(self.backbone), hidden))]):
-            return self.model(tokens)
+    def logits(self, hidden: mx.array, tokens: slice | mx.array | None = None) -> mx.array:
+        """(rows, width, vocabulary) logits of (rows, width, hidden) states; with `cuts`, of some tokens alone."""
+        inputs = mx.zeros(hidden.shape[:2], mx.int32)
+        with swapped_classes([(self.backbone, _giving(type(self.backbone), hidden))]), self._cut(tokens):
+            return self.model(inputs)
+
+    @contextmanager
+    def _cut(self, tokens: slice | mx.array | None) -> Iterator[None]:
+        """The head holds the rows of some tokens alone."""
+        whole = [] if tokens is None else [(module, key, module[key]) for module, key, _ in self.cuts]
+        try:
+            for (module, key, value), (_, _, axis) in zip(whole, self.cuts, strict=False):
+                module[key] = value[tokens] if axis == 0 else value[:, tokens]
+            yield
+        finally:
+            for module, key, value in whole:
+                module[key] = value
 
 
 def arrays(tree: Any) -> dict[str, mx.array]:
@@ -82,7 +100,9 @@ def find_halves(model: nn.Module) -> Halves | None:
         except Exception:  # whatever a model does when it is called in two halves, this module is not the one
             continue
         if logits.shape == expected.shape and mx.array_equal(logits, expected, equal_nan=True):
+            halves.vocabulary = expected.shape[-1]
             halves.head_names = _head_names(halves, mx.stop_gradient(hidden[:, :1]))
+            halves.cuts = _cuts(halves, hidden, expected)
             halves.head_dropouts = [m for _, m in _outside_layers(model) if isinstance(m, nn.Dropout)]
             return halves
     return None
@@ -116,3 +136,21 @@ def _head_names(halves: Halves, hidden: mx.array) -> frozenset[str]:
             finally:
                 module[key] = value
     return frozenset(names)
+
+
+def _cuts(halves: Halves, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
+    """What `Halves.cuts` says, if the logits of some tokens come out of it."""
+    found = Halves(halves.model, halves.backbone)
+    for path, module in _outside_layers(halves.model):
+        if any(name.rpartition(".")[0] == path for name in halves.head_names):
+            for key, value in module.items():
+                if isinstance(value, mx.array) and halves.vocabulary in value.shape:
+                    found.cuts.append((module, key, value.shape.index(halves.vocabulary)))
+    some = mx.array([halves.vocabulary - 1, 0])
+    try:
+        cut = found.logits(hidden, some)
+    except Exception:  # whatever a model does with fewer tokens than it was made for
+        return []
+    if cut.shape[-1] == some.size and mx.allclose(cut, logits[..., some], rtol=1e-2, atol=1e-2, equal_nan=True).item():
+        return found.cuts
+    return []

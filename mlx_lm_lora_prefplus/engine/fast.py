@@ -8,7 +8,7 @@ from mlx.utils import tree_unflatten
 from ..plugin.protocol import Batch, Scores
 from .adapters import swapped_classes
 from .backbone import Halves, arrays
-from .head import Columns, chunk_size, frozen_head_logps, head_logps, trained_head_logps
+from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .logps import scores_of
 from .prefix import completion_states
 
@@ -49,13 +49,14 @@ class HeadPolicy:
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
 
     def _score(self, states: mx.array, targets: mx.array, statistics: bool) -> Columns:
-        parameters = self._head_parameters()
-        chunk = chunk_size(self._vocabulary(states))
-        if not (self.model.training if self.for_gradient is None else self.for_gradient):
-            return head_logps(self._head, states, targets, chunk, statistics)
-        if not parameters:
-            return frozen_head_logps(self._head, states, targets, chunk, statistics)
-        return trained_head_logps(self._head_with, parameters, states, targets, chunk, statistics)
+        training = self.model.training if self.for_gradient is None else self.for_gradient
+        trained = self._head_parameters() if training else {}
+        vocabulary = self.halves.vocabulary
+        blocks = blocks_of(states.shape[0], vocabulary, cuttable=bool(self.halves.cuts) and not trained)
+        if trained:
+            return trained_head_logps(self._head_with, trained, states, targets, blocks.positions, statistics)
+        logps = frozen_head_logps if training else head_logps
+        return logps(self._head, vocabulary, states, targets, blocks, statistics)
 
     def _head_parameters(self) -> dict[str, mx.array]:
         """Name → trained parameters that the head reads."""
@@ -72,11 +73,8 @@ class HeadPolicy:
         finally:
             self.model.update(tree_unflatten(list(own.items())))
 
-    def _head(self, states: mx.array) -> mx.array:
-        return self.halves.logits(states[None])[0]
-
-    def _vocabulary(self, states: mx.array) -> int:
-        return self._head(mx.stop_gradient(states[:1])).shape[-1]
+    def _head(self, states: mx.array, tokens: slice | mx.array | None = None, /) -> mx.array:
+        return self.halves.logits(states[None], tokens)[0]
 
 
 class SharedPrefixPolicy(HeadPolicy):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.engine import head as heads
-from mlx_lm_lora_prefplus.engine.head import frozen_head_logps, head_logps, trained_head_logps
+from mlx_lm_lora_prefplus.engine.head import Blocks, blocks_of, frozen_head_logps, head_logps, trained_head_logps
+from mlx_lm_lora_prefplus.engine.logps import Exponentials
 
 WEIGHT = mx.random.normal((7, 4), key=mx.random.key(1))
 HIDDEN = mx.random.normal((9, 4), key=mx.random.key(2))
@@ -17,22 +18,31 @@ TARGETS = mx.array([0, 6, 3, 3, 1, 2, 5, 4, 0])
 
 
 def linear(weight):
-    return lambda states: states @ weight.T
+    return lambda states, tokens=slice(None): states @ weight[tokens].T
 
 
 def frozen(weight, hidden, targets, chunk):
-    return frozen_head_logps(linear(weight), hidden, targets, chunk)
+    return frozen_head_logps(linear(weight), len(weight), hidden, targets, Blocks(chunk, len(weight)))
+
+
+def frozen_in_blocks(weight, hidden, targets, chunk, statistics=False):
+    return frozen_head_logps(linear(weight), len(weight), hidden, targets, Blocks(2 * chunk, chunk), statistics)
 
 
 def only_values(weight, hidden, targets, chunk):
-    return head_logps(linear(weight), hidden, targets, chunk)
+    return head_logps(linear(weight), len(weight), hidden, targets, Blocks(chunk, len(weight)))
+
+
+def only_values_in_blocks(weight, hidden, targets, chunk, statistics=False):
+    return head_logps(linear(weight), len(weight), hidden, targets, Blocks(2 * chunk, chunk), statistics)
 
 
 def trained(weight, hidden, targets, chunk):
     return trained_head_logps(lambda w, states, key: linear(w)(states), weight, hidden, targets, chunk)
 
 
-WAYS = pytest.mark.parametrize("way", [frozen, only_values, trained], ids=lambda way: way.__name__)
+ALL = [frozen, frozen_in_blocks, only_values, only_values_in_blocks, trained]
+WAYS = pytest.mark.parametrize("way", ALL, ids=lambda way: way.__name__)
 
 
 def expected(weight, hidden, targets):
@@ -75,7 +85,7 @@ def gradients(way, chunk, dtype=mx.float32):
     return mx.grad(loss, argnums=(0, 1))(WEIGHT.astype(dtype), HIDDEN.astype(dtype))
 
 
-@pytest.mark.parametrize("way", [frozen, trained])
+@pytest.mark.parametrize("way", [frozen, frozen_in_blocks, only_values_in_blocks, trained])
 @pytest.mark.parametrize("chunk", [1, 4, 9])
 def test_gradient_by_finite_differences(way, chunk):
     weights = np.linspace(-1, 2, TARGETS.size)
@@ -104,9 +114,25 @@ def test_gradient_by_finite_differences(way, chunk):
 
 
 def test_mean_logits_have_no_gradient():
-    for way in (frozen, only_values, trained):
+    for way in ALL:
         loss = lambda hidden, way=way: way(WEIGHT, hidden, TARGETS, 4)[1].sum()  # noqa: E731
         assert mx.abs(mx.grad(loss)(HIDDEN)).max().item() == 0
+
+
+@pytest.mark.parametrize("way", [frozen_in_blocks, only_values_in_blocks], ids=lambda way: way.__name__)
+@settings(max_examples=20, deadline=None)
+@given(scale=st.floats(0, 50), shift=st.floats(-1e3, 1e3), tokens=st.integers(1, 6), seed=st.integers(0, 99))
+def test_blocks_of_the_vocabulary_have_no_effect(way, scale, shift, tokens, seed):
+    """Whatever block holds the largest logit, log-probs and statistics are those of all logits at once."""
+    weight = mx.concatenate([scale * mx.random.normal((7, 3), key=mx.random.key(seed)), mx.full((7, 1), shift)], axis=1)
+    hidden = mx.concatenate([HIDDEN[:, :3], mx.ones((9, 1))], axis=1)
+    wanted = Exponentials.of(hidden @ weight.T)
+    found = way(weight, hidden, TARGETS, tokens, statistics=True)
+    tolerance = 1e-5 + 3e-7 * (abs(shift) + 10 * scale)
+    for given_, value in zip(found[::2], [wanted.logps(TARGETS), wanted.statistics()[0]], strict=True):
+        np.testing.assert_allclose(np.array(given_), np.array(value), rtol=1e-4, atol=10 * tolerance)
+    np.testing.assert_allclose(np.array(found[1]), np.array(mx.mean(hidden @ weight.T, axis=1)), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(np.array(found[3]), np.array(wanted.statistics()[1]), rtol=1e-4, atol=10 * tolerance)
 
 
 @settings(max_examples=20, deadline=None)
@@ -153,9 +179,9 @@ def test_logits_never_all_stand_in_memory(way):
     weight, hidden = mx.zeros((VOCABULARY, 8)), mx.ones((TOKENS, 8))
     targets = mx.zeros((TOKENS,), mx.int32)
     mx.eval(weight, hidden, targets)
-    chunk = 1_000_000 // (4 * VOCABULARY)
+    chunk = 500 if way in (frozen_in_blocks, only_values_in_blocks) else 1_000_000 // (4 * VOCABULARY)
     loss = lambda hidden: way(weight, hidden, targets, chunk)[0].sum()  # noqa: E731
-    run = loss if way is only_values else mx.value_and_grad(loss)
+    run = mx.value_and_grad(loss) if way in (frozen, frozen_in_blocks, trained) else loss
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -163,6 +189,9 @@ def test_logits_never_all_stand_in_memory(way):
     assert mx.get_peak_memory() - before < TOKENS * VOCABULARY * 4 / 4
 
 
-def test_chunk_size(monkeypatch):
-    monkeypatch.setitem(heads.CHUNK_BYTES, "cpu" if mx.default_device().type == mx.cpu else "gpu", 4 * 1000)
-    assert [heads.chunk_size(vocabulary) for vocabulary in (1, 10, 15, 100, 5000)] == [1000, 100, 66, 64, 64]
+def test_blocks(monkeypatch):
+    monkeypatch.setitem(heads.BLOCK_BYTES, "cpu" if mx.default_device().type == mx.cpu else "gpu", 4 * 2048)
+    assert [blocks_of(5000, vocabulary) for vocabulary in (1, 4, 30)] == [(2048, 1), (1024, 2), (1024, 2)]
+    assert blocks_of(8, 30) == (8, 30)
+    assert blocks_of(8, 5000) == (8, 256)
+    assert [blocks_of(5000, vocabulary, cuttable=False) for vocabulary in (4, 5000)] == [(512, 4), (64, 5000)]
