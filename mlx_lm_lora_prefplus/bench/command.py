@@ -17,7 +17,7 @@ def bench(
     ] = "cpo-chat",
     suite: Annotated[bool, typer.Option("--suite", help="All workloads of the suite, each with its goals.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Our cost over rows and tokens.")] = False,
-    figure: Annotated[Path | None, typer.Option(help="With --scaling: write a figure here (needs [plot]).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a figure of the result here (needs matplotlib).")] = None,
     model: Annotated[
         str | None, typer.Option(help="A model folder or name (default: a llama of random weights).")
     ] = None,
@@ -42,10 +42,11 @@ def bench(
 ) -> None:
     """Measure a training step against the host's own: same rows, same weights, in turn, in one process."""
     from ..errors import UserError
+    from .figures import draw_growth, draw_ratios
     from .measure import Method, measure
     from .ours import ENGINES
     from .report import show
-    from .scaling import draw, growth_told, scaled
+    from .scaling import growth_told, scaled
     from .workloads import SUITE
 
     if workload not in SUITE:
@@ -56,7 +57,7 @@ def bench(
     if scaling:
         rows = scaled(replace(method, host=False))
         if figure:
-            draw(rows, figure)
+            draw_growth(rows, figure)
         show(rows, as_json, growth_told(rows))
         return
     changes = {
@@ -78,4 +79,6 @@ def bench(
     for one in SUITE.values() if suite else [SUITE[workload]]:
         typer.echo(f"{one.name} …", err=True)
         rows.append(measure(replace(one, **given), method))
+    if figure:
+        draw_ratios(rows, figure)
     show(rows, as_json)

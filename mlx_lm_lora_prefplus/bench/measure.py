@@ -79,7 +79,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
         reference = make_base(workload) if workload.mode == "dpo" else None
         theirs = host_gradient(model, reference, *loss, compile_host)
         steps = {"host": lambda: theirs(*padded), **steps}
-    if method.floor:
+    if method.floor and _shares_prompts(choice):
         steps["floor"] = floor_step(halves_of(model), rows)
     error = _gradient_error(steps)
     sides, repeated = interleaved(steps, method.repeat, method.seconds)

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
 from .measure import Method, measure
 from .workloads import SUITE, Workload
 
@@ -49,29 +47,3 @@ def growth_told(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"step memory as size^{growth(rows, axis, 'ours_step_bytes'):.2f} (1: linear)"
         for axis in ("pairs", "tokens")
     ]
-
-
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a figure of time and step memory over both axes.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import rc_context  # pyright: ignore[reportMissingImports]
-        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError('--figure needs matplotlib: pip install "mlx-lm-lora-prefplus[plot]"') from error
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    kinds = [("ours_seconds", 1.0, "seconds a step"), ("ours_step_bytes", 2**20, "MiB a step")]
-    names = {"pairs": "pairs in the batch", "tokens": "tokens of a row, one pair"}
-    for axes, (axis, (key, unit, label)) in zip(
-        figure.subplots(2, 2).flat, [(axis, kind) for axis in names for kind in kinds], strict=True
-    ):
-        sizes, costs = zip(*[(row["size"], row[key] / unit) for row in rows if row["axis"] == axis], strict=True)
-        axes.plot(sizes, costs, "o-", label="measured")
-        axes.plot(sizes, [costs[-1] * size / sizes[-1] for size in sizes], "--", color="gray", label="linear")
-        axes.set(xlabel=names[axis], ylabel=label, xlim=(0, None), ylim=(0, None))
-        axes.legend()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):  # text as text: small, and the same each time
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

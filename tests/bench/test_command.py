@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mlx_lm_lora_prefplus import cli
+from mlx_lm_lora_prefplus.bench import figures, scaling
 from mlx_lm_lora_prefplus.bench import measure as measuring
-from mlx_lm_lora_prefplus.bench import scaling
 from mlx_lm_lora_prefplus.bench.workloads import SUITE
 from mlx_lm_lora_prefplus.errors import UserError
 
@@ -65,12 +65,17 @@ def test_growth_is_the_exponent():
     assert scaling.growth(rows, "pairs") == pytest.approx(2)
 
 
-def test_figure(tmp_path):
+def test_figures(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [
         {"axis": axis, "size": n, "ours_seconds": n, "ours_step_bytes": n * 2**20}
         for axis in ("pairs", "tokens")
         for n in (1, 2)
     ]
-    scaling.draw(rows, tmp_path / "figure.svg")
-    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
+    figures.draw_growth(rows, tmp_path / "growth.svg")
+    ratios = {"speed_ratio": 2.5, "memory_ratio": 9.0}
+    rows = [{"workload": "a", **ratios, "speed_goal": 2.0, "memory_goal": None}]
+    figures.draw_ratios(rows, tmp_path / "ratios.svg")
+    for name in ("growth", "ratios"):
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+    assert "2.5×" in (tmp_path / "ratios.svg").read_text()
