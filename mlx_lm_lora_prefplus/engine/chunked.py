@@ -6,10 +6,11 @@ the gradient with respect to that to the pieces before it. No gradient is cut at
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import ArraysCache, CacheList
 
 from ..plugin.protocol import Batch, Scores
@@ -18,6 +19,7 @@ from .fast import HeadPolicy
 from .logps import scores_of
 from .parts import part, rows_of
 from .piece_cache import PieceCache
+from .trunk import find_trunk
 
 Handed = list[list[mx.array]]
 """What the layers hand on after a piece: for each, its keys and values of the piece, or its state."""
@@ -121,13 +123,23 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int) -> list[Piece]:
 
 
 class _Run:
-    """One batch's way through the model, there and back. `handed`: what each piece has handed on."""
+    """One batch's way through the model, there and back.
+
+    Attributes:
+        handed: what each piece has handed on.
+        trunk_outputs: what has come out of the frozen trunk for each piece; empty without one.
+        frozen: how many layers' caches belong to the trunk. No gradient goes there.
+    """
 
     def __init__(self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str], statistics: bool):
         self.policy, self.pieces, self.names, self.statistics = policy, pieces, names, statistics
         model: Any = policy.model
         self.made = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
         self.handed: list[Handed] = []
+        trunk = find_trunk(model, policy.halves.head_names)
+        self.trunk = trunk if len(self.made) == len(model.layers) else None
+        self.trunk_outputs: list[Any] = []
+        self.frozen = sum(len(_flat(made)) for made in self.made[: self.trunk.size]) if self.trunk else 0
 
     def step(self, parameters: Any, k: int, handed: list[Handed]) -> tuple[list[mx.array], Handed]:
         """Run piece `k` on what the pieces before it handed on: its scores (none in a prompt), and what it hands on."""
@@ -142,10 +154,11 @@ class _Run:
 
     def forward(self, parameters: Any) -> tuple[mx.array, ...]:
         """The sums of `ChunkedPolicy.score` over all pieces."""
-        self.handed = []
+        self.handed, self.trunk_outputs = [], []
         totals: list[mx.array] = []
         for k in range(len(self.pieces)):
-            scores, new = self.step(parameters, k, self.handed)
+            with self.trunk.recorded(self.trunk_outputs) if self.trunk else nullcontext():
+                scores, new = self.step(parameters, k, self.handed)
             totals = [a + b for a, b in zip(totals, scores, strict=True)] if totals else scores
             self.handed.append(new)
         return tuple(totals)
@@ -153,21 +166,29 @@ class _Run:
     def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
         """The gradient of Σ cotangent · log-probs, plain and weighted, with respect to the parameters."""
         differentiable = 1 if self.pieces[-1].weights is None else 2
-        owed = [[mx.zeros_like(array) for array in _leaves(handed)] for handed in self.handed]
+        trained = [handed[self.frozen :] for handed in self.handed]
+        owed = [[mx.zeros_like(array) for array in _leaves(handed)] for handed in trained]
         total = [mx.zeros_like(parameter) for parameter in parameters]
         for k in reversed(range(len(self.pieces))):
-            piece, before = self.pieces[k], self.handed[:k]
+            piece = self.pieces[k]
 
-            def again(*arrays: mx.array, k: int = k, before: list[Handed] = before) -> list[mx.array]:
+            def again(*arrays: mx.array, k: int = k) -> list[mx.array]:
                 rest = iter(arrays[len(parameters) :])
-                handed = [[[next(rest) for _ in layer] for layer in new] for new in before]
-                scores, new = self.step(arrays[: len(parameters)], k, handed)
-                return [*scores[:differentiable], *_leaves(new)]
+                handed = [
+                    [*whole[: self.frozen], *([next(rest) for _ in layer] for layer in new)]
+                    for whole, new in zip(self.handed[:k], trained, strict=False)
+                ]
+                with self.trunk.replayed(self.trunk_outputs[k]) if self.trunk else nullcontext():
+                    scores, new = self.step(arrays[: len(parameters)], k, handed)
+                return [*scores[:differentiable], *_leaves(new[self.frozen :])]
 
             # Not before the pieces after it are done, or all of them would be computed again at once.
-            (tokens,) = mx.depends([piece.tokens], [*owed[k], *total])
-            self.pieces[k] = piece._replace(tokens=tokens)
-            primals = [*parameters, *(array for new in before for array in _leaves(new))]
+            done = [*owed[k], *total]
+            later = lambda array, done=done: None if array is None else mx.depends([array], done)[0]  # noqa: E731
+            self.pieces[k] = piece._replace(tokens=later(piece.tokens))
+            if self.trunk:
+                self.trunk_outputs[k] = tree_map(later, self.trunk_outputs[k])
+            primals = [*parameters, *(array for new in trained[:k] for array in _leaves(new))]
             wanted = [*([] if piece.targets is None else cotangents[:differentiable]), *owed[k]]
             _, gradients = mx.vjp(again, primals, wanted)
             rest = iter(gradients)

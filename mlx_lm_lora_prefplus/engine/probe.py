@@ -36,12 +36,15 @@ class Choice(NamedTuple):
 PLAIN = "prompt and completion through the whole model"
 
 
-def choose_policy(model: nn.Module, settings: RunSettings) -> Choice:
-    """The fastest way that is exact on `model` as it is now; the plain way if the settings ask for it."""
+def choose_policy(model: nn.Module, settings: RunSettings, example: Batch | None = None) -> Choice:
+    """The fastest way that is exact on `model` as it is now; the plain way if the settings ask for it.
+
+    example: one of the data, a long one: what windows and scaled positions do shows in no short row.
+    """
     if settings.engine == "plain":
         return Choice(PlainPolicy(model), f"{PLAIN} (engine: plain)")
     with _training_without_dropout(model):
-        return _choose(model, settings)
+        return _choose(model, settings, example)
 
 
 @contextmanager
@@ -104,7 +107,7 @@ def _small(pairwise: bool) -> Callable[[Halves], HeadPolicy]:
     return partial(ChunkedPolicy, width=2, pairwise=pairwise)
 
 
-def _choose(model: nn.Module, settings: RunSettings) -> Choice:
+def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> Choice:
     plain = PlainPolicy(model)
     halves = find_halves(model)
     if halves is None:
@@ -122,9 +125,13 @@ def _choose(model: nn.Module, settings: RunSettings) -> Choice:
         tried.for_gradient = True
         difference = trial.difference(tried)
         if trial.passes(difference):
+            made = way.make(halves)
+            if example is not None and not trial.agrees(made, HeadPolicy(halves), example):
+                refused += f"; {way.words}: not exact on row {int(example.ids[0])} of the data"
+                continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             words = f"{way.words}, the head at completion tokens only ({exactness})"
-            return Choice(way.make(halves), words, way.compilable and _traceable(tried, trial.batches[0]))
+            return Choice(made, words, way.compilable and _traceable(tried, trial.batches[0]))
         refused += f"; {way.words}: not exact here"
     if not trial.passes(trial.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"

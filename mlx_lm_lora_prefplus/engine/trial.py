@@ -129,6 +129,20 @@ class Trial:
         """Whether differences are rounding."""
         return difference.gradients <= self.allowed.gradients and difference.logps <= self.allowed.logps
 
+    def agrees(self, policy: Policy, simple: Policy, example: Batch) -> bool:
+        """Whether log-probs of one example are those of each completion alone by a simpler way."""
+        completions = example.lengths.size
+        filled = np.flatnonzero(np.array(example.completion_lengths))
+        rows = example._replace(
+            prompts=mx.concatenate([example.prompts] * completions), ids=mx.arange(completions), columns={}
+        )
+        with in_float32(self.model):
+            alone = [simple(part(rows, i, i + 1)).logps for i in filled.tolist()]
+            logps = policy(example).logps
+        wanted = np.array(mx.concatenate(alone))
+        off = np.linalg.norm(np.array(logps)[filled] - wanted) / np.linalg.norm(wanted)
+        return bool(off <= self.allowed.logps)
+
     def _differences(self, policy: Policy, batch: Batch) -> Difference:
         rows = batch.lengths.shape[0]
         which = self._which(rows)

@@ -70,6 +70,10 @@ def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
                 )
 
 
+LONGEST = 2048
+"""Tokens of the longest row that the engine is tried on before the run: some seconds at most."""
+
+
 class Work:
     """The model, the rows and the order in which a run visits them."""
 
@@ -90,12 +94,23 @@ class Work:
         if settings.token_budget and "token_budget" not in takes:
             raise UserError(f"token_budget: mode {resolved.trainer.mode} does not take it. Set batch_size instead.")
         self.kind = kind_of(resolved)
-        self.engine = choose_policy(model, settings)
+        self.engine = choose_policy(model, settings, self._long_example())
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
         self.multiple = 32 if self.compiled else 1
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
+
+    def _long_example(self) -> Batch | None:
+        """The longest of the rows that the run begins with whose completions all fit into `LONGEST` tokens."""
+        split = next(iter(self.rows))
+        lengths = self.lengths(split)
+        longest = lengths.prompt + lengths.completion
+        fitting = np.flatnonzero(longest <= LONGEST)
+        if not len(fitting):
+            return None
+        chosen = fitting[[longest[fitting].argmax()]]
+        return next(planned_batches(self.rows[split], iter([chosen]), 1, mismatched=self._mismatched))
 
     def _iters(self, settings: RunSettings) -> int:
         if settings.iters or not settings.epochs:
@@ -184,7 +199,7 @@ class Work:
         """The way that log-probs of a model are computed in this run."""
         if model is self.model:
             return self.policy
-        return self._shared(choose_policy(model, self.resolved.settings).policy)
+        return self._shared(choose_policy(model, self.resolved.settings, self._long_example()).policy)
 
     def _shared(self, policy: Policy) -> Policy:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy

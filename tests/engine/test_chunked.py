@@ -60,7 +60,18 @@ def recurrent() -> nn.Module:
     )
 
 
+def with_lora_on_top(model: nn.Module) -> nn.Module:
+    """Adapters on the last layer alone."""
+    whole = with_lora(model)
+    for layer in whole.layers[:-1]:
+        layer.freeze()
+    return whole
+
+
 MODELS = {
+    "lora, last layer": (lambda: with_lora_on_top(tiny_llama(layers=4)), False),
+    "lora, last layer, windows": (lambda: with_lora_on_top(windowed()), False),
+    "lora, last layer, states": (lambda: with_lora_on_top(recurrent()), True),
     "lora": (lambda: with_lora(tiny_llama()), False),
     "dora": (lambda: with_lora(tiny_llama(tied=False), dora=True), False),
     "full, tied": (tiny_llama, False),

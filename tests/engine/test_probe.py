@@ -3,10 +3,12 @@ the model as it was."""
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 
+from mlx_lm_lora_prefplus.data.batches import collate
 from mlx_lm_lora_prefplus.engine import probe
 from mlx_lm_lora_prefplus.engine.backbone import find_halves
 from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
@@ -18,6 +20,7 @@ from mlx_lm_lora_prefplus.engine.trial import Trial
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import model_zoo
+from tests.engine.exactness import batch_of
 
 AUTO = RunSettings()
 
@@ -230,3 +233,28 @@ def test_the_model_is_left_as_it_was():
     assert before.keys() == after.keys() and [type(module) for module in model.modules()] == classes
     assert all(mx.array_equal(value, after[name]) for name, value in before.items())
     assert model(mx.array([[1, 2, VOCABULARY - 1]])).shape == (1, 3, VOCABULARY)
+
+
+def test_a_way_that_fails_on_long_rows_alone_is_not_taken(monkeypatch):
+    class Short(SharedPrefixPolicy):
+        """As a window that the short rows of the probe do not fill."""
+
+        def _states(self, batch):
+            return super()._states(batch) * (1 if batch.prompts.shape[1] <= 10 else 1.01)
+
+    model, settings = with_lora(tiny_llama()), RunSettings()
+    ways = [probe.Way(Short, "short rows"), probe.Way(HeadPolicy, "together")]
+    monkeypatch.setattr(probe, "_ways", lambda *_: ways)
+    example = lambda prompt: batch_of([(prompt, 5, 3)], vocabulary=VOCABULARY)  # noqa: E731
+    assert type(choose_policy(model, settings).policy) is Short
+    assert type(choose_policy(model, settings, example(8)).policy) is Short
+    choice = choose_policy(model, settings, example(12))
+    assert type(choice.policy) is HeadPolicy
+    assert "short rows: not exact on row 0 of the data" in choice.words
+
+
+@pytest.mark.parametrize("make", [tiny_llama, lambda: with_lora(tiny_llama(), dropout=0.5)])
+def test_an_example_of_many_completions(make):
+    rows = [{"prompt": [1] * 9, "completions": [[2, 3], [4], [5, 6, 7], []], "scores": [3.0, 2.0, 1.0]}]
+    choice = choose_policy(make(), RunSettings(), collate(rows, np.arange(1)))
+    assert type(choice.policy) is SharedPrefixPolicy

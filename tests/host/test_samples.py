@@ -2,6 +2,7 @@
 
 import json
 
+import mlx.core as mx
 import pytest
 from mlx_lm import generate, load
 
@@ -14,6 +15,7 @@ PROMPTS = [[6, 7, 8], [9, 10]]
 
 @pytest.fixture
 def loaded(model_folder):
+    mx.random.seed(0)
     return load(str(model_folder))[:2]
 
 
