@@ -1,4 +1,4 @@
-"""Writes docs/losses.md, docs/losses/*.md and docs/presets.md: python -m tests.docs.pages.
+"""Writes docs/losses.md, docs/losses/*.md, presets.md, configuration.md and papers.md: python -m tests.docs.pages.
 
 Everything in them comes from the tables of the modes, the docstrings, the config keys and the table of presets.
 `python -m tests.docs.plots` draws the plots that the pages show.
@@ -15,7 +15,9 @@ from mlx_lm_lora_prefplus.host.describe import Description, Option, description_
 from mlx_lm_lora_prefplus.host.presets import PRESETS, Preset
 from mlx_lm_lora_prefplus.host.show import KINDS, NOTATION, said, sentence
 from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
+from tests.docs.configuration import configuration
 from tests.docs.curves import curves
+from tests.docs.papers import papers
 
 DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "losses"
@@ -62,7 +64,12 @@ def trainers() -> list[Any]:
 
 def pages() -> dict[Path, str]:
     """Every generated page: path → text."""
-    made = {DOCS / "losses.md": index(), DOCS / "presets.md": presets()}
+    made = {
+        DOCS / "losses.md": index(),
+        DOCS / "presets.md": presets(),
+        DOCS / "configuration.md": f"{configuration(trainers())}\n{MADE}",
+        DOCS / "papers.md": f"{papers(trainers())}\n{MADE}",
+    }
     for trainer in trainers():
         for name in trainer.losses:
             made[FOLDER / f"{trainer.mode}-{name}.md"] = page(trainer, name)

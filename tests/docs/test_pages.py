@@ -3,8 +3,10 @@
 import mlx.core as mx
 import pytest
 
+from tests.docs.configuration import missing
 from tests.docs.curves import curves, values
 from tests.docs.pages import DOCS, FOLDER, pages, trainers
+from tests.docs.papers import PAPERS, citations
 
 LOSSES = [pytest.param(trainer, name, id=f"{trainer.mode}-{name}") for trainer in trainers() for name in trainer.losses]
 
@@ -13,6 +15,14 @@ def test_the_pages_are_up_to_date():
     stale = [path.name for path, text in pages().items() if not path.exists() or path.read_text("utf-8") != text]
     gone = sorted(path.name for path in set(FOLDER.glob("*.md")) - set(pages()))
     assert not stale + gone, "run python -m tests.docs.pages"
+
+
+def test_every_key_is_told_once():
+    assert not missing()
+
+
+def test_every_paper_that_is_cited_has_its_line():
+    assert set(PAPERS) == set().union(*citations().values())
 
 
 @pytest.mark.parametrize(("trainer", "name"), LOSSES)

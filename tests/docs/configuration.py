@@ -1,0 +1,224 @@
+"""docs/configuration.md: every key of a config file, from the classes that check them."""
+
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from mlx_lm_lora_prefplus.host.config import FILE_KEYS
+from mlx_lm_lora_prefplus.host.describe import _bounds
+from mlx_lm_lora_prefplus.host.parser import option_fields
+from mlx_lm_lora_prefplus.host.show import said
+from mlx_lm_lora_prefplus.settings import OWN_KEYS, DataSettings, RunSettings
+
+HEAD = """\
+# Configuration
+
+A run takes its settings from a YAML file (`--config FILE`), the command line, or both. Every key below can stand in the
+file; every one but the nested ones has a flag of the same name, with `-` for `_`. For each key the first of these wins:
+
+**command line > config file > preset > default of the mode > default of mlx-lm-lora**
+
+The start of a run prints what is in force, `run.json` in the adapter folder keeps each value with where it came from,
+and `mlx_lm_lora.prefplus check FILE` shows that without training. A key that nothing knows is an error that names the
+nearest one; keys of other modes are named as not used. **Ours** marks the keys that mlx-lm-lora does not have.
+
+```yaml
+model: mlx-community/Qwen3-4B-Instruct-2507-4bit
+train: true
+train_mode: dpo
+data: my-pairs/ # train.jsonl, valid.jsonl
+loss_type: sigmoid
+beta: 0.1
+batch_size: 2
+iters: 600
+learning_rate: 5.0e-6
+lora_parameters: {rank: 16, dropout: 0.0, scale: 10.0}
+adapter_path: adapters
+```
+"""
+
+HOST_KEYS = {
+    "model": "A folder that `mlx_lm.load` reads, or a Hugging Face name.",
+    "train": "Train.",
+    "test": "Evaluate on the test rows, after training or with the adapters in `adapter_path`.",
+    "train_mode": "The method: `dpo`, `cpo`, `simpo`, `orpo`, `kto`, `bco`, or one of another package; without it "
+    "mlx-lm-lora trains by SFT.",
+    "train_type": "What is trained: LoRA or DoRA adapters, or all weights.",
+    "num_layers": "How many layers, from the top, get adapters; −1: all.",
+    "lora_parameters": "`rank`, `scale`, `dropout` of the adapters, and `keys`: names of the layers that get one "
+    "(default: every linear layer).",
+    "load_in_4bits": "Quantise the base while loading, in groups of 128.",
+    "load_in_6bits": "The same with 6 bits.",
+    "load_in_8bits": "The same with 8 bits.",
+    "load_in_mxfp4": "The same in the format mxfp4, in groups of 32.",
+    "data": "A folder with train, valid and test files (jsonl, json, parquet, csv), or a Hugging Face data set.",
+    "hf_dataset": "Hugging Face data sets with their splits and columns, as in mlx-lm; one or a list.",
+    "prompt_feature": "The column that holds the prompt (default: found by itself).",
+    "chosen_feature": "The column that holds the better completion (default: found by itself).",
+    "rejected_feature": "The column that holds the worse completion (default: found by itself).",
+    "system_feature": "The column that holds a system message (default: found by itself).",
+    "max_seq_length": "Tokens of a row, prompt and completion together. Longer rows are cut as `truncation` says.",
+    "optimizer": "The optimiser.",
+    "optimizer_config": "Further arguments of the optimiser, under its name: `{adamw: {weight_decay: 0.01}}`.",
+    "learning_rate": "The learning rate, or its peak with `lr_schedule`.",
+    "lr_schedule": "A schedule of mlx-lm: `{name: cosine_decay, warmup: 100, arguments: [5e-6, 1000]}`, in optimiser "
+    "steps.",
+    "seed": "Of adapters, order of rows and dropout: the same command gives the same bytes.",
+    "batch_size": "Examples (pairs, lists, labelled rows) of a micro-batch.",
+    "iters": "Micro-batches to train for (default: 1000 if `epochs` is not given either).",
+    "epochs": "Passes over the rows, instead of `iters`.",
+    "gradient_accumulation_steps": "Micro-batches of an optimiser step. Any cut of the same rows gives the same step.",
+    "val_batches": "Batches of a validation; −1: all; 0: none.",
+    "test_batches": "Batches of the test; −1: all.",
+    "steps_per_report": "Micro-batches between two lines of the log.",
+    "steps_per_eval": "Micro-batches between two validations.",
+    "save_every": "Micro-batches between two saves of adapters and state.",
+    "adapter_path": "The folder of the run: adapters, state, metrics, record, samples.",
+    "resume_adapter_file": "Adapters to begin with, weights alone (`resume` continues a run).",
+    "reference_model_path": "Another reference: a model folder or name, or adapters on the same base (default: the "
+    "model as it is before training, without adapters).",
+    "grad_checkpoint": "Compute the activations of layers again in the backward: less memory, more time. Exact.",
+    "efficient_long_context": "Compute long rows in pieces of `long_context_chunk` tokens: exact, in the memory of a "
+    "piece.",
+    "recurrence_chunk_size": "Tokens that recurrent layers compute at a time (host).",
+    "fuse": "Write the fused, de-quantised model beside the adapters; `--no-fuse` does not.",
+    "lm_studio_name": "Install the fused model in LM Studio under this name.",
+    "wandb": "A project of Weights & Biases to log to; `report_to` knows more loggers.",
+    "qat_enable": "Train on weights that are rounded as a quantised model has them (quantisation-aware training).",
+    "qat_bits": "Bits of that rounding.",
+    "qat_group_size": "Weights that share a scale in it.",
+    "qat_mode": "Its kind.",
+    "qat_start_step": "The optimiser step it begins with.",
+    "qat_interval": "Optimiser steps between two of its updates.",
+}
+"""What the host's keys mean in our modes. The host's own help has no line, or another meaning, for some."""
+
+ROOMS = {
+    "Model and adapters": (
+        *("model", "train_mode", "train_type", "num_layers", "lora_parameters", "load_in_4bits", "load_in_6bits"),
+        *("load_in_8bits", "load_in_mxfp4", "reference_model_path", "resume_adapter_file", "preset"),
+    ),
+    "Data": (
+        *("data", "hf_dataset", "max_seq_length", "truncation", "max_prompt_length", "prompt_feature"),
+        *("chosen_feature", "rejected_feature", "system_feature", "completion_feature", "label_feature"),
+        *("responses_feature", "scores_feature", "pairing", "preference_score_feature"),
+    ),
+    "Training": (
+        *("train", "iters", "epochs", "batch_size", "token_budget", "gradient_accumulation_steps", "learning_rate"),
+        *("lr_schedule", "optimizer", "optimizer_config", "max_grad_norm", "seed", "on_nonfinite"),
+    ),
+    "Memory and speed": (
+        *("engine", "grad_checkpoint", "efficient_long_context", "long_context_chunk", "recurrence_chunk_size"),
+    ),
+    "Looking at it": (
+        *("steps_per_report", "steps_per_eval", "val_batches", "test", "test_batches", "sample_prompts"),
+        *("sample_tokens", "report_to", "project_name", "wandb"),
+    ),
+    "Saving, resuming, stopping": (
+        *("adapter_path", "save_every", "save_every_minutes", "keep_last", "resume", "save_best"),
+        *("early_stopping_patience", "early_stopping_metric", "fuse", "lm_studio_name"),
+    ),
+    "Quantisation-aware training": (
+        *("qat_enable", "qat_bits", "qat_group_size", "qat_mode", "qat_start_step", "qat_interval"),
+    ),
+}
+
+FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
+
+
+def configuration(trainers: list[Any]) -> str:
+    """The page."""
+    return "\n".join([HEAD, *_shared(), *_of_modes(trainers)]) + "\n"
+
+
+def _shared() -> Iterator[str]:
+    for room, keys in ROOMS.items():
+        yield f"## {room}\n"
+        yield "| key | type | default | |\n|---|---|---|---|"
+        for key in keys:
+            yield _row(key, FIELDS[key], HOST_KEYS.get(key))
+        yield ""
+
+
+def _row(key: str, field: FieldInfo, about: str | None) -> str:
+    own = "**Ours.** " if key in OWN_KEYS else ""
+    text = (about or field.description or "").replace("|", "\\|")
+    default = field.get_default(call_default_factory=True)
+    return f"| `{key}` | {_type(field)} | {_default(default)} | {own}{text} |"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        return "`{" + ", ".join(f"{key}: {said(one)}" for key, one in value.items()) + "}`"
+    return said(value) if value not in ({}, [], None) else "–"
+
+
+NAMES = {
+    **{bool: "true, false", int: "integer", float: "number", str: "text", list: "list", dict: "mapping"},
+    type(None): "",
+}
+
+
+def _type(field: FieldInfo) -> str:
+    kinds = dict.fromkeys(_kinds(field.annotation))
+    return ", ".join(filter(None, [*kinds, _limits(field)]))
+
+
+def _limits(field: FieldInfo) -> str:
+    literal = typing.get_origin(field.annotation) is typing.Literal
+    limits = "" if literal else _bounds(field)
+    return ", ".join(limit for limit in limits.split(", ") if limit not in UNSAID)
+
+
+UNSAID = {f"≤ {2**31 - 1}", f"< {2**32}"}
+"""Bounds of the types that hold a number, which nobody meets."""
+
+
+def _kinds(annotation: Any) -> Iterator[str]:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        yield from (f"`{value}`" for value in arguments)
+    elif origin is typing.Annotated:
+        yield from _kinds(arguments[0])
+    elif origin in (list, dict):
+        yield NAMES[origin]
+    elif arguments:
+        for one in arguments:
+            yield from _kinds(one)
+    else:
+        yield NAMES[annotation]
+
+
+def _of_modes(trainers: list[Any]) -> Iterator[str]:
+    """The options of the modes: a key once, with the modes and the losses that take it."""
+    seen: dict[str, tuple[FieldInfo, list[str], list[str]]] = {}
+    for trainer in trainers:
+        for key, field in option_fields(trainer.options).items():
+            _, modes, losses = seen.setdefault(key, (field, [], []))
+            modes.append(trainer.mode)
+            losses += [name for name, row in trainer.losses.items() if key in (*row.options, *row.instead)]
+    yield "## Options of the modes\n"
+    yield (
+        "What the mode's trainer takes. A default that depends on the loss, or the mode, is on the page of the "
+        "[loss](losses.md). `dpo_cpo_loss_type` is the host's name for `loss_type`.\n"
+    )
+    yield "| key | type | default | modes | losses | |\n|---|---|---|---|---|---|"
+    for key, (field, modes, losses) in seen.items():
+        taken = ", ".join(f"`{name}`" for name in dict.fromkeys(losses)) if len(set(losses)) <= 4 else "several"
+        about = (field.description or "").replace("|", "\\|")
+        default = _default(field.get_default(call_default_factory=True))
+        named = ", ".join(modes) if len(modes) < len(trainers) else "all"
+        yield f"| `{key}` | {_type(field)} | {default} | {named} | {taken or 'all'} | {about} |"
+    yield ""
+
+
+def missing() -> set[str]:
+    """Keys that no table has, or two have, or that nothing says what they are."""
+    told = [key for keys in ROOMS.values() for key in keys]
+    twice = {key for key in told if told.count(key) > 1}
+    mute = {key for key in told if not (HOST_KEYS.get(key) or FIELDS[key].description)}
+    unknown = set(HOST_KEYS) - set(told)
+    host = {key for key in FILE_KEYS if key in FIELDS} - set(told)
+    return (set(FIELDS) ^ set(told)) | twice | mute | unknown | host
