@@ -1,13 +1,38 @@
 """The settings of a run, checked at the edge. Trainer-specific keys live in each trainer's options."""
 
 import os
+import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
-Place = Annotated[str, AfterValidator(os.path.expanduser)]
+LARGEST = 2**31 - 1
+"""Of whole numbers: more has no use, and does not fit where some of them go."""
+
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+
+
+def _place(path: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
+        raise ValueError("must hold no control character and no half of a surrogate pair")
+    return path
+
+
+def _name(name: str) -> str:
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise ValueError("must be a name, and no path that leads elsewhere")
+    return name
+
+
+def _layers(count: int) -> int:
+    if count == 0 or count < -1:
+        raise ValueError("must be the number of layers to train, counted from the last, or -1 for all")
+    return count
+
+
+Place = Annotated[str, AfterValidator(_place), AfterValidator(os.path.expanduser)]
 """A path or hub name. No shell expands the ~ of a config file, so it is done here."""
 
 
@@ -94,7 +119,7 @@ class RunSettings(BaseModel):
         ),
     ] = None  # ours
     train_type: Literal["lora", "dora", "full"] = "lora"
-    num_layers: int = -1
+    num_layers: Annotated[int, Field(le=LARGEST), AfterValidator(_layers)] = -1
     lora_parameters: dict[str, Any] = Field(default_factory=lambda: {"rank": 8, "dropout": 0.0, "scale": 10.0})
     load_in_4bits: bool = False
     load_in_6bits: bool = False
@@ -120,8 +145,8 @@ class RunSettings(BaseModel):
     iters: Positive | None = None
     epochs: Positive | None = None
     gradient_accumulation_steps: Positive = 1
-    val_batches: Annotated[int, Field(ge=-1)] = 25
-    test_batches: Annotated[int, Field(ge=-1)] = 500
+    val_batches: Annotated[int, Field(ge=-1, le=LARGEST)] = 25
+    test_batches: Annotated[int, Field(ge=-1, le=LARGEST)] = 500
     steps_per_report: Positive = 10
     steps_per_eval: Positive = 200
     save_every: Positive = 100
@@ -176,7 +201,7 @@ class RunSettings(BaseModel):
         ),
     ] = "auto"  # ours
     fuse: bool = True
-    lm_studio_name: str | None = None
+    lm_studio_name: Annotated[str, AfterValidator(_name)] | None = None
     wandb: str | None = None
     report_to: Annotated[
         list[Literal["wandb", "swanlab", "tensorboard"]],
@@ -193,6 +218,7 @@ class RunSettings(BaseModel):
         int,
         Field(
             ge=0,
+            le=LARGEST,
             description="Complete so many validation prompts at each validation, by the policy and its reference, into "
             "samples.jsonl.",
         ),
@@ -200,7 +226,7 @@ class RunSettings(BaseModel):
     sample_tokens: Annotated[Positive, Field(description="sample_prompts: most tokens of a completion.")] = 64  # ours
     qat_enable: bool = False
     qat_bits: Annotated[int, Field(ge=2, le=16)] = 8
-    qat_group_size: int = 64
+    qat_group_size: Positive = 64
     qat_mode: Literal["affine"] = "affine"
     qat_start_step: Positive = 1
     qat_interval: Positive = 1

@@ -87,8 +87,9 @@ def read_parquet(path: Path) -> Rows:
             for batch in file.iter_batches(batch_size=1000):
                 for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
                     yield number, row
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}, after row {number}: cannot be read as Parquet ({error}).") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError: damaged; ValueError: text that is none
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}, after row {number}: cannot be read as Parquet ({reason:.300}).") from error
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -13,7 +13,7 @@ Messages = list[dict[str, Any]]
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-HELPSTEER_TURN = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
+HELPSTEER_TURN = re.compile(r"<extra_id_1>(User|Assistant)\n")
 
 
 def wrong_type(where: str, column: str, value: Any, wanted: str) -> UserError:
@@ -116,9 +116,10 @@ def parse_helpsteer(text: str) -> Messages:
     """A HelpSteer2 prompt → messages: text, then turns set off by `<extra_id_1>User` or `…Assistant` lines."""
     pieces = HELPSTEER_TURN.split(text)
     speakers = ["User", *pieces[1::2]]
+    contents = [*(content.rstrip("\n") for content in pieces[:-1:2]), pieces[-1]]
     return [
         {"role": speaker.lower(), "content": content}
-        for speaker, content in zip(speakers, pieces[::2], strict=True)
+        for speaker, content in zip(speakers, contents, strict=True)
         if content
     ]
 

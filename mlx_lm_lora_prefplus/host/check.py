@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
 from ..errors import UserError
-from ..losses import loss_names
+from ..losses import idle_options, loss_names
 from ..plugin.protocol import Trainer
+from ..validation import validated
 from .parser import option_fields
+
+MOST_SHOWN = 200
+"""Characters of a value that a message shows."""
 
 
 class Joined(NamedTuple):
@@ -38,7 +40,7 @@ class Problems:
 
     def add(self, key: str, value: Any, source: str | None, what: str) -> None:
         """Note one problem: key, value given, where it came from, what is allowed."""
-        self.lines.append(f"{key}: {value!r} ({source}) {what}")
+        self.lines.append(f"{key}: {_written(value)} ({source}) {what}")
 
     def raise_if_any(self) -> None:
         """Raise one `UserError` that lists them all."""
@@ -48,34 +50,30 @@ class Problems:
             raise UserError("\n".join([head, *(f"  - {line}" for line in self.lines)]))
 
 
+def _written(value: Any) -> str:
+    """A value as it was given; of a long one the beginning."""
+    if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:
+        return f"a number of more than {MOST_SHOWN} digits"
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
 def nearest(name: object, names: Mapping[str, Any] | set[str] | tuple[str, ...]) -> str:
     """`; did you mean …?` with the name that is nearest, or nothing."""
     near = get_close_matches(str(name).lower().replace("-", "_"), sorted(names), n=1)
     return f"; did you mean {near[0]}?" if near else "."
 
 
-def validated(schema: type, joined: Joined, problems: Problems) -> Any:
+def checked(schema: type, joined: Joined, problems: Problems) -> Any:
     """An instance of a pydantic model or dataclass made of its keys in `joined`; None where there are problems."""
     keys = getattr(schema, "model_fields", None) or schema.__dataclass_fields__  # type: ignore[attr-defined]
-    try:
-        return TypeAdapter(schema).validate_python({key: joined.values[key] for key in keys if key in joined.values})
-    except ValidationError as error:
-        said: dict[str, list[str]] = {}
-        for one in error.errors():
-            where = "".join(f"[{part}] " for part in one["loc"][1:] if isinstance(part, int))
-            said.setdefault(str(one["loc"][0]) if one["loc"] else "", []).append(where + _plain(one["msg"]))
-    for key, messages in said.items():
+    made, wrong = validated(schema, {key: joined.values[key] for key in keys if key in joined.values})
+    for key, messages in wrong.items():
         if key:
-            problems.add(key, joined.values.get(key), joined.sources.get(key), " or ".join(dict.fromkeys(messages)))
+            problems.add(key, joined.values.get(key), joined.sources.get(key), " or ".join(messages))
         else:
             problems.lines += messages
-    return None
-
-
-def _plain(message: str) -> str:
-    """Pydantic's sentence as the end of ours: `must be greater than 0`."""
-    message = message.removeprefix("Value error, ").replace("Input should", "must")
-    return message[:1].lower() + message[1:]
+    return made
 
 
 HOST_LOSSES = ("sigmoid", "hinge", "ipo", "dpop")
@@ -125,18 +123,12 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
 
 def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems: Problems) -> list[str]:
     """Options that belong to other losses than the chosen ones. Those of no loss at all are the mode's."""
-    notes = []
-    for key, field in option_fields(trainer.options).items():
-        users = [
-            name
-            for name, loss in trainer.losses.items()
-            if key in (*getattr(loss, "options", ()), *getattr(loss, "instead", ()))
-        ]
-        if not users or set(users) & set(names) or not joined.was_given(key):
-            continue
+    notes, fields = [], option_fields(trainer.options)
+    idle = idle_options(trainer.losses, names, [key for key in fields if joined.was_given(key)])
+    for key, users in idle.items():
         if key in joined.host_keys:
             notes.append(f"{key} is not used by loss_type {', '.join(names)}")
-        elif joined.values[key] != field.get_default(call_default_factory=True):
+        elif joined.values[key] != fields[key].get_default(call_default_factory=True):
             what = f"is not used by loss_type {', '.join(names)}; it belongs to {', '.join(users)}"
             problems.add(key, joined.values[key], joined.sources[key], what)
     return notes

@@ -15,7 +15,7 @@ from ..plugin.manager import Registry
 from ..plugin.protocol import Trainer
 from ..settings import OWN_KEYS, DataSettings, RunSettings, own_fields
 from .activate import originals_of
-from .check import Joined, Problems, check_losses, join_loss_names, nearest, validated
+from .check import Joined, Problems, check_losses, checked, join_loss_names, nearest
 from .config_file import read_config
 from .parser import FEATURES, actions, option_fields
 from .presets import PRESETS, values_beside
@@ -80,7 +80,7 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     preset = _preset(given)
     levels = [*given, *([preset] if preset else [])]
     mode = ChainMap(*(level.values for level in levels)).get("train_mode", host.CONFIG_DEFAULTS["train_mode"])
-    if mode not in registry:
+    if not isinstance(mode, str) or mode not in registry:
         raise UserError(f"train_mode {mode!r} is none of the plugin modes installed here: {', '.join(registry)}.")
     trainer, provider = registry[mode]
     of_trainer, of_host = _trainer_defaults(trainer), _host_defaults(host)
@@ -93,9 +93,7 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
 
     check_structures(joined, problems)
     notes += check_losses(trainer, joined, problems)
-    settings, data, options = (
-        validated(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options)
-    )
+    settings, data, options = (checked(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options))
     if getattr(options, "sync_ref_model", False) and (path := joined.values["reference_model_path"]):
         what = "cannot follow the policy with sync_ref_model: its reference begins at the model itself; leave out one"
         problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from ..plugin.manager import Registered, Registry
 from ..settings import own_fields
+from .config_file import load_yaml
 
 FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature")
 """Column names: the host documents these keys but its parser lacks the flags."""
@@ -206,7 +207,7 @@ def _structure(text: str) -> Any:
     if not text.strip():  # an unset shell variable, not a wish for the default
         raise argparse.ArgumentTypeError("expected a value, found nothing")
     try:
-        return yaml.load(text, Loader=yaml_loader)
+        return load_yaml(text, yaml_loader)
     except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(f"not JSON or YAML: {text!r}") from error
 

@@ -143,7 +143,7 @@ class Seam:
         return requested_mode(request, self._read_config)
 
     def _read_config(self, path: str) -> dict[str, Any]:
-        return read_config(path, self.host.yaml_loader)
+        return read_config(path, self.host.yaml_loader, unique=False)
 
     def _announce(self, resolved: Resolved) -> None:
         """Say who runs the mode, and what the user should know before it starts."""

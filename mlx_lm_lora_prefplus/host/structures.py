@@ -4,7 +4,17 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ..settings import LARGEST
 from .check import Joined, Problems, nearest
+
+MOST_RANK = 2**16
+"""No matrix of a model is as wide, so adapters of that rank would be larger than what they adapt."""
+
+MOST_TURNS = 1000
+"""Of an optimizer's iteration within an update; Muon's default is 5."""
+
+STEPS = (0, 1, 2, 10, 1000, 10**6)
+"""Updates at which a schedule is tried."""
 
 LORA_DEFAULTS = {"rank": 8, "dropout": 0.0, "scale": 10.0}
 """The host's, for what a config leaves out."""
@@ -43,8 +53,8 @@ def _lora(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
             yield from _alpha(value, rank)
         elif key not in LORA_KEYS:
             yield f"has an unknown key {key}{nearest(key, LORA_KEYS)} Known: {', '.join(LORA_KEYS)}"
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        yield f"rank must be a whole number greater than 0, not {rank!r}"
+    if not _is_whole(rank) or not 1 <= rank <= MOST_RANK:
+        yield f"rank must be a whole number from 1 to {MOST_RANK}, not {rank!r:.40}"
     if not _is_number(dropout) or not 0 <= dropout < 1:
         yield f"dropout must be at least 0 and less than 1, not {dropout!r}"
     if not _is_number(scale) or not abs(scale) < float("inf"):
@@ -71,18 +81,33 @@ def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
         if key not in SCHEDULE_KEYS:
             yield f"has an unknown key {key}{nearest(key, SCHEDULE_KEYS)} Known: {', '.join(SCHEDULE_KEYS)}"
     name, arguments = value.get("name"), value.get("arguments")
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         yield f"needs a name that is one of {', '.join(sorted(names))}{nearest(name, names)}"
-    elif not isinstance(arguments, (list, tuple)) or not all(_is_number(one) for one in arguments):
+    elif not isinstance(arguments, (list, tuple)) or not all(map(_is_number, arguments)):
         yield f"needs arguments, a list of numbers: {_parameters(getattr(schedulers, name))}"
     elif not _fits(getattr(schedulers, name), arguments):
         count = f"{len(arguments)} argument{'s' * (len(arguments) != 1)}"
         yield f"has {count}; {name} takes {_parameters(getattr(schedulers, name))}"
+    elif wrong := _wrong_rate(getattr(schedulers, name), arguments):
+        yield wrong
     warmup, start = value.get("warmup") or 0, value.get("warmup_init") or 0.0
-    if not isinstance(warmup, int) or warmup < 0:
-        yield f"warmup must be a number of optimiser steps, not {warmup!r}"
-    if not _is_number(start):
-        yield f"warmup_init must be a learning rate, not {start!r}"
+    if not _is_whole(warmup) or not 0 <= warmup <= LARGEST:
+        yield f"warmup must be a number of optimiser steps, not {warmup!r:.40}"
+    if not _is_number(start) or not 0 <= start < float("inf"):
+        yield f"warmup_init must be a learning rate, not {start!r:.40}"
+
+
+def _wrong_rate(schedule: Callable[..., Any], arguments: Sequence[Any]) -> str | None:
+    """What is wrong with the learning rates of a schedule, or None."""
+    import mlx.core as mx
+
+    try:
+        rate = schedule(*arguments)
+        rates = {step: mx.array(rate(mx.array(step))).item() for step in STEPS}
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
+        return f"cannot be computed with these arguments: {error}"
+    step = next((step for step, rate in rates.items() if not 0 <= rate < float("inf")), None)  # type: ignore[operator]
+    return None if step is None else f"gives the learning rate {rates[step]} at update {step}"
 
 
 def _optimizer(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
@@ -93,17 +118,32 @@ def _optimizer(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
         if name not in classes:
             yield f"has an unknown optimizer {name}{nearest(name, classes)} Write e.g. adamw: {{weight_decay: 0.1}}"
     chosen = joined.values.get("optimizer")
-    if chosen not in classes or not value.get(chosen):
+    if not isinstance(chosen, str) or chosen not in classes or not value.get(chosen):
         return
     if not isinstance(value[chosen], Mapping):
         yield f"{chosen} must be a mapping of its arguments, not {value[chosen]!r}"
         return
-    known = tuple(key for key in inspect.signature(classes[chosen]).parameters if key != "learning_rate")
-    for key in value[chosen]:
+    parameters = inspect.signature(classes[chosen]).parameters
+    known = tuple(key for key in parameters if key != "learning_rate")
+    for key, given in value[chosen].items():
         if key == "learning_rate":
             yield f"{chosen} has a learning_rate: give it as the key learning_rate of the run"
         elif key not in known:
             yield f"{chosen} has an unknown argument {key}{nearest(key, known)} Known: {', '.join(known)}"
+        elif wanted := _unlike(given, parameters[key].default):
+            yield f"{chosen}: {key} must be {wanted}, not {given!r:.40}"
+
+
+def _unlike(value: Any, default: Any) -> str | None:
+    """What an argument of an optimizer must be, if it is not; its default tells."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, list):
+        numbers = isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_is_number, value))
+        return None if numbers and all(0 <= one < 1 for one in value) else f"{len(default)} numbers in [0, 1)"
+    if isinstance(default, int):
+        return None if _is_whole(value) and 1 <= value <= MOST_TURNS else f"a whole number from 1 to {MOST_TURNS}"
+    return None if _is_number(value) and 0 <= value < float("inf") else "a finite number, 0 or more"
 
 
 def _fits(function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
@@ -116,6 +156,10 @@ def _fits(function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
 
 def _parameters(function: Callable[..., Any]) -> str:
     return ", ".join(str(one.name) for one in inspect.signature(function).parameters.values())
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,16 +1,16 @@
 """One call from per-token log-probs to the training loss, through the functions that training uses."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UserError
+from ..validation import validated
 from . import options as keys
 from .examples import Labelled, Lists, Pairs
 from .objective import needs_state, objective, token_weights, wpo_weights
-from .options import loss_names
+from .options import idle_options, loss_names
 from .running import START
 
 OPTIONS: dict[str, type[keys.LossOptions]] = {
@@ -63,108 +63,157 @@ def compute(
         UserError: an unknown mode, loss or option, a value out of bounds, no rows, rows that are no pairs, shapes that
             do not fit, or no reference, column or label where one is needed.
     """
+    chosen = _options(mode, loss_type, options)
+    table, names = chosen.table, loss_names(loss_type)
+    free = mode in ("cpo", "orpo", "simpo") or getattr(chosen, "reference_free", False)
+    if reference_token_logps is None and not free:
+        raise UserError(f"Mode {mode} needs reference_token_logps" + (", or reference_free." * (mode == "dpo") or "."))
+    listwise = any(table[name].rows == "ranked" for name in names)
+    paired = mode not in ("kto", "bco") and not listwise
+    columns = {name: _array(value) for name, value in (columns or {}).items()}
+    lacking = {column for name in names for column in table[name].columns} | ({"scores"} if listwise else set())
+    if lacking := lacking - set(columns):
+        raise UserError(f"Loss {loss_type} needs columns: {', '.join(sorted(lacking))}.")
+
+    given = _Tokens.of(policy_token_logps, None if free else reference_token_logps, completion_mask)
+    if paired and len(given.mask) % 2:
+        raise UserError(
+            f"{len(given.mask)} rows are no pairs: give the chosen in the first half, the rejected in the second."
+        )
+    sums = _summed(given, chosen if paired else None)
+    pair_weights = None
+    if paired:
+        examples: Any = _pairs(sums, columns)
+        if getattr(chosen, "use_weighting", False):
+            pair_weights = _pair_weights(given, sums, token_log_collisions)
+    elif listwise:
+        examples = _lists(sums, columns["scores"])
+    else:
+        examples = _labelled(mode, sums, label, mismatched_logratios)
+
+    count = examples[0].shape[0]
+    weight = NLL_WEIGHTS.get(mode, 0.0)
+    state = dict(START) if needs_state(table, chosen) else None
+    if state and baseline is not None:
+        state["reward_mean"] = mx.array(baseline)
+    result = objective(
+        table,
+        chosen,
+        examples,
+        nll=sums.nll[:count],
+        nll_weight=getattr(chosen, weight) if isinstance(weight, str) else weight,
+        pair_weights=pair_weights,
+        state=state,
+        update=baseline is None,
+    )
+    units = {"examples": count, "chosen_tokens": mx.maximum(sums.tokens[:count].sum(), 1)}
+    total = mx.array(0.0)
+    for unit, value in result.sums.items():
+        total = total + value / units[unit]
+    return total
+
+
+def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> keys.LossOptions:
+    """The options of a mode, checked as those of a config file are."""
     if mode not in OPTIONS:
         raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
     kind = OPTIONS[mode]
     names = loss_names(loss_type)
     unknown = [name for name in names if not isinstance(name, str) or name not in kind.table]
-    unknown_keys = [key for key in options if key not in kind.__dataclass_fields__]
-    if unknown or unknown_keys:
+    unknown += [key for key in options if key not in kind.__dataclass_fields__]
+    if unknown:
         raise UserError(
-            f"Mode {mode} has no loss or option {', '.join(map(repr, unknown + unknown_keys))}. Losses: "
+            f"Mode {mode} has no loss or option {', '.join(map(repr, unknown))}. Losses: "
             f"{', '.join(kind.table)}; options: {', '.join(kind.__dataclass_fields__)}."
         )
-    try:
-        chosen: Any = TypeAdapter(kind).validate_python({"loss_type": loss_type, **options})
-    except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}".replace("Value error, ", "").removeprefix(": ")
-            for one in error.errors()
-        ]
-        raise UserError(f"Mode {mode}: {'; '.join(told)}.") from None
-    free = mode in ("cpo", "orpo", "simpo") or getattr(chosen, "reference_free", False)
-    if reference_token_logps is None and not free:
-        raise UserError(f"Mode {mode} needs reference_token_logps" + (", or reference_free." * (mode == "dpo") or "."))
+    chosen, wrong = validated(kind, {"loss_type": loss_type, **options})
+    told = [f"{key}: {said}".removeprefix(": ") for key, sentences in wrong.items() for said in sentences]
+    changed = {key for key, value in options.items() if value != kind.__dataclass_fields__[key].default}
+    for key, users in idle_options(kind.table, names, changed - {"beta"}).items():  # β scales the rewards of any loss
+        told.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
+    if told:
+        raise UserError(f"Mode {mode}: {'; '.join(told)}.")
+    return chosen
 
-    policy_token_logps = _array(policy_token_logps)
-    if policy_token_logps.ndim != 2 or not len(policy_token_logps):
+
+class _Tokens(NamedTuple):
+    """What the caller gives, (rows, width) each: log-probs (nats), and 1 at the tokens of completions."""
+
+    policy: mx.array
+    reference: mx.array | None
+    mask: mx.array
+
+    @classmethod
+    def of(cls, policy: Any, reference: Any, mask: Any) -> "_Tokens":
+        policy = _array(policy)
+        if policy.ndim != 2 or not len(policy):
+            raise UserError(f"policy_token_logps have shape {policy.shape}; give (rows, width), a row at least.")
+        shape = policy.shape
+        return cls(
+            policy,
+            None if reference is None else _shaped("reference_token_logps", reference, *shape),
+            _shaped("completion_mask", mx.ones(shape) if mask is None else mask, *shape),
+        )
+
+    def sums(self, values: mx.array | None, weights: mx.array | int = 1) -> mx.array:
+        """(rows,) of such values over the completions; what is masked may be anything. 0 where there are none."""
+        if values is None:
+            return mx.zeros(len(self.mask))
+        return mx.where(self.mask > 0, weights * values, 0).sum(1)
+
+
+class _Sums(NamedTuple):
+    """Of the completions, (rows,) each; `policy` and `reference` with the weights of the tokens, `nll` without."""
+
+    policy: mx.array
+    reference: mx.array
+    nll: mx.array
+    tokens: mx.array
+
+
+def _summed(given: _Tokens, options: keys.LossOptions | None) -> _Sums:
+    """options: of pairs, whose tokens may have weights."""
+    tokens = given.mask.sum(1)
+    weighing = given.mask
+    pairs, width = len(given.mask) // 2, given.mask.shape[1]
+    if options and (weights := token_weights(options, tokens, width, mx.arange(pairs))) is not None:
+        place = mx.maximum(mx.cumsum(given.mask, axis=1) - 1, 0).astype(mx.int32)
+        weighing = given.mask * mx.take_along_axis(weights, place, axis=1)
+    policy, reference = given.sums(given.policy, weighing), given.sums(given.reference, weighing)
+    return _Sums(policy, reference, -given.sums(given.policy), tokens)
+
+
+def _pairs(sums: _Sums, columns: Mapping[str, mx.array]) -> Pairs:
+    (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in (sums.policy, sums.reference, sums.tokens))
+    numbers = {name: _shaped(f"column {name}", value, len(p_w)) for name, value in columns.items()}
+    return Pairs(p_w, p_l, q_w, q_l, n_w, n_l, numbers)
+
+
+def _pair_weights(given: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
+    """Of WPO."""
+    if log_collisions is None:
+        raise UserError("use_weighting needs token_log_collisions.")
+    collisions = given.sums(_shaped("token_log_collisions", log_collisions, *given.mask.shape))
+    return wpo_weights(-sums.nll, collisions / mx.maximum(sums.tokens, 1), sums.tokens)
+
+
+def _lists(sums: _Sums, scores: mx.array) -> Lists:
+    if scores.ndim != 2 or scores.size != len(sums.tokens):
         raise UserError(
-            f"policy_token_logps have shape {policy_token_logps.shape}; give (rows, width), a row at least."
+            f"Column scores has shape {scores.shape}; give (completions, lists), a score for each of "
+            f"{len(sums.tokens)} rows."
         )
-    rows, width = policy_token_logps.shape
-    mask = _shaped(
-        "completion_mask", mx.ones((rows, width)) if completion_mask is None else completion_mask, rows, width
-    )
-    tokens = mask.sum(1)
-    columns = {name: _array(value) for name, value in (columns or {}).items()}
-    listwise = any(kind.table[name].rows == "ranked" for name in names)
-    lacking = {column for name in names for column in kind.table[name].columns} | ({"scores"} if listwise else set())
-    lacking -= set(columns)
-    if lacking:
-        raise UserError(f"Loss {loss_type} needs columns: {', '.join(sorted(lacking))}.")
-    paired = mode not in ("kto", "bco") and not listwise
-    if paired and rows % 2:
-        raise UserError(f"{rows} rows are no pairs: give the chosen in the first half, the rejected in the second.")
-    weights = token_weights(chosen, tokens, width, mx.arange(rows // 2)) if paired else None
-    weighing = mask
-    if weights is not None:
-        place = mx.maximum(mx.cumsum(mask, axis=1) - 1, 0).astype(mx.int32)
-        weighing = mask * mx.take_along_axis(weights, place, axis=1)
-    policy = mx.where(mask > 0, weighing * policy_token_logps, 0).sum(1)
-    reference = mx.zeros(rows)
-    if reference_token_logps is not None and not free:
-        given = _shaped("reference_token_logps", reference_token_logps, rows, width)
-        reference = mx.where(mask > 0, weighing * given, 0).sum(1)
-    nll = -mx.where(mask > 0, policy_token_logps, 0).sum(1)
+    flat = (sums.policy, sums.reference, sums.tokens, scores.reshape(-1))
+    return Lists(*(value.reshape(-1, scores.shape[1]).T for value in flat))
 
-    weight = NLL_WEIGHTS.get(mode, 0.0)
-    nll_weight = getattr(chosen, weight) if isinstance(weight, str) else weight
-    pair_weights = None
-    if paired:
-        (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in (policy, reference, tokens))
-        given = {name: _shaped(f"column {name}", value, rows // 2) for name, value in columns.items()}
-        examples: Any = Pairs(p_w, p_l, q_w, q_l, n_w, n_l, given)
-        if getattr(chosen, "use_weighting", False):
-            if token_log_collisions is None:
-                raise UserError("use_weighting needs token_log_collisions.")
-            collisions = _shaped("token_log_collisions", token_log_collisions, rows, width)
-            collisions = mx.where(mask > 0, collisions, 0).sum(1) / mx.maximum(tokens, 1)
-            pair_weights = wpo_weights(-nll, collisions, tokens)
-    elif listwise:
-        scores = columns["scores"]
-        if scores.ndim != 2 or scores.size != rows:
-            raise UserError(
-                f"Column scores has shape {scores.shape}; give (completions, lists), a score for each of {rows} rows."
-            )
-        count, scores = scores.shape[1], scores.reshape(-1)
-        examples = Lists(*(value.reshape(-1, count).T for value in (policy, reference, tokens, scores)))
-    else:
-        if label is None:
-            raise UserError(f"Mode {mode} needs label.")
-        mismatched = _shaped(
-            "mismatched_logratios", [0.0] * rows if mismatched_logratios is None else mismatched_logratios, rows
-        )
-        examples = Labelled(policy, reference, tokens, _shaped("label", label, rows), mismatched)
 
-    examples_count = examples[0].shape[0]
-    state = dict(START) if needs_state(kind.table, chosen) else None
-    if state and baseline is not None:
-        state["reward_mean"] = mx.array(baseline)
-    result = objective(
-        kind.table,
-        chosen,
-        examples,
-        nll=nll[:examples_count],
-        nll_weight=nll_weight,
-        pair_weights=pair_weights,
-        state=state,
-        update=baseline is None,
-    )
-    units = {"examples": examples_count, "chosen_tokens": mx.maximum(tokens[:examples_count].sum(), 1)}
-    total = mx.array(0.0)
-    for unit, value in result.sums.items():
-        total = total + value / units[unit]
-    return total
+def _labelled(mode: str, sums: _Sums, label: Any, mismatched_logratios: Any) -> Labelled:
+    if label is None:
+        raise UserError(f"Mode {mode} needs label.")
+    rows = len(sums.tokens)
+    mismatched = [0.0] * rows if mismatched_logratios is None else mismatched_logratios
+    mismatched = _shaped("mismatched_logratios", mismatched, rows)
+    return Labelled(sums.policy, sums.reference, sums.tokens, _shaped("label", label, rows), mismatched)
 
 
 def _array(values: Any) -> mx.array:

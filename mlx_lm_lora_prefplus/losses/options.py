@@ -1,6 +1,6 @@
 """The config keys of the modes: names, types, bounds and defaults. Names are TRL's where TRL has them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,6 +25,22 @@ def loss_names(value: Any) -> list[str]:
     """The losses that `loss_type` names."""
     value = _listed(value)
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def idle_options(table: Mapping[str, Any], names: Collection[str], given: Iterable[str]) -> dict[str, list[str]]:
+    """Those of the keys `given` that only other losses of the table use than the chosen `names`, with these losses.
+
+    Keys of no loss at all are the mode's.
+    """
+    users = {
+        key: [
+            name
+            for name, loss in table.items()
+            if key in (*getattr(loss, "options", ()), *getattr(loss, "instead", ()))
+        ]
+        for key in given
+    }
+    return {key: found for key, found in users.items() if found and not set(found) & set(names)}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def test_every_error_at_once(refused):
         "label_smoothing: 0.7 (config ",
         "must be less than 0.5",
         "must be 'keep_end', 'keep_start' or 'drop'",
-        "rank must be a whole number greater than 0, not 0",
+        "rank must be a whole number from 1 to 65536, not 0",
         "needs a name that is one of cosine_decay, exponential_decay, linear_schedule, step_decay",
         "optimizer: 'sgd' (config ",
         "has an unknown optimizer adamW; did you mean adamw?",
@@ -40,6 +40,50 @@ def test_options_of_a_third_party_are_checked_too(refused):
     assert "sft_kind: 'c' (command line) must be 'a' or 'b'" in message
     assert "weights: [1, 'x'] (command line) [1] must be a valid number" in message
     assert "savers: 0 (command line) must be greater than or equal to 1" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"beta": True}, "beta: True (command line) must be no truth value"),
+        ({"loss_weights": [True]}, "loss_weights: [True] (command line) must be no truth value"),
+        ({"loss_type": b"ipo"}, "loss_type: b'ipo' (command line) must be text, not bytes"),
+        ({"iters": 10**400}, "iters: a number of more than 200 digits (command line) must be less than"),
+        ({"optimizer": ["adam"]}, "must be 'adam', 'adamw' or 'muon'"),
+        ({"num_layers": 0}, "must be the number of layers to train, counted from the last, or -1 for all"),
+        ({"num_layers": -7}, "or -1 for all"),
+        ({"lora_parameters": {"rank": 10**11}}, "rank must be a whole number from 1 to 65536, not 100000000000"),
+        ({"lora_parameters": {"rank": "8"}}, "rank must be a whole number from 1 to 65536, not '8'"),
+        ({"lora_parameters": {"rank": -1}}, "rank must be a whole number from 1 to 65536, not -1"),
+        ({"lora_parameters": {"rnak": 8}}, "has an unknown key rnak; did you mean rank?"),
+        ({"optimizer_config": {"adam": {"betas": [0.9]}}}, "adam: betas must be 2 numbers in [0, 1), not [0.9]"),
+        ({"optimizer_config": {"adam": {"eps": "x"}}}, "adam: eps must be a finite number, 0 or more, not 'x'"),
+        ({"optimizer_config": {"adam": {"bias_correction": 1}}}, "bias_correction must be true or false, not 1"),
+        (
+            {"optimizer": "muon", "optimizer_config": {"muon": {"ns_steps": 0}}},
+            "muon: ns_steps must be a whole number from 1 to 1000, not 0",
+        ),
+        ({"lr_schedule": {"name": "cosine_decay", "arguments": [1e-3, 0]}}, "decay_steps must be greater than 0"),
+        ({"lr_schedule": {"name": "exponential_decay", "arguments": [1.0, -5]}}, "the learning rate -5.0 at update 1"),
+        ({"lr_schedule": {"name": ["cosine_decay"], "arguments": [1]}}, "needs a name that is one of"),
+        ({"adapter_path": "a\0b"}, "must hold no control character"),
+        ({"lm_studio_name": "../../elsewhere"}, "must be a name, and no path that leads elsewhere"),
+        ({"lm_studio_name": "/elsewhere"}, "must be a name, and no path that leads elsewhere"),
+    ],
+    ids=str,
+)
+def test_what_would_be_read_as_something_else_or_fail_later(refused, given, said):
+    assert said in refused(given)
+
+
+def test_a_long_value_is_shown_in_part(refused):
+    message = refused({"optimizer": "x" * 10_000})
+    assert "x" * 150 + "x" in message and len(message) < 500
+
+
+@pytest.mark.parametrize("mode", [["dpo"], {"a": 1}, b"dpo", 3])
+def test_a_mode_that_is_no_name(refused, mode):
+    assert "is none of the plugin modes installed here" in refused(mode=mode)
 
 
 # options of other losses

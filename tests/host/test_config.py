@@ -190,6 +190,42 @@ def test_a_malformed_file_names_the_file_and_the_line(refused, text, said):
     assert "run.yaml" in message and said in message
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("beta: 1\nseed: 2\nbeta: 3\n", "line 3, column 1: the key 'beta' stands in line 1 already"),
+        ("lora_parameters:\n  rank: 8\n  rank: 9\n", "line 3, column 3: the key 'rank' stands in line 2 already"),
+        ("seed: 2020-13-45\n", "line 1, column 7: '2020-13-45' is no timestamp"),
+        ("beta: !!float x\n", "line 1, column 7: 'x' is no float"),
+        ("a: &a [*a]\n", "line 1, column 4: an alias stands within what it stands for"),
+        ("a: " + "[" * 3000, "nested too deeply"),
+        ('model: "\\ud800"\n', "half of a surrogate pair"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_says_nothing_useful(refused, text, said):
+    assert said in refused(file=text)
+
+
+def grown(form: str) -> str:
+    """Nine levels of nine aliases each: 387 million values."""
+    lines = ["a0: &a0 {k: v}"]
+    lines += [f"a{i}: &a{i} " + form.format(", ".join([f"*a{i - 1}"] * 9)) for i in range(1, 10)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("form", ["[{}]", "{{<<: [{}]}}"])
+@pytest.mark.timeout(10)
+def test_aliases_that_grow_without_bounds(refused, form):
+    assert "with its aliases written out it holds more than" in refused(file=grown(form))
+
+
+def test_anchors_and_merged_keys_are_fine(run_config):
+    file = "lora_parameters: &a {rank: 4}\nx: &b {rank: 5}\ny: {<<: [*a, *b], rank: 6}\nmodel: &m m\ndata: *m\n"
+    resolved = run_config(file=file)
+    assert (resolved.settings.lora_parameters["rank"], resolved.settings.model, resolved.data.data) == (4, "m", "m")
+
+
 def test_a_missing_file(refused):
     assert "nowhere.yaml cannot be read: No such file" in refused({"config": "nowhere.yaml"})
 
