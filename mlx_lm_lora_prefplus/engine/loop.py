@@ -351,7 +351,13 @@ class Loop:
         if run.metrics:
             run.metrics.write({"iteration": iteration, "split": split, **values})
         self.history.add(split, {"iteration": iteration, **values})
-        about = Run(self._rate, getattr(run.options, "beta", None), run.trainer.needs_reference(run.options))
+        about = Run(
+            self._rate,
+            getattr(run.options, "beta", None),
+            run.trainer.needs_reference(run.options),
+            fresh=not (run.settings.resume_adapter_file or run.settings.reference_model_path),
+            choices={*(one.name for one in fields(run.options)), *run.trainer.losses},
+        )
         for name, text in warnings(self.history, about).items():
             if name not in self.warned:
                 self.warned.append(name)

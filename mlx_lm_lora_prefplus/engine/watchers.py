@@ -3,7 +3,7 @@
 A warning is a line of the log, which must not hold the word `loss` (programs read such lines as reports).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -18,12 +18,20 @@ class Run(NamedTuple):
     """What a watcher needs to know of a run.
 
     learning_rate: of the last update. beta: scale of the log-ratio, per nat; None where the mode has none.
-    reference: whether rewards compare with a reference.
+    reference: whether rewards compare with a reference. fresh: whether the policy began at its reference.
+    choices: config keys and losses of the mode, so that no advice names one that is not there.
     """
 
     learning_rate: float
     beta: float | None
     reference: bool
+    fresh: bool
+    choices: Collection[str]
+
+    def advice(self, *suggestions: tuple[str | None, str]) -> str:
+        """`Try …` with those suggestions whose config key or loss (None: needs none) is there."""
+        *others, last = [text for needed, text in suggestions if needed is None or needed in self.choices]
+        return f"Try {', '.join(others)} or {last}." if others else f"Try {last}."
 
 
 class History:
@@ -73,8 +81,12 @@ def margins_exploding(history: History, run: Run) -> str | None:
         return None
     return (
         f"the margin has grown to {margins[-1]:.1f} and grows on: the pairs are long won, and the policy runs away "
-        "from where it began. Try fewer iters, a smaller learning_rate, label_smoothing: 0.1, or the objective ipo, "
-        "which aims at a margin."
+        "from where it began. "
+    ) + run.advice(
+        (None, "fewer iters"),
+        (None, "a smaller learning_rate"),
+        ("label_smoothing", "label_smoothing: 0.1"),
+        ("ipo", "the objective ipo, which aims at a margin"),
     )
 
 
@@ -93,8 +105,12 @@ def chosen_falling(history: History, run: Run) -> str | None:
         return None
     return (
         f"the chosen completions have become less likely, from {before:.2f} to {now:.2f} nats per token (likelihood "
-        "displacement): the policy prefers them only because the rejected ones fall faster. Try an NLL term "
-        "(sft_weight: 0.1 in mode dpo, cpo_alpha: 1 in mode cpo), the objective dpop there, or a smaller learning_rate."
+        "displacement): the policy prefers them only because the rejected ones fall faster. "
+    ) + run.advice(
+        ("sft_weight", "an NLL term (sft_weight: 0.1)"),
+        ("cpo_alpha", "an NLL term (cpo_alpha: 1)"),
+        ("dpop", "the objective dpop"),
+        (None, "a smaller learning_rate"),
     )
 
 
@@ -111,8 +127,11 @@ def kl_growing(history: History, run: Run) -> str | None:
         return None
     return (
         f"the policy is {drift:.0f} nats from its reference on a completion, more than one for each of its "
-        f"{whole / per_token:.0f} tokens. Try a larger beta (now {run.beta}), which holds it closer, a smaller "
-        "learning_rate or fewer iters."
+        f"{whole / per_token:.0f} tokens. "
+    ) + run.advice(
+        ("beta", f"a larger beta (now {run.beta}), which holds it closer"),
+        (None, "a smaller learning_rate"),
+        (None, "fewer iters"),
     )
 
 
@@ -124,7 +143,7 @@ def rate_too_high(history: History, run: Run) -> str | None:
     else:
         first = history.train[0] if history.train else {}
         updates, margin = first.get("updates", 0), first.get("rewards/margins", 0.0)
-        if not run.reference or not updates or abs(margin) / updates < 1:
+        if not (run.reference and run.fresh) or not updates or abs(margin) / updates < 1:
             return None
         what = f"the margin has moved by {margin:.1f} in the first {updates:.0f} updates"
     beta = f" at beta {run.beta}" if run.beta else ""

@@ -1,12 +1,16 @@
 """Each watcher speaks where its thing happens, and is silent on a healthy run."""
 
 import math
+import re
+from dataclasses import fields
 
 import pytest
 
 from mlx_lm_lora_prefplus.engine.watchers import FIRST, RECENT, WATCHERS, History, Run, warnings
+from mlx_lm_lora_prefplus.losses import OPTIONS
 
-RUN = Run(learning_rate=1e-5, beta=0.1, reference=True)
+MODES = {mode: {*(field.name for field in fields(kind)), *kind.table} for mode, kind in OPTIONS.items()}
+RUN = Run(learning_rate=1e-5, beta=0.1, reference=True, fresh=True, choices=MODES["dpo"])
 
 
 def history(train, valid=()) -> History:
@@ -78,7 +82,7 @@ def test_chosen_that_fall_on_the_same_rows_of_validation_are_seen_sooner():
 
 def test_kl_is_taken_where_the_mode_reports_it():
     reports = [{**healthy(1), "kl": 150.0}]
-    assert list(warnings(history(reports), Run(1e-5, None, True))) == ["kl_growing"]
+    assert list(warnings(history(reports), RUN._replace(beta=None))) == ["kl_growing"]
 
 
 def test_a_margin_that_jumps_at_once_is_a_rate_too_high():
@@ -86,10 +90,25 @@ def test_a_margin_that_jumps_at_once_is_a_rate_too_high():
     said = warnings(history(reports), RUN)
     assert list(said) == ["rate_too_high"] and "at beta 0.1" in said["rate_too_high"]
     assert warnings(history(reports), RUN._replace(reference=False)) == {}
+    assert warnings(history(reports), RUN._replace(fresh=False)) == {}, "it went on from adapters that have a margin"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CASES)
+def test_no_advice_names_a_key_or_a_loss_that_the_mode_has_not(mode, name):
+    reports, run = CASES[name]
+    text = warnings(history(reports), run._replace(choices=MODES[mode]))[name]
+    absent = set.union(*MODES.values()) - MODES[mode]
+    named = set(re.findall(r"\w+", text.partition("Try ")[2]))
+    assert not named & (absent - {"margin"}), text
+    assert re.search(r"Try .+\.$", text)
 
 
 def test_a_trainer_without_these_metrics_is_left_alone():
-    assert warnings(history([{"iteration": i, "loss": 1.0} for i in range(30)]), Run(1e-5, None, False)) == {}
+    assert (
+        warnings(history([{"iteration": i, "loss": 1.0} for i in range(30)]), RUN._replace(beta=None, reference=False))
+        == {}
+    )
     assert warnings(History(), RUN) == {}
 
 
