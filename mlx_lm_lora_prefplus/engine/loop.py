@@ -29,7 +29,7 @@ from .moving_reference import MovingReference
 from .progress import Progress, random_seed, restore, snapshot
 from .qat import FakeQuantization
 from .ranks import Ranks, is_lost_peer
-from .report import report_training, report_validation
+from .report import bar_text, report_training, report_validation
 from .run_state import RunState, StateFiles
 from .signals import StopRequest, leave, stop_after_step
 from .step import GradientStep
@@ -338,7 +338,7 @@ class Loop:
             "peak_memory": at.peak_memory / 1e9,
         }
         if "loss" in means:  # not where every update so far was left out
-            bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
+            bar.set_postfix_str(bar_text(means), refresh=False)
             report_training(run.callback, at.iteration, means, speed)
             more = {"grad_norm": at.grad_norm} if at.grad_norm is not None else {}
             more |= {"updates": at.step - at.skipped, "skipped_updates": at.skipped}

@@ -21,6 +21,12 @@ def host_metrics(means: Mapping[str, float], prefix: str = "") -> dict[str, floa
     return {prefix + host: means[ours] for host, ours in _HOST_METRICS.items() if ours in means}
 
 
+def bar_text(means: Mapping[str, float]) -> str:
+    """What the progress bar shows beside its own count, rate and remaining time."""
+    shown = {"loss": "loss", "acc": "rewards/accuracies", "margin": "rewards/margins"}
+    return ", ".join(f"{name}={means[metric]:.3f}" for name, metric in shown.items() if metric in means)
+
+
 def report_training(callback: Any, iteration: int, means: Mapping[str, float], speed: Mapping[str, float]) -> None:
     """Print the host's training line and call `on_train_loss_report`.
 
