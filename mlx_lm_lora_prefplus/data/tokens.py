@@ -40,14 +40,17 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, settings: DataSettings, *, add_bos: bool = False, apart: bool = False) -> None:
+        from transformers import PreTrainedTokenizerBase
+
         self.tokenizer = tokenizer
-        self.inner = getattr(tokenizer, "_tokenizer", tokenizer)
+        self.inner = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else tokenizer._tokenizer
         self.settings = settings
         self.add_bos = add_bos
         self.apart = apart
         self.eos = tokenizer.eos_token_id
         stops = getattr(tokenizer, "eos_token_ids", None)
-        self.stops = frozenset(stops if stops else () if self.eos is None else (self.eos,))
+        stops = [stops] if isinstance(stops, int) else stops
+        self.stops = frozenset(stops or ([] if self.eos is None else [self.eos]))
         bos = self.inner.bos_token_id
         own = self.inner.encode("a")
         self.bos = bos if bos is not None and own[:1] == [bos] else None

@@ -13,6 +13,15 @@ from mlx.utils import tree_flatten
 
 from ..errors import UserError
 
+TEMPORARY = ".tmp-"
+"""Begins the names of files that are not yet whole."""
+
+TORN = (
+    f"{TEMPORARY}writable",
+    *(f"{place}{TEMPORARY}*.{end}" for place in ("", "best/") for end in ("safetensors", "json*")),
+)
+"""Patterns of such files in an adapter folder."""
+
 
 def save_adapters(
     model: nn.Module, adapter_file: Path, config: Mapping[str, Any], iteration: int | None
@@ -47,7 +56,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written; what had the name before is whole.
     """
-    temporary = target.with_name(f".tmp-{target.name}")
+    temporary = target.with_name(f"{TEMPORARY}{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -75,16 +84,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and make sure that a file can be written in it.
+    """Make the folder, and make sure that a file can be written in it; what a killed run left half-written goes.
 
     Raises:
         UserError: it cannot.
     """
-    probe = folder / ".tmp-writable"
+    probe = folder / f"{TEMPORARY}writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        for torn in (file for pattern in TORN for file in folder.glob(pattern)):
+            torn.unlink()
     except OSError as error:
         raise UserError(
             f"adapter_path: {folder} cannot be written ({error.strerror}). Choose another folder with adapter_path."

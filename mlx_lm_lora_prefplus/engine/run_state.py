@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .checkpoint import whole_file
+from .checkpoint import TEMPORARY, whole_file
 
 FORMAT = 1
 """Raised when states of before cannot be read any more."""
@@ -70,8 +70,9 @@ class StateFiles:
         with whole_file(target) as temporary:
             mx.save_safetensors(str(temporary), arrays, header)
             _seal(temporary)
-            for file in {*self.folder.glob(PATTERN), *self.folder.glob(f".tmp-{PATTERN}")} - {*self.own, temporary}:
-                file.unlink()
+            for file in {*self.folder.glob(PATTERN), *self.folder.glob(f"{TEMPORARY}{PATTERN}")}:
+                if file not in (*self.own, temporary) and file.is_file():
+                    file.unlink()
         self.own = [*(file for file in self.own if file != target), target]
         for file in self.own[: -self.keep]:
             file.unlink(missing_ok=True)

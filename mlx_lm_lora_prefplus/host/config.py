@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..losses import LossOptions, borrowed_defaults
 from ..plugin.manager import Registry
 from ..plugin.protocol import Trainer
 from ..settings import OWN_KEYS, DataSettings, RunSettings, own_fields
@@ -18,7 +19,7 @@ from .activate import originals_of
 from .check import Joined, Problems, check_losses, checked, join_loss_names, nearest
 from .config_file import read_config
 from .parser import FEATURES, actions, option_fields
-from .presets import PRESETS, values_beside
+from .presets import PRESETS, TWO_NAMES, values_beside
 from .structures import check_structures
 
 COMMAND_LINE = "command line"
@@ -98,6 +99,9 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
         what = "cannot follow the policy with sync_ref_model: its reference begins at the model itself; leave out one"
         problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)
     problems.raise_if_any()
+    if isinstance(options, LossOptions):
+        unset = [key for key in vars(options) if joined.values.get(key) is None]
+        notes += borrowed_defaults(options, [key for key in unset if TWO_NAMES.get(key, key) in unset])
     for model in (settings, data):
         joined.values.update({key: getattr(model, key) for key in type(model).model_fields})
     joined.values.update({field.name: getattr(options, field.name) for field in dataclasses.fields(options)})

@@ -63,7 +63,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     work, splits, state = open_run(resolved, ranks)
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
     told = [*summary.lines(work, splits), f"Engine: {work.engine.words}"]
-    warnings = summary.warnings(resolved, model, splits)
+    warnings = summary.warnings(work, splits)
     for line in told:
         print_info(line)
     for warning in warnings:

@@ -6,6 +6,7 @@ MLX-LoRA-Studio reads the output line by line: a line must not hold `loss`, `it/
 from dataclasses import fields
 
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from ..data import Split
@@ -57,21 +58,24 @@ def lines(work: Work, splits: dict[str, Split]) -> list[str]:
     return told
 
 
-def warnings(resolved: Resolved, model: nn.Module, splits: dict[str, Split] | None = None) -> list[str]:
+def warnings(work: Work, splits: dict[str, Split]) -> list[str]:
     """What the user gave that has no effect or not the one he may expect."""
-    settings, told = resolved.settings, list[str]()
+    resolved, model, told = work.resolved, work.model, list[str]()
+    settings = resolved.settings
     if isinstance(resolved.options, LossOptions) and settings.train:
         labels = None
-        if splits and "train" in splits and resolved.trainer.rows == "unpaired":
+        if resolved.trainer.rows == "unpaired":
             labels = splits["train"].report.desirable, splits["train"].report.undesirable
-        told += advice(resolved.options, None if settings.token_budget else settings.batch_size, labels)
-        if splits and "train" in splits and "odpo" in loss_names(resolved.options.loss_type):
+        told += advice(resolved.options, float((np.diff(work.plan("train").starts) == 1).mean()), labels)
+        if "odpo" in loss_names(resolved.options.loss_type):
             told += unordered_scores(splits["train"])
     if settings.qat_enable and not effective_linears(model):
         told.append(
             "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
             "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
         )
+    if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
+        told.append(f"num_layers {settings.num_layers}: the model has {count} layers, and all of them get adapters.")
     defaults = (None, HOST_DEFAULT, TRAINER_DEFAULT)
     if settings.token_budget and resolved.sources.get("batch_size") not in defaults:
         told.append("batch_size has no effect beside token_budget.")

@@ -59,14 +59,14 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
 
 
 def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
-    """UserError if a chosen loss needs a column that the data have not."""
+    """UserError if a chosen loss needs a column that is not in every row."""
     losses = resolved.trainer.losses
     for name in loss_names(getattr(resolved.options, "loss_type", [])):
         for column in getattr(losses.get(name), "columns", ()):
             if lacking := [split for split, table in rows.items() if column not in table.column_names]:
                 raise UserError(
-                    f"loss_type {name} needs a number in column {column!r} of each row, and the {lacking[0]} rows have "
-                    "none. Add the column, or choose another loss_type."
+                    f"loss_type {name} needs a number in column {column!r} of each row, and not every {lacking[0]} row "
+                    "has one. Add it, leave out the rows without it, or choose another loss_type."
                 )
 
 

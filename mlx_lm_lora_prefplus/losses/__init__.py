@@ -4,7 +4,7 @@ from .advice import advice
 from .compute import NLL_WEIGHTS, OPTIONS, compute
 from .examples import Labelled, Lists, Pairs
 from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
-from .options import LossOptions, PairedOptions, idle_options, loss_names
+from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names
 from .running import START
 from .table import Loss
 from .twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
@@ -26,6 +26,7 @@ __all__ = [
     "PreferenceLossBase",
     "SimPOLoss",
     "advice",
+    "borrowed_defaults",
     "compute",
     "idle_options",
     "is_separable",

@@ -1,22 +1,30 @@
 """Values that are allowed and yet known to fail, each with what to use instead."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from .options import loss_names
 
+SOME = 0.1
+"""A share of micro-batches with a single example below which they hardly matter."""
+
+REMEDY = "Let a micro-batch hold 4 or more (batch_size, token_budget)."
+
 MOST_ALPHAPO_ALPHA = 2.0
 """With mean log-probs of −7, as of text that is new to a model, e^(−αp̄) is then 1e6, or 1e-6 where α is below 0."""
 
 
-def advice(options: Any, batch_size: int | None = None, labels: tuple[int, int] | None = None) -> list[str]:
+def advice(options: Any, alone: float = 0.0, labels: tuple[int, int] | None = None) -> list[str]:
     """Warnings on the options of a mode of ours.
 
-    batch_size: examples in a micro-batch; None where it is not fixed.
+    alone: share of the micro-batches that hold one example.
     labels: desirable and undesirable rows, of labelled rows.
     """
     names = loss_names(options.loss_type)
-    told = [text for name in names for text in _of_loss(name, options, batch_size)]
+    told = [text for name in names for text in _of_loss(name, options)]
+    if alone > SOME:
+        told += [f"{_alone(alone)}: {text}. {REMEDY}" for text in _of_single_examples(options, names)]
     told += [f"{key} has no effect without {needed}." for key, needed in _without_effect(options, names)]
     weighted = getattr(options, "loss_weights", None)
     if "sft" in names and len(names) == 1:
@@ -51,7 +59,21 @@ def _without_effect(options: Any, names: list[str]) -> list[tuple[str, str]]:
     return told
 
 
-def _of_loss(name: str, options: Any, batch_size: int | None) -> list[str]:
+def _alone(share: float) -> str:
+    return f"{'All' if share == 1 else f'{share:.0%} of the'} micro-batches hold one example alone"
+
+
+def _of_single_examples(options: Any, names: list[str]) -> Iterator[str]:
+    """What is lost where an example stands alone in its micro-batch."""
+    if "kto" in names:
+        yield "the estimate of the KL that kto takes is then one row's"
+    if sorting := [name for name in names if name in ("aot", "aot_unpaired")]:
+        yield f"there is nothing to sort, so {' and '.join(sorting)} is DPO"
+    if getattr(options, "dr_dpo_beta", None) is not None:
+        yield "dr_dpo_beta has no effect"
+
+
+def _of_loss(name: str, options: Any) -> list[str]:
     beta, told = options.beta, list[str]()
     if name in ("simpo", "alphapo"):
         if beta < 1:
@@ -70,11 +92,6 @@ def _of_loss(name: str, options: Any, batch_size: int | None) -> list[str]:
         told.append(f"beta {beta} is small for sigmoid_norm, which compares means a token: 2 to 10 are usual.")
     if name == "sppo_hard" and beta > 0.01:
         told.append(f"beta {beta} is large for sppo_hard: its targets are ±1/(2β) nats. 0.001 is published.")
-    if name in ("aot", "aot_unpaired", "kto") and batch_size == 1:
-        what = "the estimate of the KL is one row's" if name == "kto" else "there is nothing to sort, so this is DPO"
-        told.append(f"With batch_size 1, {what}. Take a batch_size of 4 or more for {name}.")
-    if getattr(options, "dr_dpo_beta", None) is not None and batch_size == 1:
-        told.append("With batch_size 1 dr_dpo_beta has no effect. Take a batch_size of 4 or more.")
     if name == "robust" and options.label_smoothing == 0:
         told.append("loss_type robust with label_smoothing 0 is plain DPO. Give the share of wrong labels.")
     if name == "nca_pair" and beta > 0.05:

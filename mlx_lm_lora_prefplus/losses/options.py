@@ -43,6 +43,19 @@ def idle_options(table: Mapping[str, Any], names: Collection[str], given: Iterab
     return {key: found for key, found in users.items() if found and not set(found) & set(names)}
 
 
+def borrowed_defaults(options: "LossOptions", left_alone: Collection[str]) -> list[str]:
+    """A sentence for each of the keys that were `left_alone` where the losses of a list have different defaults."""
+    told, names = [], [name for name in loss_names(options.loss_type) if name in options.table]
+    for key in left_alone:
+        value = getattr(options, key)
+        own = {name: options.default_of(name, key) for name in names if key in options.table[name].options}
+        if value in own.values() and len(set(own.values())) > 1:
+            owner = next(name for name in own if own[name] == value)
+            others = " and ".join(f"{name} (alone {own[name]:g})" for name in own if own[name] != value)
+            told.append(f"{key} {value:g}, the default of {owner}, holds for {others} too; set {key} to choose it.")
+    return told
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """The config keys that every mode with a table of losses has; extend it with those of your losses.
@@ -78,6 +91,10 @@ class LossOptions:
             if getattr(self, field.name) is None:
                 own = (row.defaults[field.name] for row in chosen if field.name in row.defaults)
                 object.__setattr__(self, field.name, next(own, self.fallbacks.get(field.name)))
+
+    def default_of(self, loss: str, key: str) -> Any:
+        """What a key that is None becomes where this loss is chosen alone."""
+        return self.table[loss].defaults.get(key, self.fallbacks.get(key))
 
 
 @dataclass(frozen=True)

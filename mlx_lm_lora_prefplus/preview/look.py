@@ -104,7 +104,7 @@ def _tell(report: Report, work: Work, splits: dict[str, Split]) -> None:
         report["trained"] = summary.training(resolved.settings, work.model).removeprefix("Trained: ")
         report["plan"] = summary.schedule(work).removeprefix("Plan: ")
     report["warnings"] += [
-        *summary.warnings(resolved, work.model, splits),
+        *summary.warnings(work, splits),
         *statistics.warnings(splits, report["data"]),
     ]
 

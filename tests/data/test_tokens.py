@@ -47,6 +47,13 @@ def test_boundary_text_of_each_template(tokenise, name, prompt, chosen):
     assert tokenizer.decode(row["chosen"]) == chosen
 
 
+def test_a_tokenizer_with_one_number_for_its_ends(tokenise, chatml):
+    """transformers' own tokenizers may say so; mlx_lm's wrapper has a set."""
+    plain = make_tokenizer()._tokenizer
+    plain.eos_token_ids = plain.eos_token_id
+    assert tokenise([PAIR], plain).rows[:] == tokenise([PAIR], chatml).rows[:]
+
+
 def test_host_fallback_keeps_the_first_answer_token(tokenise):
     """The opening "assistant: " ends in a blank that merges with the answer: counting it loses " I am"."""
     tokenizer = make_tokenizer(HOST_FALLBACK)

@@ -13,6 +13,17 @@ from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import tiny_llama, with_lora
 
 
+def test_what_a_killed_run_left_half_written_goes(tmp_path):
+    (tmp_path / "best").mkdir()
+    torn = (".tmp-adapter_config.json", ".tmp-state-0000001.safetensors", "best/.tmp-adapters.safetensors")
+    kept = ("adapter_config.json", ".tmp-notes.txt", "best/adapters.safetensors")
+    for name in (*torn, *kept):
+        (tmp_path / name).write_text("x")
+    check_writable(tmp_path)
+    assert not any((tmp_path / name).exists() for name in torn)
+    assert all((tmp_path / name).exists() for name in kept)
+
+
 def test_files_are_the_hosts(tmp_path):
     model = with_lora(tiny_llama())
     numbered = save_adapters(model, tmp_path / "adapters.safetensors", {"num_layers": -1}, 100)

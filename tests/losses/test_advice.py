@@ -9,7 +9,7 @@ from mlx_lm_lora_prefplus.losses import OPTIONS, advice
 def test_no_warning_on_the_defaults_of_any_loss(mode):
     for name in OPTIONS[mode].table:
         given = {"chi_po": {"chi_po_clip": 10.0}}.get(name, {})
-        told = advice(OPTIONS[mode](loss_type=name, **given), 4, (10, 10) if mode in ("kto", "bco") else None)
+        told = advice(OPTIONS[mode](loss_type=name, **given), 0.0, (10, 10) if mode in ("kto", "bco") else None)
         assert told == [] or name == "sft", told
 
 
@@ -27,7 +27,7 @@ def test_no_warning_on_the_defaults_of_any_loss(mode):
     ],
 )
 def test_a_warning(mode, given, said):
-    (told,) = advice(OPTIONS[mode](**given), 4)
+    (told,) = advice(OPTIONS[mode](**given))
     assert said in told
 
 
@@ -42,7 +42,25 @@ def test_a_warning(mode, given, said):
     ],
 )
 def test_no_warning(mode, given):
-    assert advice(OPTIONS[mode](**given), 4) == []
+    assert advice(OPTIONS[mode](**given)) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "said"),
+    [
+        ("kto", {}, "the estimate of the KL that kto takes is then one row's"),
+        ("dpo", {"loss_type": "aot"}, "there is nothing to sort, so aot is DPO"),
+        ("dpo", {"loss_type": "aot, aot_unpaired"}, "so aot and aot_unpaired is DPO"),
+        ("dpo", {"dr_dpo_beta": 1.0}, "dr_dpo_beta has no effect"),
+    ],
+)
+def test_examples_alone_in_their_micro_batch(mode, given, said):
+    options = OPTIONS[mode](**given)
+    assert advice(options, 0.05) == []
+    (told,) = advice(options, 0.4)
+    assert told.startswith("40% of the micro-batches hold one example alone: ") and said in told
+    assert advice(options, 1.0)[0].startswith("All micro-batches hold one")
+    assert advice(OPTIONS["dpo"](), 1.0) == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +76,7 @@ def test_no_warning(mode, given):
 )
 def test_weights_of_labels(weights, rows, said):
     options = OPTIONS["kto"](desirable_weight=weights[0], undesirable_weight=weights[1])  # type: ignore[call-arg]
-    told = advice(options, 4, rows)
+    told = advice(options, 0.0, rows)
     assert len(told) == bool(said)
     for part in said:
         assert part in told[0]
