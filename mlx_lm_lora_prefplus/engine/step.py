@@ -11,13 +11,14 @@ from mlx.utils import tree_map
 from ..plugin import Batch, Policy, Trainer
 from ..plugin.protocol import Unit
 from .parts import part
+from .ranks import SharedPolicy
 from .totals import Layout, flatten
 
 State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""
 
 CUT_POSITIONS = 1024
-"""On a CPU a batch is computed in parts of about so many tokens: larger ones are no faster and need more memory."""
+"""On a CPU a process computes about so many tokens of a batch at a time: more are no faster and need more memory."""
 
 
 class GradientStep:
@@ -34,6 +35,7 @@ class GradientStep:
         self.layout: Layout = []
         separable = getattr(trainer, "separable", lambda _: False)
         self.cuts = not compiled and mx.default_device().type == mx.cpu and separable(options)
+        self.positions = CUT_POSITIONS * (policy.ranks.size if isinstance(policy, SharedPolicy) else 1)
 
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State):
             output = trainer.loss(policy, batch, options, **({"state": state} if state else {}))
@@ -63,29 +65,29 @@ class GradientStep:
             (_, values, new), gradient = self._gradient(batch, scales, dict(state or {}))
             return values, gradient, new
         sums: Any = None
-        for start, stop in cuts(batch):
+        for start, stop in cuts(batch, self.positions):
             (_, values, _), gradient = self._gradient(part(batch, start, stop), scales, {})
             sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
             mx.eval(sums)
         return *sums, {}
 
 
-def cuts(batch: Batch) -> list[tuple[int, int]]:
-    """Start and end of each part of a batch."""
+def cuts(batch: Batch, most: int) -> list[tuple[int, int]]:
+    """Start and end of each part of a batch; most: see `cut`."""
     examples = batch.ids.shape[0]
     prompts = np.array(batch.prompt_lengths[:examples])
-    return cut(prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0))
+    return cut(prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0), most)
 
 
-def cut(positions: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end of each part: as many examples, in their order, as stay within `CUT_POSITIONS`; at least one.
+def cut(positions: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Start and end of each part: as many examples, in their order, as stay within `most` tokens; at least one.
 
     positions: (examples,) tokens of each, its prompt once.
     """
-    starts, room = [0], CUT_POSITIONS - int(positions[0])
+    starts, room = [0], most - int(positions[0])
     for i, needed in enumerate(positions[1:].tolist(), start=1):
         if needed > room:
             starts.append(i)
-            room = CUT_POSITIONS
+            room = most
         room -= needed
     return list(zip(starts, [*starts[1:], len(positions)], strict=True))
