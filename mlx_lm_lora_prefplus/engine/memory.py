@@ -91,6 +91,12 @@ def _asked(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def bound_cache() -> None:
+    """Let MLX keep no more than a quarter of a GPU's memory for reuse: batches of many shapes would fill all of it."""
+    if mx.default_device().type == mx.gpu:
+        mx.set_cache_limit(total_memory() // 4)
+
+
 def total_memory() -> int:
     """Bytes of memory that this machine's device has."""
     info = mx.device_info()

@@ -1,6 +1,7 @@
 """Loads the model to be trained and the reference, through the host's and mlx-lm's own functions."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from mlx_lm_lora.utils import from_pretrained
 
 from ..engine.adapters import adapter_base, adapter_layers
 from ..engine.checkpoint import load_adapter_weights
+from ..engine.memory import bound_cache
 from ..errors import UserError
 from ..settings import RunSettings
+from .structures import lora_problems
 
 _QUANTIZATIONS = {
     "load_in_4bits": {"bits": 4, "group_size": 128},
@@ -102,8 +105,9 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
 
 
 def make_ready(model: nn.Module, settings: RunSettings) -> None:
-    """What the host does for memory before it trains: wired memory on a Mac, recurrences in chunks."""
+    """What the host does for memory before it trains, and a bound on what MLX keeps for reuse."""
     maybe_set_recommended_wired_limit()
+    bound_cache()
     if model_uses_recurrence(model):
         enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
 
@@ -203,11 +207,23 @@ def read_adapter_config(folder: Path, key: str) -> dict[str, Any]:
     file = folder / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{key}: {file} cannot be read as JSON ({error}). Train again, or restore it.") from error
-    if not isinstance(config, dict) or not isinstance(config.get("lora_parameters") or {}, dict):
-        raise UserError(f"{key}: {file} does not say how adapters were made. Train again, or restore it.")
+    if wrong := next(_adapter_problems(config), None):
+        raise UserError(f"{key}: {file} does not say how adapters were made: {wrong}. Train again, or restore it.")
     return config
+
+
+def _adapter_problems(config: Any) -> Iterator[str]:
+    if not isinstance(config, dict) or not isinstance(config.get("lora_parameters") or {}, dict):
+        yield "it must hold an object with lora_parameters"
+        return
+    if (kind := config.get("fine_tune_type")) not in (None, "lora", "dora", "full"):
+        yield f"fine_tune_type is {kind!r:.40}, and not lora, dora or full"
+    if not isinstance(layers := config.get("num_layers", -1), int):
+        yield f"num_layers is {layers!r:.40}, and no number"
+    if config.get("lora_parameters") and kind != "full":
+        yield from (f"of lora_parameters, {problem}" for problem in lora_problems(config["lora_parameters"]))
 
 
 def uses_fallback_template(tokenizer: Any) -> bool:

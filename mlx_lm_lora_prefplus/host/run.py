@@ -14,8 +14,6 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.tuner.utils import build_schedule
-from mlx_lm.utils import maybe_set_recommended_wired_limit
-from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
 from mlx_lm_lora.trainer import sft_trainer
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
@@ -204,9 +202,7 @@ def train_policy(
             prompts = first_prompts(work.rows["valid"], settings.sample_prompts)
             going_on = state is not None
             callback = Samples(folder, model, work.tokenizer, prompts, settings.sample_tokens, going_on, callback)
-    maybe_set_recommended_wired_limit()
-    if model_uses_recurrence(model):
-        enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
+    policy.make_ready(model, settings)
 
     model.update(tree_map(ranks.from_first, model.trainable_parameters()))
 
@@ -220,33 +216,40 @@ def train_policy(
             save_adapters(model, folder / "best" / adapter_file.name, policy.adapter_config(settings), None)
         return folder / "best"
 
-    moving = moving_reference(work)
-    fill = moving.fill if moving else with_reference
     return train(
-        Training(
-            trainer=resolved.trainer,
-            options=resolved.options,
-            policy=work.policy,
+        training_of(
+            work,
+            reference,
             optimizer=build_optimizer(settings),
-            settings=settings,
-            iters=work.iters,
-            epoch_batches=lambda epoch, first: fill(
-                islice(work.batches("train", epoch), first, None), reference["train"]
-            ),
-            validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
             save=save,
             save_best=save_best,
             begin=begin,
             callback=callback,
-            qat=fake_quantization(model, settings),
-            compiled=work.compiled,
-            moving_reference=moving,
             states=StateFiles(folder, settings.keep_last, state.iteration if state else None) if ranks.first else None,
             metrics=MetricsFile(folder) if ranks.first else None,
             ranks=ranks,
             resumed=state,
             fingerprint=known_by if known_by is not None else fingerprint(work),
         )
+    )
+
+
+def training_of(work: Work, reference: References, **rest: Any) -> Training:
+    """What the loop does with a run's work. rest: the other fields of `Training`."""
+    resolved, moving = work.resolved, moving_reference(work)
+    fill = moving.fill if moving else with_reference
+    return Training(
+        trainer=resolved.trainer,
+        options=resolved.options,
+        policy=work.policy,
+        settings=resolved.settings,
+        iters=work.iters,
+        epoch_batches=lambda epoch, first: fill(islice(work.batches("train", epoch), first, None), reference["train"]),
+        validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
+        qat=fake_quantization(work.model, resolved.settings),
+        compiled=work.compiled,
+        moving_reference=moving,
+        **rest,
     )
 
 

@@ -81,3 +81,16 @@ def test_halving_the_batch_saves_about_what_it_says():
         return mx.get_peak_memory() - before
 
     assert peak(4) / peak(8) == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("kind", [mx.cpu, mx.gpu])
+def test_what_mlx_keeps_is_bounded_on_a_gpu(kind, monkeypatch):
+    limits: list[int] = []
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu) if kind == mx.cpu else _Gpu)
+    monkeypatch.setattr(mx, "set_cache_limit", limits.append)
+    memory.bound_cache()
+    assert limits == ([] if kind == mx.cpu else [memory.total_memory() // 4])
+
+
+class _Gpu:
+    type = mx.gpu

@@ -2,26 +2,23 @@
 
 import inspect
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx_lm.tuner.callbacks import TrainingCallback
-from mlx_lm.utils import maybe_set_recommended_wired_limit
-from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
 from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
 from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
 from mlx_lm_lora.visuals import print_info
 
 from ...engine.checkpoint import check_writable, save_adapters
-from ...engine.loop import Training, train
+from ...engine.loop import train
 from ...engine.metrics import MetricsFile
-from ...engine.reference import with_reference
 from ...engine.run_state import RunState, StateFiles
 from ..config import Resolved
-from ..run import fake_quantization, moving_reference
+from ..policy import make_ready
+from ..run import training_of
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss
 from .options import resolved_settings, settings_of
@@ -126,9 +123,7 @@ def _train(
 ) -> None:
     settings, adapter_file = resolved.settings, Path(args.adapter_file)
     check_writable(adapter_file.parent)
-    maybe_set_recommended_wired_limit()
-    if model_uses_recurrence(model):
-        enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
+    make_ready(model, settings)
     work = work_of(resolved, model, train=train_dataset, valid=val_dataset)
     print_info(f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {work.engine.words}")
     reference = reference_of(work, ref_model)
@@ -141,30 +136,10 @@ def _train(
         save_adapters(model, adapter_file.parent / "best" / adapter_file.name, config, None)
         return adapter_file.parent / "best"
 
-    moving = moving_reference(work)
-    fill = moving.fill if moving else with_reference
-    train(
-        Training(
-            trainer=resolved.trainer,
-            options=resolved.options,
-            policy=work.engine.policy,
-            optimizer=optimizer,
-            settings=settings,
-            iters=work.iters,
-            epoch_batches=lambda epoch, first: fill(
-                islice(work.batches("train", epoch), first, None), reference["train"]
-            ),
-            validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
-            save=save,
-            save_best=save_best,
-            callback=callback,
-            qat=fake_quantization(model, settings),
-            compiled=work.compiled,
-            moving_reference=moving,
-            states=_Stopped(adapter_file.parent, work.iters, save),
-            metrics=MetricsFile(adapter_file.parent),
-        )
-    )
+    states = _Stopped(adapter_file.parent, work.iters, save)
+    metrics = MetricsFile(adapter_file.parent)
+    kept = {"save": save, "save_best": save_best, "states": states, "metrics": metrics}
+    train(training_of(work, reference, optimizer=optimizer, callback=callback, **kept))
 
 
 class _Stopped(StateFiles):
