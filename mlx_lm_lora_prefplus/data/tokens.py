@@ -43,7 +43,7 @@ class Encoder:
         from transformers import PreTrainedTokenizerBase
 
         self.tokenizer = tokenizer
-        self.inner: Any = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else tokenizer._tokenizer
+        self.inner = tokenizer if issubclass(type(tokenizer), PreTrainedTokenizerBase) else tokenizer._tokenizer
         self.settings = settings
         self.add_bos = add_bos
         self.apart = apart

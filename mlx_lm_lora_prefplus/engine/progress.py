@@ -2,17 +2,21 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import UserError
 from .run_state import RunState
 
 if TYPE_CHECKING:
     from .loop import Loop
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass
@@ -29,20 +33,86 @@ class Progress:
     peak_memory: bytes, of this process and those before it.
     """
 
-    iteration: int = 0
-    step: int = 0
-    validated: int = 0
-    epoch: int = 0
-    batch: int = 0
-    size: int = 0
-    done: int = 0
+    iteration: Count = 0
+    step: Count = 0
+    validated: Count = 0
+    epoch: Count = 0
+    batch: Count = 0
+    size: Count = 0
+    done: Count = 0
     left_out: bool = False
-    tokens: int = 0
-    trained_tokens: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    tokens: Count = 0
+    trained_tokens: Count = 0
+    skipped: Count = 0
+    skipped_in_a_row: Count = 0
     grad_norm: float | None = None
-    peak_memory: int = 0
+    peak_memory: Count = 0
+
+
+@dataclass(frozen=True)
+class SavedTotals:
+    """As `Totals.dump`."""
+
+    sums: list[tuple[str, str, float]]
+    units: dict[str, float]
+    known: list[tuple[str, str, float]]
+
+
+@dataclass(frozen=True)
+class SavedBest:
+    """As `Best.dump`."""
+
+    metric: str
+    value: float | None
+    iteration: Count | None
+    stale: Count
+
+
+@dataclass(frozen=True)
+class SavedHistory:
+    """As `History.dump`."""
+
+    train: list[dict[str, float]]
+    valid: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The form of the values of a state, as `snapshot` makes them."""
+
+    iteration: Count
+    iters: Count
+    fingerprint: dict[str, Any]
+    progress: Progress
+    mlx: Annotated[int, Field(ge=0, lt=2**64)]
+    numpy: tuple[Literal["MT19937"], Annotated[int, Field(ge=0, le=624)], Annotated[int, Field(ge=0, le=1)], float]
+    totals: SavedTotals
+    laps: tuple[tuple[float, Count], tuple[float, Count]]
+    best: list[SavedBest]
+    history: SavedHistory
+    warned: list[str]
+    lines: Count
+    format: int
+
+
+def check_saved(state: RunState) -> None:
+    """Make sure that a state is of the form that `restore` takes: its digest says only that it is whole.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        TypeAdapter(Saved).validate_json(json.dumps(state.values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"resume: the newest state is whole, and yet not one that this release writes ({where}: {first['msg']}). "
+            "Start afresh without --resume, or take the release that wrote it."
+        ) from None
+    keys = state.arrays.get("numpy", {}).get("keys")
+    if keys is None or (keys.shape, keys.dtype) != ((624,), mx.uint32):
+        raise UserError("resume: the newest state has no random numbers of NumPy. Start afresh without --resume.")
 
 
 def snapshot(loop: "Loop") -> RunState:
@@ -108,7 +178,8 @@ def _refilled(tree: Any, arrays: dict[str, dict[str, mx.array]], name: str) -> A
     """A tree of the same structure with the saved arrays in it."""
     saved, wanted = arrays.get(name, {}), dict(tree_flatten(tree))
     wrong = [key for key in {*saved, *wanted} if key not in saved or key not in wanted]
-    wrong += [key for key in wanted if key in saved and saved[key].shape != wanted[key].shape]
+    form = lambda value: (value.shape, value.dtype)  # noqa: E731
+    wrong += [key for key in wanted if key in saved and form(saved[key]) != form(wanted[key])]
     if wrong:
         raise UserError(
             f"resume: the saved {name} does not fit this run ({len(wrong)} of {len(wanted)} arrays), first: "

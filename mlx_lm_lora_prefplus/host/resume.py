@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_lm_lora.visuals import print_info, print_warning
 
+from ..engine.progress import check_saved
 from ..engine.reference_cache import weights_digest
 from ..engine.run_state import RunState, newest_name, newest_state
 from ..errors import UserError
@@ -39,6 +40,7 @@ def find_state(settings: RunSettings, folder: Path) -> RunState | None:
     if state is None:
         print_info(f"Nothing to resume in {folder}: starting afresh.")
     else:
+        check_saved(state)
         print_info(f"Resuming after iteration {state.iteration} of {state.values['iters']} ({folder})")
     return state
 

@@ -47,19 +47,24 @@ def check_structures(joined: Joined, problems: Problems) -> None:
 
 def _lora(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
     joined.values["lora_parameters"] = {**LORA_DEFAULTS, **{key: v for key, v in value.items() if v is not None}}
-    rank, dropout, scale = (joined.values["lora_parameters"][key] for key in LORA_DEFAULTS)
     for key in value:
         if key == "alpha":
-            yield from _alpha(value, rank)
+            yield from _alpha(value, joined.values["lora_parameters"]["rank"])
         elif key not in LORA_KEYS:
             yield f"has an unknown key {key}{nearest(key, LORA_KEYS)} Known: {', '.join(LORA_KEYS)}"
+    yield from lora_problems(joined.values["lora_parameters"])
+
+
+def lora_problems(parameters: Mapping[str, Any]) -> Iterable[str]:
+    """What is wrong with how adapters are to be made, a clause each; unknown keys are not."""
+    rank, dropout, scale = ({**dict.fromkeys(LORA_DEFAULTS), **parameters}[key] for key in LORA_DEFAULTS)
     if not _is_whole(rank) or not 1 <= rank <= MOST_RANK:
         yield f"rank must be a whole number from 1 to {MOST_RANK}, not {rank!r:.40}"
     if not _is_number(dropout) or not 0 <= dropout < 1:
         yield f"dropout must be at least 0 and less than 1, not {dropout!r}"
     if not _is_number(scale) or not abs(scale) < float("inf"):
         yield f"scale must be a finite number, not {scale!r}"
-    if not isinstance(keys := value.get("keys") or [], list) or not all(isinstance(key, str) for key in keys):
+    if not isinstance(keys := parameters.get("keys") or [], list) or not all(isinstance(key, str) for key in keys):
         yield f"keys must be a list of module names, not {keys!r}"
 
 
