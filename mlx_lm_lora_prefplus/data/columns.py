@@ -104,4 +104,4 @@ def _unknown(look: Look, kind: Kind) -> UserError:
 
 
 def _list(columns: list[str]) -> str:
-    return ", ".join(map(str, columns[:30])) or "none"
+    return ", ".join(f"{column!s:.40}" for column in columns[:30]) or "none"

@@ -82,7 +82,7 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     levels = [*given, *([preset] if preset else [])]
     mode = ChainMap(*(level.values for level in levels)).get("train_mode", host.CONFIG_DEFAULTS["train_mode"])
     if not isinstance(mode, str) or mode not in registry:
-        raise UserError(f"train_mode {mode!r} is none of the plugin modes installed here: {', '.join(registry)}.")
+        raise UserError(f"train_mode {mode!r:.80} is none of the plugin modes installed here: {', '.join(registry)}.")
     trainer, provider = registry[mode]
     of_trainer, of_host = _trainer_defaults(trainer), _host_defaults(host)
     problems = Problems()
@@ -138,7 +138,7 @@ def _preset(given: list[Level]) -> Level | None:
         return None
     if not isinstance(name, str) or name not in PRESETS:
         near = nearest(name, set(PRESETS))
-        raise UserError(f"preset: there is no preset {name!r}{near} `mlx_lm_lora.prefplus presets` lists them.")
+        raise UserError(f"preset: there is no preset {name!r:.80}{near} `mlx_lm_lora.prefplus presets` lists them.")
     preset = PRESETS[name]
     if mode not in (None, preset.mode):
         raise UserError(f"preset: {name} is for train_mode {preset.mode}, not {mode}. Leave one of the two out.")

@@ -74,7 +74,8 @@ class Seam:
         mode = self._mode_of(request)
         try:
             if mode is not None and mode in registry():
-                return self._run_ours(mode, args)
+                with registry().named(mode):
+                    return self._run_ours(mode, args)
             if args is None:
                 check_file(request, self._read_config, modes_of(self._parser_of(None)))
         except UserError as error:
@@ -93,9 +94,10 @@ class Seam:
         """The host's `run`, or a run of ours in which every attribute that is not None counts as typed."""
         if not _is_ours(args):
             return self.originals["run"](args, training_callback)
-        resolved = resolve(vars(args), registry(), read_file=False)
-        self._announce(resolved)
-        return _run_module().run(resolved, training_callback)
+        with registry().named(args.train_mode):
+            resolved = resolve(vars(args), registry(), read_file=False)
+            self._announce(resolved)
+            return _run_module().run(resolved, training_callback)
 
     def load_reference_model(self, args: Any) -> Any:
         """None in our modes, which need no second model unless one is named."""

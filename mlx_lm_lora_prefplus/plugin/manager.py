@@ -3,8 +3,10 @@
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_type_hints
 
 import pluggy
 
@@ -91,6 +93,19 @@ class Registry:
             )
         return self.modes[mode]
 
+    @contextmanager
+    def named(self, mode: str) -> Iterator[None]:
+        """An error that comes up within, and is none of the user's, says whose trainer was at work."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            error.add_note(
+                f"Mode {mode} is run by {self[mode].provider}. If the error is in its code, tell its authors."
+            )
+            raise
+
 
 def load_registry() -> Registry:
     """Ask every installed package of the group `mlx_lm_lora.trainers` for its trainers.
@@ -166,5 +181,8 @@ def _check(trainer: object, own: bool) -> None:
     mode = trainer.mode  # type: ignore[attr-defined]
     if not isinstance(mode, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", mode):
         raise _Broken(f"the mode {mode!r} is not a name of lower-case letters, digits and underscores")
+    if not (isinstance(options := trainer.options, type) and is_dataclass(options)):  # type: ignore[attr-defined]
+        raise _Broken(f"the options of mode {mode} are {options!r:.60}, and no dataclass")
+    get_type_hints(options, include_extras=True)
     if mode in HOST_MODES and not own:
         raise _Broken(f"the mode {mode} belongs to mlx-lm-lora; take another name")

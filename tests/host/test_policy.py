@@ -29,7 +29,7 @@ def test_a_damaged_adapter_config(tmp_path, content):
 def test_an_adapter_config_that_lacks_what_is_needed(tmp_path, config):
     save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="adapter_path: the adapters in .* do not fit this model"):
+    with pytest.raises(UserError, match="adapter_path: (the adapters in .* do not fit this model|.* does not say how adapters were made)"):
         policy.load_trained(tiny_llama(), str(tmp_path))
 
 

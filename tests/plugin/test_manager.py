@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
@@ -17,7 +18,14 @@ OWN = f"mlx-lm-lora-prefplus {__version__}"
 
 
 def trainer(mode="kto", **changes):
-    return SimpleNamespace(**{**dict.fromkeys(MEMBERS), "mode": mode, **changes})
+    return SimpleNamespace(**{**dict.fromkeys(MEMBERS), "mode": mode, "options": DPO.options, **changes})
+
+
+@dataclass
+class Unreadable:
+    """Options whose types cannot be read."""
+
+    key: "NotThere" = None  # noqa: F821
 
 
 class FakeEntry:
@@ -101,6 +109,9 @@ def leaves():
         (object, "it has no function mlx_lm_lora_register_trainers"),
         ([SimpleNamespace(mode="kto", rows="paired")], "it lacks options, losses, needs_reference, iterate_batches"),
         ([trainer("KTO plus")], "the mode 'KTO plus' is not a name"),
+        ([trainer("mine", options=dict)], "the options of mode mine are <class 'dict'>, and no dataclass"),
+        ([trainer("mine", options=None)], "the options of mode mine are None, and no dataclass"),
+        ([trainer("mine", options=Unreadable)], "NameError: name 'NotThere' is not defined"),
         ([trainer(None)], "the mode None is not a name"),
         ([trainer("sft")], "the mode sft belongs to mlx-lm-lora; take another name"),
         ([trainer("dpo")], "the mode dpo belongs to mlx-lm-lora; take another name"),
@@ -137,6 +148,16 @@ def test_two_providers_of_one_mode_are_an_error_that_names_both(installed):
     with pytest.raises(UserError, match=r"kto is brought by one 1\.0 and by two 2\.0"):
         registry["kto"]
     assert registry["dpo"].provider == OWN
+
+
+def test_an_error_in_a_trainer_names_its_package(installed):
+    registry = installed(FakeEntry("one 1.0", [trainer("kto")]))
+    with pytest.raises(ZeroDivisionError) as caught, registry.named("kto"):
+        raise ZeroDivisionError("in its code")
+    assert caught.value.__notes__ == ["Mode kto is run by one 1.0. If the error is in its code, tell its authors."]
+    with pytest.raises(UserError) as caught, registry.named("kto"):
+        raise UserError("the user's")
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_one_distribution_found_twice_counts_once(installed):
