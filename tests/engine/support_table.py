@@ -24,7 +24,7 @@ not), uneven rows, rows of equal lengths, prompts of one token.
   models that take a mask of rows for one of heads.
 - **together**: prompt and completion run together, as rows of their own.
 - **plain**: as the host does it, all logits at once; what is left where nothing else is exact. In all other
-  ways the head runs at completion tokens only, in chunks.
+  ways the head runs at completion tokens only, in blocks.
 
 Below {FLOAT64:.0e} the float64 column shows rounding of float64. Classes above it convert to float32 inside (routers
 of experts, states, norms), which the float32 column measures. Made by `python -m tests.engine.support_table`; a test
