@@ -147,9 +147,11 @@ def rate_too_high(history: History, run: Run) -> str | None:
             return None
         what = f"the margin has moved by {margin:.1f} in the first {updates:.0f} updates"
     beta = f" at beta {run.beta}" if run.beta else ""
-    return (
-        f"{what}: learning_rate {run.learning_rate:.1e} is too high{beta}. Try a third of it, a warmup in lr_schedule, "
-        "or max_grad_norm: 1.0."
+    return f"{what}: learning_rate {run.learning_rate:.1e} is too high{beta}. " + run.advice(
+        ("dpop", "delta: 10 first where the objective is dpop"),
+        (None, "a third of the rate"),
+        (None, "a warmup in lr_schedule"),
+        (None, "max_grad_norm: 1.0"),
     )
 
 
