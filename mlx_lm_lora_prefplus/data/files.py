@@ -16,6 +16,9 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 BLOCK = 1 << 20
 """Characters read at a time from a JSON array."""
 
+DEEPEST = 100
+"""So many objects and lists may stand in one another in a row."""
+
 BETWEEN = (re.compile(r"\s*"), re.compile(r"\s*,?\s*"))
 """What may stand before the first item of a JSON array, and before the others."""
 
@@ -111,6 +114,13 @@ def _decode(line: bytes, path: Path, number: int) -> str:
 def _row(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where}: a row must be a JSON object with named columns, found {value!r:.80}.")
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
+        if not (level := [part for part in parts if isinstance(part, (dict, list))]):
+            break
+    if level:
+        raise UserError(f"{where}: objects and lists stand more than {DEEPEST} deep in one another; leave out the row.")
     return value
 
 

@@ -51,7 +51,7 @@ def as_number(value: Any, where: str, column: str) -> float:
     """A finite number, perhaps written as text (CSV). Raises UserError if it is none."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise wrong_type(where, column, value, "a finite number (name the column otherwise if it is not meant as one)")

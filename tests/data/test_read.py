@@ -120,6 +120,16 @@ BROKEN = {
     ),
     "array too deep": ("train.json", b"[" * 200_000, r"train.json, row 1: not valid JSON .*recursion"),
     "object too deep": ("train.json", b'{"a": ' * 200_000, r"train.json: not valid JSON .*recursion"),
+    "row too deep": (
+        "train.jsonl",
+        b'{"a": 1}\n{"a": ' + b"[" * 500 + b"]" * 500 + b"}\n",
+        r"train.jsonl, line 2: objects and lists stand more than 100 deep",
+    ),
+    "parquet torn": (
+        "train.parquet",
+        b"PAR1" + b"\0" * 60 + b"\x10\0\0\0PAR1",
+        r"after row 0: cannot be read as Parquet",
+    ),
     "array of numbers": ("train.json", b"[3]", r"train.json, row 1: a row must be a JSON object"),
     "object": ("train.json", b'{"a":\n', r"train.json: not valid JSON"),
     "json not UTF-8": ("train.json", b'[{"a": "\xff"}]', r"train.json: not UTF-8"),
