@@ -222,8 +222,9 @@ def _adapter_problems(config: Any) -> Iterator[str]:
         yield f"fine_tune_type is {kind!r:.40}, and not lora, dora or full"
     if not isinstance(layers := config.get("num_layers", -1), int):
         yield f"num_layers is {layers!r:.40}, and no number"
-    if config.get("lora_parameters") and kind != "full":
-        yield from (f"of lora_parameters, {problem}" for problem in lora_problems(config["lora_parameters"]))
+    parameters = config.get("lora_parameters") or {}
+    if kind in ("lora", "dora") or (parameters and kind is None):
+        yield from (f"of lora_parameters, {problem}" for problem in lora_problems(parameters))
 
 
 def uses_fallback_template(tokenizer: Any) -> bool:

@@ -84,7 +84,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
         def begin() -> None:
             if ranks.first:
                 write_record(file.parent, work, splits, told, warnings)
-                keep_samples(file.parent, state.values["progress"]["validated"] if state else 0)
+                keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         if not train_policy(work, reference, file, training_callback, state=state, known_by=known_by, begin=begin):
             print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")

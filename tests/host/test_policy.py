@@ -25,11 +25,22 @@ def test_a_damaged_adapter_config(tmp_path, content):
         policy.load_reference(RunSettings(reference_model_path=str(tmp_path)), None)
 
 
-@pytest.mark.parametrize("config", [{}, {"num_layers": 2}, {"num_layers": "2", "lora_parameters": {"rank": 4}}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"num_layers": 2},
+        {"num_layers": 2, "fine_tune_type": "lora"},
+        {"num_layers": "2", "lora_parameters": {"rank": 4}},
+    ],
+)
 def test_an_adapter_config_that_lacks_what_is_needed(tmp_path, config):
     save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="adapter_path: (the adapters in .* do not fit this model|.* does not say how adapters were made)"):
+    with pytest.raises(
+        UserError,
+        match="adapter_path: (the adapters in .* do not fit this model|.* does not say how adapters were made)",
+    ):
         policy.load_trained(tiny_llama(), str(tmp_path))
 
 
