@@ -14,6 +14,9 @@ CHANCE = 0.5
 CLEARLY = 0.02
 """An accuracy has changed if it changed by more than this."""
 
+LITTLE = 0.6
+"""Below this an accuracy of some dozens of rows may be chance."""
+
 LATEST = 5
 """Without validation: so many reports at each end are averaged, or a tenth of all; single ones are of a few rows."""
 
@@ -51,7 +54,8 @@ def verdict(run: RunRecord) -> Verdict:
         outcome, judged = "partly", f"the accuracy is above {ENOUGH}, but training did not raise it"
     elif better and margin > 0:
         outcome = "partly"
-        judged = f"it learns, but accuracy above {ENOUGH} with a positive margin is what to look for"
+        lead = "it learns, but" if after >= LITTLE else "little is learnt so far:"
+        judged = f"{lead} accuracy above {ENOUGH} with a positive margin is what to look for"
     else:
         outcome = "failed"
         judged = f"it did not work: accuracy above {ENOUGH} with a positive margin is what to look for"

@@ -79,3 +79,9 @@ def test_a_mode_without_accuracy(make):
         "The training objective fell from 2.000 to 1.500; this mode reports no accuracy.",
     )
     assert verdict(read_run(make("short", lines=plain[:1]))).outcome == "unknown"
+
+
+@pytest.mark.parametrize(("after", "words"), [(0.53, "little is learnt so far"), (0.65, "it learns, but")])
+def test_an_accuracy_that_may_be_chance_is_not_called_learning(make, after, words):
+    outcome, text = of(make, valid(1, 0.5, 0.0), valid(9, after, 0.3))
+    assert outcome == "partly" and words in text
