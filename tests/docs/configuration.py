@@ -4,6 +4,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mlx_lm_lora.train import CONFIG_DEFAULTS
 from pydantic.fields import FieldInfo
 
 from mlx_lm_lora_prefplus.host.config import FILE_KEYS
@@ -21,8 +22,9 @@ file; every one but the nested ones has a flag of the same name, with `-` for `_
 **command line > config file > preset > default of the mode > default of mlx-lm-lora**
 
 The start of a run prints what is in force, `run.json` in the adapter folder keeps each value with where it came from,
-and `mlx_lm_lora.prefplus check FILE` shows that without training. A key that nothing knows is left out
-with a warning that names the nearest one; an option of another mode is an error. **Ours** marks the keys that mlx-lm-lora does not have.
+and `mlx_lm_lora.prefplus check FILE` shows that without training. A key that nothing knows is left out with a warning
+that names the nearest one; an option of another mode is an error. **Ours** marks the keys that mlx-lm-lora does not
+have.
 
 ```yaml
 model: mlx-community/Qwen3-4B-Instruct-2507-4bit
@@ -145,7 +147,7 @@ def _shared() -> Iterator[str]:
 def _row(key: str, field: FieldInfo, about: str | None) -> str:
     own = "**Ours.** " if key in OWN_KEYS else ""
     text = (about or field.description or "").replace("|", "\\|")
-    default = field.get_default(call_default_factory=True)
+    default = CONFIG_DEFAULTS[key] if key == "train_mode" else field.get_default(call_default_factory=True)
     return f"| `{key}` | {_type(field)} | {_default(default)} | {own}{text} |"
 
 

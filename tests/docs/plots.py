@@ -43,6 +43,11 @@ def draw(trainer, name: str, file: Path) -> None:
     figure.supxlabel(shown.axis, fontsize=9)
     if len(shown.lines) > 1:
         panels[0].legend(fontsize=8)
+    save(figure, file)
+
+
+def save(figure, file: Path) -> None:
+    """Write a figure and close it."""
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if file.suffix == ".svg" else None
     figure.savefig(file, transparent=True, metadata=metadata)
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import mlx_lm_lora.train as host
@@ -15,6 +16,7 @@ activate(host)
 
 FOLDER = Path(__file__).parents[2] / "docs/cookbook"
 FILES = sorted(FOLDER.glob("*.yaml"))
+TOLD = set(re.findall(r"`([^`]+)`", (FOLDER.parent / "metrics.md").read_text("utf-8").split("## A healthy run")[0]))
 
 
 def rows_for(mode: str, folder: Path) -> str:
@@ -54,6 +56,7 @@ def test_it_trains(file, tmp_path, model_folder, monkeypatch):
     metrics = train(recipe, model_folder, data, **changes)
     assert all(math.isfinite(line["loss"]) for line in metrics if "loss" in line)
     assert [line for line in metrics if line.get("split") == "train"]
+    assert set().union(*metrics) <= TOLD, "docs/metrics.md names every metric"
     if recipe["train_mode"] == "dpo" and recipe.get("loss_type") == "sigmoid":
         assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "the policy begins at its reference"
 

@@ -1,4 +1,4 @@
-"""The examples in the docs: `pycon` blocks give what they show, `python` blocks compile, `yaml` keys are known."""
+"""The examples in the docs: `pycon` gives what it shows, `python` compiles, keys, commands and flags are known."""
 
 import doctest
 import re
@@ -7,10 +7,15 @@ from pathlib import Path
 import mlx_lm_lora.train as host
 import pytest
 import yaml
+from mlx.optimizers import Adam
+from typer.main import get_command
 
+from mlx_lm_lora_prefplus import cli
+from mlx_lm_lora_prefplus.host import dropin
 from mlx_lm_lora_prefplus.host.config import FILE_KEYS
 from mlx_lm_lora_prefplus.host.parser import option_fields
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
+from tests.conftest import random_rows, tiny_llama, with_lora
 from tests.docs.pages import DOCS, trainers
 
 PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
@@ -45,6 +50,44 @@ def test_its_keys_are_known(page: Path, text: str):
         known |= set(option_fields(trainer.options))
     config = yaml.load(text, Loader=host.yaml_loader)
     assert isinstance(config, dict) and set(config) <= known
+
+
+def commands() -> list:
+    """(words of our command line) wherever a page names a command of it."""
+    found = {
+        words.strip()
+        for page in PAGES
+        for words in re.findall(r"mlx_lm_lora\.prefplus ([^`\n#(]+)", page.read_text("utf-8"))
+    }
+    return sorted(words for words in found if re.match(r"[a-z-]+( |$)", words))
+
+
+@pytest.mark.parametrize("words", commands())
+def test_our_command_knows_its_words(words: str):
+    known = get_command(cli.app).commands
+    name, *rest = words.split()
+    assert name in known
+    flags = {flag for option in known[name].params for flag in option.opts}
+    if not known[name].context_settings.get("ignore_unknown_options"):
+        assert {word for word in rest if word.startswith("--")} <= flags | {"--help"}
+
+
+def test_train_dpo_is_called_as_the_page_says(tmp_path, monkeypatch):
+    (text,) = (text for _, text in (one.values for one in blocks("python")) if text.startswith("train_dpo("))
+    monkeypatch.chdir(tmp_path)
+    items = [
+        {"chosen": [*row["prompt"], *row["chosen"]], "rejected": [*row["prompt"], *row["rejected"]]}
+        for row in random_rows(8)
+    ]
+    names = {"model": with_lora(tiny_llama()), "reference": tiny_llama(), "optimizer": Adam(1e-4), "callback": None}
+    exec(text, {**vars(dropin), **names, "CacheDataset": list, "train": items, "valid": items})
+    assert (tmp_path / "adapters/adapters.safetensors").is_file()
+
+
+def test_links_of_the_readme_lead_somewhere():
+    readme = DOCS.parent / "README.md"
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", readme.read_text("utf-8")):
+        assert (readme.parent / target).exists(), target
 
 
 def test_a_judge_of_ones_own():

@@ -1,0 +1,57 @@
+"""docs/getting-started.md, done: its commands run one after the other and say what the page shows, numbers aside."""
+
+import doctest
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import DOCS
+
+PAGE = (DOCS / "getting-started.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(bash|json|yaml|text)\n(.*?)```", PAGE, re.DOTALL)
+NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
+COLOUR = re.compile(r"\x1b\[\d+m")
+
+
+def run(commands: str, folder: Path, cache: Path) -> str:
+    """What they print, uncoloured and without the bars of progress, which go to stderr."""
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": scripts, "COLUMNS": "200", "MLX_LM_LORA_PREFPLUS_CACHE": str(cache)}
+    done = subprocess.run(["bash", "-ec", commands], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return COLOUR.sub("", done.stdout)
+
+
+def fits(shown: str, printed: str) -> bool:
+    """Whether the lines of the page stand in the output in their order; … is anything, a number any number."""
+    want, got = (NUMBER.sub("N", text) for text in (shown.replace("…", "..."), printed))
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return doctest.OutputChecker().check_output(f"... {want} ...", f"begin {got} end", flags)
+
+
+@pytest.mark.slow
+def test_the_page_is_what_happens(tmp_path):
+    printed = ""
+    for language, text in BLOCKS:
+        match language:
+            case "bash":
+                printed = run(text, tmp_path, tmp_path / "cache")
+            case "text":
+                assert fits(text, printed), f"shown:\n{text}\nprinted:\n{printed}"
+            case "json":
+                rows = (tmp_path / "quickstart/data/train.jsonl").read_text("utf-8").splitlines()
+                assert json.loads(text) in map(json.loads, rows)
+            case "yaml":
+                (tmp_path / "run.yaml").write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("shown", "same"), [("loss 1.26, …\nSaved x.", True), ("loss 1.26\nSaved y.", False), ("Saved x.\nloss 1", False)]
+)
+def test_a_page_that_shows_something_else_is_noticed(shown, same):
+    assert fits(shown, "Begin\nIter 3: loss 0.7, acc 1\nSaved x.\nEnd") is same
