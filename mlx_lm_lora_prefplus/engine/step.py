@@ -11,21 +11,21 @@ from mlx.utils import tree_map
 from ..plugin import Batch, Policy, Trainer
 from ..plugin.protocol import Unit
 from .parts import part
-from .ranks import SharedPolicy
+from .ranks import SharedPolicy, share
 from .totals import Layout, flatten
 
 State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""
 
 CUT_POSITIONS = 1024
-"""On a CPU a process computes about so many tokens of a batch at a time: more are no faster and need more memory."""
+"""On a CPU a batch is computed in parts of about so many tokens: larger ones are no faster and need more memory."""
 
 
 class GradientStep:
     """Computes gradients of a trainer's loss with respect to the policy's trainable parameters.
 
-    On a CPU, where the trainer says that its loss is separable, examples run a few at a time: less memory and less
-    padding for the same sums.
+    Where the trainer says that its loss is separable, each of several processes computes its share of a batch alone,
+    and on a CPU examples run a few at a time: less memory and less padding for the same sums.
 
     Arguments:
         compiled: trace the computation once for each shape (pays on a GPU; on the CPU it only costs).
@@ -33,9 +33,11 @@ class GradientStep:
 
     def __init__(self, trainer: Trainer, policy: Policy, options: Any, compiled: bool):
         self.layout: Layout = []
-        separable = getattr(trainer, "separable", lambda _: False)
-        self.cuts = not compiled and mx.default_device().type == mx.cpu and separable(options)
-        self.positions = CUT_POSITIONS * (policy.ranks.size if isinstance(policy, SharedPolicy) else 1)
+        separable = getattr(trainer, "separable", lambda _: False)(options)
+        self.cuts = separable and not compiled and mx.default_device().type == mx.cpu
+        self.ranks = policy.ranks if separable and isinstance(policy, SharedPolicy) else None
+        if separable and isinstance(policy, SharedPolicy):
+            policy = policy.own
 
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State):
             output = trainer.loss(policy, batch, options, **({"state": state} if state else {}))
@@ -61,33 +63,48 @@ class GradientStep:
         state: that of a trainer that has one.
         """
         scales = {unit: mx.array(1.0 / max(count, 1)) for unit, count in units_of_step.items()}
+        if self.ranks is None or state:
+            return self._own(batch, scales, state)
+        start, stop = share(batch, self.ranks.rank, self.ranks.size)
+        # Without a share something is computed all the same, for nothing: all have to have the same sums.
+        counted = float(start < stop)
+        own = part(batch, start, stop) if start < stop else part(batch, 0, 1)
+        values, gradient, _ = self._own(own, {unit: counted * scale for unit, scale in scales.items()}, None)
+        values = self.ranks.sum(counted * values)
+        mx.eval(values, gradient)  # now and in every process: one that leaves it for later lets the others wait
+        return values, gradient, {}
+
+    def _own(
+        self, batch: Batch, scales: dict[Unit, mx.array], state: State | None
+    ) -> tuple[mx.array, Any, dict[str, mx.array]]:
+        """What this process computes by itself."""
         if state or not self.cuts:
             (_, values, new), gradient = self._gradient(batch, scales, dict(state or {}))
             return values, gradient, new
         sums: Any = None
-        for start, stop in cuts(batch, self.positions):
+        for start, stop in cuts(batch):
             (_, values, _), gradient = self._gradient(part(batch, start, stop), scales, {})
             sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
             mx.eval(sums)
         return *sums, {}
 
 
-def cuts(batch: Batch, most: int) -> list[tuple[int, int]]:
-    """Start and end of each part of a batch; most: see `cut`."""
+def cuts(batch: Batch) -> list[tuple[int, int]]:
+    """Start and end of each part of a batch."""
     examples = batch.ids.shape[0]
     prompts = np.array(batch.prompt_lengths[:examples])
-    return cut(prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0), most)
+    return cut(prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0))
 
 
-def cut(positions: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """Start and end of each part: as many examples, in their order, as stay within `most` tokens; at least one.
+def cut(positions: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of each part: as many examples, in their order, as stay within `CUT_POSITIONS`; at least one.
 
     positions: (examples,) tokens of each, its prompt once.
     """
-    starts, room = [0], most - int(positions[0])
+    starts, room = [0], CUT_POSITIONS - int(positions[0])
     for i, needed in enumerate(positions[1:].tolist(), start=1):
         if needed > room:
             starts.append(i)
-            room = most
+            room = CUT_POSITIONS
         room -= needed
     return list(zip(starts, [*starts[1:], len(positions)], strict=True))

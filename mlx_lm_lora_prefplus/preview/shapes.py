@@ -56,9 +56,9 @@ class Shapes:
         epochs = [self._epoch(epoch) for epoch in range(EPOCHS)]
         self._rows = [rows for epoch in epochs for rows in epoch][: work.iters]
         self.epoch = len(epochs[0])
-        self._step = GradientStep(work.resolved.trainer, work.engine.policy, work.resolved.options, work.compiled)
+        in_parts = GradientStep(work.resolved.trainer, work.engine.policy, work.resolved.options, work.compiled).cuts
         wholes = [self._shape(rows) for rows in self._rows]
-        parts = [self._parts(rows) for rows in self._rows] if self._step.cuts else [[whole] for whole in wholes]
+        parts = [self._parts(rows) for rows in self._rows] if in_parts else [[whole] for whole in wholes]
         self.whole = np.array([whole.tokens(shared) for whole in wholes])
         self.tokens = np.array([sum(part.tokens(shared) for part in own) for own in parts])
         self.at_once = np.array([max(part.tokens(shared) for part in own) for own in parts])
@@ -75,7 +75,7 @@ class Shapes:
 
     def _parts(self, rows: np.ndarray) -> list[Shape]:
         positions = (self.lengths.prompt + self.lengths.total)[rows]
-        return [self._shape(rows[start:stop]) for start, stop in cut(positions, self._step.positions)]
+        return [self._shape(rows[start:stop]) for start, stop in cut(positions)]
 
     def _shape(self, rows: np.ndarray) -> Shape:
         multiple, lengths = self.work.multiple, self.lengths
