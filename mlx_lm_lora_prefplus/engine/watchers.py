@@ -138,8 +138,10 @@ def kl_growing(history: History, run: Run) -> str | None:
 def rate_too_high(history: History, run: Run) -> str | None:
     """The objective has risen above its start, or one update moves the margin by more than a pair needs in all."""
     losses = _values(history.train, "loss")
-    if len(losses) >= 4 and losses[0] > 0 and min(losses[-3:]) > 1.5 * losses[0]:
-        what = f"the objective has risen from {losses[0]:.2f} to {losses[-1]:.2f} while training"
+    untrained = [report for report in history.valid[:1] if report["iteration"] == 1]
+    start = min([*losses[:1], *_values(untrained, "loss")], default=0)
+    if len(losses) >= 4 and start > 0 and min(losses[-3:]) > 1.5 * start:
+        what = f"the objective has risen from {start:.2f} to {losses[-1]:.2f} while training"
     else:
         first = history.train[0] if history.train else {}
         updates, margin = first.get("updates", 0), first.get("rewards/margins", 0.0)

@@ -93,6 +93,13 @@ def test_a_margin_that_jumps_at_once_is_a_rate_too_high():
     assert warnings(history(reports), RUN._replace(fresh=False)) == {}, "it went on from adapters that have a margin"
 
 
+def test_an_objective_that_jumps_before_the_first_report_is_seen_by_the_validation_before_training():
+    reports = changed("loss", [6.3] * 24)
+    before = {"iteration": 1, "loss": 1.26}
+    assert list(warnings(history(reports, [before]), RUN)) == ["rate_too_high"]
+    assert warnings(history(reports, [{**before, "iteration": 200}]), RUN) == {}
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CASES)
 def test_no_advice_names_a_key_or_a_loss_that_the_mode_has_not(mode, name):
