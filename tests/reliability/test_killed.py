@@ -1,6 +1,6 @@
 """Runs that are killed at random instants, inside of saves too, and resumed end with the bytes of one left alone.
 
-`PREFPLUS_KILLS` sets how many kills each mode gets (default 3).
+`PREFPLUS_KILLS` sets how many kills each mode gets (default 2).
 """
 
 import os
@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-KILLS = int(os.environ.get("PREFPLUS_KILLS", "3"))
+KILLS = int(os.environ.get("PREFPLUS_KILLS", "2"))
 KILLS_PER_RUN = 5
 
 MODES = {
