@@ -35,9 +35,10 @@ class GradientStep:
         self.layout: Layout = []
         separable = getattr(trainer, "separable", lambda _: False)(options)
         self.cuts = separable and not compiled and mx.default_device().type == mx.cpu
-        self.ranks = policy.ranks if separable and isinstance(policy, SharedPolicy) else None
-        if separable and isinstance(policy, SharedPolicy):
-            policy = policy.own
+        self.ranks = None
+        carries = getattr(trainer, "initial_state", lambda _: {})(options)  # what all rows of a batch go into
+        if separable and not carries and isinstance(policy, SharedPolicy):
+            self.ranks, policy = policy.ranks, policy.own
 
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State):
             output = trainer.loss(policy, batch, options, **({"state": state} if state else {}))
@@ -63,7 +64,7 @@ class GradientStep:
         state: that of a trainer that has one.
         """
         scales = {unit: mx.array(1.0 / max(count, 1)) for unit, count in units_of_step.items()}
-        if self.ranks is None or state:
+        if self.ranks is None:
             return self._own(batch, scales, state)
         start, stop = share(batch, self.ranks.rank, self.ranks.size)
         # Without a share something is computed all the same, for nothing: all have to have the same sums.

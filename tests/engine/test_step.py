@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches import collate
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from mlx_lm_lora_prefplus.engine.ranks import SharedPolicy
 from mlx_lm_lora_prefplus.engine.step import GradientStep, cuts
 from mlx_lm_lora_prefplus.engine.totals import Totals
 from mlx_lm_lora_prefplus.plugin import LossOutput
@@ -187,3 +188,19 @@ def test_reference_free_ignores_the_reference():
     assert not DPO.needs_reference(DPO.options(reference_free=True))
     assert DPO.needs_reference(DPO.options())
     assert not CPO.needs_reference(CPO.options())
+
+
+@pytest.mark.parametrize(("state", "alone"), [({}, True), ({"mean": mx.array(0.0)}, False)])
+def test_what_carries_a_state_sees_the_whole_batch_on_several_processes(state, alone):
+    """Each process would add the gradient of all rows, or a running mean would be that of a share."""
+
+    class Carrying(Running):
+        def initial_state(self, options):
+            return state
+
+    class Two:
+        rank, size = 0, 2
+
+    policy = SharedPolicy(PlainPolicy(with_lora(tiny_llama())), Two())
+    step = GradientStep(Carrying(), policy, None, compiled=False)
+    assert (step.ranks is not None) is alone
