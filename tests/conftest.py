@@ -55,10 +55,15 @@ def tiny_llama(seed: int = 0, hidden: int = 32, layers: int = 2, tied: bool = Tr
     return model
 
 
-def with_lora(model: nn.Module, *, dora: bool = False, dropout: float = 0.0, rank: int = 4, moved: bool = True):
-    """Put adapters on; `moved` gives lora_b random values, so that the policy is not its reference."""
+def with_lora(
+    model: nn.Module, *, dora: bool = False, dropout: float = 0.0, rank: int = 4, moved: bool = True, layers: int = -1
+):
+    """Put adapters on the last so many layers (-1: all).
+
+    moved: give lora_b random values, so that the policy is not its reference.
+    """
     model.freeze()
-    linear_to_lora_layers(model, -1, {"rank": rank, "dropout": dropout, "scale": 10.0}, use_dora=dora)
+    linear_to_lora_layers(model, layers, {"rank": rank, "dropout": dropout, "scale": 10.0}, use_dora=dora)
     if moved:
         for _, module in model.named_modules():
             if "lora_b" in module:

@@ -24,6 +24,7 @@ def bench(
     hidden: Annotated[int | None, _count("Width of the llama.")] = None,
     layers: Annotated[int | None, _count("Layers of the llama.")] = None,
     vocabulary: Annotated[int | None, _count("Vocabulary of the llama.")] = None,
+    adapted: Annotated[int | None, _count("Layers with adapters, from the top (default: all).")] = None,
     bits: Annotated[int | None, _count("Quantise the model to so many bits, in groups of 64.")] = None,
     chunk: Annotated[int | None, _count("Ours with efficient_long_context, in pieces of so many tokens.")] = None,
     mode: Annotated[str | None, typer.Option(help="dpo or cpo.")] = None,
@@ -61,7 +62,8 @@ def bench(
         show(rows, as_json, growth_told(rows))
         return
     changes = {
-        **{"model": model, "hidden": hidden, "layers": layers, "vocabulary": vocabulary, "bits": bits, "chunk": chunk},
+        **{"model": model, "hidden": hidden, "layers": layers, "vocabulary": vocabulary},
+        **{"adapted": adapted, "bits": bits, "chunk": chunk},
         **{
             "mode": mode,
             "loss": loss,

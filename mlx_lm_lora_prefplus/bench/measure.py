@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..plugin import Batch
 from .floor import floor_step
 from .host_step import HOST_LOSSES, host_batch, host_gradient, what_was_done
-from .ours import Engine, choose, halves_of, our_batch, our_gradient
+from .ours import Engine, choose, first_visits, halves_of, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base, make_rows
 
 MULTIPLE = 32
@@ -66,7 +66,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     _check(workload)
     compiled = mx.default_device().type == mx.gpu
     compile_host = compiled if method.compile_host is None else method.compile_host
-    model = add_lora(make_base(workload))
+    model = add_lora(make_base(workload), workload.adapted)
     rows = make_rows(workload, int(model(mx.array([[1]])).shape[-1]))
     choice = choose(model, method.engine, workload.chunk)
     traced = compiled and choice.compilable
@@ -79,6 +79,9 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
         reference = make_base(workload) if workload.mode == "dpo" else None
         theirs = host_gradient(model, reference, *loss, compile_host)
         steps = {"host": lambda: theirs(*padded), **steps}
+    if workload.mode == "dpo":
+        for name, visit in first_visits(choice, *loss, traced).items():
+            steps[name] = lambda visit=visit: visit(batch)
     if method.floor and _shares_prompts(choice):
         steps["floor"] = floor_step(halves_of(model), rows)
     error = _gradient_error(steps)
@@ -165,7 +168,7 @@ def _positions(batch: Batch, choice: Choice) -> int:
 
 
 def _described(workload: Workload, method: Method, choice: Choice) -> dict[str, Any]:
-    keys = ("mode", "loss", "prompt", "chosen", "rejected", "pairs", "model", "bits", "chunk")
+    keys = ("mode", "loss", "prompt", "chosen", "rejected", "pairs", "model", "adapted", "bits", "chunk")
     shape = {} if workload.model else {key: getattr(workload, key) for key in ("hidden", "layers", "vocabulary")}
     return {
         "workload": workload.name,
@@ -188,7 +191,13 @@ def _sides(sides: dict[str, Side], positions: dict[str, int], rows: Sequence[Map
     real = 2 * prompts + completions
     needed = {"host": real, "ours": prompts + completions if shared else real}
     told: dict[str, Any] = {"real_tokens": real}
+    if "beside" in sides:
+        for name in ("apart", "beside"):
+            told[f"{name}_seconds"], told[f"{name}_step_bytes"] = sides[name].seconds, sides[name].step_bytes
+        told["beside_ratio"] = sides["apart"].seconds / sides["beside"].seconds
     for name, side in sides.items():
+        if name in ("apart", "beside"):
+            continue
         if name == "floor":
             told["floor_seconds"] = side.seconds
             told["floor_ratio"] = sides["ours"].seconds / side.seconds

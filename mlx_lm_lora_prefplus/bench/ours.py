@@ -14,7 +14,9 @@ from ..engine.fast import HeadPolicy, SharedPrefixPolicy
 from ..engine.logps import PlainPolicy
 from ..engine.probe import Choice, choose_policy
 from ..engine.reference import reference_logps, with_reference
-from ..engine.step import GradientStep
+from ..engine.reference_cache import Store
+from ..engine.step import GradientStep, in_parts
+from ..engine.step_reference import StepReference
 from ..errors import UserError
 from ..plugin import Batch, Policy
 from ..settings import RunSettings
@@ -64,18 +66,49 @@ def our_batch(rows: Sequence[dict[str, list[int]]], policy: Policy, mode: str, m
     """The rows as our iterator pads them, with the log-probs of the reference where the mode has one."""
     batch = collate(rows, np.arange(len(rows)), multiple)
     if TRAINERS[mode].reference:
+        store = Store(None, len(rows))
         with adapters_off(policy.model):
-            logps = reference_logps(policy, [batch], len(rows))
-        (batch,) = with_reference([batch], logps)
+            reference_logps(policy, [batch], len(rows), store=store)
+        (batch,) = with_reference([batch], store)
     mx.eval(batch)
     return batch
 
 
-def our_gradient(
-    policy: Policy, mode: str, loss: str, beta: float, delta: float, compiled: bool
-) -> Callable[[Batch], tuple[Any, Any]]:
-    """A function of a batch: (sums of loss and metrics, gradient), as the training loop calls it."""
+Gradient = Callable[[Batch], tuple[Any, Any]]
+"""A function of a batch: (sums of loss and metrics, gradient), as the training loop calls it."""
+
+
+def our_gradient(policy: Policy, mode: str, loss: str, beta: float, delta: float, compiled: bool) -> Gradient:
+    """Our step on batches that have their reference."""
     trainer = TRAINERS[mode]
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)
     step = GradientStep(trainer, policy, options, compiled)
     return lambda batch: step(batch, batch.units())[:2]
+
+
+def first_visits(
+    choice: Choice, mode: str, loss: str, beta: float, delta: float, compiled: bool
+) -> dict[str, Gradient]:
+    """Our step on rows whose reference is not known, in two ways: `apart`, a pass of the reference and then the step;
+    `beside`, the reference in the step, over the same run of the frozen trunk."""
+    trainer, policy, trunk = TRAINERS[mode], choice.policy, choice.trunk
+    options = trainer.options(loss_type=loss, beta=beta, delta=delta)
+    known = GradientStep(trainer, policy, options, compiled)
+
+    def apart(batch: Batch) -> tuple[Any, Any]:
+        store = Store(None, batch.ids.size)
+        with adapters_off(policy.model):
+            reference_logps(policy, [batch] if compiled else in_parts(batch), batch.ids.size, store=store)
+        (filled,) = with_reference([batch], store)
+        return known(filled, filled.units())[:2]
+
+    def beside(batch: Batch) -> tuple[Any, Any]:
+        assert trunk is not None
+        in_step.store = Store(None, batch.ids.size)
+        return step(batch, batch.units())[:2]
+
+    if trunk is None:
+        return {}
+    in_step = StepReference(policy, trunk, lambda batch: None, Store(None, 0))
+    step = GradientStep(trainer, policy, options, compiled, in_step)
+    return {"apart": apart, "beside": beside}

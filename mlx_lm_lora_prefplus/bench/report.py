@@ -55,9 +55,19 @@ def cells(row: Row) -> dict[str, str]:
         "real tokens/s": both("real_tokens_per_second", ",.0f"),
         "padded tokens/s": both("padded_tokens_per_second", ",.0f"),
         "padding": both("padding", ".0%"),
+        "step and reference, s": _visits(row, "seconds", ".2f"),
+        "step and reference, MiB": _visits(row, "step_bytes", ",.0f", MIB),
+        "faster over one trunk": f"{row['beside_ratio']:.2f}×" if "beside_ratio" in row else NONE,
         "graphs compiled": f"{graphs['host']} → {graphs['ours']}",
         "gradients differ by": NONE if row["gradient_error"] is None else f"{row['gradient_error']:.0e}",
     }
+
+
+def _visits(row: Row, key: str, form: str, scale: float = 1.0) -> str:
+    """With the reference by a pass of its own → in the step."""
+    if "beside_ratio" not in row:
+        return NONE
+    return " → ".join(format(row[f"{name}_{key}"] / scale, form) for name in ("apart", "beside"))
 
 
 def _ratio(value: float | None, goal: float | None) -> str:
@@ -78,6 +88,11 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         *dict.fromkeys(f"ours: {row['policy']}" for row in rows),
         *dict.fromkeys(note for row in rows for note in row["notes"]),
     ]
+    if any("beside_ratio" in row for row in rows):
+        told.append(
+            "step and reference: a step of ours whose reference is not known yet, by a pass of its own → in the step, "
+            "where the layers below the adapters run once for both"
+        )
     if any("floor_ratio" in row for row in rows):
         told.append(
             "floor: a bare forward and backward of the backbone over the needed tokens, and three head products"

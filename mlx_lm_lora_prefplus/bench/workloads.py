@@ -29,6 +29,7 @@ class Workload:
     pairs: rows of the batch.
     hidden, layers, vocabulary: the shape of a llama with random weights, where `model` names no folder.
     model: a folder or name that `mlx_lm.load` reads.
+    adapted: layers with adapters, from the top; −1: all.
     bits: quantise the base to so many bits in groups of 64.
     chunk: run ours with efficient_long_context, in pieces of so many tokens.
     speed_goal, memory_goal: least ratio host ÷ ours that the suite asks for.
@@ -45,6 +46,7 @@ class Workload:
     layers: int = 6
     vocabulary: int = 32_000
     jittered: bool = True
+    adapted: int = -1
     model: str | None = None
     bits: int | None = None
     chunk: int | None = None
@@ -124,10 +126,11 @@ def _llama(workload: Workload) -> nn.Module:
     )
 
 
-def add_lora(model: nn.Module) -> nn.Module:
-    """LoRA of rank 8 on every linear layer, with non-zero weights, the same each time."""
+def add_lora(model: nn.Module, layers: int = -1) -> nn.Module:
+    """LoRA of rank 8 on every linear layer of the last so many layers (−1: all), with non-zero weights, the same each
+    time."""
     mx.random.seed(1)
-    linear_to_lora_layers(model, -1, LORA)
+    linear_to_lora_layers(model, layers, LORA)
     for layer in adapter_layers(model):
         adapter: Any = layer
         adapter.lora_b = LORA_B * mx.random.normal(adapter.lora_b.shape).astype(adapter.lora_b.dtype)

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
+import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..errors import UserError
 
@@ -42,6 +44,13 @@ def adapters_off(model: nn.Module):
 def adapter_layers(model: nn.Module) -> list[nn.Module]:
     """The LoRA and DoRA layers of a model."""
     return [module for _, module in model.named_modules() if "lora_a" in module]
+
+
+def trains_only_adapters(model: nn.Module) -> bool:
+    """Whether nothing is trained but what belongs to LoRA and DoRA layers, so that the model without them stays."""
+    trained = sum(value.size for value in dict[str, mx.array](tree_flatten(model.trainable_parameters())).values())
+    own = (layer[name].size for layer in adapter_layers(model) for name in ("lora_a", "lora_b", "m") if name in layer)
+    return trained == sum(own)
 
 
 def adapter_base(layer: nn.Module) -> str:

@@ -178,7 +178,7 @@ class _Run:
                     [*whole[: self.frozen], *([next(rest) for _ in layer] for layer in new)]
                     for whole, new in zip(self.handed[:k], trained, strict=False)
                 ]
-                with self.trunk.replayed(self.trunk_outputs[k]) if self.trunk else nullcontext():
+                with self.trunk.replayed([self.trunk_outputs[k]]) if self.trunk else nullcontext():
                     scores, new = self.step(arrays[: len(parameters)], k, handed)
                 return [*scores[:differentiable], *_leaves(new[self.frozen :])]
 

@@ -33,6 +33,7 @@ from .report import bar_text, report_training, report_validation
 from .run_state import RunState, StateFiles
 from .signals import StopRequest, leave, stop_after_step
 from .step import GradientStep
+from .step_reference import StepReference
 from .totals import Totals, is_finite
 from .watchers import History, Run, warnings
 
@@ -45,14 +46,15 @@ class Training:
     """All that a run of the loop needs.
 
     iters: micro-batches to train.
-    epoch_batches: epoch (from 0), number of its first batches to leave out → the others, reference filled in.
+    epoch_batches: epoch (from 0), number of its first batches to leave out → the others, reference filled in unless
+        there is a step_reference.
     validation: the batches to evaluate on, or None.
     save: iteration (or None at the end) → the adapter file and the numbered file it wrote.
     save_best: keeps the adapters as the best so far, and returns their file.
     begin: called once it is known that there is something to train, before the first step.
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
-    moving_reference: a reference that follows the policy, or None.
+    moving_reference: a reference that follows the policy, or None. step_reference: fills in the reference in the step.
     states, metrics: where the state and the metrics of the run are kept; None: nowhere.
     resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
     ranks: the processes that train together; all come here with the same, and only the first has files.
@@ -73,6 +75,7 @@ class Training:
     qat: FakeQuantization | None = None
     compiled: bool = False
     moving_reference: MovingReference | None = None
+    step_reference: StepReference | None = None
     states: StateFiles | None = None
     metrics: MetricsFile | None = None
     resumed: RunState | None = None
@@ -224,7 +227,9 @@ class Loop:
         active, context = self._quantized()
         if active not in self._gradients:
             # A compiled graph keeps the layers it was traced with: one for each state of the layers.
-            self._gradients[active] = GradientStep(run.trainer, run.policy, run.options, run.compiled)
+            self._gradients[active] = GradientStep(
+                run.trainer, run.policy, run.options, run.compiled, run.step_reference
+            )
         step = self._gradients[active]
         with context:
             values, new, state = step(batch, units, self.state)
@@ -402,6 +407,8 @@ class Loop:
         """After the adapters: where the state is, they are."""
         if self.run.metrics:
             self.run.metrics.sync()
+        if self.run.step_reference:
+            self.run.step_reference.store.save()  # a run that goes on computes no row again, in another batch
         state = snapshot(self)  # in every process: their gradients are added up
         if self.run.states:
             self.run.states.save(state)

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from ..errors import UserError
 from ..plugin import Batch, Policy
 from .adapters import adapter_layers
-from .reference import Weights, with_reference
+from .reference import Weights, as_reference, with_reference
+from .reference_cache import Store
 
 NEGLIGIBLE = 1e-4
 """Shares of old policies below this are dropped from a mix of LoRA factors, whose rank would grow for ever."""
@@ -74,34 +73,22 @@ class MovingReference:
     def _trained(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
-    def fill(self, batches: Iterable[Batch], logps: np.ndarray | None) -> Iterator[Batch]:
+    def fill(self, batches: Iterable[Batch], store: Store | None) -> Iterator[Batch]:
         """The batches with the log-probs of the reference as it is when each is taken.
 
-        logps: those of the reference before the first update, (rows, completions).
+        store: those of the reference before the first update.
         """
         for batch in batches:
             if self.parameters:
                 yield batch._replace(reference_logps=self._logps(batch))
             else:
-                yield from with_reference([batch], logps)
+                yield from with_reference([batch], store)
 
     def _logps(self, batch: Batch) -> mx.array:
-        with self._installed():
+        with as_reference(self.model, self.parameters):
             logps = self.policy(batch, self.weights(batch)).weighted_logps.astype(mx.float32)
             mx.eval(logps)
         return logps
-
-    @contextmanager
-    def _installed(self) -> Iterator[None]:
-        """The model as the reference is, in evaluation."""
-        own, training = self._trained(), self.model.training
-        self.model.eval()
-        self.model.update(tree_unflatten(list(self.parameters.items())))
-        try:
-            yield
-        finally:
-            self.model.update(tree_unflatten(list(own.items())))
-            self.model.train(training)
 
 
 def _is_factor(name: str) -> bool:

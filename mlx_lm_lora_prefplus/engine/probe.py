@@ -4,33 +4,38 @@ Padding, caches and masks that a model does not heed give wrong gradients withou
 trust: each must give what plain forwards of single, unpadded rows give, on a few small uneven batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..plugin.protocol import Batch, Policy
+from ..plugin.protocol import Batch, Policy, Scores
 from ..settings import RunSettings
+from .adapters import adapter_layers, adapters_off
 from .backbone import Halves, find_halves
 from .chunked import ChunkedPolicy
 from .fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from .logps import PlainPolicy
 from .prefix import has_states, key_heads
 from .trial import Trial
+from .trunk import Trunk, compared, find_trunk
 
 MOST_ROWS = 32
 """Rows of the largest batch that is tried."""
 
 
 class Choice(NamedTuple):
-    """policy: the way to take. words: what it is and why, for people. compilable: whether `mx.compile` can trace it."""
+    """policy: the way to take. words: what it is and why, for people. compilable: whether `mx.compile` can trace it.
+    trunk: the frozen trunk, if what comes out of it can be kept from the reference's forward for the policy's.
+    """
 
     policy: Policy
     words: str
     compilable: bool = True
+    trunk: Trunk | None = None
 
 
 PLAIN = "prompt and completion through the whole model"
@@ -86,7 +91,7 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Way]:
     once = [Way(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
     if padded:
         once.insert(0, Way(SharedPrefixPolicy, "the prompt once for its completions"))
-    if not settings.efficient_long_context or _drops_out(model):
+    if not settings.efficient_long_context or _dropouts(model):
         return once
     width = settings.long_context_chunk
     words = f"in pieces of {width} tokens, the prompt once for its completions"
@@ -98,8 +103,8 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Way]:
     return [*pieces, *once]
 
 
-def _drops_out(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.Dropout) and module._p_1 < 1 for module in model.modules())
+def _dropouts(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Dropout) and module._p_1 < 1]
 
 
 def _small(pairwise: bool) -> Callable[[Halves], HeadPolicy]:
@@ -118,7 +123,7 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> C
     except Exception as error:  # whatever a model raises of which no gradient can be taken
         return Choice(plain, f"{PLAIN} (no gradient could be taken: {error})")
     refused = ""
-    if settings.efficient_long_context and _drops_out(model):
+    if settings.efficient_long_context and _dropouts(model):
         refused = "; not in pieces: dropout would differ when they are computed again"
     for way in _ways(model, settings):
         tried = (way.small or way.make)(halves)
@@ -131,11 +136,34 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> C
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             words = f"{way.words}, the head at completion tokens only ({exactness})"
-            return Choice(made, words, way.compilable and _traceable(tried, trial.batches[0]))
+            trunk = _shared_trunk(tried, trial)
+            return Choice(made, words, way.compilable and _traceable(tried, trial.batches[0]), trunk)
         refused += f"; {way.words}: not exact here"
     if not trial.passes(trial.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
     return Choice(plain, f"{PLAIN}{refused}", _traceable(plain, trial.batches[0]))
+
+
+def _shared_trunk(policy: HeadPolicy, trial: Trial) -> Trunk | None:
+    """The frozen trunk, if the policy is exact over the run of it that the reference has made."""
+    model: Any = policy.model
+    trunk = find_trunk(model, policy.halves.head_names)
+    if trunk is None or not _same_for_both(model, trunk, policy.halves.head_names):
+        return None
+
+    def over_the_same(batch: Batch) -> Scores:
+        _, own = compared(policy, trunk, batch, None, adapters_off(model))
+        return own(batch)
+
+    return trunk if trial.passes(trial.difference(over_the_same)) else None
+
+
+def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> bool:
+    """Whether neither adapters nor chance make a difference but above the trunk."""
+    names = {id(module): name for name, module in model.named_modules()}
+    of_head = [layer for layer in adapter_layers(model) if f"{names[id(layer)]}.lora_a" in head_names]
+    above = {id(module) for layer in (*model.layers[trunk.size :], *of_head) for module in layer.modules()}
+    return all(id(module) in above for module in (*adapter_layers(model), *_dropouts(model)))
 
 
 def _row_counts(halves: Halves) -> set[int]:

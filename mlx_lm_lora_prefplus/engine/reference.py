@@ -1,14 +1,18 @@
 """Log-probs of the reference, computed once for each row that the run will visit."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 from tqdm import tqdm
 
 from ..errors import UserError
 from ..plugin import Batch, Policy
+from .adapters import adapters_off
 from .reference_cache import Store
 
 Weights = Callable[[Batch], mx.array | None]
@@ -60,7 +64,7 @@ def reference_logps(
         for batch in batches:
             ids = np.array(batch.ids)
             if not store.has(ids).all():
-                store.add(ids, _logps(policy, batch, ids, weights))
+                store.add(ids, by_row(policy(batch, weights(batch)).weighted_logps.astype(mx.float32), ids))
                 bar.update(len(ids))
     finally:
         bar.close()
@@ -69,9 +73,12 @@ def reference_logps(
     return store.logps
 
 
-def _logps(policy: Policy, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
-    """(examples, completions) float32, nats."""
-    logps = policy(batch, weights(batch)).weighted_logps.astype(mx.float32)
+def by_row(logps: mx.array, ids: np.ndarray) -> np.ndarray:
+    """(examples, completions) of the log-probs of a batch, (rows,) float32, nats.
+
+    Raises:
+        UserError: one is not finite.
+    """
     values = np.array(logps).reshape(-1, len(ids)).T
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
@@ -81,12 +88,29 @@ def _logps(policy: Policy, batch: Batch, ids: np.ndarray, weights: Weights) -> n
     return values
 
 
-def with_reference(batches: Iterable[Batch], logps: np.ndarray | None) -> Iterator[Batch]:
-    """The same batches with their reference log-probs filled in (zeros stay where `logps` is None)."""
+def with_reference(batches: Iterable[Batch], store: Store | None) -> Iterator[Batch]:
+    """The same batches with their reference log-probs filled in (zeros stay where `store` is None)."""
     for batch in batches:
-        if logps is None:
+        if store is None:
             yield batch
         else:
             ids = np.array(batch.ids)
-            known = logps[ids, : batch.lengths.size // len(ids)]
+            known = store.logps[ids, : batch.lengths.size // len(ids)]
             yield batch._replace(reference_logps=mx.array(known.T.reshape(-1)))
+
+
+@contextmanager
+def as_reference(model: nn.Module, parameters: Mapping[str, mx.array]) -> Iterator[None]:
+    """The model as its reference is, in evaluation.
+
+    parameters: name → what the reference has for each parameter that is trained; empty: the adapters off.
+    """
+    own, training = model.trainable_parameters(), model.training
+    model.eval()
+    model.update(tree_unflatten(list(parameters.items())))
+    try:
+        with adapters_off(model) if not parameters else nullcontext():
+            yield
+    finally:
+        model.update(own)
+        model.train(training)

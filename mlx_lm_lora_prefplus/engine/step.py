@@ -1,6 +1,6 @@
 """One micro-batch: its gradient, scaled so that the micro-batches of a step add up exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +12,7 @@ from ..plugin import Batch, Policy, Trainer
 from ..plugin.protocol import Unit
 from .parts import part
 from .ranks import SharedPolicy, share
+from .step_reference import Parameters, StepReference
 from .totals import Layout, flatten
 
 State = Mapping[str, mx.array]
@@ -29,24 +30,36 @@ class GradientStep:
 
     Arguments:
         compiled: trace the computation once for each shape (pays on a GPU; on the CPU it only costs).
+        reference: gives the batches their reference; None where they come with it.
     """
 
-    def __init__(self, trainer: Trainer, policy: Policy, options: Any, compiled: bool):
+    def __init__(
+        self,
+        trainer: Trainer,
+        policy: Policy,
+        options: Any,
+        compiled: bool,
+        reference: StepReference | None = None,
+    ):
         self.layout: Layout = []
-        separable = getattr(trainer, "separable", lambda _: False)(options)
-        self.cuts = separable and not compiled and mx.default_device().type == mx.cpu
+        self.reference = reference
+        self.cuts = runs_in_parts(trainer, options, compiled)
         self.ranks = None
         carries = getattr(trainer, "initial_state", lambda _: {})(options)  # what all rows of a batch go into
-        if separable and not carries and isinstance(policy, SharedPolicy):
+        if is_separable(trainer, options) and not carries and isinstance(policy, SharedPolicy):
             self.ranks, policy = policy.ranks, policy.own
 
-        def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State):
-            output = trainer.loss(policy, batch, options, **({"state": state} if state else {}))
+        def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State, reference_has: Parameters | None):
+            own, computed = policy, []
+            if reference is not None and reference_has is not None:
+                batch, own = reference.beside(batch, reference_has)
+                computed = [batch.reference_logps]
+            output = trainer.loss(own, batch, options, **({"state": state} if state else {}))
             self.layout, values = flatten(output)
             total = mx.array(0.0)
             for unit, value in output.sums.items():
                 total = total + value * scales[unit]
-            return total, values, output.state
+            return total, values, output.state, computed
 
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:
@@ -80,14 +93,40 @@ class GradientStep:
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
         """What this process computes by itself."""
         if state or not self.cuts:
-            (_, values, new), gradient = self._gradient(batch, scales, dict(state or {}))
-            return values, gradient, new
+            return self._whole(batch, scales, dict(state or {}))
         sums: Any = None
-        for start, stop in cuts(batch):
-            (_, values, _), gradient = self._gradient(part(batch, start, stop), scales, {})
+        for one in in_parts(batch):
+            values, gradient, _ = self._whole(one, scales, {})
             sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
             mx.eval(sums)
         return *sums, {}
+
+    def _whole(
+        self, batch: Batch, scales: dict[Unit, mx.array], state: State
+    ) -> tuple[mx.array, Any, dict[str, mx.array]]:
+        """What is computed at once."""
+        batch, reference_has = self.reference.of(batch) if self.reference else (batch, None)
+        (_, values, new, computed), gradient = self._gradient(batch, scales, state, reference_has)
+        if self.reference and reference_has is not None:
+            mx.eval(values, gradient, new, computed)
+            self.reference.keep(batch, reference_has, *computed)
+        return values, gradient, new
+
+
+def is_separable(trainer: Trainer, options: Any) -> bool:
+    """See `Trainer`."""
+    return getattr(trainer, "separable", lambda _: False)(options)
+
+
+def runs_in_parts(trainer: Trainer, options: Any, compiled: bool) -> bool:
+    """Whether a step computes the examples of a batch some at a time."""
+    return is_separable(trainer, options) and not compiled and mx.default_device().type == mx.cpu
+
+
+def in_parts(batch: Batch) -> Iterator[Batch]:
+    """The batch in parts of about `CUT_POSITIONS` tokens."""
+    for start, stop in cuts(batch):
+        yield part(batch, start, stop)
 
 
 def cuts(batch: Batch) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..data.batches import collate
-from ..plugin.protocol import Batch, Policy
+from ..plugin.protocol import Batch, Policy, Scores
 from .backbone import arrays
 from .logps import at_least_float32
 from .parts import part
@@ -117,7 +117,7 @@ class Trial:
         mx.eval(taken)
         return taken
 
-    def difference(self, policy: Policy) -> Difference:
+    def difference(self, policy: Callable[[Batch], Scores]) -> Difference:
         """How far a way is from plain forwards, at worst over the batches."""
         try:
             found = [self._differences(policy, batch) for batch in self.batches]
@@ -143,7 +143,7 @@ class Trial:
         off = np.linalg.norm(np.array(logps)[filled] - wanted) / np.linalg.norm(wanted)
         return bool(off <= self.allowed.logps)
 
-    def _differences(self, policy: Policy, batch: Batch) -> Difference:
+    def _differences(self, policy: Callable[[Batch], Scores], batch: Batch) -> Difference:
         rows = batch.lengths.shape[0]
         which = self._which(rows)
         with in_float32(self.model):

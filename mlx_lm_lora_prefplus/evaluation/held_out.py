@@ -76,8 +76,8 @@ def score(work: Work) -> HeldOut:
     reference = work.reference()["test"]
     plain = reference
     if reference is None or work.token_weights(next(work.batches("test"))) is not None:
-        store = Store(None, len(work.rows["test"]), completions=int(work.lengths("test").count.max()))
-        plain = reference_logps(computed_by, work.batches("test"), len(work.rows["test"]), "Base model", store=store)
+        plain = Store(None, len(work.rows["test"]), completions=int(work.lengths("test").count.max()))
+        reference_logps(computed_by, work.batches("test"), len(work.rows["test"]), "Base model", store=plain)
     assert resolved.settings.adapter_path
     policy.load_trained(work.model, resolved.settings.adapter_path)
     work.model.eval()

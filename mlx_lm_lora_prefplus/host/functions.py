@@ -43,7 +43,12 @@ def train_model(
     if state is not None:
         check_same_run(state, known_by, work.resolved.settings)
     train_policy(
-        work, work.reference(reference_model), Path(adapter_file), training_callback, state=state, known_by=known_by
+        work,
+        work.reference(reference_model, done=state.iteration if state else 0),
+        Path(adapter_file),
+        training_callback,
+        state=state,
+        known_by=known_by,
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlx_lm.utils import _download
 
 from ..data import cache
 from ..data.order import ORDER
-from ..engine.adapters import adapter_layers, adapters_off
+from ..engine.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ..engine.reference import reference_logps
 from ..engine.reference_cache import ENGINE, Store, file_digest, files_digest, weights_digest
 from ..settings import RunSettings
@@ -24,8 +25,8 @@ from . import policy
 if TYPE_CHECKING:
     from .work import Work
 
-References = dict[str, np.ndarray | None]
-"""Split → reference log-probs, (rows, completions); None where the mode has no reference."""
+References = Mapping[str, Store | None]
+"""Split → reference log-probs; None where the mode has no reference."""
 
 
 class Reference:
@@ -34,6 +35,7 @@ class Reference:
     given: a reference model that is loaded already, instead of the one that the settings name.
     stores: split → its log-probs as far as they are on disk; empty where the mode has no reference.
     visited: split → positions of the rows that the run visits.
+    in_steps: whether those of the training rows are left to the steps, where the policy's run of the trunk serves both.
     """
 
     def __init__(self, work: "Work", given: nn.Module | None = None):
@@ -41,6 +43,8 @@ class Reference:
         self.used = [name for name in work.rows if name == "train" or work.evaluates(name)]
         self.stores: dict[str, Store] = {}
         self.visited: dict[str, np.ndarray] = {}
+        base = given is None and not work.resolved.settings.reference_model_path and trains_only_adapters(work.model)
+        self.in_steps = base and work.shares_trunk
         if not work.resolved.trainer.needs_reference(work.resolved.options):
             return
         known_by = self._known_by()
@@ -63,28 +67,37 @@ class Reference:
         known = sum(int(store.has(self.visited[name]).sum()) for name, store in self.stores.items())
         return known, sum(map(len, self.visited.values()))
 
-    def logps(self) -> References:
-        """The log-probs of all rows that the run visits; a model is loaded for it only where some are missing."""
-        missing = [name for name, store in self.stores.items() if not store.has(self.visited[name]).all()]
+    def logps(self, done: int = 0) -> References:
+        """The log-probs of all rows that the run visits but those that are left to its steps.
+
+        A model is loaded for it only where some are missing. done: micro-batches that are trained already.
+        """
+        batches = {"train": done} if self.in_steps else {}
+        missing = {
+            name: batches.get(name)
+            for name, store in self.stores.items()
+            if not store.has(self.work.visited_rows(name, batches.get(name))).all()
+        }
         if missing:
             self._compute(missing)
-        return {name: self.stores[name].logps if name in self.stores else None for name in self.used}
+        return {name: self.stores.get(name) for name in self.used}
 
-    def _compute(self, missing: list[str]) -> None:
+    def _compute(self, missing: dict[str, int | None]) -> None:
+        """missing: split → how many of its batches are wanted, None for all that the run visits."""
         work = self.work
         model = self.given or work.model
         if self.given is None and work.resolved.settings.reference_model_path:
             model = policy.load_reference(work.resolved.settings, work.tokenizer)
         with adapters_off(model) if model is work.model else nullcontext():
-            for name in missing:
+            for name, batches in missing.items():
                 store = self.stores[name]
                 reference_logps(
                     work.policy_of(model),
-                    work.unknown(name, store.has),
+                    work.unknown(name, store.has, batches),
                     len(work.rows[name]),
                     f"Reference, {name}",
                     store=store,
-                    missing=int((~store.has(self.visited[name])).sum()),
+                    missing=int((~store.has(work.visited_rows(name, batches))).sum()),
                     weights=work.token_weights,
                 )
         del model
@@ -125,6 +138,7 @@ class Reference:
             getattr(trainer, "mismatched", False),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
             settings.seed if split == "train" else None,
+            *(["in compiled steps"] if self.in_steps and work.compiled and split == "train" else []),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -25,10 +25,13 @@ from ..engine.moving_reference import MovingReference
 from ..engine.qat import FakeQuantization, effective_linears
 from ..engine.ranks import Ranks
 from ..engine.reference import with_reference
+from ..engine.reference_cache import Store
 from ..engine.report import host_metrics
 from ..engine.run_state import RunState, StateFiles, newest_state
 from ..engine.signals import stop_at_once
+from ..engine.step_reference import StepReference
 from ..errors import UserError
+from ..plugin import Batch
 from ..settings import RunSettings
 from . import fuse, policy, summary
 from .config import Resolved
@@ -73,7 +76,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
         if state is not None:
             check_same_run(state, known_by, settings)
         check_validation(work)
-    reference = work.reference()
+    reference = work.reference(done=state.iteration if state else 0)
     if settings.train:
         print_section("Training")
         unfused = Path(settings.adapter_path) / UNFUSED
@@ -238,17 +241,24 @@ def training_of(work: Work, reference: References, **rest: Any) -> Training:
     """What the loop does with a run's work. rest: the other fields of `Training`."""
     resolved, moving = work.resolved, moving_reference(work)
     fill = moving.fill if moving else with_reference
+    in_step = step_reference(work, reference["train"], moving)
+
+    def epoch_batches(epoch: int, first: int) -> Iterator[Batch]:
+        batches = islice(work.batches("train", epoch), first, None)
+        return batches if in_step else fill(batches, reference["train"])
+
     return Training(
         trainer=resolved.trainer,
         options=resolved.options,
         policy=work.policy,
         settings=resolved.settings,
         iters=work.iters,
-        epoch_batches=lambda epoch, first: fill(islice(work.batches("train", epoch), first, None), reference["train"]),
+        epoch_batches=epoch_batches,
         validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
         qat=fake_quantization(work.model, resolved.settings),
         compiled=work.compiled,
         moving_reference=moving,
+        step_reference=in_step,
         **rest,
     )
 
@@ -260,6 +270,14 @@ def moving_reference(work: Work) -> MovingReference | None:
         return None
     every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
     return MovingReference(work.policy, every, alpha, work.token_weights)
+
+
+def step_reference(work: Work, store: Store | None, moving: MovingReference | None) -> StepReference | None:
+    """The reference in the steps, where they compute it; store: what is known of it, None without a reference."""
+    trunk = work.engine.trunk if work.shares_trunk else None
+    if store is None or trunk is None:
+        return None
+    return StepReference(work.policy, trunk, work.token_weights, store, moving)
 
 
 def build_optimizer(settings: RunSettings) -> optim.Optimizer:

@@ -138,6 +138,12 @@ def reference(work: Work) -> str:
     if settings.train_type == "full":
         return f"the model before the first step{from_cache}"
     text = f"the model with its adapters off, no second model{from_cache}"
+    trunk = work.engine.trunk
+    if trunk and known < wanted and work.planned_reference.in_steps:
+        count = len(work.model.layers or ())
+        text += (
+            f"; other training rows in their steps, layers 1 to {trunk.size} of {count} once for policy and reference"
+        )
     if settings.resume_adapter_file:
         text += (
             f"; it stays the base although training goes on from {settings.resume_adapter_file} (to compare with that "

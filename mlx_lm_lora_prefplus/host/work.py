@@ -20,6 +20,7 @@ from ..data.order import Plan, plan_epoch
 from ..engine.probe import choose_policy
 from ..engine.ranks import Ranks, SharedPolicy
 from ..engine.reference import with_reference
+from ..engine.step import in_parts, runs_in_parts
 from ..errors import UserError
 from ..losses import loss_names
 from ..plugin import Batch, Policy
@@ -165,31 +166,47 @@ class Work:
         limit = self.limits.get(split, -1)
         return None if limit < 0 else limit
 
-    def visited(self, split: str) -> Iterator[Batch]:
-        """The batches in which this run first sees each row."""
-        return islice(self.batches(split), self._visits(split))
+    def visited(self, split: str, batches: int | None = None) -> Iterator[Batch]:
+        """The batches in which this run first sees each row; or the first so many of them."""
+        return islice(self.batches(split), self._visits(split, batches))
 
     @property
     def batches_as_planned(self) -> bool:
         """Whether the trainer leaves the batching to this package, so that `plan` tells its batches unread."""
         return type(self.resolved.trainer).iterate_batches is TableTrainer.iterate_batches
 
-    def visited_rows(self, split: str) -> np.ndarray:
+    def visited_rows(self, split: str, batches: int | None = None) -> np.ndarray:
         """Positions of the rows in `visited`."""
         if self.batches_as_planned:
-            return self.plan(split).rows(self._visits(split))
-        return np.concatenate([np.array(batch.ids) for batch in self.visited(split)])
+            return self.plan(split).rows(self._visits(split, batches))
+        return np.concatenate([[], *(np.array(batch.ids) for batch in self.visited(split, batches))]).astype(int)
 
-    def unknown(self, split: str, known: Callable[[np.ndarray], np.ndarray]) -> Iterator[Batch]:
-        """The batches in `visited` that hold a row that is not `known`; of another package's trainer, all."""
-        if not self.batches_as_planned:
-            return self.visited(split)
-        visited = islice(self.plan(split), self._visits(split))
-        unknown = (ids for ids in visited if not known(ids).all())
-        return planned_batches(self.rows[split], unknown, self.multiple, mismatched=self._mismatched)
+    def unknown(
+        self, split: str, known: Callable[[np.ndarray], np.ndarray], batches: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches in `visited` that hold a row that is not `known`; of another package's trainer, all.
 
-    def _visits(self, split: str) -> int | None:
-        return self.iters if split == "train" else self._limit(split)
+        Those of training are cut as its steps cut them: the same padding gives the same bits.
+        """
+        if self.batches_as_planned:
+            visited = islice(self.plan(split), self._visits(split, batches))
+            unknown = (ids for ids in visited if not known(ids).all())
+            found = planned_batches(self.rows[split], unknown, self.multiple, mismatched=self._mismatched)
+        else:
+            found = self.visited(split, batches)
+        cut = split == "train" and runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled)
+        return (one for batch in found for one in in_parts(batch)) if cut and self.ranks.size == 1 else found
+
+    def _visits(self, split: str, batches: int | None) -> int | None:
+        if split != "train":
+            return self._limit(split)
+        return self.iters if batches is None else min(batches, self.iters)
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether steps compute the reference beside the policy, over one run of the frozen trunk."""
+        alike = self.ranks.size == 1 and not self.resolved.settings.qat_enable
+        return self.engine.trunk is not None and alike
 
     def evaluates(self, split: str) -> bool:
         """Whether there is anything to evaluate on."""
@@ -204,12 +221,12 @@ class Work:
     def _shared(self, policy: Policy) -> Policy:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy
 
-    def reference(self, given: nn.Module | None = None) -> References:
-        """Reference log-probs of the rows that this run visits.
+    def reference(self, given: nn.Module | None = None, done: int = 0) -> References:
+        """Reference log-probs of the rows that this run visits; see `Reference.logps`.
 
         given: a reference model that is loaded already.
         """
-        return (self.planned_reference if given is None else Reference(self, given)).logps()
+        return (self.planned_reference if given is None else Reference(self, given)).logps(done)
 
     @cached_property
     def planned_reference(self) -> Reference:

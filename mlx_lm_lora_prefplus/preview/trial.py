@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from tqdm import tqdm
 
 from ..engine.adapters import adapters_off
@@ -18,8 +19,9 @@ from ..engine.loop import Loop, Training
 from ..engine.reference import reference_logps, with_reference
 from ..engine.reference_cache import Store
 from ..engine.signals import StopRequest
+from ..engine.trunk import OverTrunk
 from ..host import policy
-from ..host.run import build_optimizer, fake_quantization, moving_reference
+from ..host.run import build_optimizer, fake_quantization, moving_reference, step_reference
 from ..host.work import Work
 from ..plugin import Batch
 
@@ -56,13 +58,15 @@ def measure(work: Work, batch: Batch) -> Measured:
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    batch, forward = _compared(work, batch)
+    store, forward = _compared(work, batch)
+    if store and work.planned_reference.in_steps:
+        store.logps[:] = np.nan  # what the run's steps compute, the first step here computes
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(io.StringIO()))
         bar = stack.enter_context(tqdm(disable=True))
         if work.resolved.settings.grad_checkpoint:
             stack.enter_context(gradient_checkpointing(work.model))
-        loop = _loop(work, batch)
+        loop = _loop(work, batch, store)
         size = loop.run.settings.gradient_accumulation_steps
         first, seconds = _timed(loop, bar) / size, []
         while not seconds or (sum(seconds) < SECONDS and len(seconds) < MOST_STEPS):
@@ -70,19 +74,26 @@ def measure(work: Work, batch: Batch) -> Measured:
     return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
 
 
-def _compared(work: Work, batch: Batch) -> tuple[Batch, float]:
-    """The batch with its reference, as in the run, and the seconds that took."""
+def _compared(work: Work, batch: Batch) -> tuple[Store | None, float]:
+    """The reference of the batch, and the seconds that it takes in the run."""
     if not work.resolved.trainer.needs_reference(work.resolved.options):
-        return batch, 0.0
-    rows, completions, logps = len(work.rows["train"]), int(work.lengths("train").count.max()), None
-    seconds: list[float] = []
+        return None, 0.0
+    rows, completions = len(work.rows["train"]), int(work.lengths("train").count.max())
+    policy, trunk = work.engine.policy, work.engine.trunk
+    if trunk and work.planned_reference.in_steps:  # the trunk has run for the policy
+        outputs: list[Any] = []
+        with trunk.recorded(outputs):
+            policy(batch)
+        mx.eval(outputs)
+        policy = OverTrunk(policy, trunk, batch, outputs)
+    store, seconds = Store(None, rows), list[float]()
     with adapters_off(work.model):
         while len(seconds) < 2 or (sum(seconds) < FORWARD_SECONDS and len(seconds) < MOST_STEPS):
             start = time.perf_counter()
             store = Store(None, rows, completions=completions)
-            logps = reference_logps(work.engine.policy, [batch], rows, store=store, weights=work.token_weights)
+            reference_logps(policy, [batch], rows, store=store, weights=work.token_weights)
             seconds.append(time.perf_counter() - start)
-    return next(with_reference([batch], logps)), statistics.mean(seconds[1:])
+    return store, statistics.mean(seconds[1:])
 
 
 def reference_peak(work: Work, batch: Batch) -> int:
@@ -93,13 +104,14 @@ def reference_peak(work: Work, batch: Batch) -> int:
     return mx.get_peak_memory()
 
 
-def _loop(work: Work, batch: Batch) -> Loop:
+def _loop(work: Work, batch: Batch, store: Store | None) -> Loop:
     """The loop of the run, with one batch for all, without validation, reports and files."""
     settings = work.resolved.settings
     policy.make_ready(work.model, settings)
     moving = moving_reference(work)
     if moving:
         moving.every = 1
+    in_step = step_reference(work, store, moving)
     settings = settings.model_copy(
         update={
             **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
@@ -111,7 +123,9 @@ def _loop(work: Work, batch: Batch) -> Loop:
     )
 
     def batches(epoch: int, first: int) -> Iterator[Batch]:
-        return moving.fill(repeat(batch), None) if moving else repeat(batch)
+        if in_step:
+            return repeat(batch)
+        return (moving.fill if moving else with_reference)(repeat(batch), store)
 
     def save(iteration: int | None) -> tuple[Path, None]:
         raise AssertionError("a trial saves nothing")
@@ -131,6 +145,7 @@ def _loop(work: Work, batch: Batch) -> Loop:
             qat=fake_quantization(work.model, settings),
             compiled=work.compiled,
             moving_reference=moving,
+            step_reference=in_step,
         ),
         StopRequest(),
     )

@@ -19,7 +19,7 @@ LOSSES = [(mode, loss) for mode, losses in HOST_LOSSES.items() for loss in losse
 
 KEYS = {
     *("workload", "mode", "loss", "prompt", "chosen", "rejected", "pairs", "hidden", "layers", "vocabulary", "model"),
-    *("bits", "chunk", "engine", "policy", "beta", "repeat", "device", "clock", "mlx", "notes"),
+    *("adapted", "bits", "chunk", "engine", "policy", "beta", "repeat", "device", "clock", "mlx", "notes"),
     *("speed_ratio", "memory_ratio", "peak_ratio", "gradient_error", "graphs_compiled", "speed_goal", "memory_goal"),
     *("floor_seconds", "floor_ratio", "real_tokens"),
 }
@@ -33,6 +33,13 @@ def test_a_row_has_every_key():
     assert row["memory_ratio"] == pytest.approx(row["host_step_bytes"] / row["ours_step_bytes"])
     assert row["floor_ratio"] == pytest.approx(row["ours_seconds"] / row["floor_seconds"])
     assert any("second model" in note for note in row["notes"])
+
+
+def test_a_frozen_trunk_runs_once_for_both():
+    row = measure(replace(TINY, layers=4, adapted=1), replace(QUICK, host=False))
+    assert row["beside_ratio"] == pytest.approx(row["apart_seconds"] / row["beside_seconds"])
+    assert row["beside_step_bytes"] > 0
+    assert "beside_ratio" not in measure(replace(TINY, mode="cpo", layers=4, adapted=1), replace(QUICK, host=False))
 
 
 @pytest.mark.parametrize(("mode", "loss"), LOSSES)

@@ -36,7 +36,7 @@ def windowed() -> nn.Module:
     )
 
 
-def recurrent() -> nn.Module:
+def recurrent(layers: int = 2) -> nn.Module:
     mx.random.seed(0)
     return mamba2.Model(
         mamba2.ModelArgs(
@@ -47,7 +47,7 @@ def recurrent() -> nn.Module:
             hidden_size=32,
             intermediate_size=64,
             state_size=16,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             layer_norm_epsilon=1e-5,
             conv_kernel=4,
             n_groups=1,

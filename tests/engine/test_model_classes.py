@@ -13,10 +13,14 @@ from mlx.utils import tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_lm_lora_prefplus.engine import head
+from mlx_lm_lora_prefplus.engine.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.fast import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from mlx_lm_lora_prefplus.engine.probe import choose_policy
+from mlx_lm_lora_prefplus.engine.trunk import compared
+from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.engine import model_zoo
-from tests.engine.exactness import FLOAT32, FLOAT64, WAYS, examine
+from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, WAYS, batch_of, examine, gradient
 from tests.engine.support_table import in_double
 
 ALL = os.environ.get("MLX_LM_LORA_PREFPLUS_ALL_MODELS") == "1"
@@ -64,14 +68,14 @@ NO_ADAPTERS = {"gemma3n", "kimi_k3"}
 """Classes that read the weight of a linear layer themselves, which an adapter of mlx-lm does not have."""
 
 
-def with_adapters(name: str, kind: str) -> nn.Module:
-    """LoRA or DoRA on every layer that mlx-lm puts it on, with moved values, on a base of 32 or 4 bits."""
+def with_adapters(name: str, kind: str, layers: int = -1) -> nn.Module:
+    """LoRA or DoRA on the last so many layers (−1: all), with moved values, on a base of 32 or 4 bits."""
     model = model_zoo.build(name)
     if kind == "4 bits":
         fits = lambda _, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0 and not fused(m)  # noqa: E731
         nn.quantize(model, group_size=32, bits=4, class_predicate=fits)
     model.freeze()
-    linear_to_lora_layers(model, -1, {"rank": 2, "dropout": 0.0, "scale": 10.0}, use_dora=kind == "dora")
+    linear_to_lora_layers(model, layers, {"rank": 2, "dropout": 0.0, "scale": 10.0}, use_dora=kind == "dora")
     moved = tree_map(lambda value: value + 0.05 * mx.random.normal(value.shape), model.trainable_parameters())
     model.update(moved)
     return model
@@ -97,6 +101,29 @@ def test_exact_with_adapters(name, kind, monkeypatch):
     found = examine(model)
     assert found.error <= FLOAT32, found.words
     assert WAYS[found.way] == table()[name][0], found.words
+
+
+NO_TRUNK = {"nanbeige"}
+"""Classes that run their layers more than once: what comes out of the lower ones depends on the upper ones."""
+
+
+@pytest.mark.parametrize("name", NAMES if ALL else ["gemma2", "gpt_oss", "mamba2", "longcat_flash_ngram", "nanbeige"])
+def test_one_run_of_the_trunk_serves_policy_and_reference(name):
+    """To the bit what each gives by a run of its own."""
+    if name in NO_ADAPTERS:
+        pytest.skip("mlx-lm's adapters do not work on it")
+    model = with_adapters(name, "lora", layers=2).train()
+    choice = choose_policy(model, RunSettings.model_validate({}))
+    assert (choice.trunk is None) == (name in NO_TRUNK)
+    for rows in BATCHES.values() if choice.trunk else ():
+        batch = batch_of(rows)
+        reference, policy = compared(choice.policy, choice.trunk, batch, None, adapters_off(model))
+        with adapters_off(model):
+            assert mx.array_equal(reference, choice.policy(batch).logps)
+        assert mx.array_equal(policy(batch).logps, choice.policy(batch).logps)
+        wanted = gradient(choice.policy, batch)
+        for tensor, value in gradient(policy, batch).items():
+            assert mx.array_equal(value, wanted[tensor]), tensor
 
 
 def test_every_class_is_accounted_for():

@@ -7,6 +7,7 @@ from mlx_lm_lora_prefplus.data.batches import iterate_batches
 from mlx_lm_lora_prefplus.engine.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
 from mlx_lm_lora_prefplus.engine.moving_reference import MovingReference
+from mlx_lm_lora_prefplus.engine.reference_cache import Store
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import random_rows, tiny_llama, with_lora
 
@@ -33,7 +34,7 @@ def deltas(model):
 
 
 def reference_of(moving, batch):
-    (filled,) = moving.fill([batch], np.zeros((4, 2), np.float32))
+    (filled,) = moving.fill([batch], Store(None, 4))
     return np.array(filled.reference_logps)
 
 
@@ -42,7 +43,9 @@ def test_before_the_first_update_the_given_log_probs_hold():
     given = np.arange(8, dtype=np.float32).reshape(4, 2)
     reference = moving(model)
     reference.after_update(1)
-    (filled,) = reference.fill([batch()], given)
+    store = Store(None, 4)
+    store.add(np.arange(4), given)
+    (filled,) = reference.fill([batch()], store)
     assert np.array_equal(np.array(filled.reference_logps), given.T.reshape(-1))
 
 

@@ -82,9 +82,10 @@ def test_a_disk_that_refuses_does_not_stop_the_pass(file):
 
 def test_rows_that_are_not_visited_are_not_computed():
     first = next(batches())
-    logps = reference_logps(PlainPolicy(tiny_llama()), [first], 10)
+    store = Store(None, 10)
+    logps = reference_logps(PlainPolicy(tiny_llama()), [first], 10, store=store)
     assert sorted(np.flatnonzero(~np.isnan(logps[:, 0]))) == sorted(first.ids.tolist())
-    filled = next(with_reference([first], logps))
+    filled = next(with_reference([first], store))
     assert np.array_equal(np.array(filled.reference_logps).reshape(2, -1).T, logps[np.array(first.ids)])
 
 

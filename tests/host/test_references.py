@@ -101,6 +101,40 @@ def test_the_bytes_do_not_depend_on_what_the_cache_holds(go):  # noqa: F811
     assert one == two == three
 
 
+def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):  # noqa: F811
+    """The pass is over the rows of validation alone."""
+    changes = {"num_layers": 1, "epochs": 2, "iters": None}
+    out, _ = go(adapter_path="cold", **changes)
+    assert "other training rows in their steps, layers 1 to 1 of 2 once for policy and reference" in out
+    assert "no second model, 0 of 13 rows from the cache" in out
+    assert sorted(np.isfinite(np.load(file)).all(axis=1).sum() for file in own_cache.glob("*.npy")) == [3, 10]
+    no_pass()
+    out, _ = go(adapter_path="warm", **changes)
+    assert known(out) == (13, 13) and "in their steps" not in out
+    assert Path("cold/adapters.safetensors").read_bytes() == Path("warm/adapters.safetensors").read_bytes()
+
+
+def test_steps_and_pass_give_the_same_bits(go, own_cache):  # noqa: F811
+    """With adapters on every layer there is no trunk: the rows are passed over before training."""
+    found = []
+    for layers in (1, 2):
+        go(num_layers=layers, epochs=1, iters=None, val_batches=0)
+        (file,) = own_cache.glob("*.npy")
+        found.append(np.load(file))
+        file.unlink()
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"qat_enable": True, "qat_bits": 4}, {"engine": "plain"}, {"reference_model_path": "first"}, {"num_layers": 2}],
+    ids=str,
+)
+def test_with_these_a_pass_goes_before(go, change):  # noqa: F811
+    go(adapter_path="first", iters=2)
+    assert "in their steps" not in go(**{"num_layers": 1, **change})[0]
+
+
 def test_evaluation_reuses_them(go, no_pass):  # noqa: F811
     go(test=True)
     no_pass()

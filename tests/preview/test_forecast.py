@@ -48,8 +48,10 @@ def test_shapes_are_those_of_the_batches(work, monkeypatch, compiled, changes):
     assert bool(shapes.different) is compiled
 
 
-def test_a_trial_changes_next_to_nothing(work):
-    run = work()
+@pytest.mark.parametrize("changes", [{}, {"num_layers": 1}, {"num_layers": 1, "sync_ref_model": True}], ids=str)
+def test_a_trial_changes_next_to_nothing(work, changes):
+    run = work(**changes)
+    assert run.planned_reference.in_steps == bool(changes)
     before = {name: np.array(value) for name, value in _trained(run).items()}
     measured = measure(run, Shapes(run).batch(0))
     assert measured.seconds > 0 and measured.forward > 0 and measured.peak > measured.before
@@ -90,6 +92,7 @@ def test_durations(seconds, words):
     "changes",
     [
         {"batch_size": 8, "gradient_accumulation_steps": 2, "max_seq_length": 16},
+        {"num_layers": 1},
         {"train_mode": "cpo", "train_type": "full", "batch_size": 2},
         {"train_mode": "simpo", "engine": "plain", "batch_size": 5, "val_batches": 0},
     ],

@@ -13,7 +13,8 @@ KILLS = int(os.environ.get("PREFPLUS_KILLS", "2"))
 KILLS_PER_RUN = 5
 
 MODES = {
-    "dpo": {"train_mode": "dpo"},
+    "dpo": {"train_mode": "dpo"},  # the lower of the two layers is frozen: the reference comes with the steps
+    "dpo-all-layers": {"train_mode": "dpo", "num_layers": 2, "epochs": 2, "iters": None},
     "cpo": {"train_mode": "cpo", "cpo_alpha": 0.5, "optimizer": "adamw"},
     "kto": {"train_mode": "kto", "data": "labelled"},
     "bco": {"train_mode": "bco", "data": "labelled"},  # a running mean of the rewards

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ import pytest
 from mlx_lm_lora_prefplus.engine import loop
 from mlx_lm_lora_prefplus.engine.run_state import newest_state
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.host import references
 from tests.conftest import write_pairs
 
 
@@ -80,6 +82,8 @@ def test_every_kind_of_training_goes_on_to_the_same_bytes(go, monkeypatch, kind,
         {"token_budget": 64},
         {"sft_weight": 0.5, "loss_type": "ipo"},
         {"grad_checkpoint": True},
+        {"num_layers": 2},
+        {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
     ],
     ids=str,
 )
@@ -87,6 +91,26 @@ def test_with_these_settings_too(go, monkeypatch, changes):
     go(adapter_path="alone", **changes)
     stopped_after(2, go, monkeypatch, **changes)
     assert "rows from the cache" in go(resume=True, **changes).out
+    assert Path("adapters/adapters.safetensors").read_bytes() == Path("alone/adapters.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("layers", "iterations", "passed"), [(1, 2, {4, 6}), (1, 6, {10}), (2, 2, {10})])
+def test_a_cache_that_was_cleared_changes_no_byte(go, monkeypatch, tmp_path, layers, iterations, passed):
+    """What the steps had computed is passed over again, in the batches of then: later ones pad otherwise."""
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "own"))
+    changes = {"num_layers": layers, "epochs": 3, "iters": None, "gradient_accumulation_steps": 1}
+    go(adapter_path="alone", **changes)
+    stopped_after(iterations, go, monkeypatch, **changes)
+    shutil.rmtree(tmp_path / "own")
+    real, seen = references.reference_logps, {}
+
+    def noted(policy, batches, rows, title, **more):
+        seen[title] = more["missing"]
+        return real(policy, batches, rows, title, **more)
+
+    monkeypatch.setattr(references, "reference_logps", noted)
+    go(resume=True, **changes)
+    assert seen["Reference, train"] in passed
     assert Path("adapters/adapters.safetensors").read_bytes() == Path("alone/adapters.safetensors").read_bytes()
 
 

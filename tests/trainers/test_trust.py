@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
 from mlx_lm_lora_prefplus.engine.reference import reference_logps, with_reference
+from mlx_lm_lora_prefplus.engine.reference_cache import Store
 from mlx_lm_lora_prefplus.losses import loss_names
 from mlx_lm_lora_prefplus.plugin.protocol import Trainer
 from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, KTO, ORPO, SIMPO
@@ -56,8 +57,8 @@ class Run:
         if trainer.needs_reference(options):
             weights = getattr(trainer, "weights", None)
             weigh = (lambda batch: weights(batch, options)) if weights else (lambda batch: None)
-            logps = _padded_reference(self.policy, self.batches, len(self.rows), weigh)
-            self.batches = list(with_reference(self.batches, logps))
+            store = _reference(self.policy, self.batches, len(self.rows), weigh)
+            self.batches = list(with_reference(self.batches, store))
         self.state = trainer.initial_state(options)
         self.model.train()
 
@@ -85,11 +86,10 @@ class Run:
         return self.trainer.evaluate(self.policy, iter(self.batches), self.options, **given)["loss"]
 
 
-def _padded_reference(policy, batches, rows, weigh):
-    from mlx_lm_lora_prefplus.engine.reference_cache import Store
-
-    widest = max(batch.lengths.size // batch.ids.size for batch in batches)
-    return reference_logps(policy, batches, rows, store=Store(None, rows, completions=widest), weights=weigh)
+def _reference(policy, batches, rows, weigh):
+    store = Store(None, rows, completions=max(batch.lengths.size // batch.ids.size for batch in batches))
+    reference_logps(policy, batches, rows, store=store, weights=weigh)
+    return store
 
 
 def norm(gradient) -> float:

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...engine.reference import reference_logps
+from ...engine.reference_cache import Store
 from ...errors import UserError
 from ..config import Resolved
 from ..references import References
@@ -51,14 +52,15 @@ def reference_of(work: Work, ref_model: nn.Module | None) -> References:
     if ref_model is None:
         return dict.fromkeys(used)
     policy = work.policy_of(ref_model)
-    return {
-        name: reference_logps(
+    stores = {name: Store(None, len(work.rows[name])) for name in used}
+    for name, store in stores.items():
+        reference_logps(
             policy,
             work.visited(name),
             len(work.rows[name]),
             f"Reference, {name}",
+            store=store,
             missing=len(work.visited_rows(name)),
             weights=lambda batch: trainer.weights(batch, work.resolved.options),
         )
-        for name in used
-    }
+    return stores
