@@ -132,8 +132,8 @@ def _bar(name: str, show: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
     bar = tqdm(
-        desc=f"Tokenising {name}",
-        bar_format="{desc}: {n_fmt} rows, {elapsed}",
+        desc=name,
+        bar_format="Tokenising, {n_fmt} rows, {elapsed}: {desc}",  # the end of a long line is cut off
         file=sys.stderr,
         disable=not show or sys.stderr is None,
         mininterval=0.5,

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from .adapters import adapter_base, adapter_layers
 
-ENGINE = 1
+ENGINE = 2
 """Raised when the same model and rows get other log-probs than before, so that old files are not used."""
 
 SAVE_SECONDS = 10.0

@@ -45,8 +45,7 @@ class GradientStep:
         self.reference = reference
         self.cuts = runs_in_parts(trainer, options, compiled)
         self.ranks = None
-        carries = getattr(trainer, "initial_state", lambda _: {})(options)  # what all rows of a batch go into
-        if is_separable(trainer, options) and not carries and isinstance(policy, SharedPolicy):
+        if is_separable(trainer, options) and isinstance(policy, SharedPolicy):
             self.ranks, policy = policy.ranks, policy.own
 
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State, reference_has: Parameters | None):
@@ -92,7 +91,7 @@ class GradientStep:
         self, batch: Batch, scales: dict[Unit, mx.array], state: State | None
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
         """What this process computes by itself."""
-        if state or not self.cuts:
+        if not self.cuts:
             return self._whole(batch, scales, dict(state or {}))
         sums: Any = None
         for one in in_parts(batch):
@@ -114,8 +113,9 @@ class GradientStep:
 
 
 def is_separable(trainer: Trainer, options: Any) -> bool:
-    """See `Trainer`."""
-    return getattr(trainer, "separable", lambda _: False)(options)
+    """Whether a batch may be cut: see `Trainer`. Into a state that is carried along all rows of a batch go together."""
+    carries = getattr(trainer, "initial_state", lambda _: {})(options)
+    return not carries and getattr(trainer, "separable", lambda _: False)(options)
 
 
 def runs_in_parts(trainer: Trainer, options: Any, compiled: bool) -> bool:

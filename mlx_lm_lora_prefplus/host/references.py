@@ -72,32 +72,30 @@ class Reference:
 
         A model is loaded for it only where some are missing. done: micro-batches that are trained already.
         """
-        batches = {"train": done} if self.in_steps else {}
-        missing = {
-            name: batches.get(name)
-            for name, store in self.stores.items()
-            if not store.has(self.work.visited_rows(name, batches.get(name))).all()
-        }
-        if missing:
-            self._compute(missing)
+        wanted = dict(self.visited)
+        if self.in_steps and "train" in wanted:
+            wanted["train"] = self.work.visited_rows("train", done)
+        missing = {name: int((~self.stores[name].has(rows)).sum()) for name, rows in wanted.items()}
+        if any(missing.values()):
+            self._compute(missing, {"train": done} if self.in_steps else {})
         return {name: self.stores.get(name) for name in self.used}
 
-    def _compute(self, missing: dict[str, int | None]) -> None:
-        """missing: split → how many of its batches are wanted, None for all that the run visits."""
+    def _compute(self, missing: dict[str, int], batches: dict[str, int]) -> None:
+        """missing: split → rows to compute. batches: split → how many of its batches, where not all are wanted."""
         work = self.work
         model = self.given or work.model
         if self.given is None and work.resolved.settings.reference_model_path:
             model = policy.load_reference(work.resolved.settings, work.tokenizer)
         with adapters_off(model) if model is work.model else nullcontext():
-            for name, batches in missing.items():
+            for name in filter(missing.get, missing):
                 store = self.stores[name]
                 reference_logps(
                     work.policy_of(model),
-                    work.unknown(name, store.has, batches),
+                    work.unknown(name, store.has, batches.get(name)),
                     len(work.rows[name]),
                     f"Reference, {name}",
                     store=store,
-                    missing=int((~store.has(work.visited_rows(name, batches))).sum()),
+                    missing=missing[name],
                     weights=work.token_weights,
                 )
         del model

@@ -191,7 +191,8 @@ class OnlyWrites:
 @pytest.mark.parametrize("stream", [OnlyWrites(), None])
 def test_progress_on_a_poor_stream(folder, tmp_path, chatml, monkeypatch, stream):
     monkeypatch.setattr(sys, "stderr", stream)
-    prepare(DataSettings(data=str(folder)), chatml, ["train"], cache_dir=tmp_path / "cache")
+    long = folder.rename(tmp_path / ("long" * 20))
+    prepare(DataSettings(data=str(long)), chatml, ["train"], cache_dir=tmp_path / "cache")
     if stream:
         line = stream.text.split("\r")[-1]
         assert "Tokenising" in line and "7 rows" in line

@@ -121,6 +121,9 @@ def test_what_is_not_cut(monkeypatch):
 class Running:
     """A trainer whose loss is the distance of the log-probs from their running mean."""
 
+    def initial_state(self, options):
+        return {"mean": mx.array(0.0)}
+
     def loss(self, policy, batch, options, state):
         logps = policy(batch).logps
         mean = 0.5 * state["mean"] + 0.5 * mx.stop_gradient(logps.mean())

@@ -96,7 +96,7 @@ def test_a_cached_start_makes_no_object_for_each_row(model_folder, tmp_path, mon
     )
     assert len(rows) == count and start.splits["train"].report.cached
     assert any(f"{count} of {count} rows from the cache" in line for line in start.lines)
-    assert start.reference["train"].nbytes == 8 * count
+    assert start.reference["train"].logps.nbytes == 8 * count
 
 
 def resident() -> dict[str, float]:

@@ -19,7 +19,8 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_lm_lora.train as host
 
-from mlx_lm_lora_prefplus.engine import metrics, reference
+from mlx_lm_lora_prefplus.engine import metrics
+from mlx_lm_lora_prefplus.engine.reference_cache import Store
 from mlx_lm_lora_prefplus.engine.step import GradientStep
 from mlx_lm_lora_prefplus.host.activate import activate
 
@@ -79,7 +80,7 @@ def main() -> None:
     instants = Instants(instant, what)
     activate(host)
     GradientStep.__call__ = instants.around(slower(GradientStep.__call__), "step")
-    reference._logps = instants.around(reference._logps, "reference")
+    Store.add = instants.around(Store.add, "reference")
     metrics.MetricsFile.write = instants.around(metrics.MetricsFile.write)
     os.fsync = instants.around(os.fsync)
     Path.replace = instants.around(Path.replace)

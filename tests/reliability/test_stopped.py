@@ -36,10 +36,10 @@ def test_stopped_and_resumed_is_left_alone(world, what):
 
 @pytest.mark.parametrize("what", STOPS)
 def test_in_the_reference_pass_what_is_done_is_kept(world, what):
-    stopped = world.run("reference:6", what)  # behind the third batch of three rows
+    stopped = world.run("reference:6", what, num_layers=2)  # behind the third batch of three rows
     assert stopped.code == STOPS[what], stopped.out
     assert "Traceback" not in stopped.out and "Iter " not in stopped.out
-    again = world.run(flags=["--resume"])
+    again = world.run(flags=["--resume"], num_layers=2)
     assert again.code == 0, again.out
     kept = int(re.search(r"(\d+) of 14 rows from the cache", again.out)[1])
     assert kept in (6, 9), again.out
