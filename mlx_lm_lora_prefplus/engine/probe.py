@@ -49,7 +49,9 @@ def choose_policy(model: nn.Module, settings: RunSettings, example: Batch | None
     if settings.engine == "plain":
         return Choice(PlainPolicy(model), f"{PLAIN} (engine: plain)")
     with _training_without_dropout(model):
-        return _choose(model, settings, example)
+        choice = _choose(model, settings, example)
+    mx.clear_cache()
+    return choice
 
 
 @contextmanager
