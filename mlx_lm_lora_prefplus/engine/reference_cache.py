@@ -35,11 +35,12 @@ class Store:
     rows: number of rows in the data set.
     about: what the companion command tells of the file.
     completions: of a row; where rows have fewer, the others are 0.
+    growing: whether training steps may compute what is missing: with the adapters off, beside the policy.
     logps: (rows, completions) float32, nats; NaN for rows not computed yet.
     """
 
     def __init__(self, file: Path | None, rows: int, about: dict[str, Any] | None = None, completions: int = 2):
-        self.file, self.about = file, about or {}
+        self.file, self.about, self.growing = file, about or {}, False
         self.logps = np.full((rows, completions), np.nan, np.float32)
         self.saved = time.monotonic()
         kept = self._read()

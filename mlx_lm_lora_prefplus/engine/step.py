@@ -49,16 +49,15 @@ class GradientStep:
             self.ranks, policy = policy.ranks, policy.own
 
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State, reference_has: Parameters | None):
-            own, computed = policy, []
+            own = policy
             if reference is not None and reference_has is not None:
                 batch, own = reference.beside(batch, reference_has)
-                computed = [batch.reference_logps]
             output = trainer.loss(own, batch, options, **({"state": state} if state else {}))
             self.layout, values = flatten(output)
             total = mx.array(0.0)
             for unit, value in output.sums.items():
                 total = total + value * scales[unit]
-            return total, values, output.state, computed
+            return total, values, output.state, batch.reference_logps
 
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:
@@ -105,10 +104,10 @@ class GradientStep:
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
         """What is computed at once."""
         batch, reference_has = self.reference.of(batch) if self.reference else (batch, None)
-        (_, values, new, computed), gradient = self._gradient(batch, scales, state, reference_has)
+        (_, values, new, logps), gradient = self._gradient(batch, scales, state, reference_has)
         if self.reference and reference_has is not None:
-            mx.eval(values, gradient, new, computed)
-            self.reference.keep(batch, reference_has, *computed)
+            mx.eval(values, gradient, new, logps)
+            self.reference.keep(batch, logps)
         return values, gradient, new
 
 

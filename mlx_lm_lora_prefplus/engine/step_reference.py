@@ -18,8 +18,8 @@ class StepReference:
 
     policy: the way to compute log-probs of the model that is trained. trunk: that of the model.
     weights: what the tokens of a batch count in its sums.
-    store: what is known; takes in what is computed.
-    moving: the reference that follows the policy, or None. Once it has moved nothing is known.
+    store: what is known, and takes in what is computed.
+    moving: the reference that follows the policy, or None. Once it has moved nothing is known, and nothing is kept.
     """
 
     def __init__(
@@ -28,27 +28,30 @@ class StepReference:
         self.policy, self.trunk, self.weights, self.store, self.moving = policy, trunk, weights, store, moving
 
     def of(self, batch: Batch) -> tuple[Batch, Parameters | None]:
-        """The batch with what is known, and None; or as it is, and what `beside` needs."""
-        if self.moving and self.moving.parameters:
-            return batch, self.moving.parameters
-        if not self.store.has(np.array(batch.ids)).all():
-            return batch, {}
+        """The batch with what is known and NaN elsewhere, and what `beside` needs to compute that; None: nothing."""
+        if moved := self._moved():
+            return batch._replace(reference_logps=mx.full(batch.lengths.shape, mx.nan)), moved
         (known,) = with_reference([batch], self.store)
-        return known, None
+        missing = self.store.growing and not self.store.has(np.array(batch.ids)).all()
+        return known, {} if missing else None
 
     def beside(self, batch: Batch, parameters: Parameters) -> tuple[Batch, Policy]:
-        """The batch with its reference, and the policy for which the trunk has run over it already."""
+        """The batch with all of its reference, and the policy for which the trunk has run over it already."""
         installed = as_reference(self.policy.model, parameters)
         logps, policy = compared(self.policy, self.trunk, batch, self.weights(batch), installed)
-        return batch._replace(reference_logps=logps), policy
+        known = batch.reference_logps
+        return batch._replace(reference_logps=mx.where(mx.isnan(known), logps, known)), policy
 
-    def keep(self, batch: Batch, parameters: Parameters, logps: mx.array) -> None:
-        """Take in what was computed with the adapters off.
+    def keep(self, batch: Batch, logps: mx.array) -> None:
+        """Take in what `beside` has given.
 
         Raises:
             UserError: a log-prob is not finite.
         """
         ids = np.array(batch.ids)
         values = by_row(logps, ids)
-        if not parameters:
+        if not self._moved():
             self.store.add(ids, values)
+
+    def _moved(self) -> Parameters:
+        return self.moving.parameters if self.moving else {}

@@ -35,7 +35,7 @@ class Reference:
     given: a reference model that is loaded already, instead of the one that the settings name.
     stores: split → its log-probs as far as they are on disk; empty where the mode has no reference.
     visited: split → positions of the rows that the run visits.
-    in_steps: whether those of the training rows are left to the steps, where the policy's run of the trunk serves both.
+    in_steps: whether those of the training rows are left to the steps, over the policy's run of the trunk.
     """
 
     def __init__(self, work: "Work", given: nn.Module | None = None):
@@ -43,8 +43,8 @@ class Reference:
         self.used = [name for name in work.rows if name == "train" or work.evaluates(name)]
         self.stores: dict[str, Store] = {}
         self.visited: dict[str, np.ndarray] = {}
-        base = given is None and not work.resolved.settings.reference_model_path and trains_only_adapters(work.model)
-        self.in_steps = base and work.shares_trunk
+        is_base = given is None and not work.resolved.settings.reference_model_path
+        self.in_steps = is_base and trains_only_adapters(work.model) and work.shares_trunk
         if not work.resolved.trainer.needs_reference(work.resolved.options):
             return
         known_by = self._known_by()
@@ -54,6 +54,7 @@ class Reference:
             about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
             completions = int(work.lengths(name).count.max())
             self.stores[name] = Store(file, len(work.rows[name]), about, completions)
+            self.stores[name].growing = name == "train" and self.in_steps
             self._forget_what_others_lack(self.stores[name])
             self.visited[name] = work.visited_rows(name)
 
@@ -135,8 +136,7 @@ class Reference:
             weighed if hasattr(trainer, "weights") else None,
             getattr(trainer, "mismatched", False),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
-            settings.seed if split == "train" else None,
-            *(["in compiled steps"] if self.in_steps and work.compiled and split == "train" else []),
+            *((settings.seed, work.cut_at, self.in_steps and work.compiled) if split == "train" else ()),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -20,7 +20,7 @@ from ..data.order import Plan, plan_epoch
 from ..engine.probe import choose_policy
 from ..engine.ranks import Ranks, SharedPolicy
 from ..engine.reference import with_reference
-from ..engine.step import in_parts, runs_in_parts
+from ..engine.step import CUT_POSITIONS, in_parts, runs_in_parts
 from ..errors import UserError
 from ..losses import loss_names
 from ..plugin import Batch, Policy
@@ -194,8 +194,8 @@ class Work:
             found = planned_batches(self.rows[split], unknown, self.multiple, mismatched=self._mismatched)
         else:
             found = self.visited(split, batches)
-        cut = split == "train" and runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled)
-        return (one for batch in found for one in in_parts(batch)) if cut and self.ranks.size == 1 else found
+        cut = split == "train" and self.cut_at and self.ranks.size == 1
+        return (one for batch in found for one in in_parts(batch)) if cut else found
 
     def _visits(self, split: str, batches: int | None) -> int | None:
         if split != "train":
@@ -203,10 +203,19 @@ class Work:
         return self.iters if batches is None else min(batches, self.iters)
 
     @property
+    def cut_at(self) -> int | None:
+        """Tokens of the parts that a step of one process cuts a batch into; None where it computes all at once."""
+        return CUT_POSITIONS if runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled) else None
+
+    @property
     def shares_trunk(self) -> bool:
-        """Whether steps compute the reference beside the policy, over one run of the frozen trunk."""
-        alike = self.ranks.size == 1 and not self.resolved.settings.qat_enable
-        return self.engine.trunk is not None and alike
+        """Whether steps compute the reference beside the policy, over one run of the frozen trunk.
+
+        Not where a compiled step would be traced anew for each mix of LoRA factors, whose rank grows (TR-DPO).
+        """
+        if self.engine.trunk is None or self.ranks.size > 1 or self.resolved.settings.qat_enable:
+            return False
+        return not (self.compiled and getattr(self.resolved.options, "sync_ref_model", False))
 
     def evaluates(self, split: str) -> bool:
         """Whether there is anything to evaluate on."""

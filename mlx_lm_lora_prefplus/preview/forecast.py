@@ -151,6 +151,8 @@ def _time(
     compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
     validations = {1, work.iters, *range(settings.steps_per_eval, work.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
+    if work.planned_reference.in_steps and getattr(work.resolved.options, "sync_ref_model", False):
+        reference = 0.0  # it was computed in the steps that were timed
     if work.evaluates("valid") and longest.forward:
         reference += unknown * evaluation
     parts = {

@@ -4,13 +4,12 @@ import io
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 from tqdm import tqdm
 
 from ..engine.adapters import adapters_off
@@ -19,7 +18,7 @@ from ..engine.loop import Loop, Training
 from ..engine.reference import reference_logps, with_reference
 from ..engine.reference_cache import Store
 from ..engine.signals import StopRequest
-from ..engine.trunk import OverTrunk
+from ..engine.trunk import compared
 from ..host import policy
 from ..host.run import build_optimizer, fake_quantization, moving_reference, step_reference
 from ..host.work import Work
@@ -58,9 +57,7 @@ def measure(work: Work, batch: Batch) -> Measured:
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    store, forward = _compared(work, batch)
-    if store and work.planned_reference.in_steps:
-        store.logps[:] = np.nan  # what the run's steps compute, the first step here computes
+    store, forward = _reference(work, batch)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(io.StringIO()))
         bar = stack.enter_context(tqdm(disable=True))
@@ -69,30 +66,33 @@ def measure(work: Work, batch: Batch) -> Measured:
         loop = _loop(work, batch, store)
         size = loop.run.settings.gradient_accumulation_steps
         first, seconds = _timed(loop, bar) / size, []
+        if store and store.growing:
+            _timed(loop, bar)  # of a compiled step another graph: the reference is known now
         while not seconds or (sum(seconds) < SECONDS and len(seconds) < MOST_STEPS):
             seconds.append(_timed(loop, bar))
     return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
 
 
-def _compared(work: Work, batch: Batch) -> tuple[Store | None, float]:
-    """The reference of the batch, and the seconds that it takes in the run."""
+def _reference(work: Work, batch: Batch) -> tuple[Store | None, float]:
+    """The reference as the steps are given it, that of the batch in it or not, and the seconds that this takes."""
     if not work.resolved.trainer.needs_reference(work.resolved.options):
         return None, 0.0
     rows, completions = len(work.rows["train"]), int(work.lengths("train").count.max())
-    policy, trunk = work.engine.policy, work.engine.trunk
-    if trunk and work.planned_reference.in_steps:  # the trunk has run for the policy
-        outputs: list[Any] = []
-        with trunk.recorded(outputs):
-            policy(batch)
-        mx.eval(outputs)
-        policy = OverTrunk(policy, trunk, batch, outputs)
-    store, seconds = Store(None, rows), list[float]()
+    in_steps, policy = work.planned_reference.in_steps, work.engine.policy
+    if in_steps and work.engine.trunk:  # which runs for the policy anyway
+        _, policy = compared(policy, work.engine.trunk, batch, None, nullcontext())
+        mx.eval(policy.outputs)
+    empty = lambda: Store(None, rows, completions=completions)  # noqa: E731
+    store, seconds = empty(), list[float]()
     with adapters_off(work.model):
         while len(seconds) < 2 or (sum(seconds) < FORWARD_SECONDS and len(seconds) < MOST_STEPS):
             start = time.perf_counter()
-            store = Store(None, rows, completions=completions)
+            store = empty()
             reference_logps(policy, [batch], rows, store=store, weights=work.token_weights)
             seconds.append(time.perf_counter() - start)
+    if in_steps:
+        store = empty()
+        store.growing = True
     return store, statistics.mean(seconds[1:])
 
 
@@ -100,7 +100,7 @@ def reference_peak(work: Work, batch: Batch) -> int:
     """Bytes, the most that are in use while the reference passes over a batch."""
     mx.clear_cache()
     mx.reset_peak_memory()
-    _compared(work, batch)
+    _reference(work, batch)
     return mx.get_peak_memory()
 
 

@@ -51,6 +51,7 @@ WAYS = {
 def in_step(policy, store, moving=None) -> StepReference:
     trunk = find_trunk(policy.model, policy.halves.head_names)
     assert trunk is not None
+    store.growing = True
     return StepReference(policy, trunk, lambda batch: None, store, moving)
 
 
@@ -163,6 +164,27 @@ def whole_layers_on_top() -> nn.Module:
     for layer in model.layers[-2:]:
         layer.unfreeze()
     return model.train()
+
+
+def test_what_is_known_already_is_left_as_it_is():
+    """A batch of which one row is known: of that row neither its loss nor the store sees another value."""
+    policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
+    passed, store = passed_over(policy, one), Store(None, len(ROWS))
+    passed.add(np.array([2]), np.array([[-3.0, -4.0]], np.float32))
+    store.add(np.array([2]), passed.logps[2:3])
+    (known,) = with_reference([one], passed)
+    found = result(GradientStep(DPO, policy, OPTIONS, False, in_step(policy, store)), one)
+    assert_equal(found, result(GradientStep(DPO, policy, OPTIONS, False), known))
+    assert np.array_equal(store.logps, passed.logps)
+
+
+def test_of_another_reference_nothing_is_made_up():
+    """What a pass over another model has left out stays unknown: the adapters off are not that model."""
+    policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
+    reference = in_step(policy, Store(None, len(ROWS)))
+    reference.store.growing = False
+    filled, parameters = reference.of(one)
+    assert parameters is None and np.isnan(np.array(filled.reference_logps)).all()
 
 
 @pytest.mark.parametrize("make", [lambda: on_top(tiny_llama(layers=5)), whole_layers_on_top], ids=["lora", "full"])
