@@ -64,7 +64,7 @@ def reference_logps(
         for batch in batches:
             ids = np.array(batch.ids)
             if not store.has(ids).all():
-                store.add(ids, by_row(policy(batch, weights(batch)).weighted_logps.astype(mx.float32), ids))
+                store.add(ids, _logps(policy, batch, ids, weights))
                 bar.update(len(ids))
     finally:
         bar.close()
@@ -73,19 +73,21 @@ def reference_logps(
     return store.logps
 
 
-def by_row(logps: mx.array, ids: np.ndarray) -> np.ndarray:
-    """(examples, completions) of the log-probs of a batch, (rows,) float32, nats.
-
-    Raises:
-        UserError: one is not finite.
-    """
-    values = np.array(logps).reshape(-1, len(ids)).T
+def _logps(policy: Policy, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
+    """(examples, completions) float32, nats."""
+    logps = policy(batch, weights(batch)).weighted_logps.astype(mx.float32)
+    values = by_example(logps, len(ids))
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise UserError(
             f"The reference gives log-probs that are not finite, first for row {ids[~finite][0]} of the data."
         )
     return values
+
+
+def by_example(logps: mx.array, examples: int) -> np.ndarray:
+    """(examples, completions) of (rows,) log-probs of a batch."""
+    return np.array(logps).reshape(-1, examples).T
 
 
 def with_reference(batches: Iterable[Batch], store: Store | None) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ import numpy as np
 
 from ..plugin import Batch, Policy
 from .moving_reference import MovingReference
-from .reference import Weights, as_reference, by_row, with_reference
+from .reference import Weights, as_reference, by_example, with_reference
 from .reference_cache import Store
 from .trunk import Trunk, compared
 
@@ -36,22 +36,20 @@ class StepReference:
         return known, {} if missing else None
 
     def beside(self, batch: Batch, parameters: Parameters) -> tuple[Batch, Policy]:
-        """The batch with all of its reference, and the policy for which the trunk has run over it already."""
+        """The batch with all of its reference, and the policy for which the trunk has run over it already.
+
+        What is not finite is NaN, so that the loss is.
+        """
         installed = as_reference(self.policy.model, parameters)
         logps, policy = compared(self.policy, self.trunk, batch, self.weights(batch), installed)
-        known = batch.reference_logps
+        known, logps = batch.reference_logps, mx.where(mx.isfinite(logps), logps, mx.nan)
         return batch._replace(reference_logps=mx.where(mx.isnan(known), logps, known)), policy
 
     def keep(self, batch: Batch, logps: mx.array) -> None:
-        """Take in what `beside` has given.
-
-        Raises:
-            UserError: a log-prob is not finite.
-        """
-        ids = np.array(batch.ids)
-        values = by_row(logps, ids)
+        """Take in what `beside` has given."""
         if not self._moved():
-            self.store.add(ids, values)
+            ids = np.array(batch.ids)
+            self.store.add(ids, by_example(logps, len(ids)))
 
     def _moved(self) -> Parameters:
         return self.moving.parameters if self.moving else {}

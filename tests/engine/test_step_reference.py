@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches import collate
+from mlx_lm_lora_prefplus.engine import step_reference
 from mlx_lm_lora_prefplus.engine.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.backbone import find_halves
 from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
@@ -20,8 +21,7 @@ from mlx_lm_lora_prefplus.engine.reference import reference_logps, with_referenc
 from mlx_lm_lora_prefplus.engine.reference_cache import Store
 from mlx_lm_lora_prefplus.engine.step import GradientStep, in_parts
 from mlx_lm_lora_prefplus.engine.step_reference import StepReference
-from mlx_lm_lora_prefplus.engine.trunk import find_trunk
-from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.engine.trunk import compared, find_trunk
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import DPO
 from tests.conftest import random_rows, tiny_llama, with_lora
@@ -206,13 +206,19 @@ def test_a_reference_that_moves(alpha, make):
     assert np.array_equal(store.logps, kept), "of a reference that moves nothing is kept"
 
 
-def test_a_log_prob_that_is_not_finite_names_its_row():
-    model = on_top(tiny_llama(layers=5))
-    policy, one = SharedPrefixPolicy(find_halves(model)), batch()
-    model.layers[-1].mlp.down_proj.linear.weight = model.layers[-1].mlp.down_proj.linear.weight * mx.nan
-    step = GradientStep(DPO, policy, OPTIONS, False, in_step(policy, Store(None, len(ROWS))))
-    with pytest.raises(UserError, match="not finite, first for row 0"):
-        step(one, one.units())
+@pytest.mark.parametrize("value", [mx.nan, mx.inf])
+def test_a_reference_that_is_not_finite_shows_in_the_loss(value, monkeypatch):
+    """Sigmoid would make a finite loss of −∞."""
+    policy, one, store = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch(), Store(None, len(ROWS))
+    bad = mx.arange(2 * len(ROWS)) == 3
+    monkeypatch.setattr(
+        step_reference,
+        "compared",
+        lambda *given: (lambda logps, own: (mx.where(bad, -value, logps), own))(*compared(*given)),
+    )
+    values, _ = result(GradientStep(DPO, policy, OPTIONS, False, in_step(policy, store)), one)
+    assert np.isnan(values).any()
+    assert store.has(np.arange(len(ROWS))).tolist() == [True, True, True, False, True]
 
 
 def chosen(model):
