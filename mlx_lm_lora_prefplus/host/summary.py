@@ -142,7 +142,8 @@ def reference(work: Work) -> str:
     if trunk and known < wanted and work.planned_reference.in_steps:
         count = len(work.model.layers or ())
         text += (
-            f"; other training rows in their steps, layers 1 to {trunk.size} of {count} once for policy and reference"
+            "; a training row that is not there is computed in its first step, where layers 1 to "
+            f"{trunk.size} of {count} run once for policy and reference"
         )
     if settings.resume_adapter_file:
         text += (

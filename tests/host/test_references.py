@@ -106,12 +106,12 @@ def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):  
     """The pass is over the rows of validation alone."""
     changes = {"num_layers": 1, "epochs": 2, "iters": None}
     out, _ = go(adapter_path="cold", **changes)
-    assert "other training rows in their steps, layers 1 to 1 of 2 once for policy and reference" in out
+    assert "computed in its first step, where layers 1 to 1 of 2 run once for policy and reference" in out
     assert "no second model, 0 of 13 rows from the cache" in out
     assert sorted(np.isfinite(np.load(file)).all(axis=1).sum() for file in own_cache.glob("*.npy")) == [3, 10]
     no_pass()
     out, _ = go(adapter_path="warm", **changes)
-    assert known(out) == (13, 13) and "in their steps" not in out
+    assert known(out) == (13, 13) and "in its first step" not in out
     assert Path("cold/adapters.safetensors").read_bytes() == Path("warm/adapters.safetensors").read_bytes()
 
 
@@ -134,7 +134,7 @@ def test_steps_and_pass_give_the_same_bits(go, own_cache, monkeypatch):  # noqa:
 )
 def test_with_these_a_pass_goes_before(go, change):  # noqa: F811
     go(adapter_path="first", iters=2)
-    assert "in their steps" not in go(**{"num_layers": 1, **change})[0]
+    assert "in its first step" not in go(**{"num_layers": 1, **change})[0]
 
 
 def test_evaluation_reuses_them(go, no_pass):  # noqa: F811
