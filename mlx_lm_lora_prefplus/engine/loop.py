@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -16,71 +16,24 @@ from mlx.utils import tree_flatten, tree_map
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..plugin import Batch, Policy, Trainer
+from ..plugin import Batch
 from ..plugin.protocol import Unit
-from ..settings import RunSettings
 from . import memory
 from .best import Best
 from .checkpointing import gradient_checkpointing
-from .feed import EpochBatches, Feed, Place
+from .feed import Feed, Place
+from .journal import Journal
 from .laps import Laps
-from .metrics import MetricsFile
-from .moving_reference import MovingReference
 from .progress import Progress, random_seed, restore, snapshot
-from .qat import FakeQuantization
-from .ranks import Ranks, is_lost_peer
+from .ranks import is_lost_peer
 from .report import bar_text, report_training, report_validation
-from .run_state import RunState, StateFiles
 from .signals import StopRequest, leave, stop_after_step
 from .step import GradientStep
-from .step_reference import StepReference
 from .totals import Totals, is_finite
-from .watchers import History, Run, warnings
+from .training import Training
 
 MOST_SKIPPED = 10
 """After so many updates in a row that had to be left out, going on is of no use."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that a run of the loop needs.
-
-    iters: micro-batches to train.
-    epoch_batches: epoch (from 0), number of its first batches to leave out → the others, reference filled in unless
-        there is a step_reference.
-    validation: the batches to evaluate on, or None.
-    save: iteration (or None at the end) → the adapter file and the numbered file it wrote.
-    save_best: keeps the adapters as the best so far, and returns their file.
-    begin: called once it is known that there is something to train, before the first step.
-    qat: fake quantisation of the policy, or None.
-    compiled: see `GradientStep`.
-    moving_reference: a reference that follows the policy, or None. step_reference: fills in the reference in the step.
-    states, metrics: where the state and the metrics of the run are kept; None: nowhere.
-    resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
-    ranks: the processes that train together; all come here with the same, and only the first has files.
-    """
-
-    trainer: Trainer
-    options: Any
-    policy: Policy
-    optimizer: optim.Optimizer
-    settings: RunSettings
-    iters: int
-    epoch_batches: EpochBatches
-    validation: Callable[[], Iterator[Batch]] | None
-    save: Callable[[int | None], tuple[Path, Path | None]]
-    save_best: Callable[[], Path] | None = None
-    begin: Callable[[], None] | None = None
-    callback: Any = None
-    qat: FakeQuantization | None = None
-    compiled: bool = False
-    moving_reference: MovingReference | None = None
-    step_reference: StepReference | None = None
-    states: StateFiles | None = None
-    metrics: MetricsFile | None = None
-    resumed: RunState | None = None
-    fingerprint: Mapping[str, Any] = field(default_factory=dict)
-    ranks: Ranks = field(default_factory=Ranks)
 
 
 class _Stopped(Exception):
@@ -150,8 +103,8 @@ class Loop:
     """What changes while the loop runs.
 
     at: what is counted. gradient: what the micro-batches of a half-done optimiser step add up to. state: see
-    `Trainer.initial_state`. totals, laps: the window of the next report. bests: the metric that early stopping
-    watches, then the one whose best adapters are kept. batch: the micro-batch under way.
+    `Trainer.initial_state`. journal: what was reported. totals, laps: the window of the next report. bests: the metric
+    that early stopping watches, then the one whose best adapters are kept. batch: the micro-batch under way.
     """
 
     def __init__(self, run: Training, stop: StopRequest):
@@ -163,7 +116,7 @@ class Loop:
         self.state: dict[str, mx.array] = getattr(run.trainer, "initial_state", lambda _: {})(run.options)
         self.gradient: Any = None
         self.batch: Batch | None = None
-        self.history, self.warned = History(), list[str]()
+        self.journal = Journal(run)
         self.totals, self.laps = Totals(), Laps(stop)
         self._gradients: dict[bool, GradientStep] = {}
         self._feed: Feed | None = None
@@ -276,9 +229,8 @@ class Loop:
         if not at.left_out:
             at.left_out, at.skipped, at.skipped_in_a_row = True, at.skipped + 1, at.skipped_in_a_row + 1
         what = what.replace("loss", "objective")
-        self._warn(
-            "not_finite", f"the {what} is not finite on rows {rows}; the update is left out ({at.skipped} so far)"
-        )
+        text = f"the {what} is not finite on rows {rows}; the update is left out ({at.skipped} so far)"
+        self.journal.warn("not_finite", text, at.iteration)
 
     def _stop(self, what: str) -> UserError:
         return UserError(
@@ -308,9 +260,9 @@ class Loop:
             what = f"The validation loss is not finite at iteration {iteration}."
             if settings.on_nonfinite == "stop":
                 raise self._stop(what)
-            return self._warn("not_finite", what.replace("loss", "objective"))
+            return self.journal.warn("not_finite", what.replace("loss", "objective"), self.at.iteration)
         report_validation(run.callback, iteration, means, seconds)
-        self._record("valid", iteration, {**means, "seconds": seconds})
+        self.journal.record("valid", iteration, {**means, "seconds": seconds}, self._rate)
         self.bests[0].update(means, iteration)
         if run.save_best and len(self.bests) > 1 and self.bests[1].update(means, iteration):
             best = self.bests[1]
@@ -347,32 +299,8 @@ class Loop:
             report_training(run.callback, at.iteration, means, speed)
             more = {"grad_norm": at.grad_norm} if at.grad_norm is not None else {}
             more |= {"updates": at.step - at.skipped, "skipped_updates": at.skipped}
-            self._record("train", at.iteration, {**means, **more, **speed})
+            self.journal.record("train", at.iteration, {**means, **more, **speed}, self._rate)
         self.totals, self.laps, at.tokens = Totals(self.totals), Laps(self.stop), 0
-
-    def _record(self, split: str, iteration: int, values: dict[str, float]) -> None:
-        """Keep what was reported, and warn where it calls for it."""
-        run = self.run
-        if run.metrics:
-            run.metrics.write({"iteration": iteration, "split": split, **values})
-        self.history.add(split, {"iteration": iteration, **values})
-        about = Run(
-            self._rate,
-            getattr(run.options, "beta", None),
-            run.trainer.needs_reference(run.options),
-            fresh=not (run.settings.resume_adapter_file or run.settings.reference_model_path),
-            choices={*(one.name for one in fields(run.options)), *run.trainer.losses},
-        )
-        for name, text in warnings(self.history, about).items():
-            if name not in self.warned:
-                self.warned.append(name)
-                self._warn(name, text, iteration)
-
-    def _warn(self, name: str, text: str, iteration: int | None = None) -> None:
-        iteration = self.at.iteration if iteration is None else iteration
-        tqdm.write(f"[WARNING] Iteration {iteration}: {text}")
-        if self.run.metrics:
-            self.run.metrics.write({"iteration": iteration, "warning": name, "text": text})
 
     @property
     def _rate(self) -> float:

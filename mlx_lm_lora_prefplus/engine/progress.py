@@ -131,7 +131,11 @@ def snapshot(loop: "Loop") -> RunState:
         **{"iteration": loop.at.iteration, "iters": run.iters, "fingerprint": dict(run.fingerprint)},
         **{"progress": asdict(loop.at), "mlx": random_seed(), "numpy": [kind, *rest]},
         **{"totals": loop.totals.dump(), "laps": loop.laps.dump()},
-        **{"best": [best.dump() for best in loop.bests], "history": loop.history.dump(), "warned": loop.warned},
+        **{
+            "best": [best.dump() for best in loop.bests],
+            "history": loop.journal.history.dump(),
+            "warned": loop.journal.warned,
+        },
         "lines": run.metrics.lines if run.metrics else 0,
     }
     return RunState(arrays, json.loads(json.dumps(values)))
@@ -159,8 +163,8 @@ def restore(loop: "Loop", state: RunState) -> None:
     loop.laps.load(values["laps"])
     for best in loop.bests:
         best.load(next((one for one in values["best"] if one["metric"] == best.metric), None))
-    loop.history.load(values["history"])
-    loop.warned = values["warned"]
+    loop.journal.history.load(values["history"])
+    loop.journal.warned = values["warned"]
     mx.eval(model.state, optimizer.state, loop.gradient or {}, loop.state)
     mx.random.seed(values["mlx"])
     kind, *rest = values["numpy"]

@@ -19,7 +19,7 @@ from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
 from ..data import Split
 from ..engine.checkpoint import check_file, check_writable, load_adapter_weights, read_adapter_weights, save_adapters
-from ..engine.loop import Training, train
+from ..engine.loop import train
 from ..engine.metrics import MetricsFile
 from ..engine.moving_reference import MovingReference
 from ..engine.qat import FakeQuantization, effective_linears
@@ -30,6 +30,7 @@ from ..engine.report import host_metrics
 from ..engine.run_state import RunState, StateFiles, newest_state
 from ..engine.signals import stop_at_once
 from ..engine.step_reference import StepReference
+from ..engine.training import Training
 from ..errors import UserError
 from ..plugin import Batch
 from ..settings import RunSettings

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from ..engine.adapters import adapters_off
 from ..engine.checkpointing import gradient_checkpointing
-from ..engine.loop import Loop, Training
+from ..engine.loop import Loop
 from ..engine.reference import reference_logps, with_reference
 from ..engine.reference_cache import Store
 from ..engine.signals import StopRequest
+from ..engine.training import Training
 from ..engine.trunk import compared
 from ..host import policy
 from ..host.run import build_optimizer, fake_quantization, moving_reference, step_reference

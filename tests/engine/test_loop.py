@@ -20,11 +20,12 @@ from mlx_lm_lora_prefplus.data.batches import iterate_batches
 from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.engine.evaluate import evaluate
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.loop import Training, train
+from mlx_lm_lora_prefplus.engine.loop import train
 from mlx_lm_lora_prefplus.engine.metrics import MetricsFile
 from mlx_lm_lora_prefplus.engine.qat import FakeQuantization
 from mlx_lm_lora_prefplus.engine.run_state import StateFiles, newest_state, read_state
 from mlx_lm_lora_prefplus.engine.step import GradientStep
+from mlx_lm_lora_prefplus.engine.training import Training
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
 from mlx_lm_lora_prefplus.settings import RunSettings
