@@ -104,8 +104,7 @@ def first_visits(
 
     def beside(batch: Batch) -> tuple[Any, Any]:
         assert trunk is not None
-        in_step.store = Store(None, batch.ids.size)
-        in_step.store.growing = True
+        in_step.store = Store(None, batch.ids.size, growing=True)
         return step(batch, batch.units())[:2]
 
     if trunk is None:

@@ -39,8 +39,15 @@ class Store:
     logps: (rows, completions) float32, nats; NaN for rows not computed yet.
     """
 
-    def __init__(self, file: Path | None, rows: int, about: dict[str, Any] | None = None, completions: int = 2):
-        self.file, self.about, self.growing = file, about or {}, False
+    def __init__(
+        self,
+        file: Path | None,
+        rows: int,
+        about: dict[str, Any] | None = None,
+        completions: int = 2,
+        growing: bool = False,
+    ):
+        self.file, self.about, self.growing = file, about or {}, growing
         self.logps = np.full((rows, completions), np.nan, np.float32)
         self.saved = time.monotonic()
         kept = self._read()

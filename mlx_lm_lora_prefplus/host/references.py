@@ -53,8 +53,8 @@ class Reference:
             file = folder / f"{self._key(name, known_by)}.npy" if folder else None
             about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
             completions = int(work.lengths(name).count.max())
-            self.stores[name] = Store(file, len(work.rows[name]), about, completions)
-            self.stores[name].growing = name == "train" and self.in_steps
+            growing = name == "train" and self.in_steps
+            self.stores[name] = Store(file, len(work.rows[name]), about, completions, growing)
             self._forget_what_others_lack(self.stores[name])
             self.visited[name] = work.visited_rows(name)
 

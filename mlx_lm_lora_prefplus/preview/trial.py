@@ -83,7 +83,7 @@ def _reference(work: Work, batch: Batch) -> tuple[Store | None, float]:
     if in_steps and work.engine.trunk:  # which runs for the policy anyway
         _, policy = compared(policy, work.engine.trunk, batch, None, nullcontext())
         mx.eval(policy.outputs)
-    empty = lambda: Store(None, rows, completions=completions)  # noqa: E731
+    empty = lambda: Store(None, rows, completions=completions, growing=in_steps)  # noqa: E731
     store, seconds = empty(), list[float]()
     with adapters_off(work.model):
         while len(seconds) < 2 or (sum(seconds) < FORWARD_SECONDS and len(seconds) < MOST_STEPS):
@@ -91,10 +91,7 @@ def _reference(work: Work, batch: Batch) -> tuple[Store | None, float]:
             store = empty()
             reference_logps(policy, [batch], rows, store=store, weights=work.token_weights)
             seconds.append(time.perf_counter() - start)
-    if in_steps:
-        store = empty()
-        store.growing = True
-    return store, statistics.mean(seconds[1:])
+    return empty() if in_steps else store, statistics.mean(seconds[1:])
 
 
 def reference_peak(work: Work, batch: Batch) -> int:

@@ -225,7 +225,7 @@ def chosen(model):
     return choose_policy(model, RunSettings.model_validate({}))
 
 
-def test_the_probe_finds_a_trunk_and_proves_it(monkeypatch):
+def test_the_probe_finds_a_trunk_and_proves_it():
     found = chosen(on_top(tiny_llama(layers=5))).trunk
     assert found is not None and found.size == 3
     assert chosen(with_lora(tiny_llama())).trunk is None, "every layer is trained"
@@ -244,7 +244,7 @@ def test_a_layer_that_depends_on_chance_is_no_trunk():
     assert chosen(model).trunk is None
 
 
-def test_a_layer_that_remembers_its_calls_is_no_trunk(monkeypatch):
+def test_a_layer_that_remembers_its_calls_is_no_trunk():
     """What it gives depends on how often it was called: the same run cannot serve both."""
     model = on_top(tiny_llama(layers=5))
     layer = model.layers[3]
