@@ -4,8 +4,10 @@ from dataclasses import fields
 
 from tqdm import tqdm
 
+from ..losses import loss_names
+from .history import History, Run
 from .training import Training
-from .watchers import History, Run, warnings
+from .watchers import warnings
 
 
 class Journal:
@@ -29,6 +31,8 @@ class Journal:
             run.trainer.needs_reference(run.options),
             fresh=not (run.settings.resume_adapter_file or run.settings.reference_model_path),
             choices={*(one.name for one in fields(run.options)), *run.trainer.losses},
+            objective=loss_names(getattr(run.options, "loss_type", [])),
+            diverged="rate_too_high" in self.warned,
         )
         for name, text in warnings(self.history, about).items():
             if name not in self.warned:

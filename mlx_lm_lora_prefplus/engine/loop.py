@@ -105,6 +105,7 @@ class Loop:
     at: what is counted. gradient: what the micro-batches of a half-done optimiser step add up to. state: see
     `Trainer.initial_state`. journal: what was reported. totals, laps: the window of the next report. bests: the metric
     that early stopping watches, then the one whose best adapters are kept. batch: the micro-batch under way.
+    validated_rows: rows of the last validation.
     """
 
     def __init__(self, run: Training, stop: StopRequest):
@@ -118,6 +119,7 @@ class Loop:
         self.batch: Batch | None = None
         self.journal = Journal(run)
         self.totals, self.laps = Totals(), Laps(stop)
+        self.validated_rows = 0
         self._gradients: dict[bool, GradientStep] = {}
         self._feed: Feed | None = None
         self.saved_at, self._saved_when = -1, time.monotonic()
@@ -247,6 +249,7 @@ class Loop:
             return
         laps, seed, pauses, start = Laps(self.stop), random_seed(), self.stop.pauses, time.perf_counter()
         state = {"state": self.state} if self.state else {}
+        self.validated_rows = 0
         try:
             with self._quantized()[1]:
                 means = run.trainer.evaluate(run.policy, self._timed(run.validation(), laps), run.options, **state)
@@ -262,7 +265,7 @@ class Loop:
                 raise self._stop(what)
             return self.journal.warn("not_finite", what.replace("loss", "objective"), self.at.iteration)
         report_validation(run.callback, iteration, means, seconds)
-        self.journal.record("valid", iteration, {**means, "seconds": seconds}, self._rate)
+        self.journal.record("valid", iteration, {**means, "rows": self.validated_rows, "seconds": seconds}, self._rate)
         self.bests[0].update(means, iteration)
         if run.save_best and len(self.bests) > 1 and self.bests[1].update(means, iteration):
             best = self.bests[1]
@@ -271,8 +274,9 @@ class Loop:
             )
 
     def _timed(self, batches: Iterator[Batch], laps: Laps) -> Iterator[Batch]:
-        """The batches of an evaluation, each a lap, as long as no signal asks for the end."""
+        """The batches of an evaluation, each a lap, their rows counted, as long as no signal asks for the end."""
         for batch in batches:
+            self.validated_rows += batch.units()["examples"]
             with laps.lap():
                 yield batch
             (signal,) = self.run.ranks.largest(self.stop.signal or 0)
@@ -298,7 +302,7 @@ class Loop:
             bar.set_postfix_str(bar_text(means), refresh=False)
             report_training(run.callback, at.iteration, means, speed)
             more = {"grad_norm": at.grad_norm} if at.grad_norm is not None else {}
-            more |= {"updates": at.step - at.skipped, "skipped_updates": at.skipped}
+            more |= {"rows": self.totals.rows, "updates": at.step - at.skipped, "skipped_updates": at.skipped}
             self.journal.record("train", at.iteration, {**means, **more, **speed}, self._rate)
         self.totals, self.laps, at.tokens = Totals(self.totals), Laps(self.stop), 0
 

@@ -43,6 +43,11 @@ class Totals:
         for key, value in zip(layout, np.asarray(values, np.float64).tolist(), strict=True):
             self._sums[key] = self._sums.get(key, 0.0) + value
 
+    @property
+    def rows(self) -> int:
+        """How many examples (pairs, labelled rows or lists) were added."""
+        return self._units.get("examples", 0)
+
     def means(self) -> dict[str, float]:
         """`loss` (the sum of its means over each unit) and every metric, of several units the sum too.
 

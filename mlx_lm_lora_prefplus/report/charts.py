@@ -89,7 +89,7 @@ CHARTS = (
 )
 
 UNITS = {"entropy": "nats", "kl": "nats", "nll_loss": "nats/token", "iterations_per_second": "1/s"}
-LEFT_OUT = {"updates", "trained_tokens", "seconds", "skipped_updates"}
+LEFT_OUT = {"rows", "updates", "trained_tokens", "seconds", "skipped_updates"}
 """Counters, of which a curve says nothing."""
 
 

@@ -373,6 +373,7 @@ def test_metrics_hold_every_report(tmp_path):
     assert wanted <= set(lines[1])
     assert lines[1]["grad_norm"] > 0 and lines[1]["updates"] == 2
     assert {"loss", "rewards/margins", "seconds"} <= set(lines[0])
+    assert [line["rows"] for line in lines] == [10, 20, 10, 20, 10, 20], "what the figures are means over"
 
 
 @dataclass(frozen=True)

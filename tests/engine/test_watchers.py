@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.watchers import FIRST, RECENT, WATCHERS, History, Run, warnings
+from mlx_lm_lora_prefplus.engine.history import FIRST, RECENT, History, Run
+from mlx_lm_lora_prefplus.engine.watchers import WATCHERS, warnings
 from mlx_lm_lora_prefplus.losses import OPTIONS
 
 MODES = {mode: {*(field.name for field in fields(kind)), *kind.table} for mode, kind in OPTIONS.items()}
@@ -81,7 +82,7 @@ def test_chosen_that_fall_on_the_same_rows_of_validation_are_seen_sooner():
 
 
 def test_kl_is_taken_where_the_mode_reports_it():
-    reports = [{**healthy(1), "kl": 150.0}]
+    reports = [{**healthy(1), "kl": 150.0, "updates": 100}]
     assert list(warnings(history(reports), RUN._replace(beta=None))) == ["kl_growing"]
 
 
@@ -126,3 +127,61 @@ def test_only_the_ends_of_the_history_are_kept():
     again = History()
     again.load(found.dump())
     assert again.train == found.train
+
+
+def rows(n, loss, **more):
+    return {"iteration": 5, "rows": n, "loss": loss, "updates": 5, **more}
+
+
+BEFORE = {"iteration": 1, "loss": 0.693, "logps_per_token/chosen": -3.4}
+
+
+@pytest.mark.parametrize(
+    ("report", "speaks"),
+    [
+        (rows(20, 1.73), True),  # DPO at 1e-3 on stories260K, seen
+        (rows(4, 2.81), True),  # few rows, but every row of a policy that is its reference begins at ln 2
+        (rows(4, 1.1), False),  # few rows
+        (rows(20, 0.92), False),  # DPO at 3e-5, seen
+        (rows(20, 0.69, **{"logps_per_token/chosen": -11.4}), True),
+        (rows(20, 0.69, **{"logps_per_token/chosen": -4.2}), False),
+    ],
+)
+def test_one_report_is_enough_where_it_is_clear(report, speaks):
+    assert ("rate_too_high" in warnings(history([report], [BEFORE]), RUN)) == speaks
+
+
+def test_without_a_reference_rows_differ_from_the_start_and_a_few_prove_nothing():
+    run, before = RUN._replace(reference=False), {"iteration": 1, "loss": 3.0}
+    assert warnings(history([rows(4, 9.5)], [before]), run) == {}
+    assert list(warnings(history([rows(20, 9.5)], [before]), run)) == ["rate_too_high"]
+
+
+def test_without_a_validation_a_model_that_lost_its_language_is_noticed():
+    run = RUN._replace(reference=False)
+    lost, fine = ({**rows(20, 5.2), "logps_per_token/chosen": value} for value in (-8.75, -5.0))
+    assert list(warnings(history([lost]), run)) == ["rate_too_high"]
+    assert warnings(history([fine]), run) == {}
+
+
+def test_a_validation_that_rises_with_training_is_a_rate_too_high_and_alone_is_not():
+    later = {"iteration": 20, "loss": 1.39}
+    assert "rate_too_high" in warnings(history([rows(20, 0.7), rows(20, 1.17)], [BEFORE, later]), RUN)
+    assert warnings(history([rows(20, 0.7), rows(20, 0.2)], [BEFORE, later]), RUN) == {}, "learnt by heart"
+
+
+def test_where_the_run_diverged_every_advice_begins_with_the_rate():
+    far = {"rewards/chosen": -27.0, "rewards/rejected": -53.0, "logps/chosen": -470.0, "logps_per_token/chosen": -9.8}
+    said = warnings(history([rows(20, 2.8, **far)], [BEFORE]), RUN._replace(learning_rate=5.0))
+    assert list(said) == ["rate_too_high", "kl_growing"]
+    assert "learning_rate 5 is too high at beta 0.1. Try a usual rate (1e-5 to 1e-4" in said["rate_too_high"]
+    assert "Try a smaller learning_rate, a larger beta" in said["kl_growing"]
+    later = warnings(history(CASES["chosen_falling"][0]), RUN._replace(diverged=True))["chosen_falling"]
+    assert "Try a smaller learning_rate, " in later
+    assert warnings(history(CASES["accuracy_stuck"][0]), RUN._replace(diverged=True)) == {}
+
+
+def test_the_penalty_of_dpop_is_named_where_it_is_in_force_alone():
+    reports, run = CASES["rate_too_high"]
+    assert "delta" not in warnings(history(reports), run)["rate_too_high"]
+    assert "Try delta: 10 first" in warnings(history(reports), run._replace(objective=["dpop"]))["rate_too_high"]

@@ -1,0 +1,124 @@
+"""The first sign that training diverges, and how far the policy is from its reference."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .history import History, Report, Run, values
+
+
+def drift_of(history: History, run: Run) -> tuple[float, float]:
+    """How far the policy is from its reference on a completion (nats), and the tokens of one; 0, 0 if not known."""
+    last = history.train[-1] if history.train else {}
+    drift = last.get("kl")
+    if drift is None and run.reference and run.beta and {"rewards/chosen", "rewards/rejected"} <= set(last):
+        drift = (abs(last["rewards/chosen"]) + abs(last["rewards/rejected"])) / 2 / run.beta
+    per_token, whole = last.get("logps_per_token/chosen"), last.get("logps/chosen")
+    return (drift, whole / per_token) if drift is not None and per_token and whole else (0.0, 0.0)
+
+
+def rate_too_high(history: History, run: Run) -> str | None:
+    """The first sign of divergence: the objective rises above its start, or the policy leaves its reference at once."""
+    what = _risen(history, run) or _jumped(history, run) or _unlearned(history)
+    if not what:
+        return None
+    beta = f" at beta {run.beta}" if run.beta else ""
+    delta = "delta: 10 first, because dpop takes 50 for each nat by default, " if "dpop" in run.objective else ""
+    rate = "a third of the rate" if run.learning_rate <= USUAL else USUAL_RATES
+    return (
+        f"{what}: learning_rate {run.learning_rate:g} is too high{beta}. Try {delta}{rate}, a warmup in lr_schedule or "
+        "max_grad_norm: 1.0."
+    )
+
+
+USUAL = 3e-4
+USUAL_RATES = "a usual rate (1e-5 to 1e-4 for adapters, 5e-7 to 5e-6 for all weights)"
+
+EARLY = 20
+"""Updates from the start in which no sound rate moves a policy far."""
+
+LOST, ABSURD = 2.0, -8.0
+"""Nats per token: so much likelihood is not lost in early updates, and no pretrained model finds text so unlikely."""
+
+
+def _risen(history: History, run: Run) -> str | None:
+    """Whether the objective is far above its start, in words.
+
+    Losses of single rows differ, so that a mean of few rows must be further above. A validation is of the same rows
+    each time; but where it rises while that of training does not, the policy learns the rows by heart.
+    """
+    start = _start(history)
+    losses = values(history.train, "loss")
+    now = _latest_rows(history.train)
+    if start <= 0 or not losses:
+        return None
+    validated = values([report for report in history.valid[1:] if report["iteration"] > 1], "loss")[-1:]
+    steady = len(losses) >= 4 and min(losses[-3:]) > 1.5 * start
+    # With a reference every row begins at the same loss, so that what differs early on is due to training.
+    early = run.reference and run.fresh and history.train[-1].get("updates", math.inf) <= EARLY
+    many = now.rows > 0 and now.loss > (1.5 + FEW_ROWS / now.rows) * start
+    again = bool(validated) and validated[0] > 1.5 * start and losses[-1] > start
+    if not (steady or many or again or (early and losses[-1] > 3 * start)):
+        return None
+    end = validated[0] if again and not (steady or many) else losses[-1]
+    return f"the objective has risen from {start:.2f} to {end:.2f} while training"
+
+
+FEW_ROWS = 12
+"""The mean of so many rows has to be one start more above the start than that of very many."""
+
+
+class _Latest(NamedTuple):
+    """loss: mean over `rows`."""
+
+    loss: float
+    rows: float
+
+
+def _latest_rows(reports: Sequence[Report]) -> _Latest:
+    """The mean objective of the latest reports that hold `FEW_ROWS` rows together."""
+    total = rows = 0.0
+    for report in reversed(reports):
+        count = report.get("rows", 0)
+        total, rows = total + count * report.get("loss", 0.0), rows + count
+        if rows >= FEW_ROWS:
+            return _Latest(total / rows, rows)
+    return _Latest(0.0, 0.0)
+
+
+def _start(history: History) -> float:
+    """The objective before training: of the validation before the first step, else of the first report; 0: unknown."""
+    return min([*values(history.train, "loss")[:1], *values(_untrained(history), "loss")], default=0.0)
+
+
+def _untrained(history: History) -> list[Report]:
+    """The validation before the first step, if there was one."""
+    return [report for report in history.valid[:1] if report["iteration"] == 1]
+
+
+def _jumped(history: History, run: Run) -> str | None:
+    """Whether the first updates moved the policy further than a pair needs in all, in words."""
+    first = history.train[0] if history.train else {}
+    updates, margin = first.get("updates", 0), first.get("rewards/margins", 0.0)
+    if not (run.reference and run.fresh) or not updates:
+        return None
+    if abs(margin) / updates >= 1:
+        return f"the margin has moved by {margin:.1f} in the first {updates:.0f} updates"
+    drift, tokens = drift_of(history, run)
+    updates = history.train[-1].get("updates", math.inf)
+    if updates <= EARLY and drift > tokens:
+        return f"the policy has moved {drift:.0f} nats from its reference in the first {updates:.0f} updates"
+    return None
+
+
+def _unlearned(history: History) -> str | None:
+    """Whether the first updates made the chosen completions far less likely than they were, in words."""
+    name = "logps_per_token/chosen"
+    now, untrained = values(history.train[-1:], name), values(_untrained(history), name)
+    if not now or history.train[-1].get("updates", math.inf) > EARLY:
+        return None
+    if untrained and untrained[0] - now[0] > LOST:
+        return f"the chosen completions have fallen from {untrained[0]:.1f} to {now[0]:.1f} nats per token at once"
+    if not untrained and now[0] < ABSURD:
+        return f"the chosen completions have {now[0]:.1f} nats per token, less than any pretrained model gives to text"
+    return None

@@ -1,0 +1,69 @@
+"""What watchers see: the reports of a run, and what the run is."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Report = Mapping[str, float]
+"""What was reported: metrics by TRL's names, and `iteration`."""
+
+FIRST, RECENT = 5, 10
+"""So many reports of the start, and so many of late, are what a watcher sees."""
+
+
+SMALLER_RATE = "a smaller learning_rate"
+
+
+class Run(NamedTuple):
+    """What a watcher needs to know of a run.
+
+    learning_rate: of the last update. beta: scale of the log-ratio, per nat; None where the mode has none.
+    reference: whether rewards compare with a reference. fresh: whether the policy began at its reference.
+    choices: config keys and losses of the mode, so that no advice names one that is not there.
+    objective: names of the losses in force. diverged: whether `rate_too_high` has spoken.
+    """
+
+    learning_rate: float
+    beta: float | None
+    reference: bool
+    fresh: bool
+    choices: Collection[str]
+    objective: Collection[str] = ()
+    diverged: bool = False
+
+    def advice(self, *suggestions: tuple[str | None, str]) -> str:
+        """`Try …` with those suggestions whose config key or loss (None: needs none) is there.
+
+        Where the run has diverged, the learning rate comes first.
+        """
+        found = [text for needed, text in suggestions if needed is None or needed in self.choices]
+        if self.diverged and SMALLER_RATE in found:
+            found = [SMALLER_RATE, *(text for text in found if text != SMALLER_RATE)]
+        *others, last = found
+        return f"Try {', '.join(others)} or {last}." if others else f"Try {last}."
+
+
+class History:
+    """The first and the latest reports of training and validation, in order."""
+
+    def __init__(self):
+        self.train: list[Report] = []
+        self.valid: list[Report] = []
+
+    def add(self, split: str, report: Report) -> None:
+        """Take in a report of "train" or "valid"."""
+        reports: list[Report] = getattr(self, split)
+        reports.append(report)
+        del reports[FIRST:-RECENT]
+
+    def dump(self) -> dict[str, Any]:
+        """For the saved state of a run."""
+        return {"train": self.train, "valid": self.valid}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Take over what `dump` gave."""
+        self.train, self.valid = list(dumped["train"]), list(dumped["valid"])
+
+
+def values(reports: Sequence[Report], name: str) -> list[float]:
+    """The metric of this name in those reports that have it."""
+    return [report[name] for report in reports if name in report]
