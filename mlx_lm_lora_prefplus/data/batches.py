@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..plugin import Batch
-from .lengths import Mismatched, completions_of, lengths_of
+from .lengths import Mismatched, completions_of, lengths_of, masks_of
 from .order import plan_epoch, widths
 
 Row = Mapping[str, Any]
@@ -72,7 +72,9 @@ def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
     tokens, lengths = _padded(whole, multiple)
     prompt_tokens, prompt_lengths = _padded(prompts, multiple)
     completion_tokens, completion_lengths = _padded(completions, multiple)
-    scored = np.flatnonzero(np.arange(completion_tokens.shape[1]) < completion_lengths[:, None])
+    counted = np.arange(completion_tokens.shape[1]) < completion_lengths[:, None]
+    masked = _mask_holes(counted, rows, most)
+    scored = np.flatnonzero(counted)
     spare = -len(scored) % (multiple * multiple)
     return Batch(
         tokens=mx.array(tokens),
@@ -84,7 +86,18 @@ def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
         reference_logps=mx.zeros(len(completions)),
         ids=mx.array(np.asarray(ids, np.int32)),
         columns={name: mx.array(np.asarray(values, np.float32)) for name, values in _numbers(rows, most).items()},
+        loss_mask=mx.array(counted) if masked else None,
     )
+
+
+def _mask_holes(counted: np.ndarray, rows: Sequence[Row], most: int) -> bool:
+    """Make `counted`, (rows of the batch, width) bool, false at tokens that do not count. Whether the rows say so."""
+    masks = [masks_of(row) for row in rows]
+    for i, own in enumerate(masks):
+        for k, mask in enumerate(own or []):
+            if mask is not None:
+                counted[k * len(rows) + i, : len(mask)] &= np.asarray(mask, bool)
+    return any(own is not None for own in masks)
 
 
 def _numbers(rows: Sequence[Row], most: int) -> dict[str, list[float]]:
@@ -127,8 +140,12 @@ def _with_second(row: Callable[[int], Row], others: Mismatched) -> Callable[[int
 
     def both(i: int) -> Row:
         own = row(i)
-        second = row(int(others.partner[i]))["completion"][: others.room[i]]
-        return {**own, "completions": [own["completion"], second]}
+        other, room = row(int(others.partner[i])), others.room[i]
+        found = {**own, "completions": [own["completion"], other["completion"][:room]]}
+        if "completion_mask" in own:
+            mask = other["completion_mask"]
+            found["completion_masks"] = [own["completion_mask"], None if mask is None else mask[:room]]
+        return found
 
     return both
 

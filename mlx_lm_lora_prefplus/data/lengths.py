@@ -44,6 +44,20 @@ def completions_of(row: Mapping[str, Any]) -> list[Any]:
     return list(row["completions"]) if "completions" in row else [row[side] for side in SIDES if side in row]
 
 
+def masks_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """Which tokens of each completion of `completions_of` count, 1 or 0 each; None for a completion of which all do.
+
+    None in place of the list where the rows have no such column.
+    """
+    if "completions" not in row:
+        sides = [f"{side}_mask" for side in SIDES if side in row]
+        return [row[side] for side in sides] if all(side in row for side in sides) else None
+    if "completion_masks" not in row:
+        return None
+    masks = row["completion_masks"]
+    return [None] * len(row["completions"]) if masks is None else list(masks)
+
+
 def _of_mappings(rows: Sequence[Mapping[str, Any]]) -> Lengths:
     each = [[len(ids) for ids in completions_of(row)] for row in rows]
     columns = [len(row["prompt"]) for row in rows], map(max, each), map(sum, each), map(len, each)

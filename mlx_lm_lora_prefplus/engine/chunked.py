@@ -112,7 +112,9 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int) -> list[Piece]:
     pieces = [Piece(prompts[:, i : i + width], None, None, None, mx.zeros_like(lengths), 0) for i in starts]
     last = mx.take_along_axis(batch.prompts, lengths[:, None] - 1, axis=1)
     inputs = mx.concatenate([mx.concatenate([last] * copies), batch.completions[:, :-1]], axis=1)
-    counts = mx.arange(inputs.shape[1])[None] < batch.completion_lengths[:, None]
+    counts = batch.loss_mask
+    if counts is None:
+        counts = mx.arange(inputs.shape[1])[None] < batch.completion_lengths[:, None]
     ran = mx.concatenate([lengths] * copies) - 1
     for i in range(0, inputs.shape[1], width):
         columns = slice(i, i + width)

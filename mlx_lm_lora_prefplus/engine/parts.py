@@ -18,7 +18,8 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
     lengths, prompt_lengths = np.array(batch.lengths[rows]), np.array(batch.prompt_lengths[rows])
     completion_lengths = lengths - prompt_lengths
     width = max(1, int(completion_lengths.max()))
-    scored = np.flatnonzero(np.arange(width) < completion_lengths[:, None])
+    mask = None if batch.loss_mask is None else batch.loss_mask[rows, :width]
+    scored = np.flatnonzero(np.arange(width) < completion_lengths[:, None] if mask is None else np.array(mask))
     return Batch(
         tokens=batch.tokens[rows, : int(lengths.max())],
         prompts=batch.prompts[start:stop, : int(prompt_lengths.max())],
@@ -32,4 +33,5 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
             name: values[rows] if values.shape == batch.lengths.shape else values[start:stop]
             for name, values in batch.columns.items()
         },
+        loss_mask=mask,
     )

@@ -131,8 +131,8 @@ def in_parts(batch: Batch) -> Iterator[Batch]:
 def cuts(batch: Batch) -> list[tuple[int, int]]:
     """Start and end of each part of a batch."""
     examples = batch.ids.shape[0]
-    prompts = np.array(batch.prompt_lengths[:examples])
-    return cut(prompts + np.array(batch.completion_lengths).reshape(-1, examples).sum(axis=0))
+    prompts = np.array(batch.prompt_lengths).reshape(-1, examples)
+    return cut(prompts[0] + (np.array(batch.lengths).reshape(-1, examples) - prompts).sum(axis=0))
 
 
 def cut(positions: np.ndarray) -> list[tuple[int, int]]:

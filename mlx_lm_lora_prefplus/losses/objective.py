@@ -131,11 +131,16 @@ def wpo_weights(logps: mx.array, log_collisions: mx.array, tokens: mx.array) -> 
     return mx.exp(mx.minimum(chosen + rejected, 0))
 
 
-def token_weights(options: Any, tokens: mx.array, width: int, ids: mx.array) -> mx.array | None:
+def token_weights(
+    options: Any, tokens: mx.array, width: int, ids: mx.array, loss_mask: mx.array | None = None
+) -> mx.array | None:
     """What each completion token counts in the sums of log-probs, (rows, width); None where all count 1.
+
+    Tokens that do not count in the loss may have any weight here, and do not change the weights of the others.
 
     Arguments:
         tokens: (2·pairs,) counts, chosen then rejected. ids: (pairs,) what the draw of SamPO depends on.
+        loss_mask: (2·pairs, width) bool, which tokens count; None: the first `tokens` of each row.
 
     References:
         `ld_alpha`: Liu et al. 2024 (LD-DPO), arXiv:2409.06411. `sampo`: Lu et al. 2024 (SamPO), arXiv:2406.10957; its
@@ -146,13 +151,13 @@ def token_weights(options: Any, tokens: mx.array, width: int, ids: mx.array) -> 
         return None
     chosen, rejected = mx.split(tokens, 2)
     shorter = mx.tile(mx.minimum(chosen, rejected), 2)[:, None]
-    place = mx.arange(width)[None]
+    place = mx.arange(width)[None] if loss_mask is None else mx.cumsum(loss_mask.astype(mx.int32), axis=1) - 1
     if alpha is not None:
         return mx.where(place < shorter, 1.0, alpha)
     # A token is drawn if its random number is among the `shorter` least of its completion.
     side = mx.concatenate([mx.zeros_like(ids), mx.ones_like(ids)])
     draws = _hashed(mx.tile(ids, 2)[:, None] * 2 + side[:, None], place)
-    draws = mx.where(place < tokens[:, None], draws, mx.inf)
+    draws = mx.where(place < tokens[:, None] if loss_mask is None else loss_mask, draws, mx.inf)
     rank = mx.argsort(mx.argsort(draws, axis=1), axis=1)
     return (rank < shorter).astype(mx.float32)
 

@@ -24,14 +24,16 @@ class Batch(NamedTuple):
     tokens: (rows, width) int32, prompt then completion then padding (zeros).
     prompts: (examples, longest prompt) int32, the prompts alone, padded on the right.
     completions: (rows, longest completion) int32, the completions alone, padded on the right.
-    scored: (positions,) int32, where `completions`, flattened, holds tokens and not padding. Entries equal to
-        its size are padding of this array itself.
+    scored: (positions,) int32, where `completions`, flattened, holds tokens that count. Entries equal to its size are
+        padding of this array itself.
     prompt_lengths: (rows,) int32, tokens of the prompt.
     lengths: (rows,) int32, tokens of prompt and completion together.
     reference_logps: (rows,) float32, summed completion log-probs of the reference (nats), its tokens weighted as the
         trainer's `weights` say; zeros where there is no reference.
     ids: (examples,) int32, positions of the rows in the data set that was given to `iterate_batches`.
     columns: numbers that came with the data, by name: (examples,) float32; (rows,) where each completion has its own.
+    loss_mask: (rows, longest completion) bool, which tokens of `completions` count: those of the assistant, and not the
+        user's turns or a tool's output between them. False at padding. None where all completion tokens count.
     """
 
     tokens: mx.array
@@ -43,23 +45,28 @@ class Batch(NamedTuple):
     reference_logps: mx.array
     ids: mx.array
     columns: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
+    loss_mask: mx.array | None = None
 
     @property
     def completion_lengths(self) -> mx.array:
-        """(rows,) int32, tokens of each completion."""
-        return self.lengths - self.prompt_lengths
+        """(rows,) int32, tokens of each completion that count."""
+        return self.lengths - self.prompt_lengths if self.loss_mask is None else self.loss_mask.sum(axis=1)
 
     @property
     def completion_mask(self) -> mx.array:
-        """(rows, width - 1) bool, true where position t predicts a completion token (token t + 1)."""
+        """(rows, width - 1) bool, true where position t predicts a completion token that counts (token t + 1)."""
         target = mx.arange(1, self.tokens.shape[1])[None]
-        return (target >= self.prompt_lengths[:, None]) & (target < self.lengths[:, None])
+        mask = (target >= self.prompt_lengths[:, None]) & (target < self.lengths[:, None])
+        if self.loss_mask is None:
+            return mask
+        place = mx.clip(target - self.prompt_lengths[:, None], 0, self.loss_mask.shape[1] - 1)
+        return mask & mx.take_along_axis(self.loss_mask, place, axis=1)
 
     def units(self) -> dict[Unit, int]:
         """How many of each unit this batch holds.
 
-        examples: pairs, labelled rows or lists. chosen_tokens: tokens of the first completion of each. Where the rows
-        are labelled, also desirable and undesirable: rows of either label.
+        examples: pairs, labelled rows or lists. chosen_tokens: tokens of the first completion of each that count. Where
+        the rows are labelled, also desirable and undesirable: rows of either label.
         """
         examples = self.ids.shape[0]
         units = {"examples": examples, "chosen_tokens": int(np.asarray(self.completion_lengths[:examples]).sum())}
@@ -170,7 +177,9 @@ class Trainer(Protocol):
 
         rows: items with lists of token ids, completions without the prompt: `prompt`, `chosen`, `rejected` (paired);
             `prompt`, `completion`, and `label`, 1.0 or 0.0 (unpaired); `prompt`, `completions`, the best first, and
-            `scores` (ranked). Further columns hold a number a row, such as `margin`.
+            `scores` (ranked). Where some completion tokens do not count, `chosen_mask` and `rejected_mask`,
+            `completion_mask`, or `completion_masks` say which do: a 1 or 0 a token, None where all count. Further
+            columns hold a number a row, such as `margin`.
         batch_size: examples in a batch (the last may hold fewer).
         epoch: counts from 0; with `seed` it fixes the order.
         shuffle: false keeps one fixed order (evaluation).

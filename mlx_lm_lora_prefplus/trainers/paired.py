@@ -23,7 +23,8 @@ class PairedTrainer(TableTrainer):
 
     def weights(self, batch: Batch, options: Any) -> mx.array | None:
         """What each completion token counts, (rows, longest completion), or None; see `losses.token_weights`."""
-        return token_weights(options, batch.completion_lengths, batch.completions.shape[1], batch.ids)
+        width = batch.completions.shape[1]
+        return token_weights(options, batch.completion_lengths, width, batch.ids, batch.loss_mask)
 
     def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
         """Sums of the preference loss over the pairs (or lists) and of the weighted NLL over the chosen tokens."""

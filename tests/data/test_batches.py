@@ -127,11 +127,23 @@ def test_layout_of_lists_and_what_fills_them_up():
     assert batch.units() == {"examples": 2, "chosen_tokens": 3}
 
 
+def with_masks(row: dict, whole: bool) -> dict:
+    """Every second token counts; all of them where `whole`."""
+    mask = lambda ids: None if whole else [(place + 1) % 2 for place in range(len(ids))]  # noqa: E731
+    if "completions" in row:
+        return {**row, "completion_masks": None if whole else [mask(ids) for ids in row["completions"]]}
+    sides = [side for side in ("chosen", "rejected", "completion") if side in row]
+    return row | {f"{side}_mask": mask(row[side]) for side in sides}
+
+
 @pytest.mark.parametrize(
     ("kind", "mismatched"), [("paired", False), ("unpaired", False), ("unpaired", True), ("ranked", False)]
 )
-def test_arrow_rows_give_the_batches_of_plain_rows(tmp_path, kind, mismatched):
+@pytest.mark.parametrize("holes", [False, True])
+def test_arrow_rows_give_the_batches_of_plain_rows(tmp_path, kind, mismatched, holes):
     rows = token_rows(kind, 20)
+    if holes:
+        rows = [with_masks(row, whole=i % 3 == 0) for i, row in enumerate(rows)]
     Dataset.from_list([{**row, "row": i} for i, row in enumerate(rows)]).save_to_disk(tmp_path / "rows", num_shards=3)
     stored = Dataset.load_from_disk(tmp_path / "rows")
     picked = stored.select([7, 3, 3, 19])
@@ -144,8 +156,9 @@ def test_arrow_rows_give_the_batches_of_plain_rows(tmp_path, kind, mismatched):
         made = [iterate_batches(given, batch_size=3, mismatched=mismatched) for given in (some, plain)]
         for got, wanted in zip(*made, strict=True):
             assert got.columns.keys() == wanted.columns.keys() != set()
+            assert (got.loss_mask is not None) == (wanted.loss_mask is not None) == holes
             for name, value in {**wanted._asdict(), **wanted.columns}.items():
-                if name != "columns":
+                if name != "columns" and value is not None:
                     assert mx.array_equal({**got._asdict(), **got.columns}[name], value), name
 
 
