@@ -16,6 +16,9 @@ from ..errors import UserError
 TEMPORARY = ".tmp-"
 """Begins the names of files that are not yet whole."""
 
+WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
+"""In the header of the adapter files that this package writes, so that it knows them from those of other programs."""
+
 TORN = (
     f"{TEMPORARY}writable",
     *(f"{place}{TEMPORARY}*.{end}" for place in ("", "best/") for end in ("safetensors", "json*")),
@@ -45,7 +48,7 @@ def save_adapters(
     numbered = folder / f"{iteration:07d}_adapters.safetensors" if iteration is not None else None
     for target in (adapter_file, numbered) if numbered else (adapter_file,):
         with whole_file(target) as file:
-            mx.save_safetensors(str(file), weights)
+            mx.save_safetensors(str(file), weights, {"format": "mlx", **WRITTEN_BY})
     return numbered
 
 

@@ -47,7 +47,7 @@ class Training:
     validation: Callable[[], Iterator[Batch]] | None
     save: Callable[[int | None], tuple[Path, Path | None]]
     save_best: Callable[[], Path] | None = None
-    begin: Callable[[], None] | None = None
+    begin: Callable[[], object] | None = None
     callback: Any = None
     qat: FakeQuantization | None = None
     compiled: bool = False

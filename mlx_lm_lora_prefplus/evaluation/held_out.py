@@ -11,6 +11,7 @@ from ..engine.reference_cache import Store
 from ..errors import UserError
 from ..host import policy
 from ..host.config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..host.previous import as_begun
 from ..host.run import check_start
 from ..host.work import Work, kind_of
 from ..plugin import Batch
@@ -50,6 +51,7 @@ def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
     Raises:
         UserError: there are none, or something cannot be loaded.
     """
+    resolved = as_begun(resolved)
     settings = resolved.settings.model_copy(update={"train": False, "test": True})
     if resolved.sources.get("test_batches") in (HOST_DEFAULT, TRAINER_DEFAULT):
         settings = settings.model_copy(update={"test_batches": -1})

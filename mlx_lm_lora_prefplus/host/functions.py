@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from ..errors import UserError
 from .config import resolve
+from .previous import keep_previous
 from .resume import check_same_run, find_state, fingerprint
 from .run import test_policy, train_policy
 from .seam import registry
@@ -38,17 +39,19 @@ def train_model(
     """The host's function in our modes; the sets come from `load_dataset`, bare or in the host's `CacheDataset`."""
     rows = _given_rows(train=train_set, valid=valid_set)
     work = Work(resolve(vars(args), registry(), read_file=False), model, tokenizer, rows)
-    state = find_state(work.resolved.settings, Path(adapter_file).parent)
+    file = Path(adapter_file)
+    state = find_state(work.resolved.settings, file)
     known_by = fingerprint(work)
     if state is not None:
         check_same_run(state, known_by, work.resolved.settings)
     train_policy(
         work,
         work.reference(reference_model, done=state.iteration if state else 0),
-        Path(adapter_file),
+        file,
         training_callback,
         state=state,
         known_by=known_by,
+        begin=lambda: keep_previous(work.resolved.settings, file, resumed=state is not None),
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm_lora.utils import save_pretrained_merged, save_to_lmstudio_merged
+from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged, save_to_lmstudio_merged
 from mlx_lm_lora.visuals import Colors, print_section, print_success
 
 from ..settings import RunSettings
+from .aside import record_fused, remove_fused
 from .policy import quantization
 
 _ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
@@ -72,8 +73,11 @@ def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
         save_to_lmstudio_merged(
             model=model, tokenizer=tokenizer, new_model_name=settings.lm_studio_name, de_quantize=True
         )
+        record_fused(find_lmstudio_models_path() / "mlx_lm_lora" / settings.lm_studio_name)
         return
+    remove_fused(Path(settings.adapter_path))
     save_pretrained_merged(
         model=model, tokenizer=tokenizer, save_path=settings.adapter_path, de_quantize=dequantizes(settings)
     )
+    record_fused(Path(settings.adapter_path))
     print_success(f"Model fused and saved to {Colors.CYAN}{settings.adapter_path}{Colors.RESET}")

@@ -17,6 +17,7 @@ from ..engine.checkpoint import whole_file
 from ..report.runs import RECORD
 from ..settings import DataSettings, RunSettings
 from .config import Resolved
+from .previous import KEPT_IN
 from .work import Work
 
 FORMAT = 1
@@ -24,10 +25,16 @@ FORMAT = 1
 
 
 def write_record(
-    folder: Path, work: Work, splits: Mapping[str, Split], summary: Sequence[str], warnings: Sequence[str]
+    folder: Path,
+    work: Work,
+    splits: Mapping[str, Split],
+    summary: Sequence[str],
+    warnings: Sequence[str],
+    kept_in: str | None = None,
 ) -> None:
     """Write the settings with their sources, what became of the data, and versions; a run that goes on writes it anew.
 
+    kept_in: the folder in `folder` with what stood there before the run.
     summary, warnings: what the user was told at the start; the lines of the summary are `Name: text`.
 
     Raises:
@@ -38,6 +45,7 @@ def write_record(
         "format": FORMAT,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "iters": work.iters,
+        KEPT_IN: kept_in,
         "summary": list(summary),
         "warnings": list(warnings),
         "settings": settings_of(work.resolved),

@@ -10,38 +10,37 @@ from mlx_lm_lora.visuals import print_info, print_warning
 
 from ..engine.progress import check_saved
 from ..engine.reference_cache import weights_digest
-from ..engine.run_state import RunState, newest_name, newest_state
+from ..engine.run_state import RunState, newest_state
 from ..errors import UserError
 from ..settings import RunSettings
+from .previous import previous_of, told
 from .work import Work
 
 SETTINGS = (
     *("train_type", "num_layers", "lora_parameters", "load_in_4bits", "load_in_6bits", "load_in_8bits"),
     *("load_in_mxfp4", "optimizer", "optimizer_config", "learning_rate", "lr_schedule", "max_grad_norm", "seed"),
-    *("batch_size", "token_budget", "gradient_accumulation_steps", "reference_model_path"),
+    *("batch_size", "token_budget", "gradient_accumulation_steps"),
     *("qat_enable", "qat_bits", "qat_group_size", "qat_start_step", "qat_interval"),
 )
 DATA_SETTINGS = ("max_seq_length", "truncation", "max_prompt_length", "pairing")
 """Keys that decide what a run computes. Those that only decide how, how long and what is saved may change."""
 
 
-def find_state(settings: RunSettings, folder: Path) -> RunState | None:
-    """The state in an adapter folder to go on from, if `resume` asks for it; says what it found."""
-    if not settings.resume:
-        if (iteration := newest_name(folder)) is not None:
-            print_warning(
-                f"{folder} holds the state of a run at iteration {iteration}. This run starts afresh and takes its "
-                "place at the first save; --resume would go on with it."
-            )
-        return None
-    state, damaged = newest_state(folder)
-    for sentence in damaged:
-        print_warning(f"{sentence}. The one before it is looked for.")
-    if state is None:
-        print_info(f"Nothing to resume in {folder}: starting afresh.")
-    else:
-        check_saved(state)
-        print_info(f"Resuming after iteration {state.iteration} of {state.values['iters']} ({folder})")
+def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
+    """The state beside an adapter file to go on from, if `resume` asks for it; says what it found there."""
+    folder, state = adapter_file.parent, None
+    if settings.resume:
+        state, damaged = newest_state(folder)
+        for sentence in damaged:
+            print_warning(f"{sentence}. The one before it is looked for.")
+        if state is None:
+            print_info(f"Nothing to resume in {folder}: starting afresh.")
+        else:
+            check_saved(state)
+            print_info(f"Resuming after iteration {state.iteration} of {state.values['iters']} ({folder})")
+    resumed = state is not None
+    if previous := previous_of(settings, adapter_file, resumed=resumed):
+        print_warning(told(previous, settings, resumed=resumed))
     return state
 
 
@@ -56,6 +55,7 @@ def fingerprint(work: Work) -> dict[str, Any]:
         "chat template": _digest(getattr(inner, "chat_template", None)),
         **{f"{split} rows": rows._fingerprint for split, rows in work.rows.items() if split != "test"},
         **{key: getattr(settings, key) for key in SETTINGS},
+        "reference_model_path": work.resolved.values.get("reference_model_path"),  # as given: see `previous.as_begun`
         **{key: getattr(data, key) for key in DATA_SETTINGS},
         **dataclasses.asdict(work.resolved.options),
     }

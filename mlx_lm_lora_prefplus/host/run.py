@@ -35,16 +35,15 @@ from ..errors import UserError
 from ..plugin import Batch
 from ..settings import RunSettings
 from . import fuse, policy, summary
+from .aside import UNFUSED
 from .config import Resolved
 from .loggers import check_loggers, with_loggers
+from .previous import as_begun, check_not_its_own_source, keep_previous
 from .record import write_record
 from .references import References
 from .resume import check_same_run, find_state, fingerprint
 from .samples import Samples, first_prompts, keep_samples
 from .work import Work, read_rows
-
-UNFUSED = ".unfused"
-"""A file in the adapter folder from the start of training until the fused model is written."""
 
 
 def run(resolved: Resolved, training_callback: Any = None) -> None:
@@ -80,14 +79,15 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     reference = work.reference(done=state.iteration if state else 0)
     if settings.train:
         print_section("Training")
-        unfused = Path(settings.adapter_path) / UNFUSED
-        if settings.fuse and ranks.first and (state is None or state.iteration < work.iters):
-            unfused.touch()
-        file = Path(settings.adapter_path) / "adapters.safetensors"
+        file = adapters_in(settings)
+        unfused = file.with_name(UNFUSED)
 
         def begin() -> None:
             if ranks.first:
-                write_record(file.parent, work, splits, told, warnings)
+                kept_in = keep_previous(settings, file, resumed=state is not None)
+                if settings.fuse:
+                    unfused.touch()
+                write_record(file.parent, work, splits, told, warnings, kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         if not train_policy(work, reference, file, training_callback, state=state, known_by=known_by, begin=begin):
@@ -128,8 +128,11 @@ def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Work, dict
         The work, its rows with what became of them, and the state that the run goes on from.
     """
     settings, ranks = resolved.settings, ranks or Ranks()
-    state = find_state(settings, Path(settings.adapter_path)) if settings.train and ranks.first else None
+    state = find_state(settings, adapters_in(settings)) if settings.train and ranks.first else None
     state = ranks.state_from_first(state)
+    if state is not None or not settings.train:
+        resolved = as_begun(resolved)
+        settings = resolved.settings
     if settings.efficient_long_context and settings.grad_checkpoint:
         print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
         settings = settings.model_copy(update={"grad_checkpoint": False})
@@ -156,6 +159,11 @@ def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Work, dict
     return Work(resolved, model, tokenizer, rows, ranks), splits, state
 
 
+def adapters_in(settings: RunSettings) -> Path:
+    """The file that the trained weights are written to."""
+    return Path(settings.adapter_path) / "adapters.safetensors"
+
+
 def check_start(settings: RunSettings) -> None:
     """What can be known to be wrong before anything is loaded. Nothing is written."""
     if not (settings.train or settings.test):
@@ -163,6 +171,7 @@ def check_start(settings: RunSettings) -> None:
     if settings.test and settings.test_batches == 0:
         raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
     check_loggers(settings)
+    check_not_its_own_source(settings)
     if settings.resume_adapter_file:
         check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
     if not settings.train and settings.adapter_path and not Path(settings.adapter_path).is_dir():
@@ -187,7 +196,7 @@ def train_policy(
     *,
     state: RunState | None = None,
     known_by: dict[str, Any] | None = None,
-    begin: Callable[[], None] | None = None,
+    begin: Callable[[], object] | None = None,
 ) -> bool:
     """Run the loop; the adapters are saved when it returns.
 

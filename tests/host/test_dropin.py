@@ -548,3 +548,29 @@ def test_a_wrong_option_is_refused_before_anything_is_written():
     with pytest.raises(UserError, match="label_smoothing: 0.9"):
         go("cpo", loss_type="sigmiod")
     assert [file.name for file in Path("adapters").iterdir()] == [FILE]
+
+
+def adapter_files(folder: str) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in Path(folder).glob("*adapters.safetensors")}
+
+
+def test_weights_of_others_are_moved_and_those_that_a_run_goes_on_from_stay(capsys):
+    args = {"iters": 2, "steps_per_save": 1, "batch_size": 3}
+    go("cpo", **args)
+    first = adapter_files("adapters")
+    assert len(first) == 3
+    go("cpo")
+    assert "held weights that this run did not make: they were moved to adapters/previous-1" in capsys.readouterr().out
+    assert adapter_files("adapters/previous-1") == first and len(adapter_files("adapters")) == 1
+
+    resumed = with_lora(tiny_llama(), moved=False)
+    resumed.load_weights("adapters/previous-1/0000001_adapters.safetensors", strict=False)
+    for name, data in first.items():
+        Path("again").mkdir(exist_ok=True)
+        Path("again", name).write_bytes(data)
+    go("cpo", model=resumed, adapter_file="again/adapters.safetensors")
+    assert "goes on from weights in again; they are kept in again/previous-1" in capsys.readouterr().out
+    assert adapter_files("again/previous-1") == first
+    assert {name for name, data in adapter_files("again").items() if data == first[name]} == {
+        *("0000001_adapters.safetensors", "0000002_adapters.safetensors")
+    }

@@ -199,6 +199,7 @@ def test_a_fresh_start_in_the_folder_of_another_run_says_so(go):
     go()
     ended = go(iters=3)
     assert "adapters holds the state of a run at iteration 6. This run starts afresh" in ended.out
+    assert "is moved to adapters/previous-1; nothing is deleted" in ended.out
     assert [path.name for path in Path("adapters").glob("state-*")] == [f"state-000000{n}.safetensors" for n in (2, 3)]
 
 

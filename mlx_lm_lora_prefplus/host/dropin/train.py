@@ -22,6 +22,7 @@ from ..run import training_of
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss
 from .options import resolved_settings, settings_of
+from .previous import keep_previous
 from .work import reference_of, work_of
 
 
@@ -139,6 +140,7 @@ def _train(
     states = _Stopped(adapter_file.parent, work.iters, save)
     metrics = MetricsFile(adapter_file.parent)
     kept = {"save": save, "save_best": save_best, "states": states, "metrics": metrics}
+    kept["begin"] = lambda: keep_previous(model, adapter_file)
     train(training_of(work, reference, optimizer=optimizer, callback=callback, **kept))
 
 
