@@ -20,6 +20,10 @@ def main() -> None:
 
 def train() -> None:
     """The host's `main`, with the seam put in by hand if the hook has not done it."""
+    from .backend import problem
+
+    if found := problem():
+        sys.exit(f"[ERROR] {found}")
     import mlx_lm_lora.train as host
 
     from .host.activate import activate

@@ -1,7 +1,9 @@
 """The companion command `mlx_lm_lora.prefplus`. Training itself is the host's command, `mlx_lm_lora.train`."""
 
+import functools
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__
+from . import __version__, backend
 from .bench.command import bench
 from .errors import UserError
 from .evaluation.command import evaluate
@@ -27,9 +29,23 @@ app = typer.Typer(
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-app.command()(bench)
+
+def _computing(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that starts only where mlx does."""
+
+    @functools.wraps(command)
+    def checked(*args: Any, **named: Any) -> None:
+        backend.require()
+        command(*args, **named)
+
+    return checked
+
+
+app.command()(_computing(bench))
 for passing_on in (check, evaluate):
-    app.command(context_settings=PASSED_ON, options_metavar="CONFIG [OPTIONS] [flags of training]")(passing_on)
+    app.command(context_settings=PASSED_ON, options_metavar="CONFIG [OPTIONS] [flags of training]")(
+        _computing(passing_on)
+    )
 app.command()(report)
 
 
@@ -59,6 +75,7 @@ def options(
     ] = False,
 ) -> None:
     """What is common to all commands."""
+    backend.stand_in()
 
 
 @app.command()
@@ -166,6 +183,7 @@ def cache(
 
 
 @app.command()
+@_computing
 def quickstart(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write the small world.")] = Path(
         "quickstart"

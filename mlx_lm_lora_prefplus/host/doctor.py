@@ -51,7 +51,11 @@ def examine() -> dict[str, Any]:
         "rivals": registry.rivals,
         "broken": registry.broken,
     }
-    found = [*_problems(probe), *machine.backend_problems(device["backend"]), *machine.version_problems()]
+    found = [
+        *_problems(probe, device["backend"]),
+        *machine.backend_problems(device["backend"]),
+        *machine.version_problems(),
+    ]
     report["problems"] = [{"what": what, "do": do} for what, do in found]
     report["notes"] = [{"what": what, "do": do} for what, do in machine.notes(device["backend"])]
     return report
@@ -96,7 +100,7 @@ def _probe() -> dict[str, Any]:
     return {**json.loads(done.stdout.strip().splitlines()[-1]), "error": "\n".join(warned)}
 
 
-def _problems(probe: dict[str, Any]) -> list[machine.Advice]:
+def _problems(probe: dict[str, Any], backend: str) -> list[machine.Advice]:
     found: list[tuple[str, str]] = []
     host = _version("mlx-lm-lora")
     if host is None and probe["file"] is None:
@@ -111,9 +115,9 @@ def _problems(probe: dict[str, Any]) -> list[machine.Advice]:
     if probe["file"] and (elsewhere := _vendored(Path(probe["file"]))):
         found.append((elsewhere, f"take that folder off PYTHONPATH (or leave it), {WITHOUT_HOOK}"))
     works = probe["active"] or probe["native"]
-    if probe["error"] and not works:
+    if backend != "none" and probe["error"] and not works:
         found.append((f"a fresh interpreter says: {probe['error']}", "put that right, then run doctor again"))
-    if not works and not found:
+    if backend != "none" and not works and not found:
         found.append(("the hook is in place and did not run", f"MLX_LM_LORA_PREFPLUS=strict shows why; {WITHOUT_HOOK}"))
     return found
 

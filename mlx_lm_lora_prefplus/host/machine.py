@@ -6,6 +6,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from ..backend import advice, reason
+
 Advice = tuple[str, str]
 """What is wrong or slow, and what to do about it."""
 
@@ -20,6 +22,8 @@ BLAS_ADVICE = (
 
 def device() -> dict[str, Any]:
     """backend (metal, cuda, cpu or none), device (its name, or why there is none), memory (bytes, or None)."""
+    if found := reason():
+        return {"backend": "none", "device": found, "memory": None}
     try:
         import mlx.core as mx
 
@@ -37,10 +41,7 @@ def backend_problems(backend: str) -> list[Advice]:
     installed = [name for name in BACKENDS if _version(name)]
     found: list[Advice] = []
     if backend == "none":
-        which = (
-            'pip install "mlx[cpu]" (or mlx[cuda12], mlx[cuda13])' if sys.platform == "linux" else "pip install -U mlx"
-        )
-        found.append(("mlx does not start: it has no backend for this machine, or not its libraries", which))
+        found.append(("mlx does not start: it has no backend for this machine, or not its libraries", advice()))
     if len(installed) > 1:
         others = " ".join(installed)
         found.append(

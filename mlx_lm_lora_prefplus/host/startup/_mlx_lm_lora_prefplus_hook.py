@@ -79,7 +79,11 @@ class Loader:
 
     def exec_module(self, module):
         """Run the host's module, then let ours at it."""
-        self.real.exec_module(module)
+        try:
+            self.real.exec_module(module)
+        except ImportError as error:
+            explain(error, module)
+            raise
         try:
             activate(module)
         except Exception as error:
@@ -101,6 +105,30 @@ def activate(module):
             return
         raise
     activate_seam(module)
+
+
+def explain(error, module):
+    """Where the host's module failed because mlx has no backend here, say so: its command ends with that one line."""
+    try:
+        from mlx_lm_lora_prefplus.backend import problem
+
+        found = problem()
+    except Exception:
+        return
+    if found and is_command(module):
+        raise SystemExit("[ERROR] " + found) from None
+    if found:
+        error.add_note(found)
+
+
+def is_command(module):
+    """Whether this process was started to run the host's training command."""
+    from pathlib import Path
+
+    program = Path(sys.argv[0] if sys.argv else "").resolve()
+    package = Path(getattr(module, "__file__", None) or "").resolve().parent
+    own = [package / name for name in ("train.py", "__main__.py")]
+    return program.name.removesuffix(".exe") == COMMANDS[0] or program in own
 
 
 def switch(name=SWITCH):
