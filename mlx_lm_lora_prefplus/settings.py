@@ -41,7 +41,7 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-Truncation = Literal["keep_end", "keep_start", "drop"]
+Truncation = Literal["keep_end", "keep_start", "keep_prompt", "drop"]
 
 
 class DataSettings(BaseModel):
@@ -81,12 +81,21 @@ class DataSettings(BaseModel):
             "all_pairs takes every two whose scores differ."
         ),
     ] = "best_worst"  # ours
+    prompt_format: Annotated[
+        Literal["chat", "raw"],
+        Field(
+            description="What becomes of rows whose prompt and completions are text: chat makes messages of them for "
+            "the chat template; raw takes them as they are, with EOS at the end, and makes of every row the tokens "
+            "that TRL makes."
+        ),
+    ] = "chat"  # ours
     max_seq_length: Positive = 2048
     truncation: Annotated[
         Truncation,
         Field(
-            description="Which part of a prompt to keep when a row exceeds max_seq_length: its end (default) or "
-            "its start; drop leaves the row out. Completions always keep their start."
+            description="Which part of a prompt to keep when a row exceeds max_seq_length: its end (default), its "
+            "start, or with keep_prompt all of it (TRL's rule: completions are cut instead, and a prompt that leaves "
+            "them no room is left out); drop leaves the row out. Completions always keep their start."
         ),
     ] = "keep_end"  # ours
     max_prompt_length: Annotated[
@@ -235,7 +244,8 @@ class RunSettings(BaseModel):
 OWN_KEYS = (
     "preset",
     *("token_budget", "max_grad_norm", "engine", "long_context_chunk"),
-    *("truncation", "max_prompt_length", "label_feature", "responses_feature", "scores_feature", "pairing"),
+    *("prompt_format", "truncation", "max_prompt_length"),
+    *("label_feature", "responses_feature", "scores_feature", "pairing"),
     *("resume", "save_every_minutes", "keep_last", "on_nonfinite"),
     *("save_best", "early_stopping_patience", "early_stopping_metric"),
     *("report_to", "project_name", "sample_prompts", "sample_tokens"),

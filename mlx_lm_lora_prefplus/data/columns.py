@@ -47,20 +47,26 @@ prompt, response, helpfulness (HelpSteer)"""
 
 
 def read_examples(
-    rows: Rows, source: str, features: Mapping[str, str | None], kind: Kind = "paired", pairing: Pairing = "best_worst"
+    rows: Rows,
+    source: str,
+    features: Mapping[str, str | None],
+    kind: Kind = "paired",
+    pairing: Pairing = "best_worst",
+    raw: bool = False,
 ) -> tuple[str, Iterator[Example | Dropped]]:
     """The shape of a source in words, and its rows as examples of one kind.
 
     An example of a pair has two completions, also where labelled rows are wanted; that of a list has two or more.
 
     source: file or hub name for messages. features: column overrides by settings key, None to detect.
+    raw: whether rows of text stay text instead of becoming messages.
     Raises UserError if the source is empty, the columns fit no shape, or a value has the wrong type.
     """
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
         raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
     features = {key: column for key, column in features.items() if key not in UNUSED[kind]}
-    shape = detect(Look([row for _, row in first], source, features), kind)
+    shape = detect(Look([row for _, row in first], source, features, raw), kind)
     words, examples = as_kind(shape.examples(itertools.chain(first, rows)), shape.kind, kind, pairing)
     return shape.words + words, examples
 

@@ -27,6 +27,9 @@ def read_example(
     """
     given = row.get(columns.prompt) if columns.prompt else None
     values = [value for _, value in answers]
+    if columns.raw and isinstance(given, str) and all(isinstance(value, str) for value in values):
+        extra = row.get(columns.extra) if columns.extra else None
+        return Example(number, f"{given}\n{extra}" if extra else given, values, scores)
     if isinstance(given, str) and chat.is_transcript(given):
         start = chat.parse_transcript(given)
         values = [text.removeprefix(given).removeprefix(" ") if isinstance(text, str) else text for text in values]

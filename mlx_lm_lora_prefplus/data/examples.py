@@ -13,15 +13,16 @@ class Example(NamedTuple):
     """One prompt with its completions.
 
     row: row number in the source, counted from 1.
-    prompt: the shared messages; None for plain text, whose prompt is the shared start on tokens.
-    completions: the messages after the prompt; whole texts where the prompt is None.
+    prompt: the shared messages; text where it goes to the model as it is (`prompt_format: raw`); None for plain text
+        whose prompt is the shared start on tokens.
+    completions: the messages after the prompt; texts after a prompt that is text; whole texts where the prompt is None.
     scores: one a completion, finite, higher is better. Of a pair 1 and 0, in this order; of a label 1 or 0.
     tools: tool definitions for the chat template.
     numbers: those of `NUMBERS` that the row has.
     """
 
     row: int
-    prompt: Messages | None
+    prompt: Messages | str | None
     completions: Sequence[Messages | str]
     scores: Sequence[float]
     tools: list[Any] | None = None

@@ -39,7 +39,9 @@ def _preference(look: Look, sides: Sides) -> Shape:
     prompt, chosen = look.columns.prompt, look.typical(sides[0])
     read: Callable[..., Example | Dropped] = _row
     if prompt is None and isinstance(chosen, str):
-        if chat.is_transcript(chosen):
+        if look.raw:
+            words, read = "chosen and rejected as text (the shared start is the prompt)", _raw_row
+        elif chat.is_transcript(chosen):
             words, read = "Human/Assistant transcripts", _transcript_row
         else:
             words, read = "chosen and rejected as plain text (the shared start is the prompt)", _plain_row
@@ -85,6 +87,19 @@ def _plain_row(row: dict[str, Any], number: int, look: Look, sides: Sides) -> Ex
         if not isinstance(row[side], str):
             raise chat.wrong_type(look.where(number), side, row[side], "text, as in the first rows")
     return Example(number, None, [row[side] for side in sides], PAIR)
+
+
+def _raw_row(row: dict[str, Any], number: int, look: Look, sides: Sides) -> Example:
+    """As TRL's `extract_prompt`: the shared characters are the prompt, but for a blank at their end.
+
+    Where one text begins with the other, the last character of the shorter one belongs to the completions.
+    """
+    whole = _plain_row(row, number, look, sides)
+    texts = [str(text) for text in whole.completions]
+    end = min(chat.shared_start(*texts), *(len(text) - 1 for text in texts))
+    if texts[0][:end].endswith(" ") and texts[0][end] != texts[1][end]:
+        end -= 1
+    return whole._replace(prompt=texts[0][:end], completions=[text[end:] for text in texts])
 
 
 def _stated(rows: Rows, *, look: Look, first: str, second: str, strength: str) -> Iterator[Example | Dropped]:

@@ -47,6 +47,7 @@ def prepare(
     *,
     kind: Kind = "paired",
     add_bos: bool = False,
+    add_ends: bool = False,
     progress: bool = True,
     cache_dir: Path | None = None,
 ) -> dict[str, Split]:
@@ -57,6 +58,7 @@ def prepare(
     tokenizer: mlx_lm's TokenizerWrapper with a chat template.
     kind: of the rows to make. Pairs and lists become rows of any kind; labelled rows can be nothing else.
     add_bos: put the BOS token first where the template leaves it out and the tokenizer itself would not.
+    add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row (see `Encoder`).
     progress: show how many rows are done.
     cache_dir: where to keep token rows (default: see `cache.folder`).
 
@@ -67,7 +69,7 @@ def prepare(
     sources = find_sources(settings, splits)
     if not sources:
         return {}
-    encoder = Encoder(tokenizer, settings, add_bos=add_bos, apart=kind == "unpaired")
+    encoder = Encoder(tokenizer, settings, add_bos=add_bos, add_ends=add_ends, apart=kind == "unpaired")
     work = _Preparation(kind, settings.pairing, encoder, progress)
     folder = cache.folder("tokens", cache_dir)
     return {split: work.split(sources[split], folder) for split in splits if split in sources}
@@ -112,7 +114,8 @@ class _Preparation:
     def tokenise(self, source: Source, writer: cache.Writer, tally: Tally, advance: Any) -> None:
         """Stream one source through the encoder into the writer."""
         counted = tally.count(source.rows(), advance)
-        shape, examples = read_examples(counted, source.name, source.features, self.kind, self.pairing)
+        raw = self.encoder.raw
+        shape, examples = read_examples(counted, source.name, source.features, self.kind, self.pairing, raw)
         tally.shapes[shape] += 1
         while batch := list(itertools.islice(examples, BATCH)):
             tally.drop(item for item in batch if isinstance(item, Dropped))

@@ -14,11 +14,16 @@ PROMPTS = ("prompt", "question", "instruction", "input", "context", "conversatio
 
 
 class Columns(NamedTuple):
-    """Columns beside the completions, None where there is none. extra: text after the prompt, as Alpaca's `input`."""
+    """Columns beside the completions, None where there is none.
+
+    extra: text after the prompt, as Alpaca's `input`.
+    raw: whether a row of text stays text instead of becoming messages (`prompt_format: raw`).
+    """
 
     prompt: str | None
     system: str | None
     extra: str | None
+    raw: bool = False
 
 
 class Shape(NamedTuple):
@@ -37,10 +42,13 @@ class Look:
     """The first rows of a source.
 
     source: file or hub name, for messages. features: column overrides by settings key, None to detect.
+    raw: whether rows of text stay text.
     """
 
-    def __init__(self, sample: list[dict[str, Any]], source: str, features: Mapping[str, str | None]) -> None:
-        self.sample, self.source, self.features = sample, source, features
+    def __init__(
+        self, sample: list[dict[str, Any]], source: str, features: Mapping[str, str | None], raw: bool = False
+    ) -> None:
+        self.sample, self.source, self.features, self.raw = sample, source, features, raw
         self.seen = list(dict.fromkeys(column for row in sample for column in row))
 
     def named(self, key: str, *usual: str) -> str | None:
@@ -60,14 +68,14 @@ class Look:
         value = self.typical(column)
         if not isinstance(value, str):
             return "messages"
-        return "a Human/Assistant transcript" if chat.is_transcript(value) else "text"
+        return "a Human/Assistant transcript" if chat.is_transcript(value) and not self.raw else "text"
 
     @cached_property
     def columns(self) -> Columns:
         """Where prompt and system turn are."""
         prompt = self.named("prompt_feature", *PROMPTS)
         extra = "input" if prompt == "instruction" and self.has("input") else None
-        return Columns(prompt, self.named("system_feature", "system"), extra)
+        return Columns(prompt, self.named("system_feature", "system"), extra, self.raw)
 
     def where(self, number: int) -> str:
         """A row, for messages."""

@@ -36,16 +36,29 @@ class Encoder:
     tokenizer: mlx_lm's TokenizerWrapper (or a Hugging Face tokenizer) with a chat template.
     add_bos: whether the template leaves the BOS out, so that it must be put first when the tokenizer's own
         `encode` would put it there.
-    apart: make a row of each completion. Where the prompt ends is still found on all of them, and each is cut alone.
+    add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row, as TRL's CPO and ORPO do. Otherwise
+        these are left to the tokenizer and the template, as in its DPO and KTO.
+    apart: make a row of each completion, cut alone. Where the prompt ends is still found on all of them; with
+        `prompt_format: raw` on each alone, as in TRL's KTO.
     """
 
-    def __init__(self, tokenizer: Any, settings: DataSettings, *, add_bos: bool = False, apart: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        settings: DataSettings,
+        *,
+        add_bos: bool = False,
+        add_ends: bool = False,
+        apart: bool = False,
+    ) -> None:
         from transformers import PreTrainedTokenizerBase
 
         self.tokenizer = tokenizer
         self.inner = tokenizer if issubclass(type(tokenizer), PreTrainedTokenizerBase) else tokenizer._tokenizer
         self.settings = settings
-        self.add_bos = add_bos
+        self.raw = settings.prompt_format == "raw"
+        self.add_ends = self.raw and add_ends
+        self.add_bos = add_bos or self.add_ends
         self.apart = apart
         self.eos = tokenizer.eos_token_id
         stops = getattr(tokenizer, "eos_token_ids", None)
@@ -53,7 +66,7 @@ class Encoder:
         self.stops = frozenset(stops or ([] if self.eos is None else [self.eos]))
         bos = self.inner.bos_token_id
         own = self.inner.encode("a")
-        self.bos = bos if bos is not None and own[:1] == [bos] else None
+        self.bos = bos if bos is not None and (own[:1] == [bos] or self.add_ends) else None
 
     def __call__(self, examples: Sequence[Example], source: str) -> Iterator[TokenRow | Dropped]:
         """The rows of each example, in order. Each different text is encoded once.
@@ -66,12 +79,14 @@ class Encoder:
         except (TypeError, UnicodeError) as error:
             raise _refused(examples, texts, source) from error
         for example, (prompt, conversations) in zip(examples, texts, strict=True):
-            plain = example.prompt is None
-            yield from self._rows(
-                example,
-                None if prompt is None else self._begin(ids[prompt], plain),
-                [self._begin(ids[text], plain) for text in conversations],
-            )
+            plain = not isinstance(example.prompt, list)
+            start = None if prompt is None else self._begin(ids[prompt], plain)
+            whole = [self._begin(ids[text], plain) for text in conversations]
+            if self.raw and self.apart:
+                for one, score in zip(whole, example.scores, strict=True):
+                    yield from self._rows(example._replace(scores=[score]), start, [one])
+            else:
+                yield from self._rows(example, start, whole)
 
     def digest(self) -> str:
         """Changes whenever the same example could become other tokens."""
@@ -84,23 +99,30 @@ class Encoder:
             json.dumps(getattr(self.inner, "chat_template", None), sort_keys=True),
             f"{renderer.__module__}.{getattr(renderer, '__qualname__', '')}",
             json.dumps(getattr(self.inner, "special_tokens_map", None), sort_keys=True, default=str),
-            repr((self.bos, self.eos, sorted(self.stops), self.add_bos)),
-            self.settings.model_dump_json(include={"max_seq_length", "truncation", "max_prompt_length"}),
+            repr((self.bos, self.eos, sorted(self.stops), self.add_bos, self.add_ends)),
+            self.settings.model_dump_json(
+                include={"prompt_format", "max_seq_length", "truncation", "max_prompt_length"}
+            ),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _texts(self, example: Example, where: str) -> Texts:
         if example.prompt is None:
             return None, [text for text in example.completions if isinstance(text, str)]
+        if isinstance(example.prompt, str):
+            ends = self.inner.eos_token or ""
+            return example.prompt, [
+                example.prompt + text.removesuffix(ends) + ends for text in example.completions if isinstance(text, str)
+            ]
         prompt = self._render(example.prompt, example, where, opening=True) if example.prompt else None
         return prompt, [self._render([*example.prompt, *answer], example, where) for answer in example.completions]
 
     def _render(self, messages: list[Any], example: Example, where: str, opening: bool = False) -> str:
-        tools = {"tools": example.tools} if example.tools else {}
+        given: dict[str, Any] = {"tools": example.tools} if example.tools else {}
+        if not self.raw:
+            given["enable_thinking"] = False
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opening, enable_thinking=False, **tools
-            )
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening, **given)
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
@@ -158,7 +180,8 @@ class Encoder:
         """A row cut to its length."""
         fitted = fit(prompt, completions, self.settings, self.inner.bos_token_id)
         if fitted is None:
-            return Dropped(example.row, "longer than max_seq_length")
+            too_long = "prompt as long as" if self.settings.truncation == "keep_prompt" else "longer than"
+            return Dropped(example.row, f"{too_long} max_seq_length")
         if _all_same(fitted[1]):
             return Dropped(example.row, _same(fitted[1]))
         if _all_same(scores):
@@ -173,7 +196,9 @@ class Encoder:
 
     def _close(self, ids: Ids) -> Ids:
         """With an end-of-sequence token, added only where there is none."""
-        return ids if self.eos is None or not self.stops.isdisjoint(ids) else [*ids, self.eos]
+        if self.eos is None or not self.stops.isdisjoint(ids) or (self.raw and not self.add_ends):
+            return ids
+        return [*ids, self.eos]
 
 
 def _completed(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[int], int]:

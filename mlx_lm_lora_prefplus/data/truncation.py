@@ -13,6 +13,9 @@ def fit(
     The prompt gives way first, down to `max_prompt_length` tokens (default: half of `max_seq_length`); then
     the ends of the completions. One token of each remains whatever the settings, and a prompt that begins with
     `bos` still does where two tokens of it fit. None if the row is too long and `truncation` is "drop".
+
+    With `truncation` "keep_prompt" the prompt never gives way: the end of each completion is cut, and None means that
+    the prompt alone fills `max_seq_length` (the rule of TRL 1.16's DPO and KTO trainers).
     """
     limit = settings.max_seq_length
     longest = max(map(len, completions))
@@ -20,6 +23,8 @@ def fit(
         return prompt, completions
     if settings.truncation == "drop":
         return None
+    if settings.truncation == "keep_prompt":
+        return (prompt, [one[: limit - len(prompt)] for one in completions]) if len(prompt) < limit else None
     floor = min(len(prompt), settings.max_prompt_length or limit // 2)
     keep = max(1, min(max(limit - longest, floor), limit - 1))
     room = max(1, limit - keep)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..data import Split, prepare
+from ..data import Split
 from ..engine.reference import reference_logps, with_reference
 from ..engine.reference_cache import Store
 from ..errors import UserError
@@ -13,7 +13,7 @@ from ..host import policy
 from ..host.config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.previous import as_begun
 from ..host.run import check_start
-from ..host.work import Work, kind_of
+from ..host.work import Work, tokenised
 from ..plugin import Batch
 from ..trainers.paired import chosen_and_rejected
 from . import intervals
@@ -59,9 +59,8 @@ def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
     if not getattr(resolved.trainer, "rewards", None):
         raise UserError(f"evaluate: mode {resolved.trainer.mode} does not tell the rewards of single rows.")
     model, tokenizer = policy.load_base(settings)
-    fallback = policy.uses_fallback_template(tokenizer)
     for name in ("test", "valid"):
-        splits = prepare(resolved.data, tokenizer, [name], kind=kind_of(resolved), add_bos=fallback)
+        splits = tokenised(resolved, tokenizer, [name])
         if split := splits.get(name):
             work = Work(resolved._replace(settings=settings), model, tokenizer, {"test": split.rows})
             return work, split, name

@@ -14,7 +14,7 @@ from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
 from ..engine.qat import effective_linears
 from ..losses import OPTIONS, LossOptions, advice, loss_names
-from ..settings import RunSettings
+from ..settings import DataSettings, RunSettings
 from . import fuse
 from .config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from .presets import PRESETS
@@ -40,6 +40,7 @@ def lines(work: Work, splits: dict[str, Split]) -> list[str]:
         f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
         f"Objective: {objective(resolved)}",
         f"Reference: {reference(work)}",
+        f"Prompt format: {prompt_format(resolved.data)}",
     ]
     if preset := resolved.settings.preset:
         taken = [
@@ -151,6 +152,13 @@ def reference(work: Work) -> str:
             f"adapter set reference_model_path: {settings.resume_adapter_file})"
         )
     return text
+
+
+def prompt_format(settings: DataSettings) -> str:
+    """What becomes of rows of text."""
+    if settings.prompt_format == "chat":
+        return "chat, text becomes messages for the chat template"
+    return "raw, text goes to the model as it is; messages go through the chat template as in TRL"
 
 
 def rows(name: str, split: Split) -> str:

@@ -42,14 +42,29 @@ def kind_of(resolved: Resolved) -> Rows:
     return getattr(trainer, "rows_of", lambda options: trainer.rows)(resolved.options)
 
 
+ADD_ENDS = ("cpo", "simpo", "orpo")
+"""Modes whose trainers in TRL put BOS first and EOS last in every row: `prompt_format: raw` does so too."""
+
+
+def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str, Split]:
+    """The rows of these splits as tokens; a split that does not exist is left out."""
+    return prepare(
+        resolved.data,
+        tokenizer,
+        splits,
+        kind=kind_of(resolved),
+        add_bos=policy.uses_fallback_template(tokenizer),
+        add_ends=resolved.trainer.mode in ADD_ENDS,
+    )
+
+
 def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
     """The splits that this run uses, as tokens."""
     wanted = [
         *(["train", "valid"] if resolved.settings.train else []),
         *(["test"] if resolved.settings.test else []),
     ]
-    fallback = policy.uses_fallback_template(tokenizer)
-    splits = prepare(resolved.data, tokenizer, wanted, kind=kind_of(resolved), add_bos=fallback)
+    splits = tokenised(resolved, tokenizer, wanted)
     for name in ("train", "test"):
         if name in wanted and name not in splits:
             raise UserError(

@@ -24,8 +24,8 @@ from .rows import shown_rows
 
 Report = dict[str, Any]
 """can_start: whether the run can start. problems: why not, a sentence each. warnings: what calls for a look.
-settings: key, value and source of each. Then, as far as it got: mode, objective, reference, engine, trained, plan, data
-(split → see `statistics_of`), rows (see `shown_rows`), forecast (see `forecast`)."""
+settings: key, value and source of each. Then, as far as it got: mode, objective, reference, prompt_format, engine,
+trained, plan, data (split → see `statistics_of`), rows (see `shown_rows`), forecast (see `forecast`)."""
 
 TIGHT = 0.85
 """From this share of the memory on it is said that little is left."""
@@ -96,6 +96,7 @@ def _tell(report: Report, work: Work, splits: dict[str, Split]) -> None:
         "mode": f"{resolved.trainer.mode}, by {resolved.provider}",
         "objective": summary.objective(resolved),
         "reference": summary.reference(work),
+        "prompt_format": summary.prompt_format(resolved.data),
         "engine": work.engine.words,
         "data": {name: statistics.statistics_of(split) for name, split in splits.items()},
         "rows": shown_rows(next(iter(splits.values())), work.tokenizer),

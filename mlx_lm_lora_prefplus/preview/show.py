@@ -17,7 +17,7 @@ PROMPT_BEGINS, PROMPT_ENDS, COMPLETION_BEGINS, COMPLETION_ENDS = 120, 240, 240, 
 
 BOUNDARY = "┃"
 STYLES = {"chosen": "green", "desirable": "green", "rejected": "red", "undesirable": "red"}
-FACTS = ("mode", "objective", "reference", "trained", "engine", "plan")
+FACTS = ("mode", "objective", "reference", "prompt_format", "trained", "engine", "plan")
 
 
 def shown(report: dict[str, Any], everything: bool = False) -> Group:

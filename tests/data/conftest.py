@@ -97,10 +97,10 @@ def write(path: Path, rows: list[dict]) -> Path:
 def tokenise(tmp_path, chatml):
     """Rows → the Split that `prepare` makes of them; keyword arguments are settings."""
 
-    def run(rows: list[dict], tokenizer=chatml, *, kind="paired", add_bos: bool = False, **settings):
+    def run(rows: list[dict], tokenizer=chatml, *, kind="paired", add_bos=False, add_ends=False, **settings):
         path = write(tmp_path / "rows.jsonl", rows)
         settings = DataSettings(data=str(path), **settings)
-        how = {"add_bos": add_bos, "progress": False, "cache_dir": tmp_path / "cache"}
+        how = {"add_bos": add_bos, "add_ends": add_ends, "progress": False, "cache_dir": tmp_path / "cache"}
         return prepare(settings, tokenizer, ["train"], kind=kind, **how)["train"]
 
     return run

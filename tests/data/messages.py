@@ -18,9 +18,11 @@ def system(content: Any) -> dict:
     return {"role": "system", "content": content}
 
 
-def read(*rows: dict, kind="paired", pairing="best_worst", **features) -> tuple[str, list[Example | Dropped]]:
+def read(
+    *rows: dict, kind="paired", pairing="best_worst", raw=False, **features
+) -> tuple[str, list[Example | Dropped]]:
     """The shape in words, and what becomes of the rows."""
-    words, examples = read_examples(iter(enumerate(rows, 1)), "rows.jsonl", features, kind, pairing)
+    words, examples = read_examples(iter(enumerate(rows, 1)), "rows.jsonl", features, kind, pairing, raw)
     return words, list(examples)
 
 

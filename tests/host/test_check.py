@@ -21,7 +21,7 @@ def test_every_error_at_once(refused):
         "beta: 0 (config ",
         "label_smoothing: 0.7 (config ",
         "must be less than 0.5",
-        "must be 'keep_end', 'keep_start' or 'drop'",
+        "must be 'keep_end', 'keep_start', 'keep_prompt' or 'drop'",
         "rank must be a whole number from 1 to 65536, not 0",
         "needs a name that is one of cosine_decay, exponential_decay, linear_schedule, step_decay",
         "optimizer: 'sgd' (config ",

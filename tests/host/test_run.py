@@ -118,6 +118,7 @@ def test_log_lines_and_payloads_are_the_hosts(go):
 
 def test_summary_names_what_is_in_force(go):
     out, _ = go(loss_type="ipo", delta=50.0, sft_weight=0.5)
+    assert "Prompt format: chat, text becomes messages for the chat template" in out
     assert "Mode: dpo, by mlx-lm-lora-prefplus" in out
     assert "Objective: ipo (beta 0.1, sft_weight 0.5)" in out
     assert "Reference: the model with its adapters off" in out

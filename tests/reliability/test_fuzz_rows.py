@@ -121,8 +121,9 @@ def test_any_rows_in_any_file(tmp_path, kind, ending):
         settings = DataSettings(
             data=str(file),
             max_seq_length=draw.choice([1, 3, 20, 2048]),
-            truncation=draw.choice(["keep_end", "keep_start", "drop"]),
+            truncation=draw.choice(["keep_end", "keep_start", "keep_prompt", "drop"]),
             pairing=draw.choice(["best_worst", "all_pairs"]),
+            prompt_format=draw.choice(["chat", "raw"]),
         )
         with told_or_fine((number, rows, settings), tally):
             cache = {"progress": False, "cache_dir": tmp_path / "cache"}
