@@ -47,7 +47,7 @@ def _risen(history: History, run: Run) -> str | None:
     Losses of single rows differ, so that a mean of few rows must be further above. A validation is of the same rows
     each time; but where it rises while that of training does not, the policy learns the rows by heart.
     """
-    start = _start(history)
+    start, untrained = _start(history, run), values(_untrained(history), "loss")
     losses = values(history.train, "loss")
     now = _latest_rows(history.train)
     if start <= 0 or not losses:
@@ -57,11 +57,12 @@ def _risen(history: History, run: Run) -> str | None:
     # With a reference every row begins at the same loss, so that what differs early on is due to training.
     early = run.reference and run.fresh and history.train[-1].get("updates", math.inf) <= EARLY
     many = now.rows > 0 and now.loss > (1.5 + FEW_ROWS / now.rows) * start
-    again = bool(validated) and validated[0] > 1.5 * start and losses[-1] > start
+    again = bool(validated and untrained) and validated[0] > 1.5 * untrained[0] and losses[-1] > start
     if not (steady or many or again or (early and losses[-1] > 3 * start)):
         return None
     end = validated[0] if again and not (steady or many) else losses[-1]
-    return f"the objective has risen from {start:.2f} to {end:.2f} while training"
+    begin = untrained[0] if again and not (steady or many) else start
+    return f"the objective has risen from {begin:.2f} to {end:.2f} while training"
 
 
 FEW_ROWS = 12
@@ -86,9 +87,16 @@ def _latest_rows(reports: Sequence[Report]) -> _Latest:
     return _Latest(0.0, 0.0)
 
 
-def _start(history: History) -> float:
-    """The objective before training: of the validation before the first step, else of the first report; 0: unknown."""
-    return min([*values(history.train, "loss")[:1], *values(_untrained(history), "loss")], default=0.0)
+def _start(history: History, run: Run) -> float:
+    """The objective before training, of the validation before the first step and the first report; 0: unknown.
+
+    With a reference it is the same for every row. Without one, other rows have another, so that the higher counts;
+    but no more than twice that of the validation, because the first report may have diverged already.
+    """
+    first, untrained = values(history.train, "loss")[:1], values(_untrained(history), "loss")
+    if run.reference or not (first and untrained):
+        return min([*first, *untrained], default=0.0)
+    return max(untrained[0], min(first[0], 2 * untrained[0]))
 
 
 def _untrained(history: History) -> list[Report]:

@@ -14,17 +14,17 @@ from ..errors import UserError
 from ..host import summary
 from ..host.command_line import settings_of
 from ..host.work import Work
-from . import held_out, intervals, judges
+from ..report.evidence import evidence_of as evidence_of_run
+from ..report.runs import read_run
+from ..report.verdict import Evidence, verdict
+from . import held_out, judges
 from .answers import Asked, ask
 from .win_rate import win_rate
 
 Report = dict[str, Any]
 """mode, objective, policy, reference: what is compared. rows: what it is measured on. Then the figures of
 `held_out.summary`, `answers` (those of `win_rate.win_rate`, the judge, and how often it agrees with itself; or None),
-and `verdict`."""
-
-CHANCE = {1: "better than chance", 0: "not told apart from chance", -1: "worse than chance"}
-HEADS = {1: "It worked", 0: "No sign that it worked", -1: "It did harm"}
+`training` (what the run reported of its objective, and the watchers that spoke; or None), `outcome` and `verdict`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def evaluate(words: Sequence[str], judging: Judging) -> Report:
         }
         if judging.wanted:
             report["answers"] = _compared(work, judging, judge, seed)
-    return {**report, "verdict": verdict(report)}
+    report["training"] = _training(Path(resolved.settings.adapter_path or ""))
+    outcome, text = verdict(evidence_of(report))
+    return {**report, "outcome": outcome, "verdict": text}
 
 
 def _reference(work: Work) -> str:
@@ -110,34 +112,28 @@ def _keep(file: Path, asked: list[Asked], wins: np.ndarray) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def verdict(report: Report) -> str:
-    """One sentence. Answers that another than the policy has judged decide; without them the rewards do."""
-    accuracy, margin, answers = report["accuracy"], report["margin"], report["answers"]
-    sign = intervals.against(accuracy, 0.5)
-    what = (
-        "the chosen completion above the rejected one" if report["rows"]["kind"] != "unpaired" else "on the right side"
+def _training(folder: Path) -> dict[str, Any] | None:
+    """What the run in the adapter folder reported; None where it left no reports."""
+    try:
+        found = evidence_of_run(read_run(folder))
+    except UserError:
+        return None
+    return {"objective": found.objective, "warnings": list(found.warnings), "remarks": list(found.remarks)}
+
+
+def evidence_of(report: Report) -> Evidence:
+    """What speaks for and against the policy. Answers that another than the policy has judged decide."""
+    margin, answers, training = report["margin"], report["answers"], report["training"] or {}
+    return Evidence(
+        rows="held-out",
+        accuracy=report["accuracy"],
+        before=report["before"]["accuracy"],
+        margin=margin and margin["value"],
+        margin_before=report["before"]["margin"],
+        objective=training.get("objective"),
+        warnings=training.get("warnings", ()),
+        win_rate=answers and answers["win_rate"],
+        judge=answers["judge"] if answers else "",
+        outsider=bool(answers) and answers["agrees_in_both_orders"] is not None,
+        remarks=training.get("remarks", ()),
     )
-    told = f"the policy's reward ranks {what} in {percent(accuracy)} of {accuracy['n']} held-out rows, {CHANCE[sign]}"
-    if margin:
-        told += f" (margin {signed(margin)})"
-    if answers:
-        won = intervals.against(answers["win_rate"], 0.5)
-        controlled = answers["length_controlled"]
-        told += (
-            f"; its answers win {percent(answers['win_rate'])} of {answers['prompts']} prompts against the reference "
-            f"({percent(controlled)} at equal length), as {answers['judge']} judges, {CHANCE[won]}"
-        )
-        sign = sign if answers["agrees_in_both_orders"] is None else won
-    return f"{HEADS[sign]}: {told}."
-
-
-def percent(figure: intervals.Figure) -> str:
-    """62 % [55, 69]."""
-    span = "" if figure["low"] is None else f" [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"
-    return f"{100 * figure['value']:.0f} %{span}"
-
-
-def signed(figure: intervals.Figure) -> str:
-    """+0.31 [0.22, 0.40]."""
-    span = "" if figure["low"] is None else f" [{figure['low']:.3g}, {figure['high']:.3g}]"
-    return f"{figure['value']:+.3g}{span}"

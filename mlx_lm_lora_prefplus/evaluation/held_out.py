@@ -15,9 +15,10 @@ from ..host.previous import as_begun
 from ..host.run import check_start
 from ..host.work import Work, tokenised
 from ..plugin import Batch
+from ..report import intervals
+from ..report.intervals import Figure
+from ..report.verdict import CHANCE
 from ..trainers.paired import chosen_and_rejected
-from . import intervals
-from .intervals import Figure
 
 BUCKETS = 4
 """Rows are looked at by length in so many groups of like size."""
@@ -27,19 +28,21 @@ class HeldOut(NamedTuple):
     """Of each row the first and the last completion: chosen and rejected; of a labelled row it is one and the same.
 
     rewards, policy, reference, tokens: (rows, 2) β·log-ratios, log-probs (nats, summed) and tokens.
-    label: (rows,) 1 or 0, of labelled rows.
+    base: rewards of the model before training; 0 where they compare with a reference. label: (rows,) 1 or 0, of
+        labelled rows.
     """
 
     rewards: np.ndarray
     policy: np.ndarray
     reference: np.ndarray
     tokens: np.ndarray
+    base: np.ndarray
     label: np.ndarray | None
 
     def part(self, rows: np.ndarray) -> "HeldOut":
         """Some of the rows, by a mask (rows,)."""
-        rewards, policy, reference, tokens = (values[rows] for values in self[:4])
-        return HeldOut(rewards, policy, reference, tokens, None if self.label is None else self.label[rows])
+        *values, label = (None if one is None else one[rows] for one in self)
+        return HeldOut(*values, label)  # type: ignore[arg-type]
 
 
 def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
@@ -87,8 +90,12 @@ def score(work: Work) -> HeldOut:
         with_reference(work.batches("test"), reference), with_reference(work.batches("test"), plain), strict=True
     ):
         scores = computed_by(batch, work.token_weights(batch))
+        untrained = scores._replace(logps=known.reference_logps, weighted_logps=known.reference_logps)
+        rewards = trainer.rewards(scores, batch, resolved.options)
+        base = trainer.rewards(untrained, batch, resolved.options) if reference is None else mx.zeros_like(rewards)
         for name, values in (
-            ("rewards", trainer.rewards(scores, batch, resolved.options)),
+            ("rewards", rewards),
+            ("base", base),
             ("policy", scores.logps),
             ("reference", known.reference_logps),
             ("tokens", batch.completion_lengths),
@@ -112,6 +119,12 @@ def _sides(values: mx.array, batch: Batch) -> np.ndarray:
 def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
     """Accuracy and margin of the rewards with their intervals, by length, and how far the log-probs moved."""
     found: dict[str, Any] = _rewards(held_out, seed)
+    before = _rewards(held_out._replace(rewards=held_out.base), seed)
+    compared = not held_out.base.any()  # with a reference, which the policy was before training: all are ties
+    found["before"] = {
+        "accuracy": CHANCE if compared else before["accuracy"]["value"],
+        "margin": before["margin"]["value"] if before["margin"] else 0.0,
+    }
     longest = held_out.tokens.max(axis=1)
     edges = np.unique(np.quantile(longest, np.linspace(0, 1, BUCKETS + 1)[1:-1], method="lower"))
     places = np.searchsorted(edges, longest, side="left")

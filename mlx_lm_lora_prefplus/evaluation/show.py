@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .evaluate import percent, signed
+from ..report.intervals import of_rows, percent, signed
 
 
 def shown(report: dict[str, Any]) -> Group:
@@ -36,7 +36,7 @@ def _parts(report: dict[str, Any]) -> Iterator[RenderableType]:
         for side, figure in report["shift"].items()
     ]
     ranked = [
-        (f"{name} ranks", f"chosen above rejected by log-prob a token in {percent(figure)}")
+        (f"{name} ranks", f"chosen above rejected by log-prob a token in {of_rows(figure)}")
         for name, figure in report.get("ranked_by_log_prob", {}).items()
     ]
     yield Text()

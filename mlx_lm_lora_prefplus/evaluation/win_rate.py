@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from . import intervals
+from ..report import intervals
+from ..report.intervals import Figure
 from .answers import Asked
-from .intervals import Figure
 
 STEPS, LONGEST_STEP, RIDGE = 25, 2.0, 0.1
 """Newton's steps, more than enough, none longer than this; and a weak pull of both coefficients to 0, which keeps them

@@ -16,6 +16,7 @@ def report(
     """Write one HTML page about runs: did it work, curves, warnings, samples, settings, data. It needs no network."""
     from ..engine.checkpoint import whole_file
     from ..errors import UserError
+    from .evidence import evidence_of
     from .page import page
     from .runs import read_runs
     from .verdict import verdict
@@ -28,7 +29,7 @@ def report(
     with whole_file(target) as temporary:
         temporary.write_bytes(content)
     for run in runs:
-        print(f"{run.name}: {verdict(run).text}")
+        print(f"{run.name}: {verdict(evidence_of(run)).text}")
         for note in run.notes:
             print(f"  {note}")
     print(f"Written: {target}")

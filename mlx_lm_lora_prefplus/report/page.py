@@ -7,6 +7,7 @@ from importlib.resources import files
 
 from .. import __version__, report
 from .charts import Chart, further_charts, main_charts
+from .evidence import evidence_of
 from .runs import RunRecord
 from .sections import compared, data, notes, samples, settings, versions, warnings
 from .svg import draw, swatch
@@ -14,7 +15,12 @@ from .verdict import verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
-OUTCOMES = {"worked": ("✓", "It worked"), "partly": ("≈", "Partly"), "failed": ("✗", "It did not work")}
+OUTCOMES = {
+    "worked": ("✓", "It worked"),
+    "partly": ("≈", "Partly"),
+    "failed": ("✗", "It did not work"),
+    "unknown": ("–", "Not clear"),
+}
 
 
 def page(runs: Sequence[RunRecord]) -> str:
@@ -55,8 +61,8 @@ def _asset(name: str) -> str:
 
 
 def _verdict(place: int, run: RunRecord, several: bool) -> str:
-    outcome, text = verdict(run)
-    sign, words = OUTCOMES.get(outcome, ("–", "No verdict"))
+    outcome, text = verdict(evidence_of(run))
+    sign, words = OUTCOMES[outcome]
     name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b><br>' if several else ""
     return (
         f'<p class="verdict {outcome}"><span class="sign" role="img" aria-label="{words}">{sign}</span>'

@@ -23,10 +23,11 @@ MOST = 1e300
 
 
 class Warned(NamedTuple):
-    """A warning of the watchers. iteration: when it was raised, in micro-batches."""
+    """A warning of the watchers. iteration: when it was raised, in micro-batches. name: of the watcher."""
 
     iteration: int
     text: str
+    name: str = ""
 
 
 class Sample(NamedTuple):
@@ -101,7 +102,11 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
             f"{folder}: {METRICS} holds no report. The run ended before its first one; steps_per_report says after "
             "how many iterations that is."
         )
-    warned = [Warned(line["iteration"], str(line.get("text", ""))) for line in lines if "warning" in line]
+    warned = [
+        Warned(line["iteration"], str(line.get("text", "")), str(line["warning"]))
+        for line in lines
+        if "warning" in line
+    ]
     return RunRecord(
         name=name or folder.name,
         folder=folder,
@@ -159,7 +164,7 @@ def _reports(lines: Iterable[dict[str, Any]], split: str, notes: list[str]) -> d
             finite = {key: float(value) for key, value in numbers.items() if abs(value) <= MOST}
             odd += len(numbers) - len(finite)
             if finite.get("rewards/chosen") == finite.get("rewards/rejected") == 0:
-                finite.pop("rewards/accuracies", None)  # the policy still is its reference: ties, no accuracy
+                finite["rewards/accuracies"] = 0.5  # the policy still is its reference, and a tie counts one half
             reports[line["iteration"]] = finite
     if odd:
         notes.append(f"{odd} values of split {split} are not finite, or absurdly large, and are left out.")

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .evidence import accuracy_of
+from .intervals import of_rows
 from .runs import Report, RunRecord
 from .svg import number, swatch
 
@@ -38,13 +40,22 @@ def _figures(run: RunRecord) -> list[str]:
     planned = run.about.get("iters")
     of = f" <small>of {planned}</small>" if isinstance(planned, int) and planned != run.iterations else ""
     return [
-        f"{last['rewards/accuracies']:.2f}" if "rewards/accuracies" in last else "–",
+        _accuracy(last),
         _figure(last.get("rewards/margins"), signed=True),
         _figure(last.get("loss")),
         f"{run.iterations:,}{of}",
         _figure(sorted(speeds)[len(speeds) // 2] if speeds else None, "tokens/s"),
         _figure(train.get("peak_memory"), "GB"),
     ]
+
+
+def _accuracy(report: Report) -> str:
+    """With its interval and the rows that it is a mean over."""
+    figure = accuracy_of(report)
+    if figure is None:
+        return "–"
+    share, _, rest = of_rows(figure).partition(" % ")
+    return f"{share} %&nbsp;<small>{rest}</small>"
 
 
 def _last(reports: Mapping[int, Report]) -> Report:

@@ -1,100 +1,142 @@
-"""Did it work? A sentence with the numbers."""
+"""Did it work? One rule and one sentence for `report` and `evaluate`, with the numbers that they rest on."""
 
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from .runs import Report, RunRecord
+from . import intervals
+from .intervals import Figure
 
-ACCURACY, MARGIN = "rewards/accuracies", "rewards/margins"
 ENOUGH = 0.7
 """MLX-LoRA-Studio's rule: accuracies above this with margins above 0 mean that the loss does real work."""
 
 CHANCE = 0.5
-"""The accuracy of a policy that still is its reference."""
+"""The accuracy of a policy that still is its reference: every pair is a tie."""
 
-CLEARLY = 0.02
-"""An accuracy has changed if it changed by more than this."""
+CLEARLY, BY_FAR = 0.02, 3.0
+"""An objective has risen if it did by more than this share of its start; so many times its start is a divergence."""
 
-LITTLE = 0.6
-"""Below this an accuracy of some dozens of rows may be chance."""
-
-LATEST = 5
-"""Without validation: so many reports at each end are averaged, or a tenth of all; single ones are of a few rows."""
+Outcome = Literal["worked", "partly", "failed", "unknown"]
 
 
 class Verdict(NamedTuple):
-    """outcome: how it went; unknown where the mode reports no accuracy."""
+    """outcome: how it went; unknown where the rows are too few to tell. text: a sentence."""
 
-    outcome: Literal["worked", "partly", "failed", "unknown"]
+    outcome: Outcome
     text: str
 
 
-def verdict(run: RunRecord) -> Verdict:
-    """What the validation says of a run; without one, what the training does."""
-    validated, trained = (
-        [report for report in split.values() if ACCURACY in report or MARGIN in report]
-        for split in (run.valid, run.train)
-    )
-    reports = validated or trained
-    if not any(ACCURACY in report for report in reports):
-        return _of_objective(run)
-    split = "Validation" if validated else "Training"
-    count = 1 if validated else max(LATEST, len(reports) // 10)
-    first, last = _mean(reports[:count]), _mean(reports[-count:])
-    before, after = first.get(ACCURACY, CHANCE), last.get(ACCURACY, CHANCE)
-    margin_before, margin = first.get(MARGIN, 0.0), last.get(MARGIN, 0.0)
-    if len(reports) == 1:
-        text = f"{split} accuracy is {after:.2f} and the margin {margin:+.2f} after one report: too early to judge."
-        return Verdict("unknown", text)
-    text = f"{split} accuracy {_moved(before, after)}, the margin {_moved(margin_before, margin, '+.2f')}"
-    good = after > ENOUGH and margin > 0
-    better = after > before + CLEARLY or (after >= before - CLEARLY and margin > margin_before)
-    if good and better:
-        outcome, judged = "worked", f"it worked (accuracy above {ENOUGH} with a positive margin)"
-    elif good:
-        outcome, judged = "partly", f"the accuracy is above {ENOUGH}, but training did not raise it"
-    elif better and margin > 0:
-        outcome = "partly"
-        lead = "it learns, but" if after >= LITTLE else "little is learnt so far:"
-        judged = f"{lead} accuracy above {ENOUGH} with a positive margin is what to look for"
-    else:
-        outcome = "failed"
-        judged = f"it did not work: accuracy above {ENOUGH} with a positive margin is what to look for"
-    unsure = "" if validated else " There was no validation: these are rows that were trained on."
-    return Verdict(outcome, f"{text}: {judged}.{_past_its_best(run)}{unsure}")
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a policy.
+
+    rows: where the rows come from: validation, training or held-out.
+    accuracy: share of rows that the policy ranks as wanted; None where the mode reports none. before: the same of the
+        policy before training. margin, margin_before: mean reward of chosen less rejected.
+    objective: before training and now, and of which rows, or None.
+    warnings: names of the watchers that spoke (see `engine.watchers`).
+    win_rate: of its answers against the reference's, as `judge` says; it decides where `outsider`.
+    early: whether there is one report so far. remarks: sentences to add.
+    """
+
+    rows: str
+    accuracy: Figure | None
+    before: float = CHANCE
+    margin: float | None = None
+    margin_before: float = 0.0
+    objective: tuple[str, float, float] | None = None
+    warnings: Collection[str] = ()
+    win_rate: Figure | None = None
+    judge: str = ""
+    outsider: bool = False
+    early: bool = False
+    remarks: Collection[str] = ()
 
 
-def _mean(reports: list[Report]) -> Report:
-    names = {name for report in reports for name in report}
-    values = {name: [report[name] for report in reports if name in report] for name in names}
-    return {name: sum(those) / len(those) for name, those in values.items()}
+def verdict(found: Evidence) -> Verdict:
+    """Judge the evidence.
+
+    It worked where the whole 95 % interval of the accuracy lies above that before training, the accuracy is above
+    `ENOUGH`, the margin is positive, the objective is not above its start, and the rows were not trained on. It
+    diverged where the objective ended above its start by far, or after the warning of a rate that is too high.
+    """
+    outcome, head, reasons = _judged(found)
+    told = "; ".join([*reasons, *_figures(found)])
+    return Verdict(outcome, " ".join([f"{head}: {told}.", *found.remarks]))
 
 
-def _moved(before: float, after: float, form: str = ".2f") -> str:
-    if format(before, form) == format(after, form):
-        return f"stayed at {after:{form}}"
-    return f"{'rose' if after > before else 'fell'} from {before:{form}} to {after:{form}}"
+def _judged(found: Evidence) -> tuple[Outcome, str, list[str]]:
+    """Outcome, its words, and what speaks against."""
+    if _diverged(found):
+        return "failed", "It diverged", ["the objective ended above its start"]
+    if found.early:
+        return "unknown", "Too early to judge", ["there is one report so far"]
+    judged = found.win_rate if found.outsider else None
+    decisive, before = (judged, CHANCE) if judged else (found.accuracy, found.before)
+    if decisive is None:
+        return "unknown", "No verdict", ["this mode reports no accuracy"]
+    sign = intervals.against(decisive, before)
+    if sign < 0:
+        return "failed", "It did harm", []
+    if sign == 0:
+        return _not_clear(found, decisive, before)
+    but = []
+    if not judged and decisive["value"] <= ENOUGH:
+        but.append(f"an accuracy above {ENOUGH:.0%} is what to look for".replace("%", " %"))
+    if found.margin is not None and found.margin <= 0:
+        but.append("the margin is not positive")
+    if _risen(found):
+        but.append("the objective is above its start")
+    if found.rows == "training":
+        but.append("these rows were trained on, and there was no validation")
+    return ("partly", "It learns, but", but) if but else ("worked", "It worked", [])
 
 
-def _of_objective(run: RunRecord) -> Verdict:
-    reports = [report["loss"] for report in (run.valid or run.train).values() if "loss" in report]
-    if len(reports) < 2:
-        return Verdict("unknown", "Too little was reported to judge.")
-    split = "validation" if run.valid else "training"
-    moved = _moved(reports[0], reports[-1], ".3f")
-    return Verdict("unknown", f"The {split} objective {moved}; this mode reports no accuracy.")
+def _not_clear(found: Evidence, figure: Figure, before: float) -> tuple[Outcome, str, list[str]]:
+    """The interval holds the accuracy before training: chance, or too few rows, or a mode that began high."""
+    fallen = found.objective is not None and found.objective[2] < found.objective[1]
+    better = found.margin is not None and found.margin > max(found.margin_before, 0)
+    if before > ENOUGH and figure["value"] >= before and fallen and better:
+        return "partly", "It learns, but", [f"{before:.0%} were right before training".replace("%", " %")]
+    rows = _rows_needed(figure["value"], before)
+    said = ["the objective is above its start"] if _risen(found) else []
+    few = f"{figure['n']:,} rows are too few to tell; about {rows:,} would be needed" if rows > figure["n"] > 0 else ""
+    return "unknown", "No sign that it worked", [few, *said] if few else said
 
 
-def _past_its_best(run: RunRecord) -> str:
-    """A hint where the validation objective has turned round: a twentieth above its best, that lies back."""
-    losses = {iteration: report["loss"] for iteration, report in run.valid.items() if "loss" in report}
-    if len(losses) < 3:
-        return ""
-    best = min(losses, key=lambda iteration: losses[iteration])
-    last = max(losses)
-    if best == last or losses[last] - losses[best] < 0.05 * abs(losses[best]):
-        return ""
-    when = "before training" if best == 1 else f"at iteration {best}"
-    return (
-        f" The validation objective was best {when} ({losses[best]:.3f}) and is {losses[last]:.3f} at the "
-        "end: fewer iters, a smaller learning_rate, or save_best keeps the better adapters."
-    )
+def _rows_needed(value: float, before: float) -> int:
+    """How many rows with this share would be told apart from the share before; 0 where none would."""
+    if value <= before:
+        return 0
+    rows = intervals.Z**2 * max(value * (1 - value), 0.05) / (value - before) ** 2
+    return 10 * math.ceil(min(rows, 1e6) / 10)
+
+
+def _diverged(found: Evidence) -> bool:
+    by_far = found.objective is not None and found.objective[2] > BY_FAR * found.objective[1] > 0
+    return by_far or (_risen(found) and "rate_too_high" in found.warnings)
+
+
+def _risen(found: Evidence) -> bool:
+    return found.objective is not None and found.objective[2] - found.objective[1] > CLEARLY * abs(found.objective[1])
+
+
+def _figures(found: Evidence) -> list[str]:
+    """The numbers, each with what it was before training."""
+    told = []
+    if found.accuracy:
+        before = "" if found.early else f", {found.before:.0%} before training".replace("%", " %")
+        told.append(f"{found.rows} accuracy {intervals.of_rows(found.accuracy)}{before}")
+    if found.margin is not None:
+        told.append(f"margin {found.margin:+.2f}" + ("" if found.early else f", {found.margin_before:+.2f} before"))
+    if found.win_rate:
+        won = f"{intervals.percent(found.win_rate)} of {found.win_rate['n']:,} prompts"
+        told.append(f"its answers win {won} against the reference, as {found.judge} judges")
+    if found.objective:
+        split, before, after = found.objective
+        told.append(f"{split} objective {after:.3f}, {before:.3f} before")
+    if found.warnings:
+        count = len(found.warnings)
+        told.append(f"{count} warning{'s' * (count > 1)} while training: {', '.join(found.warnings)}")
+    return told

@@ -153,8 +153,11 @@ def test_one_report_is_enough_where_it_is_clear(report, speaks):
 
 def test_without_a_reference_rows_differ_from_the_start_and_a_few_prove_nothing():
     run, before = RUN._replace(reference=False), {"iteration": 1, "loss": 3.0}
-    assert warnings(history([rows(4, 9.5)], [before]), run) == {}
-    assert list(warnings(history([rows(20, 9.5)], [before]), run)) == ["rate_too_high"]
+    assert warnings(history([rows(4, 20.0)], [before]), run) == {}
+    assert warnings(history([rows(20, 9.5)], [before]), run) == {}, "rows of other lengths"
+    assert list(warnings(history([rows(20, 20.0)], [before]), run)) == ["rate_too_high"]
+    lucky, later = rows(20, 1.49), [before, {"iteration": 20, "loss": 2.9}]
+    assert warnings(history([lucky, rows(20, 3.1)], later), run) == {}, "the validation has not risen"
 
 
 def test_without_a_validation_a_model_that_lost_its_language_is_noticed():

@@ -17,7 +17,7 @@ def report(iteration: int, split: str = "train", **values: float) -> dict[str, A
         **{"iteration": iteration, "split": split, "loss": 0.693 - 0.4 * share},
         **{"rewards/chosen": 0.2 * share, "rewards/rejected": -0.6 * share, "rewards/margins": 0.8 * share},
         **{"rewards/accuracies": 0.5 + 0.4 * share, "logps_per_token/chosen": -1.5, "logps_per_token/rejected": -1.9},
-        **{"logps/chosen": -60.0, "logps/rejected": -70.0, "entropy": 2.0},
+        **{"logps/chosen": -60.0, "logps/rejected": -70.0, "entropy": 2.0, "rows": 200},
     }
     if split == "train":
         line |= {"grad_norm": 3.0, "learning_rate": 1e-5, "tokens_per_second": 900.0, "peak_memory": 1.25}

@@ -15,7 +15,7 @@ def test_a_whole_run(make):
     run = read_run(make(lines=[report(20), warned, report(1, "valid"), report(10)], about=about, samples=[sample]))
     assert list(run.train) == [10, 20] and list(run.valid) == [1]
     assert run.train[10]["grad_norm"] == 3.0
-    assert [tuple(one) for one in run.warnings] == [(20, "far away")]
+    assert [tuple(one) for one in run.warnings] == [(20, "far away", "kl_growing")]
     assert [tuple(one) for one in run.samples] == [(1, "p", "a", "b")]
     assert (run.about, run.notes, run.iterations) == (about, [], 20)
 
@@ -49,10 +49,10 @@ def test_values_that_cannot_be_drawn_are_left_out(make):
     assert run.notes == ["3 values of split train are not finite, or absurdly large, and are left out."]
 
 
-def test_ties_with_the_reference_are_no_accuracy(make):
+def test_ties_with_the_reference_are_halves(make):
     start = report(1, "valid", **{"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/accuracies": 0.0})
     run = read_run(make(lines=[start, report(50, "valid")]))
-    assert "rewards/accuracies" not in run.valid[1] and "rewards/accuracies" in run.valid[50]
+    assert (run.valid[1]["rewards/accuracies"], run.valid[50]["rewards/accuracies"]) == (0.5, 0.7)
 
 
 def test_without_a_record_the_adapters_tell(make):

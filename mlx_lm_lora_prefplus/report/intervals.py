@@ -20,10 +20,21 @@ def share(wins: np.ndarray) -> Figure:
 
     wins: (n,) bool, n ≥ 1; or in [0, 1], where a tie is half a win: then the interval is rather too wide.
     """
-    n, p = len(wins), float(wins.mean())
+    return wilson(float(wins.mean()), len(wins))
+
+
+def wilson(p: float, n: float) -> Figure:
+    """A share p of n rows, with Wilson's score interval; without one where n is 0, not known."""
+    if n <= 0:
+        return {"value": p, "low": None, "high": None, "n": 0}
     middle, scale = p + Z * Z / (2 * n), 1 + Z * Z / n
     half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return {"value": p, "low": max((middle - half) / scale, 0.0), "high": min((middle + half) / scale, 1.0), "n": n}
+    return {
+        "value": p,
+        "low": max((middle - half) / scale, 0.0),
+        "high": min((middle + half) / scale, 1.0),
+        "n": int(n),
+    }
 
 
 def mean(values: np.ndarray, seed: int) -> Figure:
@@ -62,3 +73,21 @@ def against(figure: Figure, chance: float) -> int:
     if figure["low"] is None:
         return 0
     return int(figure["low"] > chance) - int(figure["high"] < chance)
+
+
+def percent(figure: Figure) -> str:
+    """62 % [55, 69]."""
+    span = "" if figure["low"] is None else f" [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"
+    return f"{100 * figure['value']:.0f} %{span}"
+
+
+def of_rows(figure: Figure) -> str:
+    """62 % [55, 69] of 120 rows."""
+    rows = figure["n"]
+    return f"{percent(figure)} of {f'{rows:,}' if rows else 'an unknown number of'} row{'s' * (rows != 1)}"
+
+
+def signed(figure: Figure) -> str:
+    """+0.31 [0.22, 0.40]."""
+    span = "" if figure["low"] is None else f" [{figure['low']:.3g}, {figure['high']:.3g}]"
+    return f"{figure['value']:+.3g}{span}"

@@ -1,0 +1,61 @@
+"""What the files of a run say for and against it."""
+
+from .intervals import Figure, wilson
+from .runs import Report, RunRecord
+from .verdict import CHANCE, Evidence
+
+ACCURACY, MARGIN = "rewards/accuracies", "rewards/margins"
+
+LATEST = 5
+"""Without validation: so many reports at each end are averaged, or a tenth of all; single ones are of a few rows."""
+
+
+def evidence_of(run: RunRecord) -> Evidence:
+    """The last validation against the first; without validation, the last reports of training against the first."""
+    split = "validation" if run.valid else "training"
+    reports = list((run.valid or run.train).values())
+    count = 1 if run.valid else max(LATEST, len(reports) // 10)
+    first, last = mean(reports[:count]), mean(reports[-count:])
+    return Evidence(
+        rows=split,
+        accuracy=accuracy_of(last),
+        before=first.get(ACCURACY, CHANCE),
+        margin=last.get(MARGIN),
+        margin_before=first.get(MARGIN, 0.0),
+        objective=(split, first["loss"], last["loss"]) if len(reports) > 1 and "loss" in first | last else None,
+        early=len(reports) == 1,
+        warnings=list(dict.fromkeys(warned.name for warned in run.warnings)),
+        remarks=_past_its_best(run),
+    )
+
+
+def accuracy_of(report: Report) -> Figure | None:
+    """The accuracy of a report with its interval, by the rows that it is a mean over."""
+    return wilson(report[ACCURACY], report.get("rows", 0)) if ACCURACY in report else None
+
+
+def mean(reports: list[Report]) -> Report:
+    """The mean of each metric, each row counted alike; `rows` is the sum."""
+    names = {name for report in reports for name in report} - {"rows"}
+    found: Report = {}
+    for name in names:
+        those = [(report[name], report.get("rows", 1.0)) for report in reports if name in report]
+        found[name] = sum(value * rows for value, rows in those) / sum(rows for _, rows in those)
+    if all("rows" in report for report in reports) and reports:
+        found["rows"] = sum(report["rows"] for report in reports)
+    return found
+
+
+def _past_its_best(run: RunRecord) -> list[str]:
+    """A hint where the validation objective fell and has risen again by a twentieth of its best."""
+    losses = {iteration: report["loss"] for iteration, report in run.valid.items() if "loss" in report}
+    if len(losses) < 3:
+        return []
+    best = min(losses, key=lambda iteration: losses[iteration])
+    last = max(losses)
+    if best in (1, last) or losses[last] - losses[best] < 0.05 * abs(losses[best]):
+        return []
+    return [
+        f"The validation objective was best at iteration {best} ({losses[best]:.3f}) and is {losses[last]:.3f} at the "
+        "end: fewer iters, a smaller learning_rate, or save_best keeps the better adapters."
+    ]
