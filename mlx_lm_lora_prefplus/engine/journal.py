@@ -2,10 +2,9 @@
 
 from dataclasses import fields
 
-from tqdm import tqdm
-
 from ..losses import loss_names
 from .history import History, Run
+from .notices import tell
 from .training import Training
 from .watchers import warnings
 
@@ -41,6 +40,6 @@ class Journal:
 
     def warn(self, name: str, text: str, iteration: int) -> None:
         """Print a warning, and keep it with the metrics."""
-        tqdm.write(f"[WARNING] Iteration {iteration}: {text}")
+        tell(self.run.callback, f"[WARNING] Iteration {iteration}: {text}")
         if self.run.metrics:
             self.run.metrics.write({"iteration": iteration, "warning": name, "text": text})

@@ -24,6 +24,7 @@ from .checkpointing import gradient_checkpointing
 from .feed import Feed, Place
 from .journal import Journal
 from .laps import Laps
+from .notices import tell
 from .progress import Progress, random_seed, restore, snapshot
 from .ranks import is_lost_peer
 from .report import bar_text, report_training, report_validation
@@ -84,18 +85,23 @@ def train(run: Training) -> bool:
         adapter_file = loop.save_last()
         asked = loop.stop.signal
     if asked is not None:
-        tqdm.write(
-            f"Stopped by {Signals(asked).name} after iteration {loop.at.iteration} of {run.iters}. Adapters and state "
-            f"are saved in {adapter_file.parent}; with --resume the run goes on from here."
+        tell(
+            run.callback,
+            f"Stopped by {Signals(asked).name} after iteration {loop.at.iteration} of {run.iters}. "
+            + (
+                run.states.how_to_go_on if run.states else f"Adapters are saved in {adapter_file}." * bool(adapter_file)
+            ),
         )
         leave(asked)
     if loop.ended_early:
         best = loop.bests[0]
-        tqdm.write(
+        tell(
+            run.callback,
             f"Stopped after iteration {loop.at.iteration}: {best.stale} validations without a better {best.words} than "
-            f"{best.value:.3f} at iteration {best.iteration}."
+            f"{best.value:.3f} at iteration {best.iteration}.",
         )
-    tqdm.write(f"Saved final weights to {adapter_file}.")
+    if adapter_file:
+        tqdm.write(f"Saved final weights to {adapter_file}.")
     return True
 
 
@@ -269,8 +275,9 @@ class Loop:
         self.bests[0].update(means, iteration)
         if run.save_best and len(self.bests) > 1 and self.bests[1].update(means, iteration):
             best = self.bests[1]
-            tqdm.write(
-                f"Best {best.words} so far: {best.value:.3f} at iteration {iteration}, kept in {run.save_best()}."
+            tell(
+                run.callback,
+                f"Best {best.words} so far: {best.value:.3f} at iteration {iteration}, kept in {run.save_best()}.",
             )
 
     def _timed(self, batches: Iterator[Batch], laps: Laps) -> Iterator[Batch]:
@@ -323,13 +330,17 @@ class Loop:
 
     def _save(self) -> None:
         self._check_weights()
+        if self.run.save is None:
+            return
         adapter_file, numbered = self.run.save(self.at.iteration)
         self._save_state()
         tqdm.write(f"Iter {self.at.iteration}: Saved adapter weights to {adapter_file} and {numbered}.")
 
-    def save_last(self) -> Path:
+    def save_last(self) -> Path | None:
         """Save at the end, or where a signal ends the run; returns the adapter file."""
         self._check_weights()
+        if self.run.save is None:
+            return None
         adapter_file, _ = self.run.save(None)
         if self.saved_at != self.at.iteration:
             self._save_state()

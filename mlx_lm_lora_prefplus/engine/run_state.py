@@ -55,6 +55,7 @@ class StateFiles:
 
     def __init__(self, folder: Path, keep: int, resumed: int | None = None):
         self.folder, self.keep = folder, keep
+        self.how_to_go_on = f"Adapters and state are saved in {folder}; with --resume the run goes on from here."
         last = "" if resumed is None else NAME.format(resumed)
         self.own = [file for file in sorted(folder.glob(PATTERN)) if file.name <= last]
 

@@ -26,7 +26,7 @@ class Training:
     epoch_batches: epoch (from 0), number of its first batches to leave out → the others, reference filled in unless
         there is a step_reference.
     validation: the batches to evaluate on, or None.
-    save: iteration (or None at the end) → the adapter file and the numbered file it wrote.
+    save: iteration (or None at the end) → the adapter file and the numbered file it wrote. None saves nothing.
     save_best: keeps the adapters as the best so far, and returns their file.
     begin: called once it is known that there is something to train, before the first step.
     qat: fake quantisation of the policy, or None.
@@ -45,7 +45,7 @@ class Training:
     iters: int
     epoch_batches: EpochBatches
     validation: Callable[[], Iterator[Batch]] | None
-    save: Callable[[int | None], tuple[Path, Path | None]]
+    save: Callable[[int | None], tuple[Path, Path | None]] | None
     save_best: Callable[[], Path] | None = None
     begin: Callable[[], object] | None = None
     callback: Any = None

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ _LOSS = (
 )
 
 MCP_SERVER, DATASETS = "mlx_lm_lora.mcp_server", "mlx_lm_lora.trainer.datasets"
+
+PATCH = "MLX_LM_LORA_PREFPLUS_PATCH"
+"""The environment variable that gives programs our functions in place of the host's."""
 
 Names = Mapping[str, tuple[str, ...] | None]
 """Name → the parameters of the function; None for a table (a dict)."""
@@ -75,7 +79,7 @@ WRAPPED: Mapping[str, Names] = MappingProxyType(
 """Module → name → its parameters: everything of the host that is wrapped, here and nowhere else.
 
 The trainers are wrapped only where MLX_LM_LORA_PREFPLUS_PATCH=1 asks for it (the start-up hook sees to that), the data
-sets only in the process of the MCP server.
+sets there and in the process of the MCP server.
 """
 
 USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -102,7 +106,7 @@ def activate(module: ModuleType) -> bool:
         return True
     if getattr(module, "TRAINER_PLUGIN_API", None) is not None:
         return False
-    if module.__name__ == DATASETS and MCP_SERVER not in sys.modules:
+    if module.__name__ == DATASETS and MCP_SERVER not in sys.modules and not is_patched():
         return False
     reason = misfit(module)
     if reason:
@@ -125,7 +129,7 @@ def _replacements(module: ModuleType, originals: Mapping[str, Any]) -> Mapping[s
 
         return extended(originals)
     if module.__name__ == DATASETS:
-        return {"load_dataset": _for_modes_the_host_lacks(originals["load_dataset"])}
+        return {"load_dataset": _load_dataset(originals["load_dataset"])}
     return {name: _dropped_in(name, original) for name, original in originals.items()}
 
 
@@ -141,8 +145,14 @@ def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _for_modes_the_host_lacks(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`load_dataset` as the MCP server's `inspect_dataset` finds it: ours in modes for which the host's gives None."""
+def is_patched() -> bool:
+    """Whether programs are to get our functions in place of the host's."""
+    return os.environ.get(PATCH, "").strip() == "1"
+
+
+def _load_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours in modes for which the host's gives None (the MCP server's `inspect_dataset` calls it), and in all of ours
+    where programs are to get our functions."""
 
     @functools.wraps(original)
     def load_dataset(args: Any, tokenizer: Any) -> Any:
@@ -150,14 +160,11 @@ def _for_modes_the_host_lacks(original: Callable[..., Any]) -> Callable[..., Any
         from .seam import registry
 
         mode = getattr(args, "train_mode", None)
-        if mode is None or mode in HOST_MODES or mode not in registry():
+        if mode is None or mode not in registry() or (mode in HOST_MODES and not is_patched()):
             return original(args, tokenizer)
-        from mlx_lm.tokenizer_utils import TokenizerWrapper
-
         from . import functions
 
-        wrapped = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
-        return functions.load_dataset(args, wrapped)
+        return functions.load_dataset(args, tokenizer)
 
     return load_dataset
 

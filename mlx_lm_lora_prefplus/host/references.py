@@ -84,7 +84,7 @@ class Reference:
     def _compute(self, missing: dict[str, int], batches: dict[str, int]) -> None:
         """missing: split → rows to compute. batches: split → how many of its batches, where not all are wanted."""
         work = self.work
-        model = self.given or work.model
+        model = work.model if self.given is None else self.given
         if self.given is None and work.resolved.settings.reference_model_path:
             model = policy.load_reference(work.resolved.settings, work.tokenizer)
         with adapters_off(model) if model is work.model else nullcontext():

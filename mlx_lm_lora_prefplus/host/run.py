@@ -318,6 +318,9 @@ def test_policy(work: Work, reference: References) -> None:
         work.policy, work.evaluation("test", reference), resolved.options, **({"state": state} if state else {})
     )
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
+    if {"rewards/chosen", "rewards/rejected"} <= set(means):
+        rewards = f"{means['rewards/chosen']:.3f}, {means['rewards/rejected']:.3f}"
+        print(f"  {Colors.YELLOW}Rewards:{Colors.RESET} {rewards}")  # read by MLX-LoRA-Studio
     print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
     for name, value in host_metrics(means).items():
         print(f"  {Colors.WHITE}{name}:{Colors.RESET} {value:.3f}")

@@ -3,9 +3,11 @@
 import dataclasses
 import importlib.util
 import inspect
+import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,12 +242,97 @@ def test_the_loss_type_argument_goes_before_that_of_the_args():
     assert same(results[1], results[2]) and same(results[1], results[3])
 
 
-def test_without_a_reference_model_it_is_reference_free():
-    _, free = go("dpo", valid=random_rows(4))
-    model = with_lora(tiny_llama(), moved=False)
-    _, as_reference = go("dpo", valid=random_rows(4), model=model, ref_model=tiny_llama())
-    assert free.val[0]["val_loss"] != pytest.approx(math.log(2), rel=1e-3)
-    assert as_reference.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-6)
+@pytest.mark.parametrize("layers", [-1, 1])
+def test_without_a_reference_model_the_reference_is_the_model_with_its_adapters_off(layers, capsys):
+    """Also where the adapters have moved already, and where a frozen trunk serves policy and reference."""
+    rows = {"rows": random_rows(6), "valid": random_rows(4), "iters": 4, "steps_per_eval": 2, "batch_size": 2}
+    seen = []
+    for ref_model in (None, tiny_llama()):
+        np.random.seed(0)
+        model = with_lora(tiny_llama(), layers=layers)
+        trained, told = go("dpo", model=model, ref_model=ref_model, **rows)
+        seen.append((told, weights(trained)))
+    assert [one["val_loss"] for one in seen[0][0].val] == pytest.approx([one["val_loss"] for one in seen[1][0].val])
+    assert same(seen[0][1], seen[1][1], atol=1e-5)
+    assert "Reference: the model with its adapters off, as no ref_model is given" in capsys.readouterr().out
+
+
+def test_without_adapters_the_reference_is_the_model_before_the_first_step():
+    model = tiny_llama()
+    _, seen = go("dpo", model=model, valid=random_rows(4), iters=4, steps_per_eval=4)
+    assert seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert seen.val[-1]["val_loss"] != pytest.approx(math.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("ref_model", [None, "given"])
+def test_reference_free_is_said_by_the_arguments_or_the_file(ref_model, capsys):
+    reference = tiny_llama(seed=3) if ref_model else None
+    args = dropin.DPOTrainingArgs(iters=1, batch_size=6, adapter_file="a/adapters.safetensors")
+    args.reference_free = True
+    said = Recorder()
+    rows = Items(host_items(random_rows(6)))
+    dropin.train_dpo(
+        with_lora(tiny_llama(), moved=False), reference, optim.SGD(0.1), rows, rows, args, training_callback=said
+    )
+    told = capsys.readouterr().out
+    assert "Reference: none (reference_free)" in told
+    assert ("the ref_model that was given is not used" in told) is bool(ref_model)
+    Path("b").mkdir()
+    Path("b", FILE).write_text("reference_free: true\n")
+    _, by_file = go("dpo", ref_model=reference, valid=random_rows(6), adapter_file="b/adapters.safetensors")
+    assert said.val[0]["val_loss"] == by_file.val[0]["val_loss"] != pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_evaluation_without_a_reference_model_compares_with_the_adapters_off(capsys):
+    data = Items(host_items(random_rows(6)))
+    given = {"batch_size": 2, "num_batches": -1, "beta": 0.1, "delta": 5.0, "max_seq_length": 64}
+    both = [
+        dropin.evaluate_dpo(with_lora(tiny_llama()), one, data, loss_type="sigmoid", **given)[0]
+        for one in (None, tiny_llama())
+    ]
+    assert both[0] == pytest.approx(both[1]) != pytest.approx(math.log(2), rel=1e-3)
+    assert "Reference: the model with its adapters off" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"this model has no adapters.*Give the model that training began with"):
+        dropin.evaluate_dpo(tiny_llama(), None, data, loss_type="sigmoid", **given)
+
+
+@pytest.mark.parametrize("mode", MODULES)
+def test_without_an_adapter_file_nothing_is_saved_and_that_is_said(mode, capsys):
+    model, _ = go(mode, valid=random_rows(4), iters=4, steps_per_save=2, adapter_file=None)
+    assert not same(weights(model), weights(with_lora(tiny_llama(), moved=False)))
+    assert list(Path().iterdir()) == []
+    out = capsys.readouterr().out
+    assert "adapter_file is None: nothing is saved" in out and "Saved" not in out
+
+
+def test_an_adapter_file_that_is_a_folder_takes_the_adapters_in():
+    Path("mine").mkdir()
+    go("cpo", adapter_file=Path("mine"))
+    assert {"adapters.safetensors", "adapter_config.json"} <= {file.name for file in Path("mine").iterdir()}
+
+
+def test_what_is_in_force_is_written_where_the_callback_shows_it():
+    """MLX-LoRA-Studio discards what is printed; its callback holds the stream that reaches the app."""
+    shown = io.StringIO()
+    Path("adapters").mkdir()
+    Path("adapters", FILE).write_text("loss_typ: ipo\n")
+    seen = Recorder()
+    seen.stream = shown
+    outer = Recorder()
+    outer.wrapped_callback = seen
+    args = dropin.DPOTrainingArgs(iters=2, batch_size=6, max_seq_length=8, reference_model_path="runs/2026/11/base")
+    args.adapter_file = "adapters/adapters.safetensors"
+    rows = Items(host_items(random_rows(6)))
+    dropin.train_dpo(with_lora(tiny_llama()), None, optim.SGD(1e6), rows, rows, args, training_callback=outer)
+    told = shown.getvalue()
+    for words in (
+        "Objective: sigmoid (beta 0.1", "Reference: the model with its adapters off", "cut to max_seq_length 8",
+        "Trained: LoRA adapters", "Warning: objective_typ (", "Warning: reference_model_path runs/2026",
+    ):  # fmt: skip
+        assert words in told, words
+    for line in told.splitlines():
+        assert line.startswith("[prefplus] ")
+        assert not re.search(r"loss|it/s|peak[ _]mem|memory:|\d\s*/\s*\d", line, re.IGNORECASE), line
 
 
 def test_the_policy_as_its_own_reference_is_what_it_was_before():
@@ -426,7 +513,7 @@ def test_evaluation_takes_a_model_that_is_only_a_function():
 
     data = [{"chosen": [0, 1, 2, 3], "rejected": [0, 1, 2], "chosen_prompt_length": 2, "rejected_prompt_length": 2}]
     given = {"dataset": data, "batch_size": 1, "num_batches": 1, "beta": 0.1, "delta": 2.0, "max_seq_length": 4}
-    _, rewards, tokens, metrics = dropin.evaluate_dpo(Uniform(), None, loss_type="sigmoid", **given)
+    _, rewards, tokens, metrics = dropin.evaluate_cpo(Uniform(), loss_type="sigmoid", **given)
     assert tokens.item() == 3
     assert rewards == pytest.approx([-0.2 * math.log(4), -0.1 * math.log(4)])
     assert metrics["margins"] == pytest.approx(rewards[0] - rewards[1])
@@ -483,7 +570,7 @@ def test_long_items_lose_the_start_of_the_prompt_and_keep_a_completion():
     item = {"chosen": [*range(1, 11), 50, 51], "rejected": [*range(1, 11), 60], "chosen_prompt_length": 10}
     made = rows_of([item], max_seq_length=6)
     assert made.rows[0] == {"prompt": [7, 8, 9, 10], "chosen": [50, 51], "rejected": [60]}
-    assert (made.cut, made.dropped) == (1, 0)
+    assert made.words == "1 of 1, 1 cut to max_seq_length 6"
 
 
 def test_numbers_of_items_come_along_and_our_own_rows_stay_what_they_are():

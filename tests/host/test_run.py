@@ -352,5 +352,5 @@ def test_the_hosts_functions_called_one_by_one(go, model_folder, tmp_path):
     assert recorder.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert adapter_file.is_file()
     host.evaluate_model(args, model, tokenizer, test_set=sets[2])
-    with pytest.raises(UserError, match="train_set is a list; in this mode it must come from load_dataset"):
+    with pytest.raises(UserError, match="train_set, item 0: chosen and rejected must begin with the same token"):
         host.train_model(args, model, tokenizer, adapter_file, train_set=[{"chosen": [1], "rejected": [2]}])

@@ -9,6 +9,13 @@ from ...engine.adapters import adapter_layers
 from ..policy import read_adapter_config
 
 
+def train_type(model: nn.Module) -> str:
+    """The `train_type` that the layers of a model tell: "dora", "lora" or "full"."""
+    layers = adapter_layers(model)
+    dora = any(type(layer).__name__.startswith("DoRA") for layer in layers)
+    return "dora" if dora else "lora" if layers else "full"
+
+
 def adapter_config(model: nn.Module, folder: Path) -> dict[str, Any]:
     """What stands in the folder already, as the host's `from_pretrained` wrote it, with the `fine_tune_type` that
     `mlx_lm.load` needs; where nothing stands there, what the layers themselves tell.
@@ -16,9 +23,7 @@ def adapter_config(model: nn.Module, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    layers = adapter_layers(model)
-    dora = any(type(layer).__name__.startswith("DoRA") for layer in layers)
-    kind = "dora" if dora else "lora" if layers else "full"
+    layers, kind = adapter_layers(model), train_type(model)
     if (folder / "adapter_config.json").is_file():
         return {"fine_tune_type": kind, **read_adapter_config(folder, "adapter_file")}
     if not layers:
@@ -32,6 +37,6 @@ def adapter_config(model: nn.Module, folder: Path) -> dict[str, Any]:
         "dropout": 1 - layer.dropout._p_1,
         "scale": layer.scale,
         "keys": keys,
-        "use_dora": dora,
+        "use_dora": kind == "dora",
     }
     return {"fine_tune_type": kind, "num_layers": len(blocks), "lora_parameters": parameters}

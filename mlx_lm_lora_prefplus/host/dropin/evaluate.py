@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm_lora.visuals import print_info
 
 from ...engine.report import host_metrics
 from ...plugin import Batch
@@ -13,7 +14,7 @@ from ..config import Resolved
 from .losses import cpo_loss, dpo_loss
 from .options import resolved_settings
 from .train import given_loss, with_loss
-from .work import reference_of, work_of
+from .work import check_reference, reference_of, told_reference, work_of
 
 Evaluated = tuple[float, list[float], mx.array, dict[str, float]]
 """Mean loss over the pairs, mean rewards of chosen and rejected, completion tokens (), metrics by the host's names."""
@@ -34,15 +35,13 @@ def evaluate_dpo(
     """The host's function of this name; means are over pairs, in the order of the data set.
 
     Arguments:
-        ref_model: None is reference-free. num_batches: -1 for all.
+        ref_model: None is the model with its adapters off. num_batches: -1 for all.
 
     Raises:
         UserError: something given cannot work. It is a ValueError.
     """
     given = given_loss(loss_fn, dpo_loss, beta=beta, delta=delta, loss_type=loss_type)
-    resolved = _resolved(
-        "dpo", given, batch_size, num_batches, max_seq_length, beta, delta, loss_type, reference_free=ref_model is None
-    )
+    resolved = _resolved("dpo", given, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
     return _evaluate(resolved, model, ref_model, dataset)
 
 
@@ -80,7 +79,6 @@ def _resolved(
     beta: float,
     delta: float | None = None,
     loss_type: str | None = None,
-    **more: Any,
 ) -> Resolved:
     typed = {
         "train_mode": mode,
@@ -88,7 +86,6 @@ def _resolved(
         "test_batches": num_batches,
         "max_seq_length": max_seq_length,
         "beta": beta,
-        **more,
     }
     if given is None and loss_type is not None:
         typed["loss_type"] = loss_type
@@ -98,6 +95,9 @@ def _resolved(
 
 def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> Evaluated:
     work = work_of(resolved, _as_module(model), test=dataset)
+    check_reference(work, ref_model, "ref_model")
+    if resolved.trainer.mode == "dpo" and ref_model is None:
+        print_info(told_reference(work, ref_model))
     reference = reference_of(work, ref_model if ref_model is None else _as_module(ref_model))
     tokens = 0
 

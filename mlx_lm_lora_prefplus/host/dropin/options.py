@@ -8,7 +8,6 @@ from typing import Any
 
 import mlx_lm_lora.train as host
 import numpy as np
-from mlx_lm_lora.visuals import print_warning
 
 from ...errors import UserError
 from ...losses import loss_names
@@ -36,9 +35,15 @@ MORE = (
 )
 """Keys of the file that no argument class has, beside those of the mode."""
 
+CALLERS = {
+    *("train", "test", "train_mode", "adapter_path", "model", "data", "hf_dataset"),
+    *("optimizer", "optimizer_config", "learning_rate", "lr_schedule"),
+}
+"""Keys that the file has no say in: the caller has acted on them already."""
+
 
 def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str, Any]:
-    """Config keys from one of the host's `*TrainingArgs`.
+    """Config keys from one of the host's `*TrainingArgs`, and `reference_free` where the caller has set it on them.
 
     loss_type: the loss, where the mode has a choice.
     """
@@ -53,52 +58,63 @@ def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str,
         given |= {"efficient_long_context": True, "long_context_chunk": args.seq_step_size}
     if loss_type is not None:
         given["loss_type"] = loss_type
-    return {**given, "adapter_path": str(Path(args.adapter_file).parent), "train_mode": mode, "train": True}
+    if mode == "dpo" and getattr(args, "reference_free", None) is not None:
+        given["reference_free"] = args.reference_free
+    return {**given, "train_mode": mode, "train": True}
 
 
 def resolved_settings(given: Mapping[str, Any], folder: Path | None = None) -> Resolved:
-    """Resolve and check; what the files of options say goes before what the caller gives, and is told.
+    """Resolve and check; what the files of options say goes before what the caller gives.
 
-    The seed of the order of rows is drawn from NumPy's, as the host's is: `np.random.seed` decides it.
+    The seed of the order of rows is drawn from NumPy's, as the host's is, unless one is given: `np.random.seed`
+    decides it.
 
     Arguments:
-        folder: of the adapters.
+        folder: of the adapters; None where none are saved.
 
     Raises:
         UserError: everything that is wrong, at once.
     """
-    more = _from_files(given, folder)
-    seed = int(np.random.randint(2**31))
-    if "loss_type" in more or "dpo_cpo_loss_type" in more:
-        given = {key: value for key, value in given.items() if key != "loss_type"}
-    resolved = resolve({"seed": seed, **given, **more}, registry(), read_file=False)
+    if folder is not None:
+        given = {"adapter_path": str(folder), **given}
+    resolved = with_files({"seed": int(np.random.randint(2**31)), **given}, folder)
     kind = getattr(resolved.trainer, "rows_of", lambda _: "paired")(resolved.options)
     if kind != "paired":
         name = ", ".join(loss_names(resolved.options.loss_type))
         raise UserError(f"loss_type: {name} takes {kind} rows, and the host's functions are given pairs.")
-    for note in resolved.notes:
-        say(note)
     return resolved
 
 
-def say(sentence: str) -> None:
-    """A warning. Programs that read the output take the word `loss` for a report."""
-    print_warning(sentence.replace("loss", "objective"))
+def with_files(given: Mapping[str, Any], folder: Path | None) -> Resolved:
+    """Resolve and check what a caller gives, with the files of options over it.
+
+    Raises:
+        UserError: everything that is wrong, at once.
+    """
+    more, notes = _from_files(given, folder)
+    if "loss_type" in more or "dpo_cpo_loss_type" in more:
+        given = {key: value for key, value in given.items() if key not in ("loss_type", "dpo_cpo_loss_type")}
+    resolved = resolve({**given, **more}, registry(), read_file=False)
+    return resolved._replace(notes=(*notes, *resolved.notes))
 
 
-def _from_files(given: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+def _from_files(given: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """What the files say, and what the user should be told of them."""
     files = [Path(named)] if (named := os.environ.get(VARIABLE)) else []
     if folder is not None:
         files.append(folder / FILE)
     options = option_fields(registry()[given["train_mode"]].trainer.options)
-    taken = {*MORE, "loss_type", "dpo_cpo_loss_type", *options, *given} - {"train", "train_mode", "adapter_path"}
+    taken = {*MORE, "loss_type", "dpo_cpo_loss_type", *options, *given} - CALLERS
     found: dict[str, Any] = {}
+    notes: list[str] = []
     for file in files:
         if not file.is_file():
             continue
         content = read_config(str(file), host.yaml_loader)
-        for key in content:
-            if key not in taken:
-                say(f"{key} ({file}) has no effect on mode {given['train_mode']} here{nearest(key, taken)}")
+        notes += [
+            f"{key} ({file}) has no effect on mode {given['train_mode']} here{nearest(key, taken)}"
+            for key in content
+            if key not in taken
+        ]
         found |= {key: value for key, value in content.items() if key in taken}
-    return found
+    return found, notes

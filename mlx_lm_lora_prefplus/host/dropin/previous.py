@@ -1,16 +1,18 @@
 """Weights that stand where these functions save: callers load what they go on from into the model themselves."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm_lora.visuals import print_info
 
+from ...engine.notices import show
 from ..aside import find_previous, set_aside
 
 
-def keep_previous(model: nn.Module, adapter_file: Path) -> None:
+def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:
     """Keep the weights beside an adapter file from being replaced, and say where.
 
     Where the model holds the weights of one of the files, the run goes on from it: all of them stay where they are
@@ -22,10 +24,12 @@ def keep_previous(model: nn.Module, adapter_file: Path) -> None:
     files = [previous.folder / file for file in previous.files]
     if any(_holds(model, previous.folder / file) for file in previous.weights):
         set_aside(previous, {file.resolve() for file in files})
-        print_info(f"This run goes on from weights in {previous.folder}; they are kept in {previous.target} as well.")
-        return
-    set_aside(previous, {(previous.folder / "adapter_config.json").resolve()})
-    print_info(f"{previous.folder} held weights that this run did not make: they were moved to {previous.target}.")
+        told = f"This run goes on from weights in {previous.folder}; they are kept in {previous.target} as well."
+    else:
+        set_aside(previous, {(previous.folder / "adapter_config.json").resolve()})
+        told = f"{previous.folder} held weights that this run did not make: they were moved to {previous.target}."
+    print_info(told)
+    show(callback, told)
 
 
 def _holds(model: nn.Module, file: Path) -> bool:

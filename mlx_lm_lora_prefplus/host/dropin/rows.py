@@ -17,11 +17,10 @@ PAIR = {"prompt", "chosen", "rejected"}
 
 
 class Rows(NamedTuple):
-    """rows: columns prompt, chosen, rejected and numbers. cut, dropped: rows that max_seq_length shortened or ended."""
+    """rows: columns prompt, chosen, rejected and numbers. words: how many of how many they are, and what was cut."""
 
     rows: Dataset
-    cut: int
-    dropped: int
+    words: str
 
 
 def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
@@ -39,14 +38,49 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
     Raises:
         UserError: an item is of another form, the two have no token in common to begin with, or no row is left.
     """
-    inner = getattr(dataset, "_data", dataset)
-    if isinstance(inner, Dataset) and set(inner.column_names) >= PAIR:
-        return Rows(inner, 0, 0)
+    if (ours := unwrapped(dataset)) is not None:
+        return Rows(ours, ours.info.description or f"{len(ours)}")
     made = list(_rows(dataset, settings, name))
     kept = [row for row, _ in made if row]
     if not kept:
         raise UserError(f"{name}: no row is left of {len(made)}. Give rows, and a larger max_seq_length.")
-    return Rows(Dataset.from_list(kept), sum(cut for _, cut in made), len(made) - len(kept))
+    dropped = len(made) - len(kept)
+    cut = sum(cut for _, cut in made) - dropped
+    words = f"{len(kept)} of {len(made)}"
+    words += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
+    words += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
+    return Rows(Dataset.from_list(kept), words)
+
+
+class PairRows:
+    """Token rows of `load_dataset` in a mode of pairs, as a data set in the host's form.
+
+    rows: columns prompt, chosen, rejected and numbers.
+    """
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """{"chosen": ids, "rejected": ids, "chosen_prompt_length", "rejected_prompt_length"} and the row's numbers."""
+        row: dict[str, Any] = dict(self.rows[i])
+        prompt = row.pop("prompt")
+        both = {side: [*prompt, *row.pop(side)] for side in ("chosen", "rejected")}
+        return {**both, **{f"{side}_prompt_length": len(prompt) for side in both}, **row}
+
+    def process(self, item: dict[str, Any]) -> dict[str, Any]:
+        """What the host's `CacheDataset` asks for."""
+        return item
+
+
+def unwrapped(dataset: Any) -> Dataset | None:
+    """The rows that our `load_dataset` gave, out of the host's `CacheDataset` if they are in one; else None."""
+    inner = getattr(dataset, "_data", dataset)
+    inner = inner.rows if isinstance(inner, PairRows) else inner
+    return inner if isinstance(inner, Dataset) and set(inner.column_names) >= PAIR else None
 
 
 def _rows(dataset: Any, settings: DataSettings, name: str) -> Iterator[tuple[dict[str, Any] | None, bool]]:

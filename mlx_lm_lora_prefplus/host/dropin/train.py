@@ -10,7 +10,6 @@ import mlx.optimizers as optim
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
 from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
-from mlx_lm_lora.visuals import print_info
 
 from ...engine.checkpoint import check_writable, save_adapters
 from ...engine.loop import train
@@ -18,12 +17,12 @@ from ...engine.metrics import MetricsFile
 from ...engine.run_state import RunState, StateFiles
 from ..config import Resolved
 from ..policy import make_ready
-from ..run import training_of
+from ..run import check_validation, training_of
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss
 from .options import resolved_settings, settings_of
 from .previous import keep_previous
-from .work import reference_of, work_of
+from .work import announce, file_of, folder_of, reference_of, work_of
 
 
 def train_dpo(
@@ -40,9 +39,12 @@ def train_dpo(
     """DPO as the host's function of this name, with these differences.
 
     Arguments:
-        ref_model: the reference, whose log-probs are taken once, before the first step; None is reference-free.
+        ref_model: the reference, whose log-probs are taken once for each row; None is the model with its adapters off
+            (without adapters, the model as it is before the first step). `args.reference_free = True`, or that key in
+            the file of options, trains without a reference.
         train_dataset, val_dataset: see `rows.token_rows`. Every row comes once an epoch.
-        args: all fields are used, `loss_type` too; it may be any loss of mode dpo.
+        args: all fields are used, `loss_type` too; it may be any loss of mode dpo. Where `adapter_file` is None
+            nothing is saved and the adapters stay in the model; where it is a folder, they are saved in it.
         loss_fn: a loss of the caller's is called as the host calls it.
         loss_type: goes before `args.loss_type` unless it is "sigmoid".
 
@@ -51,7 +53,7 @@ def train_dpo(
     """
     loss = loss_type if loss_type != "sigmoid" else args.loss_type
     given = given_loss(loss_fn, dpo_loss, beta=args.beta, delta=args.delta, loss_type=loss)
-    resolved = _resolved("dpo", args, None if given else loss, given, reference_free=ref_model is None)
+    resolved = _resolved("dpo", args, None if given else loss, given)
     _train(resolved, model, ref_model, optimizer, train_dataset, val_dataset, args, training_callback)
 
 
@@ -91,8 +93,8 @@ def given_loss(function: Callable[..., Any], stock: Callable[..., Any], **argume
     return {"function": function, "arguments": arguments}
 
 
-def _resolved(mode: str, args: Any, loss_type: str | None, given: dict[str, Any] | None, **more: Any) -> Resolved:
-    resolved = resolved_settings({**settings_of(args, mode, loss_type), **more}, Path(args.adapter_file).parent)
+def _resolved(mode: str, args: Any, loss_type: str | None, given: dict[str, Any] | None) -> Resolved:
+    resolved = resolved_settings(settings_of(args, mode, loss_type), folder_of(args.adapter_file))
     return with_loss(resolved, given)
 
 
@@ -122,12 +124,29 @@ def _train(
     args: Any,
     callback: Any,
 ) -> None:
-    settings, adapter_file = resolved.settings, Path(args.adapter_file)
-    check_writable(adapter_file.parent)
-    make_ready(model, settings)
+    if args.adapter_file is not None:
+        check_writable(file_of(args.adapter_file).parent)
+    make_ready(model, resolved.settings)
     work = work_of(resolved, model, train=train_dataset, valid=val_dataset)
-    print_info(f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {work.engine.words}")
+    check_validation(work)
+    announce(work, ref_model, callback, _unused(args, ref_model))
     reference = reference_of(work, ref_model)
+    kept = {} if args.adapter_file is None else _kept(model, file_of(args.adapter_file), work.iters, callback)
+    train(training_of(work, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
+
+
+def _unused(args: Any, ref_model: nn.Module | None) -> list[str]:
+    """What the caller may believe is used, and is not; a sentence each."""
+    told = []
+    if ref_model is None and (path := getattr(args, "reference_model_path", None)):
+        told.append(f"reference_model_path {path} has no effect here: load that model and pass it as ref_model.")
+    if args.adapter_file is None:
+        told.append("adapter_file is None: nothing is saved, and the adapters are in the model alone.")
+    return told
+
+
+def _kept(model: nn.Module, adapter_file: Path, iters: int, callback: Any) -> dict[str, Any]:
+    """What a run that saves gives to the loop."""
     config = adapter_config(model, adapter_file.parent)
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
@@ -137,11 +156,9 @@ def _train(
         save_adapters(model, adapter_file.parent / "best" / adapter_file.name, config, None)
         return adapter_file.parent / "best"
 
-    states = _Stopped(adapter_file.parent, work.iters, save)
-    metrics = MetricsFile(adapter_file.parent)
-    kept = {"save": save, "save_best": save_best, "states": states, "metrics": metrics}
-    kept["begin"] = lambda: keep_previous(model, adapter_file)
-    train(training_of(work, reference, optimizer=optimizer, callback=callback, **kept))
+    states, metrics = _Stopped(adapter_file.parent, iters, save), MetricsFile(adapter_file.parent)
+    begin = lambda: keep_previous(model, adapter_file, callback)  # noqa: E731
+    return {"save": save, "save_best": save_best, "states": states, "metrics": metrics, "begin": begin}
 
 
 class _Stopped(StateFiles):
@@ -150,6 +167,7 @@ class _Stopped(StateFiles):
     def __init__(self, folder: Path, iters: int, save_adapters: Callable[[int], tuple[Path, Path | None]]):
         super().__init__(folder, keep=1)
         self.iters, self.save_adapters = iters, save_adapters
+        self.how_to_go_on = f"Its adapters are saved in {folder}: go on from the numbered file of that iteration."
 
     def save(self, state: RunState) -> Path:
         """The numbered adapters of an iteration that is not the last, if they are not there."""
