@@ -37,7 +37,8 @@ UNUSED = {
 """Keys without effect: the columns they name need not be there."""
 
 ACCEPTED = """\
-prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input); \
+prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input, and the others \
+chosen_response and rejected_response); \
 chosen, rejected (conversations or transcripts with a shared start); \
 prompt, responses, scores (or ranks); \
 prompt or instruction, completions (scored responses, as UltraFeedback); \

@@ -8,7 +8,7 @@ from mlx_lm_lora_prefplus.data.examples import Dropped, Example
 from mlx_lm_lora_prefplus.data.messages import Messages
 from mlx_lm_lora_prefplus.data.shape import Columns
 
-ASKING = ("user", "system")
+ASKING = ("user", "system", "developer")
 """Roles that belong to a prompt."""
 
 

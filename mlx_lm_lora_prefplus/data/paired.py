@@ -25,14 +25,25 @@ Sides = tuple[str, str]
 
 def find(look: Look) -> Shape | None:
     """The shape of rows that hold pairs."""
-    chosen, rejected = look.named("chosen_feature", "chosen"), look.named("rejected_feature", "rejected")
+    chosen = look.named("chosen_feature", "chosen", "chosen_response")
+    rejected = look.named("rejected_feature", "rejected", "rejected_response")
     if chosen and rejected and look.has(chosen, rejected):
-        return _preference(look, (chosen, rejected))
+        sides = chosen, rejected
+        return _preference(look.without_prompt() if _repeats(look, chosen) else look, sides)
     for name, (first, second, strength) in STATED.items():
         if look.columns.prompt and look.has(first, second, strength):
             words = f"two responses with a preference ({name})"
             return Shape(words, "paired", partial(_stated, look=look, first=first, second=second, strength=strength))
     return None
+
+
+def _repeats(look: Look, chosen: str) -> bool:
+    """Whether the prompt column is a whole conversation, as the chosen one is: its answer must not be in the prompt."""
+    given, whole = look.typical(look.columns.prompt), look.typical(chosen)
+    if look.features.get("prompt_feature") or not isinstance(given, list) or not isinstance(whole, list):
+        return False
+    last = given[-1] if isinstance(given[-1], dict) else {}
+    return given[0] == whole[0] and (last.get("role") or last.get("from")) in ("assistant", "gpt")
 
 
 def _preference(look: Look, sides: Sides) -> Shape:

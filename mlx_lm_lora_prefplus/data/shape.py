@@ -1,5 +1,6 @@
 """What the first rows of a source show, and the shape that they have."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -76,6 +77,12 @@ class Look:
         prompt = self.named("prompt_feature", *PROMPTS)
         extra = "input" if prompt == "instruction" and self.has("input") else None
         return Columns(prompt, self.named("system_feature", "system"), extra, self.raw)
+
+    def without_prompt(self) -> "Look":
+        """The same rows, read as if they had no prompt column."""
+        other = copy.copy(self)
+        other.columns = self.columns._replace(prompt=None)
+        return other
 
     def where(self, number: int) -> str:
         """A row, for messages."""
