@@ -14,11 +14,12 @@ from ..host.config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.previous import as_begun
 from ..host.run import check_start
 from ..host.work import Work, tokenised
+from ..losses import outcome, pair_rounding
 from ..plugin import Batch
 from ..report import intervals
 from ..report.intervals import Figure
-from ..report.verdict import CHANCE
 from ..trainers.paired import chosen_and_rejected
+from ..trainers.tabled import reward_rounding
 
 BUCKETS = 4
 """Rows are looked at by length in so many groups of like size."""
@@ -27,12 +28,14 @@ BUCKETS = 4
 class HeldOut(NamedTuple):
     """Of each row the first and the last completion: chosen and rejected; of a labelled row it is one and the same.
 
-    rewards, policy, reference, tokens: (rows, 2) β·log-ratios, log-probs (nats, summed) and tokens.
+    rewards, rounding, policy, reference, tokens: (rows, 2) rewards and what they may be off by, log-probs (nats,
+        summed) and tokens.
     base: rewards of the model before training; 0 where they compare with a reference. label: (rows,) 1 or 0, of
         labelled rows.
     """
 
     rewards: np.ndarray
+    rounding: np.ndarray
     policy: np.ndarray
     reference: np.ndarray
     tokens: np.ndarray
@@ -95,6 +98,7 @@ def score(work: Work) -> HeldOut:
         base = trainer.rewards(untrained, batch, resolved.options) if reference is None else mx.zeros_like(rewards)
         for name, values in (
             ("rewards", rewards),
+            ("rounding", reward_rounding(trainer, work.model, scores, batch, resolved.options)),
             ("base", base),
             ("policy", scores.logps),
             ("reference", known.reference_logps),
@@ -120,9 +124,8 @@ def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
     """Accuracy and margin of the rewards with their intervals, by length, and how far the log-probs moved."""
     found: dict[str, Any] = _rewards(held_out, seed)
     before = _rewards(held_out._replace(rewards=held_out.base), seed)
-    compared = not held_out.base.any()  # with a reference, which the policy was before training: all are ties
     found["before"] = {
-        "accuracy": CHANCE if compared else before["accuracy"]["value"],
+        "accuracy": before["accuracy"]["value"],
         "margin": before["margin"]["value"] if before["margin"] else 0.0,
     }
     longest = held_out.tokens.max(axis=1)
@@ -137,24 +140,34 @@ def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
     found["shift"] = _shift(held_out, seed)
     if held_out.label is None:
         found["ranked_by_log_prob"] = {
-            name: intervals.share(np.diff(logps / np.maximum(held_out.tokens, 1), axis=1)[:, 0] < 0)
+            name: intervals.share(_outcome(-np.diff(logps / np.maximum(held_out.tokens, 1), axis=1)[:, 0]))
             for name, logps in (("reference", held_out.reference), ("policy", held_out.policy))
         }
     return found
 
 
 def _rewards(held_out: HeldOut, seed: int) -> dict[str, Figure | None]:
-    """accuracy: chosen has the higher reward; of a labelled row, the reward's sign is that of its label. margin: reward
-    of chosen less rejected, or mean of desirable less undesirable; None where one label is missing."""
+    """accuracy: chosen has the higher reward; of a labelled row, the reward's sign is that of its label; see
+    `losses.outcome`. margin: reward of chosen less rejected, or mean of desirable less undesirable; None where one
+    label is missing."""
     chosen, rejected = held_out.rewards.T
     if held_out.label is None:
-        return {"accuracy": intervals.share(chosen > rejected), "margin": intervals.mean(chosen - rejected, seed)}
+        off = pair_rounding(*map(mx.array, held_out.rounding.T))
+        return {
+            "accuracy": intervals.share(_outcome(chosen - rejected, off)),
+            "margin": intervals.mean(chosen - rejected, seed),
+        }
     good = held_out.label > 0
     both = good.any() and not good.all()
     return {
-        "accuracy": intervals.share((chosen > 0) == good),
+        "accuracy": intervals.share(_outcome(np.where(good, chosen, -chosen), mx.array(held_out.rounding[:, 0]))),
         "margin": intervals.difference(chosen[good], chosen[~good], seed) if both else None,
     }
+
+
+def _outcome(difference: np.ndarray, rounding: mx.array | float = 0.0) -> np.ndarray:
+    """(rows,) float64; see `losses.outcome`."""
+    return np.array(outcome(mx.array(difference), rounding), np.float64)
 
 
 def _shift(held_out: HeldOut, seed: int) -> dict[str, Figure]:

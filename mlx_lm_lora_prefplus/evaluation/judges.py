@@ -15,6 +15,8 @@ from ..data.batches import collate
 from ..engine.probe import choose_policy
 from ..errors import UserError
 from ..host.work import Work
+from ..losses import outcome, pair_rounding
+from ..trainers.tabled import reward_rounding
 from .answers import Asked, reference_model
 
 Judge = Callable[[str, str, str], float]
@@ -137,9 +139,10 @@ def judged_by_reward(work: Work, asked: list[Asked]) -> np.ndarray:
         if reference is not None:
             batch = batch._replace(reference_logps=reference)
         scores = work.engine.policy(batch, work.token_weights(batch))
-        ours, theirs = np.array(trainer.rewards(scores, batch, resolved.options).astype(mx.float32)).tolist()
+        ours, theirs = trainer.rewards(scores, batch, resolved.options)
+        off = pair_rounding(*reward_rounding(trainer, work.model, scores, batch, resolved.options))
         same = one.policy.tokens == one.reference.tokens
-        found.append(0.5 if same or ours == theirs else float(ours > theirs))
+        found.append(0.5 if same else outcome(ours - theirs, off).item())
     return np.array(found)
 
 

@@ -5,6 +5,7 @@ from .compute import NLL_WEIGHTS, OPTIONS, compute
 from .examples import Labelled, Lists, Pairs
 from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
 from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names
+from .outcome import outcome, pair_rounding, sum_rounding
 from .running import START
 from .table import Loss
 from .twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
@@ -33,6 +34,9 @@ __all__ = [
     "loss_names",
     "needs_state",
     "objective",
+    "outcome",
+    "pair_rounding",
+    "sum_rounding",
     "token_weights",
     "wpo_weights",
 ]

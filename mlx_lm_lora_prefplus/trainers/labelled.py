@@ -5,10 +5,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..losses import Labelled, objective
+from ..losses import Labelled, objective, outcome
 from ..plugin import Batch, LossOutput, Policy, Scores
 from ..plugin.protocol import Rows
-from .tabled import TableTrainer, summed
+from .tabled import TableTrainer, reward_rounding, summed
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class LabelledTrainer(TableTrainer):
         )
         result = objective(self.losses, options, examples, state=state, update=policy.model.training)
         reward, good = self.rewards(scores, batch, options)[:rows], examples.label > 0
-        metrics = {"rewards/accuracies": (reward > 0) == good}
+        rounding = reward_rounding(self, policy.model, scores, batch, options)[:rows]
+        metrics = {"rewards/accuracies": outcome(mx.where(good, reward, -reward), rounding)}
         if self.mismatched:
             metrics["kl"] = mx.broadcast_to(mx.maximum(examples.mismatched_logratio.mean(), 0), reward.shape)
         if scores.entropy is not None:

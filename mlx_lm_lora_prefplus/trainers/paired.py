@@ -5,9 +5,20 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..losses import Lists, Objective, PairedOptions, Pairs, loss_names, objective, token_weights, wpo_weights
+from ..losses import (
+    Lists,
+    Objective,
+    PairedOptions,
+    Pairs,
+    loss_names,
+    objective,
+    outcome,
+    pair_rounding,
+    token_weights,
+    wpo_weights,
+)
 from ..plugin import Batch, LossOutput, Policy, Scores
-from .tabled import TableTrainer, summed
+from .tabled import TableTrainer, reward_rounding, summed
 
 __all__ = ["PairedOptions", "PairedTrainer"]
 
@@ -51,7 +62,7 @@ class PairedTrainer(TableTrainer):
         return LossOutput(
             sums=result.sums,
             metrics={
-                "examples": self._metrics(scores, batch, result, options),
+                "examples": self._metrics(policy, scores, batch, result, options),
                 "chosen_tokens": {"nll_loss": mx.stop_gradient(nll.sum())},
             },
             state=result.state,
@@ -67,17 +78,20 @@ class PairedTrainer(TableTrainer):
         tokens = mx.maximum(batch.completion_lengths, 1) if means else 1
         return beta * ((scores.weighted_logps - batch.reference_logps) / tokens)
 
-    def _metrics(self, scores: Scores, batch: Batch, result: Objective, options: Any) -> dict[str, mx.array]:
+    def _metrics(
+        self, policy: Policy, scores: Scores, batch: Batch, result: Objective, options: Any
+    ) -> dict[str, mx.array]:
         """Sums over the pairs, by TRL's names.
 
         Of a list, the best and the worst completion count as chosen and rejected.
         """
         tokens = mx.maximum(batch.completion_lengths, 1)
         chosen, rejected = chosen_and_rejected(self.rewards(scores, batch, options), batch)
+        rounding = chosen_and_rejected(reward_rounding(self, policy.model, scores, batch, options), batch)
         metrics = {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
-            "rewards/accuracies": chosen > rejected,
+            "rewards/accuracies": outcome(chosen - rejected, pair_rounding(*rounding)),
             "rewards/margins": chosen - rejected,
         }
         for name, value in (

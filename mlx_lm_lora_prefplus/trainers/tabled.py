@@ -8,8 +8,9 @@ import mlx.core as mx
 
 from ..data.batches import iterate_batches
 from ..engine.evaluate import evaluate
+from ..engine.rounding import logp_rounding
 from ..losses import START, Loss, is_separable, loss_names, needs_state
-from ..plugin import Batch, LossOutput, Policy
+from ..plugin import Batch, LossOutput, Policy, Scores
 from ..plugin.protocol import Rows
 
 
@@ -81,6 +82,16 @@ class TableTrainer:
     ) -> dict[str, float]:
         """Means over all batches; see the protocol."""
         return evaluate(self, policy, batches, options, **({"state": state} if state else {}))
+
+
+def reward_rounding(trainer: Any, model: Any, scores: Scores, batch: Batch, options: Any) -> mx.array:
+    """(rows,) by which the rewards of a trainer may be off: what they change by where log-probs change by rounding.
+
+    trainer: any with `rewards(scores, batch, options)`. model: the policy's.
+    """
+    off = logp_rounding(model, scores, batch)
+    moved = scores._replace(logps=scores.logps + off, weighted_logps=scores.weighted_logps + off)
+    return mx.abs(trainer.rewards(moved, batch, options) - trainer.rewards(scores, batch, options))
 
 
 def summed(metrics: Mapping[str, mx.array]) -> dict[str, mx.array]:

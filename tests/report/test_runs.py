@@ -3,6 +3,7 @@
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.report.charts import CHARTS, series
 from mlx_lm_lora_prefplus.report.runs import read_run, read_runs
 
 from .conftest import report
@@ -53,6 +54,15 @@ def test_ties_with_the_reference_are_halves(make):
     start = report(1, "valid", **{"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/accuracies": 0.0})
     run = read_run(make(lines=[start, report(50, "valid")]))
     assert (run.valid[1]["rewards/accuracies"], run.valid[50]["rewards/accuracies"]) == (0.5, 0.7)
+
+
+def test_the_chart_of_accuracies_begins_with_the_first_validation(make):
+    start = report(1, "valid", **{"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/accuracies": 0.5})
+    run = read_run(make(lines=[start, report(50, "valid")]))
+    (chart,) = [chart for chart in CHARTS if chart.title == "Accuracy"]
+    (line,) = [line for line in series(chart, [run]) if line.split == "valid"]
+    assert [iteration for iteration, _ in line.points] == [1, 50]
+    assert line.points[0][1] == 0.5
 
 
 def test_without_a_record_the_adapters_tell(make):

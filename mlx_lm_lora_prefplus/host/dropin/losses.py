@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx_lm_lora.trainer.cpo_trainer as cpo_trainer
 import mlx_lm_lora.trainer.dpo_trainer as dpo_trainer
 
+from ...losses import outcome, pair_rounding, sum_rounding
 from ...plugin import Batch, LossOutput, Policy, Scores
 from ...trainers import PairedTrainer
 from ..activate import originals_of
@@ -39,7 +40,7 @@ def dpo_loss(
     delta: float,
     loss_type: str = "sigmoid",
 ):
-    """The host's loss; of its metrics, `accuracies` counts pairs, and no two are the same sum.
+    """The host's loss; of its metrics, `accuracies` counts pairs (see `losses.outcome`), and no two are the same sum.
 
     It is given no logits, so `*_logits_mean` are left out. (A compiled function that returns a sum twice fails on mlx
     0.32.4.)
@@ -58,7 +59,12 @@ def dpo_loss(
     chosen = policy_chosen_score - reference_chosen_score
     rejected = policy_rejected_score - reference_rejected_score
     tokens = [mask[:, 1:].sum(-1) for mask in (chosen_masks, rejected_masks)]
-    return _put_right(result, chosen > rejected, policy_chosen_score / tokens[0], policy_rejected_score / tokens[1])
+    off = [
+        sum_rounding(policy_chosen_score, reference_chosen_score),
+        sum_rounding(policy_rejected_score, reference_rejected_score),
+    ]
+    won = outcome(chosen - rejected, pair_rounding(*off))
+    return _put_right(result, won, policy_chosen_score / tokens[0], policy_rejected_score / tokens[1])
 
 
 @functools.wraps(_cpo_loss, assigned=())
@@ -74,19 +80,20 @@ def cpo_loss(
     """The host's loss; see `dpo_loss`."""
     result = _cpo_loss(policy_chosen_score, policy_rejected_score, chosen_masks, rejected_masks, beta, delta, loss_type)
     tokens = [mask[:, 1:].sum(-1) for mask in (chosen_masks, rejected_masks)]
-    won = policy_chosen_score > policy_rejected_score
+    off = pair_rounding(sum_rounding(policy_chosen_score), sum_rounding(policy_rejected_score))
+    won = outcome(policy_chosen_score - policy_rejected_score, off)
     return _put_right(result, won, policy_chosen_score / tokens[0], policy_rejected_score / tokens[1])
 
 
 def _put_right(result: tuple, won: mx.array, chosen: mx.array, rejected: mx.array) -> tuple:
-    """won: (pairs,) bool. chosen, rejected: (pairs,) log-probs a token."""
+    """won: (pairs,) as `outcome`. chosen, rejected: (pairs,) log-probs a token."""
     loss, rewards, tokens, metrics = result
     return (
         loss,
         rewards,
         tokens,
         {
-            "accuracies": won.astype(mx.float32).mean(),
+            "accuracies": won.mean(),
             "margins": metrics["margins"],
             "policy_rejected_logps": rejected.mean(),
             "policy_chosen_logps": chosen.mean(),
