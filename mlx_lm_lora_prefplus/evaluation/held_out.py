@@ -146,7 +146,7 @@ def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
     return found
 
 
-def _rewards(held_out: HeldOut, seed: int) -> dict[str, Figure | None]:
+def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
     """accuracy: chosen has the higher reward; of a labelled row, the reward's sign is that of its label; see
     `losses.outcome`. margin: reward of chosen less rejected, or mean of desirable less undesirable; None where one
     label is missing."""
