@@ -23,6 +23,8 @@ class Journal:
         run = self.run
         if run.metrics:
             run.metrics.write({"iteration": iteration, "split": split, **values})
+        for logger in run.loggers:
+            logger.metrics(split, iteration, values)
         self.history.add(split, {"iteration": iteration, **values})
         about = Run(
             rate,
@@ -39,7 +41,9 @@ class Journal:
                 self.warn(name, text, iteration)
 
     def warn(self, name: str, text: str, iteration: int) -> None:
-        """Print a warning, and keep it with the metrics."""
+        """Print a warning, keep it with the metrics, and send it to the loggers."""
         tell(self.run.callback, f"[WARNING] Iteration {iteration}: {text}")
         if self.run.metrics:
             self.run.metrics.write({"iteration": iteration, "warning": name, "text": text})
+        for logger in self.run.loggers:
+            logger.warning(iteration, name, text)

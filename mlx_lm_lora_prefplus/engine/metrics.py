@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import UserError
 from .checkpoint import whole_file
@@ -12,8 +12,28 @@ from .checkpoint import whole_file
 NAME = "metrics.jsonl"
 
 
+class Logger(Protocol):
+    """Receives all that a run reports: what `metrics.jsonl` holds, and samples. Iterations are micro-batches."""
+
+    def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
+        """Figures of "train", "valid" or "test" by TRL's names."""
+        ...
+
+    def warning(self, iteration: int, name: str, text: str) -> None:
+        """What the watcher of this name says."""
+        ...
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Completions at one evaluation: `iteration`, `prompt`, `policy` and `reference` of each."""
+        ...
+
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
+
 class MetricsFile:
-    """Lines of JSON, each with `iteration` and `split` ("train", "valid") or `warning`; metrics by TRL's names.
+    """Lines of JSON, each with `iteration` and `split` ("train", "valid", "test") or `warning`; metrics by TRL's names.
 
     folder: the adapter folder. lines: those of this run so far.
     """
@@ -56,6 +76,11 @@ class MetricsFile:
                 f"Could not write {self.file}: {error}. Adapters and states saved before are whole. Free some space "
                 "on the disk; with --resume the run goes on from its last state."
             ) from error
+
+    def last_iteration(self) -> int:
+        """The iteration of the last line; 0 where there is none."""
+        lines = self._readable() if self.file.is_file() else []
+        return max((json.loads(line)["iteration"] for line in lines), default=0)
 
     def sync(self) -> None:
         """Force the lines to the disk: a state must not outlive the lines before it."""

@@ -1,6 +1,6 @@
 """All that a run of the training loop is given."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import mlx.optimizers as optim
 from ..plugin import Batch, Policy, Trainer
 from ..settings import RunSettings
 from .feed import EpochBatches
-from .metrics import MetricsFile
+from .metrics import Logger, MetricsFile
 from .moving_reference import MovingReference
 from .qat import FakeQuantization
 from .ranks import Ranks
@@ -32,7 +32,7 @@ class Training:
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
     moving_reference: a reference that follows the policy, or None. step_reference: fills in the reference in the step.
-    states, metrics: where the state and the metrics of the run are kept; None: nowhere.
+    states, metrics: where the state and the metrics of the run are kept; None: nowhere. loggers: who gets them too.
     resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
     ranks: the processes that train together; all come here with the same, and only the first has files.
     """
@@ -55,6 +55,7 @@ class Training:
     step_reference: StepReference | None = None
     states: StateFiles | None = None
     metrics: MetricsFile | None = None
+    loggers: Sequence[Logger] = ()
     resumed: RunState | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)

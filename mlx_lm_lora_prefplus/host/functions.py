@@ -14,6 +14,7 @@ from . import policy, summary
 from .config import Resolved, resolve
 from .dropin.options import OBJECTIVE, with_files
 from .dropin.rows import PairRows, token_rows, unwrapped
+from .loggers import open_loggers
 from .previous import keep_previous
 from .resume import check_same_run, find_state, fingerprint
 from .run import test_policy, train_policy
@@ -56,15 +57,19 @@ def train_model(
     known_by = fingerprint(work)
     if state is not None:
         check_same_run(state, known_by, work.resolved.settings)
-    train_policy(
-        work,
-        work.reference(reference_model, done=state.iteration if state else 0),
-        file,
-        training_callback,
-        state=state,
-        known_by=known_by,
-        begin=lambda: keep_previous(work.resolved.settings, file, resumed=state is not None),
-    )
+    settings = work.resolved.settings
+    reference = work.reference(reference_model, done=state.iteration if state else 0)
+    with open_loggers(settings, work.resolved.values) as loggers:
+        train_policy(
+            work,
+            reference,
+            file,
+            training_callback,
+            state=state,
+            known_by=known_by,
+            begin=lambda: keep_previous(settings, file, resumed=state is not None),
+            loggers=loggers,
+        )
 
 
 def evaluate_model(

@@ -1,50 +1,152 @@
-"""Where metrics are sent beside the log: loggers by name, each through its own library, as training callbacks."""
+"""Where everything in `metrics.jsonl` is sent beside it: loggers by name, each through its own library."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mlx_lm.tuner.callbacks import SUPPORT_CALLBACK, TrainingCallback
-
+from ..engine.metrics import Logger
 from ..errors import UserError
 from ..settings import RunSettings
 
+PREFIXES = {"train": "train", "valid": "eval", "test": "test"}
+"""Split → what Hugging Face's trainers, and so TRL, put before its metrics."""
 
-class TensorBoardCallback(TrainingCallback):
-    """Writes event files under `tensorboard/` in the adapter folder; training and validation share their charts.
+SAMPLE_COLUMNS = ("iteration", "prompt", "policy", "reference")
+WARNING_COLUMNS = ("iteration", "warning", "text")
 
-    The arguments are those of mlx-lm's callbacks.
-    """
+Row = Sequence[Any]
 
-    def __init__(self, project_name: str, log_dir: str, config: Mapping[str, Any], wrapped_callback: Any = None):
+
+class Asked(NamedTuple):
+    """project: its name, or None for the library's default. folder: of the adapters. config: every key of the run."""
+
+    project: str | None
+    folder: Path
+    config: Mapping[str, Any]
+
+
+class WandB:
+    """Weights & Biases: metrics by step, samples and warnings as tables."""
+
+    def __init__(self, asked: Asked):
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self.library, self.rows = wandb, {"samples": list[Row](), "warnings": list[Row]()}
+        self.run = wandb.init(
+            project=asked.project, name=asked.folder.name, dir=str(asked.folder), config=dict(asked.config)
+        )
+
+    def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the figures of a report."""
+        self.run.log(_prefixed(split, values), step=iteration)
+
+    def warning(self, iteration: int, name: str, text: str) -> None:
+        """Log all warnings so far: of a table W&B shows the latest."""
+        self._table("warnings", WARNING_COLUMNS, iteration, [(iteration, name, text)])
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log all samples so far."""
+        self._table("samples", SAMPLE_COLUMNS, rows[0]["iteration"], [[row[c] for c in SAMPLE_COLUMNS] for row in rows])
+
+    def _table(self, name: str, columns: Sequence[str], iteration: int, rows: Sequence[Row]) -> None:
+        self.rows[name] += rows
+        table = self.library.Table(columns=list(columns), data=[list(row) for row in self.rows[name]])
+        self.run.log({name: table}, step=iteration)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self.run.finish()
+
+
+class SwanLab:
+    """SwanLab: metrics by step, samples as tables, warnings as text."""
+
+    def __init__(self, asked: Asked):
+        import swanlab  # pyright: ignore[reportMissingImports]
+
+        self.library = swanlab
+        swanlab.init(
+            project=asked.project,
+            experiment_name=asked.folder.name,
+            logdir=str(asked.folder / "swanlog"),
+            config=dict(asked.config),
+        )
+
+    def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the figures of a report."""
+        self.library.log(_prefixed(split, values), step=iteration)
+
+    def warning(self, iteration: int, name: str, text: str) -> None:
+        """Log the text."""
+        self.library.log({f"warnings/{name}": self.library.Text(text)}, step=iteration)
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log the samples of one evaluation."""
+        table = self.library.echarts.Table()
+        table.add(list(SAMPLE_COLUMNS), [[row[c] for c in SAMPLE_COLUMNS] for row in rows])
+        self.library.log({"samples": table}, step=rows[0]["iteration"])
+
+    def close(self) -> None:
+        """Send what is left."""
+        self.library.finish()
+
+
+class TensorBoard:
+    """Event files under `tensorboard/` in the adapter folder. Splits share their charts, so they are its runs
+    (`train`, `eval`, `test`); samples and warnings are in `text`, samples as Markdown tables."""
+
+    def __init__(self, asked: Asked):
+        self.folder = asked.folder / "tensorboard"
+        self.writers: dict[str, Any] = {}
+        self.texts: Any = None
+
+    def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
+        """Write the figures of a report."""
         from tensorboard.summary import Writer  # pyright: ignore[reportMissingImports]
 
-        folder = Path(log_dir) / "tensorboard"
-        self.writers = {split: Writer(str(folder / split)) for split in ("train", "val")}
-        self.wrapped_callback = wrapped_callback
+        run = PREFIXES[split]
+        if run not in self.writers:
+            self.writers[run] = Writer(str(self.folder / run))
+        writer = self.writers[run]
+        for name, value in values.items():
+            writer.add_scalar(name, value, iteration)
+        writer.flush()
 
-    def on_train_loss_report(self, train_info: dict) -> None:
-        """Write what was reported of training."""
-        self._write("train", train_info)
-        if self.wrapped_callback:
-            self.wrapped_callback.on_train_loss_report(train_info)
+    def warning(self, iteration: int, name: str, text: str) -> None:
+        """Write the text."""
+        self._text(f"warnings/{name}", iteration, text)
 
-    def on_val_loss_report(self, val_info: dict) -> None:
-        """Write what was reported of a validation."""
-        self._write("val", val_info)
-        if self.wrapped_callback:
-            self.wrapped_callback.on_val_loss_report(val_info)
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the samples of one evaluation as a table."""
+        lines = ["| " + " | ".join(SAMPLE_COLUMNS) + " |", "|---" * len(SAMPLE_COLUMNS) + "|"]
+        lines += ["| " + " | ".join(_cell(row[column]) for column in SAMPLE_COLUMNS) + " |" for row in rows]
+        self._text("samples", rows[0]["iteration"], "\n".join(lines))
 
-    def _write(self, split: str, info: Mapping[str, Any]) -> None:
-        for name, value in info.items():
-            if name != "iteration":
-                self.writers[split].add_scalar(name.removeprefix(f"{split}_"), value, info["iteration"])
-        self.writers[split].flush()
+    def _text(self, tag: str, iteration: int, text: str) -> None:
+        from time import time
+
+        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2  # pyright: ignore[reportMissingImports]
+        from tensorboard.plugins.text import metadata  # pyright: ignore[reportMissingImports]
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore[reportMissingImports]
+
+        self.texts = self.texts or EventFileWriter(str(self.folder / "text"))
+        tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[text.encode("utf-8", "replace")])
+        about = metadata.create_summary_metadata(display_name=tag, description="")
+        value = summary_pb2.Summary.Value(tag=tag, metadata=about, tensor=tensor)
+        summary = summary_pb2.Summary(value=[value])
+        self.texts.add_event(event_pb2.Event(wall_time=time(), step=iteration, summary=summary))
+        self.texts.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        for writer in (*self.writers.values(), *([self.texts] if self.texts else [])):
+            writer.close()
 
 
-LOGGERS = {**SUPPORT_CALLBACK, "tensorboard": TensorBoardCallback}
-"""Name of a logger, which is that of its package → its callback."""
+LOGGERS: dict[str, Callable[[Asked], Logger]] = {"wandb": WandB, "swanlab": SwanLab, "tensorboard": TensorBoard}
+"""Name of a logger, which is that of its package → how it is started."""
 
 
 def wanted(settings: RunSettings) -> dict[str, str]:
@@ -64,16 +166,27 @@ def check_loggers(settings: RunSettings) -> None:
         )
 
 
-def with_loggers(settings: RunSettings, config: Mapping[str, Any], callback: Any = None) -> Any:
-    """A callback that tells the loggers of the settings, then `callback`; the same as given where there is none.
+@contextmanager
+def open_loggers(settings: RunSettings, config: Mapping[str, Any], *, first: bool = True) -> Iterator[list[Logger]]:
+    """The loggers of the settings, closed at the end.
 
-    config: every key of the run with its value, for the loggers to show.
+    config: every key of the run with its value, for them to show. first: whether this is the process that reports.
     """
-    for name, key in wanted(settings).items():
-        callback = LOGGERS[name](
-            project_name=(settings.wandb if key == "wandb" else None) or settings.project_name,
-            log_dir=settings.adapter_path,
-            config=dict(config),
-            wrapped_callback=callback,
-        )
-    return callback
+    loggers, folder = list[Logger](), Path(settings.adapter_path or ".")
+    try:
+        for name, key in wanted(settings).items() if first else ():
+            project = (settings.wandb if key == "wandb" else None) or settings.project_name
+            loggers.append(LOGGERS[name](Asked(project, folder, config)))
+        yield loggers
+    finally:
+        for logger in loggers:
+            logger.close()
+
+
+def _prefixed(split: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{PREFIXES[split]}/{name}": value for name, value in values.items()}
+
+
+def _cell(value: Any) -> str:
+    """A value as a cell of a Markdown table."""
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\r", "").replace("\n", "<br>")

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 from ..data import Split
 from ..engine.checkpoint import check_file, check_writable, load_adapter_weights, read_adapter_weights, save_adapters
 from ..engine.loop import train
-from ..engine.metrics import MetricsFile
+from ..engine.metrics import Logger, MetricsFile
 from ..engine.moving_reference import MovingReference
 from ..engine.qat import FakeQuantization, effective_linears
 from ..engine.ranks import Ranks
@@ -33,11 +33,12 @@ from ..engine.step_reference import StepReference
 from ..engine.training import Training
 from ..errors import UserError
 from ..plugin import Batch
+from ..report.intervals import of_rows, wilson
 from ..settings import RunSettings
 from . import fuse, policy, summary
 from .aside import UNFUSED
 from .config import Resolved
-from .loggers import check_loggers, with_loggers
+from .loggers import check_loggers, open_loggers
 from .previous import as_begun, check_not_its_own_source, keep_previous
 from .record import write_record
 from .references import References
@@ -90,12 +91,18 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
                 write_record(file.parent, work, splits, told, warnings, kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
-        if not train_policy(work, reference, file, training_callback, state=state, known_by=known_by, begin=begin):
+        with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
+            given = {"state": state, "known_by": known_by, "begin": begin, "loggers": loggers}
+            trained = train_policy(work, reference, file, training_callback, **given)
+            if settings.test:
+                test_policy(work, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
+        if not trained:
             print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
-    elif settings.adapter_path:
-        policy.load_trained(model, settings.adapter_path)
-    if settings.test:
-        test_policy(work, reference)
+    else:
+        if settings.adapter_path:
+            policy.load_trained(model, settings.adapter_path)
+        with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
+            test_policy(work, reference, loggers=loggers)
     if settings.train and settings.fuse and ranks.first and unfused.is_file():
         finish_with_fuse(resolved, model, work.tokenizer)
         unfused.unlink(missing_ok=True)
@@ -197,24 +204,23 @@ def train_policy(
     state: RunState | None = None,
     known_by: dict[str, Any] | None = None,
     begin: Callable[[], object] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> bool:
     """Run the loop; the adapters are saved when it returns.
 
-    state: what to go on from. known_by: see `resume.fingerprint`. begin: see `Training`.
+    state: what to go on from. known_by: see `resume.fingerprint`. begin, loggers: see `Training`.
 
     Returns:
         Whether there was anything left to train.
     """
-    resolved, settings, model, ranks = work.resolved, work.resolved.settings, work.model, work.ranks
+    settings, model, ranks = work.resolved.settings, work.model, work.ranks
     folder = adapter_file.parent
     if settings.resume_adapter_file and state is None:
         load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
-    if ranks.first:
-        callback = with_loggers(settings, resolved.values, callback)
-        if settings.sample_prompts:
-            prompts = first_prompts(work.rows["valid"], settings.sample_prompts)
-            going_on = state is not None
-            callback = Samples(folder, model, work.tokenizer, prompts, settings.sample_tokens, going_on, callback)
+    if ranks.first and settings.sample_prompts:
+        prompts = first_prompts(work.rows["valid"], settings.sample_prompts)
+        tokens, going_on = settings.sample_tokens, state is not None
+        callback = Samples(folder, model, work.tokenizer, prompts, tokens, going_on, callback, loggers)
     policy.make_ready(model, settings)
 
     model.update(tree_map(ranks.from_first, model.trainable_parameters()))
@@ -240,6 +246,7 @@ def train_policy(
             callback=callback,
             states=StateFiles(folder, settings.keep_last, state.iteration if state else None) if ranks.first else None,
             metrics=MetricsFile(folder) if ranks.first else None,
+            loggers=loggers,
             ranks=ranks,
             resumed=state,
             fingerprint=known_by if known_by is not None else fingerprint(work),
@@ -309,14 +316,26 @@ def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantizati
     )
 
 
-def test_policy(work: Work, reference: References) -> None:
-    """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss)."""
+def test_policy(
+    work: Work, reference: References, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
+) -> None:
+    """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss).
+
+    metrics: where the figures are kept, or None. loggers: who gets them too.
+    """
     print_section("Testing")
     resolved = work.resolved
     state = trainer_state(resolved)
-    means = resolved.trainer.evaluate(
-        work.policy, work.evaluation("test", reference), resolved.options, **({"state": state} if state else {})
-    )
+    rows = 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal rows
+        for batch in work.evaluation("test", reference):
+            rows += batch.units()["examples"]
+            yield batch
+
+    more = {"state": state} if state else {}
+    means = resolved.trainer.evaluate(work.policy, counted(), resolved.options, **more)
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     if {"rewards/chosen", "rewards/rejected"} <= set(means):
         rewards = f"{means['rewards/chosen']:.3f}, {means['rewards/rejected']:.3f}"
@@ -324,6 +343,13 @@ def test_policy(work: Work, reference: References) -> None:
     print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
     for name, value in host_metrics(means).items():
         print(f"  {Colors.WHITE}{name}:{Colors.RESET} {value:.3f}")
+    if "rewards/accuracies" in means:
+        print(f"  {Colors.WHITE}accuracy:{Colors.RESET} {of_rows(wilson(means['rewards/accuracies'], rows))}")
+    iteration = MetricsFile(Path(resolved.settings.adapter_path or ".")).last_iteration()
+    if metrics:
+        metrics.write({"iteration": iteration, "split": "test", **means, "rows": rows})
+    for logger in loggers:
+        logger.metrics("test", iteration, {**means, "rows": rows})
 
 
 def trainer_state(resolved: Resolved) -> dict[str, mx.array]:

@@ -13,6 +13,7 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 
 from ..engine.adapters import adapter_layers, adapters_off
 from ..engine.checkpoint import whole_file
+from ..engine.metrics import Logger
 from ..errors import UserError
 from ..report.runs import SAMPLES
 
@@ -23,7 +24,7 @@ class Samples(TrainingCallback):
     `reference` is the model with its adapters off; where all weights are trained, the model before the first step.
 
     prompts: token ids of each. tokens: most of a completion. resumed: whether the run goes on from a state: then the
-        references that the file holds are taken over. wrapped_callback: told first.
+        references that the file holds are taken over. wrapped_callback: told first. loggers: given each sample too.
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class Samples(TrainingCallback):
         tokens: int,
         resumed: bool = False,
         wrapped_callback: Any = None,
+        loggers: Sequence[Logger] = (),
     ):
         self.file, self.model, self.tokenizer, self.tokens = folder / SAMPLES, model, tokenizer, tokens
         self.prompts = {tokenizer.decode(list(ids)): list(ids) for ids in prompts}
         self.wrapped_callback = wrapped_callback
-        self.resumed = resumed
+        self.resumed, self.loggers = resumed, loggers
 
     @cached_property
     def references(self) -> dict[str, str]:
@@ -63,27 +65,28 @@ class Samples(TrainingCallback):
         training = self.model.training
         self.model.eval()
         try:
-            lines = [self._sample(val_info["iteration"], text) for text in self.prompts]
+            rows = [self._sample(val_info["iteration"], text) for text in self.prompts]
         finally:
             self.model.train(training)
         try:
             with self.file.open("a", encoding="utf-8") as stream:
-                stream.writelines(lines)
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except OSError as error:
             raise UserError(
                 f"Could not write {self.file}: {error}. Adapters and states saved before are whole. Free some space "
                 "on the disk; with --resume the run goes on from its last state."
             ) from error
+        for logger in self.loggers:
+            logger.samples(rows)
 
-    def _sample(self, iteration: int, text: str) -> str:
+    def _sample(self, iteration: int, text: str) -> dict[str, Any]:
         policy = self._complete(text)
         if text not in self.references:
             adapted = bool(adapter_layers(self.model))
             known = adapted or not self.resumed
             with adapters_off(self.model) if adapted else nullcontext():
                 self.references[text] = self._complete(text) if known else ""
-        sample = {"iteration": iteration, "prompt": text, "policy": policy, "reference": self.references[text]}
-        return json.dumps(sample, ensure_ascii=False) + "\n"
+        return {"iteration": iteration, "prompt": text, "policy": policy, "reference": self.references[text]}
 
     def _complete(self, text: str) -> str:
         return generate(self.model, self.tokenizer, self.prompts[text], max_tokens=self.tokens)
