@@ -3,10 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import mlx_lm_lora.train as host
 import pytest
 
+from mlx_lm_lora_prefplus.engine.watchers import WATCHERS
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host import loggers
+from mlx_lm_lora_prefplus.host.activate import activate
+from tests.conftest import write_pairs
 
 TRAIN = {"loss": 0.5, "rewards/chosen": 0.2, "grad_norm": 3.0, "learning_rate": 1e-5, "skipped_updates": 0}
 VALID = {"loss": 0.6, "rewards/chosen": 0.1, "entropy": 2.0, "rows": 40}
@@ -173,3 +177,30 @@ def test_swanlab(tmp_path, monkeypatch):
     assert logged[1] == (10, {f"train/{name}": value for name, value in TRAIN.items()})
     assert [sorted(values) for _, values in logged[2:5:2]] == [["warnings/kl_growing"], ["samples"]]
     assert list((tmp_path / "run" / "swanlog").rglob("*")), "its own file"
+
+
+def test_a_run_sends_everything_that_metrics_jsonl_has(tmp_path, model_folder, monkeypatch):
+    """The real run, read back by TensorBoard's own library."""
+    pytest.importorskip("tensorboard", reason="TensorBoard is an extra")
+    write_pairs(tmp_path / "data", train=10, valid=3, test=3)
+    activate(host)
+    monkeypatch.setitem(WATCHERS, "kl_growing", lambda history, run: "far away")
+    rows = {"model": str(model_folder), "data": str(tmp_path / "data"), "adapter_path": str(tmp_path / "run")}
+    run = {"train": True, "test": True, "train_mode": "dpo", "iters": 4, "batch_size": 4, "fuse": False}
+    often = {"steps_per_report": 2, "steps_per_eval": 2, "sample_prompts": 1, "sample_tokens": 4}
+    host.main({**rows, **run, **often, "report_to": "tensorboard"})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    wanted, names = {}, {"train": "train", "valid": "eval", "test": "test"}
+    for line in lines:
+        for name, value in line.items():
+            if "split" in line and name not in ("iteration", "split"):
+                charts = wanted.setdefault(names[line["split"]], {})
+                charts.setdefault(name, []).append((line["iteration"], pytest.approx(value, rel=1e-6)))
+    assert set(wanted) == {"train", "eval", "test"}
+    assert {"grad_norm", "entropy", "nll_loss", "logps/chosen", "skipped_updates"} <= set(wanted["train"])
+    assert tensorboard_scalars(tmp_path / "run") == wanted
+    texts = tensorboard_texts(tmp_path / "run")
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [step for step, _ in texts.pop("samples")] == [one["iteration"] for one in samples]
+    warned = [line for line in lines if "warning" in line]
+    assert warned and texts == {f"warnings/{line['warning']}": [(line["iteration"], line["text"])] for line in warned}
