@@ -1,13 +1,12 @@
 """Checks of the joined settings. Every problem is collected, so that the user reads all of them at once."""
 
-from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..losses import idle_options, loss_names
 from ..plugin.protocol import Trainer
 from ..validation import validated
+from .names import nearest
 from .parser import option_fields
 
 MOST_SHOWN = 200
@@ -56,12 +55,6 @@ def _written(value: Any) -> str:
         return f"a number of more than {MOST_SHOWN} digits"
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
-
-
-def nearest(name: object, names: Mapping[str, Any] | set[str] | tuple[str, ...]) -> str:
-    """`; did you mean …?` with the name that is nearest, or nothing."""
-    near = get_close_matches(str(name).lower().replace("-", "_"), sorted(names), n=1)
-    return f"; did you mean {near[0]}?" if near else "."
 
 
 def checked(schema: type, joined: Joined, problems: Problems) -> Any:

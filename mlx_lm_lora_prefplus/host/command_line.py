@@ -32,7 +32,7 @@ def settings_of(words: Sequence[str], command: str, **unless_given: Any) -> Reso
     mode = asked or unless_given.get("train_mode")
     parser = add_modes(build(), registry())
     if mode and mode in registry():
-        parser = mode_parser(parser, registry()[mode])
+        parser = mode_parser(parser, registry()[mode], registry())
     parser.prog, parser.usage = command, f"{command} [CONFIG] [flags of mlx_lm_lora.train]"
     typed = vars(parser.parse_args(words))
     known = {"train_mode"} if asked else set()

@@ -16,8 +16,9 @@ from ..plugin.manager import Registry
 from ..plugin.protocol import Trainer
 from ..settings import OWN_KEYS, DataSettings, RunSettings, own_fields
 from .activate import originals_of
-from .check import Joined, Problems, check_losses, checked, join_loss_names, nearest
+from .check import Joined, Problems, check_losses, checked, join_loss_names
 from .config_file import read_config
+from .names import near, nearest
 from .parser import FEATURES, actions, option_fields
 from .presets import PRESETS, TWO_NAMES, values_beside
 from .structures import check_structures
@@ -34,6 +35,16 @@ FILE_KEYS = (
 """Keys that the host reads from a file although neither its parser nor its `CONFIG_DEFAULTS` has them all."""
 
 
+WITHOUT_EFFECT_ON_RESULTS = frozenset(
+    (
+        *("wandb", "project_name", "report_to", "steps_per_report", "steps_per_eval", "val_batches", "test_batches"),
+        *("save_every", "save_every_minutes", "keep_last", "save_best", "sample_prompts", "sample_tokens"),
+        *("fuse", "lm_studio_name", "grad_checkpoint", "engine", "config"),
+    )
+)
+"""Keys that decide what is shown and kept, not what is trained: a run whose file misspells one starts all the same."""
+
+
 class Resolved(NamedTuple):
     """Everything a run needs to know, checked.
 
@@ -42,6 +53,7 @@ class Resolved(NamedTuple):
     values: every key with its value, the host's keys too, for the host's own functions.
     sources: key → "command line", "config FILE", "preset NAME", "trainer default" or "host default".
     notes: what the user should be told before the run, a sentence each.
+    misspelt: those of the notes that name a key nobody knows beside one that was probably meant.
     """
 
     trainer: Trainer
@@ -52,6 +64,7 @@ class Resolved(NamedTuple):
     values: dict[str, Any]
     sources: dict[str, str]
     notes: tuple[str, ...]
+    misspelt: tuple[str, ...] = ()
 
 
 class Level(NamedTuple):
@@ -88,7 +101,11 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     problems = Problems()
     joined, notes = _join([*levels, of_trainer, of_host], len(given), trainer, problems)
     known = {*of_trainer.values, *of_host.values, *FILE_KEYS}
-    notes += [note for level in given for note in _unknown_keys(level, known, mode, registry, problems)]
+    misspelt = [
+        note for level in given for note in _misspelt_keys(level, known, mode, registry, joined.values, problems)
+    ]
+    notes += [note for level in given for note in _keys_of_others(level, known, mode, registry, problems)]
+    notes += misspelt
     if idle := _idle_keys(given, {*of_trainer.values, *FILE_KEYS}, of_host):
         notes.append(f"not used in mode {mode}: {', '.join(sorted(idle))} (of mlx-lm-lora)")
 
@@ -105,7 +122,9 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     for model in (settings, data):
         joined.values.update({key: getattr(model, key) for key in type(model).model_fields})
     joined.values.update({field.name: getattr(options, field.name) for field in dataclasses.fields(options)})
-    return Resolved(trainer, provider, settings, data, options, joined.values, joined.sources, tuple(notes))
+    return Resolved(
+        trainer, provider, settings, data, options, joined.values, joined.sources, tuple(notes), tuple(misspelt)
+    )
 
 
 def _join(levels: list[Level], given: int, trainer: Trainer, problems: Problems) -> tuple[Joined, list[str]]:
@@ -185,21 +204,64 @@ def _idle_keys(given: list[Level], used: set[str], of_host: Level) -> list[str]:
     ]
 
 
-def _unknown_keys(level: Level, known: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
-    """Refuse options of other modes, unless at their default; notes on keys that no mode has."""
+def _keys_of_others(level: Level, known: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
+    """Refuse options of other modes, unless at their default; notes on the rest, and on keys like no other.
+
+    A file that serves several modes, which has its mode from the command line, may hold options of all of them.
+    """
     notes = []
+    shared = level.source != COMMAND_LINE and level.values.get("train_mode") != mode
     for key, value in level.values.items():
         if key in known:
             continue
-        defaults = {
-            other: fields[key].get_default(call_default_factory=True)
-            for other, registered in registry.modes.items()
-            if key in (fields := option_fields(registered.trainer.options))
-        }
-        if all(value == default for default in defaults.values()):
-            hint = "." if defaults else nearest(key, known)
-            notes.append(f"{key} ({level.source}) is no key of this mode and is ignored{hint}")
+        modes = _modes_with(key, registry)
+        told = f"mode{'s' * (len(modes) > 1)} {', '.join(modes)}"
+        if not modes:
+            if near(key, known | _options_of(registry)) is None:
+                notes.append(f"{key} ({level.source}) is no key of this mode and is ignored.")
+        elif all(value == default for default in modes.values()):
+            notes.append(f"{key} ({level.source}) is no key of this mode and is ignored.")
+        elif shared:
+            notes.append(f"{key} ({level.source}) belongs to {told} and is not used in mode {mode}.")
         else:
-            modes = f"mode{'s' * (len(defaults) > 1)} {', '.join(defaults)}"
-            problems.add(key, value, level.source, f"is no key of mode {mode}; it belongs to {modes}")
+            problems.add(key, value, level.source, f"is no key of mode {mode}; it belongs to {told}")
     return notes
+
+
+def _misspelt_keys(
+    level: Level, known: set[str], mode: str, registry: Registry, values: Mapping[str, Any], problems: Problems
+) -> list[str]:
+    """Refuse a key of a file that is a misspelling of one that decides the result; notes on other misspellings.
+
+    A value that is in force all the same is no reason to refuse: files of older releases say `fine_tune_type: lora`.
+    Programs may pass objects with attributes of their own, so what they give is never refused for its name.
+    """
+    notes = []
+    for key, value in level.values.items():
+        if key in known or _modes_with(key, registry):
+            continue
+        if found := near(key, known):
+            meant = f"did you mean {found.name}?"
+        elif found := near(key, _options_of(registry)):
+            meant = f"did you mean {found.name}, of mode {' and '.join(_modes_with(found.name, registry))}?"
+        else:
+            continue
+        decides = found.sure and found.name in known - WITHOUT_EFFECT_ON_RESULTS
+        if level.source != COMMAND_LINE and decides and value != values.get(found.name):
+            problems.add(key, value, level.source, f"is no key of mode {mode}; {meant}")
+        else:
+            notes.append(f"{key} ({level.source}) is no key of this mode and is ignored; {meant}")
+    return notes
+
+
+def _options_of(registry: Registry) -> set[str]:
+    return {key for registered in registry.modes.values() for key in option_fields(registered.trainer.options)}
+
+
+def _modes_with(key: str, registry: Registry) -> dict[str, Any]:
+    """The modes that have this option → its default there."""
+    return {
+        mode: fields[key].get_default(call_default_factory=True)
+        for mode, registered in registry.modes.items()
+        if key in (fields := option_fields(registered.trainer.options))
+    }

@@ -5,8 +5,8 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from ..plugin.manager import Registered, Registry
 from ..settings import own_fields
 from .config_file import load_yaml
+from .names import SYNONYMS, near
 
 FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature")
 """Column names: the host documents these keys but its parser lacks the flags."""
@@ -29,9 +30,42 @@ class ModeParser(argparse.ArgumentParser):
     options are added: an abbreviation is spelt out against the host's options before argparse sees it.
     """
 
-    def __init__(self, host: argparse.ArgumentParser):
+    def __init__(self, host: argparse.ArgumentParser, mode: str, others: Mapping[str, Sequence[str]]):
         super().__init__(description=host.description, prog=host.prog, parents=[host], add_help=False)
         self.host_options = option_strings(host)
+        self.mode, self.others = mode, others
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
+        """As in `argparse`; options that are not there are named one by one, with the nearest that are."""
+        typed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            told = [self._unknown(word) for word in unknown if word.startswith("-")]
+            self.error("; ".join(told) or f"{unknown[0]!r} stands alone, and no option takes it")
+        return typed
+
+    def _unknown(self, word: str) -> str:
+        option = word.partition("=")[0]
+        key = option.lstrip("-").replace("-", "_")
+        text = f"{option} is no option of --train-mode {self.mode}"
+        if modes := self.others.get(key):
+            return f"{text}; it belongs to --train-mode {' and '.join(modes)}"
+        known = {one.lstrip("-").replace("-", "_") for one in option_strings(self) if one.startswith("--")}
+        if found := near(key, known) or near(key, self.others):
+            text += f"; did you mean --{found.name.replace('_', '-')}?"
+        if found and found.name not in known:
+            text = f"{text[:-1]}, of --train-mode {' and '.join(self.others[found.name])}?"
+        return text
+
+    def _is_synonym(self, word: str) -> bool:
+        """Whether the word is an option's name elsewhere that only by chance begins one of ours: `--lr`."""
+        option = word.partition("=")[0]
+        return option.startswith("--") and option[2:].replace("-", "_") in SYNONYMS
+
+    def error(self, message: str) -> NoReturn:
+        """One line without the hundred of the usage, and exit code 2."""
+        end = "" if message.endswith(("?", ".")) else "."
+        listed = f"{self.prog.split(' [')[0]} --train-mode {self.mode} --help"
+        self.exit(2, f"[ERROR] {message}{end} `{listed}` lists the options.\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
         """As in `argparse`, with the host's abbreviations spelt out."""
@@ -43,6 +77,8 @@ class ModeParser(argparse.ArgumentParser):
         words[:end] = [
             word if word.partition("=")[0] in ours else spell_out(word, self.host_options) for word in words[:end]
         ]
+        if meant := [word for word in words[:end] if word.partition("=")[0] not in ours and self._is_synonym(word)]:
+            self.error("; ".join(map(self._unknown, meant)))
         return super().parse_known_args(words, namespace)
 
 
@@ -89,15 +125,20 @@ def modes_of(parser: argparse.ArgumentParser) -> tuple[str, ...]:
     return next((tuple(one.choices) for one in actions(parser) if one.dest == "train_mode" and one.choices), ())
 
 
-def mode_parser(host: argparse.ArgumentParser, registered: Registered) -> ModeParser:
+def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry: Registry | None = None) -> ModeParser:
     """The parser of one of our modes. What is not typed comes out as None, for every option.
 
     Args:
         host: a fresh parser of the host; its options become part of ours.
         registered: the trainer of the mode and who brought it.
+        registry: all modes, to say which of them has an option that this one has not.
     """
     trainer = registered.trainer
-    parser = ModeParser(host)
+    others: dict[str, list[str]] = {}
+    for mode, one in registry.modes.items() if registry else ():
+        for key in option_fields(one.trainer.options):
+            others.setdefault(key, []).append(mode)
+    parser = ModeParser(host, trainer.mode, others)
     known = {action.dest: action for action in actions(parser)}
     group = parser.add_argument_group(f"--train-mode {trainer.mode} ({registered.provider})")
     fields = {**option_fields(trainer.options), **own_fields()}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from .check import nearest
+from .names import nearest
 from .presets import PRESETS
 
 

@@ -135,7 +135,7 @@ class Seam:
 
     def _parser_of(self, mode: str | None) -> Any:
         parser = add_modes(self.originals["build_parser"](), registry())
-        return mode_parser(parser, registry()[mode]) if mode and mode in registry() else parser
+        return mode_parser(parser, registry()[mode], registry()) if mode and mode in registry() else parser
 
     def _request(self, argv: list[str]) -> Request:
         options = option_strings(self.originals["build_parser"]())

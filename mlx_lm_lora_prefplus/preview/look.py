@@ -49,7 +49,8 @@ def look(words: Sequence[str], *, measured: bool = True) -> Report:
 def _look(words: Sequence[str], report: Report, measured: bool) -> None:
     resolved = settings_of(words, "mlx_lm_lora.prefplus check", train=True)
     report["settings"] = _settings(resolved)
-    report["warnings"] += resolved.notes
+    report["warnings"] += [note for note in resolved.notes if note not in resolved.misspelt]
+    report["problems"] += resolved.misspelt
     check_start(resolved.settings)
     _check_folder(Path(resolved.settings.adapter_path))
     started = time.perf_counter()

@@ -155,11 +155,59 @@ def test_a_trainers_default_loss_beats_the_hosts(run_config):
 
 
 def test_unknown_keys_are_noted_with_the_nearest_name(run_config):
-    notes = run_config({"itres": 3}, {"batch-size": 4, "Beta": 1, "qqq": 1}).notes
-    assert any(note.startswith("itres (command line)") and "did you mean iters?" in note for note in notes)
-    assert any("batch-size" in note and "did you mean batch_size?" in note for note in notes)
-    assert any("Beta" in note and "did you mean beta?" in note for note in notes)
-    assert any(note.startswith("qqq") and "did you mean" not in note for note in notes)
+    resolved = run_config({"itres": 3}, {"wand": "x", "qqq": 1, "notes_to_self": "a"})
+    assert any(note.startswith("itres (command line)") and "did you mean iters?" in note for note in resolved.notes)
+    assert any("wand" in note and "did you mean wandb?" in note for note in resolved.notes)
+    assert any(note.startswith("qqq") and "did you mean" not in note for note in resolved.notes)
+    assert [note.split()[0] for note in resolved.misspelt] == ["itres", "wand"]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("betta", "beta"),
+        ("Beta", "beta"),
+        ("lr", "learning_rate"),
+        ("lora_layers", "num_layers"),
+        ("batch-size", "batch_size"),
+        ("learning_rat", "learning_rate"),
+        ("max_seq", "max_seq_length"),
+        ("max_length", "max_seq_length"),
+        ("rank", "lora_parameters"),
+        ("dataset", "data"),
+    ],
+)
+def test_a_file_that_misspells_a_key_that_decides_the_result_is_refused(run_config, refused, key, meant):
+    told = f"{key}: 1 (config "
+    message = refused(file={key: 1})
+    assert told in message and message.endswith(f"is no key of mode dpo; did you mean {meant}?")
+    assert any(f"did you mean {meant}?" in note for note in run_config({key: 1}).notes), "programs pass what they like"
+
+
+@pytest.mark.parametrize("key", ["wand", "steps_per_repor", "save_evry", "reportto", "logging_steps"])
+def test_a_file_that_misspells_another_key_is_noted(run_config, key):
+    (note,) = run_config(file={key: 1}).notes
+    assert note.startswith(f"{key} (config ") and "did you mean" in note
+
+
+def test_a_file_that_serves_several_modes_may_hold_keys_of_all(run_config, refused):
+    (note,) = run_config(file={"tau": 0.9, "group_size": 4}).notes
+    assert note.startswith("tau (config ") and note.endswith("belongs to mode fancy and is not used in mode dpo.")
+    assert refused(file={"tau": 0.9, "train_mode": "dpo"}).endswith("no key of mode dpo; it belongs to mode fancy")
+    (note,) = run_config(file={"sft_kin": "b"}).notes
+    assert note.endswith("did you mean sft_kind, of mode fancy?")
+
+
+@pytest.mark.parametrize("mode", ["dpo", "cpo"])
+def test_keys_of_the_hosts_own_example_files_are_not_refused(run_config, mode):
+    """`examples/example_lora.yaml` of its repository writes `wand`, and earlier `fine_tune_type`."""
+    given = {
+        "fine_tune_type": "lora",
+        "fuse_de_quantize": True,
+        "report_to": None,
+        "lora_parameters": {"rank": 8, "dropout": 0.0, "scale": 10.0},
+    }
+    assert run_config({"train_mode": mode}, {**given, "wand": "name", "group_size": 4, "reward_weights": None})
 
 
 def test_known_keys_of_files_are_not_noted(run_config):

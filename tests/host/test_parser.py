@@ -140,3 +140,26 @@ def test_the_list_of_host_modes_is_the_hosts(plain_host):
 )
 def test_resume_is_a_switch_and_with_a_file_the_hosts_abbreviation(parser_of, words, found):
     assert typed(parser_of("dpo"), *words) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--betta", "0.2"], "--betta is no option of --train-mode dpo; did you mean --beta?"),
+        (["--lr", "1e-5"], "--lr is no option of --train-mode dpo; did you mean --learning-rate?"),
+        (["--lora-layers=4"], "--lora-layers is no option of --train-mode dpo; did you mean --num-layers?"),
+        (["--sft-kind", "b"], "--sft-kind is no option of --train-mode dpo; it belongs to --train-mode fancy."),
+        (["--sft-kin", "1"], "did you mean --sft-kind, of --train-mode fancy?"),
+        (["--qqq"], "--qqq is no option of --train-mode dpo."),
+        (["--betta", "1", "--qqq"], "did you mean --beta?; --qqq is no option of --train-mode dpo."),
+        (["--iters"], "argument --iters: expected one argument."),
+        (["stray"], "'stray' stands alone, and no option takes it."),
+    ],
+)
+def test_what_is_typed_wrongly_is_told_in_one_line(plain_host, registry, capsys, words, said):
+    parser = mode_parser(add_modes(plain_host.build_parser(), registry), registry["dpo"], registry)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith("[ERROR] ") and said in line
+    assert line.endswith("--train-mode dpo --help` lists the options.")

@@ -47,6 +47,15 @@ def test_all_that_is_wrong_with_the_settings_is_told(call, config):
     assert "beta" in report["problems"][0] and "batch_size" in report["problems"][0]
 
 
+@pytest.mark.parametrize("key", ["wand", "betta", "lora_layers"])
+def test_a_misspelt_key_is_a_problem_whether_or_not_a_run_would_start(call, config, key):
+    done = call(config(**{key: 3}), "--json", "--no-forecast")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 1 and not report["can_start"]
+    assert sum("did you mean" in problem and key in problem for problem in report["problems"]) == 1
+    assert not any(key in warning for warning in report["warnings"])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
