@@ -41,6 +41,18 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+TAKEN = frozenset(
+    ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
+)
+"""What a chat template is given by the rows themselves, or by this package."""
+
+
+def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if taken := TAKEN.intersection(kwargs):
+        raise ValueError(f"{', '.join(sorted(taken))} cannot be set here; leave it out")
+    return kwargs
+
+
 Truncation = Literal["keep_end", "keep_start", "keep_prompt", "drop"]
 
 
@@ -105,6 +117,29 @@ class DataSettings(BaseModel):
             "longer completion leaves, but no less than half of max_seq_length)."
         ),
     ] = None  # ours
+    assistant_only_loss: Annotated[
+        bool,
+        Field(
+            description="In a completion of several messages only the assistant's own tokens count, in policy and "
+            "reference: no turn of the user, no output of a tool, no header of the template. A completion of one "
+            "message counts as a whole."
+        ),
+    ] = True  # ours
+    mask_thinking: Annotated[
+        bool,
+        Field(
+            description="Leave thoughts, such as <think> … </think> at the start of an answer, out of the loss. Empty "
+            "ones that the chat template writes by itself never count."
+        ),
+    ] = False  # ours
+    chat_template_kwargs: Annotated[
+        dict[str, Any],
+        AfterValidator(_template_kwargs),
+        Field(
+            description="What the chat template is given besides the messages, such as {enable_thinking: true} (which "
+            "is false unless set here). A column of this name in the rows goes before it."
+        ),
+    ] = {}  # ours
 
 
 class RunSettings(BaseModel):
@@ -246,6 +281,7 @@ OWN_KEYS = (
     *("token_budget", "max_grad_norm", "engine", "long_context_chunk"),
     *("prompt_format", "truncation", "max_prompt_length"),
     *("label_feature", "responses_feature", "scores_feature", "pairing"),
+    *("assistant_only_loss", "mask_thinking", "chat_template_kwargs"),
     *("resume", "save_every_minutes", "keep_last", "on_nonfinite"),
     *("save_best", "early_stopping_patience", "early_stopping_metric"),
     *("report_to", "project_name", "sample_prompts", "sample_tokens"),

@@ -50,7 +50,8 @@ def read_example(
             raise chat.wrong_type(where, columns.system, system, "text")
         if not prompt or prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system}, *prompt]
-    return Example(number, prompt, completions, scores, chat.as_tools(row.get("tools"), where))
+    kwargs = chat.as_template_kwargs(row.get("chat_template_kwargs"), where)
+    return Example(number, prompt, completions, scores, chat.as_tools(row.get("tools"), where), template_kwargs=kwargs)
 
 
 def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bool) -> str | None:
@@ -58,33 +59,28 @@ def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bo
     alone = len(completions) == 1
     if not prompt and (prompt_expected or alone):
         return "empty prompt"
-    if not all(completions):
-        return "no assistant turn at the end of the conversation"
-    if any(message["role"] in ASKING for completion in completions for message in completion):
-        if alone:
-            return "the completion holds a turn of the user"
+    asks = any(message["role"] in ASKING for completion in completions for message in completion)
+    if asks and not alone and not any(message["role"] == "user" for message in prompt):
         return f"{'chosen and rejected' if len(completions) == 2 else 'the completions'} have different prompts"
+    if not all(completion and completion[-1]["role"] not in ASKING for completion in completions):
+        return "no assistant turn at the end of the conversation"
     return None
 
 
 def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Messages, list[Messages]]:
     """Prompt messages, and each completion.
 
-    start: the prompt column. answers: completions alone, or whole conversations; then their shared start is
-    the prompt, in place of a prompt that was bare text (replace) or after one that is not repeated. Of one
-    conversation all up to the last turn of the user is the prompt.
+    start: the prompt column. answers: completions alone, or whole conversations; then the prompt column is left out
+    where it was bare text (replace) or is repeated. The prompt ends where the conversations part, which may be before
+    the last turn of the user. Of one conversation it is the prompt column, or all up to the last turn of the user.
     """
-    if start and all(answer[: len(start)] == start for answer in answers):
-        whole = True
-    else:
-        whole = not start or any(answer[0]["role"] in ASKING for answer in answers)
-        if whole and not replace:
-            answers = [start + answer for answer in answers]
-    if not whole:
-        return start, answers
+    whole = all(answer[: len(start)] == start for answer in answers)
+    given = 0 if replace else len(start)
+    if not whole and not (replace and any(answer[0]["role"] in ASKING for answer in answers)):
+        answers, given = [start + answer for answer in answers], len(start)
     first, *others = answers
     if others:
         shared = min(*(chat.shared_start(first, other) for other in others), *(len(answer) - 1 for answer in answers))
     else:
-        shared = max((i + 1 for i, message in enumerate(first) if message["role"] in ASKING), default=0)
+        shared = given or max((i + 1 for i, message in enumerate(first) if message["role"] in ASKING), default=0)
     return first[:shared], [answer[shared:] for answer in answers]

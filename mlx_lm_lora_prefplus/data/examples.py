@@ -19,6 +19,7 @@ class Example(NamedTuple):
     scores: one a completion, finite, higher is better. Of a pair 1 and 0, in this order; of a label 1 or 0.
     tools: tool definitions for the chat template.
     numbers: those of `NUMBERS` that the row has.
+    template_kwargs: what the chat template is given for this row, beside what the settings say.
     """
 
     row: int
@@ -27,6 +28,7 @@ class Example(NamedTuple):
     scores: Sequence[float]
     tools: list[Any] | None = None
     numbers: Mapping[str, float] = {}
+    template_kwargs: Mapping[str, Any] = {}
 
 
 class Dropped(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.settings import TAKEN
 
 Messages = list[dict[str, Any]]
 """[{"role": …, "content": …, …}, …]: what a chat template takes. `content` is always text."""
@@ -69,6 +70,19 @@ def as_tools(value: Any, where: str, column: str = "tools") -> list[Any] | None:
         return [_without_nulls(json.loads(tool) if isinstance(tool, str) else tool) for tool in tools] or None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}, column {column!r}: not valid JSON ({error}).") from error
+
+
+def as_template_kwargs(value: Any, where: str, column: str = "chat_template_kwargs") -> dict[str, Any]:
+    """What the chat template is given for a row: an object, or JSON text of one; empty where there is none."""
+    try:
+        kwargs = json.loads(value) if isinstance(value, str) and value else value or {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}, column {column!r}: not valid JSON ({error}).") from error
+    if not isinstance(kwargs, dict):
+        raise wrong_type(where, column, value, 'an object such as {"enable_thinking": true}')
+    if taken := TAKEN.intersection(kwargs):
+        raise UserError(f"{where}, column {column!r}: {', '.join(sorted(taken))} cannot be set here. Leave it out.")
+    return _without_nulls(kwargs)
 
 
 def is_empty(completion: Any) -> bool:

@@ -24,7 +24,7 @@ from mlx_lm_lora_prefplus.settings import DataSettings
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the same data and settings become other tokens than before, so that old caches are not used."""
 
 BATCH = 512

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_lm_lora_prefplus.data.examples import NUMBERS, Dropped
-from mlx_lm_lora_prefplus.data.layout import LAYOUTS
+from mlx_lm_lora_prefplus.data.layout import LAYOUTS, MASKS
 from mlx_lm_lora_prefplus.data.tokens import TokenRow
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin.protocol import Rows as Kind
@@ -22,6 +22,8 @@ class SplitReport:
     truncated: used rows that were cut to max_seq_length.
     prompt_tokens: of all used rows (a shared prompt counts once). chosen_tokens: of chosen, desirable or best
         completions. rejected_tokens: of all others.
+    masked_tokens: of the completions, those that do not count in the loss. unmasked: rows in which such tokens could
+        not be found, because the chat template cannot be taken apart there, so that their completions count as a whole.
     desirable, undesirable: used rows of either label; 0 where there are none.
     columns: those that the rows have. incomplete: number that pairs bring along (see `examples.NUMBERS`) → used pairs
         that have it, where that is some and not all, so that the column was left out.
@@ -39,6 +41,8 @@ class SplitReport:
     prompt_tokens: int
     chosen_tokens: int
     rejected_tokens: int
+    masked_tokens: int
+    unmasked: int
     desirable: int
     undesirable: int
     columns: list[str]
@@ -82,6 +86,8 @@ class Tally:
                 prompt_tokens=len(row.prompt),
                 chosen_tokens=lengths[0] if good else 0,
                 rejected_tokens=sum(lengths[1:] if good else lengths),
+                masked_tokens=sum(mask.count(0) for mask in row.masks or [] if mask),
+                unmasked=int(not row.certain),
             )
             if self.kind == "unpaired":
                 self.totals["desirable" if good else "undesirable"] += 1
@@ -97,7 +103,13 @@ class Tally:
                 f"{source}: none of the {self.read} rows can be used. Rows left out: {reasons}. "
                 f"The rows were read as {'; '.join(self.shapes)}."
             )
-        names = ("truncated", "prompt_tokens", "chosen_tokens", "rejected_tokens", "desirable", "undesirable")
+        names = (
+            *("truncated", "prompt_tokens", "chosen_tokens", "rejected_tokens", "masked_tokens", "unmasked"),
+            *("desirable", "undesirable"),
+        )
+        present = {name for name in LAYOUTS[self.kind] if name not in (*NUMBERS, *MASKS)}
+        present |= {name for name in NUMBERS if self.numbers[name] == used}
+        present |= set(MASKS) if self.totals["masked_tokens"] else set()
         return SplitReport(
             source=source,
             kind=self.kind,
@@ -105,7 +117,7 @@ class Tally:
             read=self.read,
             used=used,
             dropped=dict(self.dropped.most_common()),
-            columns=[name for name in LAYOUTS[self.kind] if name not in NUMBERS or self.numbers[name] == used],
+            columns=[name for name in LAYOUTS[self.kind] if name in present],
             incomplete={name: count for name, count in self.numbers.items() if count < used},
             cached=False,
             digest=digest,

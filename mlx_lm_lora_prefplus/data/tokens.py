@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlx_lm_lora_prefplus.data.examples import Dropped, Example
+from mlx_lm_lora_prefplus.data.masks import ALL, Marker, Marks
 from mlx_lm_lora_prefplus.data.messages import shared_start
 from mlx_lm_lora_prefplus.data.truncation import Ids, fit
 from mlx_lm_lora_prefplus.errors import UserError
@@ -20,6 +21,8 @@ class TokenRow(NamedTuple):
     """Token ids of one row; the completions come without the prompt.
 
     completions, scores, row, numbers: as in `Example`. truncated: whether anything was cut to fit max_seq_length.
+    masks: which tokens of each completion count, 1 or 0 each; None in place of one, or of all, whose tokens all count.
+    certain: whether the tokens that should not count could be found.
     """
 
     prompt: Ids
@@ -28,6 +31,8 @@ class TokenRow(NamedTuple):
     row: int
     truncated: bool
     numbers: Mapping[str, float] = {}
+    masks: Sequence[Ids | None] | None = None
+    certain: bool = True
 
 
 class Encoder:
@@ -67,6 +72,7 @@ class Encoder:
         bos = self.inner.bos_token_id
         own = self.inner.encode("a")
         self.bos = bos if bos is not None and (own[:1] == [bos] or self.add_ends) else None
+        self.mark = Marker(self.inner, self.stops, settings)
 
     def __call__(self, examples: Sequence[Example], source: str) -> Iterator[TokenRow | Dropped]:
         """The rows of each example, in order. Each different text is encoded once.
@@ -82,11 +88,12 @@ class Encoder:
             plain = not isinstance(example.prompt, list)
             start = None if prompt is None else self._begin(ids[prompt], plain)
             whole = [self._begin(ids[text], plain) for text in conversations]
+            marks = self._marks(example, conversations, ids, source)
             if self.raw and self.apart:
-                for one, score in zip(whole, example.scores, strict=True):
-                    yield from self._rows(example._replace(scores=[score]), start, [one])
+                for one, score, mark in zip(whole, example.scores, marks, strict=True):
+                    yield from self._rows(example._replace(scores=[score]), start, [one], [mark])
             else:
-                yield from self._rows(example, start, whole)
+                yield from self._rows(example, start, whole, marks)
 
     def digest(self) -> str:
         """Changes whenever the same example could become other tokens."""
@@ -102,6 +109,7 @@ class Encoder:
             repr((self.bos, self.eos, sorted(self.stops), self.add_bos, self.add_ends)),
             self.settings.model_dump_json(
                 include={"prompt_format", "max_seq_length", "truncation", "max_prompt_length"}
+                | {"assistant_only_loss", "mask_thinking", "chat_template_kwargs"}
             ),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -118,11 +126,10 @@ class Encoder:
         return prompt, [self._render([*example.prompt, *answer], example, where) for answer in example.completions]
 
     def _render(self, messages: list[Any], example: Example, where: str, opening: bool = False) -> str:
-        given: dict[str, Any] = {"tools": example.tools} if example.tools else {}
-        if not self.raw:
-            given["enable_thinking"] = False
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening, **given)
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=opening, **self._given(example)
+            )
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
@@ -130,6 +137,28 @@ class Encoder:
                 f"{str(error) or type(error).__name__}. Change or remove the row, or use a model whose template "
                 "takes such conversations."
             ) from error
+
+    def _given(self, example: Example) -> dict[str, Any]:
+        """What the template is given besides the messages."""
+        usual = {} if self.raw else {"enable_thinking": False}
+        tools = {"tools": example.tools} if example.tools else {}
+        return {**usual, **self.settings.chat_template_kwargs, **example.template_kwargs, **tools}
+
+    def _marks(self, example: Example, texts: list[str], ids: Mapping[str, Ids], source: str) -> list[Marks]:
+        """Which tokens of each conversation count."""
+        if not isinstance(example.prompt, list):
+            return [ALL] * len(texts)
+        start, where = example.prompt, f"{source}, row {example.row}"
+        render = lambda messages, opening: self._render(messages, example, where, opening)  # noqa: E731
+        given = self._given(example)
+        if key := getattr(self.tokenizer, "_thinking_kwarg", None):  # as mlx_lm's wrapper does
+            given = {key if name == "enable_thinking" else name: value for name, value in given.items()}
+            given.setdefault(key, self.tokenizer.has_thinking)
+        return [
+            self.mark([*start, *answer], len(start), text, ids[text], render, given)
+            for answer, text in zip(example.completions, texts, strict=True)
+            if not isinstance(answer, str)
+        ]
 
     def _encode(self, texts: Iterable[Texts]) -> dict[str, Ids]:
         """Text → ids without special tokens, each different text once."""
@@ -154,8 +183,10 @@ class Encoder:
         wanted = self.bos is not None and (plain or self.add_bos)
         return [self.bos, *ids] if wanted and ids[:1] != [self.bos] else ids  # pyright: ignore
 
-    def _rows(self, example: Example, prompt: Ids | None, conversations: list[Ids]) -> Iterator[TokenRow | Dropped]:
-        """prompt: with the opening of the answer, to see where it ends. conversations: whole."""
+    def _rows(
+        self, example: Example, prompt: Ids | None, conversations: list[Ids], marks: list[Marks]
+    ) -> Iterator[TokenRow | Dropped]:
+        """prompt: with the opening of the answer, to see where it ends. conversations: whole. marks: of each."""
         if _all_same(conversations):
             yield Dropped(example.row, _same(conversations))
             return
@@ -165,20 +196,36 @@ class Encoder:
         if len(kept) < min(len(conversations), 2):
             yield Dropped(example.row, "no completion left after the prompt")
             return
+        masks = [_of_whole(marks[i], conversations[i]) for i in kept]
+        if not self.raw:
+            boundary = _to_the_first_counted(boundary, [conversations[i] for i in kept], masks)
         start = conversations[kept[0]][:boundary] or self._opening()
         completions = [self._close(conversations[i][boundary:]) for i in kept]
+        masks = [_cut(mask, boundary, len(ids)) for mask, ids in zip(masks, completions, strict=True)]
         scores = [example.scores[i] for i in kept]
+        certain = all(marks[i].certain for i in kept)
         if not start:
             yield Dropped(example.row, "empty prompt")
+        elif any(mask is not None and not any(mask) for mask in masks):
+            yield Dropped(example.row, "no token of the assistant in a completion")
         elif self.apart:
-            for completion, score in zip(completions, scores, strict=True):
-                yield self._row(example, start, [completion], [score])
+            for completion, score, mask in zip(completions, scores, masks, strict=True):
+                yield self._row(example, start, [completion], [score], [mask], certain)
         else:
-            yield self._row(example, start, completions, scores)
+            yield self._row(example, start, completions, scores, masks, certain)
 
-    def _row(self, example: Example, prompt: Ids, completions: list[Ids], scores: list[float]) -> TokenRow | Dropped:
-        """A row cut to its length."""
-        fitted = fit(prompt, completions, self.settings, self.inner.bos_token_id)
+    def _row(
+        self,
+        example: Example,
+        prompt: Ids,
+        completions: list[Ids],
+        scores: list[float],
+        masks: list[Ids | None],
+        certain: bool,
+    ) -> TokenRow | Dropped:
+        """A row cut to its length, so that a token that counts remains of each completion."""
+        least = max(mask.index(1) + 1 if mask else 1 for mask in masks)
+        fitted = fit(prompt, completions, self.settings, self.inner.bos_token_id, least)
         if fitted is None:
             too_long = "prompt as long as" if self.settings.truncation == "keep_prompt" else "longer than"
             return Dropped(example.row, f"{too_long} max_seq_length")
@@ -186,7 +233,10 @@ class Encoder:
             return Dropped(example.row, _same(fitted[1]))
         if _all_same(scores):
             return Dropped(example.row, "tie")
-        return TokenRow(*fitted, scores, example.row, fitted != (prompt, completions), example.numbers)
+        cut = [_cut(mask, 0, len(ids)) for mask, ids in zip(masks, fitted[1], strict=True)]
+        kept = cut if any(cut) else None
+        whole = fitted == (prompt, completions)
+        return TokenRow(*fitted, scores, example.row, not whole, example.numbers, kept, certain)
 
     def _opening(self) -> Ids:
         """One token to begin with where there is no prompt; none if the tokenizer has none for it."""
@@ -216,6 +266,29 @@ def _completed(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[int],
             return kept, boundary
         kept = longer
     return [], 0
+
+
+def _of_whole(marks: Marks, ids: Ids) -> Ids | None:
+    """The mask of a conversation that may have got a BOS since; None where all counts."""
+    if marks.counted is None:
+        return None
+    return [0] * (len(ids) - len(marks.counted)) + marks.counted.astype(int).tolist()
+
+
+def _cut(mask: Ids | None, start: int, length: int) -> Ids | None:
+    """So many marks from `start` on, an appended end of sequence among them; None where all are 1."""
+    if mask is None:
+        return None
+    part = mask[start : start + length]
+    part += [1] * (length - len(part))
+    return None if all(part) else part
+
+
+def _to_the_first_counted(boundary: int, conversations: list[Ids], masks: list[Ids | None]) -> int:
+    """Where the prompt ends that takes in what all conversations share before a token counts in any."""
+    firsts = [boundary if mask is None or 1 not in mask[boundary:] else mask.index(1, boundary) for mask in masks]
+    first, *others = (ids[: min(firsts)] for ids in conversations)
+    return max(boundary, min([len(first), *(shared_start(first, other) for other in others)]))
 
 
 def _all(texts: Texts) -> list[str]:

@@ -160,6 +160,55 @@ def test_a_completion_of_several_turns_keeps_them():
     assert pair.completions[0][1:] == [tool, bot("A")]
 
 
+EARLY = [bot("A"), user("R"), bot("C")], [bot("B"), user("R"), bot("C")]
+PARTED = {
+    "beside a prompt": ({"prompt": [user("Q")], "chosen": EARLY[0], "rejected": EARLY[1]}, ([user("Q")], *EARLY)),
+    "beside a prompt that is text": ({"prompt": "Q", "chosen": EARLY[0], "rejected": EARLY[1]}, ([user("Q")], *EARLY)),
+    "of uneven length": (
+        {"prompt": [user("Q")], "chosen": EARLY[0], "rejected": [bot("B")]},
+        ([user("Q")], EARLY[0], [bot("B")]),
+    ),
+    "with a prompt that is repeated": (
+        {"prompt": [user("Q")], "chosen": [user("Q"), *EARLY[0]], "rejected": [user("Q"), *EARLY[1]]},
+        ([user("Q")], *EARLY),
+    ),
+    "whole": ({"chosen": [user("Q"), *EARLY[0]], "rejected": [user("Q"), *EARLY[1]]}, ([user("Q")], *EARLY)),
+    "at a turn of the user": (
+        {"chosen": [*HISTORY, bot("A")], "rejected": [*HISTORY[:2], user("T"), bot("A")]},
+        (HISTORY[:2], [HISTORY[2], bot("A")], [user("T"), bot("A")]),
+    ),
+    "after turns that both have": (
+        {"prompt": [HISTORY[0]], "chosen": [*HISTORY[1:], bot("A")], "rejected": [*HISTORY[1:], bot("B")]},
+        (HISTORY, [bot("A")], [bot("B")]),
+    ),
+    "transcripts": (
+        {"chosen": HH + " A", "rejected": HH.replace("Hello", "Bye") + " A"},
+        ([user("Hi")], [bot("Hello"), user("Q"), bot("A")], [bot("Bye"), user("Q"), bot("A")]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTED)
+def test_conversations_are_trained_on_from_where_they_part(name):
+    row, (prompt, *completions) = PARTED[name]
+    assert read_one(row) == Example(1, prompt, completions, PAIR)
+
+
+def test_what_the_template_is_given():
+    row = {"prompt": "Q", "chosen": "A", "rejected": "B"}
+    assert read_one(row | {"chat_template_kwargs": {"a": 1, "b": None}}).template_kwargs == {"a": 1}
+    assert read_one(row | {"chat_template_kwargs": '{"enable_thinking": true}'}).template_kwargs == {
+        "enable_thinking": True
+    }
+    assert read_one(row | {"chat_template_kwargs": None}).template_kwargs == {}
+    with pytest.raises(UserError, match=r"row 1, column 'chat_template_kwargs': found a list"):
+        read_one(row | {"chat_template_kwargs": [1]})
+    with pytest.raises(UserError, match="'chat_template_kwargs': tokenize cannot be set here"):
+        read_one(row | {"chat_template_kwargs": {"tokenize": True}})
+    with pytest.raises(UserError, match="'chat_template_kwargs': not valid JSON"):
+        read_one(row | {"chat_template_kwargs": "enable"})
+
+
 def test_blanks_around_earlier_turns_of_a_transcript_go_and_those_of_the_answer_stay():
     start = "\n\nHuman:  Q \n\nAssistant:"
     pair = read_one({"prompt": start, "chosen": "  A ", "rejected": " B"})
@@ -195,9 +244,13 @@ DROPPED = {
         {"chosen": [user("a"), bot("A")], "rejected": [user("b"), bot("B")]},
         "chosen and rejected have different prompts",
     ),
-    "transcripts that part early": (
-        {"chosen": HH + " A", "rejected": HH.replace("Hello", "Bye") + " B"},
+    "one system turn and different questions": (
+        {"chosen": [system("S"), user("a"), bot("A")], "rejected": [system("S"), user("b"), bot("B")]},
         "chosen and rejected have different prompts",
+    ),
+    "a question last": (
+        {"prompt": "Q", "chosen": [bot("A"), user("R")], "rejected": [bot("B")]},
+        "no assistant turn at the end of the conversation",
     ),
     "transcript that ends in a question": (
         {"chosen": HH, "rejected": HH + " B"},

@@ -103,11 +103,16 @@ DROPPED = {
         {"prompt": [user("Q")], "completion": [user("Q"), bot("A"), user("B")], "label": True},
         "no assistant turn at the end of the conversation",
     ),
-    "a turn of the user within": (
-        {"prompt": [user("Q")], "completion": [bot("A"), user("B"), bot("C")], "label": True},
-        "the completion holds a turn of the user",
-    ),
 }
+
+
+@pytest.mark.parametrize("prompt", ["Q", [user("Q")]])
+def test_a_completion_of_several_turns_begins_after_the_prompt_column(prompt):
+    turns = [bot("A"), user("B"), bot("C")]
+    _, (example,) = read({"prompt": prompt, "completion": turns, "label": True}, kind="unpaired")
+    assert example == Example(1, [user("Q")], [turns], [1.0])
+    _, (example,) = read({"prompt": [user("Q")], "completion": [user("Q"), *turns], "label": True}, kind="unpaired")
+    assert example == Example(1, [user("Q")], [turns], [1.0])
 
 
 @pytest.mark.parametrize("name", DROPPED)

@@ -125,7 +125,7 @@ class GivenLoss(PairedTrainer):
         """The function's mean, counted once for each pair; see `PairedTrainer`."""
         scores = policy(batch)
         given = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)
-        masks = mx.pad(batch.completion_mask, ((0, 0), (1, 0))).astype(mx.float32)
+        masks = mx.pad(batch.completion_mask, [(0, 0), (1, 0)]).astype(mx.float32)
         given["chosen_masks"], given["rejected_masks"] = mx.split(masks, 2)
         value, rewards, _, metrics = self.function(**given, **self.arguments)
         said = {"rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
