@@ -109,7 +109,7 @@ def _end(render: Render, messages: Messages, place: int, text: str, start: int, 
 
 
 def _located(part: str, text: str, after: int, said: str) -> int | None:
-    """Where in the text, from `after` on, an earlier rendering of its beginning ends; None if it is not certain.
+    """Where in the text, at `after` or behind, an earlier rendering of its beginning ends; None if it is not certain.
 
     That is where the longest end of it stands that the text has, if it stands there once and holds the words of the
     last message, `said`.
@@ -119,11 +119,12 @@ def _located(part: str, text: str, after: int, said: str) -> int | None:
     low, high = 0, len(part)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if part[-middle:] in text[after:] else (low, middle - 1)
-    found = part[len(part) - low :]
-    if not low or said not in found or text.count(found, after) > 1:
+        there = text.find(part[-middle:], max(after - middle, 0)) >= 0
+        low, high = (middle, high) if there else (low, middle - 1)
+    found, first = part[len(part) - low :], max(after - low, 0)
+    if not low or said not in found or text.count(found, first) > 1:
         return None
-    return text.index(found, after) + low
+    return text.index(found, first) + low
 
 
 def _turn(message: dict[str, Any], text: str, start: int, words: int, end: int, specials: Sequence[str]) -> Turn:
