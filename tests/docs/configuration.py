@@ -22,10 +22,10 @@ file; every one but the nested ones has a flag of the same name, with `-` for `_
 **command line > config file > preset > default of the mode > default of mlx-lm-lora**
 
 The start of a run prints what is in force, `run.json` in the adapter folder keeps each value with where it came from,
-and `mlx_lm_lora.prefplus check FILE` shows that without training. A key that nothing knows is told with the nearest one.
-If that one decides the result (`betta`, `lr`), a run refuses the file; otherwise it warns (`wand`); `check` refuses both.
-An option of another mode is an error, except in a file that serves several modes and gets its mode from `--train-mode`.
-**Ours** marks the keys that mlx-lm-lora does not have.
+and `mlx_lm_lora.prefplus check FILE` shows that without training. A key that nothing knows is told with the nearest
+one. If that one decides the result (`betta`, `lr`), a run refuses the file; otherwise it warns (`wand`). `check`
+refuses both. An option of another mode is an error, except in a file that serves several modes and gets its mode from
+`--train-mode`. **Ours** marks the keys that mlx-lm-lora does not have.
 
 ```yaml
 model: mlx-community/Qwen3-4B-Instruct-2507-4bit
