@@ -67,8 +67,11 @@ def read_examples(
     if not first:
         raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
     features = {key: column for key, column in features.items() if key not in UNUSED[kind]}
-    shape = detect(Look([row for _, row in first], source, features, raw), kind)
+    look = Look([row for _, row in first], source, features, raw)
+    shape = detect(look, kind)
     words, examples = as_kind(shape.examples(itertools.chain(first, rows)), shape.kind, kind, pairing)
+    if raw and look.typical(look.columns.system) and isinstance(look.typical(look.columns.prompt), str):
+        words += f"; {look.columns.system} is not used with prompt_format: raw"
     return shape.words + words, examples
 
 

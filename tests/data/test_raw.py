@@ -72,3 +72,10 @@ def test_a_prompt_as_text_beside_messages_is_no_text():
 def test_a_row_without_a_prompt_is_left_out():
     _, (dropped,) = read({**PAIR, "prompt": None}, raw=True)
     assert dropped.reason == "empty prompt"
+
+
+def test_a_system_turn_that_is_not_used_is_told():
+    row = {"system": "Be brief.", **PAIR}
+    words, (example,) = read(row, raw=True)
+    assert words.endswith("; system is not used with prompt_format: raw") and "Be brief." not in str(example)
+    assert "not used" not in read(row)[0] and "not used" not in read({**row, "system": ""}, raw=True)[0]

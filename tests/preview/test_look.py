@@ -36,6 +36,11 @@ def test_json(call, config):
     assert report["data"]["train"]["used"] == 10 and report["reference"].endswith("0 of 13 rows from the cache")
 
 
+def test_the_prompt_format_is_told(looked):
+    assert looked()["prompt_format"].startswith("chat, text becomes messages")
+    assert looked(prompt_format="raw")["prompt_format"].startswith("raw, text goes to the model as it is")
+
+
 def test_training_is_meant_where_nothing_says_so(looked):
     assert looked(train=None)["can_start"]
 
