@@ -53,6 +53,9 @@ def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+Optimizer = Literal["sgd", "rmsprop", "adagrad", "adadelta", "adam", "adamw", "adamax", "lion", "adafactor", "muon"]
+"""Those of `mlx.optimizers`, by the names of their classes in small letters."""
+
 Truncation = Literal["keep_end", "keep_start", "keep_prompt", "drop"]
 
 
@@ -169,7 +172,7 @@ class RunSettings(BaseModel):
     load_in_6bits: bool = False
     load_in_8bits: bool = False
     load_in_mxfp4: bool = False
-    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    optimizer: Optimizer = "adam"
     optimizer_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     lr_schedule: dict[str, Any] | None = None

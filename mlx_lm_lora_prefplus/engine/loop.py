@@ -27,6 +27,7 @@ from .laps import Laps
 from .notices import tell
 from .progress import Progress, random_seed, restore, snapshot
 from .ranks import is_lost_peer
+from .rate import learning_rate
 from .report import bar_text, report_training, report_validation
 from .signals import StopRequest, leave, stop_after_step
 from .step import GradientStep
@@ -316,7 +317,7 @@ class Loop:
     @property
     def _rate(self) -> float:
         """The learning rate of the last update."""
-        return self.run.optimizer.learning_rate.item()  # type: ignore[return-value]
+        return learning_rate(self.run.optimizer)
 
     def _agreed(self) -> bool:
         """Whether to save now; and a signal that came to one process has come to all."""

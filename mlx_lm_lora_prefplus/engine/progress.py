@@ -149,10 +149,10 @@ def restore(loop: "Loop", state: RunState) -> None:
     """
     run, values, arrays = loop.run, state.values, state.arrays
     model, optimizer = run.policy.model, run.optimizer
-    rate = optimizer.learning_rate
+    rate = optimizer.state.get("learning_rate")
     model.update(_refilled(model.trainable_parameters(), arrays, "weights"))
     optimizer.state = _refilled(optimizer.state, arrays, "optimizer")
-    if not run.settings.lr_schedule:
+    if not run.settings.lr_schedule and rate is not None:
         optimizer.learning_rate = rate  # the same, unless it was changed and the user forced it
     loop.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
     loop.state = _refilled(loop.state, arrays, "trainer")

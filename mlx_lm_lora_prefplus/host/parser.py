@@ -12,7 +12,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from ..plugin.manager import Registered, Registry
-from ..settings import own_fields
+from ..settings import Optimizer, own_fields
 from .config_file import load_yaml
 from .names import SYNONYMS, near
 
@@ -149,6 +149,8 @@ def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry:
             _add(group, key, field, choices=tuple(trainer.losses) if key == "loss_type" else ())
     if "loss_type" not in fields and trainer.losses:
         group.add_argument("--loss-type", help=f"Which of: {', '.join(trainer.losses)}.")
+    known["optimizer"].choices = None  # the host's are three of MLX's; checked with the rest
+    known["optimizer"].help = f"One of: {', '.join(typing.get_args(Optimizer))}."
     if "dpo_cpo_loss_type" in known and trainer.losses:
         known["dpo_cpo_loss_type"].choices = None  # checked with the rest: it may be a list
         known["dpo_cpo_loss_type"].type = _reader(fields["loss_type"].annotation) if "loss_type" in fields else str

@@ -10,10 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
-from mlx_lm.tuner.utils import build_schedule
 from mlx_lm_lora.trainer import sft_trainer
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
@@ -39,6 +37,7 @@ from . import fuse, policy, summary
 from .aside import UNFUSED
 from .config import Resolved
 from .loggers import check_loggers, open_loggers
+from .optimizers import build_optimizer
 from .previous import as_begun, check_not_its_own_source, keep_previous
 from .record import write_record
 from .references import References
@@ -295,13 +294,6 @@ def step_reference(work: Work, store: Store | None, moving: MovingReference | No
     if store is None or trunk is None:
         return None
     return StepReference(work.policy, trunk, work.token_weights, store, moving)
-
-
-def build_optimizer(settings: RunSettings) -> optim.Optimizer:
-    """The host's optimisers with its configs and schedules."""
-    optimizers = {"adam": optim.Adam, "adamw": optim.AdamW, "muon": optim.Muon}
-    rate = build_schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
-    return optimizers[settings.optimizer](learning_rate=rate, **settings.optimizer_config.get(settings.optimizer, {}))
 
 
 def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:

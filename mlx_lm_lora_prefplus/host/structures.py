@@ -6,12 +6,10 @@ from typing import Any
 
 from ..settings import LARGEST
 from .check import Joined, Problems, nearest
+from .optimizers import optimizer_problems
 
 MOST_RANK = 2**16
 """No matrix of a model is as wide, so adapters of that rank would be larger than what they adapt."""
-
-MOST_TURNS = 1000
-"""Of an optimizer's iteration within an update; Muon's default is 5."""
 
 STEPS = (0, 1, 2, 10, 1000, 10**6)
 """Updates at which a schedule is tried."""
@@ -116,39 +114,7 @@ def _wrong_rate(schedule: Callable[..., Any], arguments: Sequence[Any]) -> str |
 
 
 def _optimizer(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
-    import mlx.optimizers
-
-    classes = {"adam": mlx.optimizers.Adam, "adamw": mlx.optimizers.AdamW, "muon": mlx.optimizers.Muon}
-    for name in value:
-        if name not in classes:
-            yield f"has an unknown optimizer {name}{nearest(name, classes)} Write e.g. adamw: {{weight_decay: 0.1}}"
-    chosen = joined.values.get("optimizer")
-    if not isinstance(chosen, str) or chosen not in classes or not value.get(chosen):
-        return
-    if not isinstance(value[chosen], Mapping):
-        yield f"{chosen} must be a mapping of its arguments, not {value[chosen]!r}"
-        return
-    parameters = inspect.signature(classes[chosen]).parameters
-    known = tuple(key for key in parameters if key != "learning_rate")
-    for key, given in value[chosen].items():
-        if key == "learning_rate":
-            yield f"{chosen} has a learning_rate: give it as the key learning_rate of the run"
-        elif key not in known:
-            yield f"{chosen} has an unknown argument {key}{nearest(key, known)} Known: {', '.join(known)}"
-        elif wanted := _unlike(given, parameters[key].default):
-            yield f"{chosen}: {key} must be {wanted}, not {given!r:.40}"
-
-
-def _unlike(value: Any, default: Any) -> str | None:
-    """What an argument of an optimizer must be, if it is not; its default tells."""
-    if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, list):
-        numbers = isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_is_number, value))
-        return None if numbers and all(0 <= one < 1 for one in value) else f"{len(default)} numbers in [0, 1)"
-    if isinstance(default, int):
-        return None if _is_whole(value) and 1 <= value <= MOST_TURNS else f"a whole number from 1 to {MOST_TURNS}"
-    return None if _is_number(value) and 0 <= value < float("inf") else "a finite number, 0 or more"
+    return optimizer_problems(value, joined.values.get("optimizer"))
 
 
 def _fits(function: Callable[..., Any], arguments: Sequence[Any]) -> bool:

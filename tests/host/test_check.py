@@ -8,7 +8,7 @@ def test_every_error_at_once(refused):
         {"batch_size": 0, "load_in_4bits": True, "load_in_8bits": True},
         {
             **{"loss_type": "sigmoyd", "learning_rate": -1, "beta": 0, "label_smoothing": 0.7, "truncation": "middle"},
-            **{"lora_parameters": {"rank": 0}, "lr_schedule": {"name": "cosine"}, "optimizer": "sgd"},
+            **{"lora_parameters": {"rank": 0}, "lr_schedule": {"name": "cosine"}, "optimizer": "sgdm"},
             **{"optimizer_config": {"adamW": {}}, "max_seq_length": "long"},
         },
     )
@@ -24,7 +24,7 @@ def test_every_error_at_once(refused):
         "must be 'keep_end', 'keep_start', 'keep_prompt' or 'drop'",
         "rank must be a whole number from 1 to 65536, not 0",
         "needs a name that is one of cosine_decay, exponential_decay, linear_schedule, step_decay",
-        "optimizer: 'sgd' (config ",
+        "optimizer: 'sgdm' (config ",
         "has an unknown optimizer adamW; did you mean adamw?",
         "max_seq_length: 'long' (config ",
     ):
@@ -49,7 +49,7 @@ def test_options_of_a_third_party_are_checked_too(refused):
         ({"loss_weights": [True]}, "loss_weights: [True] (command line) must be no truth value"),
         ({"loss_type": b"ipo"}, "loss_type: b'ipo' (command line) must be text, not bytes"),
         ({"iters": 10**400}, "iters: a number of more than 200 digits (command line) must be less than"),
-        ({"optimizer": ["adam"]}, "must be 'adam', 'adamw' or 'muon'"),
+        ({"optimizer": ["adam"]}, "must be 'sgd', 'rmsprop'"),
         ({"num_layers": 0}, "must be the number of layers to train, counted from the last, or -1 for all"),
         ({"num_layers": -7}, "or -1 for all"),
         ({"lora_parameters": {"rank": 10**11}}, "rank must be a whole number from 1 to 65536, not 100000000000"),
@@ -190,7 +190,7 @@ def test_a_good_lr_schedule(run_config):
         ({"adamw": {"weight_decai": 1}}, "unknown argument weight_decai; did you mean weight_decay?"),
         ({"adamw": {"learning_rate": 1}}, "give it as the key learning_rate"),
         ({"adamw": 3}, "adamw must be a mapping"),
-        ({"sgd": {}}, "unknown optimizer sgd"),
+        ({"sgdm": {}}, "unknown optimizer sgdm"),
     ],
 )
 def test_optimizer_config(refused, value, said):

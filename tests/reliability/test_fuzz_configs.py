@@ -9,8 +9,8 @@ import pytest
 
 from mlx_lm_lora_prefplus.host.activate import activate
 from mlx_lm_lora_prefplus.host.config import resolve
+from mlx_lm_lora_prefplus.host.optimizers import build_optimizer
 from mlx_lm_lora_prefplus.host.parser import option_fields
-from mlx_lm_lora_prefplus.host.run import build_optimizer
 from mlx_lm_lora_prefplus.host.seam import registry
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 

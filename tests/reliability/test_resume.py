@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import mlx.core as mx
 import mlx_lm
@@ -14,6 +15,7 @@ from mlx_lm_lora_prefplus.engine import loop
 from mlx_lm_lora_prefplus.engine.run_state import newest_state
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host import references
+from mlx_lm_lora_prefplus.settings import Optimizer
 from tests.conftest import write_pairs
 
 
@@ -63,8 +65,13 @@ def test_a_finished_run_goes_on_with_more_iterations(go):
     assert Path("adapters/adapters.safetensors").read_bytes() == Path("long/adapters.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
-@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [
+        *((kind, optimizer) for kind in ("lora", "dora", "full") for optimizer in ("adam", "adamw", "muon")),
+        *(("lora", optimizer) for optimizer in get_args(Optimizer) if optimizer not in ("adam", "adamw", "muon")),
+    ],
+)
 def test_every_kind_of_training_goes_on_to_the_same_bytes(go, monkeypatch, kind, optimizer):
     changes = {"train_type": kind, "optimizer": optimizer, "max_grad_norm": 0.5}
     go(adapter_path="alone", **changes)

@@ -14,6 +14,7 @@ from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
 from ...engine.checkpoint import check_writable, save_adapters
 from ...engine.loop import train
 from ...engine.metrics import MetricsFile
+from ...engine.rate import sets_its_own
 from ...engine.run_state import RunState, StateFiles
 from ..config import Resolved
 from ..policy import make_ready
@@ -129,17 +130,22 @@ def _train(
     make_ready(model, resolved.settings)
     work = work_of(resolved, model, train=train_dataset, valid=val_dataset)
     check_validation(work)
-    announce(work, ref_model, callback, _unused(args, ref_model))
+    announce(work, ref_model, callback, _unused(args, ref_model, optimizer))
     reference = reference_of(work, ref_model)
     kept = {} if args.adapter_file is None else _kept(model, file_of(args.adapter_file), work.iters, callback)
     train(training_of(work, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
 
 
-def _unused(args: Any, ref_model: nn.Module | None) -> list[str]:
+def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) -> list[str]:
     """What the caller may believe is used, and is not; a sentence each."""
     told = []
     if ref_model is None and (path := getattr(args, "reference_model_path", None)):
         told.append(f"reference_model_path {path} has no effect here: load that model and pass it as ref_model.")
+    if sets_its_own(optimizer) and "learning_rate" in optimizer.state:
+        told.append(
+            f"{type(optimizer).__name__} sets its own rate of learning: the learning_rate it was given has no effect "
+            "unless it is made with relative_step=False."
+        )
     if args.adapter_file is None:
         told.append("adapter_file is None: nothing is saved, and the adapters are in the model alone.")
     return told

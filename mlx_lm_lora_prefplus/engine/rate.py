@@ -1,0 +1,25 @@
+"""The learning rate of an optimiser, whatever kind it is."""
+
+from typing import Any
+
+import mlx.optimizers as optim
+
+
+def learning_rate(optimizer: optim.Optimizer) -> float:
+    """The rate of the last update: of several optimisers the first one's.
+
+    Of an Adafactor that sets its own rate, the part of it that holds for all weights (Shazeer & Stern 2018,
+    arXiv:1804.04235, section 7).
+    """
+    while isinstance(optimizer, optim.MultiOptimizer):
+        optimizer = optimizer.optimizers[0]
+    if not sets_its_own(optimizer):
+        return optimizer.learning_rate.item()  # type: ignore[return-value]
+    steps: Any = optimizer.step.item()
+    step = max(steps, 1)
+    return min(1e-6 * step if getattr(optimizer, "warmup_init", False) else 1e-2, step**-0.5)
+
+
+def sets_its_own(optimizer: Any) -> bool:
+    """Whether the learning rate that the optimiser was given is not read."""
+    return bool(getattr(optimizer, "relative_step", False))
