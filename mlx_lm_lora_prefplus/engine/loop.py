@@ -45,7 +45,8 @@ class _Stopped(Exception):
 def train(run: Training) -> bool:
     """Train until `run.iters` micro-batches are done: validate, step, report and save as the settings say.
 
-    Validation comes at iteration 1, every `steps_per_eval` and at the last, before the iteration's step. SIGINT and
+    Validation at iteration N is of the weights after N micro-batches: every `steps_per_eval`, and at the last, so that
+    the weights that are saved were validated. The one at iteration 1 comes before the first update. SIGINT and
     SIGTERM end it when the micro-batch under way is done: the state is saved and KeyboardInterrupt or SystemExit
     raised.
 
@@ -70,6 +71,7 @@ def train(run: Training) -> bool:
         run.policy.model.train()
         bar = stack.enter_context(tqdm(total=run.iters, initial=loop.at.iteration, desc="Training"))
         try:
+            loop.begin(bar)
             while not loop.finished:
                 loop.optimizer_step(bar)
         except _Stopped:
@@ -135,7 +137,8 @@ class Loop:
     @property
     def finished(self) -> bool:
         """Whether all is done, or early stopping ends it. An optimiser step that was begun is finished first."""
-        return self.ended_early or (self.at.iteration >= self.run.iters and not self.at.done)
+        done = self.at.iteration >= self.run.iters and not self.at.done
+        return self.ended_early or (done and not self._validation_is_due)
 
     @property
     def ended_early(self) -> bool:
@@ -143,9 +146,27 @@ class Loop:
         patience = self.run.settings.early_stopping_patience
         return patience is not None and self.bests[0].stale >= patience
 
+    @property
+    def _validation_is_due(self) -> bool:
+        """Whether the weights as they are now are to be validated, and were not."""
+        at, run = self.at, self.run
+        due = at.iteration == run.iters or (at.iteration > 1 and at.iteration % run.settings.steps_per_eval == 0)
+        return run.validation is not None and at.iteration > at.validated and due
+
+    def begin(self, bar: tqdm) -> None:
+        """Validate before the first update, or do what a signal kept the last micro-batch from."""
+        if not self.at.iteration and not self.at.validated_untrained:
+            if self.run.validation is not None:
+                self._validate(1)
+            self.at.validated_untrained = True
+        elif self._validation_is_due:
+            self._tell(bar)
+
     def optimizer_step(self, bar: tqdm) -> None:
         """Accumulate the gradients of the micro-batches, exactly, and update the parameters once."""
         at = self.at
+        if self.run.moving_reference and at.step and not at.done:
+            self.run.moving_reference.after_update(at.step)
         batches = self._batches_of_step()
         units: dict[Unit, int] = {}
         for batch in batches:
@@ -154,20 +175,26 @@ class Loop:
 
         for batch in batches[at.done :]:
             self.batch = batch
-            self._validate(at.iteration + 1)
-            if self.ended_early:
-                return
             with self.laps.lap():
                 at.iteration, at.done = at.iteration + 1, at.done + 1
                 self._accumulate(batch, units)
                 if at.done == at.size:
                     self._update(batches)
             bar.update()
-            self._report(bar)
-            if self._agreed():
-                self._save()
-            if self.stop.signal is not None:
-                raise _Stopped
+            self._tell(bar)
+            if self.ended_early:
+                return
+
+    def _tell(self, bar: tqdm) -> None:
+        """What follows a micro-batch: validation, report and save where they are due, and the end if a signal asks."""
+        if self._validation_is_due:
+            self._validate(self.at.iteration)
+            self.at.validated = self.at.iteration
+        self._report(bar)
+        if self._agreed():
+            self._save()
+        if self.stop.signal is not None:
+            raise _Stopped
 
     def _batches_of_step(self) -> list[Batch]:
         """The micro-batches of the optimiser step under way; the last step holds what is left of `iters`."""
@@ -178,15 +205,15 @@ class Loop:
             at.size = min(run.settings.gradient_accumulation_steps, run.iters - at.iteration)
         return self._feed.take(at.size)
 
-    def _quantized(self):
-        """Whether this optimiser step sees fake-quantised weights, and the context for it."""
+    def _quantized(self, step: int):
+        """Whether an optimiser step sees fake-quantised weights, and the context for it."""
         qat = self.run.qat
-        active = qat is not None and qat.active(self.at.step + 1)
+        active = qat is not None and qat.active(step)
         return active, qat.during(active) if qat else nullcontext()
 
     def _accumulate(self, batch: Batch, units: dict[Unit, int]) -> None:
         run, at = self.run, self.at
-        active, context = self._quantized()
+        active, context = self._quantized(at.step + 1)
         if active not in self._gradients:
             # A compiled graph keeps the layers it was traced with: one for each state of the layers.
             self._gradients[active] = GradientStep(
@@ -218,8 +245,6 @@ class Loop:
         assert self._feed is not None
         at.epoch, at.batch = self._feed.place
         self.gradient, at.size, at.done, at.left_out, at.step = None, 0, 0, False, at.step + 1
-        if run.moving_reference:
-            run.moving_reference.after_update(at.step)
 
     def _apply(self, gradient: Any) -> None:
         run = self.run
@@ -250,22 +275,20 @@ class Loop:
         )
 
     def _validate(self, iteration: int) -> None:
+        """Validate the weights as they are now, as the last step saw them, and report it under this iteration."""
         run, settings = self.run, self.run.settings
-        due = iteration in (1, run.iters) or iteration % settings.steps_per_eval == 0
-        if run.validation is None or not due or iteration <= self.at.validated:
-            return
+        assert run.validation is not None
         laps, seed, pauses, start = Laps(self.stop), random_seed(), self.stop.pauses, time.perf_counter()
         state = {"state": self.state} if self.state else {}
         self.validated_rows = 0
         try:
-            with self._quantized()[1]:
+            with self._quantized(max(1, self.at.step + bool(self.at.done)))[1]:
                 means = run.trainer.evaluate(run.policy, self._timed(run.validation(), laps), run.options, **state)
         except _Stopped:
             mx.random.seed(seed)  # it will be done again from the start
             raise
         seconds = time.perf_counter() - start if self.stop.pauses == pauses else laps.seconds
         run.policy.model.train()
-        self.at.validated = iteration
         if not is_finite(means):
             what = f"The validation loss is not finite at iteration {iteration}."
             if settings.on_nonfinite == "stop":

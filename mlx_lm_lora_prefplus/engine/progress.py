@@ -23,7 +23,8 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 class Progress:
     """What is counted.
 
-    iteration: micro-batches done. step: optimiser steps done. validated: iteration of the last validation.
+    iteration: micro-batches done. step: optimiser steps done. validated: those done when the policy was last
+        validated. validated_untrained: whether the validation before the first update is done.
     epoch, batch: place of the first micro-batch of the optimiser step under way.
     size, done: micro-batches that this step has, and those of them that are done.
     left_out: whether the update of this step will be left out.
@@ -36,6 +37,7 @@ class Progress:
     iteration: Count = 0
     step: Count = 0
     validated: Count = 0
+    validated_untrained: bool = False
     epoch: Count = 0
     batch: Count = 0
     size: Count = 0

@@ -140,6 +140,24 @@ def test_order_of_events_counts_micro_batches():
     ]
 
 
+@pytest.mark.parametrize("iters", [1, 2, 6])
+def test_the_saved_weights_were_validated(iters, monkeypatch):
+    """And the first validation is of those before any update, whatever the number of iterations."""
+    seen, start = [], lora_b(with_lora(tiny_llama()))
+
+    def evaluate(self, policy, batches, options, **_):
+        seen.append([np.array(weights) for weights in lora_b(policy.model)])
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(type(CPO), "evaluate", evaluate)
+    model, events = run(iters=iters)
+    validated = {1: [1, 1], 2: [1, 2], 6: [1, 3, 6]}
+    assert [event[1] for event in events if event[0] == "validate"] == validated[iters]
+    assert all(np.array_equal(a, b) for a, b in zip(seen[0], start, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(seen[-1], lora_b(model), strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(seen[0], seen[-1], strict=True))
+
+
 @pytest.mark.parametrize(("iters", "accumulation", "updates"), [(3, 4, 1), (8, 4, 2), (9, 4, 3), (2, 1, 2)])
 def test_no_gradient_is_dropped(iters, accumulation, updates, monkeypatch):
     calls = []
@@ -482,8 +500,9 @@ def test_weights_that_are_not_finite_take_no_place(tmp_path):
 @pytest.mark.parametrize("during", ["gradient", "evaluation"])
 def test_a_signal_ends_the_run_with_its_state(number, during, tmp_path, monkeypatch, capsys):
     settings = {"iters": 7, "gradient_accumulation_steps": 2, "steps_per_eval": 4}
-    whole, _ = run(**settings)
+    whole, all_events = run(**settings)
     real, calls = GradientStep.__call__, []
+    done = 3 if during == "gradient" else 4
 
     def step(self, *args):
         calls.append(1)
@@ -495,7 +514,7 @@ def test_a_signal_ends_the_run_with_its_state(number, during, tmp_path, monkeypa
     real_loss = type(CPO).loss
 
     def loss(self, policy, *args, **kwargs):
-        if during == "evaluation" and len(calls) == 3 and not policy.model.training:
+        if during == "evaluation" and len(calls) == 4 and not policy.model.training:
             os.kill(os.getpid(), number)
             calls.append(1)
         return real_loss(self, policy, *args, **kwargs)
@@ -507,8 +526,10 @@ def test_a_signal_ends_the_run_with_its_state(number, during, tmp_path, monkeypa
     assert signal.getsignal(signal.SIGTERM) is handler
     if number == signal.SIGTERM:
         assert caught.value.code == 143
-    assert f"Stopped by {signal.Signals(number).name} after iteration 3 of 7" in capsys.readouterr().out
+    assert f"Stopped by {signal.Signals(number).name} after iteration {done} of 7" in capsys.readouterr().out
     state, _ = newest_state(tmp_path)
-    assert state.iteration == 3
-    rest, _ = run(resumed=state, **settings)
+    assert state.iteration == done
+    rest, events = run(resumed=state, **settings)
     assert all(np.array_equal(a, b) for a, b in zip(lora_b(whole), lora_b(rest), strict=True))
+    assert events[0][:2] == ("validate", 4)  # that of iteration 4 is done again, and its report and save follow it
+    assert without_timing(events) == without_timing(all_events[-len(events) :])
