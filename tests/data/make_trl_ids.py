@@ -100,6 +100,13 @@ ROWS = {
         for row in EXPLICIT
         for side in SIDES
     ],
+    "messages, several turns": [
+        {
+            "prompt": [user("Hello")],
+            "chosen": [bot("Hello!"), user("My cat is gone"), bot("I am there.")],
+            "rejected": [bot("Help!"), user("You are there."), bot("é🙂")],
+        },
+    ],
     "messages, tools": [{**row, "tools": json.dumps([WEATHER])} for row in EXPLICIT],
     "messages, template arguments": [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in EXPLICIT],
 }
