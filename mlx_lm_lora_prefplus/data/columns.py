@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import shlex
 from collections.abc import Iterator, Mapping
 
 from mlx_lm_lora_prefplus.data import labelled, paired, scored
@@ -83,7 +84,7 @@ def detect(look: Look, kind: Kind) -> Shape:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
                 f"{look.source}: {key} names column {column!r}, which is not there.{hint} "
-                f"Columns seen: {_list(look.seen)}."
+                f"Columns seen: {_list(look.seen)}. {typed({key: near[0] if near else None})}"
             )
     shape = next(filter(None, (find(look) for find in FINDERS[kind])), None)
     if shape is None:
@@ -99,18 +100,28 @@ def detect(look: Look, kind: Kind) -> Shape:
 def _unknown(look: Look, kind: Kind) -> UserError:
     keys = NAMES[kind]
     wanted = {key: look.features.get(key) or key.removesuffix("_feature") for key in keys[1:3]}
-    near = [
-        f"{name!r} (for {column})"
-        for column in wanted.values()
+    found = {
+        key: next(iter(difflib.get_close_matches(column, look.seen, 1)), None)
+        for key, column in wanted.items()
         if column not in look.seen
-        for name in difflib.get_close_matches(column, look.seen, 1)
-    ]
-    hint = f" Close: {', '.join(near)}; name them with {' and '.join(wanted)}." if near else ""
+    }
+    near = [f"{name!r} (for {wanted[key]})" for key, name in found.items() if name]
+    hint = f" Close: {', '.join(near)}." if near else ""
     accepted = f"prompt, completion, label; {ACCEPTED}" if kind == "unpaired" else ACCEPTED
     return UserError(
         f"{look.source}: these columns fit no shape of preference rows: {_list(look.seen)}.{hint} "
-        f"Accepted: {accepted}. Other names: set {', '.join(keys)}."
+        f"Accepted: {accepted}. Other names: set {', '.join(keys)}. "
+        f"{typed(found if near else dict.fromkeys(keys[:3]))}"
     )
+
+
+def typed(columns: Mapping[str, str | None]) -> str:
+    """What to type to name columns: settings key → column, None where only the user knows."""
+    flags = [
+        f"--{key.replace('_', '-')} {shlex.quote(str(column)) if column else 'COLUMN'}"
+        for key, column in columns.items()
+    ]
+    return f"Type: {' '.join(flags)}"
 
 
 def _list(columns: list[str]) -> str:

@@ -24,7 +24,10 @@ BETWEEN = (re.compile(r"\s*"), re.compile(r"\s*,?\s*"))
 
 
 def read_jsonl(path: Path) -> Rows:
-    """Rows of a JSON Lines file, one line at a time. Blank lines are skipped."""
+    """Rows of a JSON Lines file, one line at a time. Blank lines are skipped. A JSON array in it is read as one."""
+    if _is_array(path):
+        yield from read_json(path)
+        return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             text = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, path, number)
@@ -102,6 +105,13 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".csv": read_csv,
 }
 """File name ending → reader, in order of preference."""
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a file begins as a JSON array does: no row of JSON Lines begins with a bracket."""
+    with path.open("rb") as file:
+        start = file.read(BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start.startswith(b"[")
 
 
 def _decode(line: bytes, path: Path, number: int) -> str:

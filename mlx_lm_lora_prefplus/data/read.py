@@ -67,11 +67,17 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
     if path.is_dir():
         return _folder(path, splits, features)
     if path.suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", settings.data):
+        default = DataSettings.model_fields["data"].default
+        given = " (the default: no data was given)" if settings.data == default else ""
         raise UserError(
-            f"data: there is no file or folder {settings.data!r}. Give a folder with "
+            f"data: there is no file or folder {settings.data!r}{given}. Give a folder with "
             f"{_wanted()}, one such file, or the name of a data set on the hub (owner/name)."
         )
-    return _hub(settings.data, splits, features)
+    try:
+        return _hub(settings.data, splits, features)
+    except UserError as error:
+        where = f"there is no file or folder {settings.data!r} in {Path.cwd()}"
+        raise UserError(f"data: {where}. From the hub, {error}") from error
 
 
 def _named(feature: str | None) -> str | None:

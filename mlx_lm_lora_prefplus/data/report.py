@@ -56,6 +56,13 @@ class SplitReport:
         return self.chosen_tokens + self.rejected_tokens
 
 
+def counted(used: int, read: int, dropped: int) -> str:
+    """`9 of 10` rows, or, where a row gives several examples, how many came of how many rows."""
+    if used + dropped == read:
+        return f"{used} of {read}"
+    return f"{used} examples out of {read} rows"
+
+
 @dataclass
 class Tally:
     """The numbers of a report while they grow."""

@@ -16,7 +16,7 @@ from ..settings import Optimizer, own_fields
 from .config_file import load_yaml
 from .names import SYNONYMS, near
 
-FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature")
+FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature", "completion_feature")
 """Column names: the host documents these keys but its parser lacks the flags."""
 
 STRUCTURES = ("lora_parameters", "lr_schedule")

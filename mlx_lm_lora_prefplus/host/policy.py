@@ -49,10 +49,18 @@ def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
         raise UserError(
             f"model: there is no folder {settings.model}. Give a folder that mlx_lm.load reads, or a Hugging Face name."
         )
+    absent = not folder.exists()
+    if absent and settings.model == RunSettings.model_fields["model"].default:
+        raise UserError(
+            f"model: none was given, and there is no folder {settings.model}, which is the default. Give --model with "
+            "a folder that mlx_lm.load reads, or a Hugging Face name such as mlx-community/Qwen3-0.6B-4bit."
+        )
     try:
         loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
     except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
-        raise UserError(f"model: {settings.model} could not be loaded: {_advice(error)}") from error
+        there = f"there is no folder {settings.model} in {Path.cwd()}, and as a Hugging Face name it"
+        what = there if absent else settings.model
+        raise UserError(f"model: {what} could not be loaded: {_advice(error)}") from error
     return loaded[0], loaded[1]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..data import Split
+from ..data.report import counted
 from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
 from ..engine.qat import effective_linears
@@ -165,7 +166,8 @@ def rows(name: str, split: Split) -> str:
     """Rows read, used, dropped and why, truncated; tokens."""
     report = split.report
     dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
-    text = f"Rows, {name}: {report.used} of {report.read} from {report.source} ({report.shape})"
+    count = counted(report.used, report.read, sum(report.dropped.values()))
+    text = f"Rows, {name}: {count} from {report.source} ({report.shape})"
     text += f"; dropped: {dropped}" if dropped else ""
     text += f"; truncated: {report.truncated}" if report.truncated else ""
     text += f"; {report.desirable} desirable, {report.undesirable} undesirable" if report.kind == "unpaired" else ""

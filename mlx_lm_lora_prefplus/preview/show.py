@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..data.report import counted
 from ..host.fuse import gigabytes
 from ..host.show import said
 
@@ -77,7 +78,8 @@ def _settings(settings: list[dict[str, Any]], everything: bool) -> Iterator[Rend
 
 def _data(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
     yield _heading(f"Rows, {name}")
-    facts = [("used", f"{found['used']} of {found['read']} from {found['source']} ({found['shape']})")]
+    count = counted(found["used"], found["read"], sum(found["dropped"].values()))
+    facts = [("used", f"{count} from {found['source']} ({found['shape']})")]
     if found["dropped"]:
         facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in found["dropped"].items())))
     if found["truncated"]:

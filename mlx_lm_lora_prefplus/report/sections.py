@@ -163,7 +163,16 @@ def data(runs: Sequence[RunRecord]) -> str:
     shown = ""
     for place, run in enumerate(runs):
         splits = {name: _mapping(split) for name, split in _mapping(run.about.get("data")).items()}
-        heads = ("split", "rows read", "used", "truncated", "prompt tokens", "chosen", "rejected", "chosen : rejected")
+        heads = (
+            "split",
+            "rows read",
+            "examples",
+            "truncated",
+            "prompt tokens",
+            "chosen",
+            "rejected",
+            "chosen : rejected",
+        )
         rows = [
             [escape(name), *(_count(split.get(key)) for key in COUNTS), _ratio(split)] for name, split in splits.items()
         ]

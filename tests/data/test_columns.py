@@ -341,8 +341,22 @@ def test_an_override_that_is_not_there_names_the_nearest():
         read_one({"prompt": "Q", "chosen_text": "A", "rejected": "B"}, chosen_feature="chosen_txt")
     assert str(error.value) == (
         "rows.jsonl: chosen_feature names column 'chosen_txt', which is not there. Did you mean 'chosen_text'? "
-        "Columns seen: prompt, chosen_text, rejected."
+        "Columns seen: prompt, chosen_text, rejected. Type: --chosen-feature chosen_text"
     )
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "typed"),
+    [
+        ({"prompt": "Q", "chosen": "A", "reject ed": "B"}, {}, "--rejected-feature 'reject ed'"),
+        ({"a": "Q", "b": "A"}, {}, "--prompt-feature COLUMN --chosen-feature COLUMN --rejected-feature COLUMN"),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, {"chosen_feature": "zzz"}, "--chosen-feature COLUMN"),
+    ],
+)
+def test_wrong_columns_end_with_the_flags_to_type(row, given, typed):
+    with pytest.raises(UserError) as error:
+        read_one(row, **given)
+    assert str(error.value).endswith(f" Type: {typed}")
 
 
 def test_unknown_columns_are_listed_with_the_shapes_accepted():

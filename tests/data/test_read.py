@@ -97,6 +97,28 @@ def test_json_files(tmp_path, monkeypatch, text, block):
     assert found(tmp_path)["train"] == ["A0", "A1", "A2"]
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n  "])
+def test_a_json_array_in_a_jsonl_file_is_read(tmp_path, start):
+    path = tmp_path / "train.jsonl"
+    path.write_text(start + json.dumps([PAIR, PAIR], indent=1))
+    assert list(files.read_jsonl(path)) == [(1, PAIR), (2, PAIR)]
+
+
+def test_what_is_neither_a_folder_nor_on_the_hub_is_called_so(tmp_path, monkeypatch):
+    def unreachable(path):
+        raise ConnectionError(f"Couldn't reach '{path}' on the Hub")
+
+    monkeypatch.setattr("datasets.get_dataset_split_names", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        find_sources(DataSettings(data="my_rows"), ["train"])
+    assert str(error.value).startswith(
+        f"data: there is no file or folder 'my_rows' in {tmp_path}. From the hub, my_rows: cannot be loaded"
+    )
+    with pytest.raises(UserError, match=r"no file or folder 'data/' \(the default: no data was given\)"):
+        find_sources(DataSettings(), ["train"])
+
+
 def test_a_json_array_is_not_held_in_memory(tmp_path):
     path = tmp_path / "train.json"
     path.write_text(json.dumps([{**PAIR, "chosen": "x" * 1000}] * 20_000))

@@ -73,3 +73,17 @@ def test_dora_on_weights_of_so_many_bits(bits, works):
 def test_what_is_a_path(tmp_path, monkeypatch, path, nowhere):
     monkeypatch.chdir(tmp_path)
     assert policy._leads_nowhere(path) == nowhere
+
+
+def test_a_model_that_was_not_given_or_is_nowhere_is_called_so(tmp_path, monkeypatch):
+    def unreachable(**_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(policy, "from_pretrained", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^model: none was given, and there is no folder mlx_model, .* Give --model"):
+        policy.load_base(RunSettings())
+    with pytest.raises(
+        UserError, match=r"^model: there is no folder my_model in .*, and as a Hugging Face name it could"
+    ):
+        policy.load_base(RunSettings(model="my_model"))
