@@ -246,7 +246,8 @@ def _misspelt_keys(
             meant = f"did you mean {found.name}, of mode {' and '.join(_modes_with(found.name, registry))}?"
         else:
             continue
-        decides = found.sure and found.name in known - WITHOUT_EFFECT_ON_RESULTS
+        used = {*RunSettings.model_fields, *DataSettings.model_fields, *option_fields(registry[mode].trainer.options)}
+        decides = found.sure and found.name in used - WITHOUT_EFFECT_ON_RESULTS
         if level.source != COMMAND_LINE and decides and value != values.get(found.name):
             problems.add(key, value, level.source, f"is no key of mode {mode}; {meant}")
         else:

@@ -184,7 +184,9 @@ def test_a_file_that_misspells_a_key_that_decides_the_result_is_refused(run_conf
     assert any(f"did you mean {meant}?" in note for note in run_config({key: 77}).notes), "programs pass what they like"
 
 
-@pytest.mark.parametrize("key", ["wand", "steps_per_repor", "save_evry", "reportto", "logging_steps"])
+@pytest.mark.parametrize(
+    "key", ["wand", "steps_per_repor", "save_evry", "reportto", "logging_steps", "text", "group_sise"]
+)
 def test_a_file_that_misspells_another_key_is_noted(run_config, key):
     (note,) = run_config(file={key: 1}).notes
     assert note.startswith(f"{key} (config ") and "did you mean" in note
