@@ -6,18 +6,16 @@ MLX-LoRA-Studio reads the output line by line: a line must not hold `loss`, `it/
 from dataclasses import fields
 
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten
 
 from ..data import Split
 from ..data.report import counted
 from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
-from ..engine.qat import effective_linears
-from ..losses import OPTIONS, LossOptions, advice, loss_names
+from ..losses import OPTIONS, loss_names
 from ..settings import DataSettings, RunSettings
 from . import fuse
-from .config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from .config import Resolved
 from .presets import PRESETS
 from .work import Work
 
@@ -58,44 +56,6 @@ def lines(work: Work, splits: dict[str, Split]) -> list[str]:
             size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
             told.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
     return told
-
-
-def warnings(work: Work, splits: dict[str, Split]) -> list[str]:
-    """What the user gave that has no effect or not the one he may expect."""
-    resolved, model, told = work.resolved, work.model, list[str]()
-    settings = resolved.settings
-    if isinstance(resolved.options, LossOptions) and settings.train:
-        labels = None
-        if resolved.trainer.rows == "unpaired":
-            labels = splits["train"].report.desirable, splits["train"].report.undesirable
-        told += advice(resolved.options, float((np.diff(work.plan("train").starts) == 1).mean()), labels)
-        if "odpo" in loss_names(resolved.options.loss_type):
-            told += unordered_scores(splits["train"])
-    if settings.qat_enable and not effective_linears(model):
-        told.append(
-            "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
-            "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
-        )
-    if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
-        told.append(f"num_layers {settings.num_layers}: the model has {count} layers, and all of them get adapters.")
-    defaults = (None, HOST_DEFAULT, TRAINER_DEFAULT)
-    if settings.token_budget and resolved.sources.get("batch_size") not in defaults:
-        told.append("batch_size has no effect beside token_budget.")
-    if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
-        told.append(f"With the settings as they are {reason}.")
-    return told
-
-
-def unordered_scores(split: Split) -> list[str]:
-    """Pairs whose chosen completion scores no higher than the rejected one, which `odpo` has no use for."""
-    columns = split.rows.with_format("numpy", columns=["chosen_score", "rejected_score"])[:]
-    wrong = int((columns["chosen_score"] <= columns["rejected_score"]).sum())
-    if not wrong:
-        return []
-    return [
-        f"{wrong} of {len(split.rows)} training pairs have a chosen_score that is not above rejected_score: odpo "
-        "learns hardly anything from them. Leave them out, or exchange the completions."
-    ]
 
 
 def objective(resolved: Resolved) -> str:

@@ -8,17 +8,18 @@ from sys import stderr
 from typing import Any
 
 from ..data import Split
+from ..data.statistics import statistics_of
 from ..engine.memory import total_memory
 from ..errors import UserError
 from ..host import summary
 from ..host.command_line import settings_of
 from ..host.config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..host.findings import findings
 from ..host.fuse import gigabytes
 from ..host.resume import check_same_run, fingerprint
 from ..host.run import check_start, check_validation, open_run
 from ..host.work import Work
 from ..losses import loss_names
-from . import statistics
 from .forecast import forecast
 from .rows import shown_rows
 
@@ -99,16 +100,13 @@ def _tell(report: Report, work: Work, splits: dict[str, Split]) -> None:
         "reference": summary.reference(work),
         "prompt_format": summary.prompt_format(resolved.data),
         "engine": work.engine.words,
-        "data": {name: statistics.statistics_of(split) for name, split in splits.items()},
+        "data": {name: statistics_of(split) for name, split in splits.items()},
         "rows": shown_rows(next(iter(splits.values())), work.tokenizer),
     }
     if resolved.settings.train:
         report["trained"] = summary.training(resolved.settings, work.model).removeprefix("Trained: ")
         report["plan"] = summary.schedule(work).removeprefix("Plan: ")
-    report["warnings"] += [
-        *summary.warnings(work, splits),
-        *statistics.warnings(splits, report["data"]),
-    ]
+    report["warnings"] += findings(work, {name: split.report for name, split in splits.items()})
 
 
 def _judge(report: Report, resolved: Resolved, found: dict[str, Any]) -> None:

@@ -1,16 +1,15 @@
 """What the rows of a split are like, from their tokens: lengths, repetitions, whether length tells the sides apart."""
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from pyarrow.compute import call_function
 
-from ..data import Split
-from ..data.lengths import lengths_of
+from .lengths import lengths_of
+from .prepare import Split
 
 BINS = 10
 """Bars of the histogram of lengths."""
@@ -39,7 +38,7 @@ def statistics_of(split: Split) -> dict[str, Any]:
         "repeated": _repeated(rows),
     }
     if report.kind == "paired":
-        found["length_bias"] = _bias(*(_lengths(rows)[side] for side in ("chosen", "rejected")))
+        found["length_bias"] = _bias_of(rows)
     if report.kind == "unpaired":
         found["labels"] = {"desirable": report.desirable, "undesirable": report.undesirable}
     if report.kind == "ranked":
@@ -48,11 +47,11 @@ def statistics_of(split: Split) -> dict[str, Any]:
     return found
 
 
-def warnings(splits: dict[str, Split], found: dict[str, dict[str, Any]]) -> list[str]:
-    """What in the statistics calls for a look, a sentence each."""
+def warnings(rows: Mapping[str, Dataset], cut: Mapping[str, int]) -> list[str]:
+    """What in the rows of each split calls for a look, a sentence each. cut: rows of a split that were truncated."""
     told = []
-    for name, of_split in found.items():
-        bias, used, repeated = of_split.get("length_bias"), of_split["used"], of_split["repeated"]
+    for name, table in rows.items():
+        bias, repeated = _bias_of(table), _repeated(table)
         if bias and bias["strong"]:
             longer = "longer" if bias["chosen_longer"] > bias["rejected_longer"] else "shorter"
             told.append(
@@ -60,9 +59,9 @@ def warnings(splits: dict[str, Split], found: dict[str, dict[str, Any]]) -> list
                 f"{bias['mean_difference']:+.1f} tokens). A model can win by learning the length alone. Losses of "
                 "means a token (such as simpo), sampo, ld_alpha or r_dpo lean against it."
             )
-        if of_split["truncated"] > MUCH_CUT * used:
+        if cut.get(name, 0) > MUCH_CUT * len(table):
             told.append(
-                f"{name}: {of_split['truncated']} of {used} rows are cut to fit max_seq_length. A larger one keeps "
+                f"{name}: {cut[name]} of {len(table)} rows are cut to fit max_seq_length. A larger one keeps "
                 "them whole; truncation: drop leaves them out."
             )
         if repeated["contradictions"]:
@@ -71,7 +70,14 @@ def warnings(splits: dict[str, Split], found: dict[str, dict[str, Any]]) -> list
             )
         if repeated["rows"]:
             told.append(f"{name}: {repeated['rows']} rows are there more than once and count more than once.")
-    return told + _leaks(splits)
+    return told + _leaks(rows)
+
+
+def _bias_of(rows: Dataset) -> dict[str, Any] | None:
+    """Of pairs, `_bias`."""
+    if not {"chosen", "rejected"} <= set(rows.column_names):
+        return None
+    return _bias(*(_tokens(rows.data.column(side)) for side in ("chosen", "rejected")))
 
 
 def _more(bias: dict[str, Any]) -> float:
@@ -137,55 +143,81 @@ def _bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
 def _repeated(rows: Dataset) -> dict[str, int]:
     """rows: those that are the same as an earlier one. prompts: those whose prompt an earlier row has. contradictions:
     those that say the opposite of an earlier row: chosen and rejected exchanged, or the other label."""
-    columns = [list(_hashes(rows, name)) for name in TAKEN if name in rows.column_names]
-    label = rows.data.column("label").to_pylist() if "label" in rows.column_names else None
-    contents = list(zip(*columns, *([label] if label else []), strict=True))
-    opposite = 0
-    seen: set[tuple] = set()
-    for content in contents:
-        if label:
-            other = (*content[:-1], 0.0 if content[-1] > 0 else 1.0)
-        else:
-            other = (content[0], *reversed(content[1:]))
-        opposite += other in seen and other != content
-        seen.add(content)
-    prompts = columns[0]
+    columns = [_hashes(rows, name) for name in TAKEN if name in rows.column_names]
+    prompts, sides = columns[0], columns[1:]
+    if "label" in rows.column_names:
+        good = (rows.data.column("label").to_numpy() > 0).astype(np.uint64)
+        contents, opposites = (_combined([*columns, label]) for label in (good, 1 - good))
+    else:
+        contents, opposites = _combined(columns), _combined([prompts, *reversed(sides)])
+    known, first = np.unique(contents, return_index=True)
+    place = np.searchsorted(known, opposites).clip(max=len(known) - 1)
+    earlier = (known[place] == opposites) & (first[place] < np.arange(len(contents))) & (opposites != contents)
     return {
-        "rows": len(contents) - len(seen),
-        "prompts": len(prompts) - len(set(prompts)),
-        "contradictions": opposite,
+        "rows": len(contents) - len(known),
+        "prompts": len(prompts) - len(np.unique(prompts)),
+        "contradictions": int(earlier.sum()),
     }
 
 
-def _leaks(splits: dict[str, Split]) -> list[str]:
+def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
     """Rows of valid and test whose prompt is trained on."""
-    if "train" not in splits:
+    if "train" not in rows:
         return []
-    trained, told = set(_hashes(splits["train"].rows, "prompt")), []
-    for name, split in splits.items():
-        shared = sum(prompt in trained for prompt in _hashes(split.rows, "prompt")) if name != "train" else 0
+    trained, told = _hashes(rows["train"], "prompt"), []
+    for name, table in rows.items():
+        shared = int(np.isin(_hashes(table, "prompt"), trained).sum()) if name != "train" else 0
         if shared:
-            told.append(
-                f"{name}: the prompts of {shared} of {split.report.used} rows are also in train: its figures flatter."
-            )
+            told.append(f"{name}: the prompts of {shared} of {len(table)} rows are also in train: its figures flatter.")
     return told
 
 
-def _hashes(rows: Dataset, column: str) -> Iterator[int]:
-    return map(hash, _pieces(rows.data.column(column)))
+BLOCK = 2**15
+"""Tokens that are hashed at a time."""
+
+MULTIPLIERS = np.random.default_rng(0).integers(0, 2**63, 64, np.uint64) * 2 + 1
 
 
-def _pieces(column: Any) -> Iterator[bytes]:
-    """The content of each list of an Arrow column as bytes; of lists of lists, with their borders."""
-    for chunk in column.chunks:
-        offsets = chunk.offsets.to_numpy()
-        values = chunk.values
+def _combined(columns: list[np.ndarray]) -> np.ndarray:
+    """(rows,) one hash of the hashes of several columns, in their order."""
+    total = np.zeros(len(columns[0]), np.uint64)
+    for place, column in enumerate(columns):
+        total += _mixed(column) * MULTIPLIERS[place]
+    return total
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """The same values scattered over 64 bits (the finaliser of SplitMix64, Steele et al. 2014)."""
+    mixed = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _hashes(rows: Dataset, column: str) -> np.ndarray:
+    """(rows,) 64 bits for the content of each list of an Arrow column; of lists of lists, with their borders."""
+    found = [np.zeros(0, np.uint64)]
+    for chunk in rows.data.column(column).chunks:
+        offsets, values = chunk.offsets.to_numpy(), chunk.values
         if hasattr(values, "offsets"):
-            inner, tokens = values.offsets.to_numpy(), values.values.to_numpy()
-            for start, end in pairwise(offsets):
-                borders = inner[start : end + 1]
-                yield (borders - borders[0]).tobytes() + tokens[borders[0] : borders[-1]].tobytes()
+            inner = values.offsets.to_numpy()
+            found.append(_of_lists(offsets, _of_lists(inner, values.values.to_numpy())))
         else:
-            tokens = values.to_numpy()
-            for start, end in pairwise(offsets):
-                yield tokens[start:end].tobytes()
+            found.append(_of_lists(offsets, values.to_numpy()))
+    return np.concatenate(found)
+
+
+def _of_lists(offsets: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(lists,) the hash of each: a sum over its values, each mixed with its place, and its length."""
+    lengths = np.diff(offsets)
+    total, first = _mixed(lengths), 0
+    while first < len(lengths):  # some lists at a time: about a block of values
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK, "right")) - 1)
+        start, end = int(offsets[first]), int(offsets[last])
+        filled = np.flatnonzero(lengths[first:last]) + first
+        if len(filled):
+            places = np.arange(start, end) - np.repeat(offsets[first:last], lengths[first:last])
+            terms = _mixed(values[start:end].astype(np.uint64) ^ (places.astype(np.uint64) << np.uint64(32)))
+            total[filled] += np.add.reduceat(terms, offsets[filled] - start)
+        first = last
+    return total
