@@ -4,6 +4,8 @@ import difflib
 import itertools
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mlx_lm_lora_prefplus.data import labelled, paired, scored
 from mlx_lm_lora_prefplus.data.examples import Dropped, Example
@@ -55,13 +57,14 @@ def read_examples(
     kind: Kind = "paired",
     pairing: Pairing = "best_worst",
     raw: bool = False,
+    usage: "Usage | None" = None,
 ) -> tuple[str, Iterator[Example | Dropped]]:
     """The shape of a source in words, and its rows as examples of one kind.
 
     An example of a pair has two completions, also where labelled rows are wanted; that of a list has two or more.
 
     source: file or hub name for messages. features: column overrides by settings key, None to detect.
-    raw: whether rows of text stay text instead of becoming messages.
+    raw: whether rows of text stay text instead of becoming messages. usage: told which columns are read.
     Raises UserError if the source is empty, the columns fit no shape, or a value has the wrong type.
     """
     first = list(itertools.islice(rows, SAMPLE))
@@ -70,10 +73,42 @@ def read_examples(
     features = {key: column for key, column in features.items() if key not in UNUSED[kind]}
     look = Look([row for _, row in first], source, features, raw)
     shape = detect(look, kind)
+    if usage:
+        usage.seen.update(dict.fromkeys(column for _, row in first for column in row))
+        first = [(number, _Watched(row, usage.read)) for number, row in first]
     words, examples = as_kind(shape.examples(itertools.chain(first, rows)), shape.kind, kind, pairing)
     if raw and look.typical(look.columns.system) and isinstance(look.typical(look.columns.prompt), str):
         words += f"; {look.columns.system} is not used with prompt_format: raw"
     return shape.words + words, examples
+
+
+@dataclass
+class Usage:
+    """The columns of the first rows of some sources. seen: all, in order. read: those that examples are made of."""
+
+    seen: dict[str, None] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+
+    @property
+    def unused(self) -> list[str]:
+        """The columns that no example is made of."""
+        return [column for column in self.seen if column not in self.read]
+
+
+class _Watched(dict[str, Any]):
+    """A row that notes which of its values are read."""
+
+    def __init__(self, row: Mapping[str, Any], read: set[str]):
+        super().__init__(row)
+        self._read = read
+
+    def __getitem__(self, key: str) -> Any:
+        self._read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._read.add(key)
+        return super().get(key, default)
 
 
 def detect(look: Look, kind: Kind) -> Shape:

@@ -24,7 +24,7 @@ from mlx_lm_lora_prefplus.settings import DataSettings
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT = 4
+FORMAT = 5
 """Raised when the same data and settings become other tokens than before, so that old caches are not used."""
 
 BATCH = 512
@@ -115,7 +115,9 @@ class _Preparation:
         """Stream one source through the encoder into the writer."""
         counted = tally.count(source.rows(), advance)
         raw = self.encoder.raw
-        shape, examples = read_examples(counted, source.name, source.features, self.kind, self.pairing, raw)
+        shape, examples = read_examples(
+            counted, source.name, source.features, self.kind, self.pairing, raw, tally.usage
+        )
         tally.shapes[shape] += 1
         while batch := list(itertools.islice(examples, BATCH)):
             tally.drop(item for item in batch if isinstance(item, Dropped))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_lm_lora_prefplus.data.columns import Usage
 from mlx_lm_lora_prefplus.data.examples import NUMBERS, Dropped
 from mlx_lm_lora_prefplus.data.layout import LAYOUTS, MASKS
 from mlx_lm_lora_prefplus.data.tokens import TokenRow
@@ -25,6 +26,7 @@ class SplitReport:
     masked_tokens: of the completions, those that do not count in the loss. unmasked: rows in which such tokens could
         not be found, because the chat template cannot be taken apart there, so that their completions count as a whole.
     desirable, undesirable: used rows of either label; 0 where there are none.
+    unused: columns of the source that no row is made of.
     columns: those that the rows have. incomplete: number that pairs bring along (see `examples.NUMBERS`) → used pairs
         that have it, where that is some and not all, so that the column was left out.
     cached: whether the rows were ready from an earlier start.
@@ -45,6 +47,7 @@ class SplitReport:
     unmasked: int
     desirable: int
     undesirable: int
+    unused: list[str]
     columns: list[str]
     incomplete: dict[str, int]
     cached: bool
@@ -73,6 +76,7 @@ class Tally:
     numbers: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     shapes: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
 
     def count(self, rows: Any, advance: Any) -> Iterator[Any]:
         for row in rows:
@@ -124,6 +128,7 @@ class Tally:
             read=self.read,
             used=used,
             dropped=dict(self.dropped.most_common()),
+            unused=self.usage.unused,
             columns=[name for name in LAYOUTS[self.kind] if name in present],
             incomplete={name: count for name, count in self.numbers.items() if count < used},
             cached=False,

@@ -36,6 +36,7 @@ from ..settings import RunSettings
 from . import fuse, policy, summary
 from .aside import UNFUSED
 from .config import Resolved
+from .findings import findings
 from .loggers import check_loggers, open_loggers
 from .optimizers import build_optimizer
 from .previous import as_begun, check_not_its_own_source, keep_previous
@@ -64,7 +65,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     work, splits, state = open_run(resolved, ranks)
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
     told = [*summary.lines(work, splits), f"Engine: {work.engine.words}"]
-    warnings = summary.warnings(work, splits)
+    warnings = findings(work, {name: split.report for name, split in splits.items()}) if ranks.first else []
     for line in told:
         print_info(line)
     for warning in warnings:
@@ -87,7 +88,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
                 kept_in = keep_previous(settings, file, resumed=state is not None)
                 if settings.fuse:
                     unfused.touch()
-                write_record(file.parent, work, splits, told, warnings, kept_in)
+                write_record(file.parent, work, splits, told, [*resolved.notes, *warnings], kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:

@@ -1,12 +1,9 @@
 """Lines of the summary of a run, apart from a run."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from datasets import Dataset
 
-from mlx_lm_lora_prefplus.host import summary
+from mlx_lm_lora_prefplus.host import findings, summary
 from mlx_lm_lora_prefplus.host.config import resolve
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
@@ -29,6 +26,5 @@ def test_the_objective(given, said):
 )
 def test_scores_that_do_not_order_the_pair(scores, said):
     rows = Dataset.from_dict(dict(zip(("chosen_score", "rejected_score"), zip(*scores, strict=True), strict=True)))
-    split: Any = SimpleNamespace(rows=rows)
-    told = summary.unordered_scores(split)
+    told = findings.unordered_scores(rows)
     assert len(told) == bool(said) and all(str(said) in one for one in told)

@@ -17,10 +17,12 @@ PAIR = {"prompt", "chosen", "rejected"}
 
 
 class Rows(NamedTuple):
-    """rows: columns prompt, chosen, rejected and numbers. words: how many of how many they are, and what was cut."""
+    """rows: columns prompt, chosen, rejected and numbers. words: how many of how many they are, and what was cut.
+    cut: how many were cut, where that is known."""
 
     rows: Dataset
     words: str
+    cut: int = 0
 
 
 def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
@@ -49,7 +51,7 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
     words = f"{len(kept)} of {len(made)}"
     words += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
     words += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
-    return Rows(Dataset.from_list(kept), words)
+    return Rows(Dataset.from_list(kept), words, cut)
 
 
 class PairRows:

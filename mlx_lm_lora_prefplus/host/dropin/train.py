@@ -18,12 +18,14 @@ from ...engine.rate import sets_its_own
 from ...engine.run_state import RunState, StateFiles
 from ..config import Resolved
 from ..policy import make_ready
+from ..record import write_record
 from ..run import check_validation, training_of
+from ..work import Work
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss
 from .options import resolved_settings, settings_of
 from .previous import keep_previous
-from .work import announce, file_of, folder_of, reference_of, work_of
+from .work import Told, announce, file_of, folder_of, reference_of, work_of
 
 
 def train_dpo(
@@ -130,9 +132,9 @@ def _train(
     make_ready(model, resolved.settings)
     work = work_of(resolved, model, train=train_dataset, valid=val_dataset)
     check_validation(work)
-    announce(work, ref_model, callback, _unused(args, ref_model, optimizer))
+    told = announce(work, ref_model, callback, _unused(args, ref_model, optimizer))
     reference = reference_of(work, ref_model)
-    kept = {} if args.adapter_file is None else _kept(model, file_of(args.adapter_file), work.iters, callback)
+    kept = {} if args.adapter_file is None else _kept(work, file_of(args.adapter_file), callback, told)
     train(training_of(work, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
 
 
@@ -151,9 +153,9 @@ def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) 
     return told
 
 
-def _kept(model: nn.Module, adapter_file: Path, iters: int, callback: Any) -> dict[str, Any]:
+def _kept(work: Work, adapter_file: Path, callback: Any, told: Told) -> dict[str, Any]:
     """What a run that saves gives to the loop."""
-    config = adapter_config(model, adapter_file.parent)
+    model, config = work.model, adapter_config(work.model, adapter_file.parent)
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
         return adapter_file, save_adapters(model, adapter_file, config, iteration)
@@ -162,8 +164,12 @@ def _kept(model: nn.Module, adapter_file: Path, iters: int, callback: Any) -> di
         save_adapters(model, adapter_file.parent / "best" / adapter_file.name, config, None)
         return adapter_file.parent / "best"
 
-    states, metrics = _Stopped(adapter_file.parent, iters, save), MetricsFile(adapter_file.parent)
-    begin = lambda: keep_previous(model, adapter_file, callback)  # noqa: E731
+    states, metrics = _Stopped(adapter_file.parent, work.iters, save), MetricsFile(adapter_file.parent)
+
+    def begin() -> None:
+        keep_previous(model, adapter_file, callback)
+        write_record(adapter_file.parent, work, {}, *told)
+
     return {"save": save, "save_best": save_best, "states": states, "metrics": metrics, "begin": begin}
 
 

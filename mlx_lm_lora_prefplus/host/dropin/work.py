@@ -13,10 +13,14 @@ from ...engine.notices import show
 from ...errors import UserError
 from .. import summary
 from ..config import Resolved
+from ..findings import findings
 from ..references import References
 from ..work import Work
 from .adapter_config import train_type
 from .rows import Rows, token_rows
+
+Told = tuple[list[str], list[str]]
+"""What was said: the lines of the summary, and the warnings."""
 
 
 class Given(Work):
@@ -97,7 +101,7 @@ def told_reference(work: Work, ref_model: nn.Module | None) -> str:
     return f"Reference: {kind}, as no ref_model is given (reference_free: true trains without a reference)"
 
 
-def announce(work: Given, ref_model: nn.Module | None, callback: Any, more: Sequence[str] = ()) -> None:
+def announce(work: Given, ref_model: nn.Module | None, callback: Any, more: Sequence[str] = ()) -> Told:
     """Say what is in force, where printing goes and where the callback writes.
 
     more: further warnings.
@@ -114,9 +118,11 @@ def announce(work: Given, ref_model: nn.Module | None, callback: Any, more: Sequ
     for line in lines:
         print_info(line.replace("loss", "objective"))
         show(callback, line)
-    for line in [*resolved.notes, *more]:
+    warnings = [*resolved.notes, *more, *findings(work, {}, {split: rows.cut for split, rows in work.read.items()})]
+    for line in warnings:
         print_warning(line.replace("loss", "objective"))
         show(callback, f"Warning: {line}")
+    return lines, warnings
 
 
 def folder_of(adapter_file: Any) -> Path | None:
