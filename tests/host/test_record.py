@@ -82,22 +82,26 @@ def test_a_run_that_goes_on_has_each_sample_once(go):
 def test_loggers_are_told_of_a_run(go, monkeypatch):
     from mlx_lm_lora_prefplus.host import loggers
 
-    told = []
+    started, told = [], []
 
     class Logger:
-        def __init__(self, project_name, log_dir, config, wrapped_callback):
-            told.append((project_name, log_dir, config["beta"]))
+        def __init__(self, asked):
+            started.append((asked.project, str(asked.folder), asked.config["beta"]))
 
-        def on_train_loss_report(self, info):
-            told.append(info["iteration"])
+        def metrics(self, split, iteration, values):
+            told.append({"iteration": iteration, "split": split, **values})
 
-        def on_val_loss_report(self, info):
-            told.append(-info["iteration"])
+        def warning(self, iteration, name, text):
+            told.append({"iteration": iteration, "warning": name, "text": text})
+
+        def close(self):
+            started.append("closed")
 
     monkeypatch.setattr(loggers, "find_spec", lambda name: True)
     monkeypatch.setitem(loggers.LOGGERS, "tensorboard", Logger)
-    go(report_to="tensorboard", project_name="mine")
-    assert told == [("mine", "adapters", 0.1), -1, -2, 2, -4, 4]
+    folder = go(report_to="tensorboard", project_name="mine")
+    assert started == [("mine", "adapters", 0.1), "closed"]
+    assert told == [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_logger_that_is_missing_is_told_before_anything_is_loaded(go, monkeypatch):
