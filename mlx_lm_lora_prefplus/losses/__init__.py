@@ -6,6 +6,7 @@ from .examples import Labelled, Lists, Pairs
 from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
 from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names
 from .outcome import outcome, pair_rounding, sum_rounding
+from .policy_only import alphapo_reward
 from .running import START
 from .table import Loss
 from .twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
@@ -27,6 +28,7 @@ __all__ = [
     "PreferenceLossBase",
     "SimPOLoss",
     "advice",
+    "alphapo_reward",
     "borrowed_defaults",
     "compute",
     "idle_options",

@@ -69,7 +69,9 @@ def alphapo(
         Gupta et al. 2025 (AlphaPO), arXiv:2501.03884. The exponent −αp̄ is bounded at 60, a departure.
     """
     if alphapo_alpha:
-        pairs = pairs._replace(chosen=_bent(pairs.chosen, alphapo_alpha), rejected=_bent(pairs.rejected, alphapo_alpha))
+        pairs = pairs._replace(
+            chosen=alphapo_reward(pairs.chosen, alphapo_alpha), rejected=alphapo_reward(pairs.rejected, alphapo_alpha)
+        )
     return simpo(pairs, beta=beta, simpo_gamma=simpo_gamma, label_smoothing=label_smoothing)
 
 
@@ -108,7 +110,8 @@ def orpo(pairs: Pairs, *, beta: float) -> mx.array:
     return -beta * nn.log_sigmoid(_log_odds(chosen) - _log_odds(pairs.rejected))
 
 
-def _bent(logps: mx.array, alpha: float) -> mx.array:
+def alphapo_reward(logps: mx.array, alpha: float) -> mx.array:
+    """(1 − e^(−αp̄))/α of mean log-probs p̄ (rows,); α ≠ 0. The exponent is bounded, see `alphapo`."""
     return -mx.expm1(mx.minimum(-alpha * logps, MAX_ALPHAPO_EXPONENT)) / alpha
 
 

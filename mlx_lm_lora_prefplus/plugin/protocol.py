@@ -65,11 +65,16 @@ class Batch(NamedTuple):
     def units(self) -> dict[Unit, int]:
         """How many of each unit this batch holds.
 
-        examples: pairs, labelled rows or lists. chosen_tokens: tokens of the first completion of each that count. Where
-        the rows are labelled, also desirable and undesirable: rows of either label.
+        examples: pairs, labelled rows or lists. chosen_tokens: tokens of the first completion of each that count;
+        rejected_tokens: of the last, where there are several; completion_tokens: of all. Where the rows are labelled,
+        also desirable and undesirable: rows of either label.
         """
         examples = self.ids.shape[0]
-        units = {"examples": examples, "chosen_tokens": int(np.asarray(self.completion_lengths[:examples]).sum())}
+        lengths = np.asarray(self.completion_lengths).reshape(-1, examples)
+        units = {"examples": examples, "chosen_tokens": int(lengths[0].sum()), "completion_tokens": int(lengths.sum())}
+        if len(lengths) > 1:
+            last = np.maximum((lengths > 0).sum(axis=0) - 1, 1)
+            units["rejected_tokens"] = int(np.take_along_axis(lengths, last[None], axis=0).sum())
         if "label" in self.columns:
             units["desirable"] = int(np.asarray(self.columns["label"] > 0).sum())
             units["undesirable"] = examples - units["desirable"]

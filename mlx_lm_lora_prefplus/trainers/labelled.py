@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..losses import Labelled, objective, outcome
+from ..losses import Labelled, loss_names, objective, outcome
 from ..plugin import Batch, LossOutput, Policy, Scores
 from ..plugin.protocol import Rows
 from .tabled import TableTrainer, reward_rounding, summed
@@ -38,10 +38,8 @@ class LabelledTrainer(TableTrainer):
         reward, good = self.rewards(scores, batch, options)[:rows], examples.label > 0
         rounding = reward_rounding(self, policy.model, scores, batch, options)[:rows]
         metrics = {"rewards/accuracies": outcome(mx.where(good, reward, -reward), rounding)}
-        if self.mismatched:
+        if self.mismatched and any(self.losses[name].mismatched for name in loss_names(options.loss_type)):
             metrics["kl"] = mx.broadcast_to(mx.maximum(examples.mismatched_logratio.mean(), 0), reward.shape)
-        if scores.entropy is not None:
-            metrics["entropy"] = scores.entropy[:rows]
         by_class = {
             "rewards": reward,
             "logps": examples.policy,
@@ -53,9 +51,11 @@ class LabelledTrainer(TableTrainer):
         # The margin is the difference of the means of the classes: a sum over each of them.
         desirable["rewards/margins"] = desirable["rewards/chosen"]
         undesirable["rewards/margins"] = -undesirable["rewards/rejected"]
+        tokens = {} if scores.entropy is None else {"entropy": scores.entropy[:rows] * examples.tokens}
         return LossOutput(
             sums=result.sums,
             metrics={
+                "chosen_tokens": summed(tokens),  # of each row its own completion
                 "examples": summed(metrics),
                 "desirable": summed(desirable),
                 "undesirable": summed(undesirable),

@@ -10,6 +10,7 @@ from ..losses import (
     Objective,
     PairedOptions,
     Pairs,
+    alphapo_reward,
     loss_names,
     objective,
     outcome,
@@ -63,7 +64,7 @@ class PairedTrainer(TableTrainer):
             sums=result.sums,
             metrics={
                 "examples": self._metrics(policy, scores, batch, result, options),
-                "chosen_tokens": {"nll_loss": mx.stop_gradient(nll.sum())},
+                **_over_tokens(scores, batch, nll),
             },
             state=result.state,
         )
@@ -72,11 +73,19 @@ class PairedTrainer(TableTrainer):
         return getattr(options, self.nll_weight) if isinstance(self.nll_weight, str) else self.nll_weight or 0.0
 
     def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
-        """(rows,) β·log-ratio, of means where the first loss is given means. Without a reference, of the log-probs."""
-        means = self.losses[loss_names(options.loss_type)[0]].means
+        """(rows,) what TRL logs as rewards.
+
+        With a reference β·log-ratio, of sums whatever the loss is given. In a mode without one β·log-prob, of means
+        where the first loss is given means; of `alphapo` its own reward, (1 − e^(−αp̄))/α in place of the mean p̄.
+        """
+        name = loss_names(options.loss_type)[0]
         beta = 1.0 if options.beta is None else options.beta
-        tokens = mx.maximum(batch.completion_lengths, 1) if means else 1
-        return beta * ((scores.weighted_logps - batch.reference_logps) / tokens)
+        if self.reference:
+            return beta * (scores.weighted_logps - batch.reference_logps)
+        tokens = mx.maximum(batch.completion_lengths, 1) if self.losses[name].means else 1
+        logps = scores.weighted_logps / tokens
+        alpha = options.alphapo_alpha if name == "alphapo" else 0
+        return beta * (alphapo_reward(logps, alpha) if alpha else logps)
 
     def _metrics(
         self, policy: Policy, scores: Scores, batch: Batch, result: Objective, options: Any
@@ -94,15 +103,22 @@ class PairedTrainer(TableTrainer):
             "rewards/accuracies": outcome(chosen - rejected, pair_rounding(*rounding)),
             "rewards/margins": chosen - rejected,
         }
-        for name, value in (
-            ("logps", scores.logps),
-            ("logps_per_token", scores.logps / tokens),
-            ("logits", scores.mean_logits),
-        ):
+        for name, value in (("logps", scores.weighted_logps), ("logps_per_token", scores.logps / tokens)):
             metrics[f"{name}/chosen"], metrics[f"{name}/rejected"] = chosen_and_rejected(value, batch)
-        if scores.entropy is not None:
-            metrics["entropy"] = scores.entropy.reshape(-1, batch.ids.shape[0]).mean(0)
         return summed(metrics) | {f"losses/{name}": mx.stop_gradient(value) for name, value in result.parts.items()}
+
+
+def _over_tokens(scores: Scores, batch: Batch, nll: mx.array) -> dict[str, dict[str, mx.array]]:
+    """Unit → sums of what is a mean over all tokens, not over completions."""
+    tokens = batch.completion_lengths
+    chosen, rejected = chosen_and_rejected(scores.mean_logits * tokens, batch)
+    found = {
+        "chosen_tokens": {"nll_loss": nll, "logits/chosen": chosen},
+        "rejected_tokens": {"logits/rejected": rejected},
+    }
+    if scores.entropy is not None:
+        found["completion_tokens"] = {"entropy": scores.entropy * tokens}
+    return {unit: summed(metrics) for unit, metrics in found.items()}
 
 
 def chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
