@@ -14,6 +14,9 @@ ENOUGH = 0.7
 CHANCE = 0.5
 """The accuracy of a policy that still is its reference: every pair is a tie."""
 
+FEWEST = 10
+"""Of fewer rows nothing good is said, whatever their interval: four wins of four are [51, 100]."""
+
 CLEARLY, BY_FAR = 0.02, 3.0
 """An objective has risen if it did by more than this share of its start; so many times its start is a divergence."""
 
@@ -79,7 +82,7 @@ def _judged(found: Evidence) -> tuple[Outcome, str, list[str]]:
     sign = intervals.against(decisive, before)
     if sign < 0:
         return "failed", "It did harm", []
-    if sign == 0:
+    if sign == 0 or decisive["n"] < FEWEST:
         return _not_clear(found, decisive, before)
     but = []
     if not judged and decisive["value"] <= ENOUGH:

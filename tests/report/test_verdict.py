@@ -35,6 +35,7 @@ def test_it_worked():
     ("changes", "outcome", "words"),
     [
         ({"accuracy": wilson(5 / 7, 7)}, "unknown", "No sign that it worked: 7 rows are too few to tell; about 20"),
+        ({"accuracy": wilson(1.0, 4)}, "unknown", "No sign that it worked: 4 rows are too few to tell; about 10"),
         ({"accuracy": wilson(0.5, 1000)}, "unknown", "No sign that it worked: validation accuracy 50 % [47, 53]"),
         (
             {"accuracy": wilson(0.5, 1000), "objective": ("validation", 0.69, 1.2)},
