@@ -253,12 +253,12 @@ def test_early_stopping_ends_and_stays_ended(go, monkeypatch):
     )
     changes = {"iters": 30, "steps_per_eval": 2, "early_stopping_patience": 2}
     ended = go(early_stopping_metric="rewards/accuracies", **changes)
-    assert "Stopped after iteration 3: 2 validations without a better rewards/accuracies" in ended.out
+    assert "Stopped after iteration 4: 2 validations without a better rewards/accuracies" in ended.out
     before = content()
     assert "Nothing is left to train" in go(early_stopping_metric="rewards/accuracies", resume=True, **changes).out
     assert content() == before
     more = {**changes, "early_stopping_patience": 4}
-    assert "Stopped after iteration 7" in go(early_stopping_metric="rewards/accuracies", resume=True, **more).out
+    assert "Stopped after iteration 8" in go(early_stopping_metric="rewards/accuracies", resume=True, **more).out
 
 
 @pytest.mark.parametrize("key", ["save_best", "early_stopping_metric"])
