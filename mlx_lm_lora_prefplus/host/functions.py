@@ -19,6 +19,7 @@ from .previous import keep_previous
 from .resume import check_same_run, find_state, fingerprint
 from .run import test_policy, train_policy
 from .seam import registry
+from .studio_modes import check_has_pipeline
 from .work import Work, kind_of, read_rows
 
 
@@ -27,6 +28,7 @@ def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
 
     Pairs are items in the host's form (see `PairRows`), other kinds are rows as they are.
     """
+    check_has_pipeline(args.train_mode)
     resolved = resolve(vars(args), registry(), read_file=False)
     wrapped = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
     found: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from .paired import PairedTrainer
 
 
 def _without_reference(mode: str) -> PairedTrainer:
-    return PairedTrainer(mode, OPTIONS[mode], OPTIONS[mode].table, nll_weight=NLL_WEIGHTS[mode])
+    return PairedTrainer(mode, OPTIONS[mode], OPTIONS[mode].table, reference=False, nll_weight=NLL_WEIGHTS[mode])
 
 
 CPO, SIMPO, ORPO = map(_without_reference, ("cpo", "simpo", "orpo"))

@@ -19,14 +19,15 @@ class TableTrainer:
     """A trainer made of a table of losses (see `mlx_lm_lora_prefplus.plugin.Trainer`); `loss` is the subclass's.
 
     mode, options, losses: as in the protocol; `options` is `LossOptions` or a dataclass that extends it.
-    reference: whether the losses compare with a reference, unless the option `reference_free` says no.
+    reference: whether the losses compare with a reference, unless the option `reference_free` says no. It has no
+        default: a mode that forgets it would train on differences from 0 and look as if it worked.
     defaults: other defaults than the host's for keys of the host.
     """
 
     mode: str
     options: type
     losses: Mapping[str, Loss]
-    reference: bool = False
+    reference: bool
     rows: Rows = "paired"
     mismatched: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -29,6 +29,7 @@ SLIC = PairedTrainer(
     mode="slic",
     options=SlicOptions,
     losses={"slic": Loss(slic, ("slack",), when="a margin in nats instead of β")},
+    reference=False,  # True for a loss of log-ratios: fills in pairs.reference_chosen and reference_rejected
     nll_weight="nll_weight",
 )
 
