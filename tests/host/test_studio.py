@@ -156,7 +156,7 @@ def test_a_run_of_the_apps_defaults(app, python, mode, optimizer, runner):
     assert all(set(one) >= TRAIN_KEYS for one in said.metrics["train"])
     assert all({"val_chosen_r", "val_rejected_r", "val_loss", "val_time"} <= set(one) for one in trained[2:])
     assert all(math.isfinite(value) for one in trained for value in one.values() if not isinstance(value, str))
-    assert (app.folder / "adapters/adapters.safetensors").is_file()
+    assert (app.folder / "adapters/model.safetensors").is_file()  # fused; the app then removes the adapters
 
 
 def test_no_line_of_ours_is_taken_for_a_metric(app, python):
@@ -164,7 +164,7 @@ def test_no_line_of_ours_is_taken_for_a_metric(app, python):
     (python.parent / "prefplus.yaml").write_text("loss_typ: ipo\nlearning_rate: 1\nsave_best: loss\n")
     said = app.run(python, test=False, fuse=False)
     assert any("Warning: " in line and "_typ" in line for line in said.ours)
-    assert any("Best objective so far" in line for line in said.ours)
+    assert any("Best objective (lower is better) so far" in line for line in said.ours)
     for line in said.ours:
         assert not any(word in line.lower() for word in ("loss", "it/s", "peak mem", "peak_mem", "memory:")), line
         assert not re.search(r"\d\s*/\s*\d", line), line
