@@ -33,6 +33,8 @@ def statistics_of(split: Split) -> dict[str, Any]:
         "used": report.used,
         "dropped": report.dropped,
         "truncated": report.truncated,
+        "masked_tokens": report.masked_tokens,
+        "completion_tokens": report.completion_tokens,
         "lengths": {name: _summary(values) for name, values in _lengths(rows).items()},
         "histogram": _histogram(_whole(rows)),
         "repeated": _repeated(rows),
@@ -77,7 +79,7 @@ def _bias_of(rows: Dataset) -> dict[str, Any] | None:
     """Of pairs, `_bias`."""
     if not {"chosen", "rejected"} <= set(rows.column_names):
         return None
-    return _bias(*(_tokens(rows.data.column(side)) for side in ("chosen", "rejected")))
+    return _bias(*(_counted(rows, side) for side in ("chosen", "rejected")))
 
 
 def _more(bias: dict[str, Any]) -> float:
@@ -100,6 +102,19 @@ def _lengths(rows: Dataset) -> dict[str, np.ndarray]:
 
 def _tokens(column: Any) -> np.ndarray:
     return call_function("list_value_length", [column]).to_numpy().astype(np.int64)
+
+
+def _counted(rows: Dataset, side: str) -> np.ndarray:
+    """(rows,) tokens of a completion that count in the loss."""
+    lengths = _tokens(rows.data.column(side))
+    if f"{side}_mask" not in rows.column_names:
+        return lengths
+    counted = []
+    for chunk in rows.data.column(f"{side}_mask").chunks:
+        before = np.append(0, np.cumsum(chunk.values.to_numpy(), dtype=np.int64))[chunk.offsets.to_numpy()]
+        counted.append(np.where(chunk.is_null().to_numpy(zero_copy_only=False), -1, np.diff(before)))
+    found = np.concatenate(counted)
+    return np.where(found < 0, lengths, found)
 
 
 def _whole(rows: Dataset) -> np.ndarray:

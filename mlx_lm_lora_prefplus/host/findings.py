@@ -38,8 +38,19 @@ def findings(work: Work, reports: Mapping[str, SplitReport], cut: Mapping[str, i
             + "): nothing will tell whether the policy learns more than its rows by heart. A tenth of the rows, in "
             "valid.jsonl, would."
         )
+    told += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
     told += [text for name, report in reports.items() for text in _unused_columns(name, report)]
     return told + statistics.warnings(work.rows, cut)
+
+
+def unmasked(name: str, report: SplitReport) -> str:
+    """Rows whose completions count as a whole although they should not."""
+    return (
+        f"{name}: in {report.unmasked} of {report.used} rows it could not be told which tokens are the assistant's "
+        "own, because the chat template rewrites earlier turns; all tokens of their completions count in the loss. A "
+        "chat template with {% generation %} blocks tells it; assistant_only_loss: false and mask_thinking: false say "
+        "that all shall count."
+    )
 
 
 def _of_settings(work: Work, reports: Mapping[str, SplitReport]) -> list[str]:

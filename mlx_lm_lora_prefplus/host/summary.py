@@ -135,6 +135,8 @@ def rows(name: str, split: Split) -> str:
         text += f"; {column} is left out: only {count} rows have it"
     first, others = TOKENS[report.kind]
     tokens = f"{report.prompt_tokens:,} prompt, {report.chosen_tokens:,} {first}, {report.rejected_tokens:,} {others}"
+    if report.masked_tokens:
+        tokens += f"; {report.masked_tokens:,} of the completions' tokens do not count in the loss"
     return f"{text}; tokens: {tokens}"
 
 

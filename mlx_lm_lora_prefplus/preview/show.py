@@ -16,7 +16,11 @@ BAR = 40  # characters of the longest bar of a histogram
 PROMPT_BEGINS, PROMPT_ENDS, COMPLETION_BEGINS, COMPLETION_ENDS = 120, 240, 240, 60
 """Characters that are shown of a long text."""
 
+HOLE_SHOWN = 60, 40
+"""The same of a text that does not count in the loss."""
+
 BOUNDARY = "┃"
+HOLE_BEGINS, HOLE_ENDS = "⟨", "⟩"
 STYLES = {"chosen": "green", "desirable": "green", "rejected": "red", "undesirable": "red"}
 FACTS = ("mode", "objective", "reference", "prompt_format", "trained", "engine", "plan")
 
@@ -34,7 +38,10 @@ def shown(report: dict[str, Any], everything: bool = False) -> Group:
     for name, found in report.get("data", {}).items():
         parts += _data(name, found)
     if report.get("rows"):
-        legend = Text(f"\n{BOUNDARY} ends the prompt; ⏎ is a line break", style="dim")
+        legend = f"\n{BOUNDARY} ends the prompt; ⏎ is a line break"
+        if any(_has_holes(completion) for row in report["rows"] for completion in row["completions"]):
+            legend += f"; {HOLE_BEGINS}…{HOLE_ENDS} does not count in the loss"
+        legend = Text(legend, style="dim")
         parts += [_heading("Rows as the model sees them"), *map(_row, report["rows"]), legend]
     if "forecast" in report:
         parts += _forecast(report["forecast"])
@@ -84,6 +91,9 @@ def _data(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
         facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in found["dropped"].items())))
     if found["truncated"]:
         facts.append(("truncated", f"{found['truncated']} to fit max_seq_length"))
+    if found["masked_tokens"]:
+        share = f"{found['masked_tokens']} of {found['completion_tokens']} tokens of the completions"
+        facts.append(("not counted", f"{share} (not the assistant's own, or a thought)"))
     repeated = found["repeated"]
     again = [
         f"{repeated[key]} {words}"
@@ -133,10 +143,22 @@ def _row(row: dict[str, Any]) -> RenderableType:
     text.append(_shortened(row["prompt"], PROMPT_BEGINS, PROMPT_ENDS), style="blue")
     for completion in row["completions"]:
         style = STYLES.get(completion["name"], "yellow")
-        text.append(f"\n{completion['name']}, {completion['tokens']} tokens ", style="dim")
+        counted = f", {completion['counted']} of them count" if _has_holes(completion) else ""
+        text.append(f"\n{completion['name']}, {completion['tokens']} tokens{counted} ", style="dim")
         text.append(BOUNDARY, style=f"bold {style}")
-        text.append(_shortened(completion["text"], COMPLETION_BEGINS, COMPLETION_ENDS), style=style)
+        if not _has_holes(completion):
+            text.append(_shortened(completion["text"], COMPLETION_BEGINS, COMPLETION_ENDS), style=style)
+            continue
+        for part in completion["parts"]:
+            if part["counts"]:
+                text.append(_shortened(part["text"], COMPLETION_BEGINS, COMPLETION_ENDS), style=style)
+            else:
+                text.append(f"{HOLE_BEGINS}{_shortened(part['text'], *HOLE_SHOWN)}{HOLE_ENDS}", style="dim")
     return _indented(text)
+
+
+def _has_holes(completion: dict[str, Any]) -> bool:
+    return completion["counted"] < completion["tokens"]
 
 
 def _shortened(text: str, begins: int, ends: int) -> str:

@@ -90,6 +90,42 @@ def test_rows_are_shown_with_their_boundary(call, config, rows):
     assert "chosen, 3 tokens ┃ w20 w3 </s>" in done.stdout and "rejected, 2 tokens ┃ w30 </s>" in done.stdout
 
 
+def turns(*words: str) -> list[dict]:
+    """An answer, a question, an answer, …"""
+    return [{"role": ("assistant", "user")[i % 2], "content": word} for i, word in enumerate(words)]
+
+
+def test_what_does_not_count_is_marked(call, config, rows):
+    config()
+    pair = {"prompt": "w1", "chosen": turns("w20 w21", "w2", "w22"), "rejected": turns("w30", "w2", "w31")}
+    rows("train", *(pair | {"prompt": f"w{i}"} for i in range(6)))
+    done = call("run.yaml", "--no-forecast")
+    shown = " ".join(done.stdout.split())
+    assert "chosen, 8 tokens, 5 of them count ┃ w20 w21 </s>⟨ <user> w2 <assistant>⟩ w22 </s>" in shown
+    assert "⟨…⟩ does not count in the loss" in shown
+    assert "not counted 36 of 90 tokens of the completions" in shown
+    report = json.loads(call("run.yaml", "--no-forecast", "--json").stdout)
+    (first, *_) = report["rows"][0]["completions"]
+    assert (first["tokens"], first["counted"]) == (8, 5)
+    assert [part["counts"] for part in first["parts"]] == [True, False, True]
+    off = call("run.yaml", "--no-forecast", "--no-assistant-only-loss")
+    assert "⟨" not in off.stdout and "of them count" not in off.stdout
+
+
+def test_where_the_template_tells_nothing_it_is_said(looked, config, rows, model_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(model_folder, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    (tmp_path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    settings["chat_template"] = "{% for m in messages | reverse %}<{{ m['role'] }}> {{ m['content'] }} {% endfor %}"
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    config()
+    rows("train", *({"prompt": f"w{i}", "chosen": turns("w20", "w2", "w22"), "rejected": "w30"} for i in range(6)))
+    told = "\n".join(looked(model="model")["warnings"])
+    assert "train: in 6 of 6 rows it could not be told which tokens are the assistant's own" in told
+
+
 @pytest.mark.parametrize("changes", [{"train_mode": "kto"}, {"train_mode": "dpo", "loss_type": "plackett_luce"}])
 def test_rows_of_other_kinds(looked, config, rows, changes):
     config()
