@@ -13,50 +13,10 @@ from .lengths import Mismatched, completions_of, lengths_of, masks_of
 from .order import plan_epoch, widths
 
 Row = Mapping[str, Any]
-"""A token row, its columns as `Trainer.iterate_batches` has them."""
+"""A token row, its columns as `Trainer.collate` has them."""
 
-
-def iterate_batches(
-    rows: Sequence[Row],
-    *,
-    batch_size: int,
-    token_budget: int | None = None,
-    epoch: int = 0,
-    seed: int = 0,
-    shuffle: bool = True,
-    multiple: int = 1,
-    mismatched: bool = False,
-) -> Iterator[Batch]:
-    """Yield the batches of one epoch: every row once. The columns tell which kind of rows they are.
-
-    The arguments are those of `Trainer.iterate_batches` and of `plan_epoch`; mismatched: see `planned_batches`.
-    """
-    plan = plan_epoch(
-        lengths_of(rows, mismatched=mismatched),
-        batch_size=batch_size,
-        token_budget=token_budget,
-        epoch=epoch,
-        seed=seed,
-        shuffle=shuffle,
-        multiple=multiple,
-    )
-    yield from planned_batches(rows, plan, multiple, mismatched=mismatched)
-
-
-def planned_batches(
-    rows: Any, plan: Iterable[np.ndarray], multiple: int = 1, *, mismatched: bool = False
-) -> Iterator[Batch]:
-    """The batches whose rows `plan` names, in its order.
-
-    rows: mappings to lists of token ids, or a `datasets.Dataset`.
-    mismatched: give each labelled row a second completion, that of another row (see `Mismatched`). The second half of a
-        batch's rows are these.
-    """
-    row = _reader(rows)
-    if mismatched:
-        row = _with_second(row, Mismatched(lengths_of(rows)))
-    for ids in plan:
-        yield collate([row(int(i)) for i in ids], ids, multiple)
+Collate = Callable[[Sequence[Row], np.ndarray, int], Batch]
+"""Rows, their positions, the multiple of widths → a batch: see `Trainer.collate`."""
 
 
 def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
@@ -88,6 +48,55 @@ def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
         columns={name: mx.array(np.asarray(values, np.float32)) for name, values in _numbers(rows, most).items()},
         loss_mask=mx.array(counted) if masked else None,
     )
+
+
+def iterate_batches(
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    token_budget: int | None = None,
+    epoch: int = 0,
+    seed: int = 0,
+    shuffle: bool = True,
+    multiple: int = 1,
+    mismatched: bool = False,
+) -> Iterator[Batch]:
+    """Yield the batches of one epoch: every row once. The columns tell which kind of rows they are.
+
+    The arguments are those of `plan_epoch`; mismatched: see `planned_batches`.
+    """
+    plan = plan_epoch(
+        lengths_of(rows, mismatched=mismatched),
+        batch_size=batch_size,
+        token_budget=token_budget,
+        epoch=epoch,
+        seed=seed,
+        shuffle=shuffle,
+        multiple=multiple,
+    )
+    yield from planned_batches(rows, plan, multiple, mismatched=mismatched)
+
+
+def planned_batches(
+    rows: Any,
+    plan: Iterable[np.ndarray],
+    multiple: int = 1,
+    *,
+    mismatched: bool = False,
+    collate: Collate = collate,
+) -> Iterator[Batch]:
+    """The batches whose rows `plan` names, in its order.
+
+    rows: mappings to lists of token ids, or a `datasets.Dataset`.
+    mismatched: give each labelled row a second completion, that of another row (see `Mismatched`). The second half of a
+        batch's rows are these.
+    collate: pads the rows of a batch, as `Trainer.collate` does.
+    """
+    row = _reader(rows)
+    if mismatched:
+        row = _with_second(row, Mismatched(lengths_of(rows)))
+    for ids in plan:
+        yield collate([row(int(i)) for i in ids], ids, multiple)
 
 
 def _mask_holes(counted: np.ndarray, rows: Sequence[Row], most: int) -> bool:

@@ -32,7 +32,7 @@ BATCH = 512
 
 
 class Split(NamedTuple):
-    """rows: memory-mapped; columns as `Trainer.iterate_batches` has them (token ids int32, the completions without the
+    """rows: memory-mapped; columns as `Trainer.collate` has them (token ids int32, the completions without the
     prompt; numbers float32), and row (row number in the source, from 1; in JSON Lines the line number).
     """
 

@@ -1,6 +1,6 @@
 """Evaluation: the same loss as in training, without gradients, averaged over all rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -15,22 +15,21 @@ def evaluate(
     policy: Policy,
     batches: Iterator[Batch],
     options: Any,
-    *,
-    state: dict[str, mx.array] | None = None,
+    state: Mapping[str, mx.array],
 ) -> dict[str, float]:
     """Mean `loss` and metrics of `trainer.loss` over `batches`, each pair (or token) counted alike.
 
-    Dropout is off meanwhile. state: of a trainer that has one (see `Trainer`); it stays as it is.
+    Dropout is off meanwhile. state: the trainer's (see `Trainer.initial_state`); it stays as it is.
 
     Raises:
         UserError: there is no batch.
     """
-    totals, more = Totals(), {"state": state} if state else {}
+    totals = Totals()
     training = policy.model.training
     policy.model.eval()
     try:
         for batch in batches:
-            layout, values = flatten(trainer.loss(policy, batch, options, **more))
+            layout, values = flatten(trainer.loss(policy, batch, options, state))
             totals.add(batch.units(), layout, values)
     finally:
         policy.model.train(training)

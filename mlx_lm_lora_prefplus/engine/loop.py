@@ -123,7 +123,7 @@ class Loop:
         watched = settings.early_stopping_metric or settings.save_best or "loss"
         key = "early_stopping_metric" if settings.early_stopping_metric else "save_best"
         self.bests = [Best(watched, key), *([Best(settings.save_best, "save_best")] if settings.save_best else [])]
-        self.state: dict[str, mx.array] = getattr(run.trainer, "initial_state", lambda _: {})(run.options)
+        self.state: dict[str, mx.array] = run.trainer.initial_state(run.options)
         self.gradient: Any = None
         self.batch: Batch | None = None
         self.journal = Journal(run)
@@ -279,11 +279,10 @@ class Loop:
         run, settings = self.run, self.run.settings
         assert run.validation is not None
         laps, seed, pauses, start = Laps(self.stop), random_seed(), self.stop.pauses, time.perf_counter()
-        state = {"state": self.state} if self.state else {}
         self.validated_rows = 0
         try:
             with self._quantized(max(1, self.at.step + bool(self.at.done)))[1]:
-                means = run.trainer.evaluate(run.policy, self._timed(run.validation(), laps), run.options, **state)
+                means = run.trainer.evaluate(run.policy, self._timed(run.validation(), laps), run.options, self.state)
         except _Stopped:
             mx.random.seed(seed)  # it will be done again from the start
             raise

@@ -16,7 +16,7 @@ from .adapters import adapters_off
 from .reference_cache import Store
 
 Weights = Callable[[Batch], mx.array | None]
-"""What each completion token of a batch counts: see `Trainer.weights`."""
+"""What each completion token of a batch counts: see `Trainer.token_weights`."""
 
 FORM = "{desc}: {n_fmt} of {total_fmt} rows, {elapsed} (left: {remaining})"
 """A progress bar without a rate: programs that read the output take a rate for that of training."""

@@ -52,7 +52,7 @@ class GradientStep:
             own = policy
             if reference is not None and reference_has is not None:
                 batch, own = reference.beside(batch, reference_has)
-            output = trainer.loss(own, batch, options, **({"state": state} if state else {}))
+            output = trainer.loss(own, batch, options, state)
             self.layout, values = flatten(output)
             total = mx.array(0.0)
             for unit, value in output.sums.items():
@@ -113,8 +113,7 @@ class GradientStep:
 
 def is_separable(trainer: Trainer, options: Any) -> bool:
     """Whether a batch may be cut: see `Trainer`. Into a state that is carried along all rows of a batch go together."""
-    carries = getattr(trainer, "initial_state", lambda _: {})(options)
-    return not carries and getattr(trainer, "separable", lambda _: False)(options)
+    return not trainer.initial_state(options) and trainer.separable(options)
 
 
 def runs_in_parts(trainer: Trainer, options: Any, compiled: bool) -> bool:

@@ -62,8 +62,6 @@ def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
     if resolved.sources.get("test_batches") in (HOST_DEFAULT, TRAINER_DEFAULT):
         settings = settings.model_copy(update={"test_batches": -1})
     check_start(settings)
-    if not getattr(resolved.trainer, "rewards", None):
-        raise UserError(f"evaluate: mode {resolved.trainer.mode} does not tell the rewards of single rows.")
     model, tokenizer = policy.load_base(settings)
     for name in ("test", "valid"):
         splits = tokenised(resolved, tokenizer, [name])
@@ -79,7 +77,7 @@ def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
 def score(work: Work) -> HeldOut:
     """Score the rows with the reference, then put the trained adapters on and score them with the policy."""
     resolved, computed_by = work.resolved, work.engine.policy
-    trainer: Any = resolved.trainer
+    trainer = resolved.trainer
     reference = work.reference()["test"]
     plain = reference
     if reference is None or work.token_weights(next(work.batches("test"))) is not None:

@@ -178,7 +178,7 @@ def _trainer_defaults(trainer: Trainer) -> Level:
     values = {
         key: field.get_default(call_default_factory=True) for key, field in fields.items() if not field.is_required()
     }
-    return Level(TRAINER_DEFAULT, {**values, **getattr(trainer, "defaults", {})})
+    return Level(TRAINER_DEFAULT, {**values, **trainer.defaults})
 
 
 def _host_defaults(host: Any) -> Level:

@@ -19,7 +19,6 @@ from ..engine.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ..engine.reference import reference_logps
 from ..engine.reference_cache import ENGINE, Store, file_digest, files_digest, weights_digest
 from ..settings import RunSettings
-from ..trainers.tabled import TableTrainer
 from . import policy
 
 if TYPE_CHECKING:
@@ -124,17 +123,13 @@ class Reference:
         work = self.work
         settings, trainer = work.resolved.settings, work.resolved.trainer
         computed_by = work.engine.policy
-        ours = isinstance(trainer, TableTrainer)
-        options = work.resolved.options
-        weighed = [getattr(options, key, None) for key in ("ld_alpha", "sampo")] if ours else repr(options)
         parts = [
             *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
             *(known_by, work.rows[split]._fingerprint),
-            *(None if ours else work.resolved.provider, work.multiple, ORDER),
-            weighed if hasattr(trainer, "weights") else None,
-            getattr(trainer, "mismatched", False),
+            *(work.multiple, ORDER, trainer.mismatched),
+            *(type(trainer).collate.__qualname__, trainer.reference_key(work.resolved.options)),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
             *((settings.seed, work.cut_at, self.in_steps and work.compiled) if split == "train" else ()),
         ]

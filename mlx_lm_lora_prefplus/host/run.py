@@ -318,7 +318,6 @@ def test_policy(
     """
     print_section("Testing")
     resolved = work.resolved
-    state = trainer_state(resolved)
     rows = 0
 
     def counted() -> Iterator[Batch]:
@@ -327,8 +326,7 @@ def test_policy(
             rows += batch.units()["examples"]
             yield batch
 
-    more = {"state": state} if state else {}
-    means = resolved.trainer.evaluate(work.policy, counted(), resolved.options, **more)
+    means = resolved.trainer.evaluate(work.policy, counted(), resolved.options, trainer_state(resolved))
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     if {"rewards/chosen", "rewards/rejected"} <= set(means):
         rewards = f"{means['rewards/chosen']:.3f}, {means['rewards/rejected']:.3f}"
@@ -347,7 +345,7 @@ def test_policy(
 
 def trainer_state(resolved: Resolved) -> dict[str, mx.array]:
     """What the trainer carries along, as training left it; empty for most (see `Trainer.initial_state`)."""
-    initial = getattr(resolved.trainer, "initial_state", lambda _: {})(resolved.options)
+    initial = resolved.trainer.initial_state(resolved.options)
     if not initial:
         return {}
     saved, _ = newest_state(Path(resolved.settings.adapter_path))

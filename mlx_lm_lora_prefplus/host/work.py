@@ -1,8 +1,7 @@
 """The rows of a run and the order in which it visits them."""
 
-import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -26,7 +25,6 @@ from ..losses import loss_names
 from ..plugin import Batch, Policy
 from ..plugin.protocol import Rows
 from ..settings import RunSettings
-from ..trainers.tabled import TableTrainer
 from . import policy
 from .config import Resolved
 from .references import Reference, References
@@ -38,8 +36,7 @@ DEFAULT_ITERS = SFTTrainingArgs().iters
 
 def kind_of(resolved: Resolved) -> Rows:
     """The kind of rows that the mode needs with these options."""
-    trainer = resolved.trainer
-    return getattr(trainer, "rows_of", lambda options: trainer.rows)(resolved.options)
+    return resolved.trainer.rows_of(resolved.options)
 
 
 ADD_ENDS = ("cpo", "simpo", "orpo")
@@ -106,9 +103,6 @@ class Work:
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
-        takes = inspect.signature(resolved.trainer.iterate_batches).parameters
-        if settings.token_budget and "token_budget" not in takes:
-            raise UserError(f"token_budget: mode {resolved.trainer.mode} does not take it. Set batch_size instead.")
         self.kind = kind_of(resolved)
         self.engine = choose_policy(model, settings, self._long_example())
         self.policy = self._shared(self.engine.policy)
@@ -126,7 +120,7 @@ class Work:
         if not len(fitting):
             return None
         chosen = fitting[[longest[fitting].argmax()]]
-        return next(planned_batches(self.rows[split], iter([chosen]), 1, mismatched=self._mismatched))
+        return next(self.collated(split, [chosen], multiple=1))
 
     def _iters(self, settings: RunSettings) -> int:
         if settings.iters or not settings.epochs:
@@ -136,7 +130,7 @@ class Work:
         return sum(len(self.plan("train", epoch)) for epoch in range(settings.epochs))
 
     def plan(self, split: str, epoch: int = 0) -> Plan:
-        """Which rows stand together, as `data.batches` has it; the trainer of another package may do otherwise."""
+        """Which rows stand together in the batches of an epoch."""
         settings = self.resolved.settings
         return plan_epoch(
             self.lengths(split),
@@ -150,31 +144,20 @@ class Work:
 
     def lengths(self, split: str) -> Lengths:
         """The sizes of a split's rows, with the second completion that the trainer gives them."""
-        return lengths_of(self.rows[split], mismatched=self._mismatched)
+        return lengths_of(self.rows[split], mismatched=self.resolved.trainer.mismatched)
 
     def token_weights(self, batch: Batch) -> mx.array | None:
-        """What each completion token counts in the sums of the reference, if the trainer weighs them."""
-        weights = getattr(self.resolved.trainer, "weights", None)
-        return weights(batch, self.resolved.options) if weights else None
+        """What each completion token counts in the sums of the reference; None: 1."""
+        return self.resolved.trainer.token_weights(batch, self.resolved.options)
 
-    @property
-    def _mismatched(self) -> bool:
-        return getattr(self.resolved.trainer, "mismatched", False)
+    def collated(self, split: str, plan: Iterable[np.ndarray], multiple: int | None = None) -> Iterator[Batch]:
+        """The batches whose rows `plan` names. multiple: of the widths (default: what the run's steps need)."""
+        trainer, multiple = self.resolved.trainer, self.multiple if multiple is None else multiple
+        return planned_batches(self.rows[split], plan, multiple, mismatched=trainer.mismatched, collate=trainer.collate)
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch of training, or all that the settings want evaluated of another split."""
-        settings = self.resolved.settings
-        budget: dict[str, Any] = {"token_budget": settings.token_budget} if settings.token_budget else {}
-        batches = self.resolved.trainer.iterate_batches(
-            self.rows[split].with_format("numpy"),  # type: ignore[arg-type]
-            batch_size=settings.batch_size,
-            epoch=epoch,
-            seed=settings.seed,
-            shuffle=split == "train",
-            multiple=self.multiple,
-            **budget,
-        )
-        return islice(batches, self._limit(split))
+        return self.collated(split, islice(self.plan(split, epoch), self._limit(split)))
 
     def _limit(self, split: str) -> int | None:
         """Batches to evaluate of a split; None for all."""
@@ -185,30 +168,19 @@ class Work:
         """The batches in which this run first sees each row; or the first so many of them."""
         return islice(self.batches(split), self._visits(split, batches))
 
-    @property
-    def batches_as_planned(self) -> bool:
-        """Whether the trainer leaves the batching to this package, so that `plan` tells its batches unread."""
-        return type(self.resolved.trainer).iterate_batches is TableTrainer.iterate_batches
-
     def visited_rows(self, split: str, batches: int | None = None) -> np.ndarray:
         """Positions of the rows in `visited`."""
-        if self.batches_as_planned:
-            return self.plan(split).rows(self._visits(split, batches))
-        return np.concatenate([[], *(np.array(batch.ids) for batch in self.visited(split, batches))]).astype(int)
+        return self.plan(split).rows(self._visits(split, batches))
 
     def unknown(
         self, split: str, known: Callable[[np.ndarray], np.ndarray], batches: int | None = None
     ) -> Iterator[Batch]:
-        """The batches in `visited` that hold a row that is not `known`; of another package's trainer, all.
+        """The batches in `visited` that hold a row that is not `known`.
 
         Those of training are cut as its steps cut them: the same padding gives the same bits.
         """
-        if self.batches_as_planned:
-            visited = islice(self.plan(split), self._visits(split, batches))
-            unknown = (ids for ids in visited if not known(ids).all())
-            found = planned_batches(self.rows[split], unknown, self.multiple, mismatched=self._mismatched)
-        else:
-            found = self.visited(split, batches)
+        visited = islice(self.plan(split), self._visits(split, batches))
+        found = self.collated(split, (ids for ids in visited if not known(ids).all()))
         cut = split == "train" and self.cut_at and self.ranks.size == 1
         return (one for batch in found for one in in_parts(batch)) if cut else found
 

@@ -4,7 +4,7 @@ from .advice import advice
 from .compute import NLL_WEIGHTS, OPTIONS, compute
 from .examples import Labelled, Lists, Pairs
 from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
-from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names
+from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names, weighing_options
 from .outcome import outcome, pair_rounding, sum_rounding
 from .policy_only import alphapo_reward
 from .running import START
@@ -40,5 +40,6 @@ __all__ = [
     "pair_rounding",
     "sum_rounding",
     "token_weights",
+    "weighing_options",
     "wpo_weights",
 ]

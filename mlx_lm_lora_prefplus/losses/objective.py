@@ -34,7 +34,7 @@ def objective(
     nll: mx.array | None = None,
     nll_weight: float = 0.0,
     pair_weights: mx.array | None = None,
-    state: State | None = None,
+    state: Mapping[str, mx.array] | None = None,
     update: bool = True,
 ) -> Objective:
     """The loss of a batch.
@@ -51,7 +51,7 @@ def objective(
     """
     names = loss_names(options.loss_type)
     weights = getattr(options, "loss_weights", None) or [1.0] * len(names)
-    state = state or {}
+    state = dict(state or {})
     if update and state:
         state = updated(state, options.beta * _logratios(examples))
     total, parts = mx.zeros(examples[0].shape[0]), dict[str, mx.array]()

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Field
 
@@ -11,6 +11,17 @@ from .table import Loss
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+
+class WeighsTokens:
+    """Marks an option that `token_weights` reads: stored reference log-probs are kept by its value."""
+
+
+def weighing_options(options: Any) -> dict[str, Any]:
+    """The options that are marked `WeighsTokens`, with their values."""
+    hints = get_type_hints(type(options), include_extras=True)
+    marked = [key for key, hint in hints.items() if WeighsTokens in getattr(hint, "__metadata__", ())]
+    return {key: getattr(options, key) for key in marked}
 
 
 def _listed(value: Any) -> Any:
@@ -188,6 +199,7 @@ class DPOOptions(PreferenceOptions):
             description="LD-DPO: what tokens beyond the length of the shorter completion count (arXiv:2409.06411; "
             "default: 1, off).",
         ),
+        WeighsTokens,
     ] = None
     sampo: Annotated[
         bool,
@@ -195,6 +207,7 @@ class DPOOptions(PreferenceOptions):
             description="SamPO: sum over as many tokens of either completion as the shorter has, drawn once for each "
             "row by the seed 0 (arXiv:2406.10957)."
         ),
+        WeighsTokens,
     ] = False
     use_weighting: Annotated[
         bool, Field(description="WPO: weigh each pair by how likely the policy would write it (arXiv:2406.11827).")

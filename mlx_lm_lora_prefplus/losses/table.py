@@ -16,6 +16,8 @@ class Loss:
     function: called as `function(examples, **options)` with the option keys named here and an instance of `Pairs`,
         `Labelled` or `Lists`; returns (examples,). None: the loss is the NLL of the chosen completions alone.
     options: the config keys it takes.
+    keys: a frozen dataclass of those that the mode does not have, written as the options of a trainer are; for a loss
+        that another package adds to a mode.
     instead: config keys that set one of these in another way.
     defaults: its own defaults of such keys, where they differ from the mode's. What the user gives wins.
     means: whether it is given log-probs as means over tokens instead of sums.
@@ -40,3 +42,4 @@ class Loss:
     mismatched: bool = False
     baseline: bool = False
     when: str = ""
+    keys: type | None = None

@@ -1,6 +1,7 @@
-"""The hooks that a plugin package may implement. There is one."""
+"""The hooks that a plugin package may implement."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pluggy
 
@@ -18,5 +19,15 @@ def mlx_lm_lora_register_trainers() -> Iterable[Trainer]:
 
     Called once when the command starts. It should return data and do nothing else: no printing, no
     files, no import of heavy modules beyond what the trainers need.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def mlx_lm_lora_register_losses() -> Mapping[str, Mapping[str, Any]]:
+    """Return losses for modes that are there already: mode → name for `loss_type` → `mlx_lm_lora_prefplus.losses.Loss`.
+
+    Called once when the command starts, after the trainers of all packages are known. The mode must have a table of
+    losses (dpo, cpo, simpo, orpo, kto and bco have one), and the name must be new to it.
     """
     raise NotImplementedError

@@ -2,11 +2,11 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import NamedTuple, cast, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import pluggy
 
@@ -16,7 +16,7 @@ from . import hookspecs
 from .protocol import Trainer
 
 ENTRY_POINT_GROUP = "mlx_lm_lora.trainers"
-HOOK = "mlx_lm_lora_register_trainers"
+HOOKS = ("mlx_lm_lora_register_trainers", "mlx_lm_lora_register_losses")
 OWN_DISTRIBUTION = "mlx-lm-lora-prefplus"
 OWN_ENTRY_POINT = EntryPoint(name="prefplus", value="mlx_lm_lora_prefplus.trainers", group=ENTRY_POINT_GROUP)
 
@@ -116,10 +116,11 @@ def load_registry() -> Registry:
     plugins = pluggy.PluginManager(hookspecs.PROJECT)
     plugins.add_hookspecs(hookspecs)
     found: dict[str, list[Registered]] = {}
+    losses: list[tuple[_Source, str, Mapping[str, Any]]] = []
     broken: dict[str, str] = {}
     for source in _sources():
         try:
-            trainers = _trainers(plugins, source)
+            trainers, added = _brought(plugins, source)
             for trainer in trainers:
                 _check(trainer, own=source.distribution == OWN_DISTRIBUTION)
         except (Exception, SystemExit) as error:  # a plugin's import may do anything
@@ -128,8 +129,15 @@ def load_registry() -> Registry:
             continue
         for trainer in trainers:
             found.setdefault(trainer.mode, []).append(Registered(trainer, source.provider))
+        losses += [(source, mode, rows) for mode, rows in added.items()]
+    modes = {mode: brought[0] for mode, brought in found.items() if len(brought) == 1}
+    for source, mode, rows in losses:
+        try:
+            modes[mode] = _with_losses(modes, mode, rows, source.provider)
+        except Exception as error:  # a row may hold anything
+            broken[source.provider] = f"{source.entry.value}: its losses for mode {mode} are left out: {error}"
     return Registry(
-        modes={mode: brought[0] for mode, brought in found.items() if len(brought) == 1},
+        modes=modes,
         broken=broken,
         rivals={mode: [one.provider for one in brought] for mode, brought in found.items() if len(brought) > 1},
     )
@@ -164,20 +172,55 @@ def _sources() -> list[_Source]:
     return list(found.values())
 
 
-def _trainers(plugins: pluggy.PluginManager, source: _Source) -> list[Trainer]:
-    """Load a plugin and call its hook, and no other plugin's."""
+def _brought(plugins: pluggy.PluginManager, source: _Source) -> tuple[list[Trainer], dict[str, Mapping[str, Any]]]:
+    """Load a plugin and call its hooks, and no other plugin's: its trainers, and mode → the losses it adds."""
     plugin = source.entry.load()
     plugins.register(plugin, name=f"{source.provider}: {source.entry.name}")
-    calls = [call for call in plugins.hook.mlx_lm_lora_register_trainers.get_hookimpls() if call.plugin is plugin]
-    if not calls:
-        raise _Broken(f"it has no function {HOOK} marked with mlx_lm_lora_prefplus.plugin.hookimpl")
-    return [trainer for call in calls for trainer in cast(Iterable[Trainer], call.function())]
+    trainers, losses = (
+        [call.function() for call in getattr(plugins.hook, hook).get_hookimpls() if call.plugin is plugin]
+        for hook in HOOKS
+    )
+    if not (trainers or losses):
+        raise _Broken(f"it has no function {' or '.join(HOOKS)} marked with mlx_lm_lora_prefplus.plugin.hookimpl")
+    return (
+        [trainer for given in trainers for trainer in cast(Iterable[Trainer], given)],
+        {mode: rows for given in losses for mode, rows in cast(Mapping[str, Any], given).items()},
+    )
+
+
+def _with_losses(modes: Mapping[str, Registered], mode: str, rows: Mapping[str, Any], provider: str) -> Registered:
+    """A mode with the losses that another package adds; it is run by both."""
+    if mode not in modes:
+        raise ValueError(f"there is no such mode; there are {', '.join(modes)}")
+    trainer, runs = modes[mode]
+    extended = trainer.with_losses(rows)
+    _check(extended, own=True)
+    return Registered(extended, f"{runs} with {', '.join(rows)} of {provider}")
+
+
+RENAMED = {
+    "iterate_batches": "the host plans the batches; write collate(rows, ids, multiple), or leave it out",
+    "weights": "it is called token_weights now",
+}
+"""Members of the protocol of release 0.1 that are no longer called."""
 
 
 def _check(trainer: object, own: bool) -> None:
+    name = type(trainer).__name__
+    for member, advice in RENAMED.items():
+        if hasattr(trainer, member):
+            raise _Broken(f"{name}.{member} is no longer called: {advice}")
     missing = [member for member in MEMBERS if not hasattr(trainer, member)]
     if missing:
-        raise _Broken(f"{type(trainer).__name__} is no trainer, it lacks {', '.join(missing)}")
+        raise _Broken(
+            f"{name} is no trainer, it lacks {', '.join(missing)}. Let it inherit from "
+            "mlx_lm_lora_prefplus.trainers.BaseTrainer, which needs mode, options and loss and has the rest"
+        )
+    for member in ("loss", "evaluate"):
+        try:
+            inspect.signature(getattr(trainer, member)).bind("policy", "batch", "options", "state")
+        except TypeError:
+            raise _Broken(f"{name}.{member} must take (policy, batch, options, state)") from None
     mode = trainer.mode  # type: ignore[attr-defined]
     if not isinstance(mode, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", mode):
         raise _Broken(f"the mode {mode!r} is not a name of lower-case letters, digits and underscores")

@@ -29,8 +29,8 @@ class Batch(NamedTuple):
     prompt_lengths: (rows,) int32, tokens of the prompt.
     lengths: (rows,) int32, tokens of prompt and completion together.
     reference_logps: (rows,) float32, summed completion log-probs of the reference (nats), its tokens weighted as the
-        trainer's `weights` say; zeros where there is no reference.
-    ids: (examples,) int32, positions of the rows in the data set that was given to `iterate_batches`.
+        trainer's `token_weights` say; zeros where there is no reference.
+    ids: (examples,) int32, positions of the rows in their data set.
     columns: numbers that came with the data, by name: (examples,) float32; (rows,) where each completion has its own.
     loss_mask: (rows, longest completion) bool, which tokens of `completions` count: those of the assistant, and not the
         user's turns or a tool's output between them. False at padding. None where all completion tokens count.
@@ -129,7 +129,10 @@ class Scores(NamedTuple):
 
 @runtime_checkable
 class Trainer(Protocol):
-    """One `--train-mode`. The loop drives anything that has these members.
+    """One `--train-mode`: what the host and the training loop ask of it.
+
+    Inherit from `mlx_lm_lora_prefplus.trainers.BaseTrainer`, which has a default for everything but `mode`, `options`
+    and `loss`.
 
     mode: the name on the command line.
     rows: the kind of rows it reads.
@@ -139,17 +142,8 @@ class Trainer(Protocol):
         the host's flag with this default.
     losses: the names `loss_type` may take, each with a `Loss` row (`mlx_lm_lora_prefplus.losses.Loss`); may
         be empty.
-
-    A trainer may have more, and the loop asks whether it has it:
-    rows_of(options) → Rows: the kind of rows that these options need, where it differs from `rows`.
-    weights(batch, options) → (rows, longest completion) float32 or None: what each completion token counts in
-        `Batch.reference_logps`. The reference pass asks for it; `loss` gives the policy the same.
-    separable(options) → bool: whether the loss of an example does not depend on the others in its batch. Only then may
-        a micro-batch be cut into smaller ones; without this method it is not cut.
-    initial_state(options) → {name: array}: what changes from micro-batch to micro-batch beside the weights, such as a
-        running mean; part of the saved state of a run. If it is not empty, `loss` and `evaluate` are given it as
-        `state=…`, and `loss` returns the new one in `LossOutput.state`.
-    defaults: {key: value}: other defaults than the host's for keys of the host.
+    defaults: key of the host → another default than the host's.
+    mismatched: whether each unpaired row brings the completion of another row along as a second completion.
     """
 
     @property
@@ -164,41 +158,73 @@ class Trainer(Protocol):
     @property
     def losses(self) -> Mapping[str, Any]: ...
 
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
+
+    @property
+    def mismatched(self) -> bool: ...
+
+    def rows_of(self, options: Any) -> Rows:
+        """The kind of rows that these options need; `rows` for most."""
+        ...
+
+    def with_losses(self, losses: Mapping[str, Any]) -> "Trainer":
+        """The same trainer with further rows in its table of losses.
+
+        Raises:
+            ValueError: it has no table, or a name in it already.
+        """
+        ...
+
     def needs_reference(self, options: Any) -> bool:
         """Whether `Batch.reference_logps` must be filled."""
         ...
 
-    def iterate_batches(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        batch_size: int,
-        epoch: int,
-        seed: int,
-        shuffle: bool,
-        multiple: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield the batches of one epoch: every row once.
+    def collate(self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
+        """Pad the rows of one micro-batch. The host decides which rows stand together.
 
         rows: items with lists of token ids, completions without the prompt: `prompt`, `chosen`, `rejected` (paired);
             `prompt`, `completion`, and `label`, 1.0 or 0.0 (unpaired); `prompt`, `completions`, the best first, and
             `scores` (ranked). Where some completion tokens do not count, `chosen_mask` and `rejected_mask`,
             `completion_mask`, or `completion_masks` say which do: a 1 or 0 a token, None where all count. Further
             columns hold a number a row, such as `margin`.
-        batch_size: examples in a batch (the last may hold fewer).
-        epoch: counts from 0; with `seed` it fixes the order.
-        shuffle: false keeps one fixed order (evaluation).
+        ids: (examples,) positions of the rows in their data set.
         multiple: pad widths to multiples of this many tokens (bounds the number of compiled graphs).
-
-        A trainer may take a further `token_budget`: instead of `batch_size` examples, as many as stay within so many
-        tokens with their padding. It is given only where the user sets it; who does not take it need not have it.
         """
         ...
 
-    def loss(self, policy: Policy, batch: Batch, options: Any) -> LossOutput:
-        """The loss of a micro-batch, differentiable through `policy(batch)`."""
+    def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
+        """What each completion token counts in `Batch.reference_logps`, (rows, longest completion) float32; None: 1.
+
+        The reference pass asks for it; `loss` gives the policy the same.
+        """
         ...
 
-    def evaluate(self, policy: Policy, batches: Iterator[Batch], options: Any) -> dict[str, float]:
+    def reference_key(self, options: Any) -> Any:
+        """All that `token_weights` depends on, as JSON takes it: stored reference log-probs are kept by it."""
+        ...
+
+    def separable(self, options: Any) -> bool:
+        """Whether the loss of an example does not depend on the others in its batch. Only then is a batch cut."""
+        ...
+
+    def initial_state(self, options: Any) -> dict[str, mx.array]:
+        """What changes from micro-batch to micro-batch beside the weights, such as a running mean; often empty.
+
+        It is part of the saved state of a run. `loss` returns the new one in `LossOutput.state`.
+        """
+        ...
+
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+        """The loss of a micro-batch, differentiable through `policy(batch)`. state: as `initial_state` has it."""
+        ...
+
+    def rewards(self, scores: "Scores", batch: Batch, options: Any) -> mx.array:
+        """(rows,) implicit reward of each completion, nats; `evaluate` compares them."""
+        ...
+
+    def evaluate(
+        self, policy: Policy, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
+    ) -> dict[str, float]:
         """Means over all batches: `loss` and every metric of `loss(...)`, no gradients, dropout off."""
         ...

@@ -119,13 +119,11 @@ def _evaluation(work: Work) -> tuple[float, int]:
         return 0.0, 0
     resolved, batches = work.resolved, list(work.batches("valid"))
     longest = max(batches, key=lambda batch: batch.tokens.size)
-    trainer: Any = resolved.trainer
-    state = getattr(trainer, "initial_state", lambda _: {})(resolved.options)
-    more = {"state": state} if state else {}
+    trainer, options = resolved.trainer, resolved.options
     mx.clear_cache()
     mx.reset_peak_memory()
     start = time.perf_counter()
-    trainer.evaluate(work.engine.policy, iter([longest]), resolved.options, **more)
+    trainer.evaluate(work.engine.policy, iter([longest]), options, trainer.initial_state(options))
     tokens = sum(map(_computed, batches))
     return (time.perf_counter() - start) * tokens / _computed(longest), mx.get_peak_memory()
 

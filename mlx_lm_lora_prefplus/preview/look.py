@@ -70,7 +70,7 @@ def _settings(resolved: Resolved) -> list[dict[str, Any]]:
     table, options = resolved.trainer.losses, getattr(resolved.options, "loss_type", [])
     names = [name for name in loss_names(options) if name in table]
     of_losses = {key for name in names for key in getattr(table[name], "options", ())}
-    defaults = getattr(resolved.trainer, "defaults", {})
+    defaults = resolved.trainer.defaults
     found = []
     for key, value in sorted(resolved.values.items()):
         source = resolved.sources.get(key, HOST_DEFAULT)

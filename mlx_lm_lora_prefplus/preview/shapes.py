@@ -1,11 +1,9 @@
 """How much work each planned batch is, from its shape."""
 
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..data.batches import planned_batches
 from ..data.order import widths
 from ..engine.fast import HeadPolicy
 from ..engine.logps import PlainPolicy
@@ -52,8 +50,7 @@ class Shapes:
     def __init__(self, work: Work):
         self.work, self.lengths = work, work.lengths("train")
         shared = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
-        self._batches: list[Batch] = []  # of another package's trainer: there is no plan of them
-        epochs = [self._epoch(epoch) for epoch in range(EPOCHS)]
+        epochs = [list(work.plan("train", epoch)) for epoch in range(EPOCHS)]
         self._rows = [rows for epoch in epochs for rows in epoch][: work.iters]
         self.epoch = len(epochs[0])
         in_parts = GradientStep(work.resolved.trainer, work.engine.policy, work.resolved.options, work.compiled).cuts
@@ -64,14 +61,6 @@ class Shapes:
         self.at_once = np.array([max(part.tokens(shared) for part in own) for own in parts])
         self.attended = np.array([max(part.pairs(shared) for part in own) for own in parts])
         self.different = len(set(wholes)) if work.compiled else 0
-
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        """The rows of each batch."""
-        if self.work.batches_as_planned:
-            return list(self.work.plan("train", epoch))
-        batches = list(islice(self.work.batches("train", epoch), self.work.iters))
-        self._batches += batches
-        return [np.array(batch.ids) for batch in batches]
 
     def _parts(self, rows: np.ndarray) -> list[Shape]:
         positions = (self.lengths.prompt + self.lengths.total)[rows]
@@ -84,9 +73,4 @@ class Shapes:
 
     def batch(self, place: int) -> Batch:
         """The batch at a place of `tokens`."""
-        if self._batches:
-            return self._batches[place]
-        trainer: Any = self.work.resolved.trainer
-        mismatched = getattr(trainer, "mismatched", False)
-        plan = [self._rows[place]]
-        return next(planned_batches(self.work.rows["train"], plan, self.work.multiple, mismatched=mismatched))
+        return next(self.work.collated("train", [self._rows[place]]))

@@ -1,5 +1,6 @@
 """The modes of labelled rows: a prompt with one completion that is desirable or not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,10 @@ class LabelledTrainer(TableTrainer):
     reference: bool = True
     rows: Rows = "unpaired"
 
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
+    def reference_key(self, options: Any) -> None:
+        """None: every token counts 1."""
+
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the loss over the rows."""
         scores = policy(batch, statistics=True)
         rows = batch.ids.shape[0]

@@ -1,5 +1,6 @@
 """The paired modes: a chosen and a rejected completion of one prompt, or a list of completions in their order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..losses import (
     outcome,
     pair_rounding,
     token_weights,
+    weighing_options,
     wpo_weights,
 )
 from ..plugin import Batch, LossOutput, Policy, Scores
@@ -33,16 +35,20 @@ class PairedTrainer(TableTrainer):
 
     nll_weight: str | float | None = None
 
-    def weights(self, batch: Batch, options: Any) -> mx.array | None:
+    def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
         """What each completion token counts, (rows, longest completion), or None; see `losses.token_weights`."""
         width = batch.completions.shape[1]
         return token_weights(options, batch.completion_lengths, width, batch.ids, batch.loss_mask)
 
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
+    def reference_key(self, options: Any) -> Any:
+        """The options that weigh tokens."""
+        return weighing_options(options)
+
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the preference loss over the pairs (or lists) and of the weighted NLL over the chosen tokens."""
         weighting = getattr(options, "use_weighting", False)
         ranked = self.rows_of(options) == "ranked"
-        scores = policy(batch, None if ranked else self.weights(batch, options), statistics=True)
+        scores = policy(batch, None if ranked else self.token_weights(batch, options), statistics=True)
         examples = _lists(scores, batch) if ranked else _pairs(scores, batch)
         pair_weights = None
         if weighting:

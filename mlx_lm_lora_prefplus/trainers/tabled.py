@@ -1,36 +1,47 @@
 """What the trainers have in common whose losses stand in a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import Any, Self
 
 import mlx.core as mx
 
-from ..data.batches import iterate_batches
-from ..engine.evaluate import evaluate
 from ..engine.rounding import logp_rounding
 from ..losses import START, Loss, is_separable, loss_names, needs_state
-from ..plugin import Batch, LossOutput, Policy, Scores
+from ..plugin import Batch, Scores
 from ..plugin.protocol import Rows
+from .base import BaseTrainer
 
 
 @dataclass(frozen=True)
-class TableTrainer:
+class TableTrainer(BaseTrainer):
     """A trainer made of a table of losses (see `mlx_lm_lora_prefplus.plugin.Trainer`); `loss` is the subclass's.
 
     mode, options, losses: as in the protocol; `options` is `LossOptions` or a dataclass that extends it.
     reference: whether the losses compare with a reference, unless the option `reference_free` says no. It has no
         default: a mode that forgets it would train on differences from 0 and look as if it worked.
-    defaults: other defaults than the host's for keys of the host.
     """
 
     mode: str
     options: type
-    losses: Mapping[str, Loss]
-    reference: bool
+    losses: Mapping[str, Loss] = field()
+    reference: bool = field()
     rows: Rows = "paired"
     mismatched: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_losses(self, losses: Mapping[str, Any]) -> Self:
+        """The same trainer with further losses, and with the config keys that they bring."""
+        if taken := sorted(set(losses) & set(self.losses)):
+            raise ValueError(f"mode {self.mode} has a loss {taken[0]} already; take another name")
+        if strange := [name for name, loss in losses.items() if not isinstance(loss, Loss)]:
+            raise ValueError(f"{strange[0]} is {losses[strange[0]]!r:.60}, and no mlx_lm_lora_prefplus.losses.Loss")
+        table = {**self.losses, **losses}
+        keys = dict.fromkeys(loss.keys for loss in losses.values() if loss.keys)
+        options = make_dataclass(
+            self.options.__name__, [], bases=(self.options, *keys), namespace={"table": table}, frozen=True
+        )
+        return replace(self, losses=table, options=options)
 
     def needs_reference(self, options: Any) -> bool:
         """Whether the log-ratios need a reference."""
@@ -50,39 +61,6 @@ class TableTrainer:
     def initial_state(self, options: Any) -> dict[str, mx.array]:
         """The running mean of the rewards, if a chosen loss takes it."""
         return dict(START) if needs_state(self.losses, options) else {}
-
-    def iterate_batches(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        *,
-        batch_size: int,
-        epoch: int,
-        seed: int,
-        shuffle: bool,
-        multiple: int = 1,
-        token_budget: int | None = None,
-    ) -> Iterator[Batch]:
-        """Yield every row once; see the protocol."""
-        return iterate_batches(
-            rows,
-            batch_size=batch_size,
-            token_budget=token_budget,
-            epoch=epoch,
-            seed=seed,
-            shuffle=shuffle,
-            multiple=multiple,
-            mismatched=self.mismatched,
-        )
-
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
-        """See the protocol."""
-        raise NotImplementedError
-
-    def evaluate(
-        self, policy: Policy, batches: Iterator[Batch], options: Any, state: dict[str, mx.array] | None = None
-    ) -> dict[str, float]:
-        """Means over all batches; see the protocol."""
-        return evaluate(self, policy, batches, options, **({"state": state} if state else {}))
 
 
 def reward_rounding(trainer: Any, model: Any, scores: Scores, batch: Batch, options: Any) -> mx.array:

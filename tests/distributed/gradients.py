@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_lm_lora_prefplus.data.batches import iterate_batches
 from mlx_lm_lora_prefplus.engine.backbone import find_halves
 from mlx_lm_lora_prefplus.engine.fast import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.ranks import Ranks, SharedPolicy
@@ -44,7 +45,7 @@ def main():
     for trainer, name in EVERY_LOSS:
         options = options_for(trainer, name)
         rows = rows_for(trainer, options, count=7)
-        batches = list(trainer.iterate_batches(rows, batch_size=3, epoch=0, seed=0, shuffle=False))
+        batches = list(iterate_batches(rows, batch_size=3, shuffle=False, mismatched=trainer.mismatched))
         policy = SharedPrefixPolicy(find_halves(with_lora(tiny_llama())))
         alone = step_of(policy, trainer, options, batches)
         shared = step_of(SharedPolicy(policy, ranks), trainer, options, batches, ranks)

@@ -23,7 +23,7 @@ EDITS = (
 
 
 def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", PAGE.partition("## In this repository")[2], flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from mlx_lm_lora_prefplus.engine.training import Training
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
 from mlx_lm_lora_prefplus.settings import RunSettings
-from mlx_lm_lora_prefplus.trainers import CPO
+from mlx_lm_lora_prefplus.trainers import CPO, BaseTrainer
 from tests.conftest import random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(10, seed=5)
@@ -40,23 +40,14 @@ class Nothing:
     """A mode without keys."""
 
 
-class ChosenOnly:
-    """A trainer that shares nothing with ours: it raises the chosen log-probs and knows no metric."""
+class ChosenOnly(BaseTrainer):
+    """A trainer that has a loss alone: it raises the chosen log-probs and knows no metric."""
 
-    mode, rows, options, losses = "chosen_only", "paired", Nothing, {}
+    mode, options = "chosen_only", Nothing
 
-    def needs_reference(self, options):
-        return False
-
-    def iterate_batches(self, rows, *, batch_size, epoch, seed, shuffle, multiple=1):
-        return iterate_batches(rows, batch_size=batch_size, epoch=epoch, seed=seed, shuffle=shuffle, multiple=multiple)
-
-    def loss(self, policy, batch, options):
+    def loss(self, policy, batch, options, state):
         pairs = batch.ids.shape[0]
         return LossOutput(sums={"examples": -policy(batch).logps[:pairs].sum()}, metrics={})
-
-    def evaluate(self, policy, batches, options):
-        return evaluate(self, policy, batches, options)
 
 
 def run(
@@ -99,9 +90,9 @@ def run(
             ),
             iters=iters,
             epoch_batches=lambda epoch, first: islice(
-                trainer.iterate_batches(ROWS, batch_size=batch_size, epoch=epoch, seed=0, shuffle=True), first, None
+                iterate_batches(ROWS, batch_size=batch_size, epoch=epoch), first, None
             ),
-            validation=lambda: trainer.iterate_batches(ROWS, batch_size=4, epoch=0, seed=0, shuffle=False),
+            validation=lambda: iterate_batches(ROWS, batch_size=4, shuffle=False),
             save=save,
             save_best=save_best,
             states=states,
@@ -145,7 +136,7 @@ def test_the_saved_weights_were_validated(iters, monkeypatch):
     """And the first validation is of those before any update, whatever the number of iterations."""
     seen, start = [], lora_b(with_lora(tiny_llama()))
 
-    def evaluate(self, policy, batches, options, **_):
+    def evaluate(self, policy, batches, options, state):
         seen.append([np.array(weights) for weights in lora_b(policy.model)])
         return {"loss": 1.0}
 
@@ -254,9 +245,9 @@ def test_clipping_keeps_the_dtype_of_the_weights():
 
 def test_dropout_is_off_in_evaluation_and_on_in_training():
     model = with_lora(tiny_llama(), dropout=0.5)
-    batches = lambda: CPO.iterate_batches(ROWS, batch_size=4, epoch=0, seed=0, shuffle=False)  # noqa: E731
+    batches = lambda: iterate_batches(ROWS, batch_size=4, shuffle=False)  # noqa: E731
     model.train()
-    one, two = (CPO.evaluate(PlainPolicy(model), batches(), CPO.options()) for _ in range(2))
+    one, two = (CPO.evaluate(PlainPolicy(model), batches(), CPO.options(), {}) for _ in range(2))
     assert one == two
     assert model.training
     first, second = (PlainPolicy(model)(next(batches())).logps for _ in range(2))
@@ -268,7 +259,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     before = lora_b(model)
 
     class Poison(ChosenOnly):
-        def loss(self, policy, batch, options):
+        def loss(self, policy, batch, options, state):
             logps = policy(batch).logps
             return LossOutput(sums={"examples": mx.sqrt(logps * 0).sum()}, metrics={})
 
@@ -282,7 +273,7 @@ def test_evaluation_is_a_mean_over_pairs_however_they_are_cut(batch_size):
     """Ten pairs in uneven batches weigh as in one; the host weighs a batch by its tokens."""
     policy, options = PlainPolicy(with_lora(tiny_llama())), CPO.options(cpo_alpha=0.5)
     means = [
-        CPO.evaluate(policy, CPO.iterate_batches(ROWS, batch_size=size, epoch=0, seed=0, shuffle=False), options)
+        CPO.evaluate(policy, iterate_batches(ROWS, batch_size=size, shuffle=False), options, {})
         for size in (len(ROWS), batch_size)
     ]
     assert means[1] == pytest.approx(means[0], rel=1e-5, abs=1e-6)
@@ -290,7 +281,7 @@ def test_evaluation_is_a_mean_over_pairs_however_they_are_cut(batch_size):
 
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(UserError, match="no rows to evaluate"):
-        evaluate(CPO, PlainPolicy(tiny_llama()), iter([]), CPO.options())
+        evaluate(CPO, PlainPolicy(tiny_llama()), iter([]), CPO.options(), {})
 
 
 class Poisoned(ChosenOnly):
@@ -299,7 +290,7 @@ class Poisoned(ChosenOnly):
     def __init__(self, bad, gradient=False):
         self.bad, self.gradient = set(bad), gradient
 
-    def loss(self, policy, batch, options):
+    def loss(self, policy, batch, options, state):
         logps = policy(batch).logps
         if self.bad & set(batch.ids.tolist()) and policy.model.training:
             logps = logps + (mx.sqrt(0 * logps) if self.gradient else float("nan"))
@@ -407,15 +398,11 @@ class Running(ChosenOnly):
     def initial_state(self, options):
         return {"mean": mx.array(0.0)}
 
-    def loss(self, policy, batch, options, state=None):
+    def loss(self, policy, batch, options, state):
         logps = policy(batch).logps
-        assert state is not None
         mean = options.decay * state["mean"] + (1 - options.decay) * mx.stop_gradient(logps.mean())
         sums = {"examples": -mx.tanh(0.1 * (logps - mean)).sum()}
         return LossOutput(sums, {"examples": {"mean": mean * batch.ids.shape[0]}}, {"mean": mean})
-
-    def evaluate(self, policy, batches, options, state=None):
-        return evaluate(self, policy, batches, options, state=state)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -490,7 +477,7 @@ def test_weights_that_are_not_finite_take_no_place(tmp_path):
     model = with_lora(tiny_llama())
     model.layers[0].self_attn.q_proj.lora_b = mx.full((32, 4), float("inf"))
     quiet = ChosenOnly()
-    quiet.loss = lambda policy, batch, options: LossOutput({"examples": mx.array(0.0)}, {})
+    quiet.loss = lambda policy, batch, options, state: LossOutput({"examples": mx.array(0.0)}, {})
     with pytest.raises(UserError, match="The weights are not finite at iteration 1"):
         run(quiet, Nothing(), model=model, save_every=1, states=StateFiles(tmp_path, 2), steps_per_eval=100)
     assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ from mlx_lm_lora_prefplus.engine.step import GradientStep
 from mlx_lm_lora_prefplus.engine.trunk import compared, find_trunk
 from mlx_lm_lora_prefplus.losses import compute, token_weights
 from mlx_lm_lora_prefplus.settings import RunSettings
-from mlx_lm_lora_prefplus.trainers import CPO, DPO, KTO, ORPO, SIMPO
+from mlx_lm_lora_prefplus.trainers import CPO, DPO, ORPO, SIMPO
 from tests.conftest import random_rows, tiny_llama, with_lora
 from tests.engine import in_float64
 from tests.engine.exactness import FLOAT64, error, float64
@@ -206,11 +206,11 @@ def test_the_loss_is_that_of_the_counted_tokens_alone(name):
     if trainer.needs_reference(options):
         with adapters_off(model):
             more["reference_token_logps"] = padded([token_logps(model, row, side) for side, row in places], counted)[0]
-            weights = partial(trainer.weights, options=options)
+            weights = partial(trainer.token_weights, options=options)
             known = reference_logps(policy, [batch], len(ROWS), weights=weights)
         batch = batch._replace(reference_logps=mx.array(known.T.reshape(-1)))
     wanted = compute(trainer.mode, policy_token_logps=values, completion_mask=mask, **given_, **more)
-    output, units = trainer.loss(policy, batch, options), batch.units()
+    output, units = trainer.loss(policy, batch, options, {}), batch.units()
     assert units["chosen_tokens"] == sum(map(sum, counted[: len(ROWS)]))
     found = sum(value / units[unit] for unit, value in output.sums.items())
     np.testing.assert_allclose(found.item(), wanted.item(), rtol=1e-5)
@@ -220,7 +220,7 @@ def test_the_loss_is_that_of_the_counted_tokens_alone(name):
 def test_weights_of_tokens_are_those_without_the_holes(sampo):
     options = DPO.options(sampo=True) if sampo else DPO.options(ld_alpha=0.4)
     batch = collate(ROWS, np.arange(len(ROWS)))
-    found = DPO.weights(batch, options)
+    found = DPO.token_weights(batch, options)
     lengths = batch.completion_lengths
     wanted = token_weights(options, lengths, int(lengths.max().item()), batch.ids)
     mask = np.array(batch.loss_mask)
@@ -261,7 +261,7 @@ def test_labelled_rows_bring_the_mask_of_the_other_completion():
             {"prompt": row["prompt"], "completion": row["chosen"], "label": 1.0, "completion_mask": mask.tolist()}
         )
     longest = max(len(row["prompt"]) + len(row["completion"]) for row in rows)
-    for batch in KTO.iterate_batches(rows, batch_size=4, epoch=0, seed=0, shuffle=True):
+    for batch in iterate_batches(rows, batch_size=4, mismatched=True):
         count = batch.ids.size
         for place in range(2 * count):
             own = rows[batch.ids[place % count].item()]

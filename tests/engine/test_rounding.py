@@ -35,7 +35,7 @@ def accuracy(model: nn.Module, noise: float = 0.0) -> float:
         mx.eval(logps)
     signs = mx.array(np.random.default_rng(0).choice([-1.0, 1.0], logps.shape), mx.float32)
     reference = logps * (1 + noise * signs)
-    output = DPO.loss(policy, batch._replace(reference_logps=reference), DPO.options())
+    output = DPO.loss(policy, batch._replace(reference_logps=reference), DPO.options(), {})
     return float(np.array(output.metrics["examples"]["rewards/accuracies"])) / len(LENGTHS)
 
 
@@ -60,7 +60,7 @@ def test_labelled_rows_have_ties_too():
     policy, batch = PlainPolicy(model), batch_of(LENGTHS)
     batch = batch._replace(reference_logps=policy(batch).logps * (1 + 2**-23))
     batch = batch._replace(columns={"label": mx.array([1.0, 1.0, 0.0, 1.0, 1.0])})
-    output = KTO.loss(policy, batch, KTO.options())
+    output = KTO.loss(policy, batch, KTO.options(), {})
     assert output.metrics["examples"]["rewards/accuracies"].item() == 2.5
 
 

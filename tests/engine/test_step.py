@@ -102,7 +102,8 @@ def test_parts_hold_what_fits():
 class Coupled(type(CPO)):
     """As CPO, but it does not say that its loss is separable."""
 
-    separable = property()
+    def separable(self, options):
+        return False
 
 
 def test_what_is_not_cut(monkeypatch):

@@ -129,8 +129,8 @@ def test_nothing_below_is_computed_twice():
 class Looking(type(DPO)):
     """A trainer that asks the policy about a batch of its own, too."""
 
-    def loss(self, policy, batch, options, **state):
-        output = super().loss(policy, batch, options, **state)
+    def loss(self, policy, batch, options, state):
+        output = super().loss(policy, batch, options, state)
         other = collate(ROWS[::-1], np.arange(len(ROWS)))
         output.sums["examples"] += policy(other).logps.sum()
         return output

@@ -52,7 +52,7 @@ def test_the_figures_are_those_of_testing(adapters, words):
     work, _, _ = held_out.open_held_out(resolved)
     reference = work.reference()
     report = held_out.summary(held_out.score(work), seed=0)
-    means = resolved.trainer.evaluate(work.engine.policy, work.evaluation("test", reference), resolved.options)
+    means = resolved.trainer.evaluate(work.engine.policy, work.evaluation("test", reference), resolved.options, {})
     assert report["margin"]["value"] == pytest.approx(means["rewards/margins"], abs=1e-5)
     assert report["accuracy"]["value"] == pytest.approx(means["rewards/accuracies"])
 

@@ -13,7 +13,7 @@ from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host import activate, seam
 from mlx_lm_lora_prefplus.host.config import resolve
 from mlx_lm_lora_prefplus.plugin.manager import Registered, Registry
-from mlx_lm_lora_prefplus.trainers import CPO, DPO
+from mlx_lm_lora_prefplus.trainers import CPO, DPO, BaseTrainer
 
 OURS = "mlx-lm-lora-prefplus 0.1.0"
 
@@ -32,7 +32,7 @@ class FancyOptions:
     weights: Annotated[tuple[float, ...], Field(description="A list of numbers.")] = ()
 
 
-class Fancy:
+class Fancy(BaseTrainer):
     """A third party's trainer."""
 
     mode = "fancy"
@@ -41,16 +41,7 @@ class Fancy:
     defaults = {"learning_rate": 5e-7, "batch_size": 2}  # noqa: RUF012
     losses = {"plain": SimpleNamespace(options=("beta",)), "curved": SimpleNamespace(options=("beta", "tau"))}  # noqa: RUF012
 
-    def needs_reference(self, options):
-        return False
-
-    def iterate_batches(self, rows, **settings):
-        raise NotImplementedError
-
-    def loss(self, policy, batch, options):
-        raise NotImplementedError
-
-    def evaluate(self, policy, batches, options):
+    def loss(self, policy, batch, options, state):
         raise NotImplementedError
 
 

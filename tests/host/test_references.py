@@ -57,6 +57,8 @@ def test_the_base_is_the_same_for_every_train_type(go, no_pass, kind):  # noqa: 
         ({"max_seq_length": 6}, 0),
         ({"engine": "plain"}, 0),
         ({"loss_type": "aot"}, 3),  # its batches are not cut, and those of evaluation never
+        ({"ld_alpha": 0.5}, 0),
+        ({"sampo": True}, 0),
     ],
     ids=str,
 )

@@ -4,9 +4,7 @@ import re
 
 import pytest
 
-from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.work import Work
-from mlx_lm_lora_prefplus.trainers.paired import PairedTrainer
 from tests.host.test_run import go  # noqa: F401
 
 
@@ -65,16 +63,3 @@ def test_the_summary_says_how_much_is_padding(go, seen):  # noqa: F811
         (batch.completion_lengths.sum() + batch.prompt_lengths[: len(batch.ids)].sum()).item() for batch in batches
     )
     assert float(found[1]) == pytest.approx(padded / real, abs=0.006)
-
-
-def test_a_trainer_that_takes_no_budget_is_named(go, monkeypatch):  # noqa: F811
-    class Fixed(PairedTrainer):
-        def iterate_batches(self, rows, *, batch_size, epoch, seed, shuffle, multiple=1):
-            raise AssertionError
-
-    def with_fixed(resolved, *rest):
-        return Work(resolved._replace(trainer=Fixed("fixed", resolved.trainer.options, {})), *rest)
-
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.Work", with_fixed)
-    with pytest.raises(UserError, match="token_budget: mode fixed does not take it"):
-        go(token_budget=40)

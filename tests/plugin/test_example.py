@@ -5,7 +5,8 @@ from pathlib import Path
 from mlx_lm_lora_prefplus.plugin import hookspecs
 
 HERE = Path(__file__).parent / "example_package"
-PAGE = (Path(__file__).parents[2] / "docs" / "write-a-trainer.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "write-a-trainer.md").read_text(encoding="utf-8")
 FILES = [*HERE.glob("*.py"), HERE / "pyproject.toml"]
 
 
@@ -19,4 +20,5 @@ def test_it_is_short():
 
 def test_every_hook_is_documented():
     hooks = [name for name in vars(hookspecs) if name.startswith("mlx_lm_lora_")]
-    assert hooks and all(f"    {name}(" in PAGE for name in hooks)
+    pages = PAGE + (DOCS / "add-a-loss.md").read_text(encoding="utf-8")
+    assert hooks and all(f"    {name}() -> " in pages for name in hooks)

@@ -17,8 +17,12 @@ from mlx_lm_lora_prefplus.trainers import DPO
 OWN = f"mlx-lm-lora-prefplus {__version__}"
 
 
+def called(policy, batch, options, state):
+    """Stands for every member that is a function."""
+
+
 def trainer(mode="kto", **changes):
-    return SimpleNamespace(**{**dict.fromkeys(MEMBERS), "mode": mode, "options": DPO.options, **changes})
+    return SimpleNamespace(**{**dict.fromkeys(MEMBERS, called), "mode": mode, "options": DPO.options, **changes})
 
 
 @dataclass
@@ -64,8 +68,8 @@ def installed(monkeypatch):
 
 def test_members_are_the_protocols():
     assert set(MEMBERS) == {
-        *("mode", "rows", "options", "losses"),
-        *("needs_reference", "iterate_batches", "loss", "evaluate"),
+        *("mode", "rows", "options", "losses", "defaults", "mismatched", "rows_of", "needs_reference", "collate"),
+        *("with_losses", "token_weights", "reference_key", "separable", "initial_state", "loss", "rewards", "evaluate"),
     }
     assert isinstance(DPO, Trainer)
 
@@ -107,7 +111,11 @@ def leaves():
         (fails_to_import, "bad:plugin: ImportError: no module named torch"),
         (leaves, "bad:plugin: SystemExit: 3"),
         (object, "it has no function mlx_lm_lora_register_trainers"),
-        ([SimpleNamespace(mode="kto", rows="paired")], "it lacks options, losses, needs_reference, iterate_batches"),
+        ([SimpleNamespace(mode="kto", rows="paired")], "it lacks options, losses, defaults, mismatched, rows_of"),
+        ([SimpleNamespace(mode="kto", rows="paired")], "inherit from mlx_lm_lora_prefplus.trainers.BaseTrainer"),
+        ([trainer("kto", iterate_batches=None)], "iterate_batches is no longer called: the host plans the batches"),
+        ([trainer("kto", weights=None)], "weights is no longer called: it is called token_weights now"),
+        ([trainer("kto", loss=lambda policy, batch, options: None)], "loss must take (policy, batch, options, state)"),
         ([trainer("KTO plus")], "the mode 'KTO plus' is not a name"),
         ([trainer("mine", options=dict)], "the options of mode mine are <class 'dict'>, and no dataclass"),
         ([trainer("mine", options=None)], "the options of mode mine are None, and no dataclass"),

@@ -22,7 +22,7 @@ def theirs(failing: str):
 
 
 @pytest.mark.parametrize(
-    "failing", ["needs_reference", "iterate_batches", "loss", "evaluate", "separable", "rows_of", "weights"]
+    "failing", ["needs_reference", "collate", "loss", "evaluate", "separable", "rows_of", "token_weights"]
 )
 def test_the_error_names_the_package(go, monkeypatch, failing):
     monkeypatch.setitem(registry().modes, "theirs", Registered(theirs(failing), "their-prefs 1.0"))

@@ -19,7 +19,7 @@ TOKENS = np.array(BATCH.completion_lengths)
 def metrics(trainer, batch=BATCH, **options):
     """Means of one batch, as the loop reports them."""
     MODEL.eval()
-    layout, values = flatten(trainer.loss(PlainPolicy(MODEL), batch, trainer.options(**options)))
+    layout, values = flatten(trainer.loss(PlainPolicy(MODEL), batch, trainer.options(**options), {}))
     totals = Totals()
     totals.add(batch.units(), layout, values)
     return totals.means()

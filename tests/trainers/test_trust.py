@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_lm_lora_prefplus.data.batches import iterate_batches
 from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
 from mlx_lm_lora_prefplus.engine.reference import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference_cache import Store
@@ -53,10 +54,11 @@ class Run:
         self.model = with_lora(tiny_llama(), moved=False)
         self.policy = PlainPolicy(self.model)
         self.rows = rows or rows_for(trainer, options)
-        self.batches = list(trainer.iterate_batches(self.rows, batch_size=batch_size, epoch=0, seed=0, shuffle=False))
+        self.batches = list(
+            iterate_batches(self.rows, batch_size=batch_size, shuffle=False, mismatched=trainer.mismatched)
+        )
         if trainer.needs_reference(options):
-            weights = getattr(trainer, "weights", None)
-            weigh = (lambda batch: weights(batch, options)) if weights else (lambda batch: None)
+            weigh = lambda batch: trainer.token_weights(batch, options)  # noqa: E731
             store = _reference(self.policy, self.batches, len(self.rows), weigh)
             self.batches = list(with_reference(self.batches, store))
         self.state = trainer.initial_state(options)
@@ -82,8 +84,7 @@ class Run:
 
     def mean_loss(self):
         """Over all batches, as an evaluation has it."""
-        given = {"state": self.state} if self.state else {}
-        return self.trainer.evaluate(self.policy, iter(self.batches), self.options, **given)["loss"]
+        return self.trainer.evaluate(self.policy, iter(self.batches), self.options, self.state)["loss"]
 
 
 def _reference(policy, batches, rows, weigh):
@@ -227,7 +228,7 @@ def test_the_running_mean_takes_the_batch_in_before_it_is_used_and_rests_in_eval
 def test_metrics_of_labelled_rows_are_by_class():
     rows = rows_for(KTO, KTO.options())
     run = Run(KTO, KTO.options(), batch_size=8, rows=rows)
-    means = KTO.evaluate(run.policy, iter(run.batches), run.options)
+    means = KTO.evaluate(run.policy, iter(run.batches), run.options, {})
     assert means["rewards/margins"] == pytest.approx(means["rewards/chosen"] - means["rewards/rejected"], abs=1e-6)
     assert means["kl"] == pytest.approx(0, abs=1e-5), "the policy is its reference"
     assert {"logps/chosen", "logps/rejected", "logits/chosen", "entropy", "rewards/accuracies"} <= set(means)
@@ -237,8 +238,7 @@ def test_metrics_of_labelled_rows_are_by_class():
 def test_training_and_evaluation_report_the_same_metrics(trainer):
     run = Run(trainer, trainer.options())
     trained = {name for group in run.output(run.batches[0]).metrics.values() for name in group}
-    given = {"state": run.state} if run.state else {}
-    evaluated = set(trainer.evaluate(run.policy, iter(run.batches), run.options, **given)) - {"loss"}
+    evaluated = set(trainer.evaluate(run.policy, iter(run.batches), run.options, run.state)) - {"loss"}
     assert trained == evaluated >= {"entropy", "rewards/chosen", "logps/rejected", "logits/chosen"}
 
 

@@ -107,9 +107,8 @@ def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> E
             tokens += int(np.asarray(batch.completion_lengths).sum())
             yield batch
 
-    trainer: Any = resolved.trainer
-    state = trainer.initial_state(resolved.options)
-    means = trainer.evaluate(work.engine.policy, counted(), resolved.options, **({"state": state} if state else {}))
+    trainer, options = resolved.trainer, resolved.options
+    means = trainer.evaluate(work.engine.policy, counted(), options, trainer.initial_state(options))
     rewards = [means["rewards/chosen"], means["rewards/rejected"]]
     return means["loss"], rewards, mx.array(tokens), host_metrics(means)
 

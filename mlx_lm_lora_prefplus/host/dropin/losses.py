@@ -1,7 +1,7 @@
 """The host's losses with its metrics put right, and trainers that call a loss of the caller's."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,10 +118,10 @@ class GivenLoss(PairedTrainer):
         """It may do anything with its batch."""
         return False
 
-    def weights(self, batch: Batch, options: Any) -> None:
+    def token_weights(self, batch: Batch, options: Any) -> None:
         """All tokens count 1."""
 
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: dict[str, mx.array] | None = None) -> LossOutput:
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """The function's mean, counted once for each pair; see `PairedTrainer`."""
         scores = policy(batch)
         given = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)

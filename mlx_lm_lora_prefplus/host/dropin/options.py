@@ -78,7 +78,7 @@ def resolved_settings(given: Mapping[str, Any], folder: Path | None = None) -> R
     if folder is not None:
         given = {"adapter_path": str(folder), **given}
     resolved = with_files({"seed": int(np.random.randint(2**31)), **given}, folder)
-    kind = getattr(resolved.trainer, "rows_of", lambda _: "paired")(resolved.options)
+    kind = resolved.trainer.rows_of(resolved.options)
     if kind != "paired":
         name = ", ".join(loss_names(resolved.options.loss_type))
         raise UserError(f"loss_type: {name} takes {kind} rows, and the host's functions are given pairs.")

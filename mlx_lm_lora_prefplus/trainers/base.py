@@ -1,0 +1,83 @@
+"""What every trainer inherits: a default for each member of `plugin.Trainer` but `mode`, `options` and `loss`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from ..data.batches import collate
+from ..engine.evaluate import evaluate
+from ..plugin import Batch, LossOutput, Policy, Scores
+from ..plugin.protocol import Rows
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class BaseTrainer(ABC):
+    """A trainer that has a loss and leaves the rest to these defaults; see `plugin.Trainer` for each member.
+
+    A subclass sets `mode` and `options` and writes `loss`. The defaults are safe for any loss: pairs, no reference, a
+    batch is never cut, every token counts 1.
+    """
+
+    mode: str
+    options: type
+    rows: Rows = "paired"
+    losses: Mapping[str, Any] = NOTHING
+    defaults: Mapping[str, Any] = NOTHING
+    mismatched: bool = False
+
+    def __init_subclass__(cls, **how: Any):
+        """A class that weighs tokens its own way stores references by all its options, unless it says otherwise."""
+        super().__init_subclass__(**how)
+        if "token_weights" in vars(cls) and "reference_key" not in vars(cls):
+            cls.reference_key = BaseTrainer.reference_key
+
+    @abstractmethod
+    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+        """Sums of the loss over a micro-batch; see `plugin.Trainer`."""
+
+    def rows_of(self, options: Any) -> Rows:
+        """`rows`, whatever the options."""
+        return self.rows
+
+    def with_losses(self, losses: Mapping[str, Any]) -> Self:
+        """ValueError: losses of other packages need a table to stand in."""
+        raise ValueError(f"mode {self.mode} has no table of losses to add to")
+
+    def needs_reference(self, options: Any) -> bool:
+        """False."""
+        return False
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
+        """Pad the rows on the right."""
+        return collate(rows, ids, multiple)
+
+    def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
+        """None: every token counts 1."""
+        return None
+
+    def reference_key(self, options: Any) -> Any:
+        """All options and the class: nobody but the trainer knows which of them weigh tokens."""
+        return [type(self).__module__, type(self).__qualname__, repr(options)]
+
+    def separable(self, options: Any) -> bool:
+        """False: nobody but the trainer knows whether its examples look at one another."""
+        return False
+
+    def initial_state(self, options: Any) -> dict[str, mx.array]:
+        """Empty."""
+        return {}
+
+    def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
+        """(rows,) β·log-ratio, nats; β is the option `beta`, or 1. Without a reference, β·log-prob."""
+        return getattr(options, "beta", 1.0) * (scores.weighted_logps - batch.reference_logps)
+
+    def evaluate(
+        self, policy: Policy, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
+    ) -> dict[str, float]:
+        """Means of `loss` and its metrics over all batches."""
+        return evaluate(self, policy, batches, options, state)
