@@ -26,7 +26,7 @@ def train() -> None:
         sys.exit(f"[ERROR] {found}")
     import mlx_lm_lora.train as host
 
-    from .host.activate import activate
+    from .host.seam.install import activate
 
     if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip() != "0":
         activate(host)

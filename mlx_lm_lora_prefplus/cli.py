@@ -81,7 +81,7 @@ def options(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say whether mlx_lm_lora.train runs our modes here, and if not why, and what to do. Exit code 0 if it does."""
-    from .host.doctor import examine, told
+    from .host.tools.doctor import examine, told
 
     report = examine()
     if as_json:
@@ -130,8 +130,8 @@ def losses(
     as_json: AsJson = False,
 ) -> None:
     """List the losses of the train modes, or show one: formula, options, defaults, data, when to use it, source."""
-    from .host.describe import describe
-    from .host.show import losses_in_full, losses_in_short
+    from .host.tools.describe import describe
+    from .host.tools.render import losses_in_full, losses_in_short
     from .plugin.manager import load_registry
 
     registry = load_registry()
@@ -145,8 +145,8 @@ def losses(
 @app.command()
 def presets(as_json: AsJson = False) -> None:
     """List the presets: published settings that `preset: NAME` (or --preset NAME) puts in force."""
-    from .host.presets import PRESETS
-    from .host.show import presets_in_short
+    from .host.config.presets import PRESETS
+    from .host.tools.render import presets_in_short
 
     if as_json:
         print(json.dumps([asdict(preset) for preset in PRESETS.values()], indent=2, ensure_ascii=False))
@@ -160,8 +160,8 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """Show what is kept from earlier runs (tokens of data sets, log-probs of references), and clear it."""
-    from .data.cache import cache_folder, entries
-    from .data.cache import clear as clear_cache
+    from .data.tokens.cache import cache_folder, entries
+    from .data.tokens.cache import clear as clear_cache
 
     found = entries()
     if clear:
@@ -202,7 +202,7 @@ def studio(
     ),
 ) -> None:
     """Write an interpreter for MLX-LoRA-Studio that uses this package, and say where to choose it."""
-    from .host.studio import told, write_interpreter
+    from .host.tools.studio import told, write_interpreter
 
     for line in told(write_interpreter(directory)):
         print(line)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mlx_lm_lora_prefplus import __version__, cli
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import doctor
+from mlx_lm_lora_prefplus.host.tools import doctor
 from mlx_lm_lora_prefplus.plugin import manager
 from mlx_lm_lora_prefplus.plugin.manager import Registry, load_registry
 

@@ -45,7 +45,7 @@ def bench(
     from ..errors import UserError
     from .figures import draw_growth, draw_ratios
     from .measure import Method, measure
-    from .ours import ENGINES
+    from .our_step import ENGINES
     from .report import show
     from .scaling import growth_told, scaled
     from .workloads import SUITE

@@ -12,14 +12,14 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..engine.chunked import ChunkedPolicy
-from ..engine.fast import PairwisePrefixPolicy, SharedPrefixPolicy
-from ..engine.probe import Choice
+from ..engine.logprobs.chunked import ChunkedPolicy
+from ..engine.logprobs.select import Choice
+from ..engine.logprobs.shared_prefix import PairwisePrefixPolicy, SharedPrefixPolicy
 from ..errors import UserError
 from ..plugin import Batch
-from .floor import floor_step
 from .host_step import HOST_LOSSES, host_batch, host_gradient, what_was_done
-from .ours import Engine, choose, first_visits, halves_of, our_batch, our_gradient
+from .lower_bound import floor_step
+from .our_step import Engine, choose, first_visits, halves_of, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base, make_rows
 
 MULTIPLE = 32

@@ -11,7 +11,7 @@ from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load
 
-from ..engine.adapters import adapter_layers
+from ..engine.model.adapters import adapter_layers
 from ..errors import UserError
 
 JITTER = 0.15

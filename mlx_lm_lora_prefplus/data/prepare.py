@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlx_lm_lora_prefplus.data import cache
-from mlx_lm_lora_prefplus.data.columns import read_examples
-from mlx_lm_lora_prefplus.data.examples import Dropped, Example
-from mlx_lm_lora_prefplus.data.kinds import Pairing
-from mlx_lm_lora_prefplus.data.layout import LAYOUTS, columns_of
-from mlx_lm_lora_prefplus.data.read import Source, find_sources
-from mlx_lm_lora_prefplus.data.report import SplitReport, Tally
-from mlx_lm_lora_prefplus.data.tokens import Encoder, TokenRow
-from mlx_lm_lora_prefplus.plugin.protocol import Rows as Kind
-from mlx_lm_lora_prefplus.settings import DataSettings
+from ..plugin.protocol import Rows as Kind
+from ..settings import DataSettings
+from .formats.convert import Pairing
+from .formats.detect import read_examples
+from .formats.example import Dropped, Example
+from .sources.read import Source, find_sources
+from .tokens import cache
+from .tokens.columns import LAYOUTS, columns_of
+from .tokens.encode import Encoder, TokenRow
+from .tokens.report import SplitReport, Tally
 
 if TYPE_CHECKING:
     from datasets import Dataset

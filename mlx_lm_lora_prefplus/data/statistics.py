@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from pyarrow.compute import call_function
 
-from .lengths import lengths_of
+from .batches.lengths import lengths_of
 from .prepare import Split
 
 BINS = 10

@@ -7,8 +7,8 @@ import mlx.nn as nn
 
 from ..losses.outcome import sum_rounding
 from ..plugin.protocol import Batch, Scores
-from .adapters import adapter_base, adapter_layers
-from .backbone import arrays
+from .logprobs.split_model import arrays
+from .model.adapters import adapter_base, adapter_layers
 
 OF_TOKEN = 8
 """Rounding of a token's log-prob, in units of the model's ε, nats. A real model of 64 × 5 in bfloat16 was off from the

@@ -10,10 +10,10 @@ import numpy as np
 from mlx_lm import batch_generate
 from mlx_lm.sample_utils import make_sampler
 
-from ..data.lengths import lengths_of
-from ..engine.adapters import adapter_layers, adapters_off
-from ..host import policy
-from ..host.work import Work
+from ..data.batches.lengths import lengths_of
+from ..engine.model.adapters import adapter_layers, adapters_off
+from ..host.run import models as policy
+from ..host.run.session import Work
 
 
 class Answer(NamedTuple):

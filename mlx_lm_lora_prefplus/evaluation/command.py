@@ -42,7 +42,7 @@ def evaluate(
         raise typer.Exit(2)
     from .evaluate import Judging
     from .evaluate import evaluate as evaluated
-    from .show import shown
+    from .render import shown
 
     report = evaluated(context.args, Judging(judge, judge_model, prompts, max_tokens, temperature, answers))
     if as_json:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..host import summary
-from ..host.command_line import settings_of
-from ..host.work import Work
+from ..host.config.command_line import settings_of
+from ..host.run import summary
+from ..host.run.session import Work
 from ..report.evidence import evidence_of as evidence_of_run
 from ..report.runs import read_run
 from ..report.verdict import Evidence, verdict

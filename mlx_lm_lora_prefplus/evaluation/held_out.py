@@ -6,14 +6,14 @@ import mlx.core as mx
 import numpy as np
 
 from ..data import Split
-from ..engine.reference import reference_logps, with_reference
-from ..engine.reference_cache import Store
+from ..engine.reference.precompute import reference_logps, with_reference
+from ..engine.reference.store import Store
 from ..errors import UserError
-from ..host import policy
-from ..host.config import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
-from ..host.previous import as_begun
-from ..host.run import check_start
-from ..host.work import Work, tokenised
+from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..host.output.previous import as_begun
+from ..host.run import models as policy
+from ..host.run.run import check_start
+from ..host.run.session import Work, tokenised
 from ..losses import outcome, pair_rounding
 from ..plugin import Batch
 from ..report import intervals

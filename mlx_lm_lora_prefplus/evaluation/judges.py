@@ -11,10 +11,10 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.utils import load
 
-from ..data.batches import collate
-from ..engine.probe import choose_policy
+from ..data.batches.collate import collate
+from ..engine.logprobs.select import choose_policy
 from ..errors import UserError
-from ..host.work import Work
+from ..host.run.session import Work
 from ..losses import outcome, pair_rounding
 from ..trainers.tabled import reward_rounding
 from .answers import Asked, reference_model

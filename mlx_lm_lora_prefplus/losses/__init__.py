@@ -1,15 +1,15 @@
 """Preference losses: pure functions of log-probs, the rows that describe them, and how they are put together."""
 
 from .advice import advice
-from .compute import NLL_WEIGHTS, OPTIONS, compute
-from .examples import Labelled, Lists, Pairs
+from .api.compute import NLL_WEIGHTS, OPTIONS, compute
+from .api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
+from .formulas.policy_only import alphapo_reward
+from .inputs import Labelled, Lists, Pairs
+from .loss import Loss
 from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
 from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names, weighing_options
 from .outcome import outcome, pair_rounding, sum_rounding
-from .policy_only import alphapo_reward
-from .running import START
-from .table import Loss
-from .twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
+from .running_mean import START
 
 __all__ = [
     "NLL_WEIGHTS",

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..plugin.protocol import Unit
-from .divergences import transform, with_divergence
-from .examples import Labelled, Lists, Pairs
+from .formulas.divergences import transform, with_divergence
+from .inputs import Labelled, Lists, Pairs
+from .loss import Loss
 from .options import loss_names
-from .running import State, updated
-from .table import Loss
+from .running_mean import State, updated
 
 
 class Objective(NamedTuple):
     """sums: unit → the loss summed over it, see `plugin.LossOutput`. parts: the losses one by one, unweighted, summed
-    over the examples, where there are several. state: see `losses.running`.
+    over the examples, where there are several. state: see `losses.running_mean`.
     """
 
     sums: dict[Unit, mx.array]

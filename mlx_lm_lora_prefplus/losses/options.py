@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Field
 
-from . import tables
-from .table import Loss
+from . import catalogue as tables
+from .loss import Loss
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]

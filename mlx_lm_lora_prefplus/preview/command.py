@@ -27,8 +27,8 @@ def check(
     if not context.args:
         typer.echo(context.get_help())
         raise typer.Exit(2)
-    from .look import look
-    from .show import shown
+    from .render import shown
+    from .report import look
 
     report = look(context.args, measured=not no_forecast)
     if as_json:

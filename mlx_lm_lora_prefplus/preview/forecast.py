@@ -9,12 +9,13 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..engine.memory import is_out_of_memory, total_memory, ways
-from ..host import fuse, policy
-from ..host.work import Work
+from ..engine.model.memory import is_out_of_memory, total_memory, ways
+from ..host.output import fuse
+from ..host.run import models as policy
+from ..host.run.session import Work
 from ..plugin import Batch
+from .measure import Measured, measure, reference_peak
 from .shapes import Shapes
-from .trial import Measured, measure, reference_peak
 
 ROOM = 0.9
 """Of the memory there is, what a step may take by the estimate from a smaller batch for it to be tried."""

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.order import widths
-from ..engine.fast import HeadPolicy
-from ..engine.logps import PlainPolicy
-from ..engine.step import GradientStep, cut
-from ..host.work import Work
+from ..data.batches.plan import widths
+from ..engine.logprobs.plain import PlainPolicy
+from ..engine.logprobs.shared_prefix import HeadPolicy
+from ..engine.train.gradient import GradientStep, cut
+from ..host.run.session import Work
 from ..plugin import Batch
 
 EPOCHS = 3

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import mlx_lm_lora_prefplus
-from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.quickstart import world
+
+from ..errors import UserError
+from . import world
 
 MARKER = ".quickstart.json"
 DATA_SEED = 0

@@ -12,9 +12,9 @@ import mlx.core as mx
 from mlx_lm import batch_generate, load
 from mlx_lm.sample_utils import make_sampler
 
-from mlx_lm_lora_prefplus.host.doctor import examine
-from mlx_lm_lora_prefplus.quickstart import files, world
-from mlx_lm_lora_prefplus.quickstart.model import encode, make_model
+from ..host.tools.doctor import examine
+from . import files, world
+from .model import encode, make_model
 
 MOST_BEFORE, LEAST_AFTER = 0.5, 0.8
 """The preference must be new to the model and well learnt: bounds on the courteous share before and after."""

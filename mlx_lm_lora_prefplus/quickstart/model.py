@@ -14,7 +14,7 @@ from mlx_lm.utils import save_config, save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlx_lm_lora_prefplus.quickstart import world
+from . import world
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 USER, ASSISTANT = "<user>", "<assistant>"

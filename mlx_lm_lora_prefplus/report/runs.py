@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.metrics import NAME as METRICS
+from ..engine.files.metrics_file import NAME as METRICS
 from ..errors import UserError
 
 RECORD = "run.json"

@@ -38,7 +38,7 @@ class Evidence:
     accuracy: share of rows that the policy ranks as wanted; None where the mode reports none. before: the same of the
         policy before training. margin, margin_before: mean reward of chosen less rejected.
     objective: before training and now, and of which rows, or None.
-    warnings: names of the watchers that spoke (see `engine.watchers`).
+    warnings: names of the watchers that spoke (see `engine.log.health`).
     win_rate: of its answers against the reference's, as `judge` says; it decides where `outsider`.
     early: whether there is one report so far. remarks: sentences to add.
     """

@@ -8,8 +8,8 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from ..data.batches import collate
-from ..engine.evaluate import evaluate
+from ..data.batches.collate import collate
+from ..engine.train.evaluate import evaluate
 from ..plugin import Batch, LossOutput, Policy, Scores
 from ..plugin.protocol import Rows
 

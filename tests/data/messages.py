@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mlx_lm_lora_prefplus.data.columns import read_examples
-from mlx_lm_lora_prefplus.data.examples import Dropped, Example
+from mlx_lm_lora_prefplus.data.formats.detect import read_examples
+from mlx_lm_lora_prefplus.data.formats.example import Dropped, Example
 
 
 def user(content: Any) -> dict:

@@ -7,8 +7,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.batches import collate, iterate_batches
-from mlx_lm_lora_prefplus.data.lengths import Mismatched, completions_of, lengths_of
+from mlx_lm_lora_prefplus.data.batches.collate import collate, iterate_batches
+from mlx_lm_lora_prefplus.data.batches.lengths import Mismatched, completions_of, lengths_of
 from mlx_lm_lora_prefplus.errors import UserError
 
 from .conftest import token_rows

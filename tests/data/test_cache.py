@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
-from mlx_lm_lora_prefplus.data import cache
+from mlx_lm_lora_prefplus.data.tokens import cache
 from mlx_lm_lora_prefplus.errors import UserError
 
 

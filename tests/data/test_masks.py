@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.spans import find_turns
+from mlx_lm_lora_prefplus.data.tokens.spans import find_turns
 
 from .conftest import CHATML, TEMPLATES, make_tokenizer
 from .messages import bot, user

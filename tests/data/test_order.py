@@ -6,8 +6,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.lengths import Lengths, lengths_of
-from mlx_lm_lora_prefplus.data.order import plan_epoch, widths
+from mlx_lm_lora_prefplus.data.batches.lengths import Lengths, lengths_of
+from mlx_lm_lora_prefplus.data.batches.plan import plan_epoch, widths
 
 from .conftest import token_rows
 

@@ -9,9 +9,9 @@ import pytest
 from mlx_lm.tokenizer_utils import load
 
 from mlx_lm_lora_prefplus.data import prepare
-from mlx_lm_lora_prefplus.data.batches import iterate_batches
-from mlx_lm_lora_prefplus.data.lengths import lengths_of
-from mlx_lm_lora_prefplus.data.tokens import Encoder
+from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
+from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
+from mlx_lm_lora_prefplus.data.tokens.encode import Encoder
 from mlx_lm_lora_prefplus.settings import DataSettings
 
 from .conftest import CHATML, PAIR, make_tokenizer, write

@@ -7,8 +7,8 @@ import tracemalloc
 import datasets
 import pytest
 
-from mlx_lm_lora_prefplus.data import files
-from mlx_lm_lora_prefplus.data.read import find_sources
+from mlx_lm_lora_prefplus.data.sources import files
+from mlx_lm_lora_prefplus.data.sources.read import find_sources
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import DataSettings
 

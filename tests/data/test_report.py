@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.data.report import counted
+from mlx_lm_lora_prefplus.data.tokens.report import counted
 
 
 @pytest.mark.parametrize(

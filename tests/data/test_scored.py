@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.examples import PAIR, Dropped, Example
+from mlx_lm_lora_prefplus.data.formats.example import PAIR, Dropped, Example
 from mlx_lm_lora_prefplus.errors import UserError
 
 from .messages import bot, read, read_one, system, user

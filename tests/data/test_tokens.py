@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.truncation import fit
+from mlx_lm_lora_prefplus.data.tokens.truncation import fit
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import DataSettings
 

@@ -10,11 +10,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_lm_lora_prefplus.data.batches import iterate_batches
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.fast import SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.ranks import Ranks, SharedPolicy
-from mlx_lm_lora_prefplus.engine.step import GradientStep
+from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
+from mlx_lm_lora_prefplus.engine.distributed import Ranks, SharedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from tests.conftest import tiny_llama, with_lora
 from tests.trainers.test_trust import EVERY_LOSS, options_for, rows_for
 

@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches import iterate_batches
-from mlx_lm_lora_prefplus.engine.ranks import share
+from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
+from mlx_lm_lora_prefplus.engine.distributed import share
 from tests.conftest import random_rows, write_pairs
 
 RANKS = int(os.environ.get("MLX_LM_LORA_PREFPLUS_RANKS", "2"))

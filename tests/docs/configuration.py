@@ -7,10 +7,10 @@ from typing import Any
 from mlx_lm_lora.train import CONFIG_DEFAULTS
 from pydantic.fields import FieldInfo
 
-from mlx_lm_lora_prefplus.host.config import FILE_KEYS
-from mlx_lm_lora_prefplus.host.describe import _bounds
-from mlx_lm_lora_prefplus.host.parser import option_fields
-from mlx_lm_lora_prefplus.host.show import said
+from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.resolve import FILE_KEYS
+from mlx_lm_lora_prefplus.host.tools.describe import _bounds
+from mlx_lm_lora_prefplus.host.tools.render import said
 from mlx_lm_lora_prefplus.settings import OWN_KEYS, DataSettings, RunSettings
 
 HEAD = """\

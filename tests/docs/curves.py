@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_lm_lora_prefplus.host.describe import description_of
-from mlx_lm_lora_prefplus.host.show import said
+from mlx_lm_lora_prefplus.host.tools.describe import description_of
+from mlx_lm_lora_prefplus.host.tools.render import said
 from mlx_lm_lora_prefplus.losses import Labelled, Lists, Pairs
 
 POINTS = 161

@@ -8,7 +8,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import mlx_lm_lora.train as host
 
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.quickstart import files
 from mlx_lm_lora_prefplus.quickstart.model import make_model
 from tests.docs.pages import DOCS

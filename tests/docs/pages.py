@@ -11,9 +11,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from mlx_lm_lora_prefplus.host.describe import Description, Option, description_of, mode_options
-from mlx_lm_lora_prefplus.host.presets import PRESETS, Preset
-from mlx_lm_lora_prefplus.host.show import KINDS, NOTATION, said, sentence
+from mlx_lm_lora_prefplus.host.config.presets import PRESETS, Preset
+from mlx_lm_lora_prefplus.host.tools.describe import Description, Option, description_of, mode_options
+from mlx_lm_lora_prefplus.host.tools.render import KINDS, NOTATION, said, sentence
 from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
 from tests.docs.configuration import configuration
 from tests.docs.curves import curves

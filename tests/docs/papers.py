@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_lm_lora_prefplus.host.describe import description_of
-from mlx_lm_lora_prefplus.host.parser import option_fields
-from mlx_lm_lora_prefplus.host.presets import PRESETS
+from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.presets import PRESETS
+from mlx_lm_lora_prefplus.host.tools.describe import description_of
 
 PACKAGE = Path(__file__).parents[2] / "mlx_lm_lora_prefplus"
 CITED = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "add-a-loss.md").read_text(encoding="utf-8")
 EDITS = (
-    ("mlx_lm_lora_prefplus/losses/pairs.py", None),
-    ("mlx_lm_lora_prefplus/losses/tables.py", "DPO: dict[str, Loss] = {\n"),
+    ("mlx_lm_lora_prefplus/losses/formulas/pairs.py", None),
+    ("mlx_lm_lora_prefplus/losses/catalogue.py", "DPO: dict[str, Loss] = {\n"),
     ("mlx_lm_lora_prefplus/losses/options.py", "    table: ClassVar[Mapping[str, Loss]] = tables.DPO\n"),
     ("tests/losses/formulas.py", None),
     ("tests/losses/test_pairs.py", "CASES = {\n"),

@@ -9,7 +9,7 @@ import mlx_lm_lora.train as host
 import pytest
 import yaml
 
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 
 activate(host)

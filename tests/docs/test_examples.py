@@ -12,8 +12,8 @@ from typer.main import get_command
 
 from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.host import dropin
-from mlx_lm_lora_prefplus.host.config import FILE_KEYS
-from mlx_lm_lora_prefplus.host.parser import option_fields
+from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.resolve import FILE_KEYS
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
 from tests.docs.pages import DOCS, trainers

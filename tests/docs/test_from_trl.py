@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_lm_lora_prefplus.host.config import FILE_KEYS
+from mlx_lm_lora_prefplus.host.config.resolve import FILE_KEYS
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from-trl.md").read_text("utf-8")

@@ -5,7 +5,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_lm_lora_prefplus.engine.adapters import adapter_layers, adapters_off
+from mlx_lm_lora_prefplus.engine.model.adapters import adapter_layers, adapters_off
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import tiny_llama, with_lora
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.best import Best, lower_is_better
+from mlx_lm_lora_prefplus.engine.train.early_stopping import Best, lower_is_better
 from mlx_lm_lora_prefplus.errors import UserError
 
 

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.engine import checkpoint
-from mlx_lm_lora_prefplus.engine.checkpoint import check_writable, load_adapter_weights, save_adapters
+from mlx_lm_lora_prefplus.engine.files import adapter_files as checkpoint
+from mlx_lm_lora_prefplus.engine.files.adapter_files import check_writable, load_adapter_weights, save_adapters
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import tiny_llama, with_lora
 

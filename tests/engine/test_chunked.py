@@ -7,11 +7,11 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import gemma3_text, mamba2
 
-from mlx_lm_lora_prefplus.data.batches import collate
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.chunked import ChunkedPolicy
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.piece_cache import PieceCache
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.engine.logprobs.chunk_cache import PieceCache
+from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
 from tests.conftest import VOCABULARY, random_rows, tiny_llama, with_lora
 
 ROWS = [*random_rows(3, seed=1, longest=20), {"prompt": [5], "chosen": [6, 7, 8], "rejected": [9]}]

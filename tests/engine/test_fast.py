@@ -10,14 +10,14 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
 
-from mlx_lm_lora_prefplus.data.batches import collate
-from mlx_lm_lora_prefplus.engine import head as heads
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
-from mlx_lm_lora_prefplus.engine.fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.qat import FakeQuantization
-from mlx_lm_lora_prefplus.engine.step import GradientStep
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.engine.logprobs import head as heads
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
+from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import CPO
 from tests.conftest import VOCABULARY, random_rows, tiny_llama, with_lora
 from tests.engine import in_float64
@@ -121,7 +121,10 @@ def test_padding_order_and_chunks_have_no_effect(way, order, multiple, chunk, tr
     model = tiny_llama() if trained_head else with_lora(tiny_llama())
     model.train()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlx_lm_lora_prefplus.engine.fast.blocks_of", lambda *_, cuttable: heads.Blocks(chunk, chunk))
+        patch.setattr(
+            "mlx_lm_lora_prefplus.engine.logprobs.shared_prefix.blocks_of",
+            lambda *_, cuttable: heads.Blocks(chunk, chunk),
+        )
         given_ = scores(way(find_halves(model)), ROWS, multiple, order)
     for one, other in zip(given_, scores(PlainPolicy(model), ROWS), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.engine import head as heads
-from mlx_lm_lora_prefplus.engine.head import Blocks, blocks_of, frozen_head_logps, head_logps, trained_head_logps
-from mlx_lm_lora_prefplus.engine.logps import Exponentials
+from mlx_lm_lora_prefplus.engine.logprobs import head as heads
+from mlx_lm_lora_prefplus.engine.logprobs.head import (
+    Blocks,
+    blocks_of,
+    frozen_head_logps,
+    head_logps,
+    trained_head_logps,
+)
+from mlx_lm_lora_prefplus.engine.logprobs.plain import Exponentials
 
 WEIGHT = mx.random.normal((7, 4), key=mx.random.key(1))
 HIDDEN = mx.random.normal((9, 4), key=mx.random.key(2))

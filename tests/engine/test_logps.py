@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mlx_lm_lora.trainer import dpo_trainer
 
-from mlx_lm_lora_prefplus.data.batches import collate
-from mlx_lm_lora_prefplus.engine.logps import Exponentials, PlainPolicy, exp
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.engine.logprobs.plain import Exponentials, PlainPolicy, exp
 from tests.conftest import random_rows, tiny_llama
 
 

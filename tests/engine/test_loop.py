@@ -16,16 +16,16 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
 
-from mlx_lm_lora_prefplus.data.batches import iterate_batches
-from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
-from mlx_lm_lora_prefplus.engine.evaluate import evaluate
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.loop import train
-from mlx_lm_lora_prefplus.engine.metrics import MetricsFile
-from mlx_lm_lora_prefplus.engine.qat import FakeQuantization
-from mlx_lm_lora_prefplus.engine.run_state import StateFiles, newest_state, read_state
-from mlx_lm_lora_prefplus.engine.step import GradientStep
-from mlx_lm_lora_prefplus.engine.training import Training
+from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
+from mlx_lm_lora_prefplus.engine.files.metrics_file import MetricsFile
+from mlx_lm_lora_prefplus.engine.files.run_state import StateFiles, newest_state, read_state
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
+from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
+from mlx_lm_lora_prefplus.engine.train.evaluate import evaluate
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
+from mlx_lm_lora_prefplus.engine.train.inputs import Training
+from mlx_lm_lora_prefplus.engine.train.loop import train
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
 from mlx_lm_lora_prefplus.settings import RunSettings

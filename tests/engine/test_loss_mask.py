@@ -10,19 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.data.batches import collate, iterate_batches
-from mlx_lm_lora_prefplus.engine import step as steps
-from mlx_lm_lora_prefplus.engine.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.chunked import ChunkedPolicy
-from mlx_lm_lora_prefplus.engine.fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy, at_least_float32
-from mlx_lm_lora_prefplus.engine.parts import part, rows_of
-from mlx_lm_lora_prefplus.engine.probe import choose_policy
-from mlx_lm_lora_prefplus.engine.reference import reference_logps
-from mlx_lm_lora_prefplus.engine.step import GradientStep
-from mlx_lm_lora_prefplus.engine.trunk import compared, find_trunk
-from mlx_lm_lora_prefplus.losses import compute, token_weights
+from mlx_lm_lora_prefplus.data.batches.collate import collate, iterate_batches
+from mlx_lm_lora_prefplus.data.batches.slicing import part, rows_of
+from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import compared, find_trunk
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy, at_least_float32
+from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps
+from mlx_lm_lora_prefplus.engine.train import gradient as steps
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
+from mlx_lm_lora_prefplus.losses import token_weights
+from mlx_lm_lora_prefplus.losses.api import compute
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, ORPO, SIMPO
 from tests.conftest import random_rows, tiny_llama, with_lora

@@ -5,8 +5,8 @@ import re
 import mlx.core as mx
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches import iterate_batches
-from mlx_lm_lora_prefplus.engine import memory
+from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
+from mlx_lm_lora_prefplus.engine.model import memory
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import random_rows, tiny_llama
 
@@ -65,8 +65,8 @@ def test_only_what_is_not_done_yet_is_advised(settings, named):
 
 def test_halving_the_batch_saves_about_what_it_says():
     """Measured: the peak above the weights at batch 8 and at batch 4."""
-    from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-    from mlx_lm_lora_prefplus.engine.step import GradientStep
+    from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+    from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
     from mlx_lm_lora_prefplus.trainers import CPO
 
     model = tiny_llama(hidden=64, layers=4)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.metrics import MetricsFile
+from mlx_lm_lora_prefplus.engine.files.metrics_file import MetricsFile
 from mlx_lm_lora_prefplus.errors import UserError
 
 

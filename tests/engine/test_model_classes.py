@@ -12,12 +12,12 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_lm_lora_prefplus.engine import head
-from mlx_lm_lora_prefplus.engine.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.fast import SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.probe import choose_policy
-from mlx_lm_lora_prefplus.engine.trunk import compared
+from mlx_lm_lora_prefplus.engine.logprobs import head
+from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import compared
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.engine import model_zoo
 from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, WAYS, batch_of, examine, gradient
@@ -150,7 +150,7 @@ def test_a_class_that_is_not_causal_is_named():
 
 def test_windows_lie_beyond_the_probe():
     """Else this would not show that a mask of a window is right that the probe never saw in action."""
-    from mlx_lm_lora_prefplus.engine.trial import LENGTHS
+    from mlx_lm_lora_prefplus.engine.logprobs.verify import LENGTHS
 
     assert max(prompt + max(rest) for prompt, *rest in LENGTHS) < model_zoo.WINDOW
 

@@ -14,8 +14,14 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.prefix import PrefixCache, completion_states, has_states, key_heads, prompt_caches
+from mlx_lm_lora_prefplus.engine.logprobs.prefix_cache import (
+    PrefixCache,
+    completion_states,
+    has_states,
+    key_heads,
+    prompt_caches,
+)
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
 from tests.conftest import tiny_llama
 from tests.engine import model_zoo
 

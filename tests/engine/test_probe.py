@@ -8,15 +8,15 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 
-from mlx_lm_lora_prefplus.data.batches import collate
-from mlx_lm_lora_prefplus.engine import probe
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
-from mlx_lm_lora_prefplus.engine.chunked import ChunkedPolicy
-from mlx_lm_lora_prefplus.engine.fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.probe import choose_policy
-from mlx_lm_lora_prefplus.engine.trial import Trial
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.engine.logprobs import select as probe
+from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.verify import Trial
+from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import model_zoo
@@ -205,7 +205,7 @@ def test_a_model_without_gradient_is_no_error():
 def test_large_models_are_compared_by_their_smallest_tensors(monkeypatch):
     """So that the gradients of the others are never computed."""
     model = tiny_llama()
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.trial.COMPARED_BYTES", 1000)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.logprobs.verify.COMPARED_BYTES", 1000)
     names = trial_of(model).names
     assert names == {name for name, value in tree_flatten(model.parameters()) if "norm" in name}
 

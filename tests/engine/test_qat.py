@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks, _symmetric_fake_quantize_tensor
 
-from mlx_lm_lora_prefplus.engine.qat import FakeQuantization, effective_linears
+from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization, effective_linears
 from tests.conftest import tiny_llama, with_lora
 
 TOKENS = mx.array([[1, 5, 9, 3, 7]])

@@ -7,12 +7,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches import iterate_batches
-from mlx_lm_lora_prefplus.engine import reference_cache
-from mlx_lm_lora_prefplus.engine.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.reference import reference_logps, with_reference
-from mlx_lm_lora_prefplus.engine.reference_cache import Store, files_digest, weights_digest
+from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.reference import store as reference_cache
+from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
+from mlx_lm_lora_prefplus.engine.reference.store import Store, files_digest, weights_digest
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import random_rows, tiny_llama, with_lora
 

@@ -7,8 +7,8 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_lm_lora_prefplus.engine.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.rounding import logp_rounding, model_epsilon, token_rounding
 from mlx_lm_lora_prefplus.trainers import DPO, KTO
 from tests.engine import model_zoo

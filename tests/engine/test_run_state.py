@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.engine import run_state
-from mlx_lm_lora_prefplus.engine.run_state import Damaged, RunState, StateFiles, newest_name, newest_state, read_state
+from mlx_lm_lora_prefplus.engine.files import run_state
+from mlx_lm_lora_prefplus.engine.files.run_state import (
+    Damaged,
+    RunState,
+    StateFiles,
+    newest_name,
+    newest_state,
+    read_state,
+)
 from mlx_lm_lora_prefplus.errors import UserError
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.chunked import ChunkedPolicy
-from mlx_lm_lora_prefplus.engine.fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.parts import part, rows_of
+from mlx_lm_lora_prefplus.data.batches.slicing import part, rows_of
+from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
 from mlx_lm_lora_prefplus.plugin import Batch
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import in_float64

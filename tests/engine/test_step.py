@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_lm_lora_prefplus.data.batches import collate
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.ranks import SharedPolicy
-from mlx_lm_lora_prefplus.engine.step import GradientStep, cuts
-from mlx_lm_lora_prefplus.engine.totals import Totals
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, cuts
+from mlx_lm_lora_prefplus.engine.train.metric_sums import Totals
 from mlx_lm_lora_prefplus.plugin import LossOutput
 from mlx_lm_lora_prefplus.trainers import CPO, DPO
 from tests.conftest import random_rows, tiny_llama, with_lora
@@ -79,7 +79,7 @@ def counting(monkeypatch) -> list[int]:
 
 def in_parts(monkeypatch, positions: int = 30) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.step.CUT_POSITIONS", positions)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.gradient.CUT_POSITIONS", positions)
 
 
 @pytest.mark.parametrize(("trainer", "options"), OPTIONS, ids=IDS)

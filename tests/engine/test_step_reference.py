@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_lm_lora_prefplus.data.batches import collate
-from mlx_lm_lora_prefplus.engine import step_reference
-from mlx_lm_lora_prefplus.engine.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.backbone import find_halves
-from mlx_lm_lora_prefplus.engine.checkpointing import gradient_checkpointing
-from mlx_lm_lora_prefplus.engine.chunked import ChunkedPolicy
-from mlx_lm_lora_prefplus.engine.fast import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.moving_reference import MovingReference
-from mlx_lm_lora_prefplus.engine.probe import choose_policy
-from mlx_lm_lora_prefplus.engine.reference import reference_logps, with_reference
-from mlx_lm_lora_prefplus.engine.reference_cache import Store
-from mlx_lm_lora_prefplus.engine.step import GradientStep, in_parts
-from mlx_lm_lora_prefplus.engine.step_reference import StepReference
-from mlx_lm_lora_prefplus.engine.trunk import compared, find_trunk
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import compared, find_trunk
+from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
+from mlx_lm_lora_prefplus.engine.reference import in_step as step_reference
+from mlx_lm_lora_prefplus.engine.reference.in_step import StepReference
+from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
+from mlx_lm_lora_prefplus.engine.reference.store import Store
+from mlx_lm_lora_prefplus.engine.reference.tr_dpo import MovingReference
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, in_parts
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import DPO
 from tests.conftest import random_rows, tiny_llama, with_lora
@@ -145,7 +145,7 @@ def test_other_batches_are_computed_in_full():
 
 
 def test_in_parts_each_is_kept(monkeypatch):
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.step.CUT_POSITIONS", 40)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.gradient.CUT_POSITIONS", 40)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
     policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
     passed, store = Store(None, len(ROWS)), Store(None, len(ROWS))

@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.history import FIRST, RECENT, History, Run
-from mlx_lm_lora_prefplus.engine.watchers import WATCHERS, warnings
+from mlx_lm_lora_prefplus.engine.log.health import WATCHERS, warnings
+from mlx_lm_lora_prefplus.engine.log.history import FIRST, RECENT, History, Run
 from mlx_lm_lora_prefplus.losses import OPTIONS
 
 MODES = {mode: {*(field.name for field in fields(kind)), *kind.table} for mode, kind in OPTIONS.items()}

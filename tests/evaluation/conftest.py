@@ -7,9 +7,9 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_map
 
-from mlx_lm_lora_prefplus.engine.checkpoint import save_adapters
+from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.evaluation.evaluate import Judging, evaluate
-from mlx_lm_lora_prefplus.host import policy
+from mlx_lm_lora_prefplus.host.run import models as policy
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import write_pairs
 

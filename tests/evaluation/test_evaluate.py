@@ -14,7 +14,7 @@ from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.evaluation import evaluate as module
 from mlx_lm_lora_prefplus.evaluation import held_out, judges
-from mlx_lm_lora_prefplus.host.command_line import settings_of
+from mlx_lm_lora_prefplus.host.config.command_line import settings_of
 
 
 def plain_logps(model, tokenizer, row: dict, sides=("chosen", "rejected")) -> list[float]:

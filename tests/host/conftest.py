@@ -10,8 +10,9 @@ import yaml
 from pydantic import Field
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import activate, seam
-from mlx_lm_lora_prefplus.host.config import resolve
+from mlx_lm_lora_prefplus.host.config.resolve import resolve
+from mlx_lm_lora_prefplus.host.seam import command as seam
+from mlx_lm_lora_prefplus.host.seam import install as activate
 from mlx_lm_lora_prefplus.plugin.manager import Registered, Registry
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, BaseTrainer
 
@@ -83,7 +84,7 @@ def host(plain_host, registry, monkeypatch):
 
 @pytest.fixture
 def our_run(monkeypatch):
-    """Stands in for `host/run.py`; `calls` holds (function, arguments, keyword arguments)."""
+    """Stands in for `host/run/run.py`; `calls` holds (function, arguments, keyword arguments)."""
     stub = SimpleNamespace(calls=[])
     for name in ("run", "load_dataset", "train_model", "evaluate_model"):
 

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from mlx_lm_lora_prefplus.host import activate
+from mlx_lm_lora_prefplus.host.seam import install as activate
 
 NAMES = tuple(activate.WRAPPED["mlx_lm_lora.train"])
 

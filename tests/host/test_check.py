@@ -216,7 +216,7 @@ def test_a_seed_that_numpy_does_not_take(refused):
 @pytest.mark.parametrize("mode", ["orpo", "kto", "bco", "simpo"])
 def test_config_files_of_the_host_for_other_modes(mode):
     """They may hold the loss of dpo and cpo; the host ignores it there too."""
-    from mlx_lm_lora_prefplus.host.config import resolve
+    from mlx_lm_lora_prefplus.host.config.resolve import resolve
     from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
     own = resolve({"train_mode": mode}, load_registry())
@@ -229,7 +229,7 @@ def test_config_files_of_the_host_for_other_modes(mode):
 
 def test_a_reference_of_its_own_cannot_follow_the_policy(tmp_path):
     from mlx_lm_lora_prefplus.errors import UserError
-    from mlx_lm_lora_prefplus.host.config import resolve
+    from mlx_lm_lora_prefplus.host.config.resolve import resolve
     from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
     with pytest.raises(UserError, match="reference_model_path: 'other'.*cannot follow the policy"):

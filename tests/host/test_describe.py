@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.describe import describe, mode_options, sections
-from mlx_lm_lora_prefplus.host.show import said, sentence
+from mlx_lm_lora_prefplus.host.tools.describe import describe, mode_options, sections
+from mlx_lm_lora_prefplus.host.tools.render import said, sentence
 from mlx_lm_lora_prefplus.plugin.manager import Registered, Registry
 from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
 

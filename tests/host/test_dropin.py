@@ -27,9 +27,10 @@ from mlx_lm_lora.trainer.datasets import CacheDataset
 
 from mlx_lm_lora_prefplus.bench.host_step import host_gradient
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import activate, dropin
-from mlx_lm_lora_prefplus.host.dropin.options import FILE, VARIABLE
-from mlx_lm_lora_prefplus.host.dropin.rows import token_rows
+from mlx_lm_lora_prefplus.host import dropin
+from mlx_lm_lora_prefplus.host.dropin.host_items import token_rows
+from mlx_lm_lora_prefplus.host.dropin.settings import FILE, VARIABLE
+from mlx_lm_lora_prefplus.host.seam import install as activate
 from mlx_lm_lora_prefplus.settings import DataSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
 

@@ -9,8 +9,8 @@ import pytest
 from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
 
 from mlx_lm_lora_prefplus.host import dropin
-from mlx_lm_lora_prefplus.host.activate import activate
-from mlx_lm_lora_prefplus.preview.look import look
+from mlx_lm_lora_prefplus.host.seam.install import activate
+from mlx_lm_lora_prefplus.preview.report import look
 from mlx_lm_lora_prefplus.report.page import page
 from mlx_lm_lora_prefplus.report.runs import read_runs
 from tests.conftest import tiny_llama, with_lora

@@ -11,8 +11,9 @@ import pytest
 from mlx_lm_lora.trainer.datasets import CacheDataset, create_dataset
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import dropin, functions
-from mlx_lm_lora_prefplus.host.dropin.options import VARIABLE
+from mlx_lm_lora_prefplus.host import dropin
+from mlx_lm_lora_prefplus.host.dropin.settings import VARIABLE
+from mlx_lm_lora_prefplus.host.seam import functions
 from tests.conftest import WORDS, write_pairs
 
 

@@ -56,7 +56,7 @@ def world(tmp_path):
     made.write("mlx_lm_lora/other.py", "print('other')")
     made.write("mlx_lm_lora_prefplus/__init__.py", "")
     made.write("mlx_lm_lora_prefplus/host/__init__.py", "")
-    made.write("mlx_lm_lora_prefplus/host/activate.py", ACTIVATE)
+    made.write("mlx_lm_lora_prefplus/host/seam/install.py", ACTIVATE)
     made.write(f"{HOOK}.py", (STARTUP / f"{HOOK}.py").read_text())
     return made
 
@@ -166,7 +166,7 @@ def test_our_package_is_gone(world):
 )
 @pytest.mark.parametrize("launch", [IMPORT, ("-m", "mlx_lm_lora.train")])
 def test_what_is_broken_on_our_side_is_a_warning(world, broken, launch):
-    world.write("mlx_lm_lora_prefplus/host/activate.py", broken)
+    world.write("mlx_lm_lora_prefplus/host/seam/install.py", broken)
     done = world.run(*launch)
     assert done.returncode == 0
     assert "main of mlx_lm_lora.train ['host']" in done.stdout

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import mlx_lm_lora.train as host
 import pytest
 
-from mlx_lm_lora_prefplus.engine.watchers import WATCHERS
+from mlx_lm_lora_prefplus.engine.log.health import WATCHERS
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import loggers
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.host.callbacks import loggers
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 
 TRAIN = {"loss": 0.5, "rewards/chosen": 0.2, "grad_norm": 3.0, "learning_rate": 1e-5, "skipped_updates": 0}

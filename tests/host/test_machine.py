@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.host import doctor, machine
+from mlx_lm_lora_prefplus.host.tools import doctor, machine
 
 REFERENCE = ["/env/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0", "/env/mlx_cpu.libs/liblapack-86b2c207.so.3.10.0"]
 OF_NUMPY = "/env/numpy.libs/libscipy_openblas64_-56d6093b.so"

@@ -11,7 +11,9 @@ from pathlib import Path
 import mlx_lm_lora.mcp_server as server
 import pytest
 
-from mlx_lm_lora_prefplus.host import activate, mcp, seam
+from mlx_lm_lora_prefplus.host.seam import command as seam
+from mlx_lm_lora_prefplus.host.seam import install as activate
+from mlx_lm_lora_prefplus.host.seam import mcp
 from tests.conftest import write_pairs
 from tests.host.test_studio import ROOT, START_UP
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.host.parser import actions, add_modes, mode_parser, option_fields, spell_out
+from mlx_lm_lora_prefplus.host.config.flags import actions, add_modes, mode_parser, option_fields, spell_out
 from mlx_lm_lora_prefplus.plugin.manager import HOST_MODES
 from mlx_lm_lora_prefplus.settings import OWN_KEYS
 

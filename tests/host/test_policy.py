@@ -7,9 +7,9 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models import mixtral
 
-from mlx_lm_lora_prefplus.engine.checkpoint import save_adapters
+from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import policy
+from mlx_lm_lora_prefplus.host.run import models as policy
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 

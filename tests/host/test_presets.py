@@ -5,8 +5,8 @@ import re
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.config import resolve
-from mlx_lm_lora_prefplus.host.presets import PRESETS, values_beside
+from mlx_lm_lora_prefplus.host.config.presets import PRESETS, values_beside
+from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
 

@@ -9,8 +9,8 @@ import mlx_lm_lora.train as host
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.activate import activate
-from mlx_lm_lora_prefplus.host.aside import find_previous, set_aside, written_by_us
+from mlx_lm_lora_prefplus.host.output.aside import find_previous, set_aside, written_by_us
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 
 activate(host)
@@ -101,7 +101,7 @@ def test_going_on_from_a_file_of_the_same_folder(go, name, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mlx_lm_lora_prefplus.engine.loop.Loop.optimizer_step", killed)
+        patch.setattr("mlx_lm_lora_prefplus.engine.train.loop.Loop.optimizer_step", killed)
         go(**again)
     assert content("adapters/previous-1") == first
     out = go(**again)  # the file is where the command looks for it

@@ -7,7 +7,7 @@ import mlx_lm_lora.train as host
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.report.page import page
 from mlx_lm_lora_prefplus.report.runs import read_runs
 from tests.conftest import write_pairs
@@ -80,7 +80,7 @@ def test_a_run_that_goes_on_has_each_sample_once(go):
 
 
 def test_loggers_are_told_of_a_run(go, monkeypatch):
-    from mlx_lm_lora_prefplus.host import loggers
+    from mlx_lm_lora_prefplus.host.callbacks import loggers
 
     started, told = [], []
 
@@ -105,7 +105,7 @@ def test_loggers_are_told_of_a_run(go, monkeypatch):
 
 
 def test_a_logger_that_is_missing_is_told_before_anything_is_loaded(go, monkeypatch):
-    from mlx_lm_lora_prefplus.host import loggers
+    from mlx_lm_lora_prefplus.host.callbacks import loggers
 
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"report_to: the package is not installed here: swanlab, tensorboard"):

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.host import policy, references
+from mlx_lm_lora_prefplus.host.run import models as policy
+from mlx_lm_lora_prefplus.host.run import references
 from tests.host.test_run import go  # noqa: F401
 
 
@@ -119,7 +120,7 @@ def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):  
 
 def test_steps_and_pass_give_the_same_bits(go, own_cache, monkeypatch):  # noqa: F811
     """With adapters on every layer there is no trunk: the rows are passed over before training."""
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.step.CUT_POSITIONS", 20)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.gradient.CUT_POSITIONS", 20)
     found = []
     for layers in (1, 2):
         go(num_layers=layers, epochs=1, iters=None, val_batches=0)

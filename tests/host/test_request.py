@@ -3,8 +3,8 @@
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.parser import option_strings, spell_out
-from mlx_lm_lora_prefplus.host.request import Request, check_file, requested_mode, scan
+from mlx_lm_lora_prefplus.host.config.early_args import Request, check_file, requested_mode, scan
+from mlx_lm_lora_prefplus.host.config.flags import option_strings, spell_out
 
 
 def expand(word):

@@ -13,7 +13,7 @@ import pytest
 from mlx_lm.tuner.callbacks import TrainingCallback
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 
 activate(host)
@@ -37,7 +37,7 @@ def go(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(**changes):
-        from mlx_lm_lora_prefplus.host import run as run_module
+        from mlx_lm_lora_prefplus.host.run import run as run_module
 
         recorder = Recorder()
         real = run_module.run
@@ -243,7 +243,7 @@ def test_fuse_writes_a_model_that_answers_like_the_adapters(go, model_folder):
 
 
 def test_fuse_that_cannot_fit_is_refused_after_the_adapters(go, monkeypatch):
-    from mlx_lm_lora_prefplus.host import fuse
+    from mlx_lm_lora_prefplus.host.output import fuse
 
     monkeypatch.setattr(fuse, "total_memory", lambda: 1000)
     with pytest.raises(UserError, match="adapters are trained and saved in adapters.*fusing needs .*--no-fuse"):
@@ -256,7 +256,7 @@ def test_fuse_that_fails_says_that_the_adapters_are_saved(go, monkeypatch):
     def full(**_):
         raise RuntimeError("Unable to write 138 bytes")
 
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.fuse.save_pretrained_merged", full)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.output.fuse.save_pretrained_merged", full)
     with pytest.raises(UserError, match="trained and saved in adapters, but .*138 bytes.*mlx_lm.fuse"):
         go(fuse=True)
     assert weights()
@@ -310,7 +310,7 @@ def test_refused_in_words_and_nothing_written(go, changes, message):
 
 
 def test_wandb_is_looked_for_before_anything_is_loaded(go, monkeypatch, capsys):
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.callbacks.loggers.find_spec", lambda name: None)
     with pytest.raises(UserError, match="wandb: the package is not installed here: wandb. Install it"):
         go(wandb="project")
     assert "Loading model" not in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from mlx_lm import generate, load
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.samples import Samples, first_prompts, keep_samples
+from mlx_lm_lora_prefplus.host.callbacks.samples import Samples, first_prompts, keep_samples
 from tests.conftest import with_lora
 
 PROMPTS = [[6, 7, 8], [9, 10]]
@@ -77,7 +77,7 @@ def test_a_run_that_goes_on_leaves_out_what_comes_again(tmp_path, loaded):
 
 
 def test_no_random_number_is_drawn(tmp_path, loaded):
-    from mlx_lm_lora_prefplus.engine.progress import random_seed
+    from mlx_lm_lora_prefplus.engine.train.snapshot import random_seed
 
     before = random_seed()
     Samples(tmp_path, *loaded, PROMPTS, 4).on_val_loss_report({"iteration": 1})

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from datasets.table import MemoryMappedTable
 
-from mlx_lm_lora_prefplus.host import policy, summary
-from mlx_lm_lora_prefplus.host.config import resolve
-from mlx_lm_lora_prefplus.host.work import Work, read_rows
+from mlx_lm_lora_prefplus.host.config.resolve import resolve
+from mlx_lm_lora_prefplus.host.run import models as policy
+from mlx_lm_lora_prefplus.host.run import summary
+from mlx_lm_lora_prefplus.host.run.session import Work, read_rows
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 from tests.conftest import WORDS, model_folder
 

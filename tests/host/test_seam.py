@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import activate, seam
+from mlx_lm_lora_prefplus.host.seam import command as seam
+from mlx_lm_lora_prefplus.host.seam import install as activate
 from mlx_lm_lora_prefplus.plugin.manager import HOST_MODES, Registry
 
 THEIRS = [mode for mode in HOST_MODES if mode not in ("cpo", "dpo")]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import studio
+from mlx_lm_lora_prefplus.host.tools import studio
 from tests.conftest import write_pairs
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from mlx_lm_lora_prefplus.host import findings, summary
-from mlx_lm_lora_prefplus.host.config import resolve
+from mlx_lm_lora_prefplus.host.config.resolve import resolve
+from mlx_lm_lora_prefplus.host.run import findings, summary
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
 

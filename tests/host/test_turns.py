@@ -10,7 +10,7 @@ import mlx_lm_lora.train as host
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import WORDS
 from tests.engine.test_loss_mask import sums_of_counted
 

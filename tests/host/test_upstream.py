@@ -34,7 +34,7 @@ class Native:
         subprocess.run(
             command, cwd=folder, check=True, env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
         )
-        self.announce("mlx_lm_lora_prefplus", "prefplus = mlx_lm_lora_prefplus.host.native")
+        self.announce("mlx_lm_lora_prefplus", "prefplus = mlx_lm_lora_prefplus.host.seam.native")
         (folder / "sitecustomize.py").write_text(START_UP)
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MLX_LM_LORA_PREFPLUS")}
         self.environment = {
@@ -75,7 +75,7 @@ def training(native, model_folder):
 
 def test_nothing_is_wrapped_and_our_modes_are_there(native):
     found = native.evaluated(
-        "from mlx_lm_lora_prefplus.host.activate import MARK, WRAPPED, is_active\n"
+        "from mlx_lm_lora_prefplus.host.seam.install import MARK, WRAPPED, is_active\n"
         "names = [name for name in WRAPPED['mlx_lm_lora.train'] if hasattr(getattr(host, name), '__wrapped__')]\n"
         "modes = list(host.train_modes())\n"
         "print(json.dumps([host.__file__, host.TRAINER_PLUGIN_API, is_active(host), names, modes]))"

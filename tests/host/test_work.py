@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mlx_lm_lora_prefplus.host.work import Work
+from mlx_lm_lora_prefplus.host.run.session import Work
 from tests.host.test_run import go  # noqa: F401
 
 
@@ -18,7 +18,7 @@ def seen(monkeypatch):
             super().__init__(*given)
             made.append(self)
 
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.Work", Kept)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.run.Work", Kept)
     return made
 
 

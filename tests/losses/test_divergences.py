@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.losses.divergences import DIVERGENCES, transform, with_divergence
-from mlx_lm_lora_prefplus.losses.examples import Pairs
-from mlx_lm_lora_prefplus.losses.pairs import discopop, exo_pair, hinge, ipo, robust, sigmoid
+from mlx_lm_lora_prefplus.losses.formulas.divergences import DIVERGENCES, transform, with_divergence
+from mlx_lm_lora_prefplus.losses.formulas.pairs import discopop, exo_pair, hinge, ipo, robust, sigmoid
+from mlx_lm_lora_prefplus.losses.inputs import Pairs
 
 U = np.array([-5.0, -1.0, -0.1, 0.0, 0.3, 2.0, 6.0])
 FORMULAS = {

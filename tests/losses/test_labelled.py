@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.losses import labelled
-from mlx_lm_lora_prefplus.losses.examples import Labelled
+from mlx_lm_lora_prefplus.losses.formulas import unpaired as labelled
+from mlx_lm_lora_prefplus.losses.inputs import Labelled
 from tests.losses import formulas
 
 LABEL = np.array([1, 0, 1, 1, 0, 0])

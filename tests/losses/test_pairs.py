@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm_lora.trainer import cpo_trainer, dpo_trainer, orpo_trainer
 
-from mlx_lm_lora_prefplus.losses import absolute, pairs, policy_only
-from mlx_lm_lora_prefplus.losses.examples import Pairs
+from mlx_lm_lora_prefplus.losses.formulas import absolute, pairs, policy_only
+from mlx_lm_lora_prefplus.losses.inputs import Pairs
 from tests.losses import formulas
 
 LN2 = math.log(2)

@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.losses.examples import Pairs
-from mlx_lm_lora_prefplus.losses.pairs import hinge
-from mlx_lm_lora_prefplus.losses.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
+from mlx_lm_lora_prefplus.losses.api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
+from mlx_lm_lora_prefplus.losses.formulas.pairs import hinge
+from mlx_lm_lora_prefplus.losses.inputs import Pairs
 
 LABELS = [[-100, -100, 5, 7, 9, -100], [-100, -100, 5, 8, -100, -100], [-100, 3, 4, 6, 2, 1], [-100, 3, 9] + [-100] * 3]
 LOGPS = [
@@ -291,7 +291,7 @@ def test_the_classes_are_where_the_page_has_them():
     from mlx_lm_lora_prefplus import losses
 
     for name in ("DPOLoss", "SimPOLoss", "CPOLoss", "ORPOLoss", "PreferenceLossBase"):
-        assert getattr(losses, name).__module__ == "mlx_lm_lora_prefplus.losses.twinkle"
+        assert getattr(losses, name).__module__ == "mlx_lm_lora_prefplus.losses.api.twinkle"
 
 
 def test_labels_outside_the_vocabulary_are_seen():

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from mlx_lm_lora_prefplus.preview.look import look
+from mlx_lm_lora_prefplus.preview.report import look
 from tests.conftest import write_pairs
 
 

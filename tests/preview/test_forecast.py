@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.engine import step
-from mlx_lm_lora_prefplus.engine.parts import part
-from mlx_lm_lora_prefplus.engine.step import cuts
-from mlx_lm_lora_prefplus.host.command_line import settings_of
-from mlx_lm_lora_prefplus.host.run import open_run
+from mlx_lm_lora_prefplus.data.batches.slicing import part
+from mlx_lm_lora_prefplus.engine.train import gradient as step
+from mlx_lm_lora_prefplus.engine.train.gradient import cuts
+from mlx_lm_lora_prefplus.host.config.command_line import settings_of
+from mlx_lm_lora_prefplus.host.run.run import open_run
 from mlx_lm_lora_prefplus.preview import forecast
+from mlx_lm_lora_prefplus.preview.measure import measure
+from mlx_lm_lora_prefplus.preview.render import duration
 from mlx_lm_lora_prefplus.preview.shapes import Shape, Shapes
-from mlx_lm_lora_prefplus.preview.show import duration
-from mlx_lm_lora_prefplus.preview.trial import measure
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.preview import forecast
-from mlx_lm_lora_prefplus.preview.look import look
+from mlx_lm_lora_prefplus.preview.report import look
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_run_that_does_not_fit(call, config, monkeypatch):
 
 
 def test_looking_writes_no_reference_and_no_files(config, tmp_path, tmp_path_factory, monkeypatch):
-    from mlx_lm_lora_prefplus.data import cache
+    from mlx_lm_lora_prefplus.data.tokens import cache
 
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
     report = look([config()])

@@ -19,10 +19,10 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_lm_lora.train as host
 
-from mlx_lm_lora_prefplus.engine import metrics
-from mlx_lm_lora_prefplus.engine.reference_cache import Store
-from mlx_lm_lora_prefplus.engine.step import GradientStep
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.engine.files import metrics_file as metrics
+from mlx_lm_lora_prefplus.engine.reference.store import Store
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
+from mlx_lm_lora_prefplus.host.seam.install import activate
 
 
 class Instants:

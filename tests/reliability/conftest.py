@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx_lm_lora.train as host
 import pytest
 
-from mlx_lm_lora_prefplus.host.activate import activate
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 
 activate(host)

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlx_lm_lora.train as host
 import pytest
 
-from mlx_lm_lora_prefplus.host.activate import activate
-from mlx_lm_lora_prefplus.host.config import resolve
-from mlx_lm_lora_prefplus.host.optimizers import build_optimizer
-from mlx_lm_lora_prefplus.host.parser import option_fields
-from mlx_lm_lora_prefplus.host.seam import registry
+from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.resolve import resolve
+from mlx_lm_lora_prefplus.host.run.optimizers import build_optimizer
+from mlx_lm_lora_prefplus.host.seam.command import registry
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 
 from .fuzz import NUMBERS, TEXTS, told_or_fine

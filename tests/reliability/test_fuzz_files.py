@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_lm_lora_prefplus.engine import run_state
+from mlx_lm_lora_prefplus.engine.files import run_state
 from mlx_lm_lora_prefplus.errors import UserError
 
 from .fuzz import contents, damaged, told_or_fine

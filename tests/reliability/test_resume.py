@@ -11,10 +11,10 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
-from mlx_lm_lora_prefplus.engine import loop
-from mlx_lm_lora_prefplus.engine.run_state import newest_state
+from mlx_lm_lora_prefplus.engine.files.run_state import newest_state
+from mlx_lm_lora_prefplus.engine.train import loop
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import references
+from mlx_lm_lora_prefplus.host.run import references
 from mlx_lm_lora_prefplus.settings import Optimizer
 from tests.conftest import write_pairs
 
@@ -224,7 +224,7 @@ def test_a_run_that_died_while_fusing_is_fused(go, world, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mlx_lm_lora_prefplus.host.fuse.fuse", dead)
+        patch.setattr("mlx_lm_lora_prefplus.host.output.fuse.fuse", dead)
         go(fuse=True)
     assert not Path("adapters/config.json").exists()
     go(fuse=True, resume=True)

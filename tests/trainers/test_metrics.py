@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.totals import Totals, flatten
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.train.metric_sums import Totals, flatten
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, KTO
 from tests.engine import model_zoo
 from tests.engine.exactness import batch_of

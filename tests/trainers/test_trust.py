@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.data.batches import iterate_batches
-from mlx_lm_lora_prefplus.engine.logps import PlainPolicy
-from mlx_lm_lora_prefplus.engine.reference import reference_logps, with_reference
-from mlx_lm_lora_prefplus.engine.reference_cache import Store
+from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
+from mlx_lm_lora_prefplus.engine.reference.store import Store
 from mlx_lm_lora_prefplus.losses import loss_names
 from mlx_lm_lora_prefplus.plugin.protocol import Trainer
 from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, KTO, ORPO, SIMPO

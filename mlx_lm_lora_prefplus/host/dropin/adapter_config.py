@@ -5,8 +5,8 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ...engine.adapters import adapter_layers
-from ..policy import read_adapter_config
+from ...engine.model.adapters import adapter_layers
+from ..run.models import read_adapter_config
 
 
 def train_type(model: nn.Module) -> str:

@@ -8,13 +8,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm_lora.visuals import print_info
 
-from ...engine.report import host_metrics
+from ...engine.log.console import host_metrics
 from ...plugin import Batch
-from ..config import Resolved
+from ..config.resolve import Resolved
 from .losses import cpo_loss, dpo_loss
-from .options import resolved_settings
+from .session import check_reference, reference_of, told_reference, work_of
+from .settings import resolved_settings
 from .train import given_loss, with_loss
-from .work import check_reference, reference_of, told_reference, work_of
 
 Evaluated = tuple[float, list[float], mx.array, dict[str, float]]
 """Mean loss over the pairs, mean rewards of chosen and rejected, completion tokens (), metrics by the host's names."""

@@ -8,8 +8,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm_lora.visuals import print_info
 
-from ...engine.notices import show
-from ..aside import find_previous, set_aside
+from ...engine.log.notices import show
+from ..output.aside import find_previous, set_aside
 
 
 def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:

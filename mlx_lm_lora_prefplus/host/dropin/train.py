@@ -11,21 +11,21 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
 from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
 
-from ...engine.checkpoint import check_writable, save_adapters
-from ...engine.loop import train
-from ...engine.metrics import MetricsFile
+from ...engine.files.adapter_files import check_writable, save_adapters
+from ...engine.files.metrics_file import MetricsFile
+from ...engine.files.run_state import RunState, StateFiles
 from ...engine.rate import sets_its_own
-from ...engine.run_state import RunState, StateFiles
-from ..config import Resolved
-from ..policy import make_ready
-from ..record import write_record
-from ..run import check_validation, training_of
-from ..work import Work
+from ...engine.train.loop import train
+from ..config.resolve import Resolved
+from ..output.record import write_record
+from ..run.models import make_ready
+from ..run.run import check_validation, training_of
+from ..run.session import Work
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss
-from .options import resolved_settings, settings_of
 from .previous import keep_previous
-from .work import Told, announce, file_of, folder_of, reference_of, work_of
+from .session import Told, announce, file_of, folder_of, reference_of, work_of
+from .settings import resolved_settings, settings_of
 
 
 def train_dpo(
@@ -45,7 +45,7 @@ def train_dpo(
         ref_model: the reference, whose log-probs are taken once for each row; None is the model with its adapters off
             (without adapters, the model as it is before the first step). `args.reference_free = True`, or that key in
             the file of options, trains without a reference.
-        train_dataset, val_dataset: see `rows.token_rows`. Every row comes once an epoch.
+        train_dataset, val_dataset: see `host_items.token_rows`. Every row comes once an epoch.
         args: all fields are used, `loss_type` too; it may be any loss of mode dpo. Where `adapter_file` is None
             nothing is saved and the adapters stay in the model; where it is a folder, they are saved in it.
         loss_fn: a loss of the caller's is called as the host calls it.

@@ -14,7 +14,7 @@ import sys
 PACKAGE = "mlx_lm_lora_prefplus"
 SWITCH, PATCH = "MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH"
 
-# The keys of `host/activate.py`'s WRAPPED, which says what of each is wrapped.
+# The keys of `host/seam/install.py`'s WRAPPED, which says what of each is wrapped.
 COMMANDS = ("mlx_lm_lora.train", "mlx_lm_lora.mcp_server")
 ALWAYS = (*COMMANDS, "mlx_lm_lora.trainer.datasets")
 ON_REQUEST = tuple(f"mlx_lm_lora.trainer.{mode}_trainer" for mode in ("dpo", "cpo", "orpo"))
@@ -99,7 +99,7 @@ class Loader:
 def activate(module):
     """Hand the module to the package. If the package is gone while this file still stands, do nothing."""
     try:
-        from mlx_lm_lora_prefplus.host.activate import activate as activate_seam
+        from ..seam.install import activate as activate_seam
     except ModuleNotFoundError as error:
         if error.name in (PACKAGE, PACKAGE + ".host"):
             return
@@ -110,7 +110,7 @@ def activate(module):
 def explain(error, module):
     """Where the host's module failed because mlx has no backend here, say so: its command ends with that one line."""
     try:
-        from mlx_lm_lora_prefplus.backend import problem
+        from ...backend import problem
 
         found = problem()
     except Exception:

@@ -1,0 +1,44 @@
+"""The least that a step can cost: one bare pass of the backbone over the tokens it needs, and the head's products."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..engine.logprobs.head import blocks_of
+from ..engine.logprobs.prefix_cache import completion_states
+from ..engine.logprobs.split_model import Halves
+
+
+def floor_step(halves: Halves, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:
+    """A function that runs the needed products and nothing else, as lazy arrays.
+
+    The backbone: a forward and a backward over as many tokens as the prompts (once) and the completions have, in rows
+    of their mean lengths without padding; completions attend to their prompts. The head: three products of the scored
+    positions with the vocabulary, in the blocks that a step takes, and no log-probs.
+    """
+    mean = lambda *parts: max(1, round(float(np.mean([len(row[part]) for row in rows for part in parts]))))  # noqa: E731
+    prompts = mx.ones((len(rows), mean("prompt")), mx.int32)
+    completions = mx.ones((2 * len(rows), mean("chosen", "rejected")), mx.int32)
+    gradient = nn.value_and_grad(halves.model, lambda: completion_states(halves, prompts, completions).sum())
+    state = halves.hidden(mx.array([[1]]))
+    states = 0.1 * mx.random.normal((completions.size, state.shape[-1])).astype(state.dtype)
+    mx.eval(prompts, completions, states)
+    return lambda: (gradient(), _head_products(halves, states))
+
+
+def _head_products(halves: Halves, states: mx.array) -> list[mx.array]:
+    blocks = blocks_of(states.shape[0], halves.vocabulary, cuttable=bool(halves.cuts))
+    done: list[mx.array] = []
+    for start in range(0, states.shape[0], blocks.positions):
+        for token in range(0, halves.vocabulary, blocks.tokens):
+            tokens = slice(token, token + blocks.tokens) if halves.cuts else None
+            head = lambda part, tokens=tokens: halves.logits(part[None], tokens)[0]  # noqa: E731
+            part = states[start : start + blocks.positions]
+            if done:
+                (part,) = mx.depends([part], [done[-1]])
+            (back,) = mx.vjp(head, [part], [head(part)])[1]
+            done.append(back + mx.depends([back], [head(part + 1)])[0])
+    return done

@@ -1,0 +1,114 @@
+"""Our own step on the same rows, by any of our ways to compute log-probs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..data.batches.collate import collate
+from ..engine.logprobs.plain import PlainPolicy
+from ..engine.logprobs.select import Choice, choose_policy
+from ..engine.logprobs.shared_prefix import HeadPolicy, SharedPrefixPolicy
+from ..engine.logprobs.split_model import Halves, find_halves
+from ..engine.model.adapters import adapters_off
+from ..engine.reference.in_step import StepReference
+from ..engine.reference.precompute import reference_logps, with_reference
+from ..engine.reference.store import Store
+from ..engine.train.gradient import GradientStep, in_parts
+from ..errors import UserError
+from ..plugin import Batch, Policy
+from ..settings import RunSettings
+from ..trainers import CPO, DPO
+
+Engine = Literal["auto", "prefix", "head", "plain"]
+"""`auto` is what a run chooses; the others are one way each: the prompt once and the head where needed, the head where
+needed, the whole model."""
+
+ENGINES: tuple[str, ...] = get_args(Engine)
+
+TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
+
+
+def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> Choice:
+    """The way to compute log-probs, and what it is in words.
+
+    chunk: let `auto` take rows in pieces of so many tokens.
+
+    Raises:
+        UserError: the model cannot be parted into backbone and head, and `engine` needs that.
+    """
+    if engine == "auto":
+        long = {"efficient_long_context": True, "long_context_chunk": chunk} if chunk else {}
+        return choose_policy(model, RunSettings.model_validate(long))
+    if engine == "plain":
+        return Choice(PlainPolicy(model), "prompt and completion through the whole model")
+    halves = halves_of(model)
+    if engine == "head":
+        return Choice(HeadPolicy(halves), "prompt and completion together, the head at completion tokens only")
+    return Choice(SharedPrefixPolicy(halves), "the prompt once for its completions, the head at completion tokens only")
+
+
+def halves_of(model: nn.Module) -> Halves:
+    """The backbone and head of a model.
+
+    Raises:
+        UserError: it has none that can be told apart.
+    """
+    halves = find_halves(model)
+    if halves is None:
+        raise UserError("bench: backbone and head of this model cannot be told apart. Give --engine plain.")
+    return halves
+
+
+def our_batch(rows: Sequence[dict[str, list[int]]], policy: Policy, mode: str, multiple: int) -> Batch:
+    """The rows as our iterator pads them, with the log-probs of the reference where the mode has one."""
+    batch = collate(rows, np.arange(len(rows)), multiple)
+    if TRAINERS[mode].reference:
+        store = Store(None, len(rows))
+        with adapters_off(policy.model):
+            reference_logps(policy, [batch], len(rows), store=store)
+        (batch,) = with_reference([batch], store)
+    mx.eval(batch)
+    return batch
+
+
+Gradient = Callable[[Batch], tuple[Any, Any]]
+"""A function of a batch: (sums of loss and metrics, gradient), as the training loop calls it."""
+
+
+def our_gradient(policy: Policy, mode: str, loss: str, beta: float, delta: float, compiled: bool) -> Gradient:
+    """Our step on batches that have their reference."""
+    trainer = TRAINERS[mode]
+    options = trainer.options(loss_type=loss, beta=beta, delta=delta)
+    step = GradientStep(trainer, policy, options, compiled)
+    return lambda batch: step(batch, batch.units())[:2]
+
+
+def first_visits(
+    choice: Choice, mode: str, loss: str, beta: float, delta: float, compiled: bool
+) -> dict[str, Gradient]:
+    """Our step on rows whose reference is not known, in two ways: `apart`, a pass of the reference and then the step;
+    `beside`, the reference in the step, over the same run of the frozen trunk."""
+    trainer, policy, trunk = TRAINERS[mode], choice.policy, choice.trunk
+    options = trainer.options(loss_type=loss, beta=beta, delta=delta)
+    known = GradientStep(trainer, policy, options, compiled)
+
+    def apart(batch: Batch) -> tuple[Any, Any]:
+        store = Store(None, batch.ids.size)
+        with adapters_off(policy.model):
+            reference_logps(policy, [batch] if compiled else in_parts(batch), batch.ids.size, store=store)
+        (filled,) = with_reference([batch], store)
+        return known(filled, filled.units())[:2]
+
+    def beside(batch: Batch) -> tuple[Any, Any]:
+        assert trunk is not None
+        in_step.store = Store(None, batch.ids.size, growing=True)
+        return step(batch, batch.units())[:2]
+
+    if trunk is None:
+        return {}
+    in_step = StepReference(policy, trunk, lambda batch: None, Store(None, 0))
+    step = GradientStep(trainer, policy, options, compiled, in_step)
+    return {"apart": apart, "beside": beside}

@@ -1,0 +1,37 @@
+"""Some examples of a batch as a batch of their own."""
+
+import mlx.core as mx
+import numpy as np
+
+from ...plugin.protocol import Batch
+
+
+def rows_of(batch: Batch, start: int, stop: int) -> mx.array:
+    """The rows of examples `start` to `stop` (not included), in the order they have in a batch of their own."""
+    rows = np.arange(batch.lengths.shape[0]).reshape(-1, batch.ids.shape[0])
+    return mx.array(rows[:, start:stop].reshape(-1))
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Examples `start` to `stop` (not included), padded no wider than they need."""
+    rows = rows_of(batch, start, stop)
+    lengths, prompt_lengths = np.array(batch.lengths[rows]), np.array(batch.prompt_lengths[rows])
+    completion_lengths = lengths - prompt_lengths
+    width = max(1, int(completion_lengths.max()))
+    mask = None if batch.loss_mask is None else batch.loss_mask[rows, :width]
+    scored = np.flatnonzero(np.arange(width) < completion_lengths[:, None] if mask is None else np.array(mask))
+    return Batch(
+        tokens=batch.tokens[rows, : int(lengths.max())],
+        prompts=batch.prompts[start:stop, : int(prompt_lengths.max())],
+        completions=batch.completions[rows, :width],
+        scored=mx.array(scored.astype(np.int32)),
+        prompt_lengths=batch.prompt_lengths[rows],
+        lengths=batch.lengths[rows],
+        reference_logps=batch.reference_logps[rows],
+        ids=batch.ids[start:stop],
+        columns={
+            name: values[rows] if values.shape == batch.lengths.shape else values[start:stop]
+            for name, values in batch.columns.items()
+        },
+        loss_mask=mask,
+    )

@@ -1,0 +1,70 @@
+"""Rows of one kind as examples of the kind that a mode reads."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from ...plugin.protocol import Rows as Kind
+from .example import PAIR, Dropped, Example
+
+Pairing = Literal["best_worst", "all_pairs"]
+"""Which pairs are made of a scored list: the best against the worst, or every two that differ in score."""
+
+Examples = Iterator[Example | Dropped]
+
+WORDS = {
+    ("paired", "unpaired"): ", each pair as a desirable and an undesirable row",
+    ("paired", "ranked"): ", each pair as a list of two",
+    ("ranked", "unpaired"): ": the best as desirable, the worst as undesirable",
+}
+PAIRING_WORDS = {"best_worst": ": best against worst", "all_pairs": ": every two with different scores"}
+
+
+def as_kind(examples: Examples, have: Kind, want: Kind, pairing: Pairing) -> tuple[str, Examples]:
+    """What is made of the examples, in words that follow those of the shape, and the examples.
+
+    have, want: not both `unpaired` and another. Pairs and labelled rows stay examples of two completions and of one:
+    labelled rows are made of a pair when its tokens are known.
+    """
+    if have != "ranked":
+        return WORDS.get((have, want), ""), examples
+    if want == "ranked":
+        return "", _each(examples, lambda example: [_sorted(example)])
+    if want == "unpaired" or pairing == "best_worst":
+        return WORDS.get((have, want), PAIRING_WORDS[pairing]), _each(examples, lambda example: [_best_worst(example)])
+    return PAIRING_WORDS[pairing], _each(examples, _all_pairs)
+
+
+def _each(examples: Examples, make: Callable[[Example], Sequence[Example]]) -> Examples:
+    for example in examples:
+        if isinstance(example, Dropped):
+            yield example
+        elif len(set(example.scores)) < 2:
+            yield Dropped(example.row, "tie")
+        else:
+            yield from make(example)
+
+
+def _sorted(example: Example) -> Example:
+    """The best first; equal scores keep their order."""
+    order = sorted(range(len(example.scores)), key=lambda i: -example.scores[i])
+    return example._replace(
+        completions=[example.completions[i] for i in order], scores=[example.scores[i] for i in order]
+    )
+
+
+def _best_worst(example: Example) -> Example:
+    scores = list(example.scores)
+    return _pair(example, scores.index(max(scores)), scores.index(min(scores)))
+
+
+def _all_pairs(example: Example) -> list[Example]:
+    ranked = _sorted(example)
+    places = itertools.combinations(range(len(ranked.scores)), 2)
+    return [_pair(ranked, i, j) for i, j in places if ranked.scores[i] > ranked.scores[j]]
+
+
+def _pair(example: Example, better: int, worse: int) -> Example:
+    numbers = {"chosen_score": example.scores[better], "rejected_score": example.scores[worse]}
+    completions = [example.completions[better], example.completions[worse]]
+    return example._replace(completions=completions, scores=PAIR, numbers=numbers)

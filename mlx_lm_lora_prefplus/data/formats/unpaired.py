@@ -1,0 +1,65 @@
+"""Rows with one completion and a label: good or bad."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..sources.files import Rows
+from . import messages as chat
+from .conversations import read_example
+from .example import Dropped, Example
+from .sample import Look, Shape
+
+COMPLETIONS = ("completion", "response", "output")
+"""Names of the completion column, in order of preference."""
+
+CONVERSATIONS = ("messages", "conversations")
+"""Columns that hold prompt and completion together, where there is no column of completions."""
+
+WORDS = {
+    1.0: "true yes 1 1.0 good desirable positive chosen like up thumbs_up thumbs-up thumbsup 👍",
+    0.0: "false no 0 0.0 bad undesirable negative rejected dislike down thumbs_down thumbs-down thumbsdown 👎",
+}
+"""What a label may say in words; capitals make no difference, nor does a blank in place of `_`."""
+
+LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
+
+
+def find(look: Look) -> Shape | None:
+    """The shape of rows that hold labelled completions."""
+    label, completion = look.named("label_feature", "label"), look.named("completion_feature", *COMPLETIONS)
+    columns = look.columns
+    if not label or not look.has(label):
+        return None
+    if completion and look.has(completion):
+        words = f"{columns.prompt} as {look.written(columns.prompt)}, {completion} as {look.written(completion)}"
+        if columns.prompt is None:
+            words = f"{completion} as conversations (its last answer is the completion)"
+    elif columns.prompt in CONVERSATIONS:
+        completion, columns = columns.prompt, columns._replace(prompt=None)
+        words = f"{completion} as conversations (the last answer is the completion)"
+    else:
+        return None
+
+    def examples(rows: Rows) -> Iterator[Example | Dropped]:
+        for number, row in rows:
+            where, value = look.where(number), row.get(completion)
+            if chat.is_empty(value):
+                yield Dropped(number, "empty completion")
+            elif row.get(label) in (None, ""):
+                yield Dropped(number, "no label")
+            else:
+                if columns.prompt is None and isinstance(value, str) and chat.is_transcript(value):
+                    value = chat.parse_transcript(value)
+                score = as_label(row[label], where, label)
+                yield read_example(row, number, where, columns, [(completion, value)], [score])
+
+    return Shape(f"{words}, {label}", "unpaired", examples)
+
+
+def as_label(value: Any, where: str, column: str) -> float:
+    """A label → 1.0 (good) or 0.0 (bad). Raises UserError if it is neither for certain."""
+    if isinstance(value, str) and (said := value.strip().lower().replace(" ", "_")) in LABELS:
+        return LABELS[said]
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return float(value)
+    raise chat.wrong_type(where, column, value, "true or false, 1 or 0, or one of " + ", ".join(LABELS))

@@ -1,0 +1,96 @@
+"""Data sets that the `datasets` library loads: hub names, folders made for it, folders it saved."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UserError
+from .files import Rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether `path` looks like a folder for `load_dataset` (split names inside) or one of `save_to_disk`."""
+    if _saved(path) or (path / "README.md").is_file():
+        return True
+    word = re.compile(r"(?<![a-z])(train(ing)?|valid(ation)?|val|dev|test|eval(uation)?)(?![a-z])")
+    files = (Path(root) / name for root, _, names in os.walk(path) for name in names)
+    return any(
+        file.suffix.lower() in (*BUILDERS, ".gz", ".zst", ".arrow") and word.search(str(file.relative_to(path)).lower())
+        for file in files
+    )
+
+
+def split_names(path: str) -> list[str]:
+    """The splits of a data set, without loading it.
+
+    Raises UserError if it cannot be found or has several configurations.
+    """
+    import datasets
+
+    if _saved(Path(path)):
+        loaded = datasets.load_from_disk(path)
+        return [str(name) for name in loaded] if isinstance(loaded, datasets.DatasetDict) else ["train"]
+    try:
+        return list(datasets.get_dataset_split_names(path))
+    except Exception as error:  # the library raises many kinds; each becomes one readable line
+        raise _failed(path, error) from error
+
+
+def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
+    """One split, memory-mapped.
+
+    path: hub name, folder or file. split: name or slice, such as "train[:80%]".
+    config: further arguments of `load_dataset`, such as {"name": "default"}.
+    """
+    import datasets
+
+    file = Path(path).expanduser()
+    try:
+        if _saved(file):
+            return _load_saved(file, split)
+        if file.is_file() and file.suffix.lower() in BUILDERS:
+            return datasets.load_dataset(BUILDERS[file.suffix.lower()], data_files=str(file), split=split, **config)
+        return datasets.load_dataset(str(file) if file.exists() else path, split=split, **config)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _failed(f"{path}, split {split!r}", error) from error
+
+
+def rows(dataset: "Dataset") -> Rows:
+    """The rows of a data set, read in batches, numbered from 1."""
+    for number, row in enumerate(dataset, 1):
+        yield number, dict(row)
+
+
+def _saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _load_saved(path: Path, split: str) -> "Dataset":
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    name, slice_ = re.fullmatch(r"([^\[]+)(\[.*\])?", split).groups()  # pyright: ignore
+    if slice_:
+        raise UserError(
+            f"{path}, split {split!r}: a folder written by save_to_disk can be read by whole splits only. "
+            f"Give {name!r}, or save the parts as splits of their own."
+        )
+    return loaded[name] if isinstance(loaded, datasets.DatasetDict) else loaded
+
+
+def _failed(what: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()) or "no further reason given"
+    return UserError(
+        f"{what}: cannot be loaded as a data set. {type(error).__name__}: {reason[:600].rstrip('.')}. "
+        "Check the name, the split and (for several configurations) hf_dataset: {path: …, config: {name: …}}; "
+        "without a network use local files."
+    )

@@ -1,0 +1,178 @@
+"""Where the rows are: the files, folders and hub names of the settings → one list of sources a split."""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...settings import DataSettings
+from . import hub
+from .files import READERS, Rows
+
+SPLIT_NAMES: dict[str, tuple[str, ...]] = {
+    "train": ("train_prefs", "train"),
+    "valid": (
+        *(f"{name}_prefs" for name in ("valid", "validation", "val", "dev", "eval")),
+        *("valid", "validation", "val", "dev", "eval"),
+    ),
+    "test": ("test_prefs", "test"),
+}
+"""Split → the names it goes by in files and on the hub; the first that exists is taken."""
+
+FEATURES = (
+    *("prompt_feature", "chosen_feature", "rejected_feature", "system_feature"),
+    *("completion_feature", "label_feature", "responses_feature", "scores_feature", "preference_score_feature"),
+)
+"""Settings that name columns, for the run and for each entry of `hf_dataset`."""
+
+ENTRY_KEYS = ("path", "config", "train_split", "valid_split", "test_split", *FEATURES)
+HOST_KEYS = frozenset(("text_feature", "chat_feature", "type_feature", "answer_feature", "mask_prompt"))
+"""Keys of an `hf_dataset` entry that serve other modes of the host: accepted, not used here."""
+
+DEFAULT_SPLITS = {"train": "train[:80%]", "valid": "train[-10%:]", "test": None}
+"""The host's: the slices of an `hf_dataset` entry that does not say."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One stream of rows.
+
+    name: file, or hub name with its split, as messages show it.
+    rows: opens the stream: (row number counted from 1, row).
+    digest: a digest of the content, the same as long as the rows are the same.
+    features: column overrides by their settings key (`prompt_feature`, …); None where to detect.
+    """
+
+    name: str
+    rows: Callable[[], Rows]
+    digest: Callable[[], str]
+    features: Mapping[str, str | None]
+
+
+def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, list[Source]]:
+    """The sources of each of `splits` ("train", "valid", "test"); a split that does not exist is left out.
+
+    Raises UserError if nothing at all is found, or an entry of `hf_dataset` is malformed.
+    """
+    features = {key: _named(getattr(settings, key)) for key in FEATURES}
+    if settings.hf_dataset:
+        return _mixture(settings.hf_dataset, splits, features)
+    path = Path(settings.data).expanduser()
+    if path.is_file():
+        return {"train": [_file(path, features)]} if "train" in splits else {}
+    if path.is_dir():
+        return _folder(path, splits, features)
+    if path.suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", settings.data):
+        default = DataSettings.model_fields["data"].default
+        given = " (the default: no data was given)" if settings.data == default else ""
+        raise UserError(
+            f"data: there is no file or folder {settings.data!r}{given}. Give a folder with "
+            f"{_wanted()}, one such file, or the name of a data set on the hub (owner/name)."
+        )
+    try:
+        return _hub(settings.data, splits, features)
+    except UserError as error:
+        where = f"there is no file or folder {settings.data!r} in {Path.cwd()}"
+        raise UserError(f"data: {where}. From the hub, {error}") from error
+
+
+def _named(feature: str | None) -> str | None:
+    return None if feature in (None, "", "auto") else feature
+
+
+def _wanted() -> str:
+    return f"train, valid and test files ({', '.join(READERS)})"
+
+
+def _file(path: Path, features: Mapping[str, str | None]) -> Source:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"data: {path} ends in {path.suffix or 'nothing'!r}; readable are {', '.join(READERS)}.")
+
+    def digest() -> str:
+        with path.open("rb") as file:
+            return path.suffix.lower() + hashlib.file_digest(file, "sha256").hexdigest()
+
+    return Source(str(path), lambda: reader(path), digest, features)
+
+
+def _folder(path: Path, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
+    """Files named after the splits; else a folder made for (or by) the `datasets` library."""
+    files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
+    found = {}
+    for split, names in SPLIT_NAMES.items():
+        candidates = (files.get(name + ending) for name in names for ending in READERS)
+        if file := next(filter(None, candidates), None):
+            found[split] = file
+    if found:
+        return {split: [_file(file, features)] for split, file in found.items() if split in splits}
+    if hub.is_dataset_folder(path):
+        return _hub(str(path), splits, features)
+    seen = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
+    raise UserError(
+        f"data: no rows found in {path}. Looked for {_wanted()}; also accepted: validation, val, dev, eval for "
+        f"valid, and train_prefs, test_prefs. The folder holds: {seen}."
+    )
+
+
+def _hub(path: str, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
+    """Splits of a hub data set, or of a local folder that `datasets` can load, found by their names."""
+    have = hub.split_names(path)
+    found = {}
+    for split, names in SPLIT_NAMES.items():
+        if name := next((name for name in names if name in have), None):
+            found[split] = name
+    if not found:
+        raise UserError(
+            f"data: {path} has none of the splits {', '.join(SPLIT_NAMES)}; it has: {', '.join(have) or 'none'}. "
+            "Name its splits with hf_dataset: {path: …, train_split: …, valid_split: …}."
+        )
+    return {split: [_from_hub(path, name, {}, features)] for split, name in found.items() if split in splits}
+
+
+def _from_hub(path: str, split: str, config: Mapping[str, Any], features: Mapping[str, str | None]) -> Source:
+    dataset = hub.load(path, split, config)
+    return Source(
+        f"{path} [{split}]",
+        lambda: hub.rows(dataset),
+        lambda: dataset._fingerprint,
+        features,
+    )
+
+
+def _mixture(given: Any, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
+    """The entries of `hf_dataset`, one after the other in each split."""
+    entries = [given] if isinstance(given, Mapping) else list(given)
+    found: dict[str, list[Source]] = {}
+    for number, entry in enumerate(entries, 1):
+        where = f"hf_dataset, entry {number}"
+        _check_entry(entry, where)
+        own = {**features, **{key: _named(entry[key]) for key in FEATURES if _named(entry.get(key))}}
+        for split in splits:
+            name = entry.get(f"{split}_split", DEFAULT_SPLITS[split])
+            if name:
+                source = _from_hub(entry["path"], name, entry.get("config") or {}, own)
+                found.setdefault(split, []).append(source)
+    return found
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("path"), str):
+        raise UserError(f"{where}: must be a mapping with a path (hub name, folder or file), found {entry!r:.80}.")
+    for key in entry:
+        if key not in ENTRY_KEYS and key not in HOST_KEYS:
+            near = difflib.get_close_matches(str(key), ENTRY_KEYS, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"{where}: unknown key {key!r}.{hint} Allowed: {', '.join(ENTRY_KEYS)}.")
+    config = entry.get("config") or {}
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where}: config must be a mapping such as {{name: default}}, found {config!r:.80}.")
+    if config.get("trust_remote_code"):
+        raise UserError(
+            f"{where}: trust_remote_code is not allowed; no code from a data set is run. "
+            "Use a version of the data set in Parquet or JSON, or convert it first."
+        )

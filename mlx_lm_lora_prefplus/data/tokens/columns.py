@@ -1,0 +1,64 @@
+"""The columns of token rows on disk, by kind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...plugin.protocol import Rows as Kind
+from ..formats.example import NUMBERS
+from .encode import TokenRow
+
+LAYOUTS: dict[Kind, dict[str, str]] = {
+    "paired": {
+        "prompt": "int32 list",
+        "chosen": "int32 list",
+        "rejected": "int32 list",
+        "row": "int64",
+        **dict.fromkeys(NUMBERS, "float32"),
+        **dict.fromkeys(("chosen_mask", "rejected_mask"), "uint8 list"),
+    },
+    "unpaired": {
+        "prompt": "int32 list",
+        "completion": "int32 list",
+        "label": "float32",
+        "row": "int64",
+        "completion_mask": "uint8 list",
+    },
+    "ranked": {
+        "prompt": "int32 list",
+        "completions": "int32 list list",
+        "scores": "float32 list",
+        "row": "int64",
+        "completion_masks": "uint8 list list",
+    },
+}
+"""Name → type, as `cache.Writer` takes them. `NUMBERS` may be missing, and are then left out of the whole split; so are
+`MASKS` where all tokens count."""
+
+MASKS = ("chosen_mask", "rejected_mask", "completion_mask", "completion_masks")
+"""Columns that say which completion tokens count, 1 or 0 each; null in rows where all do."""
+
+
+def columns_of(kind: Kind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:
+    """The values of each column."""
+    columns: dict[str, list[Any]] = {"prompt": [row.prompt for row in rows], "row": [row.row for row in rows]}
+    if kind == "paired":
+        columns["chosen"], columns["rejected"] = ([row.completions[side] for row in rows] for side in (0, 1))
+        columns |= {name: [row.numbers.get(name) for row in rows] for name in NUMBERS}
+        masks = [row.masks or (None, None) for row in rows]
+        columns["chosen_mask"], columns["rejected_mask"] = ([own[side] for own in masks] for side in (0, 1))
+    elif kind == "unpaired":
+        columns["completion"] = [row.completions[0] for row in rows]
+        columns["label"] = [row.scores[0] for row in rows]
+        columns["completion_mask"] = [row.masks and row.masks[0] for row in rows]
+    else:
+        columns["completions"] = [row.completions for row in rows]
+        columns["scores"] = [row.scores for row in rows]
+        columns["completion_masks"] = [_filled(row) for row in rows]
+    return {name: columns[name] for name in LAYOUTS[kind]}
+
+
+def _filled(row: TokenRow) -> list[list[int]] | None:
+    """The masks of a list, those written out of which all tokens count."""
+    if row.masks is None:
+        return None
+    return [mask or [1] * len(ids) for mask, ids in zip(row.masks, row.completions, strict=True)]

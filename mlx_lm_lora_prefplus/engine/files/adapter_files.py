@@ -1,0 +1,150 @@
+"""Adapter files: the host's names and format, written so that a half-written one never takes a good one's place."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ...errors import UserError
+
+TEMPORARY = ".tmp-"
+"""Begins the names of files that are not yet whole."""
+
+WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
+"""In the header of the adapter files that this package writes, so that it knows them from those of other programs."""
+
+TORN = (
+    f"{TEMPORARY}writable",
+    *(f"{place}{TEMPORARY}*.{end}" for place in ("", "best/") for end in ("safetensors", "json*")),
+)
+"""Patterns of such files in an adapter folder."""
+
+
+def save_adapters(
+    model: nn.Module, adapter_file: Path, config: Mapping[str, Any], iteration: int | None
+) -> Path | None:
+    """Write the trainable parameters to `adapter_file`, with `adapter_config.json` beside it.
+
+    Arguments:
+        config: the content of `adapter_config.json`, as `mlx_lm.load` reads it.
+        iteration: if given, the numbered file `0000100_adapters.safetensors` is written as well.
+
+    Returns:
+        The numbered file.
+
+    Raises:
+        UserError: a file cannot be written; what was there before is whole.
+    """
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    folder = adapter_file.parent
+    with whole_file(folder / "adapter_config.json") as file:
+        file.write_text(json.dumps(config, indent=4))
+    numbered = folder / f"{iteration:07d}_adapters.safetensors" if iteration is not None else None
+    for target in (adapter_file, numbered) if numbered else (adapter_file,):
+        with whole_file(target) as file:
+            mx.save_safetensors(str(file), weights, {"format": "mlx", **WRITTEN_BY})
+    return numbered
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A temporary name to write under; afterwards the file is forced to the disk and takes its own name.
+
+    Raises:
+        UserError: it cannot be written; what had the name before is whole.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(
+            f"Could not write {target}: {error}. Files saved before are whole. Free some space on the disk (or allow "
+            "writing there) and start again; with --resume the run goes on from its last state."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems do not
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and make sure that a file can be written in it; what a killed run left half-written goes.
+
+    Raises:
+        UserError: it cannot.
+    """
+    probe = folder / f"{TEMPORARY}writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        for torn in (file for pattern in TORN for file in folder.glob(pattern)):
+            torn.unlink()
+    except OSError as error:
+        raise UserError(
+            f"adapter_path: {folder} cannot be written ({error.strerror}). Choose another folder with adapter_path."
+        ) from error
+
+
+def check_file(file: Path, key: str) -> None:
+    """UserError, naming the config key, if this is no file."""
+    if file.is_dir():
+        raise UserError(f"{key}: {file} is a folder. Name the file in it, such as {file / 'adapters.safetensors'}.")
+    if not file.is_file():
+        raise UserError(f"{key}: there is no file {file}.")
+
+
+def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
+    """Load trainable parameters from a file, all of them or none; arguments and errors as `read_adapter_weights`."""
+    model.load_weights(list(read_adapter_weights(model, file, key).items()), strict=False)
+
+
+def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx.array]:
+    """The trainable parameters in a file, not yet evaluated, after a check that they are those of the model.
+
+    Arguments:
+        key: the config key that named the file, for messages.
+
+    Raises:
+        UserError: the file is absent, unreadable, or does not fit the trainable parameters of the model.
+    """
+    check_file(file, key)
+    try:
+        weights = mx.load(str(file))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{key}: {file} cannot be read as safetensors ({error}).") from error
+    assert isinstance(weights, dict)
+    wanted = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
+    given = {name: value.shape for name, value in weights.items()}
+    problems = [
+        f"{name} is {given[name]}, wanted {wanted[name]}"
+        for name in given
+        if name in wanted and given[name] != wanted[name]
+    ]
+    problems += [f"{name} is not trained here" for name in given if name not in wanted]
+    problems += [f"{name} is missing" for name in wanted if name not in given]
+    if problems:
+        raise UserError(
+            f"{key}: {file} does not fit ({len(problems)} of {len(wanted)} tensors), first: {problems[0]}. Train "
+            "with the train_type, num_layers and lora_parameters (rank) that the file was made with; "
+            "adapter_config.json beside it tells them."
+        )
+    return weights

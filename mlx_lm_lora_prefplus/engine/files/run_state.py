@@ -1,0 +1,147 @@
+"""The saved state of a run: what one that was killed at any instant needs to end with the same bytes."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from .adapter_files import TEMPORARY, whole_file
+
+FORMAT = 1
+"""Raised when states of before cannot be read any more."""
+
+NAME = "state-{:07d}.safetensors"
+PATTERN = "state-*.safetensors"
+
+BLANK = b"0" * 64
+"""Stands in the file for its digest while the digest is computed."""
+
+MARK = b'"sha256":"'
+"""What stands before the digest in the header of the file. JSON inside of JSON has its quotes escaped."""
+
+
+class RunState(NamedTuple):
+    """All that changes while a run goes on.
+
+    arrays: tree → name → array: `weights` (the trainable ones), `optimizer`, `gradient` (of a half-done optimiser
+        step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy), `numpy`. A further
+        thing with arrays gets a tree of its own.
+    values: whatever JSON holds: position, counters, windows of the log, the state of MLX's random numbers, and what
+        the run was started with (`fingerprint`).
+    """
+
+    arrays: dict[str, dict[str, mx.array]]
+    values: dict[str, Any]
+
+    @property
+    def iteration(self) -> int:
+        """Micro-batches done."""
+        return self.values["iteration"]
+
+
+class Damaged(Exception):
+    """A state that is not whole; the message says what is wrong with it."""
+
+
+class StateFiles:
+    """The states of one run in its adapter folder, one file a save.
+
+    folder: where they are. keep: how many are kept. resumed: the iteration that the run goes on from; None where it
+        starts afresh.
+    """
+
+    def __init__(self, folder: Path, keep: int, resumed: int | None = None):
+        self.folder, self.keep = folder, keep
+        self.how_to_go_on = f"Adapters and state are saved in {folder}; with --resume the run goes on from here."
+        last = "" if resumed is None else NAME.format(resumed)
+        self.own = [file for file in sorted(folder.glob(PATTERN)) if file.name <= last]
+
+    def save(self, state: RunState) -> Path:
+        """Write a state, then remove the oldest; states of another run in this folder go with the first save.
+
+        Raises:
+            UserError: it cannot be written; those written before are whole.
+        """
+        target = self.folder / NAME.format(state.iteration)
+        arrays = {f"{tree}/{name}": value for tree, group in state.arrays.items() for name, value in group.items()}
+        header = {"sha256": BLANK.decode(), "values": json.dumps({**state.values, "format": FORMAT})}
+        with whole_file(target) as temporary:
+            mx.save_safetensors(str(temporary), arrays, header)
+            _seal(temporary)
+            for file in {*self.folder.glob(PATTERN), *self.folder.glob(f"{TEMPORARY}{PATTERN}")}:
+                if file not in (*self.own, temporary) and file.is_file():
+                    file.unlink()
+        self.own = [*(file for file in self.own if file != target), target]
+        for file in self.own[: -self.keep]:
+            file.unlink(missing_ok=True)
+        self.own = self.own[-self.keep :]
+        return target
+
+
+def newest_name(folder: Path) -> int | None:
+    """The iteration of the newest state in a folder by its name alone; None where there is none."""
+    numbers = [int(name) for file in folder.glob(PATTERN) if (name := file.stem.removeprefix("state-")).isdigit()]
+    return max(numbers, default=None)
+
+
+def newest_state(folder: Path) -> tuple[RunState | None, list[str]]:
+    """The newest state in a folder that is whole, and a sentence for each newer one that is not."""
+    damaged = []
+    for file in sorted(folder.glob(PATTERN), reverse=True):
+        try:
+            return read_state(file), damaged
+        except Damaged as error:
+            damaged.append(f"{file} is damaged: {error}")
+    return None, damaged
+
+
+def read_state(file: Path) -> RunState:
+    """Read a state after a check of every byte of it. Its arrays are not yet evaluated.
+
+    Raises:
+        Damaged: it is torn, truncated, changed, or of another format.
+    """
+    try:
+        found, place = _digest(file)
+        with file.open("rb") as stream:
+            stream.seek(place)
+            written = stream.read(len(BLANK))
+        if found != written:
+            raise Damaged("its content does not fit its digest")
+        loaded: Any = mx.load(str(file), return_metadata=True)
+        arrays, header = loaded
+        values = json.loads(header["values"])
+        if values["format"] != FORMAT:
+            raise Damaged(f"it has format {values['format']}, and this release reads {FORMAT}")
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(str(error)) from error
+    trees: dict[str, dict[str, mx.array]] = {}
+    for path, value in arrays.items():
+        tree, _, name = path.partition("/")
+        trees.setdefault(tree, {})[name] = value
+    return RunState(trees, values)
+
+
+def _seal(file: Path) -> None:
+    """Put the digest of a file into its header."""
+    digest, place = _digest(file)
+    with file.open("rb+") as stream:
+        stream.seek(place)
+        stream.write(digest)
+
+
+def _digest(file: Path) -> tuple[bytes, int]:
+    """SHA-256 of a file with blanks in place of the digest in its header, and where that digest stands."""
+    with file.open("rb") as stream:
+        size = stream.read(8)
+        header = stream.read(min(int.from_bytes(size, "little"), os.fstat(stream.fileno()).st_size))
+        place = header.find(MARK) + len(MARK)
+        if place < len(MARK) or place + len(BLANK) > len(header):
+            raise Damaged("it has no digest")
+        found = hashlib.sha256(size + header[:place] + BLANK + header[place + len(BLANK) :])
+        while part := stream.read(1 << 22):
+            found.update(part)
+    return found.hexdigest().encode(), len(size) + place

@@ -1,0 +1,92 @@
+"""The frozen trunk: the layers below the first that is trained. What comes out of it never changes in a step."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ...plugin.protocol import Batch, Policy, Scores
+from ..model.adapters import swapped_classes
+
+
+class Trunk(NamedTuple):
+    """size: how many layers it has. top: the last of them."""
+
+    size: int
+    top: nn.Module
+
+    @contextmanager
+    def recorded(self, outputs: list[Any]) -> Iterator[None]:
+        """What the trunk gives in the context is appended to `outputs`."""
+
+        def call(layer, *args, **kwargs):
+            outputs.append(kind.__call__(layer, *args, **kwargs))
+            return outputs[-1]
+
+        kind = type(self.top)
+        with swapped_classes([(self.top, type(kind.__name__, (kind,), {"__call__": call}))]):
+            yield
+
+    @contextmanager
+    def replayed(self, outputs: Sequence[Any]) -> Iterator[None]:
+        """The trunk gives `outputs`, one a call: nothing below is computed (MLX is lazy) or differentiated."""
+
+        def call(layer, *args, **kwargs):
+            kind.__call__(layer, *args, **kwargs)  # for its cache, which a layer above may read
+            return next(remaining)
+
+        remaining, kind = iter(outputs), type(self.top)
+        with swapped_classes([(self.top, type(kind.__name__, (kind,), {"__call__": call}))]):
+            yield
+
+
+def find_trunk(model: nn.Module, head: Collection[str]) -> Trunk | None:
+    """The trunk of a model, if it has one.
+
+    head: names of the parameters of the head, which may be trained all the same.
+    """
+    layers: Any = model.layers
+    trained = [name for name, _ in tree_flatten(model.trainable_parameters()) if name not in head]
+    counts = [len(tree_flatten(layer.trainable_parameters())) for layer in layers]
+    first = next((i for i, count in enumerate(counts) if count), 0)
+    return Trunk(first, layers[first - 1]) if first and sum(counts) == len(trained) else None
+
+
+class OverTrunk:
+    """A policy for which the trunk has run over one batch already; any other it computes in full.
+
+    Arguments:
+        policy: the way to compute log-probs.
+        outputs: what the trunk gave when `policy` was called with `batch`.
+    """
+
+    def __init__(self, policy: Policy, trunk: Trunk, batch: Batch, outputs: Sequence[Any]):
+        self.policy, self.trunk, self.batch, self.outputs = policy, trunk, batch, outputs
+        self.model: nn.Module = policy.model
+
+    def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
+        """See `Policy`."""
+        if any(getattr(batch, name) is not getattr(self.batch, name) for name in TOKENS):
+            return self.policy(batch, weights, statistics=statistics)
+        with self.trunk.replayed(self.outputs):
+            return self.policy(batch, weights, statistics=statistics)
+
+
+TOKENS = ("tokens", "prompts", "completions", "prompt_lengths", "lengths")
+"""What of a batch goes through the trunk, and how."""
+
+
+def compared(
+    policy: Policy, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
+) -> tuple[mx.array, OverTrunk]:
+    """The reference's log-probs of a batch, (rows,) float32, nats, and the policy over the same run of the trunk.
+
+    weights: what each completion token counts. as_reference: a context in which the model is the reference.
+    """
+    outputs: list[Any] = []
+    with as_reference, trunk.recorded(outputs):
+        logps = policy(batch, weights).weighted_logps
+    return mx.stop_gradient(logps.astype(mx.float32)), OverTrunk(policy, trunk, batch, outputs)

@@ -1,0 +1,233 @@
+"""Log-probs of tokens from hidden states, block by block: the logits of all tokens never stand in memory at once.
+
+A token's log-prob depends on its own hidden state only. With a frozen head the forward can therefore compute its
+gradient with respect to that state as well and keep it; the backward is then a product, and nothing is recomputed.
+Over the vocabulary the sums run along as in flash attention (Dao et al. 2022, arXiv 2205.14135, section 3.1), with the
+states for queries and the rows of the head for keys and values.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from .plain import Exponentials, at_least_float32, exp
+
+
+class Head(Protocol):
+    """(positions, hidden) states → (positions, vocabulary) logits, or (positions, tokens) those of some tokens."""
+
+    def __call__(self, states: mx.array, tokens: slice | mx.array | None = None, /) -> mx.array: ...
+
+
+Columns = tuple[mx.array, ...]
+"""Of each position, (positions,) float32: log-prob (nats), mean logit over the vocabulary, and where statistics are
+asked for entropy and log-collision (see `Scores`). Only the log-probs have a gradient."""
+
+BLOCK_BYTES = {"cpu": 4 * 1024**2, "gpu": 128 * 1024**2}
+"""Size of the float32 logits that are computed at a time: on a CPU what stays in its cache."""
+
+MOST_POSITIONS = 1024
+"""Positions of a block: more are no faster (measured on a CPU)."""
+
+FEWEST_POSITIONS = 64
+"""Products with fewer rows than this are slow, whatever the vocabulary (measured on a CPU)."""
+
+
+class Blocks(NamedTuple):
+    """How many positions and how many tokens of the vocabulary to take at a time."""
+
+    positions: int
+    tokens: int
+
+
+def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
+    """The blocks for so many positions on the default device.
+
+    cuttable: whether the head can compute some tokens alone.
+    """
+    logits = BLOCK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"] // 4
+    if not cuttable:
+        return Blocks(max(FEWEST_POSITIONS, logits // vocabulary), vocabulary)
+    positions = min(positions, max(MOST_POSITIONS, logits // vocabulary))
+    return Blocks(positions, min(vocabulary, logits // positions))
+
+
+def head_logps(
+    head: Head, vocabulary: int, hidden: mx.array, targets: mx.array, blocks: Blocks, statistics: bool = False
+) -> Columns:
+    """Log-probs where no gradient is wanted. (One can be taken all the same; the logits are then kept.)
+
+    The arguments are those of `frozen_head_logps`.
+    """
+
+    def scored(states: mx.array, where: slice) -> Columns:
+        if blocks.tokens < vocabulary:
+            return _in_blocks(head, vocabulary, states, targets[where], blocks.tokens, statistics, gradient=False)
+        return _scored(at_least_float32(head(states)), targets[where], statistics)
+
+    logps, *rest = _in_turn(scored, hidden, blocks.positions)
+    return logps, *map(mx.stop_gradient, rest)
+
+
+def _in_turn(function: Callable[[mx.array, slice], Columns], hidden: mx.array, positions: int) -> Columns:
+    """`function` of some states at a time, one after the other, so that logits die before the next are born."""
+    parts: list[Columns] = []
+    for start in range(0, hidden.shape[0], positions):
+        where = slice(start, start + positions)
+        states = hidden[where]
+        if parts:
+            (states,) = mx.depends([states], list(parts[-1]))
+        parts.append(function(states, where))
+    return tuple(mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+
+
+def _scored(logits: mx.array, targets: mx.array, statistics: bool) -> Columns:
+    @mx.custom_function
+    def scored(logits):
+        exponentials = Exponentials.of(logits)
+        rest = exponentials.statistics() if statistics else ()
+        return exponentials.logps(targets), logits.mean(axis=-1), *rest
+
+    @scored.vjp
+    def _(logits, cotangents, outputs):
+        return cotangents[0][:, None] * Exponentials.of(logits).logps_gradient(targets)
+
+    return scored(logits)  # pyright: ignore[reportReturnType]
+
+
+def frozen_head_logps(
+    head: Head, vocabulary: int, hidden: mx.array, targets: mx.array, blocks: Blocks, statistics: bool = False
+) -> Columns:
+    """Log-probs where no parameter of the head is trained.
+
+    Arguments:
+        vocabulary: tokens that the head knows.
+        hidden: (positions, hidden) states; the gradient goes to these alone.
+        targets: (positions,) token ids.
+        blocks: positions and tokens to take at a time.
+        statistics: whether to give entropy and log-collision as well.
+    """
+
+    def scored_with_gradient(states: mx.array, where: slice) -> Columns:
+        if blocks.tokens < vocabulary:
+            return _in_blocks(head, vocabulary, states, targets[where], blocks.tokens, statistics, gradient=True)
+        return _with_gradient(head, states, targets[where], statistics)
+
+    @mx.custom_function
+    def scored(hidden):
+        return _in_turn(scored_with_gradient, hidden, blocks.positions)
+
+    @scored.vjp
+    def _(primals, cotangents, outputs):
+        gradient = outputs[-1]
+        return gradient * cotangents[0][:, None].astype(gradient.dtype)
+
+    logps, *rest, _ = scored(hidden)  # pyright: ignore[reportGeneralTypeIssues]
+    return logps, *map(mx.stop_gradient, rest)
+
+
+def _with_gradient(head: Head, states: mx.array, targets: mx.array, statistics: bool) -> Columns:
+    """`Columns`, and the gradient of each log-prob with respect to its state."""
+    raw = head(states)
+    logits = at_least_float32(raw)
+    exponentials = Exponentials.of(logits)
+    _, (gradient,) = mx.vjp(head, [states], [exponentials.logps_gradient(targets).astype(raw.dtype)])
+    rest = exponentials.statistics() if statistics else ()
+    return exponentials.logps(targets), logits.mean(axis=-1), *rest, gradient
+
+
+def _in_blocks(
+    head: Head,
+    vocabulary: int,
+    states: mx.array,
+    targets: mx.array,
+    tokens: int,
+    statistics: bool,
+    gradient: bool,
+) -> Columns:
+    """As `_with_gradient`, `tokens` of the vocabulary at a time; without the gradient where none is asked for.
+
+    The sums over the vocabulary are kept relative to the largest logit m so far: with z = logit − m these are Σ exp z,
+    Σ z exp z, Σ (exp z)² and Σ exp z ∂z/∂state. The target's own logit and its gradient come from the rows of all
+    targets at once: square, but small beside the rest.
+    """
+    own_logit = lambda states: mx.diagonal(head(states, targets))  # noqa: E731
+    (own,), (of_own,) = mx.vjp(own_logit, [states], [mx.ones(targets.shape, states.dtype)])
+    largest = own = at_least_float32(own)[:, None]
+    total = products = squares = logit_sum = mx.zeros_like(own)
+    of_total = mx.zeros(states.shape, own.dtype)
+    summed = lambda values: values.sum(axis=-1, keepdims=True)  # noqa: E731
+
+    for start in range(0, vocabulary, tokens):
+        (states,) = mx.depends([states], [total, products, squares, logit_sum, of_total])  # one block after the other
+        of_block = lambda states, block=slice(start, start + tokens): head(states, block)  # noqa: E731
+        raw = of_block(states)
+        logits = at_least_float32(raw)
+        before, largest = largest, mx.maximum(largest, logits.max(axis=-1, keepdims=True))
+        z, risen = logits - largest, before - largest
+        exponentials, shrunk = exp(z), mx.exp(risen)
+        logit_sum = logit_sum + summed(logits)
+        if statistics:
+            products = shrunk * (products + risen * total) + summed(z * exponentials)
+            squares = mx.square(shrunk) * squares + summed(mx.square(exponentials))
+        if gradient:
+            _, (more,) = mx.vjp(of_block, [states], [exponentials.astype(raw.dtype)])
+            of_total = shrunk * of_total + more
+        total = shrunk * total + summed(exponentials)
+
+    columns = [own - largest - mx.log(total), logit_sum / vocabulary]
+    if statistics:
+        columns += [mx.log(total) - products / total, mx.log(squares) - 2 * mx.log(total)]
+    rest = [(of_own - of_total / total).astype(states.dtype)] if gradient else []
+    return *(column[:, 0] for column in columns), *rest
+
+
+def trained_head_logps(
+    head: Callable[[Any, mx.array, mx.array], mx.array],
+    parameters: Any,
+    hidden: mx.array,
+    targets: mx.array,
+    chunk: int,
+    statistics: bool = False,
+) -> Columns:
+    """Log-probs where parameters of the head are trained: each chunk is computed again in the backward.
+
+    Arguments:
+        head: (parameters, states, key) → logits. All that is trained in it must come through `parameters`, and all
+            that is random through `key`, or the second computation would not be that of the first.
+
+    The others are those of `frozen_head_logps`.
+    """
+
+    flat = tree_flatten(parameters)
+    names = [name for name, _ in flat]
+    keys = mx.random.randint(0, 2**31 - 1, (-(-hidden.shape[0] // chunk), 2)).astype(mx.uint32)
+
+    def scored_chunk(own: Sequence[mx.array], states: mx.array, where: slice, statistics: bool = statistics) -> Columns:
+        tree = tree_unflatten(list(zip(names, own, strict=True)))
+        logits = head(tree, states, keys[where.start // chunk])
+        return _scored(at_least_float32(logits), targets[where], statistics)
+
+    @mx.custom_function
+    def scored(*arrays):
+        *own, hidden = arrays
+        return _in_turn(lambda states, where: scored_chunk(own, states, where), hidden, chunk)
+
+    @scored.vjp
+    def _(arrays, cotangents, outputs):
+        *own, hidden = arrays
+        totals, of_states = [mx.zeros_like(value) for value in own], []
+
+        for start in range(0, hidden.shape[0], chunk):
+            where = slice(start, start + chunk)
+            (states,) = mx.depends([hidden[where]], [*totals, *of_states[-1:]])  # as in `_in_turn`
+            logps = lambda *arrays, where=where: scored_chunk(arrays[:-1], arrays[-1], where, False)[0]  # noqa: E731
+            *gradients, of_chunk = mx.vjp(logps, [*own, states], [cotangents[0][where]])[1]
+            totals = [total + gradient for total, gradient in zip(totals, gradients, strict=True)]
+            of_states.append(of_chunk)
+        return *totals, mx.concatenate(of_states)
+
+    logps, *rest = scored(*(value for _, value in flat), hidden)  # pyright: ignore[reportGeneralTypeIssues]
+    return logps, *map(mx.stop_gradient, rest)

@@ -1,0 +1,151 @@
+"""The prompt once for both completions: caches that keep its keys and values and let completions continue there.
+
+The prompt runs without its last token; the rows of completions begin with that token, so what the last token needs of
+the last layer and of the head is never computed for the prompt. Prompts are padded on the right, and each row sees of
+its prompt what is not padding.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ConcatenateKVCache,
+    KVCache,
+    RotatingKVCache,
+    _BaseCache,
+    create_attention_mask,
+)
+
+from .split_model import Halves
+
+Lengths = mx.array | int
+"""Tokens of each row's prompt that ran (its own length minus one): (rows,) int32, or the same for all."""
+
+
+class PrefixCache(_BaseCache):
+    """Keeps the keys and values of the prompts while they run, and gives them to the rows that continue.
+
+    Arguments:
+        lengths: 0 while the prompts themselves run.
+        keys, values: (rows, heads, prompt width, size), from the run of the prompts.
+    """
+
+    def __init__(self, lengths: Lengths = 0, keys: mx.array | None = None, values: mx.array | None = None):
+        self.offset = lengths
+        self.keys, self.values = keys, values
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """The prompt's keys and values, then these."""
+        self.offset = self.offset + keys.shape[2]
+        if self.keys is not None and self.values is not None:
+            keys = mx.concatenate([self.keys, keys], axis=2)
+            values = mx.concatenate([self.values, values], axis=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """What `update_and_fetch` gave, for layers that share it."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
+        """Which keys each of `N` new positions sees: "causal", None, (N, keys) bool, or (rows, 1, N, keys) bool."""
+        if isinstance(self.offset, int):
+            return create_attention_mask(N, self.offset, return_array, window_size)
+        assert self.keys is not None
+        rows = self.offset[:, None]
+        ahead = mx.broadcast_to(mx.arange(self.keys.shape[2])[None], (rows.shape[0], self.keys.shape[2]))
+        new = rows + mx.arange(N)[None]  # true positions of the new tokens
+        keys = mx.concatenate([ahead, new], axis=1)
+        real = mx.concatenate([ahead < rows, mx.ones(new.shape, mx.bool_)], axis=1)
+        mask = real[:, None, :] & (keys[:, None, :] <= new[:, :, None])
+        if window_size:
+            mask = mask & (new[:, :, None] < keys[:, None, :] + window_size)
+        return mask[:, None]
+
+    def continued(self, lengths: Lengths, copies: int) -> "PrefixCache":
+        """The cache for rows that continue: `copies` rows for each prompt, one copy of all prompts after the other."""
+        keys, values = (mx.concatenate([array] * copies) for array in self.keys_and_values())
+        return PrefixCache(lengths, keys, values)
+
+    def empty(self) -> bool:
+        """Whether it holds no keys."""
+        return self.keys is None
+
+
+def prompt_caches(model: nn.Module) -> list[Any]:
+    """An empty cache for each layer: states of recurrent layers in the model's own kind, keys and values in ours.
+
+    Raises:
+        ValueError: the model uses a cache of another kind than those that are understood here.
+    """
+    mlx_lm_model: Any = model
+    made = mlx_lm_model.make_cache() if hasattr(model, "make_cache") else [None] * len(mlx_lm_model.layers)
+    return [_prompt_cache(cache) for cache in made]
+
+
+def has_states(model: nn.Module) -> bool:
+    """Whether a layer keeps a state instead of keys and values: padding a prompt would run into it."""
+    return any(_holds_state(cache) for cache in prompt_caches(model))
+
+
+def key_heads(halves: Halves) -> set[int]:
+    """How many heads of keys the layers have."""
+    caches = prompt_caches(halves.model)
+    halves.hidden(mx.array([[1, 2]]), caches)
+    flat = [inner for cache in caches for inner in (cache.caches if isinstance(cache, CacheList) else [cache])]
+    return {cache.keys.shape[1] for cache in flat if isinstance(cache, PrefixCache) and cache.keys is not None}
+
+
+def _holds_state(cache: Any) -> bool:
+    return isinstance(cache, ArraysCache) or (isinstance(cache, CacheList) and any(map(_holds_state, cache.caches)))
+
+
+def _prompt_cache(made: Any) -> Any:
+    if type(made) is ArraysCache:
+        return made
+    if type(made) is CacheList:
+        return CacheList(*(_prompt_cache(cache) for cache in made.caches))
+    if made is None or type(made) in (KVCache, RotatingKVCache, ConcatenateKVCache):
+        return PrefixCache()
+    raise ValueError(f"a cache of kind {type(made).__name__} is not understood")
+
+
+def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:
+    if isinstance(cache, ArraysCache):
+        new = ArraysCache(len(cache.cache))
+        new.cache = [None if state is None else mx.concatenate([state] * copies) for state in cache.cache]
+        return new
+    if isinstance(cache, CacheList):
+        return CacheList(*(_continued(inner, lengths, copies) for inner in cache.caches))
+    return cache.continued(lengths, copies)
+
+
+def completion_states(
+    halves: Halves, prompts: mx.array, completions: mx.array, prompt_lengths: mx.array | None = None
+) -> mx.array:
+    """Hidden states at the positions that predict the completion tokens.
+
+    Arguments:
+        prompts: (prompts, prompt width) int32, padded on the right.
+        completions: (rows, width) int32; rows a multiple of prompts: row i continues prompt i modulo prompts.
+        prompt_lengths: (prompts,) int32, each at least 1; None where no prompt is padded.
+
+    Returns:
+        (rows, width, hidden).
+    """
+    copies = completions.shape[0] // prompts.shape[0]
+    if prompt_lengths is None:
+        last, lengths = prompts[:, -1:], prompts.shape[1] - 1
+    else:
+        last = mx.take_along_axis(prompts, prompt_lengths[:, None] - 1, axis=1)
+        lengths = mx.concatenate([prompt_lengths - 1] * copies)
+    inputs = mx.concatenate([mx.concatenate([last] * copies), completions[:, :-1]], axis=1)
+    if prompts.shape[1] == 1:
+        return halves.hidden(inputs)
+    caches = prompt_caches(halves.model)
+    halves.hidden(prompts[:, :-1], caches)
+    return halves.hidden(inputs, [_continued(cache, lengths, copies) for cache in caches])

@@ -1,0 +1,184 @@
+"""Which way to compute log-probs is exact on this model? It is tried out, on the loaded model itself, at the start.
+
+Padding, caches and masks that a model does not heed give wrong gradients without any error. So no way is taken on
+trust: each must give what plain forwards of single, unpadded rows give, on a few small uneven batches.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...plugin.protocol import Batch, Policy, Scores
+from ...settings import RunSettings
+from ..model.adapters import adapter_layers, adapters_off
+from .chunked import ChunkedPolicy
+from .frozen_trunk import Trunk, compared, find_trunk
+from .plain import PlainPolicy
+from .prefix_cache import has_states, key_heads
+from .shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from .split_model import Halves, find_halves
+from .verify import Trial
+
+MOST_ROWS = 32
+"""Rows of the largest batch that is tried."""
+
+
+class Choice(NamedTuple):
+    """policy: the way to take. words: what it is and why, for people. compilable: whether `mx.compile` can trace it.
+    trunk: the frozen trunk, if what comes out of it can be kept from the reference's forward for the policy's.
+    """
+
+    policy: Policy
+    words: str
+    compilable: bool = True
+    trunk: Trunk | None = None
+
+
+PLAIN = "prompt and completion through the whole model"
+
+
+def choose_policy(model: nn.Module, settings: RunSettings, example: Batch | None = None) -> Choice:
+    """The fastest way that is exact on `model` as it is now; the plain way if the settings ask for it.
+
+    example: one of the data, a long one: what windows and scaled positions do shows in no short row.
+    """
+    if settings.engine == "plain":
+        return Choice(PlainPolicy(model), f"{PLAIN} (engine: plain)")
+    with _training_without_dropout(model):
+        choice = _choose(model, settings, example)
+    mx.clear_cache()
+    return choice
+
+
+@contextmanager
+def _training_without_dropout(model: nn.Module) -> Iterator[None]:
+    """As in training, when models take other paths than for generation, but without chance."""
+    training = model.training
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+class Way(NamedTuple):
+    """A way to compute log-probs that may be exact.
+
+    make: the policy of a model's halves. words, compilable: as in `Choice`.
+    small: the same way for rows as short as those of the probe; `make` if None.
+    """
+
+    make: Callable[[Halves], HeadPolicy]
+    words: str
+    compilable: bool = True
+    small: Callable[[Halves], HeadPolicy] | None = None
+
+
+def _ways(model: nn.Module, settings: RunSettings) -> list[Way]:
+    """The ways to try, the fastest first; those in pieces before them if long rows are announced."""
+    together = Way(HeadPolicy, "prompt and completion together")
+    if settings.grad_checkpoint:  # mlx-lm's checkpointing loses gradients that go through a cache
+        return [together]
+    try:
+        padded = not has_states(model)
+    except Exception:  # caches of a kind that is not understood, or whatever else making them raises
+        return [together]
+    once = [Way(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
+    if padded:
+        once.insert(0, Way(SharedPrefixPolicy, "the prompt once for its completions"))
+    if not settings.efficient_long_context or _dropouts(model):
+        return once
+    width = settings.long_context_chunk
+    words = f"in pieces of {width} tokens, the prompt once for its completions"
+    pieces = [
+        Way(partial(ChunkedPolicy, width=width, pairwise=True), f"{words}, prompt by prompt", False, _small(True))
+    ]
+    if padded:
+        pieces.insert(0, Way(partial(ChunkedPolicy, width=width), words, False, _small(False)))
+    return [*pieces, *once]
+
+
+def _dropouts(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Dropout) and module._p_1 < 1]
+
+
+def _small(pairwise: bool) -> Callable[[Halves], HeadPolicy]:
+    """Pieces so short that the rows of the probe have borders."""
+    return partial(ChunkedPolicy, width=2, pairwise=pairwise)
+
+
+def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> Choice:
+    plain = PlainPolicy(model)
+    halves = find_halves(model)
+    if halves is None:
+        return Choice(plain, f"{PLAIN} (its head cannot be parted)")
+    vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
+    try:
+        trial = Trial(model, vocabulary, _row_counts(halves))
+    except Exception as error:  # whatever a model raises of which no gradient can be taken
+        return Choice(plain, f"{PLAIN} (no gradient could be taken: {error})")
+    refused = ""
+    if settings.efficient_long_context and _dropouts(model):
+        refused = "; not in pieces: dropout would differ when they are computed again"
+    for way in _ways(model, settings):
+        tried = (way.small or way.make)(halves)
+        tried.for_gradient = True
+        difference = trial.difference(tried)
+        if trial.passes(difference):
+            made = way.make(halves)
+            if example is not None and not trial.agrees(made, HeadPolicy(halves), example):
+                refused += f"; {way.words}: not exact on row {int(example.ids[0])} of the data"
+                continue
+            exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
+            words = f"{way.words}, the head at completion tokens only ({exactness})"
+            trunk = _shared_trunk(tried, trial)
+            return Choice(made, words, way.compilable and _traceable(tried, trial.batches[0]), trunk)
+        refused += f"; {way.words}: not exact here"
+    if not trial.passes(trial.difference(plain)):
+        refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
+    return Choice(plain, f"{PLAIN}{refused}", _traceable(plain, trial.batches[0]))
+
+
+def _shared_trunk(policy: HeadPolicy, trial: Trial) -> Trunk | None:
+    """The frozen trunk, if the policy is exact over the run of it that the reference has made."""
+    model: Any = policy.model
+    trunk = find_trunk(model, policy.halves.head_names)
+    if trunk is None or not _same_for_both(model, trunk, policy.halves.head_names):
+        return None
+
+    def over_the_same(batch: Batch) -> Scores:
+        _, own = compared(policy, trunk, batch, None, adapters_off(model))
+        return own(batch)
+
+    return trunk if trial.passes(trial.difference(over_the_same)) else None
+
+
+def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> bool:
+    """Whether neither adapters nor chance make a difference but above the trunk."""
+    names = {id(module): name for name, module in model.named_modules()}
+    of_head = [layer for layer in adapter_layers(model) if f"{names[id(layer)]}.lora_a" in head_names]
+    above = {id(module) for layer in (*model.layers[trunk.size :], *of_head) for module in layer.modules()}
+    return all(id(module) in above for module in (*adapter_layers(model), *_dropouts(model)))
+
+
+def _row_counts(halves: Halves) -> set[int]:
+    """As many rows as a layer has heads: where a mask of rows can be taken for one of heads."""
+    try:
+        return {heads for heads in key_heads(halves) if heads <= MOST_ROWS}
+    except Exception:  # a model that does not run on our caches fails the trial of them, whatever it raises
+        return set()
+
+
+def _traceable(policy: Policy, batch: Batch) -> bool:
+    try:
+        mx.compile(lambda batch: policy(batch).logps)(batch)
+    except Exception:  # a model that looks at values, as some mixtures of experts do
+        return False
+    return True

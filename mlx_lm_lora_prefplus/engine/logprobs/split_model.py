@@ -1,0 +1,156 @@
+"""The two halves of a model: tokens → hidden states (the backbone), hidden states → logits (the head).
+
+mlx-lm's models are called whole. Here the instance of the backbone gets another class for the length of a call: once
+to catch what it returns and leave the model at that point, once to hand in hidden states of our own. The model's own
+code runs in between, so scales, soft caps, tied and quantised heads need nothing from us.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..model.adapters import swapped_classes
+
+
+class _Caught(Exception):
+    """Carries the hidden states out of the model."""
+
+
+@cache
+def _catching(backbone: type) -> type:
+    def call(self, *args, **kwargs):
+        raise _Caught(backbone.__call__(self, *args, **kwargs))
+
+    return type(f"Catching{backbone.__name__}", (backbone,), {"__call__": call})
+
+
+def _giving(backbone: type, hidden: mx.array) -> type:
+    return type(f"Giving{backbone.__name__}", (backbone,), {"__call__": lambda self, *args, **kwargs: hidden})
+
+
+class Halves:
+    """A model with the module in it that turns tokens into hidden states.
+
+    Arguments:
+        model: an mlx-lm model.
+        backbone: a module of it whose output the rest of the model turns into logits.
+
+    Attributes, filled in by `find_halves`:
+        vocabulary: tokens of the head.
+        head_names: names of the parameters that the logits of given hidden states depend on.
+        head_dropouts: dropout outside the layers.
+        cuts: the parameters of the head that hold something for each token, each as (module, key, axis of the tokens);
+            empty where the head cannot compute some tokens alone.
+    """
+
+    def __init__(self, model: nn.Module, backbone: nn.Module):
+        self.model, self.backbone = model, backbone
+        self.vocabulary = 0
+        self.head_names: frozenset[str] = frozenset()
+        self.head_dropouts: list[nn.Module] = []
+        self.cuts: list[tuple[nn.Module, str, int]] = []
+
+    def hidden(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
+        """(rows, width, hidden) states of (rows, width) tokens."""
+        try:
+            with swapped_classes([(self.backbone, _catching(type(self.backbone)))]):
+                self.model(tokens, cache=cache)
+        except _Caught as caught:
+            return caught.args[0]
+        raise ValueError(f"{type(self.model).__name__} did not call its {type(self.backbone).__name__}")
+
+    def logits(self, hidden: mx.array, tokens: slice | mx.array | None = None) -> mx.array:
+        """(rows, width, vocabulary) logits of (rows, width, hidden) states; with `cuts`, of some tokens alone."""
+        inputs = mx.zeros(hidden.shape[:2], mx.int32)
+        with swapped_classes([(self.backbone, _giving(type(self.backbone), hidden))]), self._cut(tokens):
+            return self.model(inputs)
+
+    @contextmanager
+    def _cut(self, tokens: slice | mx.array | None) -> Iterator[None]:
+        """The head holds the rows of some tokens alone."""
+        whole = [] if tokens is None else [(module, key, module[key]) for module, key, _ in self.cuts]
+        try:
+            for (module, key, value), (_, _, axis) in zip(whole, self.cuts, strict=False):
+                module[key] = value[tokens] if axis == 0 else value[:, tokens]
+            yield
+        finally:
+            for module, key, value in whole:
+                module[key] = value
+
+
+def arrays(tree: Any) -> dict[str, mx.array]:
+    """Name → array of a tree of parameters."""
+    return dict(tree_flatten(tree))  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def find_halves(model: nn.Module) -> Halves | None:
+    """The innermost module that owns the layers and whose output gives the model's logits exactly, or None."""
+    tokens = mx.array([[1, 2, 3]], mx.int32)
+    expected = model(tokens)
+    for module in _owners_of_layers(model):
+        halves = Halves(model, module)
+        try:
+            hidden = halves.hidden(tokens)
+            logits = halves.logits(hidden)
+        except Exception:  # whatever a model does when it is called in two halves, this module is not the one
+            continue
+        if logits.shape == expected.shape and mx.array_equal(logits, expected, equal_nan=True):
+            halves.vocabulary = expected.shape[-1]
+            halves.head_names = _head_names(halves, mx.stop_gradient(hidden[:, :1]))
+            halves.cuts = _cuts(halves, hidden, expected)
+            halves.head_dropouts = [m for _, m in _outside_layers(model) if isinstance(m, nn.Dropout)]
+            return halves
+    return None
+
+
+def _owners_of_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules that hold the layers, under whatever name and however deep; innermost first, without the model itself."""
+    layers = {id(layer) for layer in model.layers}  # pyright: ignore[reportOptionalIterable]
+
+    for _, module in sorted(model.named_modules(), key=lambda item: -item[0].count(".")):
+        if module is not model and id(module) not in layers and any(id(inner) in layers for inner in module.modules()):
+            yield module
+
+
+def _outside_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    inside = {id(module) for layer in model.layers for module in layer.modules()}  # pyright: ignore[reportOptionalIterable]
+    return [(name, module) for name, module in model.named_modules() if id(module) not in inside]
+
+
+def _head_names(halves: Halves, hidden: mx.array) -> frozenset[str]:
+    """Names of the parameters that turn logits into NaN when they are NaN themselves."""
+    names = set()
+    for path, module in _outside_layers(halves.model):
+        for key, value in module.items():
+            if not (isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)):
+                continue
+            module[key] = mx.broadcast_to(mx.array(float("nan"), value.dtype), value.shape)
+            try:
+                if mx.isnan(halves.logits(hidden)).any().item():
+                    names.add(f"{path}.{key}" if path else key)
+            finally:
+                module[key] = value
+    return frozenset(names)
+
+
+def _cuts(halves: Halves, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
+    """What `Halves.cuts` says, if the logits of some tokens come out of it."""
+    found = Halves(halves.model, halves.backbone)
+    for path, module in _outside_layers(halves.model):
+        if any(name.rpartition(".")[0] == path for name in halves.head_names):
+            for key, value in module.items():
+                if isinstance(value, mx.array) and halves.vocabulary in value.shape:
+                    found.cuts.append((module, key, value.shape.index(halves.vocabulary)))
+    some = mx.array([halves.vocabulary - 1, 0])
+    try:
+        cut = found.logits(hidden, some)
+    except Exception:  # whatever a model does with fewer tokens than it was made for
+        return []
+    if cut.shape[-1] == some.size and mx.allclose(cut, logits[..., some], rtol=1e-2, atol=1e-2, equal_nan=True).item():
+        return found.cuts
+    return []

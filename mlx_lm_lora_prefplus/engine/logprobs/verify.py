@@ -1,0 +1,189 @@
+"""What a way to compute log-probs is held against: plain forwards of a few short rows, each alone and unpadded.
+
+Twice: gradients, as the model is trained; and log-probs in float32, because a model of lower precision has noise of
+1e-2 and more that a wrong mask could hide in. (Weights are converted one by one as they are used, and freed again.)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from ...data.batches.collate import collate
+from ...data.batches.slicing import part
+from ...plugin.protocol import Batch, Policy, Scores
+from .plain import at_least_float32
+from .split_model import arrays
+
+EXACT = 1e-4
+"""Relative L2 difference that is rounding in float32."""
+
+NOISE = 10
+"""How many times the difference between a row alone and the same row twice in a batch is still rounding."""
+
+CAP = 1e-2
+"""A difference above is no rounding in float32, however noisy the device is."""
+
+NARROW = 0.2
+"""Relative L2 difference of gradients that may be rounding in lower precision; the log-probs tell more there."""
+
+COMPARED_BYTES = 256_000_000
+"""Of a large trained model the smallest tensors are compared, up to this size; they lie in every layer."""
+
+LENGTHS = [(5, 3, 4), (1, 4, 1), (7, 1, 5)]
+"""Tokens of prompt, chosen and rejected of the rows."""
+
+HALF = (mx.bfloat16, mx.float16)
+
+Gradient = dict[str, mx.array]
+
+Row = dict[str, list[int]]
+"""Tokens of `prompt`, `chosen` and `rejected`."""
+
+SIDES = ("chosen", "rejected")
+
+
+class Difference(NamedTuple):
+    """Relative L2 differences from plain forwards; infinite where something failed or is not finite."""
+
+    gradients: float
+    logps: float
+
+
+class Trial:
+    """The rows, and what plain forwards make of them.
+
+    Arguments:
+        model: in training mode, without dropout.
+        vocabulary: token ids to draw from.
+        row_counts: sizes of batches to try, in rows, besides those of 2 and 3 pairs; odd ones as single completions.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary: int, row_counts: set[int]):
+        self.model = model
+        self.names = _compared(model)
+        rng = np.random.default_rng(0)
+        draw = lambda count: rng.integers(1, vocabulary, count).tolist()  # noqa: E731
+        self.rows: list[Row] = [
+            {"prompt": draw(prompt), "chosen": draw(chosen), "rejected": draw(rejected)}
+            for prompt, chosen, rejected in LENGTHS
+        ]
+        self.batches = [self._batch(count) for count in sorted({4, 6} | row_counts)]
+        self.alone = [self._gradient(self._alone(row, side)) for row in self.rows for side in SIDES]
+        with in_float32(model):
+            logps = mx.stack([self._alone(row, side)() for row in self.rows for side in SIDES])
+            again = self._alone(self.rows[0], "chosen", copies=2)()
+        self.logps = np.array(logps)
+        noise = Difference(
+            _difference(self._gradient(self._alone(self.rows[0], "chosen", copies=2)), self.alone[0]),
+            abs(again.item() / self.logps[0] - 1),
+        )
+        self.allowed = Difference(*(min(max(EXACT, NOISE * value), CAP) for value in noise))
+        if any(value.dtype in HALF for value in arrays(model.parameters()).values()):
+            self.allowed = self.allowed._replace(gradients=NARROW)
+
+    def _batch(self, rows: int) -> Batch:
+        """Pairs, the last without its rejected completion if `rows` is odd: then each row is an example of its own."""
+        pairs = (rows + 1) // 2
+        batch = collate([self.rows[i % len(self.rows)] for i in range(pairs)], np.arange(pairs))
+        if rows % 2 == 0:
+            return batch
+        return part(batch._replace(prompts=mx.concatenate([batch.prompts] * 2), ids=mx.arange(2 * pairs)), 0, rows)
+
+    def _which(self, rows: int) -> list[int]:
+        """For each row of a batch of so many its place in `alone`."""
+        pairs = (rows + 1) // 2
+        return [2 * (row % pairs % len(self.rows)) + row // pairs for row in range(rows)]
+
+    def _alone(self, row: Row, side: str, copies: int = 1) -> Callable[[], mx.array]:
+        """The summed log-prob of one completion, by a forward of nothing but prompt and completion."""
+        tokens = mx.array([row["prompt"] + row[side]] * copies)
+
+        def logp() -> mx.array:
+            logits = at_least_float32(self.model(tokens[:, :-1]))[:, len(row["prompt"]) - 1 :]
+            return -nn.losses.cross_entropy(logits, tokens[:, len(row["prompt"]) :]).sum() / copies
+
+        return logp
+
+    def _gradient(self, function: Callable[[], mx.array]) -> Gradient:
+        if not self.names:
+            return {}
+        _, gradient = nn.value_and_grad(self.model, function)()
+        taken = {name: value for name, value in arrays(gradient).items() if name in self.names}
+        mx.eval(taken)
+        return taken
+
+    def difference(self, policy: Callable[[Batch], Scores]) -> Difference:
+        """How far a way is from plain forwards, at worst over the batches."""
+        try:
+            found = [self._differences(policy, batch) for batch in self.batches]
+        except Exception:  # whatever a model raises when it is called in a way it does not know
+            return Difference(float("inf"), float("inf"))
+        return Difference(*(max(column) for column in zip(*found, strict=True)))
+
+    def passes(self, difference: Difference) -> bool:
+        """Whether differences are rounding."""
+        return difference.gradients <= self.allowed.gradients and difference.logps <= self.allowed.logps
+
+    def agrees(self, policy: Policy, simple: Policy, example: Batch) -> bool:
+        """Whether log-probs of one example are those of each completion alone by a simpler way."""
+        completions = example.lengths.size
+        filled = np.flatnonzero(np.array(example.completion_lengths))
+        rows = example._replace(
+            prompts=mx.concatenate([example.prompts] * completions), ids=mx.arange(completions), columns={}
+        )
+        with in_float32(self.model):
+            alone = [simple(part(rows, i, i + 1)).logps for i in filled.tolist()]
+            logps = policy(example).logps
+        wanted = np.array(mx.concatenate(alone))
+        off = np.linalg.norm(np.array(logps)[filled] - wanted) / np.linalg.norm(wanted)
+        return bool(off <= self.allowed.logps)
+
+    def _differences(self, policy: Callable[[Batch], Scores], batch: Batch) -> Difference:
+        rows = batch.lengths.shape[0]
+        which = self._which(rows)
+        with in_float32(self.model):
+            logps = policy(batch).logps
+        wanted = self.logps[which]
+        off = np.linalg.norm(np.array(logps) - wanted) / np.linalg.norm(wanted)
+        weights = np.linspace(1.0, -1.5, rows)  # so that no two rows can stand in for one another
+        share = np.zeros(len(self.alone))
+        np.add.at(share, which, weights)
+        expected = {
+            name: mx.array(sum(s * g[name].astype(mx.float32) for s, g in zip(share.tolist(), self.alone, strict=True)))
+            for name in self.names
+        }
+        given = self._gradient(lambda: (policy(batch).logps * mx.array(weights.astype(np.float32))).sum())
+        return Difference(_difference(given, expected), float(off) if np.isfinite(off) else float("inf"))
+
+
+def _compared(model: nn.Module) -> frozenset[str]:
+    """Names of the trained tensors to compare."""
+    sizes = sorted((value.nbytes, name) for name, value in arrays(model.trainable_parameters()).items())
+    total = np.cumsum([size for size, _ in sizes])
+    return frozenset(name for i, (_, name) in enumerate(sizes) if i == 0 or total[i] <= COMPARED_BYTES)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """The model's weights converted as they are used. What is computed inside must be evaluated outside."""
+    own = model.parameters()
+    model.update(tree_map(lambda value: value.astype(mx.float32) if value.dtype in HALF else value, own))
+    try:
+        yield
+    finally:
+        model.update(own)
+
+
+def _difference(given: Gradient, wanted: Gradient) -> float:
+    """Relative L2 difference of all tensors together; infinite if anything is not finite."""
+    if not wanted:
+        return 0.0
+    off = sum(mx.square((given[name] - value).astype(mx.float32)).sum() for name, value in wanted.items())
+    size = sum(mx.square(value.astype(mx.float32)).sum() for value in wanted.values())
+    ratio = float(np.sqrt(np.array(off) / max(float(np.array(size)), 1e-30)))
+    return ratio if np.isfinite(ratio) else float("inf")

@@ -1,0 +1,110 @@
+"""What to say when memory runs out: what was asked for, what is there, and what would lower it."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ...plugin import Batch
+from ...settings import RunSettings
+
+WORDS = (
+    *("out of memory", "unable to allocate", "insufficient memory", "maximum allowed buffer size", "bad_alloc"),
+    *(
+        "cudamalloc",
+        "cannot allocate memory",
+        "attempting to allocate",
+        "cuda_error_out_of_memory",
+        "[metal::malloc] resource limit",
+    ),
+)
+"""What MLX says on Metal, on CUDA and on the CPU, in lower case. (What a command buffer of Metal says ends the process
+before Python hears of it.)"""
+
+CHECKPOINTED = 0.5
+"""Share of a step's memory that gradient checkpointing saves, about: the activations inside of all layers but one."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in WORDS)
+
+
+def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings: RunSettings) -> str:
+    """A message for a run that ran out of memory, with three settings that would lower what it takes.
+
+    batch: the micro-batch that was under way.
+    """
+    asked = _asked(str(error))
+    weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(model.parameters())).values())
+    there = total_memory()
+    step = max(mx.get_peak_memory(), mx.get_active_memory() + (asked or 0)) - weights
+    of = ""
+    if batch is not None:
+        rows, width = batch.tokens.shape
+        of = f" on {batch.ids.shape[0]} examples ({rows} rows of up to {width} tokens)"
+    said = str(error).rstrip(".") or type(error).__name__
+    wanted = f" MLX asked for {_size(asked)} more." if asked else ""
+    told = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings)][:3]
+    return (
+        f"Out of memory{of}: {said}.{wanted} There are {_size(there)} in all; the model takes "
+        f"{_size(weights)}, a step about {_size(step)} besides. What would lower it: {'; '.join(told)}. What was saved "
+        "before is whole: --resume goes on from there (--resume force with another batch_size or max_seq_length)."
+    )
+
+
+def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, float]]:
+    """(a change of a setting, the share of a step's memory that it saves), the best first."""
+    width = batch.tokens.shape[1] if batch is not None else 0
+    if settings.token_budget:
+        yield f"token_budget {settings.token_budget} → {max(settings.token_budget // 2, 1)}", 0.5
+    elif settings.batch_size > 1:
+        half = settings.batch_size // 2
+        accumulation = settings.gradient_accumulation_steps
+        yield (
+            f"batch_size {settings.batch_size} → {half} (with gradient_accumulation_steps {accumulation} → "
+            f"{2 * accumulation} the updates stay what they are)",
+            1 - half / settings.batch_size,
+        )
+    if not (settings.grad_checkpoint or settings.efficient_long_context):
+        yield "grad_checkpoint: true", CHECKPOINTED
+    if width > 2 * settings.long_context_chunk and not settings.efficient_long_context:
+        yield "efficient_long_context: true", 1 - settings.long_context_chunk / width
+    if width > 1:
+        yield f"max_seq_length → {width // 2} (the longest row here has {width} tokens)", 0.5
+    if settings.efficient_long_context:
+        yield f"long_context_chunk {settings.long_context_chunk} → {max(settings.long_context_chunk // 2, 1)}", 0.3
+    if settings.train_type == "full":
+        yield "train_type: lora", 0.6
+    else:
+        yield "num_layers: half of the model's layers", 0.3
+    yield "lora_parameters rank → half", 0.05
+
+
+def _asked(text: str) -> int | None:
+    """The number of bytes in MLX's message."""
+    found = re.search(r"(?:allocate|allocating)\D{0,20}(\d+) bytes", text)
+    return int(found[1]) if found else None
+
+
+def bound_cache() -> None:
+    """Let MLX keep no more than a quarter of a GPU's memory for reuse: batches of many shapes would fill all of it."""
+    if mx.default_device().type == mx.gpu:
+        mx.set_cache_limit(total_memory() // 4)
+
+
+def total_memory() -> int:
+    """Bytes of memory that this machine's device has."""
+    info = mx.device_info()
+    for key in ("max_recommended_working_set_size", "memory_size", "total_memory"):
+        if info.get(key):
+            return int(info[key])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{max(count, 0) / 1e6:.1f} MB"

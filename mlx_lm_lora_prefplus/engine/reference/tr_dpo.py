@@ -1,0 +1,95 @@
+"""A reference that follows the policy: TR-DPO (Gorbatovski et al. 2024, arXiv:2404.09656)."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ...errors import UserError
+from ...plugin import Batch, Policy
+from ..model.adapters import adapter_layers
+from .precompute import Weights, as_reference, with_reference
+from .store import Store
+
+NEGLIGIBLE = 1e-4
+"""Shares of old policies below this are dropped from a mix of LoRA factors, whose rank would grow for ever."""
+
+
+class MovingReference:
+    """Every so many optimiser steps the reference becomes α·policy + (1 − α)·reference.
+
+    Until the first update the log-probs computed before training hold; from then on those of each batch are computed
+    when its turn comes, by the policy's own weights in memory with the reference's numbers for those that are trained.
+    LoRA products are mixed, not factors: the factors of the mix stand one behind the other, so its rank grows.
+
+    policy: what is trained. every: optimiser steps between updates. alpha: share of the policy in the new reference.
+    weights: what the tokens of a batch count in its sums.
+    parameters: name → the trained parameters as the reference has them; empty before the first update.
+
+    Raises:
+        UserError: DoRA layers with alpha < 1, whose mix is no DoRA layer.
+    """
+
+    def __init__(self, policy: Policy, every: int, alpha: float, weights: Weights):
+        self.policy, self.every, self.alpha, self.weights = policy, every, alpha, weights
+        self.model: nn.Module = policy.model
+        layers = adapter_layers(self.model)
+        if alpha < 1 and any("m" in layer for layer in layers):
+            raise UserError(
+                "sync_ref_model: a mix of DoRA layers is no DoRA layer. Set ref_model_mixup_alpha: 1, or take "
+                "train_type: lora."
+            )
+        # Weights that are trained themselves begin at what the policy begins at; adapters begin at nothing.
+        self._start = {name: value for name, value in self._trained().items() if not _is_factor(name)}
+        self.parameters: dict[str, mx.array] = {}
+
+    def after_update(self, step: int) -> None:
+        """Take the policy into the reference, if it is time. step: optimiser steps done."""
+        if step % self.every:
+            return
+        share = self.alpha
+        old = self.parameters or self._start
+        self.parameters = {
+            name: self._mixed(name, value, old.get(name), share) for name, value in self._trained().items()
+        }
+        mx.eval(self.parameters)
+
+    def _mixed(self, name: str, new: mx.array, old: mx.array | None, share: float) -> mx.array:
+        if share == 1:
+            return new
+        if not _is_factor(name):
+            assert old is not None
+            return share * new + (1 - share) * old
+        axis = 1 if name.endswith("lora_a") else 2 * (new.ndim == 3)
+        # The second factor carries the shares.
+        mixed = new if name.endswith("lora_a") else share * new
+        if old is not None:
+            mixed = mx.concatenate([mixed, old if name.endswith("lora_a") else (1 - share) * old], axis=axis)
+        most = math.ceil(math.log(NEGLIGIBLE) / math.log(1 - share)) * new.shape[axis]
+        return mixed if mixed.shape[axis] <= most else mx.take(mixed, mx.arange(most), axis=axis)
+
+    def _trained(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    def fill(self, batches: Iterable[Batch], store: Store | None) -> Iterator[Batch]:
+        """The batches with the log-probs of the reference as it is when each is taken.
+
+        store: those of the reference before the first update.
+        """
+        for batch in batches:
+            if self.parameters:
+                yield batch._replace(reference_logps=self._logps(batch))
+            else:
+                yield from with_reference([batch], store)
+
+    def _logps(self, batch: Batch) -> mx.array:
+        with as_reference(self.model, self.parameters):
+            logps = self.policy(batch, self.weights(batch)).weighted_logps.astype(mx.float32)
+            mx.eval(logps)
+        return logps
+
+
+def _is_factor(name: str) -> bool:
+    return name.endswith(("lora_a", "lora_b"))

@@ -1,0 +1,148 @@
+"""One micro-batch: its gradient, scaled so that the micro-batches of a step add up exactly."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from ...data.batches.slicing import part
+from ...plugin import Batch, Policy, Trainer
+from ...plugin.protocol import Unit
+from ..distributed import SharedPolicy, share
+from ..reference.in_step import Parameters, StepReference
+from .metric_sums import Layout, flatten
+
+State = Mapping[str, mx.array]
+"""See `Trainer.initial_state`."""
+
+CUT_POSITIONS = 1024
+"""On a CPU a batch is computed in parts of about so many tokens: larger ones are no faster and need more memory."""
+
+
+class GradientStep:
+    """Computes gradients of a trainer's loss with respect to the policy's trainable parameters.
+
+    Where the trainer says that its loss is separable, each of several processes computes its share of a batch alone,
+    and on a CPU examples run a few at a time: less memory and less padding for the same sums.
+
+    Arguments:
+        compiled: trace the computation once for each shape (pays on a GPU; on the CPU it only costs).
+        reference: gives the batches their reference; None where they come with it.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        policy: Policy,
+        options: Any,
+        compiled: bool,
+        reference: StepReference | None = None,
+    ):
+        self.layout: Layout = []
+        self.reference = reference
+        self.cuts = runs_in_parts(trainer, options, compiled)
+        self.ranks = None
+        if is_separable(trainer, options) and isinstance(policy, SharedPolicy):
+            self.ranks, policy = policy.ranks, policy.own
+
+        def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State, reference_has: Parameters | None):
+            own = policy
+            if reference is not None and reference_has is not None:
+                batch, own = reference.beside(batch, reference_has)
+            output = trainer.loss(own, batch, options, state)
+            self.layout, values = flatten(output)
+            total = mx.array(0.0)
+            for unit, value in output.sums.items():
+                total = total + value * scales[unit]
+            return total, values, output.state, batch.reference_logps
+
+        gradient = nn.value_and_grad(policy.model, scaled_loss)
+        if compiled:
+            # The model's state is an output too: tracing leaves placeholders in the model, and this puts arrays back.
+            kept = [policy.model.state, mx.random.state]
+            gradient = mx.compile(gradient, inputs=kept, outputs=kept)
+        self._gradient = gradient
+
+    def __call__(
+        self, batch: Batch, units_of_step: Mapping[Unit, int], state: State | None = None
+    ) -> tuple[mx.array, Any, dict[str, mx.array]]:
+        """The flattened sums of this micro-batch (see `layout`), its share of the step's gradient, and the new state.
+
+        units_of_step: how many of each unit the whole optimiser step holds.
+        state: that of a trainer that has one.
+        """
+        scales = {unit: mx.array(1.0 / max(count, 1)) for unit, count in units_of_step.items()}
+        if self.ranks is None:
+            return self._own(batch, scales, state)
+        start, stop = share(batch, self.ranks.rank, self.ranks.size)
+        # Without a share something is computed all the same, for nothing: all have to have the same sums.
+        counted = float(start < stop)
+        own = part(batch, start, stop) if start < stop else part(batch, 0, 1)
+        values, gradient, _ = self._own(own, {unit: counted * scale for unit, scale in scales.items()}, None)
+        values = self.ranks.sum(counted * values)
+        mx.eval(values, gradient)  # now and in every process: one that leaves it for later lets the others wait
+        return values, gradient, {}
+
+    def _own(
+        self, batch: Batch, scales: dict[Unit, mx.array], state: State | None
+    ) -> tuple[mx.array, Any, dict[str, mx.array]]:
+        """What this process computes by itself."""
+        if not self.cuts:
+            return self._whole(batch, scales, dict(state or {}))
+        sums: Any = None
+        for one in in_parts(batch):
+            values, gradient, _ = self._whole(one, scales, {})
+            sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
+            mx.eval(sums)
+        return *sums, {}
+
+    def _whole(
+        self, batch: Batch, scales: dict[Unit, mx.array], state: State
+    ) -> tuple[mx.array, Any, dict[str, mx.array]]:
+        """What is computed at once."""
+        batch, reference_has = self.reference.of(batch) if self.reference else (batch, None)
+        (_, values, new, logps), gradient = self._gradient(batch, scales, state, reference_has)
+        if self.reference and reference_has is not None:
+            mx.eval(values, gradient, new, logps)
+            self.reference.keep(batch, logps)
+        return values, gradient, new
+
+
+def is_separable(trainer: Trainer, options: Any) -> bool:
+    """Whether a batch may be cut: see `Trainer`. Into a state that is carried along all rows of a batch go together."""
+    return not trainer.initial_state(options) and trainer.separable(options)
+
+
+def runs_in_parts(trainer: Trainer, options: Any, compiled: bool) -> bool:
+    """Whether a step computes the examples of a batch some at a time."""
+    return is_separable(trainer, options) and not compiled and mx.default_device().type == mx.cpu
+
+
+def in_parts(batch: Batch) -> Iterator[Batch]:
+    """The batch in parts of about `CUT_POSITIONS` tokens."""
+    for start, stop in cuts(batch):
+        yield part(batch, start, stop)
+
+
+def cuts(batch: Batch) -> list[tuple[int, int]]:
+    """Start and end of each part of a batch."""
+    examples = batch.ids.shape[0]
+    prompts = np.array(batch.prompt_lengths).reshape(-1, examples)
+    return cut(prompts[0] + (np.array(batch.lengths).reshape(-1, examples) - prompts).sum(axis=0))
+
+
+def cut(positions: np.ndarray) -> list[tuple[int, int]]:
+    """Start and end of each part: as many examples, in their order, as stay within `CUT_POSITIONS`; at least one.
+
+    positions: (examples,) tokens of each, its prompt once.
+    """
+    starts, room = [0], CUT_POSITIONS - int(positions[0])
+    for i, needed in enumerate(positions[1:].tolist(), start=1):
+        if needed > room:
+            starts.append(i)
+            room = CUT_POSITIONS
+        room -= needed
+    return list(zip(starts, [*starts[1:], len(positions)], strict=True))

@@ -1,0 +1,127 @@
+"""Completions of some validation prompts at each evaluation, by the policy and by the model as it was before."""
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx_lm import generate
+from mlx_lm.tuner.callbacks import TrainingCallback
+
+from ...engine.files.adapter_files import whole_file
+from ...engine.files.metrics_file import Logger
+from ...engine.model.adapters import adapter_layers, adapters_off
+from ...errors import UserError
+from ...report.runs import SAMPLES
+
+
+class Samples(TrainingCallback):
+    """Appends to `samples.jsonl` in the adapter folder: {iteration, prompt, policy, reference}, greedy, as text.
+
+    `reference` is the model with its adapters off; where all weights are trained, the model before the first step.
+
+    prompts: token ids of each. tokens: most of a completion. resumed: whether the run goes on from a state: then the
+        references that the file holds are taken over. wrapped_callback: told first. loggers: given each sample too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        tokenizer: Any,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        resumed: bool = False,
+        wrapped_callback: Any = None,
+        loggers: Sequence[Logger] = (),
+    ):
+        self.file, self.model, self.tokenizer, self.tokens = folder / SAMPLES, model, tokenizer, tokens
+        self.prompts = {tokenizer.decode(list(ids)): list(ids) for ids in prompts}
+        self.wrapped_callback = wrapped_callback
+        self.resumed, self.loggers = resumed, loggers
+
+    @cached_property
+    def references(self) -> dict[str, str]:
+        """Prompt → completion of the reference, as far as they are known."""
+        lines = _readable(self.file, None) if self.resumed else []
+        return {sample["prompt"]: sample["reference"] for sample in map(json.loads, lines)}
+
+    def on_train_loss_report(self, train_info: dict) -> None:
+        """Pass it on."""
+        if self.wrapped_callback:
+            self.wrapped_callback.on_train_loss_report(train_info)
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        """Complete the prompts.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if self.wrapped_callback:
+            self.wrapped_callback.on_val_loss_report(val_info)
+        training = self.model.training
+        self.model.eval()
+        try:
+            rows = [self._sample(val_info["iteration"], text) for text in self.prompts]
+        finally:
+            self.model.train(training)
+        try:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError as error:
+            raise UserError(
+                f"Could not write {self.file}: {error}. Adapters and states saved before are whole. Free some space "
+                "on the disk; with --resume the run goes on from its last state."
+            ) from error
+        for logger in self.loggers:
+            logger.samples(rows)
+
+    def _sample(self, iteration: int, text: str) -> dict[str, Any]:
+        policy = self._complete(text)
+        if text not in self.references:
+            adapted = bool(adapter_layers(self.model))
+            known = adapted or not self.resumed
+            with adapters_off(self.model) if adapted else nullcontext():
+                self.references[text] = self._complete(text) if known else ""
+        return {"iteration": iteration, "prompt": text, "policy": policy, "reference": self.references[text]}
+
+    def _complete(self, text: str) -> str:
+        return generate(self.model, self.tokenizer, self.prompts[text], max_tokens=self.tokens)
+
+
+def keep_samples(folder: Path, validated: int) -> None:
+    """Leave out the samples after an evaluation: they will come again. Before the first, 0, all are of another run.
+
+    validated: iteration of the evaluation.
+    """
+    file = folder / SAMPLES
+    if file.is_file():
+        kept = _readable(file, validated)
+        with whole_file(file) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _readable(file: Path, last: int | None) -> list[str]:
+    """The lines up to one that is torn, of evaluations up to the iteration `last`."""
+    kept = []
+    try:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            sample = json.loads(line)
+            known = sample["iteration"], sample["prompt"], sample["reference"]
+            kept += [line] if last is None or known[0] <= last else []
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # absent, or torn where the run was killed
+    return kept
+
+
+def first_prompts(rows: Iterable[Any], count: int) -> list[list[int]]:
+    """The first so many different prompts of some rows, as token ids."""
+    found: dict[tuple[int, ...], None] = {}
+    for row in rows:
+        if len(found) == count:
+            break
+        found[tuple(row["prompt"])] = None
+    return [list(ids) for ids in found]

@@ -1,0 +1,262 @@
+"""The command line of our modes: the host's parser, its missing flags, and one flag for each key of the mode."""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from ...plugin.manager import Registered, Registry
+from ...settings import Optimizer, own_fields
+from .names import SYNONYMS, near
+from .yaml_file import load_yaml
+
+FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature", "completion_feature")
+"""Column names: the host documents these keys but its parser lacks the flags."""
+
+STRUCTURES = ("lora_parameters", "lr_schedule")
+"""Nested keys: documented by the host, without flags as well."""
+
+
+class ModeParser(argparse.ArgumentParser):
+    """The host's parser and more options, in which the host's abbreviations stay what they were.
+
+    `--resume x` is unique among the host's options and goes on meaning `--resume-adapter-file x`, whatever
+    options are added: an abbreviation is spelt out against the host's options before argparse sees it.
+    """
+
+    def __init__(self, host: argparse.ArgumentParser, mode: str, others: Mapping[str, Sequence[str]]):
+        super().__init__(description=host.description, prog=host.prog, parents=[host], add_help=False)
+        self.host_options = option_strings(host)
+        self.mode, self.others = mode, others
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
+        """As in `argparse`; options that are not there are named one by one, with the nearest that are."""
+        typed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            told = [self._unknown(word) for word in unknown if word.startswith("-")]
+            self.error("; ".join(told) or f"{unknown[0]!r} stands alone, and no option takes it")
+        return typed
+
+    def _unknown(self, word: str) -> str:
+        option = word.partition("=")[0]
+        key = option.lstrip("-").replace("-", "_")
+        text = f"{option} is no option of --train-mode {self.mode}"
+        if modes := self.others.get(key):
+            return f"{text}; it belongs to --train-mode {' and '.join(modes)}"
+        known = {one.lstrip("-").replace("-", "_") for one in option_strings(self) if one.startswith("--")}
+        if found := near(key, known) or near(key, self.others):
+            text += f"; did you mean --{found.name.replace('_', '-')}?"
+        if found and found.name not in known:
+            text = f"{text[:-1]}, of --train-mode {' and '.join(self.others[found.name])}?"
+        return text
+
+    def _is_synonym(self, word: str) -> bool:
+        """Whether the word is an option's name elsewhere that only by chance begins one of ours: `--lr`."""
+        option = word.partition("=")[0]
+        return option.startswith("--") and option[2:].replace("-", "_") in SYNONYMS
+
+    def error(self, message: str) -> NoReturn:
+        """One line without the hundred of the usage, and exit code 2."""
+        end = "" if message.endswith(("?", ".")) else "."
+        listed = f"{self.prog.split(' [')[0]} --train-mode {self.mode} --help"
+        self.exit(2, f"[ERROR] {message}{end} `{listed}` lists the options.\n")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
+        """As in `argparse`, with the host's abbreviations spelt out."""
+        if args is None:
+            args = sys.argv[1:]
+        words = as_typed(list(args))
+        end = words.index("--") if "--" in words else len(words)
+        ours = option_strings(self)
+        words[:end] = [
+            word if word.partition("=")[0] in ours else spell_out(word, self.host_options) for word in words[:end]
+        ]
+        if meant := [word for word in words[:end] if word.partition("=")[0] not in ours and self._is_synonym(word)]:
+            self.error("; ".join(map(self._unknown, meant)))
+        return super().parse_known_args(words, namespace)
+
+
+def as_typed(words: list[str]) -> list[str]:
+    """Spell out `--resume FILE`, which has always meant `--resume-adapter-file`; no file follows our `--resume`."""
+    own = ("true", "false", "force")
+    for place, word in enumerate(words):
+        following = words[place + 1] if word == "--resume" and place + 1 < len(words) else "--"
+        value = word.removeprefix("--resume=") if word.startswith("--resume=") else following
+        if word.partition("=")[0] == "--resume" and value not in own and not value.startswith("-"):
+            words[place] = word.replace("--resume", "--resume-adapter-file", 1)
+    return words
+
+
+def option_strings(parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """Every spelling of every option of a parser."""
+    return tuple(option for action in actions(parser) for option in action.option_strings)
+
+
+def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options of a parser. argparse has no public name for this list."""
+    return parser._actions
+
+
+def spell_out(word: str, options: Sequence[str]) -> str:
+    """The word with its option spelt out, if it abbreviates exactly one of `options`; else as it is."""
+    option, equals, value = word.partition("=")
+    if not option.startswith("--") or option == "--" or option in options:
+        return word
+    matches = [candidate for candidate in options if candidate.startswith(option)]
+    return matches[0] + equals + value if len(matches) == 1 else word
+
+
+def add_modes(parser: argparse.ArgumentParser, registry: Registry) -> argparse.ArgumentParser:
+    """Let the host's `--train-mode` take our modes as well. Changes the parser it is given."""
+    for action in actions(parser):
+        if action.dest == "train_mode" and action.choices is not None:
+            action.choices = [*action.choices, *(mode for mode in registry if mode not in action.choices)]
+    return parser
+
+
+def modes_of(parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """What `--train-mode` takes; empty where it takes anything."""
+    return next((tuple(one.choices) for one in actions(parser) if one.dest == "train_mode" and one.choices), ())
+
+
+def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry: Registry | None = None) -> ModeParser:
+    """The parser of one of our modes. What is not typed comes out as None, for every option.
+
+    Args:
+        host: a fresh parser of the host; its options become part of ours.
+        registered: the trainer of the mode and who brought it.
+        registry: all modes, to say which of them has an option that this one has not.
+    """
+    trainer = registered.trainer
+    others: dict[str, list[str]] = {}
+    for mode, one in registry.modes.items() if registry else ():
+        for key in option_fields(one.trainer.options):
+            others.setdefault(key, []).append(mode)
+    parser = ModeParser(host, trainer.mode, others)
+    known = {action.dest: action for action in actions(parser)}
+    group = parser.add_argument_group(f"--train-mode {trainer.mode} ({registered.provider})")
+    fields = {**option_fields(trainer.options), **own_fields()}
+    for key, field in fields.items():
+        if key in known:
+            _take_over(known[key], field)
+        else:
+            _add(group, key, field, choices=tuple(trainer.losses) if key == "loss_type" else ())
+    if "loss_type" not in fields and trainer.losses:
+        group.add_argument("--loss-type", help=f"Which of: {', '.join(trainer.losses)}.")
+    known["optimizer"].choices = None  # the host's are three of MLX's; checked with the rest
+    known["optimizer"].help = f"One of: {', '.join(typing.get_args(Optimizer))}."
+    if "dpo_cpo_loss_type" in known and trainer.losses:
+        known["dpo_cpo_loss_type"].choices = None  # checked with the rest: it may be a list
+        known["dpo_cpo_loss_type"].type = _reader(fields["loss_type"].annotation) if "loss_type" in fields else str
+        known["dpo_cpo_loss_type"].help = "The host's name for --loss-type."
+    _add_missing(
+        parser.add_argument_group("documented by mlx-lm-lora and missing from its flags"),
+        set(known) | set(fields),
+    )
+    parser.set_defaults(**{action.dest: None for action in actions(parser) if action.dest != "help"})
+    return parser
+
+
+def option_fields(options: type) -> dict[str, FieldInfo]:
+    """Key → type, default and description, of a dataclass whose annotations are `Annotated[type, Field(…)]`."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    fields = {}
+    for field in dataclasses.fields(options):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is dataclasses.MISSING:
+            fields[field.name] = FieldInfo.from_annotation(hints[field.name])
+        else:
+            fields[field.name] = FieldInfo.from_annotated_attribute(hints[field.name], default)
+    return fields
+
+
+def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) -> None:
+    flag = "--" + key.replace("_", "-")
+    members = _members(field.annotation)
+    if members == (bool,):
+        group.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, help=_help(field))
+        return
+    if bool in members:  # a switch that takes a word as well
+        group.add_argument(flag, dest=key, nargs="?", const=True, type=_structure, metavar="HOW", help=_help(field))
+        return
+    choices = choices or _literals(field.annotation)
+    text = _help(field) + (f" One of: {', '.join(choices)}." if choices else "")
+    group.add_argument(flag, dest=key, type=_reader(field.annotation), metavar=key.upper(), help=text)
+
+
+def _take_over(action: argparse.Action, field: FieldInfo) -> None:
+    """Keep the host's flag of the same key, with the mode's meaning and type."""
+    action.help = _help(field)
+    if action.nargs != 0:
+        action.type = _reader(field.annotation)
+
+
+def _add_missing(group: Any, present: set[str]) -> None:
+    for key in FEATURES:
+        if key not in present:
+            column = key.removesuffix("_feature")
+            group.add_argument(
+                "--" + key.replace("_", "-"),
+                help=f"The column that holds the {column} (default: found by itself).",
+            )
+    for key in STRUCTURES:
+        if key not in present:
+            group.add_argument(
+                "--" + key.replace("_", "-"), type=_structure, metavar="YAML", help=f"{key}, as JSON or YAML."
+            )
+    group.add_argument(
+        "--no-fuse", dest="fuse", action="store_const", const=False, help="Do not write the fused model."
+    )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union without None, or the one type."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(_bare(member) for member in typing.get_args(annotation) if member is not type(None))
+    return (_bare(annotation),)
+
+
+def _bare(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    return tuple(
+        str(value)
+        for member in _members(annotation)
+        if typing.get_origin(member) is typing.Literal
+        for value in typing.get_args(member)
+    )
+
+
+def _reader(annotation: Any) -> Callable[[str], Any]:
+    """Text is taken as it stands; for any other type the word is read as YAML, and checked later with the rest."""
+    members = _members(annotation)
+    plain = all(member is str or typing.get_origin(member) is typing.Literal for member in members)
+    return str if plain else _structure
+
+
+def _structure(text: str) -> Any:
+    from mlx_lm_lora.train import yaml_loader
+
+    if not text.strip():  # an unset shell variable, not a wish for the default
+        raise argparse.ArgumentTypeError("expected a value, found nothing")
+    try:
+        return load_yaml(text, yaml_loader)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"not JSON or YAML: {text!r}") from error
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").replace("%", "%%")
+    if field.is_required() or field.default is None:
+        return text
+    return f"{text} (default: {str(field.default).replace('%', '%%')})".strip()

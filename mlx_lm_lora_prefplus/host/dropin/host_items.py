@@ -1,0 +1,123 @@
+"""The host's data set items → token rows."""
+
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+
+from ...data.formats.messages import shared_start
+from ...data.tokens.truncation import fit
+from ...errors import UserError
+from ...settings import DataSettings
+
+PAIR = {"prompt", "chosen", "rejected"}
+"""Columns of token rows that `load_dataset` has made in one of our modes."""
+
+
+class Rows(NamedTuple):
+    """rows: columns prompt, chosen, rejected and numbers. words: how many of how many they are, and what was cut.
+    cut: how many were cut, where that is known."""
+
+    rows: Dataset
+    words: str
+    cut: int = 0
+
+
+def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
+    """Token rows of a data set in the host's form.
+
+    Arguments:
+        dataset: items {"chosen": ids, "rejected": ids, "chosen_prompt_length"?, "rejected_prompt_length"?}, where both
+            begin with the prompt, behind `len` and `[]`; the host's `CacheDataset`; or the rows of our `load_dataset`.
+        settings: how rows are cut.
+        name: of the argument, for messages.
+
+    The prompt ends where the lengths say, or earlier where the two completions part before it. Without lengths it is
+    all that they begin with in common. Either completion keeps at least one token.
+
+    Raises:
+        UserError: an item is of another form, the two have no token in common to begin with, or no row is left.
+    """
+    if (ours := unwrapped(dataset)) is not None:
+        return Rows(ours, ours.info.description or f"{len(ours)}")
+    made = list(_rows(dataset, settings, name))
+    kept = [row for row, _ in made if row]
+    if not kept:
+        raise UserError(f"{name}: no row is left of {len(made)}. Give rows, and a larger max_seq_length.")
+    dropped = len(made) - len(kept)
+    cut = sum(cut for _, cut in made) - dropped
+    words = f"{len(kept)} of {len(made)}"
+    words += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
+    words += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
+    return Rows(Dataset.from_list(kept), words, cut)
+
+
+class PairRows:
+    """Token rows of `load_dataset` in a mode of pairs, as a data set in the host's form.
+
+    rows: columns prompt, chosen, rejected and numbers.
+    """
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """{"chosen": ids, "rejected": ids, "chosen_prompt_length", "rejected_prompt_length"} and the row's numbers."""
+        row: dict[str, Any] = dict(self.rows[i])
+        prompt = row.pop("prompt")
+        both = {side: [*prompt, *row.pop(side)] for side in ("chosen", "rejected")}
+        return {**both, **{f"{side}_prompt_length": len(prompt) for side in both}, **row}
+
+    def process(self, item: dict[str, Any]) -> dict[str, Any]:
+        """What the host's `CacheDataset` asks for."""
+        return item
+
+
+def unwrapped(dataset: Any) -> Dataset | None:
+    """The rows that our `load_dataset` gave, out of the host's `CacheDataset` if they are in one; else None."""
+    inner = getattr(dataset, "_data", dataset)
+    inner = inner.rows if isinstance(inner, PairRows) else inner
+    return inner if isinstance(inner, Dataset) and set(inner.column_names) >= PAIR else None
+
+
+def _rows(dataset: Any, settings: DataSettings, name: str) -> Iterator[tuple[dict[str, Any] | None, bool]]:
+    """Each row, None where it is dropped, and whether it was cut."""
+    for i in range(len(dataset)):
+        item = dataset[i]
+        prompt, completions = _parted(item, f"{name}, item {i}")
+        fitted = fit(prompt, completions, settings)
+        if fitted is None:
+            yield None, True
+            continue
+        prompt_ids, (chosen, rejected) = fitted
+        numbers = {key: float(value) for key, value in item.items() if isinstance(value, Real) and "length" not in key}
+        yield {"prompt": prompt_ids, "chosen": chosen, "rejected": rejected, **numbers}, fitted != (prompt, completions)
+
+
+def _parted(item: Any, where: str) -> tuple[list[int], list[list[int]]]:
+    """The prompt, and both completions without it."""
+    if not isinstance(item, Mapping) or not {"chosen", "rejected"} <= set(item):
+        raise UserError(
+            f"{where}: expected a dictionary with token ids under chosen and rejected, found {_seen(item)}. The host's "
+            "PreferenceDataset classes and load_dataset of this package make such items."
+        )
+    both = [np.asarray(item[side], np.int32).reshape(-1).tolist() for side in ("chosen", "rejected")]
+    given = [
+        item.get(f"{side}_prompt_length") or len(ids) for side, ids in zip(("chosen", "rejected"), both, strict=True)
+    ]
+    end = min(shared_start(*both), *given, *(len(ids) - 1 for ids in both))
+    if end < 1:
+        raise UserError(
+            f"{where}: chosen and rejected must begin with the same token (that of the prompt, or a BOS) and have a "
+            f"further one each; they begin {both[0][:4]} and {both[1][:4]}."
+        )
+    return both[0][:end], [ids[end:] for ids in both]
+
+
+def _seen(item: Any) -> str:
+    return f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__

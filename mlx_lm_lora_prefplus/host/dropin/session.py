@@ -1,0 +1,136 @@
+"""The rows of a caller's data sets, and what the caller is told before training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm_lora.visuals import print_info, print_warning
+
+from ...engine.log.notices import show
+from ...engine.model.adapters import adapter_layers
+from ...errors import UserError
+from ..config.resolve import Resolved
+from ..run import summary
+from ..run.findings import findings
+from ..run.references import References
+from ..run.session import Work
+from .adapter_config import train_type
+from .host_items import Rows, token_rows
+
+Told = tuple[list[str], list[str]]
+"""What was said: the lines of the summary, and the warnings."""
+
+
+class Given(Work):
+    """The work of a caller who brings the model and the rows.
+
+    read: split → its rows, with what became of them.
+    """
+
+    read: dict[str, Rows]
+
+
+def work_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> Given:
+    """The rows of the data sets that hold any, ready to be visited.
+
+    Raises:
+        UserError: there are several processes, or something is wrong with the rows.
+    """
+    if mx.distributed.init().size() > 1:
+        raise UserError(
+            "These functions run in one process: start the program without mlx.launch, or train with mlx_lm_lora.train."
+        )
+    known: dict[str, Any] = {"train_type": train_type(model)}
+    if not hasattr(model, "layers"):  # no model of mlx-lm, in which there is nothing to look for
+        known["engine"] = "plain"
+    resolved = resolved._replace(settings=resolved.settings.model_copy(update=known))
+    read = {
+        split: token_rows(dataset, resolved.data, f"{split} data set")
+        for split, dataset in datasets.items()
+        if dataset is not None and (split != "valid" or len(dataset))
+    }
+    work = Given(resolved, model, _Unknown(), {split: one.rows for split, one in read.items()})
+    work.read = read
+    return work
+
+
+class _Unknown:
+    """A tokenizer of which nothing is known, so that the rows themselves are looked through for tokens too large."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"": 2**62}
+
+
+def compares(work: Work) -> bool:
+    """Whether the loss needs a reference."""
+    return work.resolved.trainer.needs_reference(work.resolved.options)
+
+
+def check_reference(work: Work, ref_model: nn.Module | None, trained: str) -> None:
+    """UserError where no reference model is given and none can be made of the model that is evaluated.
+
+    trained: the argument that a reference model is given with.
+    """
+    if ref_model is None and compares(work) and not adapter_layers(work.model):
+        raise UserError(
+            f"{trained} is None, which stands for the model with its adapters off, but this model has no adapters, so "
+            f"it would be compared with itself. Give the model that training began with as {trained}, or, to evaluate "
+            "without a reference, write reference_free: true into the file that MLX_LM_LORA_PREFPLUS_OPTIONS names."
+        )
+
+
+def reference_of(work: Work, ref_model: nn.Module | None) -> References:
+    """Log-probs of the rows that the run visits: of a given model as it is, else of the model with its adapters off.
+
+    Without adapters that is the model as it is now. None for each split where the loss has no reference.
+    """
+    return work.reference(ref_model if compares(work) else None)
+
+
+def told_reference(work: Work, ref_model: nn.Module | None) -> str:
+    """Which reference was taken, in a sentence."""
+    if not compares(work):
+        unused = "; the ref_model that was given is not used" if ref_model is not None else ""
+        free = getattr(work.resolved.options, "reference_free", False)
+        return f"Reference: none{' (reference_free)' if free else ''}{unused}"
+    if ref_model is not None:
+        return "Reference: the given ref_model as it is now"
+    kind = "the model with its adapters off" if adapter_layers(work.model) else "the model as it is now, kept frozen"
+    return f"Reference: {kind}, as no ref_model is given (reference_free: true trains without a reference)"
+
+
+def announce(work: Given, ref_model: nn.Module | None, callback: Any, more: Sequence[str] = ()) -> Told:
+    """Say what is in force, where printing goes and where the callback writes.
+
+    more: further warnings.
+    """
+    resolved = work.resolved
+    lines = [
+        f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {work.engine.words}",
+        f"Objective: {summary.objective(resolved)}",
+        *([told_reference(work, ref_model)] if resolved.trainer.mode == "dpo" else []),
+        *(f"Rows, {split}: {rows.words}" for split, rows in work.read.items()),
+        summary.training(resolved.settings, work.model),
+        summary.schedule(work),
+    ]
+    for line in lines:
+        print_info(line.replace("loss", "objective"))
+        show(callback, line)
+    warnings = [*resolved.notes, *more, *findings(work, {}, {split: rows.cut for split, rows in work.read.items()})]
+    for line in warnings:
+        print_warning(line.replace("loss", "objective"))
+        show(callback, f"Warning: {line}")
+    return lines, warnings
+
+
+def folder_of(adapter_file: Any) -> Path | None:
+    """The folder of the adapters; None where the caller saves none."""
+    return None if adapter_file is None else file_of(adapter_file).parent
+
+
+def file_of(adapter_file: Any) -> Path:
+    """The adapter file that an argument names: in a folder, the host's name for it."""
+    path = Path(adapter_file)
+    return path / "adapters.safetensors" if path.is_dir() else path

@@ -1,0 +1,120 @@
+"""What a caller of the host's functions gives → checked settings of a run; and the file for what it cannot give."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx_lm_lora.train as host
+import numpy as np
+
+from ...errors import UserError
+from ...losses import loss_names
+from ..config.flags import option_fields
+from ..config.problems import nearest
+from ..config.resolve import Resolved, resolve
+from ..config.yaml_file import read_config
+from ..seam.command import registry
+
+FILE = "prefplus.yaml"
+"""Read from the folder of the adapters, for options that the caller has no argument for."""
+
+VARIABLE = "MLX_LM_LORA_PREFPLUS_OPTIONS"
+"""Names a file of the same kind for all runs; that in the folder of the adapters comes first, key by key."""
+
+RENAMED = {"steps_per_save": "save_every"}
+OBJECTIVE = ("beta", "delta")
+"""Arguments that are taken for given only where they differ from the default of the argument class."""
+
+LEFT_OUT = ("loss_type", "seq_step_size", "adapter_file", "reference_model_path", "reward_scaling", *OBJECTIVE)
+
+MORE = (
+    *("token_budget", "max_grad_norm", "engine", "truncation", "max_prompt_length", "seed", "long_context_chunk"),
+    *("save_every_minutes", "on_nonfinite", "save_best", "early_stopping_patience", "early_stopping_metric"),
+)
+"""Keys of the file that no argument class has, beside those of the mode."""
+
+CALLERS = {
+    *("train", "test", "train_mode", "adapter_path", "model", "data", "hf_dataset"),
+    *("optimizer", "optimizer_config", "learning_rate", "lr_schedule"),
+}
+"""Keys that the file has no say in: the caller has acted on them already."""
+
+
+def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str, Any]:
+    """Config keys from one of the host's `*TrainingArgs`, and `reference_free` where the caller has set it on them.
+
+    loss_type: the loss, where the mode has a choice.
+    """
+    fields = {field.name: field for field in dataclasses.fields(args)}
+    given = {RENAMED.get(name, name): getattr(args, name) for name in fields if name not in LEFT_OUT}
+    given |= {
+        name: getattr(args, name)
+        for name in OBJECTIVE
+        if name in fields and getattr(args, name) != fields[name].default
+    }
+    if args.seq_step_size is not None:
+        given |= {"efficient_long_context": True, "long_context_chunk": args.seq_step_size}
+    if loss_type is not None:
+        given["loss_type"] = loss_type
+    if mode == "dpo" and getattr(args, "reference_free", None) is not None:
+        given["reference_free"] = args.reference_free
+    return {**given, "train_mode": mode, "train": True}
+
+
+def resolved_settings(given: Mapping[str, Any], folder: Path | None = None) -> Resolved:
+    """Resolve and check; what the files of options say goes before what the caller gives.
+
+    The seed of the order of rows is drawn from NumPy's, as the host's is, unless one is given: `np.random.seed`
+    decides it.
+
+    Arguments:
+        folder: of the adapters; None where none are saved.
+
+    Raises:
+        UserError: everything that is wrong, at once.
+    """
+    if folder is not None:
+        given = {"adapter_path": str(folder), **given}
+    resolved = with_files({"seed": int(np.random.randint(2**31)), **given}, folder)
+    kind = resolved.trainer.rows_of(resolved.options)
+    if kind != "paired":
+        name = ", ".join(loss_names(resolved.options.loss_type))
+        raise UserError(f"loss_type: {name} takes {kind} rows, and the host's functions are given pairs.")
+    return resolved
+
+
+def with_files(given: Mapping[str, Any], folder: Path | None) -> Resolved:
+    """Resolve and check what a caller gives, with the files of options over it.
+
+    Raises:
+        UserError: everything that is wrong, at once.
+    """
+    more, notes = _from_files(given, folder)
+    if "loss_type" in more or "dpo_cpo_loss_type" in more:
+        given = {key: value for key, value in given.items() if key not in ("loss_type", "dpo_cpo_loss_type")}
+    resolved = resolve({**given, **more}, registry(), read_file=False)
+    return resolved._replace(notes=(*notes, *resolved.notes))
+
+
+def _from_files(given: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """What the files say, and what the user should be told of them."""
+    files = [Path(named)] if (named := os.environ.get(VARIABLE)) else []
+    if folder is not None:
+        files.append(folder / FILE)
+    options = option_fields(registry()[given["train_mode"]].trainer.options)
+    taken = {*MORE, "loss_type", "dpo_cpo_loss_type", *options, *given} - CALLERS
+    found: dict[str, Any] = {}
+    notes: list[str] = []
+    for file in files:
+        if not file.is_file():
+            continue
+        content = read_config(str(file), host.yaml_loader)
+        notes += [
+            f"{key} ({file}) has no effect on mode {given['train_mode']} here{nearest(key, taken)}"
+            for key in content
+            if key not in taken
+        ]
+        found |= {key: value for key, value in content.items() if key in taken}
+    return found, notes

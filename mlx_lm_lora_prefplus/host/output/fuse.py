@@ -1,0 +1,83 @@
+"""Fusing the adapters into a whole model, after checking that the result fits this machine."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged, save_to_lmstudio_merged
+from mlx_lm_lora.visuals import Colors, print_section, print_success
+
+from ...settings import RunSettings
+from ..run.models import quantization
+from .aside import record_fused, remove_fused
+
+_ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
+
+
+def dequantizes(settings: RunSettings) -> bool:
+    """Whether fusing turns quantised weights into full ones, as the host does unless it quantised them itself."""
+    return settings.lm_studio_name is not None or quantization(settings) is None
+
+
+def fused_bytes(model: nn.Module, dequantize: bool) -> int:
+    """Size of the fused weights in bytes."""
+    total = 0
+    for _, module in model.named_modules():
+        own = {name: value for name, value in module.items() if isinstance(value, mx.array)}
+        if dequantize and "scales" in own and "bits" in vars(module):
+            itemsize = own["scales"].itemsize if mx.issubdtype(own["scales"].dtype, mx.floating) else 2
+            total += own["weight"].size * 32 // module.bits * itemsize
+            own = {name: value for name, value in own.items() if name == "bias"}
+        total += sum(value.nbytes for name, value in own.items() if name not in _ADAPTER_LEAVES)
+    return total
+
+
+def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
+    """Why the fused model would not fit on the disk or in memory, in a sentence, or None."""
+    size = fused_bytes(model, dequantizes(settings))
+    folder = Path(settings.adapter_path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    # Until it is written the full model stands in memory beside the quantised one.
+    now = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
+    needed, memory = size + (now if size > now else 0), total_memory()
+    for what, wanted, there in (("disk", size, free), ("memory", needed, memory)):
+        if wanted > there:
+            return (
+                f"fusing needs {gigabytes(wanted)} of {what}, and there are {gigabytes(there)}. The adapters do "
+                "not need it: mlx_lm loads them with --adapter-path. Leave fusing out with --no-fuse, or make room"
+            )
+    return None
+
+
+def total_memory() -> int:
+    """Bytes of memory that a model can take on this machine."""
+    device = mx.device_info().get("memory_size")
+    return int(device) if device else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def gigabytes(size: int) -> str:
+    """A size for people, GB = 1e9 bytes; MB where GB would be 0.0-something."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
+    """Write the fused model where the host would."""
+    print_section("Fusing Model")
+    if settings.lm_studio_name is not None:
+        save_to_lmstudio_merged(
+            model=model, tokenizer=tokenizer, new_model_name=settings.lm_studio_name, de_quantize=True
+        )
+        record_fused(find_lmstudio_models_path() / "mlx_lm_lora" / settings.lm_studio_name)
+        return
+    remove_fused(Path(settings.adapter_path))
+    save_pretrained_merged(
+        model=model, tokenizer=tokenizer, save_path=settings.adapter_path, de_quantize=dequantizes(settings)
+    )
+    record_fused(Path(settings.adapter_path))
+    print_success(f"Model fused and saved to {Colors.CYAN}{settings.adapter_path}{Colors.RESET}")

@@ -1,0 +1,136 @@
+"""What a run does with weights that stand in its adapter folder and that it did not make; what it tells of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_lm_lora.utils import find_lmstudio_models_path
+
+from ...engine.files.run_state import PATTERN as STATES
+from ...engine.files.run_state import newest_name
+from ...errors import UserError
+from ...report.runs import RECORD
+from ...settings import RunSettings
+from ..config.resolve import Resolved
+from ..run.models import adapter_file as adapters_of
+from .aside import Previous, find_previous, fused_by_us, holds_model, newest_previous, set_aside
+from .fuse import gigabytes
+
+KEPT_IN = "previous"
+"""The key of `run.json` that names the folder with what stood in the adapter folder before the run."""
+
+
+def previous_of(settings: RunSettings, file: Path, *, resumed: bool) -> Previous | None:
+    """What the run would replace and has to move first; file: its adapters."""
+    return find_previous(file, resumed=resumed, fuses=settings.fuse and settings.lm_studio_name is None)
+
+
+def told(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
+    """What will be moved where, and the ways to use it, for the start of a run."""
+    folder, target, named = previous.folder, previous.target, named_files(settings)
+    first = next((file for file in previous.weights if not file.match(STATES)), previous.files[0])
+    more = len(previous.files) - 1
+    files = f"{first} and {more} more file{'s' * (more > 1)}" if more else str(first)
+    size = gigabytes(previous.size)
+    if any((folder / file).resolve() in named for file in previous.weights):
+        return (
+            f"{folder} holds weights that this run starts from or compares with ({files}, {size}). They are kept in "
+            f"{target} before the run writes its own."
+        )
+    iteration = None if resumed else newest_name(folder)
+    ways = [] if iteration is None else ["--resume goes on with that run"]
+    if (adapters := folder / "adapters.safetensors").is_file():
+        ways.append(f"resume_adapter_file: {adapters} starts from those weights")
+        ways.append(f"reference_model_path: {adapters} compares with them")
+    ways.append("another adapter_path leaves them where they are")
+    found = (
+        f"{folder} holds weights that this run did not make"
+        if iteration is None
+        else f"{folder} holds the state of a run at iteration {iteration}. This run starts afresh"
+    )
+    return (
+        f"{found}. Before the first step, what is there ({files}, {size}) is moved to {target}; nothing is deleted. "
+        f"To use it instead, stop now: {'; '.join(ways)}."
+    )
+
+
+def named_files(settings: RunSettings) -> set[Path]:
+    """The adapter files that the settings start from or compare with, and the configs beside them, resolved."""
+    files = [Path(settings.resume_adapter_file)] if settings.resume_adapter_file else []
+    if settings.reference_model_path and (reference := adapters_of(settings.reference_model_path)):
+        files.append(reference)
+    return {one.resolve() for file in files for one in (file, file.parent / "adapter_config.json")}
+
+
+def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | None:
+    """Move what the run did not make out of its way.
+
+    Returns:
+        The name of the folder that holds what stood there before the run, for its record; None if nothing did.
+    """
+    previous = previous_of(settings, file, resumed=resumed)
+    before = _kept_in(file.parent) if resumed else None
+    if previous is None:
+        # A run that ended before its first save has moved it already, and left what its settings name in place too.
+        newest = newest_previous(file.parent)
+        left = newest and any(path.is_relative_to(file.parent.resolve()) for path in named_files(settings))
+        return before or (newest.name if newest and left else None)
+    set_aside(previous, named_files(settings))
+    return before or previous.target.name
+
+
+def as_begun(resolved: Resolved) -> Resolved:
+    """The settings of a run that was begun earlier, with its reference where it is kept now.
+
+    A reference from the run's own folder was set aside when the run began, and under its old name stands what the run
+    itself has written since.
+    """
+    settings = resolved.settings
+    file = adapters_of(settings.reference_model_path) if settings.reference_model_path else None
+    folder = Path(settings.adapter_path)
+    if file is None or (kept_in := _kept_in(folder)) is None or not file.resolve().is_relative_to(folder.resolve()):
+        return resolved
+    kept = folder / kept_in / file.resolve().relative_to(folder.resolve())
+    if not kept.is_file():
+        return resolved
+    return resolved._replace(settings=settings.model_copy(update={"reference_model_path": str(kept)}))
+
+
+def check_not_its_own_source(settings: RunSettings) -> None:
+    """UserError where the fused model of the run would replace a model that it reads, or one in LM Studio."""
+    if not (settings.train and settings.fuse):
+        return
+    if settings.lm_studio_name is not None:
+        _check_lm_studio(settings.lm_studio_name)
+        return
+    folder = Path(settings.adapter_path)
+    for key in ("model", "reference_model_path"):
+        path = getattr(settings, key)
+        if path and folder.is_dir() and Path(path).is_dir() and folder.samefile(path) and holds_model(folder):
+            raise UserError(
+                f"adapter_path: {folder} is also the {key}, and the fused model that is written to adapter_path after "
+                "training would replace it. Give another adapter_path, or leave fusing out with --no-fuse "
+                "(fuse: false)."
+            )
+
+
+def _check_lm_studio(name: str) -> None:
+    try:
+        folder = find_lmstudio_models_path() / "mlx_lm_lora" / name
+    except Exception:  # LM Studio is not installed: fusing will say so
+        return
+    if holds_model(folder) and not fused_by_us(folder):
+        raise UserError(
+            f"lm_studio_name: {folder} holds a model that no run of this package wrote, and it would be replaced. "
+            "Choose another name, or move that folder."
+        )
+
+
+def _kept_in(folder: Path) -> str | None:
+    """What the record of the run in a folder says of the weights before it."""
+    try:
+        record: Any = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        name = record.get(KEPT_IN)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return name if isinstance(name, str) and (folder / name).is_dir() else None

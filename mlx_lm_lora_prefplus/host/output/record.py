@@ -1,0 +1,72 @@
+"""`run.json` in the adapter folder: what a run was started with, for who looks at it afterwards."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ... import __version__
+from ...data import Split
+from ...engine.files.adapter_files import whole_file
+from ...report.runs import RECORD
+from ...settings import DataSettings, RunSettings
+from ..config.resolve import Resolved
+from ..run.session import Work
+from .previous import KEPT_IN
+
+FORMAT = 1
+"""Raised when a key changes its meaning."""
+
+
+def write_record(
+    folder: Path,
+    work: Work,
+    splits: Mapping[str, Split],
+    summary: Sequence[str],
+    warnings: Sequence[str],
+    kept_in: str | None = None,
+) -> None:
+    """Write the settings with their sources, what became of the data, and versions; a run that goes on writes it anew.
+
+    kept_in: the folder in `folder` with what stood there before the run.
+    summary, warnings: what the user was told at the start; the lines of the summary are `Name: text`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    reports = {name: dataclasses.asdict(split.report) for name, split in splits.items()}
+    content = {
+        "format": FORMAT,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "iters": work.iters,
+        KEPT_IN: kept_in,
+        "summary": list(summary),
+        "warnings": list(warnings),
+        "settings": settings_of(work.resolved),
+        "data": reports,
+        "versions": {
+            "mlx-lm-lora-prefplus": __version__,
+            **{name: version(name) for name in ("mlx-lm-lora", "mlx-lm", "mlx")},
+            "python": platform.python_version(),
+        },
+        "device": f"{mx.default_device().type.name}, {mx.device_info().get('device_name', platform.machine())}",
+    }
+    with whole_file(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
+
+
+def settings_of(resolved: Resolved) -> dict[str, dict[str, Any]]:
+    """Key → its value and source, of the keys that the mode has."""
+    options = [field.name for field in dataclasses.fields(resolved.options)]
+    keys = dict.fromkeys([*RunSettings.model_fields, *DataSettings.model_fields, *options])
+    return {
+        key: {"value": resolved.values[key], "source": resolved.sources.get(key, "")}
+        for key in keys
+        if key in resolved.values
+    }

@@ -1,0 +1,152 @@
+"""What is odd about a run before it starts. `check`, a run, the functions in the host's place, `run.json` and the
+report all say the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+from datasets import Dataset
+from mlx.utils import tree_flatten
+
+from ...data import SplitReport, statistics
+from ...engine.model.qat import effective_linears
+from ...losses import LossOptions, advice, loss_names
+from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..output import fuse
+from .session import Work
+
+NOT_GIVEN = (None, HOST_DEFAULT, TRAINER_DEFAULT)
+"""Sources of values that the user did not choose."""
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns that hold what a language model does not see."""
+
+
+def findings(work: Work, reports: Mapping[str, SplitReport], cut: Mapping[str, int] | None = None) -> list[str]:
+    """What calls for a look, a sentence each: what has no effect or not the one that it may be expected to have.
+
+    reports: what became of the rows of each split, where that is known. cut: rows that were truncated, where the
+        reports do not tell.
+    """
+    cut = {**{name: report.truncated for name, report in reports.items()}, **(cut or {})}
+    told = [*_of_settings(work, reports), *_of_model(work)]
+    if work.resolved.settings.train and not work.evaluates("valid"):
+        told.append(
+            "There is no validation ("
+            + ("val_batches: 0" if "valid" in work.rows else "no valid rows")
+            + "): nothing will tell whether the policy learns more than its rows by heart. A tenth of the rows, in "
+            "valid.jsonl, would."
+        )
+    told += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
+    told += [text for name, report in reports.items() for text in _unused_columns(name, report)]
+    return told + statistics.warnings(work.rows, cut)
+
+
+def unmasked(name: str, report: SplitReport) -> str:
+    """Rows whose completions count as a whole although they should not."""
+    return (
+        f"{name}: in {report.unmasked} of {report.used} rows it could not be told which tokens are the assistant's "
+        "own, because the chat template rewrites earlier turns; all tokens of their completions count in the loss. A "
+        "chat template with {% generation %} blocks tells it; assistant_only_loss: false and mask_thinking: false say "
+        "that all shall count."
+    )
+
+
+def _of_settings(work: Work, reports: Mapping[str, SplitReport]) -> list[str]:
+    resolved, model, told = work.resolved, work.model, list[str]()
+    settings = resolved.settings
+    if isinstance(resolved.options, LossOptions) and settings.train:
+        labels = None
+        if resolved.trainer.rows == "unpaired" and "train" in reports:
+            labels = reports["train"].desirable, reports["train"].undesirable
+        told += advice(resolved.options, float((np.diff(work.plan("train").starts) == 1).mean()), labels)
+        if "odpo" in loss_names(resolved.options.loss_type):
+            told += unordered_scores(work.rows["train"])
+    if settings.qat_enable and not effective_linears(model):
+        told.append(
+            "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
+            "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
+        )
+    if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
+        told.append(f"num_layers {settings.num_layers}: the model has {count} layers, and all of them get adapters.")
+    if settings.token_budget and _given(resolved, "batch_size"):
+        told.append("batch_size has no effect beside token_budget.")
+    if settings.train and settings.iters and settings.epochs:
+        told.append(f"epochs: {settings.epochs} has no effect beside iters: {settings.iters}. Leave one of them out.")
+    if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
+        told.append(f"With the settings as they are {reason}.")
+    return told
+
+
+def _of_model(work: Work) -> list[str]:
+    """What the model is not made for."""
+    resolved, settings, told = work.resolved, work.resolved.settings, list[str]()
+    limit, context = resolved.data.max_seq_length, context_of(work.model)
+    if context and limit > context:
+        longer = {name: _longer(work, name, context) for name in work.rows}
+        said = ", ".join(f"{count} of {len(work.rows[name])} {name} rows" for name, count in longer.items() if count)
+        if said or _given(resolved, "max_seq_length"):
+            effect = f"{said} are longer than that" if said else "no row is longer than that"
+            told.append(
+                f"max_seq_length {limit} is beyond the model's context of {context} tokens, and {effect}. Set "
+                f"max_seq_length: {context}."
+            )
+    if settings.train and settings.train_type == "full" and _quantized(work.model):
+        trained = dict(tree_flatten(work.model.trainable_parameters()))
+        total = sum(value.size for value in trained.values())
+        told.append(
+            f"train_type: full on a quantised model trains what is not quantised alone: {len(trained)} tensors of "
+            f"{total:,} numbers, mostly norms. Take train_type: lora, or a model that is not quantised."
+        )
+    return told
+
+
+def context_of(model: nn.Module) -> int | None:
+    """Tokens that the model was made for, positions that are stretched included; None where it does not say."""
+    args = getattr(model, "args", None)
+    context = getattr(args, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return None
+    scaling: Any = getattr(args, "rope_scaling", None) or {}
+    factor, original = scaling.get("factor", 1), scaling.get("original_max_position_embeddings", context)
+    return max(context, int(factor * original)) if isinstance(factor, (int, float)) else context
+
+
+def unordered_scores(rows: Dataset) -> list[str]:
+    """Pairs whose chosen completion scores no higher than the rejected one, which `odpo` has no use for."""
+    columns = rows.with_format("numpy", columns=["chosen_score", "rejected_score"])[:]
+    wrong = int((columns["chosen_score"] <= columns["rejected_score"]).sum())
+    if not wrong:
+        return []
+    return [
+        f"{wrong} of {len(rows)} training pairs have a chosen_score that is not above rejected_score: odpo "
+        "learns hardly anything from them. Leave them out, or exchange the completions."
+    ]
+
+
+def _unused_columns(name: str, report: SplitReport) -> list[str]:
+    media = [column for column in report.unused if column.lower() in MEDIA]
+    others = [column for column in report.unused if column not in media]
+    told = []
+    if media:
+        told.append(
+            f"{name}: column {', '.join(media)} is not used: the model sees the text alone. Leave out rows that "
+            "cannot be answered without it."
+        )
+    if others:
+        told.append(f"{name}: these columns are not used: {', '.join(others)}.")
+    return told
+
+
+def _longer(work: Work, split: str, context: int) -> int:
+    lengths = work.lengths(split)
+    return int((lengths.prompt + lengths.completion > context).sum())
+
+
+def _quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for _, module in model.named_modules())
+
+
+def _given(resolved: Resolved, key: str) -> bool:
+    return resolved.sources.get(key) not in NOT_GIVEN

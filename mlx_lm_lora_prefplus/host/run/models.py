@@ -1,0 +1,240 @@
+"""Loads the model to be trained and the reference, through the host's and mlx-lm's own functions."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.utils import load, maybe_set_recommended_wired_limit
+from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
+from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
+from mlx_lm_lora.utils import from_pretrained
+
+from ...engine.files.adapter_files import load_adapter_weights
+from ...engine.model.adapters import adapter_base, adapter_layers
+from ...engine.model.memory import bound_cache
+from ...errors import UserError
+from ...settings import RunSettings
+from ..config.nested import lora_problems
+
+_QUANTIZATIONS = {
+    "load_in_4bits": {"bits": 4, "group_size": 128},
+    "load_in_6bits": {"bits": 6, "group_size": 128},
+    "load_in_8bits": {"bits": 8, "group_size": 128},
+    "load_in_mxfp4": {"bits": 4, "group_size": 32, "mode": "mxfp4"},
+}
+"""The host's flags and what they mean to it."""
+
+
+def quantization(settings: RunSettings) -> dict[str, Any] | None:
+    """How the model is to be quantised while loading, or None."""
+    return next((how for key, how in _QUANTIZATIONS.items() if getattr(settings, key)), None)
+
+
+def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
+    """The model without adapters, quantised if asked for, and its tokenizer with a chat template.
+
+    Raises:
+        UserError: it cannot be loaded, or not quantised.
+    """
+    folder = Path(settings.model)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model: the folder {folder} holds no weights (*.safetensors). Give a folder that mlx_lm.load reads, or a "
+            "Hugging Face name."
+        )
+    if _leads_nowhere(settings.model):
+        raise UserError(
+            f"model: there is no folder {settings.model}. Give a folder that mlx_lm.load reads, or a Hugging Face name."
+        )
+    absent = not folder.exists()
+    if absent and settings.model == RunSettings.model_fields["model"].default:
+        raise UserError(
+            f"model: none was given, and there is no folder {settings.model}, which is the default. Give --model with "
+            "a folder that mlx_lm.load reads, or a Hugging Face name such as mlx-community/Qwen3-0.6B-4bit."
+        )
+    try:
+        loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
+    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
+        there = f"there is no folder {settings.model} in {Path.cwd()}, and as a Hugging Face name it"
+        what = there if absent else settings.model
+        raise UserError(f"model: {what} could not be loaded: {_advice(error)}") from error
+    return loaded[0], loaded[1]
+
+
+def _leads_nowhere(path: str) -> bool:
+    """Whether this is a path, not a hub name, and nothing is there."""
+    is_path = Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1
+    return is_path and not Path(path).exists()
+
+
+def _advice(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if "already quantized" in text:
+        return f"{text}. It is quantised as it is: leave load_in_4bits and the like out."
+    if "group size" in text or "divisible" in text:
+        return f"{text}. The widths of this model do not fit that quantisation: leave load_in_4bits and the like out."
+    return f"{type(error).__name__}: {text}"
+
+
+def add_adapters(model: nn.Module, settings: RunSettings) -> None:
+    """Freeze the model and put LoRA or DoRA layers on it; with `train_type: full` leave all of it trainable.
+
+    The base is quantised before, not after as in the host: DoRA's magnitudes must be those of the weights it adapts,
+    or the policy would differ from its reference before the first step.
+
+    Raises:
+        UserError: no layer gets an adapter, or one cannot.
+    """
+    if settings.train_type == "full":
+        return
+    model.freeze()
+    use_dora = settings.train_type == "dora"
+    try:
+        linear_to_lora_layers(model, settings.num_layers, settings.lora_parameters, use_dora=use_dora)
+    except ValueError as error:
+        raise UserError(
+            f"train_type {settings.train_type}: {error} Take train_type lora, or name the layers that get an adapter "
+            "in lora_parameters: {keys: [self_attn.q_proj, …]}."
+        ) from error
+    layers = adapter_layers(model)
+    bits = {getattr(layer[adapter_base(layer)], "bits", 32) for layer in layers} if use_dora else set()
+    if odd := sorted(one for one in bits if 32 % one):
+        raise UserError(
+            f"train_type dora: mlx-lm gives DoRA layers on {odd[0]}-bit weights a wrong width. Take lora, or 4 bits."
+        )
+    if not layers:
+        raise UserError(
+            f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look "
+            "like self_attn.q_proj; without keys every linear layer gets an adapter."
+        )
+
+
+def make_ready(model: nn.Module, settings: RunSettings) -> None:
+    """What the host does for memory before it trains, and a bound on what MLX keeps for reuse."""
+    maybe_set_recommended_wired_limit()
+    bound_cache()
+    if model_uses_recurrence(model):
+        enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
+
+
+def adapter_config(settings: RunSettings) -> dict[str, Any]:
+    """The content of `adapter_config.json`: the host's keys, and the `fine_tune_type` that `mlx_lm.load` needs."""
+    parameters = {
+        **settings.lora_parameters,
+        "use_dora": settings.train_type == "dora",
+        "num_layers": settings.num_layers,
+    }
+    return {
+        "fine_tune_type": settings.train_type,
+        "num_layers": settings.num_layers,
+        "lora_parameters": parameters,
+        "model": settings.model,
+    }
+
+
+def load_trained(model: nn.Module, adapter_path: str) -> None:
+    """Put the adapters in a folder on a bare base model.
+
+    Raises:
+        UserError: the folder or its files are absent, or do not fit the model.
+    """
+    folder = Path(adapter_path)
+    for name in ("adapter_config.json", "adapters.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"adapter_path: there is no {name} in {folder}. Give the folder of a finished training run."
+            )
+    read_adapter_config(folder, "adapter_path")
+    try:
+        load_adapters(model, adapter_path)
+    except (ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(f"adapter_path: the adapters in {folder} do not fit this model: {error}") from error
+
+
+def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
+    """The reference that `reference_model_path` names: a model, or the policy's base with other adapters.
+
+    The path is a model folder or hub name, an adapter folder, or an adapter file with its config beside it.
+
+    Raises:
+        UserError: it cannot be loaded, or was made for another vocabulary.
+    """
+    path = settings.reference_model_path
+    assert path is not None
+    if (file := adapter_file(path)) is not None:
+        return _base_with_adapters(settings, file)
+    if _leads_nowhere(path):
+        raise UserError(f"reference_model_path: {path} does not exist.")
+    try:
+        model, its_tokenizer = load(path)[:2]
+    except Exception as error:
+        raise UserError(f"reference_model_path: {path} could not be loaded: {_advice(error)}") from error
+    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"reference_model_path: the tokenizer of {path} is not that of {settings.model}, so the same text is "
+            "not the same tokens. The reference must share the tokenizer of the model."
+        )
+    return model.freeze()
+
+
+def adapter_file(path: str) -> Path | None:
+    """The adapters that a path names, by their file or its folder; None if it names a model."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        return local
+    is_adapters = (local / "adapter_config.json").is_file() and not (local / "config.json").is_file()
+    return local / "adapters.safetensors" if is_adapters else None
+
+
+def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
+    """The policy's base, loaded the same way, with the adapters of a file."""
+    config_file = file.parent / "adapter_config.json"
+    if not config_file.is_file():
+        raise UserError(
+            f"reference_model_path: {file} holds adapters, but {config_file}, which says how they were made, is "
+            "not there."
+        )
+    config = read_adapter_config(file.parent, "reference_model_path")
+    model, _ = load_base(settings)
+    parameters = {key: value for key, value in (config.get("lora_parameters") or {}).items() if key != "num_layers"}
+    # The host writes no fine_tune_type, and no lora_parameters after full fine-tuning.
+    kind = config.get("fine_tune_type") or ("dora" if parameters.get("use_dora") else "lora" if parameters else "full")
+    made = settings.model_copy(
+        update={"train_type": kind, "num_layers": config.get("num_layers", -1), "lora_parameters": parameters}
+    )
+    add_adapters(model, made)
+    load_adapter_weights(model, file, "reference_model_path")
+    return model.freeze()
+
+
+def read_adapter_config(folder: Path, key: str) -> dict[str, Any]:
+    """The content of a folder's `adapter_config.json`; UserError, naming the config key, where it is damaged."""
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{key}: {file} cannot be read as JSON ({error}). Train again, or restore it.") from error
+    if wrong := next(_adapter_problems(config), None):
+        raise UserError(f"{key}: {file} does not say how adapters were made: {wrong}. Train again, or restore it.")
+    return config
+
+
+def _adapter_problems(config: Any) -> Iterator[str]:
+    if not isinstance(config, dict) or not isinstance(config.get("lora_parameters") or {}, dict):
+        yield "it must hold an object with lora_parameters"
+        return
+    if (kind := config.get("fine_tune_type")) not in (None, "lora", "dora", "full"):
+        yield f"fine_tune_type is {kind!r:.40}, and not lora, dora or full"
+    if not isinstance(layers := config.get("num_layers", -1), int):
+        yield f"num_layers is {layers!r:.40}, and no number"
+    parameters = config.get("lora_parameters") or {}
+    if kind in ("lora", "dora") or (parameters and kind is None):
+        yield from (f"of lora_parameters, {problem}" for problem in lora_problems(parameters))
+
+
+def uses_fallback_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer has no chat template but the generic one that the host puts in."""
+    return getattr(tokenizer, "chat_template", None) == DEFAULT_CHAT_TEMPLATE

@@ -1,0 +1,84 @@
+"""The optimisers of MLX by the names that a config gives them, and the checks of their arguments."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from ...settings import Optimizer, RunSettings
+from ..config.problems import nearest
+
+MOST_TURNS = 1000
+"""Of an optimizer's iteration within an update; Muon's default is 5."""
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"adafactor": {"relative_step": False}}
+"""Where ours differ from MLX's: with its own, Adafactor never reads the learning rate that a config gives."""
+
+
+def optimizer_class(name: str) -> Any:
+    """The class of `mlx.optimizers` with this name in small letters."""
+    import mlx.optimizers
+
+    return next(one for key, one in vars(mlx.optimizers).items() if key.lower() == name and inspect.isclass(one))
+
+
+def build_optimizer(settings: RunSettings) -> Any:
+    """The optimiser of the settings, with its arguments and schedule."""
+    from mlx_lm.tuner.utils import build_schedule
+
+    rate = build_schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
+    name = settings.optimizer
+    given = {**DEFAULTS.get(name, {}), **settings.optimizer_config.get(name, {})}
+    return optimizer_class(name)(learning_rate=rate, **given)
+
+
+def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:
+    """What is wrong with `optimizer_config`, a clause each. chosen: the optimiser of the run."""
+    names = get_args(Optimizer)
+    for name in value:
+        if name not in names:
+            yield f"has an unknown optimizer {name}{nearest(name, names)} Write e.g. adamw: {{weight_decay: 0.1}}"
+    if chosen not in names or not value.get(chosen):
+        return
+    if not isinstance(value[chosen], Mapping):
+        yield f"{chosen} must be a mapping of its arguments, not {value[chosen]!r}"
+        return
+    parameters = inspect.signature(optimizer_class(chosen)).parameters
+    known = tuple(key for key in parameters if key != "learning_rate")
+    wrong = False
+    for key, given in value[chosen].items():
+        problem = None
+        if key == "learning_rate":
+            problem = f"{chosen} has a learning_rate: give it as the key learning_rate of the run"
+        elif key not in known:
+            problem = f"{chosen} has an unknown argument {key}{nearest(key, known)} Known: {', '.join(known)}"
+        elif wanted := _unlike(given, parameters[key].default):
+            problem = f"{chosen}: {key} must be {wanted}, not {given!r:.40}"
+        if problem:
+            wrong = True
+            yield problem
+    if not wrong:
+        try:
+            optimizer_class(chosen)(learning_rate=1e-5, **value[chosen])
+        except ValueError as error:  # arguments that do not go together
+            yield f"{chosen}: {error}"
+
+
+def _unlike(value: Any, default: Any) -> str | None:
+    """What an argument of an optimizer must be, if it is not; its default tells."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (list, tuple)):
+        numbers = isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_is_number, value))
+        return None if numbers and all(0 <= one < 1 for one in value) else f"{len(default)} numbers in [0, 1)"
+    if isinstance(default, int):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if whole and 1 <= value <= MOST_TURNS else f"a whole number from 1 to {MOST_TURNS}"
+    if default is None:  # Adafactor's beta_1
+        return None if value is None or (_is_number(value) and 0 <= value < 1) else "a number in [0, 1), or null"
+    if default < 0:  # Adafactor's decay_rate
+        return None if _is_number(value) and -10 <= value <= 0 else "a number from -10 to 0"
+    return None if _is_number(value) and 0 <= value < float("inf") else "a finite number, 0 or more"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

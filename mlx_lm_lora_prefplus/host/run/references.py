@@ -1,0 +1,148 @@
+"""The reference of a run: what it is known by, which of its log-probs are on disk, and the pass over the others."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.utils import _download
+
+from ...data.batches.plan import ORDER
+from ...data.tokens import cache
+from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
+from ...engine.reference.precompute import reference_logps
+from ...engine.reference.store import ENGINE, Store, file_digest, files_digest, weights_digest
+from ...settings import RunSettings
+from . import models as policy
+
+if TYPE_CHECKING:
+    from .session import Work
+
+References = Mapping[str, Store | None]
+"""Split → reference log-probs; None where the mode has no reference."""
+
+
+class Reference:
+    """The reference that a run compares with.
+
+    given: a reference model that is loaded already, instead of the one that the settings name.
+    stores: split → its log-probs as far as they are on disk; empty where the mode has no reference.
+    visited: split → positions of the rows that the run visits.
+    in_steps: whether those of the training rows are left to the steps, over the policy's run of the trunk.
+    """
+
+    def __init__(self, work: "Work", given: nn.Module | None = None):
+        self.work, self.given = work, given
+        self.used = [name for name in work.rows if name == "train" or work.evaluates(name)]
+        self.stores: dict[str, Store] = {}
+        self.visited: dict[str, np.ndarray] = {}
+        is_base = given is None and not work.resolved.settings.reference_model_path
+        self.in_steps = is_base and trains_only_adapters(work.model) and work.shares_trunk
+        if not work.resolved.trainer.needs_reference(work.resolved.options):
+            return
+        known_by = self._known_by()
+        folder = cache.folder("reference") if known_by else None
+        for name in self.used:
+            file = folder / f"{self._key(name, known_by)}.npy" if folder else None
+            about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
+            completions = int(work.lengths(name).count.max())
+            growing = name == "train" and self.in_steps
+            self.stores[name] = Store(file, len(work.rows[name]), about, completions, growing)
+            self._forget_what_others_lack(self.stores[name])
+            self.visited[name] = work.visited_rows(name)
+
+    def _forget_what_others_lack(self, store: Store) -> None:
+        """Processes on several machines have caches of their own, and compute together what one of them has not."""
+        known = store.has(np.arange(len(store.logps)))
+        store.logps[known & ~self.work.ranks.known_to_all(known)] = np.nan
+
+    def counts(self) -> tuple[int, int]:
+        """Rows whose log-probs are on disk, and rows that the run visits."""
+        known = sum(int(store.has(self.visited[name]).sum()) for name, store in self.stores.items())
+        return known, sum(map(len, self.visited.values()))
+
+    def logps(self, done: int = 0) -> References:
+        """The log-probs of all rows that the run visits but those that are left to its steps.
+
+        A model is loaded for it only where some are missing. done: micro-batches that are trained already.
+        """
+        wanted = dict(self.visited)
+        if self.in_steps and "train" in wanted:
+            wanted["train"] = self.work.visited_rows("train", done)
+        missing = {name: int((~self.stores[name].has(rows)).sum()) for name, rows in wanted.items()}
+        if any(missing.values()):
+            self._compute(missing, {"train": done} if self.in_steps else {})
+        return {name: self.stores.get(name) for name in self.used}
+
+    def _compute(self, missing: dict[str, int], batches: dict[str, int]) -> None:
+        """missing: split → rows to compute. batches: split → how many of its batches, where not all are wanted."""
+        work = self.work
+        model = work.model if self.given is None else self.given
+        if self.given is None and work.resolved.settings.reference_model_path:
+            model = policy.load_reference(work.resolved.settings, work.tokenizer)
+        with adapters_off(model) if model is work.model else nullcontext():
+            for name in filter(missing.get, missing):
+                store = self.stores[name]
+                reference_logps(
+                    work.policy_of(model),
+                    work.unknown(name, store.has, batches.get(name)),
+                    len(work.rows[name]),
+                    f"Reference, {name}",
+                    store=store,
+                    missing=missing[name],
+                    weights=work.token_weights,
+                )
+        del model
+        mx.clear_cache()
+
+    def _known_by(self) -> str | None:
+        """Changes with the reference; None if it cannot be told without loading."""
+        settings = self.work.resolved.settings
+        if self.given is not None:
+            # The digest is of a model without its adapters, and those of a given one are on.
+            return None if adapter_layers(self.given) else weights_digest(self.given)
+        if not settings.reference_model_path:
+            return weights_digest(self.work.model)
+        try:
+            return _named(settings, self.work.model)
+        except Exception:  # a path or a name that leads nowhere: loading it will say so
+            return None
+
+    def _key(self, split: str, known_by: str | None) -> str:
+        """What the log-probs of a split depend on.
+
+        The batching is part of it, whatever the precision: the padding decides how kernels round, so the same command
+        gives the same bytes whatever the folder holds, and a policy begins at its reference exactly.
+        """
+        work = self.work
+        settings, trainer = work.resolved.settings, work.resolved.trainer
+        computed_by = work.engine.policy
+        parts = [
+            *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
+            *(version("mlx"), version("mlx-lm")),
+            *(str(mx.default_device().type), mx.device_info().get("device_name")),
+            *(known_by, work.rows[split]._fingerprint),
+            *(work.multiple, ORDER, trainer.mismatched),
+            *(type(trainer).collate.__qualname__, trainer.reference_key(work.resolved.options)),
+            *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
+            *((settings.seed, work.cut_at, self.in_steps and work.compiled) if split == "train" else ()),
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _named(settings: RunSettings, model: nn.Module) -> str:
+    """What `reference_model_path` leads to: adapters on the policy's base, or a model that is not loaded for this."""
+    assert settings.reference_model_path
+    file = policy.adapter_file(settings.reference_model_path)
+    if file is not None:
+        config = file_digest(file.parent / "adapter_config.json")
+        return f"{settings.model} {weights_digest(model)} {file_digest(file)} {config}"
+    folder = Path(settings.reference_model_path).expanduser()
+    folder = folder if folder.exists() else Path(_download(settings.reference_model_path))
+    return files_digest([*folder.glob("*.safetensors"), folder / "config.json"])

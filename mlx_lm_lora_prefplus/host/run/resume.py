@@ -1,0 +1,93 @@
+"""Where a run goes on from: the newest whole state in its adapter folder, if it is a state of this run."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_lm_lora.visuals import print_info, print_warning
+
+from ...engine.files.run_state import RunState, newest_state
+from ...engine.reference.store import weights_digest
+from ...engine.train.snapshot import check_saved
+from ...errors import UserError
+from ...settings import RunSettings
+from ..output.previous import previous_of, told
+from .session import Work
+
+SETTINGS = (
+    *("train_type", "num_layers", "lora_parameters", "load_in_4bits", "load_in_6bits", "load_in_8bits"),
+    *("load_in_mxfp4", "optimizer", "optimizer_config", "learning_rate", "lr_schedule", "max_grad_norm", "seed"),
+    *("batch_size", "token_budget", "gradient_accumulation_steps"),
+    *("qat_enable", "qat_bits", "qat_group_size", "qat_start_step", "qat_interval"),
+)
+DATA_SETTINGS = ("max_seq_length", "truncation", "max_prompt_length", "pairing")
+"""Keys that decide what a run computes. Those that only decide how, how long and what is saved may change."""
+
+
+def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
+    """The state beside an adapter file to go on from, if `resume` asks for it; says what it found there."""
+    folder, state = adapter_file.parent, None
+    if settings.resume:
+        state, damaged = newest_state(folder)
+        for sentence in damaged:
+            print_warning(f"{sentence}. The one before it is looked for.")
+        if state is None:
+            print_info(f"Nothing to resume in {folder}: starting afresh.")
+        else:
+            check_saved(state)
+            print_info(f"Resuming after iteration {state.iteration} of {state.values['iters']} ({folder})")
+    resumed = state is not None
+    if previous := previous_of(settings, adapter_file, resumed=resumed):
+        print_warning(told(previous, settings, resumed=resumed))
+    return state
+
+
+def fingerprint(work: Work) -> dict[str, Any]:
+    """What decides the results of a run, by names that a user knows; digests of what is large."""
+    settings, data, tokenizer = work.resolved.settings, work.resolved.data, work.tokenizer
+    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    found = {
+        "train_mode": work.resolved.trainer.mode,
+        "weights of the model": weights_digest(work.model),
+        "tokenizer": _digest(inner.get_vocab()),
+        "chat template": _digest(getattr(inner, "chat_template", None)),
+        **{f"{split} rows": rows._fingerprint for split, rows in work.rows.items() if split != "test"},
+        **{key: getattr(settings, key) for key in SETTINGS},
+        "reference_model_path": work.resolved.values.get("reference_model_path"),  # as given: see `previous.as_begun`
+        **{key: getattr(data, key) for key in DATA_SETTINGS},
+        **dataclasses.asdict(work.resolved.options),
+    }
+    return json.loads(json.dumps(found, default=str))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def check_same_run(state: RunState, found: dict[str, Any], settings: RunSettings) -> None:
+    """Refuse to go on with another run than the one that was saved, or say so where `resume: force` goes on.
+
+    Raises:
+        UserError: it names all that has changed.
+    """
+    before = state.values["fingerprint"]
+    changed = [_change(key, before.get(key), value) for key, value in found.items() if before.get(key) != value]
+    changed += [f"{key} is gone" for key in before if key not in found]
+    if not changed:
+        return
+    if settings.resume != "force":
+        raise UserError(
+            f"resume: the run that was saved in {settings.adapter_path} at iteration {state.iteration} is another one: "
+            f"{'; '.join(changed)}. Start it as it was, go on all the same with --resume force, or give another "
+            "adapter_path."
+        )
+    for change in changed:
+        print_warning(f"resume: force goes on although {change}")
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if " " in key or key == "tokenizer":
+        return f"{key} changed"
+    return f"{key} was {before} and is {now}"

@@ -1,0 +1,380 @@
+"""A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+from mlx_lm_lora.trainer import sft_trainer
+from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
+
+from ...data import Split
+from ...engine.distributed import Ranks
+from ...engine.files.adapter_files import (
+    check_file,
+    check_writable,
+    load_adapter_weights,
+    read_adapter_weights,
+    save_adapters,
+)
+from ...engine.files.metrics_file import Logger, MetricsFile
+from ...engine.files.run_state import RunState, StateFiles, newest_state
+from ...engine.log.console import host_metrics
+from ...engine.model.qat import FakeQuantization, effective_linears
+from ...engine.reference.in_step import StepReference
+from ...engine.reference.precompute import with_reference
+from ...engine.reference.store import Store
+from ...engine.reference.tr_dpo import MovingReference
+from ...engine.train.inputs import Training
+from ...engine.train.interrupts import stop_at_once
+from ...engine.train.loop import train
+from ...errors import UserError
+from ...plugin import Batch
+from ...report.intervals import of_rows, wilson
+from ...settings import RunSettings
+from ..callbacks.loggers import check_loggers, open_loggers
+from ..callbacks.samples import Samples, first_prompts, keep_samples
+from ..config.resolve import Resolved
+from ..output import fuse
+from ..output.aside import UNFUSED
+from ..output.previous import as_begun, check_not_its_own_source, keep_previous
+from ..output.record import write_record
+from . import models as policy
+from . import summary
+from .findings import findings
+from .optimizers import build_optimizer
+from .references import References
+from .resume import check_same_run, find_state, fingerprint
+from .session import Work, read_rows
+
+
+def run(resolved: Resolved, training_callback: Any = None) -> None:
+    """Train and test as `resolved` says. Nothing is written before everything that can be checked has been.
+
+    Raises:
+        UserError: something given cannot work.
+    """
+    ranks = Ranks()
+    with stop_at_once(), heard_once(ranks):
+        _run(resolved, training_callback if ranks.first else None, ranks)
+
+
+def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
+    check_start(resolved.settings)
+    if resolved.settings.train and ranks.first:
+        check_writable(Path(resolved.settings.adapter_path))
+    work, splits, state = open_run(resolved, ranks)
+    resolved, settings, model = work.resolved, work.resolved.settings, work.model
+    told = [*summary.lines(work, splits), f"Engine: {work.engine.words}"]
+    warnings = findings(work, {name: split.report for name, split in splits.items()}) if ranks.first else []
+    for line in told:
+        print_info(line)
+    for warning in warnings:
+        print_warning(warning)
+
+    if settings.train:
+        known_by = fingerprint(work)
+        check_same_everywhere(known_by, ranks)
+        if state is not None:
+            check_same_run(state, known_by, settings)
+        check_validation(work)
+    reference = work.reference(done=state.iteration if state else 0)
+    if settings.train:
+        print_section("Training")
+        file = adapters_in(settings)
+        unfused = file.with_name(UNFUSED)
+
+        def begin() -> None:
+            if ranks.first:
+                kept_in = keep_previous(settings, file, resumed=state is not None)
+                if settings.fuse:
+                    unfused.touch()
+                write_record(file.parent, work, splits, told, [*resolved.notes, *warnings], kept_in)
+                keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
+
+        with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
+            given = {"state": state, "known_by": known_by, "begin": begin, "loggers": loggers}
+            trained = train_policy(work, reference, file, training_callback, **given)
+            if settings.test:
+                test_policy(work, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
+        if not trained:
+            print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
+    else:
+        if settings.adapter_path:
+            policy.load_trained(model, settings.adapter_path)
+        with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
+            test_policy(work, reference, loggers=loggers)
+    if settings.train and settings.fuse and ranks.first and unfused.is_file():
+        finish_with_fuse(resolved, model, work.tokenizer)
+        unfused.unlink(missing_ok=True)
+
+
+@contextmanager
+def heard_once(ranks: Ranks) -> Iterator[None]:
+    """Only the first process prints; of the others nothing is heard but the error that ends them."""
+    if ranks.first:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def check_same_everywhere(known_by: Mapping[str, Any], ranks: Ranks) -> None:
+    """UserError where the processes were not started with the same."""
+    digests = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in known_by.items()}
+    if different := ranks.agree(digests):
+        raise UserError(
+            f"The {ranks.size} processes do not train the same: {', '.join(different)} differ. Start all of them with "
+            "the same command, and with the same model, data and releases on each machine."
+        )
+
+
+def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Work, dict[str, Split], RunState | None]:
+    """Load the model and read the rows. Nothing is written but the caches.
+
+    Returns:
+        The work, its rows with what became of them, and the state that the run goes on from.
+    """
+    settings, ranks = resolved.settings, ranks or Ranks()
+    state = find_state(settings, adapters_in(settings)) if settings.train and ranks.first else None
+    state = ranks.state_from_first(state)
+    if state is not None or not settings.train:
+        resolved = as_begun(resolved)
+        settings = resolved.settings
+    if settings.efficient_long_context and settings.grad_checkpoint:
+        print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
+        settings = settings.model_copy(update={"grad_checkpoint": False})
+        resolved = resolved._replace(settings=settings)
+    np.random.seed(settings.seed)
+    mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
+
+    print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
+    model, tokenizer = policy.load_base(settings)
+    if settings.train:
+        policy.add_adapters(model, settings)
+        if settings.resume_adapter_file and state is None:
+            # Checked before the rows and the reference take their time; loaded after them.
+            read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
+
+    print_info("Loading datasets")
+    # One after the other: the rows that the first has written are ready for those on the same machine.
+    if not ranks.first:
+        ranks.largest(0)
+    splits = read_rows(resolved, tokenizer)
+    if ranks.first:
+        ranks.largest(0)
+    rows = {name: split.rows for name, split in splits.items()}
+    return Work(resolved, model, tokenizer, rows, ranks), splits, state
+
+
+def adapters_in(settings: RunSettings) -> Path:
+    """The file that the trained weights are written to."""
+    return Path(settings.adapter_path) / "adapters.safetensors"
+
+
+def check_start(settings: RunSettings) -> None:
+    """What can be known to be wrong before anything is loaded. Nothing is written."""
+    if not (settings.train or settings.test):
+        raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
+    if settings.test and settings.test_batches == 0:
+        raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
+    check_loggers(settings)
+    check_not_its_own_source(settings)
+    if settings.resume_adapter_file:
+        check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
+    if not settings.train and settings.adapter_path and not Path(settings.adapter_path).is_dir():
+        raise UserError(
+            f"adapter_path: there is no folder {settings.adapter_path} to test. Train first, or correct the path."
+        )
+
+
+def check_validation(work: Work) -> None:
+    """UserError where something waits for validations that there will not be."""
+    settings = work.resolved.settings
+    for key in ("early_stopping_patience", "early_stopping_metric", "save_best", "sample_prompts"):
+        if getattr(settings, key) not in (None, 0) and not work.evaluates("valid"):
+            raise UserError(f"{key}: there is nothing to validate on. Give valid rows and val_batches other than 0.")
+
+
+def train_policy(
+    work: Work,
+    reference: References,
+    adapter_file: Path,
+    callback: Any,
+    *,
+    state: RunState | None = None,
+    known_by: dict[str, Any] | None = None,
+    begin: Callable[[], object] | None = None,
+    loggers: Sequence[Logger] = (),
+) -> bool:
+    """Run the loop; the adapters are saved when it returns.
+
+    state: what to go on from. known_by: see `resume.fingerprint`. begin, loggers: see `Training`.
+
+    Returns:
+        Whether there was anything left to train.
+    """
+    settings, model, ranks = work.resolved.settings, work.model, work.ranks
+    folder = adapter_file.parent
+    if settings.resume_adapter_file and state is None:
+        load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
+    if ranks.first and settings.sample_prompts:
+        prompts = first_prompts(work.rows["valid"], settings.sample_prompts)
+        tokens, going_on = settings.sample_tokens, state is not None
+        callback = Samples(folder, model, work.tokenizer, prompts, tokens, going_on, callback, loggers)
+    policy.make_ready(model, settings)
+
+    model.update(tree_map(ranks.from_first, model.trainable_parameters()))
+
+    def save(iteration: int | None) -> tuple[Path, Path | None]:
+        if not ranks.first:
+            return adapter_file, None
+        return adapter_file, save_adapters(model, adapter_file, policy.adapter_config(settings), iteration)
+
+    def save_best() -> Path:
+        if ranks.first:
+            save_adapters(model, folder / "best" / adapter_file.name, policy.adapter_config(settings), None)
+        return folder / "best"
+
+    return train(
+        training_of(
+            work,
+            reference,
+            optimizer=build_optimizer(settings),
+            save=save,
+            save_best=save_best,
+            begin=begin,
+            callback=callback,
+            states=StateFiles(folder, settings.keep_last, state.iteration if state else None) if ranks.first else None,
+            metrics=MetricsFile(folder) if ranks.first else None,
+            loggers=loggers,
+            ranks=ranks,
+            resumed=state,
+            fingerprint=known_by if known_by is not None else fingerprint(work),
+        )
+    )
+
+
+def training_of(work: Work, reference: References, **rest: Any) -> Training:
+    """What the loop does with a run's work. rest: the other fields of `Training`."""
+    resolved, moving = work.resolved, moving_reference(work)
+    fill = moving.fill if moving else with_reference
+    in_step = step_reference(work, reference["train"], moving)
+
+    def epoch_batches(epoch: int, first: int) -> Iterator[Batch]:
+        batches = islice(work.batches("train", epoch), first, None)
+        return batches if in_step else fill(batches, reference["train"])
+
+    return Training(
+        trainer=resolved.trainer,
+        options=resolved.options,
+        policy=work.policy,
+        settings=resolved.settings,
+        iters=work.iters,
+        epoch_batches=epoch_batches,
+        validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
+        qat=fake_quantization(work.model, resolved.settings),
+        compiled=work.compiled,
+        moving_reference=moving,
+        step_reference=in_step,
+        **rest,
+    )
+
+
+def moving_reference(work: Work) -> MovingReference | None:
+    """The reference that follows the policy, where the options ask for it."""
+    options = work.resolved.options
+    if not getattr(options, "sync_ref_model", False):
+        return None
+    every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
+    return MovingReference(work.policy, every, alpha, work.token_weights)
+
+
+def step_reference(work: Work, store: Store | None, moving: MovingReference | None) -> StepReference | None:
+    """The reference in the steps, where they compute it; store: what is known of it, None without a reference."""
+    trunk = work.engine.trunk if work.shares_trunk else None
+    if store is None or trunk is None:
+        return None
+    return StepReference(work.policy, trunk, work.token_weights, store, moving)
+
+
+def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:
+    """The host's fake quantisation on the policy's own layers, or None where it is off or reaches nothing."""
+    if not settings.qat_enable or not effective_linears(model):
+        return None
+    return FakeQuantization(
+        model,
+        lambda it: sft_trainer._install_qat_hooks(it, settings),  # type: ignore[arg-type]
+        settings.qat_start_step,
+        settings.qat_interval,
+    )
+
+
+def test_policy(
+    work: Work, reference: References, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
+) -> None:
+    """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss).
+
+    metrics: where the figures are kept, or None. loggers: who gets them too.
+    """
+    print_section("Testing")
+    resolved = work.resolved
+    rows = 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal rows
+        for batch in work.evaluation("test", reference):
+            rows += batch.units()["examples"]
+            yield batch
+
+    means = resolved.trainer.evaluate(work.policy, counted(), resolved.options, trainer_state(resolved))
+    print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
+    if {"rewards/chosen", "rewards/rejected"} <= set(means):
+        rewards = f"{means['rewards/chosen']:.3f}, {means['rewards/rejected']:.3f}"
+        print(f"  {Colors.YELLOW}Rewards:{Colors.RESET} {rewards}")  # read by MLX-LoRA-Studio
+    print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
+    for name, value in host_metrics(means).items():
+        print(f"  {Colors.WHITE}{name}:{Colors.RESET} {value:.3f}")
+    if "rewards/accuracies" in means:
+        print(f"  {Colors.WHITE}accuracy:{Colors.RESET} {of_rows(wilson(means['rewards/accuracies'], rows))}")
+    iteration = MetricsFile(Path(resolved.settings.adapter_path or ".")).last_iteration()
+    if metrics:
+        metrics.write({"iteration": iteration, "split": "test", **means, "rows": rows})
+    for logger in loggers:
+        logger.metrics("test", iteration, {**means, "rows": rows})
+
+
+def trainer_state(resolved: Resolved) -> dict[str, mx.array]:
+    """What the trainer carries along, as training left it; empty for most (see `Trainer.initial_state`)."""
+    initial = resolved.trainer.initial_state(resolved.options)
+    if not initial:
+        return {}
+    saved, _ = newest_state(Path(resolved.settings.adapter_path))
+    kept = saved.arrays.get("trainer", {}) if saved else {}
+    return kept if set(kept) == set(initial) else initial
+
+
+def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:
+    """Fuse, unless the result cannot fit: then an error if the user asked for it, else a warning."""
+    mx.clear_cache()
+    reason = fuse.cannot_fuse(model, resolved.settings)
+    if reason is None:
+        try:
+            fuse.fuse(model, tokenizer, resolved.settings)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"The adapters are trained and saved in {resolved.settings.adapter_path}, but the fused model could "
+                f"not be written: {error}. Put right what is in the way and run mlx_lm.fuse, or use the adapters as "
+                "they are (--adapter-path)."
+            ) from error
+    elif resolved.sources.get("fuse") in (None, "host default"):
+        print_warning(f"Not fused: {reason}.")
+    else:
+        raise UserError(f"The adapters are trained and saved in {resolved.settings.adapter_path}, but {reason}.")

@@ -1,0 +1,234 @@
+"""The rows of a run and the order in which it visits them."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from datasets import Dataset
+from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
+
+from ...data import Split, prepare
+from ...data.batches.collate import planned_batches
+from ...data.batches.lengths import Lengths, lengths_of
+from ...data.batches.plan import Plan, plan_epoch
+from ...engine.distributed import Ranks, SharedPolicy
+from ...engine.logprobs.select import choose_policy
+from ...engine.reference.precompute import with_reference
+from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
+from ...errors import UserError
+from ...losses import loss_names
+from ...plugin import Batch, Policy
+from ...plugin.protocol import Rows
+from ...settings import RunSettings
+from ..config.resolve import Resolved
+from . import models as policy
+from .references import Reference, References
+from .vocabulary import check_vocabulary
+
+DEFAULT_ITERS = SFTTrainingArgs().iters
+"""What the host takes where neither `iters` nor `epochs` is given."""
+
+
+def kind_of(resolved: Resolved) -> Rows:
+    """The kind of rows that the mode needs with these options."""
+    return resolved.trainer.rows_of(resolved.options)
+
+
+ADD_ENDS = ("cpo", "simpo", "orpo")
+"""Modes whose trainers in TRL put BOS first and EOS last in every row: `prompt_format: raw` does so too."""
+
+
+def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str, Split]:
+    """The rows of these splits as tokens; a split that does not exist is left out."""
+    return prepare(
+        resolved.data,
+        tokenizer,
+        splits,
+        kind=kind_of(resolved),
+        add_bos=policy.uses_fallback_template(tokenizer),
+        add_ends=resolved.trainer.mode in ADD_ENDS,
+    )
+
+
+def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
+    """The splits that this run uses, as tokens."""
+    wanted = [
+        *(["train", "valid"] if resolved.settings.train else []),
+        *(["test"] if resolved.settings.test else []),
+    ]
+    splits = tokenised(resolved, tokenizer, wanted)
+    for name in ("train", "test"):
+        if name in wanted and name not in splits:
+            raise UserError(
+                f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder that "
+                f"holds {name}.jsonl (or .json, .parquet, .csv)" + (", or leave out --test." if name == "test" else ".")
+            )
+    return splits
+
+
+def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
+    """UserError if a chosen loss needs a column that is not in every row."""
+    losses = resolved.trainer.losses
+    for name in loss_names(getattr(resolved.options, "loss_type", [])):
+        for column in getattr(losses.get(name), "columns", ()):
+            if lacking := [split for split, table in rows.items() if column not in table.column_names]:
+                raise UserError(
+                    f"loss_type {name} needs a number in column {column!r} of each row, and not every {lacking[0]} row "
+                    "has one. Add it, leave out the rows without it, or choose another loss_type."
+                )
+
+
+LONGEST = 2048
+"""Tokens of the longest row that the engine is tried on before the run: some seconds at most."""
+
+
+class Work:
+    """The model, the rows and the order in which a run visits them."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        model: nn.Module,
+        tokenizer: Any,
+        rows: dict[str, Dataset],
+        ranks: Ranks | None = None,
+    ):
+        self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
+        self.ranks = ranks or Ranks()
+        settings = resolved.settings
+        check_vocabulary(model, tokenizer, rows.values())
+        _check_columns(resolved, rows)
+        self.kind = kind_of(resolved)
+        self.engine = choose_policy(model, settings, self._long_example())
+        self.policy = self._shared(self.engine.policy)
+        self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
+        self.multiple = 32 if self.compiled else 1
+        self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
+        self.iters = self._iters(settings) if "train" in rows else 0
+
+    def _long_example(self) -> Batch | None:
+        """The longest of the rows that the run begins with whose completions all fit into `LONGEST` tokens."""
+        split = next(iter(self.rows))
+        lengths = self.lengths(split)
+        longest = lengths.prompt + lengths.completion
+        fitting = np.flatnonzero(longest <= LONGEST)
+        if not len(fitting):
+            return None
+        chosen = fitting[[longest[fitting].argmax()]]
+        return next(self.collated(split, [chosen], multiple=1))
+
+    def _iters(self, settings: RunSettings) -> int:
+        if settings.iters or not settings.epochs:
+            return settings.iters or DEFAULT_ITERS
+        if not settings.token_budget:
+            return settings.epochs * math.ceil(len(self.rows["train"]) / settings.batch_size)
+        return sum(len(self.plan("train", epoch)) for epoch in range(settings.epochs))
+
+    def plan(self, split: str, epoch: int = 0) -> Plan:
+        """Which rows stand together in the batches of an epoch."""
+        settings = self.resolved.settings
+        return plan_epoch(
+            self.lengths(split),
+            batch_size=settings.batch_size,
+            token_budget=settings.token_budget,
+            epoch=epoch,
+            seed=settings.seed,
+            shuffle=split == "train",
+            multiple=self.multiple,
+        )
+
+    def lengths(self, split: str) -> Lengths:
+        """The sizes of a split's rows, with the second completion that the trainer gives them."""
+        return lengths_of(self.rows[split], mismatched=self.resolved.trainer.mismatched)
+
+    def token_weights(self, batch: Batch) -> mx.array | None:
+        """What each completion token counts in the sums of the reference; None: 1."""
+        return self.resolved.trainer.token_weights(batch, self.resolved.options)
+
+    def collated(self, split: str, plan: Iterable[np.ndarray], multiple: int | None = None) -> Iterator[Batch]:
+        """The batches whose rows `plan` names. multiple: of the widths (default: what the run's steps need)."""
+        trainer, multiple = self.resolved.trainer, self.multiple if multiple is None else multiple
+        return planned_batches(self.rows[split], plan, multiple, mismatched=trainer.mismatched, collate=trainer.collate)
+
+    def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch of training, or all that the settings want evaluated of another split."""
+        return self.collated(split, islice(self.plan(split, epoch), self._limit(split)))
+
+    def _limit(self, split: str) -> int | None:
+        """Batches to evaluate of a split; None for all."""
+        limit = self.limits.get(split, -1)
+        return None if limit < 0 else limit
+
+    def visited(self, split: str, batches: int | None = None) -> Iterator[Batch]:
+        """The batches in which this run first sees each row; or the first so many of them."""
+        return islice(self.batches(split), self._visits(split, batches))
+
+    def visited_rows(self, split: str, batches: int | None = None) -> np.ndarray:
+        """Positions of the rows in `visited`."""
+        return self.plan(split).rows(self._visits(split, batches))
+
+    def unknown(
+        self, split: str, known: Callable[[np.ndarray], np.ndarray], batches: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches in `visited` that hold a row that is not `known`.
+
+        Those of training are cut as its steps cut them: the same padding gives the same bits.
+        """
+        visited = islice(self.plan(split), self._visits(split, batches))
+        found = self.collated(split, (ids for ids in visited if not known(ids).all()))
+        cut = split == "train" and self.cut_at and self.ranks.size == 1
+        return (one for batch in found for one in in_parts(batch)) if cut else found
+
+    def _visits(self, split: str, batches: int | None) -> int | None:
+        if split != "train":
+            return self._limit(split)
+        return self.iters if batches is None else min(batches, self.iters)
+
+    @property
+    def cut_at(self) -> int | None:
+        """Tokens of the parts that a step of one process cuts a batch into; None where it computes all at once."""
+        return CUT_POSITIONS if runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled) else None
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether steps compute the reference beside the policy, over one run of the frozen trunk.
+
+        Not where a compiled step would be traced anew for each mix of LoRA factors, whose rank grows (TR-DPO).
+        """
+        if self.engine.trunk is None or self.ranks.size > 1 or self.resolved.settings.qat_enable:
+            return False
+        return not (self.compiled and getattr(self.resolved.options, "sync_ref_model", False))
+
+    def evaluates(self, split: str) -> bool:
+        """Whether there is anything to evaluate on."""
+        return split in self.rows and self.limits[split] != 0
+
+    def policy_of(self, model: nn.Module) -> Policy:
+        """The way that log-probs of a model are computed in this run."""
+        if model is self.model:
+            return self.policy
+        return self._shared(choose_policy(model, self.resolved.settings, self._long_example()).policy)
+
+    def _shared(self, policy: Policy) -> Policy:
+        return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy
+
+    def reference(self, given: nn.Module | None = None, done: int = 0) -> References:
+        """Reference log-probs of the rows that this run visits; see `Reference.logps`.
+
+        given: a reference model that is loaded already.
+        """
+        return (self.planned_reference if given is None else Reference(self, given)).logps(done)
+
+    @cached_property
+    def planned_reference(self) -> Reference:
+        """The reference that the settings name, and what is known of it from earlier runs."""
+        return Reference(self)
+
+    def evaluation(self, split: str, reference: References) -> Iterator[Batch]:
+        """The batches to evaluate a split on, with their reference."""
+        return with_reference(self.batches(split), reference[split])

@@ -1,0 +1,162 @@
+"""What a user reads before the first step: which objective, which reference, which rows, what is trained.
+
+MLX-LoRA-Studio reads the output line by line: a line must not hold `loss`, `it/s`, `memory:` or look like a bar.
+"""
+
+from dataclasses import fields
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ...data import Split
+from ...data.tokens.report import counted
+from ...engine.logprobs.plain import PlainPolicy
+from ...engine.logprobs.shared_prefix import HeadPolicy
+from ...losses import OPTIONS, loss_names
+from ...settings import DataSettings, RunSettings
+from ..config.presets import PRESETS
+from ..config.resolve import Resolved
+from ..output import fuse
+from .session import Work
+
+ALWAYS_SHOWN = ("cpo_alpha", "sft_weight")
+"""Options that change the objective even where they are left alone: whether an NLL is added must be seen."""
+
+EXAMPLES = {"paired": "pairs", "unpaired": "rows", "ranked": "lists"}
+
+TOKENS = {
+    "paired": ("chosen", "rejected"),
+    "unpaired": ("desirable", "undesirable"),
+    "ranked": ("best", "other"),
+}
+"""What the completions of each kind of rows are called where their tokens are counted."""
+
+
+def lines(work: Work, splits: dict[str, Split]) -> list[str]:
+    """The summary of a run."""
+    resolved, model = work.resolved, work.model
+    told = [
+        f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
+        f"Objective: {objective(resolved)}",
+        f"Reference: {reference(work)}",
+        f"Prompt format: {prompt_format(resolved.data)}",
+    ]
+    if preset := resolved.settings.preset:
+        taken = [
+            key
+            for key, source in resolved.sources.items()
+            if source == f"preset {preset}" and key not in ("train_mode", "dpo_cpo_loss_type")
+        ]
+        values = ", ".join(f"{key} {written(resolved.values[key])}" for key in taken)
+        told.append(f"Preset: {preset} ({PRESETS[preset].source}): {values or 'every value of it is overridden'}")
+    told += [rows(name, split) for name, split in splits.items()]
+    if resolved.settings.train:
+        told += [training(resolved.settings, model), schedule(work)]
+        if resolved.settings.fuse:
+            size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
+            told.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
+    return told
+
+
+def objective(resolved: Resolved) -> str:
+    """The preference objective and the options in force: those of its losses, and others that were changed."""
+    options, table = resolved.options, resolved.trainer.losses
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    names = [name for name in loss_names(values.pop("loss_type", resolved.trainer.mode)) if isinstance(name, str)]
+    weights = values.pop("loss_weights", None) or [1] * len(names)
+    text = " + ".join(f"{w:g}·{name}" for w, name in zip(weights, names, strict=True))
+    if len(names) == 1 and weights[0] == 1:
+        text = names[0]
+    used = {key for name in names if name in table for key in table[name].options}
+    of_losses = {key for row in table.values() for key in (*row.options, *row.instead)}
+    plain = {field.name: field.default for field in fields(options)}
+    always = ALWAYS_SHOWN if isinstance(options, tuple(OPTIONS.values())) else values
+    shown = {
+        key: value
+        for key, value in values.items()
+        if key in used or (key not in of_losses and (key in always or value != plain[key]))
+    }
+    if "simpo_gamma" in used:
+        shown["γ/β"] = f"{values['simpo_gamma'] / values['beta']:.3g}"
+    told = ", ".join(f"{key} {written(value)}" for key, value in shown.items())
+    return f"{text} ({told})" if told else text
+
+
+def written(value: object) -> str:
+    """A value as one would write it: 1.65, not 1.6500000000000001."""
+    return str(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
+
+
+def reference(work: Work) -> str:
+    """Where the reference comes from, and how much of it is known from earlier runs."""
+    settings = work.resolved.settings
+    if not work.resolved.trainer.needs_reference(work.resolved.options):
+        return "none"
+    known, wanted = work.planned_reference.counts()
+    from_cache = f", {known} of {wanted} rows from the cache"
+    if settings.reference_model_path:
+        text = "loaded for one pass over the rows and freed before training" if known < wanted else "not loaded"
+        return f"{settings.reference_model_path}, {text}{from_cache}"
+    if settings.train_type == "full":
+        return f"the model before the first step{from_cache}"
+    text = f"the model with its adapters off, no second model{from_cache}"
+    trunk = work.engine.trunk
+    if trunk and known < wanted and work.planned_reference.in_steps:
+        count = len(work.model.layers or ())
+        text += (
+            "; a training row that is not there is computed in its first step, where layers 1 to "
+            f"{trunk.size} of {count} run once for policy and reference"
+        )
+    if settings.resume_adapter_file:
+        text += (
+            f"; it stays the base although training goes on from {settings.resume_adapter_file} (to compare with that "
+            f"adapter set reference_model_path: {settings.resume_adapter_file})"
+        )
+    return text
+
+
+def prompt_format(settings: DataSettings) -> str:
+    """What becomes of rows of text."""
+    if settings.prompt_format == "chat":
+        return "chat, text becomes messages for the chat template"
+    return "raw, text goes to the model as it is; messages go through the chat template as in TRL"
+
+
+def rows(name: str, split: Split) -> str:
+    """Rows read, used, dropped and why, truncated; tokens."""
+    report = split.report
+    dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+    count = counted(report.used, report.read, sum(report.dropped.values()))
+    text = f"Rows, {name}: {count} from {report.source} ({report.shape})"
+    text += f"; dropped: {dropped}" if dropped else ""
+    text += f"; truncated: {report.truncated}" if report.truncated else ""
+    text += f"; {report.desirable} desirable, {report.undesirable} undesirable" if report.kind == "unpaired" else ""
+    for column, count in report.incomplete.items():
+        text += f"; {column} is left out: only {count} rows have it"
+    first, others = TOKENS[report.kind]
+    tokens = f"{report.prompt_tokens:,} prompt, {report.chosen_tokens:,} {first}, {report.rejected_tokens:,} {others}"
+    if report.masked_tokens:
+        tokens += f"; {report.masked_tokens:,} of the completions' tokens do not count in the loss"
+    return f"{text}; tokens: {tokens}"
+
+
+def training(settings: RunSettings, model: nn.Module) -> str:
+    """What is trained and how many numbers that is."""
+    trained = sum(value.size for value in dict(tree_flatten(model.trainable_parameters())).values())
+    kind = {"lora": "LoRA adapters", "dora": "DoRA adapters", "full": "all weights that are not quantised"}
+    return f"Trained: {kind[settings.train_type]}, {trained:,} numbers"
+
+
+def schedule(work: Work) -> str:
+    """How many micro-batches, epochs and updates, and how much of a batch is padding."""
+    settings, plan, lengths = work.resolved.settings, work.plan("train"), work.lengths("train")
+    shared_prompt = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
+    examples = EXAMPLES[work.kind]
+    size = f"{settings.batch_size} {examples}"
+    if settings.token_budget:
+        size = f"{len(plan.order) / len(plan):.1f} {examples} on average (token_budget {settings.token_budget})"
+    return (
+        f"Plan: {work.iters} micro-batches of {size} ({work.iters / len(plan):.2f} epochs), "
+        f"{-(-work.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
+        f"{plan.padding(lengths, work.multiple, shared_prompt):.2f} tokens with padding for each without"
+    )

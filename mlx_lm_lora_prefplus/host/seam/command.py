@@ -1,0 +1,202 @@
+"""The wrappers around the host's functions. What is not ours goes to the original with the same arguments."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from ...errors import UserError
+from ...plugin.manager import Registry, load_registry
+from ..config.early_args import Request, check_file, requested_mode, scan
+from ..config.flags import add_modes, mode_parser, modes_of, option_strings, spell_out
+from ..config.resolve import Resolved, resolve
+from ..config.yaml_file import read_config
+
+NAME = "mlx-lm-lora-prefplus"
+
+
+def wrappers(host: ModuleType, originals: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The functions to set in the host's module, by name.
+
+    Args:
+        host: the host's module; its helpers are looked up there at each call, so that patches of them count.
+        originals: what the names meant before.
+    """
+    seam = Seam(host, originals)
+    ours = {name: getattr(seam, name) for name in ("build_parser", "main", "run", "load_reference_model")}
+    ours |= {name: seam.handed_over(name) for name in ("load_dataset", "train_model", "evaluate_model")}
+    return {name: _dressed(function, originals[name]) for name, function in ours.items()}
+
+
+def _dressed(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain function with the name, docstring and signature of the original."""
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@functools.cache
+def registry() -> Registry:
+    """The installed modes, looked up once. What is broken is named on stderr; the host's modes never fail for it."""
+    try:
+        found = load_registry()
+    except Exception as error:
+        if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip().lower() == "strict":
+            raise
+        print(f"[{NAME}] its modes are not available: {type(error).__name__}: {error}", file=sys.stderr)
+        return Registry({})
+    for provider, reason in found.broken.items():
+        print(f"[{NAME}] the plugin {provider} is skipped: {reason}", file=sys.stderr)
+    return found
+
+
+class Seam:
+    """The wrapped functions of one host module."""
+
+    def __init__(self, host: ModuleType, originals: Mapping[str, Callable[..., Any]]):
+        self.host = host
+        self.originals = originals
+        self.is_theirs = False
+        """Whether the host's own `main` is at work, which must get the host's own parser whatever `sys.argv` says."""
+
+    def build_parser(self) -> Any:
+        """The host's parser that takes our modes as well; with all their flags where one of them is asked for."""
+        return self._parser_of(None if self.is_theirs else self._mode_of(self._request(sys.argv[1:])))
+
+    def main(self, args: Any = None) -> Any:
+        """The host's `main`, or a run of ours."""
+        request = self._request(sys.argv[1:]) if args is None else _request_of(args)
+        mode = self._mode_of(request)
+        try:
+            if mode is not None and mode in registry():
+                with registry().named(mode):
+                    return self._run_ours(mode, args)
+            if args is None:
+                check_file(request, self._read_config, modes_of(self._parser_of(None)))
+        except UserError as error:
+            if args is not None:
+                raise
+            print(f"[ERROR] {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            if args is not None:
+                raise
+            print("\n[ERROR] Interrupted. Adapter files that were saved before are whole.", file=sys.stderr)
+            raise SystemExit(130) from None
+        return self._their_main(args)
+
+    def run(self, args: Any, training_callback: Any = None) -> Any:
+        """The host's `run`, or a run of ours in which every attribute that is not None counts as typed."""
+        if not _is_ours(args):
+            return self.originals["run"](args, training_callback)
+        with registry().named(args.train_mode):
+            resolved = resolve(vars(args), registry(), read_file=False)
+            self._announce(resolved)
+            return _run_module().run(resolved, training_callback)
+
+    def load_reference_model(self, args: Any) -> Any:
+        """None in our modes, which need no second model unless one is named."""
+        if _is_ours(args) and not getattr(args, "reference_model_path", None):
+            return None
+        return self.originals["load_reference_model"](args)
+
+    def handed_over(self, name: str) -> Callable[..., Any]:
+        """A function that goes to `host/seam/functions.py` in our modes, and to the original in the host's."""
+
+        def function(args: Any, *rest: Any, **named: Any) -> Any:
+            target = getattr(_functions_module(), name) if _is_ours(args) else self.originals[name]
+            return target(args, *rest, **named)
+
+        return function
+
+    def _their_main(self, args: Any) -> Any:
+        self.is_theirs = True
+        try:
+            return self.originals["main"](args)
+        finally:
+            self.is_theirs = False
+
+    def _run_ours(self, mode: str, args: Any) -> Any:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        self.host.print_banner()
+        if args is None:
+            typed = vars(self._parser_of(mode).parse_args())
+        else:
+            typed = args if isinstance(args, dict) else vars(args)
+        resolved = resolve(typed, registry())
+        self._announce(resolved)
+        self._summarise(resolved.values)
+        return _run_module().run(resolved, None)
+
+    def _parser_of(self, mode: str | None) -> Any:
+        parser = add_modes(self.originals["build_parser"](), registry())
+        return mode_parser(parser, registry()[mode], registry()) if mode and mode in registry() else parser
+
+    def _request(self, argv: list[str]) -> Request:
+        options = option_strings(self.originals["build_parser"]())
+        return scan(argv, lambda word: spell_out(word, options))
+
+    def _mode_of(self, request: Request) -> str | None:
+        return requested_mode(request, self._read_config)
+
+    def _read_config(self, path: str) -> dict[str, Any]:
+        return read_config(path, self.host.yaml_loader, unique=False)
+
+    def _announce(self, resolved: Resolved) -> None:
+        """Say who runs the mode, and what the user should know before it starts."""
+        mode = resolved.trainer.mode
+        self.host.print_info(f"--train-mode {mode} is run by {resolved.provider} (MLX_LM_LORA_PREFPLUS=0 turns it off)")
+        for note in resolved.notes:
+            self.host.print_warning(note)
+
+    def _summarise(self, values: Mapping[str, Any]) -> None:
+        """The host's configuration summary."""
+        white, reset = self.host.Colors.WHITE, self.host.Colors.RESET
+        lines = {
+            "Model": values["model"],
+            "Training Mode": values["train_mode"].upper(),
+            "Training Type": values["train_type"],
+            "Batch Size": values["batch_size"],
+            "Learning Rate": values["learning_rate"],
+            "Optimizer": values["optimizer"],
+        }
+        if values["qat_enable"]:
+            lines["QAT"] = (
+                f"enabled (bits={values['qat_bits']}, group_size={values['qat_group_size']}, "
+                f"mode={values['qat_mode']}, start={values['qat_start_step']}, interval={values['qat_interval']})"
+            )
+        for key, name in (("4bits", "4-bit"), ("6bits", "6-bit"), ("8bits", "8-bit"), ("mxfp4", "mxfp4")):
+            if values[f"load_in_{key}"]:
+                lines["Quantization"] = name
+        self.host.print_section("Configuration Summary")
+        for title, value in lines.items():
+            print(f"{white}{title}:{reset} {value}")
+
+
+def _request_of(args: Any) -> Request:
+    given = args if isinstance(args, dict) else vars(args)
+    config = given.get("config")
+    return Request(given.get("train_mode"), os.fspath(config) if config else None, given.get("preset"))
+
+
+def _is_ours(args: Any) -> bool:
+    return getattr(args, "train_mode", None) in registry()
+
+
+def _run_module() -> Any:
+    """Our run, imported when it is needed: it brings the engine with it."""
+    from ..run import run
+
+    return run
+
+
+def _functions_module() -> Any:
+    """Our versions of the host's functions, imported when they are needed."""
+    from . import functions
+
+    return functions

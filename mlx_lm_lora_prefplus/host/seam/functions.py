@@ -1,0 +1,134 @@
+"""The host's functions in our modes, for programs that call them one by one as the host's `run` does."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+import mlx_lm_lora.train as host
+from datasets import Dataset
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from ...engine.model.adapters import adapter_layers
+from ...errors import UserError
+from ..callbacks.loggers import open_loggers
+from ..config.resolve import Resolved, resolve
+from ..dropin.host_items import PairRows, token_rows, unwrapped
+from ..dropin.settings import OBJECTIVE, with_files
+from ..output.previous import keep_previous
+from ..run import models as policy
+from ..run import summary
+from ..run.resume import check_same_run, find_state, fingerprint
+from ..run.run import test_policy, train_policy
+from ..run.session import Work, kind_of, read_rows
+from .command import registry
+from .studio_modes import check_has_pipeline
+
+
+def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """The host's function in our modes: train, valid and test rows; an empty list where a split is not used.
+
+    Pairs are items in the host's form (see `PairRows`), other kinds are rows as they are.
+    """
+    check_has_pipeline(args.train_mode)
+    resolved = resolve(vars(args), registry(), read_file=False)
+    wrapped = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
+    found: dict[str, Any] = {}
+    for name, split in read_rows(resolved, wrapped).items():
+        split.rows.info.description = summary.rows(name, split).partition(": ")[2]
+        found[name] = PairRows(split.rows) if kind_of(resolved) == "paired" else split.rows
+    train_rows, valid_rows, test_rows = (found.get(name, []) for name in ("train", "valid", "test"))
+    return train_rows, valid_rows, test_rows
+
+
+def train_model(
+    args: Any,
+    model: nn.Module,
+    tokenizer: Any,
+    adapter_file: Path,
+    reference_model: nn.Module | None = None,
+    judge_model: Any = None,
+    judge_tokenizer: Any = None,
+    train_set: Any = None,
+    valid_set: Any = None,
+    training_callback: Any = None,
+) -> None:
+    """The host's function in our modes; the sets come from `load_dataset` or the host's classes, bare or cached."""
+    resolved = _resolved(args)
+    work = Work(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
+    file = Path(adapter_file)
+    state = find_state(work.resolved.settings, file)
+    known_by = fingerprint(work)
+    if state is not None:
+        check_same_run(state, known_by, work.resolved.settings)
+    settings = work.resolved.settings
+    reference = work.reference(reference_model, done=state.iteration if state else 0)
+    with open_loggers(settings, work.resolved.values) as loggers:
+        train_policy(
+            work,
+            reference,
+            file,
+            training_callback,
+            state=state,
+            known_by=known_by,
+            begin=lambda: keep_previous(settings, file, resumed=state is not None),
+            loggers=loggers,
+        )
+
+
+def evaluate_model(
+    args: Any,
+    model: nn.Module,
+    tokenizer: Any,
+    reference_model: nn.Module | None = None,
+    judge_model: Any = None,
+    judge_tokenizer: Any = None,
+    test_set: Any = None,
+) -> None:
+    """The host's function in our modes; see `train_model`.
+
+    Without a reference model the reference is the model with its adapters off; of a model without adapters it is the
+    one that `args.model` names, loaded again.
+    """
+    resolved = _resolved(args)
+    work = Work(resolved, model, tokenizer, _given_rows(resolved, test=test_set))
+    if reference_model is None and _lost_its_start(work):
+        reference_model = policy.load_base(resolved.settings)[0]
+    test_policy(work, work.reference(reference_model))
+
+
+def _lost_its_start(work: Work) -> bool:
+    """Whether the model that training began with is the reference and can only be had by loading it."""
+    resolved = work.resolved
+    compares = resolved.trainer.needs_reference(resolved.options) and not resolved.settings.reference_model_path
+    return compares and not adapter_layers(work.model)
+
+
+def _resolved(args: Any) -> Resolved:
+    """The settings that the caller gives, with the files of options over them as `train_dpo` and its like read them.
+
+    `beta` and `delta` count where they differ from the host's defaults, so that a loss keeps defaults of its own.
+    """
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    for key in OBJECTIVE:
+        if given.get(key) == host.CONFIG_DEFAULTS[key]:
+            del given[key]
+    return with_files(given, Path(given["adapter_path"]) if "adapter_path" in given else None)
+
+
+def _given_rows(resolved: Resolved, **sets: Any) -> dict[str, Dataset]:
+    """The rows of the sets that hold any."""
+    rows = {}
+    for name, given in sets.items():
+        if given is None or not len(given):
+            continue
+        found = unwrapped(given)
+        inner = getattr(given, "_data", given)
+        if found is None and isinstance(inner, Dataset):
+            found = inner
+        if found is None and kind_of(resolved) != "paired":
+            raise UserError(
+                f"{name}_set is a {type(inner).__name__}; in mode {resolved.trainer.mode} it must come from "
+                "load_dataset, called with the same train_mode."
+            )
+        rows[name] = token_rows(given, resolved.data, f"{name}_set").rows if found is None else found
+    return rows

@@ -1,0 +1,49 @@
+"""The host's MCP server: our modes in its table of train modes, our keys among those it knows."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ...losses import loss_names
+from ...plugin.manager import Registered
+from ...plugin.protocol import Rows
+from ...settings import OWN_KEYS
+from .command import registry
+
+COLUMNS: Mapping[Rows, str] = {
+    "paired": "prompt, chosen, rejected",
+    "unpaired": "prompt, completion, label (true or false)",
+    "ranked": "prompt, responses, scores",
+}
+
+
+def extended(originals: Mapping[str, Any]) -> dict[str, Any]:
+    """`TRAIN_MODES` with our modes and `known_config_keys` with our keys, for the host's `mcp_server`."""
+    modes = {mode: registry()[mode] for mode in registry() if mode in registry().modes}
+    keys = {
+        *OWN_KEYS,
+        *(field.name for one in modes.values() for field in dataclasses.fields(one.trainer.options)),
+    }
+
+    def known_config_keys() -> set[str]:
+        """The host's keys and those of our modes; the server names all others in a note."""
+        return originals["known_config_keys"]() | keys
+
+    described = {mode: _described(one, originals["TRAIN_MODES"].get(mode)) for mode, one in modes.items()}
+    return {
+        "TRAIN_MODES": {**originals["TRAIN_MODES"], **described},
+        "known_config_keys": known_config_keys,
+    }
+
+
+def _described(registered: Registered, of_host: str | None) -> str:
+    """A mode in a few sentences: what rows it takes, its losses, who runs it."""
+    trainer = registered.trainer
+    options = trainer.options()
+    reference = "with" if trainer.needs_reference(options) else "without"
+    start = of_host or f"Preference tuning {reference} a reference. Data rows: {COLUMNS[trainer.rows]}."
+    losses = ""
+    if len(trainer.losses) > 1:
+        default = ", ".join(loss_names(getattr(options, "loss_type", "")))
+        losses = f" loss_type: {', '.join(trainer.losses)} (default {default})."
+    return f"{start}{losses} Run by {registered.provider}."

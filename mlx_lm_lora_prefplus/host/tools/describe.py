@@ -1,0 +1,155 @@
+"""What a loss is, in words: from its row in the table of its mode, its docstring and the config keys of the mode."""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from ...errors import UserError
+from ...losses import Loss
+from ...plugin.manager import Registry
+from ...plugin.protocol import Rows, Trainer
+from ..config.flags import option_fields
+
+COLUMNS: dict[Rows, tuple[str, ...]] = {
+    "paired": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
+    "ranked": ("prompt", "responses", "scores"),
+}
+"""The data columns that each kind of rows is read from, by their plainest names."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A config key. bounds: such as `≥ 0, < 0.5`, or the values it may take; empty if it has none."""
+
+    key: str
+    default: Any
+    bounds: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A loss of a mode.
+
+    formula, meaning, value, references: parts of the docstring of its function (`value` of what it returns); empty
+        where there is none.
+    means, log_probs: whether log-probs are means over the tokens of a completion instead of sums, and that in words.
+    options: its own config keys, with the defaults that hold for it.
+    rows, columns: the kind of rows it reads and their data columns.
+    """
+
+    mode: str
+    name: str
+    formula: str
+    meaning: str
+    when: str
+    reference: bool
+    means: bool
+    log_probs: str
+    rows: Rows
+    columns: tuple[str, ...]
+    options: tuple[Option, ...]
+    value: str
+    references: str
+
+
+def describe(registry: Registry, name: str | None = None, mode: str | None = None) -> list[Description]:
+    """The losses of the installed modes: all, those of a name, those of a mode.
+
+    Raises:
+        UserError: there is no such mode, or no such loss in it; the nearest is named.
+    """
+    modes = _chosen("mode", mode, list(registry.modes))
+    losses = [(registry[mode].trainer, loss) for mode in modes for loss in registry[mode].trainer.losses]
+    names = _chosen("loss", name, [loss for _, loss in losses], f" in mode {mode}" if mode else "")
+    return [description_of(trainer, loss) for trainer, loss in losses if loss in names]
+
+
+def description_of(trainer: Trainer, name: str) -> Description:
+    """One loss of a trainer."""
+    row: Loss = trainer.losses[name]
+    parts = sections(row.function) if row.function else _NLL
+    formula, _, meaning = parts[""].partition(": ")
+    rows = row.rows or trainer.rows
+    fields = option_fields(trainer.options)
+    return Description(
+        mode=trainer.mode,
+        name=name,
+        formula=formula.removesuffix("."),
+        meaning=meaning,
+        when=row.when,
+        reference=row.function is not None and trainer.needs_reference(trainer.options()),
+        means=row.means,
+        log_probs=_log_probs(row, parts.get("Args", "")),
+        rows=rows,
+        columns=(*COLUMNS[rows], *row.columns),
+        options=tuple(_option(key, fields[key], trainer, row) for key in (*row.options, *row.instead) if key in fields),
+        value=parts.get("Returns", ""),
+        references=parts.get("References", ""),
+    )
+
+
+def mode_options(trainer: Trainer) -> list[Option]:
+    """The config keys that stand with every loss of a mode, because no loss names them."""
+    own = {key for row in trainer.losses.values() for key in (*row.options, *row.instead)} | {"loss_type"}
+    fields = option_fields(trainer.options)
+    return [_option(key, field, trainer) for key, field in fields.items() if key not in own]
+
+
+_NLL = {"": "−log π: the NLL of the chosen completions; the rejected are not looked at."}
+_NLL_LOG_PROBS = "means over all chosen tokens of a step, or over each completion first (`sft_normalization`)"
+
+
+def sections(function: Callable[..., Any]) -> dict[str, str]:
+    """The parts of a docstring by their heading (`Args`, `Returns`, `References`), the first line as "".
+
+    Lines of a part are joined to one, save those of `Args`.
+    """
+    first, *others = re.split(r"^(\w+):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    parts = {"": " ".join(first.split("\n\n")[0].split())}
+    for heading, text in zip(others[::2], others[1::2], strict=True):
+        parts[heading] = inspect.cleandoc(text) if heading == "Args" else " ".join(text.split())
+    return parts
+
+
+def _log_probs(row: Loss, arguments: str) -> str:
+    """What the loss is given: sums or means, as its row says, and what its docstring says of them besides."""
+    if row.function is None:
+        return _NLL_LOG_PROBS
+    kind = "means over the tokens" if row.means else "sums over the tokens"
+    examples = " ".join(re.split(r"\n(?=\S)", arguments)[0].partition(":")[2].split())
+    return re.sub(r"^(summed log-probs|log-probs as \*means\* over tokens|$)", kind, examples)
+
+
+def _option(key: str, field: FieldInfo, trainer: Trainer, row: Loss | None = None) -> Option:
+    default = field.get_default(call_default_factory=True)
+    if default is None:
+        default = (row.defaults if row else {}).get(key, getattr(trainer.options, "fallbacks", {}).get(key))
+    return Option(key, default, _bounds(field), field.description or "")
+
+
+def _bounds(field: FieldInfo) -> str:
+    choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    limits = [
+        f"{sign} {getattr(one, name)}" for one in field.metadata for name, sign in signs.items() if hasattr(one, name)
+    ]
+    return ", ".join([*map(str, choices), *limits])
+
+
+def _chosen(what: str, wanted: str | None, names: Iterable[str], where: str = "") -> list[str]:
+    """The wanted name alone, or all of them."""
+    names = list(dict.fromkeys(names))
+    if wanted is None or wanted in names:
+        return names if wanted is None else [wanted]
+    plain = wanted.lower().replace("-", "_")
+    near = get_close_matches(plain, names, n=1) or [name for name in names if name.startswith(plain)]
+    hint = f"; did you mean {near[0]}?" if near else "."
+    raise UserError(f"There is no {what} {wanted!r}{where}{hint} Choose from: {', '.join(names)}.")

@@ -1,0 +1,175 @@
+"""Whether the start-up hook works in this environment, and if not, why and what to do about it."""
+
+import importlib.util
+import json
+import os
+import platform
+import site
+import stat
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from ...plugin.manager import load_registry
+from ..seam.install import MARK, version_misfit
+from . import machine
+
+PACKAGES = ("mlx-lm-lora-prefplus", "mlx-lm-lora", "mlx", "mlx-lm", "transformers", "datasets")
+SWITCHES = ("MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH")
+PTH, HOOK = "mlx_lm_lora_prefplus.pth", "_mlx_lm_lora_prefplus_hook"
+WITHOUT_HOOK = "or start runs with `python -m mlx_lm_lora_prefplus train …`, which needs no hook"
+
+PROBE = f"""
+import json, mlx_lm_lora.train as host
+native = getattr(host, "TRAINER_PLUGIN_API", None) is not None
+print("\\n" + json.dumps({{"file": host.__file__, "active": hasattr(host, {MARK!r}), "native": native}}))
+"""
+"""Run in a fresh interpreter: what the host's command would find."""
+
+
+def examine() -> dict[str, Any]:
+    """Everything `doctor` knows, as JSON takes it.
+
+    `active` is what a fresh interpreter says; `problems` are pairs of what is wrong and what to do, of which some
+    may be found although it works; `notes` are such pairs of what works slowly, or only in our modes.
+    """
+    probe, registry, device = _probe(), load_registry(), machine.device()
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    found = {name: str(path) if path else None for name, path in (("pth", _pth()), ("hook", _hook()))}
+    report: dict[str, Any] = {
+        "active": bool(probe["active"] or probe["native"]),
+        "native": probe["native"],
+        "versions": versions,
+        **device,
+        "interpreter": sys.executable,
+        "host": probe["file"],
+        "files": found,
+        "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
+        "modes": {mode: registered.provider for mode, registered in registry.modes.items()},
+        "rivals": registry.rivals,
+        "broken": registry.broken,
+    }
+    found = [
+        *_problems(probe, device["backend"]),
+        *machine.backend_problems(device["backend"]),
+        *machine.version_problems(),
+    ]
+    report["problems"] = [{"what": what, "do": do} for what, do in found]
+    report["notes"] = [{"what": what, "do": do} for what, do in machine.notes(device["backend"])]
+    return report
+
+
+def told(report: dict[str, Any]) -> list[str]:
+    """The report as lines for a person."""
+    state = (
+        "mlx_lm_lora.train runs the modes below" if report["active"] else "mlx_lm_lora.train does NOT know our modes"
+    )
+    if report["native"]:
+        state += ", by its own discovery"
+    lines = [("ok: " if report["active"] else "not active: ") + state, ""]
+    for mark in ("problem", "note"):
+        for one in report[f"{mark}s"]:
+            lines += [f"{mark}: {one['what']}", f"{'do':>{len(mark)}}: {one['do']}"]
+    lines += [""] if report["problems"] or report["notes"] else []
+    lines += [f"{name:<22}{found or 'not installed'}" for name, found in report["versions"].items()]
+    lines += [f"{'backend':<22}{report['backend']}, {report['device']}"]
+    lines += [f"{'memory':<22}{report['memory'] / 1e9:.1f} GB"] if report["memory"] else []
+    lines += [f"{'interpreter':<22}{report['interpreter']}"]
+    lines += [f"{'host':<22}{report['host'] or 'not found'}"]
+    lines += [f"{name + ' file':<22}{path or 'not found'}" for name, path in report["files"].items()]
+    lines += [f"{name}={value}" for name, value in report["switches"].items()]
+    lines += ["", *(f"mode {mode:<17}{provider}" for mode, provider in report["modes"].items())]
+    lines += [f"mode {mode:<17}claimed by {' and by '.join(names)}" for mode, names in report["rivals"].items()]
+    lines += [f"skipped plugin {provider}: {reason}" for provider, reason in report["broken"].items()]
+    return lines
+
+
+def _probe() -> dict[str, Any]:
+    """What a fresh interpreter finds in the host's module; `error` is the end of what it said."""
+    nothing = {"file": None, "active": False, "native": False}
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {**nothing, "error": str(error)}
+    said = done.stderr.strip()
+    if done.returncode:
+        return {**nothing, "error": said.splitlines()[-1] if said else f"exit code {done.returncode}"}
+    warned = [line for line in said.splitlines() if line.startswith("[mlx-lm-lora-prefplus]")]
+    return {**json.loads(done.stdout.strip().splitlines()[-1]), "error": "\n".join(warned)}
+
+
+def _problems(probe: dict[str, Any], backend: str) -> list[machine.Advice]:
+    found: list[tuple[str, str]] = []
+    host = _version("mlx-lm-lora")
+    if host is None and probe["file"] is None:
+        found.append(("mlx-lm-lora is not installed for this interpreter", "pip install mlx-lm-lora"))
+    elif host is not None and (misfit := version_misfit(host)):
+        found.append((misfit, 'pip install "mlx-lm-lora>=5.10,<6", or a release of this package for that version'))
+    if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip() == "0":
+        found.append(("MLX_LM_LORA_PREFPLUS=0 turns the plugin off", "unset MLX_LM_LORA_PREFPLUS"))
+    if sys.flags.no_site:
+        found.append(("this interpreter was started with -S, which reads no .pth files", "start it without -S"))
+    found += _file_problems()
+    if probe["file"] and (elsewhere := _vendored(Path(probe["file"]))):
+        found.append((elsewhere, f"take that folder off PYTHONPATH (or leave it), {WITHOUT_HOOK}"))
+    works = probe["active"] or probe["native"]
+    if backend != "none" and probe["error"] and not works:
+        found.append((f"a fresh interpreter says: {probe['error']}", "put that right, then run doctor again"))
+    if backend != "none" and not works and not found:
+        found.append(("the hook is in place and did not run", f"MLX_LM_LORA_PREFPLUS=strict shows why; {WITHOUT_HOOK}"))
+    return found
+
+
+def _file_problems() -> list[tuple[str, str]]:
+    again = f"pip install --force-reinstall --no-deps mlx-lm-lora-prefplus, {WITHOUT_HOOK}"
+    pth, hook = _pth(), _hook()
+    found = []
+    if pth is None:
+        where = ", ".join(str(folder) for folder in _site_folders())
+        found.append((f"{PTH} is in none of the folders whose .pth files are read ({where})", again))
+    if hook is None:
+        found.append((f"the module {HOOK} cannot be imported", again))
+    for path in (pth, hook):
+        if path and _is_hidden(path):
+            fix = f"chflags nohidden {path}, {WITHOUT_HOOK}"
+            found.append((f"{path} carries macOS's hidden flag, and newer Pythons skip such .pth files", fix))
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return bool(getattr(path.stat(), "st_flags", 0) & stat.UF_HIDDEN)
+
+
+def _site_folders() -> list[Path]:
+    """The folders whose `.pth` files this interpreter reads."""
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return [Path(folder) for folder in [*site.getsitepackages(), *user]]
+
+
+def _pth() -> Path | None:
+    return next((folder / PTH for folder in _site_folders() if (folder / PTH).is_file()), None)
+
+
+def _hook() -> Path | None:
+    spec = importlib.util.find_spec(HOOK)
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _vendored(file: Path) -> str | None:
+    """Whether the host that gets imported is another copy than the installed one."""
+    try:
+        installed = Path(str(distribution("mlx-lm-lora").locate_file("mlx_lm_lora/train.py")))
+    except PackageNotFoundError:
+        return f"the host comes from {file.parent}, a copy that pip knows nothing of"
+    if installed.is_file() and installed.resolve() != file.resolve():
+        return f"the host comes from {file.parent}, which stands before the installed one in {installed.parent}"
+    return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,136 @@
+"""This machine and the packages on it: device, memory, and what is known to go wrong or slowly on it."""
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from ...backend import advice, reason
+
+Advice = tuple[str, str]
+"""What is wrong or slow, and what to do about it."""
+
+BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
+FAST_BLAS = ("openblas", "mkl", "blis", "atlas", "nvpl")
+
+BLAS_ADVICE = (
+    "install OpenBLAS (Debian and Ubuntu: apt-get install libopenblas0-pthread) and start runs with "
+    "LD_PRELOAD=libopenblas.so.0 in the environment"
+)
+
+
+def device() -> dict[str, Any]:
+    """backend (metal, cuda, cpu or none), device (its name, or why there is none), memory (bytes, or None)."""
+    if found := reason():
+        return {"backend": "none", "device": found, "memory": None}
+    try:
+        import mlx.core as mx
+
+        from ...engine.model.memory import total_memory
+
+        backend = "metal" if mx.metal.is_available() else "cuda" if mx.default_device().type == mx.gpu else "cpu"
+        name = str(mx.device_info().get("device_name", mx.default_device()))
+        return {"backend": backend, "device": name, "memory": total_memory()}
+    except Exception as error:  # mlx without a backend for this machine
+        return {"backend": "none", "device": f"{type(error).__name__}: {error}", "memory": None}
+
+
+def backend_problems(backend: str) -> list[Advice]:
+    """mlx without a backend, or with two."""
+    installed = [name for name in BACKENDS if _version(name)]
+    found: list[Advice] = []
+    if backend == "none":
+        found.append(("mlx does not start: it has no backend for this machine, or not its libraries", advice()))
+    if len(installed) > 1:
+        others = " ".join(installed)
+        found.append(
+            (
+                f"mlx has {len(installed)} backends that exclude one another: {', '.join(installed)}",
+                f'pip uninstall {others}, then install one: pip install "mlx[cpu]" (or mlx[cuda12], mlx[cuda13])',
+            )
+        )
+    return found
+
+
+def version_problems() -> list[Advice]:
+    """Packages that are older or newer than this release works with. The host's version is told by `activate`."""
+    found: list[Advice] = []
+    for requirement in _requirements():
+        name, bounds = re.match(r"[\w.-]+", requirement), re.findall(r"(>=|<)\s*([\d.]+)", requirement)
+        have = _version(name[0]) if name else None
+        if have is None or "extra" in requirement or name is None or name[0] == "mlx-lm-lora":
+            continue
+        if any((_numbers(have) >= _numbers(bound)) is not (sign == ">=") for sign, bound in bounds):
+            wanted = ",".join(sign + bound for sign, bound in bounds)
+            found.append(
+                (f"{name[0]} {have} is not what this release works with ({wanted})", f'pip install "{name[0]}{wanted}"')
+            )
+    return found
+
+
+def notes(backend: str) -> list[Advice]:
+    """What works, but slowly, or only in our modes."""
+    found: list[Advice] = []
+    mlx, host = _version("mlx") or "", _version("mlx-lm-lora") or ""
+    if mlx == "0.32.4" and host and _numbers(host) <= (5, 10, 2):
+        found.append(
+            (
+                f"mlx {mlx} with mlx-lm-lora {host}: the host's own CPO stops with an IndexError in its first step",
+                "train with --train-mode cpo while this plugin is active; programs that call train_cpo: set "
+                "MLX_LM_LORA_PREFPLUS_PATCH=1",
+            )
+        )
+    if sys.platform == "linux" and host and _numbers(host) <= (5, 10, 2):
+        found.append(
+            (
+                f"mlx-lm-lora {host} on Linux: its own modes stop with KeyError: max_recommended_working_set_size",
+                "take the modes listed below; its other modes need a Mac",
+            )
+        )
+    if backend == "cpu" and sys.platform == "linux" and is_slow(loaded_libraries()):
+        found.append(
+            ("mlx multiplies matrices by the slow reference BLAS: float32 steps take many times as long", BLAS_ADVICE)
+        )
+    return found
+
+
+def loaded_libraries() -> list[str]:
+    """The shared libraries of this process, with their folders, after mlx has been loaded."""
+    import mlx.core  # noqa: F401
+
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    return sorted({line.split()[-1] for line in lines if ".so" in line})
+
+
+def is_slow(libraries: list[str]) -> bool:
+    """Whether a BLAS is among them, and none of the fast ones but what numpy and scipy bring for themselves."""
+    ours = [path.lower() for path in libraries if "numpy" not in path and "scipy" not in path]
+    has = lambda part: any(part in path for path in ours)  # noqa: E731
+    return has("libblas") and not any(map(has, FAST_BLAS))
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires("mlx-lm-lora-prefplus") or []
+    except PackageNotFoundError:  # run from a folder, not installed
+        return []
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a version, without what a release candidate or a build adds; trailing zeros do not count."""
+    leading = re.match(r"\d+(?:\.\d+)*", text)
+    numbers = [int(part) for part in leading[0].split(".")] if leading else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

@@ -1,0 +1,113 @@
+"""Losses and presets as the terminal shows them."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ...losses import inputs as examples
+from ...plugin.manager import Registry
+from ..config.presets import Preset
+from .describe import Description, Option, mode_options
+
+KINDS = {"paired": "pairs", "unpaired": "labelled rows", "ranked": "lists"}
+NOTATION = " ".join((examples.__doc__ or "").split("Notation in the formulas: ")[-1].split())
+
+
+def losses_in_short(found: Iterable[Description], registry: Registry) -> Group:
+    """A table for each mode."""
+    shown: list[RenderableType] = []
+    for mode, losses in groupby(found, key=lambda loss: loss.mode):
+        trainer = registry[mode].trainer
+        reference = "with a reference" if trainer.needs_reference(trainer.options()) else "without a reference"
+        shown.append(Text(f"{mode}: {KINDS[trainer.rows]}, {reference}", style="bold"))
+        table = _table("loss", "log-probs", "when to use it")
+        for loss in losses:
+            kind = f" ({KINDS[loss.rows]})" if loss.rows != trainer.rows else ""
+            _add(table, loss.name, "means" if loss.means else "sums", loss.when + kind)
+        shown.append(Padding(table, (0, 0, 1, 0), expand=False))
+    shown.append(Text("mlx_lm_lora.prefplus losses NAME shows one in full."))
+    return Group(*shown)
+
+
+def losses_in_full(found: Iterable[Description], registry: Registry) -> Group:
+    """All that is known of each loss."""
+    return Group(*(part for loss in found for part in _in_full(loss, registry)), Text(f"Notation: {NOTATION}"))
+
+
+def _in_full(loss: Description, registry: Registry) -> Iterable[RenderableType]:
+    yield Text(f"{loss.name} (train mode {loss.mode})", style="bold")
+    yield Padding(Text(loss.formula), (1, 2), expand=False)
+    if loss.meaning:
+        yield Text(sentence(loss.meaning))
+    yield Text(f"When: {loss.when}.")
+    yield Text(f"Log-probs: {sentence(loss.log_probs)}")
+    yield Text(f"Reference: {'needed' if loss.reference else 'none'}. Data: {', '.join(loss.columns)}.")
+    if loss.value:
+        yield Text(f"Gives: {loss.value}")
+    if loss.references:
+        yield Text(f"Source: {loss.references}")
+    if loss.options:
+        yield Padding(_options(loss.options), (1, 0, 0, 0), expand=False)
+    if others := [option.key for option in mode_options(registry[loss.mode].trainer)]:
+        yield Text(f"Also in mode {loss.mode}: {', '.join(others)}.")
+    yield Text()
+
+
+def presets_in_short(presets: Iterable[Preset]) -> Group:
+    """One after the other, with their values and sources."""
+    shown: list[RenderableType] = []
+    for preset in presets:
+        values = ", ".join(f"{key} {said(value)}" for key, value in preset.values.items())
+        shown += [
+            Text.assemble((preset.name, "bold"), f" (train mode {preset.mode}): {preset.about}"),
+            Padding(Text(f"{values}\n{preset.source}"), (0, 0, 0, 4), expand=False),
+        ]
+    shown.append(
+        Text(
+            "\nThese are starting points: what you give wins. Learning rates are as published, mostly for training all "
+            "weights; LoRA takes larger ones, often ten times."
+        )
+    )
+    return Group(*shown)
+
+
+def sentence(text: str) -> str:
+    """The text with a full stop, and with a capital unless a symbol stands first."""
+    text = text[:1].upper() + text[1:] if text[:1].isascii() else text
+    return text if text.endswith(".") else f"{text}."
+
+
+def said(value: Any) -> str:
+    """A value as a config file has it."""
+    if value is None:
+        return "–"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(said, value))}]"
+    if isinstance(value, float):
+        return f"{value:g}".replace("e-0", "e-")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _options(options: Iterable[Option]) -> Table:
+    table = _table("option", "default", "bounds", "what it is")
+    for option in options:
+        _add(table, option.key, said(option.default), option.bounds, option.about)
+    return table
+
+
+def _table(*headings: str) -> Table:
+    """Names are never broken; the last column takes the width that is left."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, heading in enumerate(headings, start=1):
+        table.add_column(heading, no_wrap=place < len(headings), overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """A row. Formulas hold brackets, which rich would take for its own."""
+    table.add_row(*map(Text, cells))

@@ -1,0 +1,95 @@
+"""MLX-LoRA-Studio: an interpreter for the app that runs our functions instead of those of the host it brings along.
+
+The app runs `<python> Backend/training_runner.py --spec run_spec.json` with `PYTHONPATH` leading to its own copy of
+the host. The user may choose the interpreter, so a script that stands for one is the way in.
+"""
+
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ...engine.files.adapter_files import whole_file
+from ...errors import UserError
+from ..dropin.settings import FILE, VARIABLE
+from ..seam.install import MARK
+
+SCRIPT = """#!/bin/sh
+# Written by `mlx_lm_lora.prefplus studio`: a Python for MLX-LoRA-Studio in which mlx-lm-lora-prefplus trains DPO, CPO
+# and ORPO. The app's own copy of mlx_lm_lora is taken off PYTHONPATH; the installed one is used instead.
+export MLX_LM_LORA_PREFPLUS_PATCH=1
+export {variable}="${{{variable}:-$(cd "$(dirname "$0")" && pwd)/{file}}}"
+kept=
+set -f
+IFS=:
+for folder in $PYTHONPATH; do
+    [ -e "$folder/mlx_lm_lora" ] || kept="$kept${{kept:+:}}$folder"
+done
+unset IFS
+set +f
+if [ -n "$kept" ]; then export PYTHONPATH="$kept"; else unset PYTHONPATH; fi
+exec {python} "$@"
+"""
+
+OPTIONS = """# Options for which MLX-LoRA-Studio has no field, for all runs started with the python3 beside this file.
+# A prefplus.yaml in the folder of a run's adapters goes before it, key by key. Both go before the app's form.
+# `mlx_lm_lora.train --train-mode dpo --help` lists the keys.
+
+# loss_type: simpo         # in mode cpo; any loss of the mode: see `mlx_lm_lora.prefplus modes`
+# label_smoothing: 0.1
+# max_grad_norm: 1.0
+# on_nonfinite: skip
+"""
+
+PROBE = f"import mlx_lm_lora.trainer.dpo_trainer as trainer; print(hasattr(trainer, {MARK!r}))"
+
+
+class Written(NamedTuple):
+    """The script to choose in the app, and the file of options."""
+
+    python: Path
+    options: Path
+
+
+def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
+    """Write the script and, if there is none yet, a file of options beside it; then try the script.
+
+    Arguments:
+        folder: not a hidden one: the app's file dialog must show it.
+        python: the interpreter in whose environment this package is installed.
+
+    Raises:
+        UserError: a file cannot be written, or the script does not give our functions.
+    """
+    folder = folder.expanduser().absolute()
+    written = Written(folder / "python3", folder / FILE)
+    if written.python.resolve() == Path(python).absolute():
+        raise UserError(f"{written.python} is the interpreter itself. Name another folder.")
+    text = SCRIPT.format(variable=VARIABLE, file=FILE, python=shlex.quote(python))
+    with whole_file(written.python) as file:
+        file.write_text(text)
+        file.chmod(file.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    if not written.options.exists():
+        with whole_file(written.options) as file:
+            file.write_text(OPTIONS)
+    done = subprocess.run([str(written.python), "-c", PROBE], capture_output=True, text=True)
+    if done.stdout.split()[-1:] != ["True"]:
+        said = (done.stderr.strip().splitlines() or ["the start-up hook did not run"])[-1]
+        raise UserError(
+            f"{written.python} is written, but Python started by it does not use our functions: {said}. "
+            "`mlx_lm_lora.prefplus doctor` says what to do."
+        )
+    return written
+
+
+def told(written: Written) -> list[str]:
+    """What to do with the files, as lines for a person."""
+    return [
+        f"Written: {written.python}",
+        "In MLX-LoRA-Studio choose this file as the Python interpreter (custom path). DPO, CPO and ORPO then run on "
+        "mlx-lm-lora-prefplus; every other mode runs on the mlx-lm-lora that is installed beside it.",
+        f"Options for which the app has no field: {written.options} (all runs), or {FILE} in the folder of a run's "
+        "adapters.",
+    ]

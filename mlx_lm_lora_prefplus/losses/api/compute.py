@@ -1,0 +1,230 @@
+"""One call from per-token log-probs to the training loss, through the functions that training uses."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ...errors import UserError
+from ...validation import validated
+from .. import options as keys
+from ..inputs import Labelled, Lists, Pairs
+from ..objective import needs_state, objective, token_weights, wpo_weights
+from ..options import idle_options, loss_names
+from ..running_mean import START
+
+OPTIONS: dict[str, type[keys.LossOptions]] = {
+    "cpo": keys.CPOOptions,
+    "dpo": keys.DPOOptions,
+    "orpo": keys.ORPOOptions,
+    "simpo": keys.SimPOOptions,
+    "kto": keys.KTOOptions,
+    "bco": keys.BCOOptions,
+}
+"""The config keys of each mode."""
+
+NLL_WEIGHTS: dict[str, str | float] = {"cpo": "cpo_alpha", "dpo": "sft_weight", "orpo": 1.0, "simpo": "cpo_alpha"}
+"""What weighs the NLL of the chosen completions in a mode: a config key, or a number."""
+
+
+def compute(
+    mode: str,
+    loss_type: str | list[str],
+    policy_token_logps: mx.array,
+    reference_token_logps: mx.array | None = None,
+    completion_mask: mx.array | None = None,
+    *,
+    label: Any = None,
+    mismatched_logratios: Any = None,
+    columns: Mapping[str, Any] | None = None,
+    token_log_collisions: mx.array | None = None,
+    baseline: float | None = 0.0,
+    **options: Any,
+) -> mx.array:
+    """The scalar loss that training would take its gradient of, for one optimiser step of one batch.
+
+    Arguments:
+        mode, loss_type, options: as in a config file.
+        policy_token_logps, reference_token_logps: (rows, width) log-probs of the tokens (nats). Paired modes: chosen in
+            the first half of the rows, rejected in the second. No reference: None.
+        completion_mask: (rows, width), true at completion tokens (default: everywhere).
+        label: (rows,) of modes `kto` and `bco`: true for desirable rows.
+        mismatched_logratios: (rows,) of mode `kto`: log-ratios of other rows' completions, for its z.
+        columns: data columns that the loss needs, such as `margin`, (pairs,) each; for losses of lists `scores`,
+            (completions, lists): row `k * lists + i` is completion `k` of list `i`.
+        token_log_collisions: (rows, width), log Σ_v π(v)², for `use_weighting`.
+        baseline: what losses with a running mean of the rewards take for it (0, the default, is TRL's; None: the mean
+            of this batch, as in the first step of a run).
+
+    Returns:
+        ().
+
+    Raises:
+        UserError: an unknown mode, loss or option, a value out of bounds, no rows, rows that are no pairs, shapes that
+            do not fit, or no reference, column or label where one is needed.
+    """
+    chosen = _options(mode, loss_type, options)
+    table, names = chosen.table, loss_names(loss_type)
+    free = mode in ("cpo", "orpo", "simpo") or getattr(chosen, "reference_free", False)
+    if reference_token_logps is None and not free:
+        raise UserError(f"Mode {mode} needs reference_token_logps" + (", or reference_free." * (mode == "dpo") or "."))
+    listwise = any(table[name].rows == "ranked" for name in names)
+    paired = mode not in ("kto", "bco") and not listwise
+    columns = {name: _array(value) for name, value in (columns or {}).items()}
+    lacking = {column for name in names for column in table[name].columns} | ({"scores"} if listwise else set())
+    if lacking := lacking - set(columns):
+        raise UserError(f"Loss {loss_type} needs columns: {', '.join(sorted(lacking))}.")
+
+    given = _Tokens.of(policy_token_logps, None if free else reference_token_logps, completion_mask)
+    if paired and len(given.mask) % 2:
+        raise UserError(
+            f"{len(given.mask)} rows are no pairs: give the chosen in the first half, the rejected in the second."
+        )
+    sums = _summed(given, chosen if paired else None)
+    pair_weights = None
+    if paired:
+        examples: Any = _pairs(sums, columns)
+        if getattr(chosen, "use_weighting", False):
+            pair_weights = _pair_weights(given, sums, token_log_collisions)
+    elif listwise:
+        examples = _lists(sums, columns["scores"])
+    else:
+        examples = _labelled(mode, sums, label, mismatched_logratios)
+
+    count = examples[0].shape[0]
+    weight = NLL_WEIGHTS.get(mode, 0.0)
+    state = dict(START) if needs_state(table, chosen) else None
+    if state and baseline is not None:
+        state["reward_mean"] = mx.array(baseline)
+    result = objective(
+        table,
+        chosen,
+        examples,
+        nll=sums.nll[:count],
+        nll_weight=getattr(chosen, weight) if isinstance(weight, str) else weight,
+        pair_weights=pair_weights,
+        state=state,
+        update=baseline is None,
+    )
+    units = {"examples": count, "chosen_tokens": mx.maximum(sums.tokens[:count].sum(), 1)}
+    total = mx.array(0.0)
+    for unit, value in result.sums.items():
+        total = total + value / units[unit]
+    return total
+
+
+def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> keys.LossOptions:
+    """The options of a mode, checked as those of a config file are."""
+    if mode not in OPTIONS:
+        raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
+    kind = OPTIONS[mode]
+    names = loss_names(loss_type)
+    unknown = [name for name in names if not isinstance(name, str) or name not in kind.table]
+    unknown += [key for key in options if key not in kind.__dataclass_fields__]
+    if unknown:
+        raise UserError(
+            f"Mode {mode} has no loss or option {', '.join(map(repr, unknown))}. Losses: "
+            f"{', '.join(kind.table)}; options: {', '.join(kind.__dataclass_fields__)}."
+        )
+    chosen, wrong = validated(kind, {"loss_type": loss_type, **options})
+    told = [f"{key}: {said}".removeprefix(": ") for key, sentences in wrong.items() for said in sentences]
+    changed = {key for key, value in options.items() if value != kind.__dataclass_fields__[key].default}
+    for key, users in idle_options(kind.table, names, changed - {"beta"}).items():  # β scales the rewards of any loss
+        told.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
+    if told:
+        raise UserError(f"Mode {mode}: {'; '.join(told)}.")
+    return chosen
+
+
+class _Tokens(NamedTuple):
+    """What the caller gives, (rows, width) each: log-probs (nats), and 1 at the tokens of completions."""
+
+    policy: mx.array
+    reference: mx.array | None
+    mask: mx.array
+
+    @classmethod
+    def of(cls, policy: Any, reference: Any, mask: Any) -> "_Tokens":
+        policy = _array(policy)
+        if policy.ndim != 2 or not len(policy):
+            raise UserError(f"policy_token_logps have shape {policy.shape}; give (rows, width), a row at least.")
+        shape = policy.shape
+        return cls(
+            policy,
+            None if reference is None else _shaped("reference_token_logps", reference, *shape),
+            _shaped("completion_mask", mx.ones(shape) if mask is None else mask, *shape),
+        )
+
+    def sums(self, values: mx.array | None, weights: mx.array | int = 1) -> mx.array:
+        """(rows,) of such values over the completions; what is masked may be anything. 0 where there are none."""
+        if values is None:
+            return mx.zeros(len(self.mask))
+        return mx.where(self.mask > 0, weights * values, 0).sum(1)
+
+
+class _Sums(NamedTuple):
+    """Of the completions, (rows,) each; `policy` and `reference` with the weights of the tokens, `nll` without."""
+
+    policy: mx.array
+    reference: mx.array
+    nll: mx.array
+    tokens: mx.array
+
+
+def _summed(given: _Tokens, options: keys.LossOptions | None) -> _Sums:
+    """options: of pairs, whose tokens may have weights."""
+    tokens = given.mask.sum(1)
+    weighing = given.mask
+    pairs, width = len(given.mask) // 2, given.mask.shape[1]
+    if options and (weights := token_weights(options, tokens, width, mx.arange(pairs))) is not None:
+        place = mx.maximum(mx.cumsum(given.mask, axis=1) - 1, 0).astype(mx.int32)
+        weighing = given.mask * mx.take_along_axis(weights, place, axis=1)
+    policy, reference = given.sums(given.policy, weighing), given.sums(given.reference, weighing)
+    return _Sums(policy, reference, -given.sums(given.policy), tokens)
+
+
+def _pairs(sums: _Sums, columns: Mapping[str, mx.array]) -> Pairs:
+    (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in (sums.policy, sums.reference, sums.tokens))
+    numbers = {name: _shaped(f"column {name}", value, len(p_w)) for name, value in columns.items()}
+    return Pairs(p_w, p_l, q_w, q_l, n_w, n_l, numbers)
+
+
+def _pair_weights(given: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
+    """Of WPO."""
+    if log_collisions is None:
+        raise UserError("use_weighting needs token_log_collisions.")
+    collisions = given.sums(_shaped("token_log_collisions", log_collisions, *given.mask.shape))
+    return wpo_weights(-sums.nll, collisions / mx.maximum(sums.tokens, 1), sums.tokens)
+
+
+def _lists(sums: _Sums, scores: mx.array) -> Lists:
+    if scores.ndim != 2 or scores.size != len(sums.tokens):
+        raise UserError(
+            f"Column scores has shape {scores.shape}; give (completions, lists), a score for each of "
+            f"{len(sums.tokens)} rows."
+        )
+    flat = (sums.policy, sums.reference, sums.tokens, scores.reshape(-1))
+    return Lists(*(value.reshape(-1, scores.shape[1]).T for value in flat))
+
+
+def _labelled(mode: str, sums: _Sums, label: Any, mismatched_logratios: Any) -> Labelled:
+    if label is None:
+        raise UserError(f"Mode {mode} needs label.")
+    rows = len(sums.tokens)
+    mismatched = [0.0] * rows if mismatched_logratios is None else mismatched_logratios
+    mismatched = _shaped("mismatched_logratios", mismatched, rows)
+    return Labelled(sums.policy, sums.reference, sums.tokens, _shaped("label", label, rows), mismatched)
+
+
+def _array(values: Any) -> mx.array:
+    """An array of at least float32: sums of many tokens need it."""
+    array = values if isinstance(values, mx.array) else mx.array(values)
+    return array if array.dtype in (mx.float32, mx.float64) else array.astype(mx.float32)
+
+
+def _shaped(name: str, values: Any, *shape: int) -> mx.array:
+    """An array of this shape, or a UserError: arrays of other shapes may fit by broadcasting, and mean nothing."""
+    array = _array(values)
+    if array.shape != shape:
+        raise UserError(f"{name}: the shape is {array.shape}, and must be {shape}.")
+    return array

@@ -1,0 +1,368 @@
+"""Losses with the interface of ModelScope Twinkle: objects called with a batch's labels and a model's outputs.
+
+    loss = DPOLoss(beta=0.1)(inputs, outputs, ref_logps=ref_logps)["loss"]
+
+inputs: {"labels": (rows, T) token ids, already shifted: the label at t is the token that position t predicts, −100
+(`ignore_index`) where there is nothing to learn}. Rows are interleaved: chosen, rejected, chosen, rejected, …
+outputs: {"logps": (rows, T) log-probs of the labels (nats)} or {"logits": (rows, T', V)}, T' ≥ T; of longer logits the
+last T positions count.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import mlx.core as mx
+
+from ..formulas.absolute import apo_zero
+from ..formulas.pairs import hinge, sigmoid
+from ..formulas.policy_only import orpo, simpo
+from ..inputs import Pairs
+
+
+class LossOutput(TypedDict):
+    """loss: (). num_tokens: 0, which tells the caller not to divide: the loss is a mean already."""
+
+    loss: mx.array
+    num_tokens: int
+
+
+class PreferenceLossBase:
+    """What the losses share: log-probs of the labels, of whole completions, chosen and rejected apart.
+
+    Extend it with `pair_loss`, and with `nll_weight` if the NLL of the chosen completions is to be added.
+
+    Args:
+        ignore_index: the label of positions that do not count.
+    """
+
+    needs_reference = False
+    nll_weight = 0.0
+
+    def __init__(self, ignore_index: int = -100):
+        self.ignore_index = ignore_index
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        *,
+        ref_outputs: Mapping[str, Any] | None = None,
+        ref_logps: Any = None,
+        ref_chosen_logps: Any = None,
+        ref_rejected_logps: Any = None,
+    ) -> LossOutput:
+        """The mean loss over the pairs, plus `nll_weight` times the NLL of the chosen tokens (their mean).
+
+        Losses without a reference take the arguments named `ref_…` too, and leave them unread.
+
+        Args:
+            inputs, outputs: see the module.
+            ref_outputs: the reference's outputs, in the form of `outputs`.
+            ref_logps: (rows, T″) log-probs of the labels under the reference, an array or lists; T″ ≥ T, what is beyond
+                T is cut off. Comes before `ref_outputs`.
+            ref_chosen_logps, ref_rejected_logps: (pairs,) sums over the completion. They come before both others.
+
+        Returns:
+            {"loss": (), "num_tokens": 0}.
+
+        Raises:
+            ValueError: no labels, an odd number of rows, shapes that do not fit, or no reference where one is needed.
+        """
+        labels = self._labels(inputs)
+        token_logps = self.token_logps(outputs, labels)
+        chosen, rejected = self.split_chosen_rejected(self.aggregate(token_logps, labels))
+        counts = (labels != self.ignore_index).sum(-1)
+        chosen_tokens, rejected_tokens = self.split_chosen_rejected(counts)
+        q_w, q_l = mx.zeros_like(chosen), mx.zeros_like(rejected)
+        if self.needs_reference:
+            q_w, q_l = self._reference(labels, ref_outputs, ref_logps, ref_chosen_logps, ref_rejected_logps)
+        dtype = chosen.dtype
+        pairs = Pairs(chosen, rejected, q_w.astype(dtype), q_l.astype(dtype), chosen_tokens, rejected_tokens)
+        loss = self.pair_loss(pairs).mean()
+        if self.nll_weight:
+            loss = loss - self.nll_weight * chosen.sum() / mx.maximum(chosen_tokens.sum(), 1)
+        return {"loss": loss, "num_tokens": 0}
+
+    def pair_loss(self, pairs: Pairs) -> mx.array:
+        """(pairs,): the preference loss on summed log-probs, unreduced."""
+        raise NotImplementedError("Write pair_loss(self, pairs) in your loss.")
+
+    def token_logps(self, outputs: Mapping[str, Any], labels: mx.array) -> mx.array:
+        """(rows, T) log-probs of the labels, 0 where they are ignored; at least float32.
+
+        Of labels that lie outside the vocabulary of logits the result is NaN.
+
+        Args:
+            outputs: with "logps", or with "logits".
+            labels: (rows, T).
+
+        Raises:
+            ValueError: neither is there, or their shape does not fit.
+        """
+        there = labels != self.ignore_index
+        if outputs.get("logps") is not None:
+            logps = _floats(outputs["logps"])
+            if logps.shape != labels.shape:
+                raise ValueError(f"outputs['logps'] have shape {logps.shape}, the labels {labels.shape}.")
+            return mx.where(there, logps, 0)
+        if outputs.get("logits") is None:
+            raise ValueError("outputs must contain 'logps' or 'logits'.")
+        logits, (rows, width) = _floats(outputs["logits"]), labels.shape
+        if logits.ndim != 3 or logits.shape[0] != rows or logits.shape[1] < width:
+            raise ValueError(
+                f"outputs['logits'] have shape {logits.shape}; to labels of shape {labels.shape} belong "
+                f"({rows}, at least {width}, vocabulary)."
+            )
+        logits = logits[:, logits.shape[1] - width :]
+        inside = (labels >= 0) & (labels < logits.shape[-1])
+        picked = mx.take_along_axis(logits, mx.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
+        picked = mx.where(inside, picked, mx.nan)
+        return mx.where(there, picked - mx.logsumexp(logits, axis=-1), 0)
+
+    def aggregate(self, token_logps: mx.array, labels: mx.array, *, mean: bool = False) -> mx.array:
+        """(rows,) log-probs of whole completions: the sum over the labels that count, or with `mean` their mean."""
+        there = labels != self.ignore_index
+        total = mx.where(there, token_logps, 0).sum(-1)
+        return total / mx.maximum(there.sum(-1), 1) if mean else total
+
+    def sequence_logps(self, outputs: Mapping[str, Any], labels: mx.array, *, mean: bool = False) -> mx.array:
+        """(rows,) log-probs of whole completions from a model's outputs: `token_logps`, then `aggregate`."""
+        return self.aggregate(self.token_logps(outputs, labels), labels, mean=mean)
+
+    def split_chosen_rejected(self, rows: mx.array) -> tuple[mx.array, mx.array]:
+        """Interleaved rows, chosen first → the chosen ones and the rejected ones.
+
+        Raises:
+            ValueError: an odd number of rows.
+        """
+        if rows.shape[0] % 2:
+            raise ValueError(f"{rows.shape[0]} rows are no pairs: give chosen, rejected, chosen, rejected, …")
+        return rows[0::2], rows[1::2]
+
+    def _labels(self, inputs: Mapping[str, Any]) -> mx.array:
+        if inputs.get("labels") is None:
+            raise ValueError("inputs must contain 'labels'.")
+        labels = mx.array(inputs["labels"])
+        if labels.ndim != 2 or labels.shape[0] == 0 or labels.shape[0] % 2:
+            raise ValueError(
+                f"labels have shape {labels.shape}; give (rows, tokens) with an even number of rows: chosen, rejected, "
+                "chosen, rejected, …"
+            )
+        if not mx.issubdtype(labels.dtype, mx.integer):
+            raise ValueError(f"labels are {labels.dtype}; give integers, the ids of tokens.")
+        return labels
+
+    def _reference(
+        self, labels: mx.array, outputs: Mapping[str, Any] | None, token_logps: Any, chosen: Any, rejected: Any
+    ) -> tuple[mx.array, mx.array]:
+        """The reference's sums of chosen and rejected, (pairs,) each."""
+        if (chosen is None) != (rejected is None):
+            raise ValueError("ref_chosen_logps and ref_rejected_logps belong together: give both.")
+        if chosen is not None:
+            chosen, rejected = _floats(chosen), _floats(rejected)
+            count = labels.shape[0] // 2
+            if chosen.shape != (count,) or rejected.shape != (count,):
+                raise ValueError(
+                    f"ref_chosen_logps and ref_rejected_logps have shapes {chosen.shape} and {rejected.shape}; give a "
+                    f"number for each of the {count} pairs."
+                )
+            return chosen, rejected
+        if token_logps is None and outputs is not None and outputs.get("logps") is not None:
+            token_logps = outputs["logps"]
+        if token_logps is not None:
+            return self.split_chosen_rejected(self.aggregate(_cut(token_logps, labels.shape), labels))
+        if outputs is not None:
+            return self.split_chosen_rejected(self.sequence_logps(outputs, labels))
+        raise ValueError(
+            f"{type(self).__name__} compares with a reference, and none is given: pass ref_logps, ref_outputs, or "
+            "ref_chosen_logps and ref_rejected_logps, or make it with reference_free=True."
+        )
+
+
+class DPOLoss(PreferenceLossBase):
+    """DPO and variants: `sigmoid`, `hinge`, `ipo`, `kto` (also `kto_pair`), against a reference.
+
+    `ipo` is Twinkle's: (βΔ − 1/(2β))² on summed log-probs. The `ipo` of the training modes is the one of TRL and of the
+    paper's authors, (Δ − 1/(2β))² on means over tokens. `kto` is `apo_zero`.
+
+    Args:
+        beta: β > 0, per nat.
+        label_smoothing: ε in [0, 0.5), of `sigmoid` alone.
+        ignore_index: the label of positions that do not count.
+        loss_type: one of the four.
+        reference_free: take 0 for the reference's log-probs; a reference that is given is left unread.
+        sft_weight: weight ≥ 0 of the added NLL of the chosen completions (mean over their tokens).
+
+    Raises:
+        ValueError: a value out of bounds.
+
+    References:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 7; see the pure functions for the variants.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        loss_type: str = "sigmoid",
+        reference_free: bool = False,
+        sft_weight: float = 0.0,
+    ):
+        super().__init__(ignore_index)
+        if loss_type not in ("sigmoid", "hinge", "ipo", "kto", "kto_pair"):
+            raise ValueError(f"loss_type is {loss_type!r}; choose one of sigmoid, hinge, ipo, kto (also kto_pair).")
+        if not 0 <= label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {label_smoothing}; it lies in [0, 0.5).")
+        if label_smoothing and loss_type != "sigmoid":
+            raise ValueError(f"label_smoothing belongs to loss_type 'sigmoid', not to {loss_type!r}.")
+        self.beta = _positive("beta", beta)
+        self.label_smoothing = label_smoothing
+        self.loss_type = loss_type
+        self.reference_free = reference_free
+        self.sft_weight = self.nll_weight = _not_negative("sft_weight", sft_weight)
+        self.needs_reference = not reference_free
+
+    def pair_loss(self, pairs: Pairs) -> mx.array:
+        """(pairs,): the loss that `loss_type` names."""
+        if self.loss_type == "sigmoid":
+            return sigmoid(pairs, beta=self.beta, label_smoothing=self.label_smoothing)
+        if self.loss_type == "hinge":
+            return hinge(pairs, beta=self.beta)
+        if self.loss_type == "ipo":
+            return mx.square(self.beta * pairs.delta - 1 / (2 * self.beta))
+        return apo_zero(pairs, beta=self.beta)
+
+
+class SimPOLoss(PreferenceLossBase):
+    """SimPO: −log σ(β·d − γ) on mean log-probs, no reference. The page's example is beta=2.0, gamma=1.0.
+
+    Args:
+        beta: β > 0, per nat.
+        gamma: γ, the margin in units of β·d (not γ/β).
+        ignore_index: the label of positions that do not count.
+
+    References:
+        Meng et al. 2024, arXiv:2405.14734.
+    """
+
+    def __init__(self, beta: float = 2.5, gamma: float = 0.5, ignore_index: int = -100):
+        super().__init__(ignore_index)
+        self.beta = _positive("beta", beta)
+        self.gamma = _not_negative("gamma", gamma)
+
+    def pair_loss(self, pairs: Pairs) -> mx.array:
+        """(pairs,): `simpo` on the means."""
+        return simpo(pairs.means(), beta=self.beta, simpo_gamma=self.gamma)
+
+
+class CPOLoss(PreferenceLossBase):
+    """CPO: −log σ(β·d) on summed log-probs plus `cpo_alpha` times the NLL of the chosen tokens, no reference.
+
+    Args:
+        beta: β > 0, per nat.
+        cpo_alpha: weight ≥ 0 of the NLL (default: 1).
+        ignore_index: the label of positions that do not count.
+        bc_coef: another name of `cpo_alpha`.
+
+    Raises:
+        ValueError: both names are given and differ.
+
+    References:
+        Xu et al. 2024, arXiv:2401.08417.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        cpo_alpha: float | None = None,
+        ignore_index: int = -100,
+        *,
+        bc_coef: float | None = None,
+    ):
+        super().__init__(ignore_index)
+        self.beta = _positive("beta", beta)
+        self.cpo_alpha = self.nll_weight = _not_negative(
+            "cpo_alpha", _one_of("cpo_alpha", cpo_alpha, "bc_coef", bc_coef, default=1.0)
+        )
+
+    @property
+    def bc_coef(self) -> float:
+        """Another name of `cpo_alpha`."""
+        return self.cpo_alpha
+
+    def pair_loss(self, pairs: Pairs) -> mx.array:
+        """(pairs,): `sigmoid` without a reference."""
+        return sigmoid(pairs, beta=self.beta)
+
+
+class ORPOLoss(PreferenceLossBase):
+    """ORPO: NLL of the chosen tokens − β·log σ(log-odds of chosen − log-odds of rejected), no reference.
+
+    The NLL is the mean over all chosen tokens, as in Twinkle; the training mode `orpo` takes the mean over completions.
+
+    Args:
+        beta: weight ≥ 0 of the odds-ratio term (default: 0.1).
+        ignore_index: the label of positions that do not count.
+        lambda_orpo: another name of `beta`.
+
+    Raises:
+        ValueError: both names are given and differ.
+
+    References:
+        Hong et al. 2024, arXiv:2403.07691.
+    """
+
+    nll_weight = 1.0
+
+    def __init__(self, beta: float | None = None, ignore_index: int = -100, *, lambda_orpo: float | None = None):
+        super().__init__(ignore_index)
+        self.beta = _not_negative("beta", _one_of("beta", beta, "lambda_orpo", lambda_orpo, default=0.1))
+
+    @property
+    def lambda_orpo(self) -> float:
+        """Another name of `beta`."""
+        return self.beta
+
+    def pair_loss(self, pairs: Pairs) -> mx.array:
+        """(pairs,): `orpo` on the means."""
+        return orpo(pairs.means(), beta=self.beta)
+
+
+def _floats(values: Any) -> mx.array:
+    """An array of at least float32."""
+    array = values if isinstance(values, mx.array) else mx.array(values)
+    return array if array.dtype in (mx.float32, mx.float64) else array.astype(mx.float32)
+
+
+def _cut(token_logps: Any, shape: tuple[int, ...]) -> mx.array:
+    """The reference's log-probs, an array or lists of any lengths, cut to the shape of the labels."""
+    rows, width = shape
+    lengths = [len(row) for row in token_logps]
+    if len(lengths) != rows or min(lengths) < width:
+        raise ValueError(
+            f"The reference's log-probs are {len(lengths)} rows of at least {min(lengths, default=0)} tokens; the "
+            f"labels are {rows} rows of {width}. Longer rows are cut, shorter ones cannot be used."
+        )
+    if isinstance(token_logps, mx.array):
+        return _floats(token_logps[:, :width])
+    return mx.stack([_floats(row)[:width] for row in token_logps])
+
+
+def _one_of(name: str, value: float | None, alias: str, other: float | None, *, default: float) -> float:
+    if value is not None and other is not None and value != other:
+        raise ValueError(f"{name} is {value} and {alias} is {other}, which are two names of one thing: give one.")
+    return next((given for given in (value, other) if given is not None), default)
+
+
+def _positive(name: str, value: float) -> float:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} is {value}; it must be above 0 and finite.")
+    return value
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name} is {value}; it must be at least 0 and finite.")
+    return value

@@ -1,0 +1,163 @@
+"""The losses of each mode, a row for each: what `--help`, the checks, the docs and the training loop know of them."""
+
+from .formulas import absolute, pairs, policy_only
+from .formulas import ranked as lists
+from .formulas import unpaired as labelled
+from .loss import Loss
+
+_SMOOTHED = ("beta", "label_smoothing")
+
+DPO: dict[str, Loss] = {
+    "sigmoid": Loss(
+        pairs.sigmoid, _SMOOTHED, divergence=True, when="the default; label_smoothing where labels are noisy"
+    ),
+    "hinge": Loss(pairs.hinge, ("beta",), divergence=True, when="stop pushing pairs that are won by the margin 1/β"),
+    "ipo": Loss(
+        pairs.ipo,
+        ("beta",),
+        means=True,
+        divergence=True,
+        when="few or contradictory labels; β sets a target per token",
+    ),
+    "dpop": Loss(
+        pairs.dpop, ("beta", "delta"), when="the chosen log-probs fall during training; the host's form of DPOP"
+    ),
+    "dpop_paper": Loss(
+        pairs.dpop_paper,
+        ("beta", "dpop_lambda"),
+        defaults={"beta": 0.3},
+        when="the chosen log-probs fall during training; the published form, penalty inside the sigmoid",
+    ),
+    "robust": Loss(
+        pairs.robust,
+        _SMOOTHED,
+        defaults={"label_smoothing": 0.1},
+        divergence=True,
+        when="a known share of the labels is wrong: label_smoothing is that share",
+    ),
+    "exo_pair": Loss(
+        pairs.exo_pair,
+        _SMOOTHED,
+        defaults={"label_smoothing": 1e-3},
+        divergence=True,
+        when="match the optimal policy in the reverse KL; keeps to what the policy does already",
+    ),
+    "nca_pair": Loss(
+        absolute.nca_pair, ("beta",), defaults={"beta": 0.01}, when="keep the likelihood of the chosen from falling"
+    ),
+    "bco_pair": Loss(
+        absolute.bco_pair, ("beta",), baseline=True, when="pairs whose sides could stand alone; also a part of MPO"
+    ),
+    "sppo_hard": Loss(
+        absolute.sppo_hard, ("beta",), defaults={"beta": 0.001}, when="rounds of self-play with fresh pairs"
+    ),
+    "aot": Loss(
+        pairs.aot, _SMOOTHED, separable=False, when="chosen better as a whole (sorted over the batch), not pair by pair"
+    ),
+    "aot_unpaired": Loss(
+        pairs.aot_unpaired, _SMOOTHED, separable=False, when="as aot where chosen and rejected answer different prompts"
+    ),
+    "apo_zero": Loss(
+        absolute.apo_zero,
+        ("beta",),
+        when="the chosen are better than what the model writes: lift them, sink the rejected",
+    ),
+    "apo_down": Loss(absolute.apo_down, ("beta",), when="the chosen are worse than what the model writes: sink both"),
+    "kto_pair": Loss(absolute.apo_zero, ("beta",), when="the same function as apo_zero, under another trainer's name"),
+    "discopop": Loss(
+        pairs.discopop,
+        ("beta", "discopop_tau"),
+        defaults={"beta": 0.05},
+        divergence=True,
+        when="a discovered blend of sigmoid and exponential; strong on chat benchmarks",
+    ),
+    "sigmoid_norm": Loss(
+        pairs.sigmoid,
+        _SMOOTHED,
+        defaults={"beta": 5.0},
+        means=True,
+        divergence=True,
+        when="answers grow longer during training: log-ratios a token instead of sums",
+    ),
+    "cal_dpo": Loss(
+        absolute.cal_dpo,
+        ("beta",),
+        defaults={"beta": 0.002},
+        when="the chosen log-probs fall: rewards are held to targets; β small, for the targets are ±1/(2β) nats",
+    ),
+    "dpo_shift": Loss(
+        pairs.dpo_shift, ("beta", "dpo_shift_lambda"), when="the chosen log-probs fall: pull less on the rejected"
+    ),
+    "r_dpo": Loss(pairs.r_dpo, ("beta", "r_dpo_alpha"), when="answers grow longer during training: length is paid for"),
+    "odpo": Loss(
+        pairs.odpo,
+        ("beta", "odpo_alpha"),
+        columns=("chosen_score", "rejected_score"),
+        when="scores tell how much better the chosen is",
+    ),
+    "margin": Loss(pairs.margin, ("beta",), columns=("margin",), when="each pair has its own margin, in nats"),
+    "soft_label": Loss(
+        pairs.soft_label,
+        ("beta",),
+        columns=("preference_prob",),
+        when="each pair has a probability that the chosen is better",
+    ),
+    "chi_po": Loss(
+        pairs.chi_po, ("beta", "chi_po_clip"), when="few data that cover little: a chi-squared bound on what is learned"
+    ),
+    "plackett_luce": Loss(
+        lists.plackett_luce, ("beta",), rows="ranked", when="more than two responses with scores or ranks"
+    ),
+    "sft": Loss(None, when="as a part of a list of losses: the NLL of the chosen completions"),
+}
+
+CPO: dict[str, Loss] = {
+    "sigmoid": Loss(pairs.sigmoid, _SMOOTHED, when="the default; label_smoothing where labels are noisy"),
+    "hinge": Loss(pairs.hinge, ("beta",), when="stop pushing pairs that are won by the margin 1/β"),
+    "ipo": Loss(pairs.ipo, ("beta",), means=True, when="few or contradictory labels; β sets a target per token"),
+    "dpop": Loss(pairs.dpop_policy, ("beta", "delta"), when="the rejected completions stay likelier than the chosen"),
+    "slic": Loss(policy_only.slic, ("delta",), defaults={"delta": 1.0}, when="a margin in nats on the sums, no β"),
+    "simpo": Loss(
+        policy_only.simpo,
+        ("beta", "simpo_gamma", "label_smoothing"),
+        instead=("gamma_beta_ratio",),
+        defaults={"beta": 2.0, "simpo_gamma": 1.0},
+        means=True,
+        when="no reference and no preference for length; with cpo_alpha it is CPO-SimPO",
+    ),
+    "alphapo": Loss(
+        policy_only.alphapo,
+        ("beta", "simpo_gamma", "alphapo_alpha", "label_smoothing"),
+        instead=("gamma_beta_ratio",),
+        defaults={"beta": 2.5, "simpo_gamma": 0.1},
+        means=True,
+        when="simpo with a reward whose shape α bends, against likelihoods that fall",
+    ),
+    "simper": Loss(policy_only.simper, means=True, when="no hyper-parameter to tune: inverse perplexities"),
+}
+
+SIMPO = {name: CPO[name] for name in ("simpo", "alphapo")}
+
+ORPO: dict[str, Loss] = {
+    "orpo": Loss(
+        policy_only.orpo,
+        ("beta",),
+        means=True,
+        when="fine-tuning and preference in one pass from a base model, no reference",
+    )
+}
+
+_WEIGHTED = ("beta", "desirable_weight", "undesirable_weight")
+
+KTO: dict[str, Loss] = {
+    "kto": Loss(labelled.kto, _WEIGHTED, mismatched=True, separable=False, when="thumbs up or down instead of pairs"),
+    "apo_zero_unpaired": Loss(
+        labelled.apo_zero_unpaired, _WEIGHTED, when="as kto without the estimate of the KL: rows stand alone"
+    ),
+}
+
+BCO: dict[str, Loss] = {
+    "bco": Loss(
+        labelled.bco, _WEIGHTED, baseline=True, when="thumbs up or down; the running mean of rewards is the bar"
+    )
+}

@@ -1,0 +1,45 @@
+"""The row that describes a loss to configs, `--help`, checks and docs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from ..plugin.protocol import Rows
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One row in the table of a mode.
+
+    function: called as `function(examples, **options)` with the option keys named here and an instance of `Pairs`,
+        `Labelled` or `Lists`; returns (examples,). None: the loss is the NLL of the chosen completions alone.
+    options: the config keys it takes.
+    keys: a frozen dataclass of those that the mode does not have, written as the options of a trainer are; for a loss
+        that another package adds to a mode.
+    instead: config keys that set one of these in another way.
+    defaults: its own defaults of such keys, where they differ from the mode's. What the user gives wins.
+    means: whether it is given log-probs as means over tokens instead of sums.
+    rows: the kind of rows it needs, where it differs from the mode's.
+    columns: the data columns it needs.
+    divergence: whether the log-ratio may be that of another f-divergence (it must be a function of Δ alone).
+    separable: whether the loss of an example does not depend on the others in its batch.
+    mismatched: whether it takes the log-ratio of another row's completion.
+    baseline: whether it takes `baseline`, the running mean of the rewards (see `losses.running_mean`).
+    when: when to use it, in a line.
+    """
+
+    function: Callable[..., mx.array] | None
+    options: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    means: bool = False
+    rows: Rows | None = None
+    columns: tuple[str, ...] = ()
+    divergence: bool = False
+    separable: bool = True
+    mismatched: bool = False
+    baseline: bool = False
+    when: str = ""
+    keys: type | None = None

@@ -1,0 +1,155 @@
+"""A few real steps of the training loop on one batch, of which nothing is kept: their time and memory."""
+
+import io
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext, redirect_stdout
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from ..engine.logprobs.frozen_trunk import compared
+from ..engine.model.adapters import adapters_off
+from ..engine.model.gradient_checkpointing import gradient_checkpointing
+from ..engine.reference.precompute import reference_logps, with_reference
+from ..engine.reference.store import Store
+from ..engine.train.inputs import Training
+from ..engine.train.interrupts import StopRequest
+from ..engine.train.loop import Loop
+from ..host.run import models as policy
+from ..host.run.run import build_optimizer, fake_quantization, moving_reference, step_reference
+from ..host.run.session import Work
+from ..plugin import Batch
+
+SECONDS, FORWARD_SECONDS, MOST_STEPS = 2.0, 0.5, 20
+"""Steps, and forwards, are timed until so much time is over, or so many are done; the first is not counted."""
+
+NEVER = 2**31
+
+HARDLY = 1e-12
+"""A learning rate that leaves the weights what they are: after many steps on one batch a loss saturates, and the time
+of a step is another."""
+
+
+class Measured(NamedTuple):
+    """first: seconds of the first micro-batch, with what is done once for a shape. seconds: of each one after it.
+    forward: seconds of the reference's pass over the batch; 0 where the mode has no reference.
+    peak: bytes, the most that were in use. before: bytes in use before the steps.
+    """
+
+    first: float
+    seconds: float
+    forward: float
+    peak: int
+    before: int
+
+
+def measure(work: Work, batch: Batch) -> Measured:
+    """Steps of the run on the batch, with a learning rate so small that the weights stay what they are.
+
+    Raises:
+        UserError: loss or gradient is not finite.
+        RuntimeError, MemoryError: memory runs out.
+    """
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    store, forward = _reference(work, batch)
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        bar = stack.enter_context(tqdm(disable=True))
+        if work.resolved.settings.grad_checkpoint:
+            stack.enter_context(gradient_checkpointing(work.model))
+        loop = _loop(work, batch, store)
+        size = loop.run.settings.gradient_accumulation_steps
+        first, seconds = _timed(loop, bar) / size, []
+        if store and store.growing:
+            _timed(loop, bar)  # of a compiled step another graph: the reference is known now
+        while not seconds or (sum(seconds) < SECONDS and len(seconds) < MOST_STEPS):
+            seconds.append(_timed(loop, bar))
+    return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
+
+
+def _reference(work: Work, batch: Batch) -> tuple[Store | None, float]:
+    """The reference as the steps are given it, that of the batch in it or not, and the seconds that this takes."""
+    if not work.resolved.trainer.needs_reference(work.resolved.options):
+        return None, 0.0
+    rows, completions = len(work.rows["train"]), int(work.lengths("train").count.max())
+    in_steps, policy = work.planned_reference.in_steps, work.engine.policy
+    if in_steps and work.engine.trunk:  # which runs for the policy anyway
+        _, policy = compared(policy, work.engine.trunk, batch, None, nullcontext())
+        mx.eval(policy.outputs)
+    empty = lambda: Store(None, rows, completions=completions, growing=in_steps)  # noqa: E731
+    store, seconds = empty(), list[float]()
+    with adapters_off(work.model):
+        while len(seconds) < 2 or (sum(seconds) < FORWARD_SECONDS and len(seconds) < MOST_STEPS):
+            start = time.perf_counter()
+            store = empty()
+            reference_logps(policy, [batch], rows, store=store, weights=work.token_weights)
+            seconds.append(time.perf_counter() - start)
+    return empty() if in_steps else store, statistics.mean(seconds[1:])
+
+
+def reference_peak(work: Work, batch: Batch) -> int:
+    """Bytes, the most that are in use while the reference passes over a batch."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    _reference(work, batch)
+    return mx.get_peak_memory()
+
+
+def _loop(work: Work, batch: Batch, store: Store | None) -> Loop:
+    """The loop of the run, with one batch for all, without validation, reports and files."""
+    settings = work.resolved.settings
+    policy.make_ready(work.model, settings)
+    moving = moving_reference(work)
+    if moving:
+        moving.every = 1
+    in_step = step_reference(work, store, moving)
+    settings = settings.model_copy(
+        update={
+            **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
+            "gradient_accumulation_steps": min(settings.gradient_accumulation_steps, 2),  # two add up as many do
+            "qat_start_step": 1,
+            "learning_rate": HARDLY,
+            "lr_schedule": None,
+        }
+    )
+
+    def batches(epoch: int, first: int) -> Iterator[Batch]:
+        if in_step:
+            return repeat(batch)
+        return (moving.fill if moving else with_reference)(repeat(batch), store)
+
+    def save(iteration: int | None) -> tuple[Path, None]:
+        raise AssertionError("a trial saves nothing")
+
+    work.model.train()
+    return Loop(
+        Training(
+            trainer=work.resolved.trainer,
+            options=work.resolved.options,
+            policy=work.engine.policy,
+            optimizer=build_optimizer(settings),
+            settings=settings,
+            iters=NEVER,
+            epoch_batches=batches,
+            validation=None,
+            save=save,
+            qat=fake_quantization(work.model, settings),
+            compiled=work.compiled,
+            moving_reference=moving,
+            step_reference=in_step,
+        ),
+        StopRequest(),
+    )
+
+
+def _timed(loop: Loop, bar: tqdm) -> float:
+    start = time.perf_counter()
+    loop.optimizer_step(bar)
+    return time.perf_counter() - start

@@ -1,0 +1,121 @@
+"""Everything that `check` finds out, in one report."""
+
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from sys import stderr
+from typing import Any
+
+from ..data import Split
+from ..data.statistics import statistics_of
+from ..engine.model.memory import total_memory
+from ..errors import UserError
+from ..host.config.command_line import settings_of
+from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..host.output.fuse import gigabytes
+from ..host.run import summary
+from ..host.run.findings import findings
+from ..host.run.resume import check_same_run, fingerprint
+from ..host.run.run import check_start, check_validation, open_run
+from ..host.run.session import Work
+from ..losses import loss_names
+from .forecast import forecast
+from .sample_rows import shown_rows
+
+Report = dict[str, Any]
+"""can_start: whether the run can start. problems: why not, a sentence each. warnings: what calls for a look.
+settings: key, value and source of each. Then, as far as it got: mode, objective, reference, prompt_format, engine,
+trained, plan, data (split → see `statistics_of`), rows (see `shown_rows`), forecast (see `forecast`)."""
+
+TIGHT = 0.85
+"""From this share of the memory on it is said that little is left."""
+
+
+def look(words: Sequence[str], *, measured: bool = True) -> Report:
+    """Go through the start of the run that the words describe, and measure a few steps; nothing is kept of it.
+
+    words: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast.
+    """
+    report: Report = {"can_start": False, "problems": [], "warnings": [], "settings": []}
+    try:
+        with redirect_stdout(stderr):  # what loading says is no part of the report
+            _look(words, report, measured)
+    except UserError as error:
+        report["problems"].append(str(error))
+    report["can_start"] = not report["problems"]
+    return report
+
+
+def _look(words: Sequence[str], report: Report, measured: bool) -> None:
+    resolved = settings_of(words, "mlx_lm_lora.prefplus check", train=True)
+    report["settings"] = _settings(resolved)
+    report["warnings"] += [note for note in resolved.notes if note not in resolved.misspelt]
+    report["problems"] += resolved.misspelt
+    check_start(resolved.settings)
+    _check_folder(Path(resolved.settings.adapter_path))
+    started = time.perf_counter()
+    work, splits, state = open_run(resolved)
+    if state is not None:
+        check_same_run(state, fingerprint(work), work.resolved.settings)
+    check_validation(work)
+    _tell(report, work, splits)
+    if measured and resolved.settings.train:
+        found = report["forecast"] = forecast(work, started, state.iteration if state else 0)
+        _judge(report, work.resolved, found)
+
+
+def _settings(resolved: Resolved) -> list[dict[str, Any]]:
+    """`used`: whether the value is worth a line: given, or an option of the chosen losses."""
+    table, options = resolved.trainer.losses, getattr(resolved.options, "loss_type", [])
+    names = [name for name in loss_names(options) if name in table]
+    of_losses = {key for name in names for key in getattr(table[name], "options", ())}
+    defaults = resolved.trainer.defaults
+    found = []
+    for key, value in sorted(resolved.values.items()):
+        source = resolved.sources.get(key, HOST_DEFAULT)
+        used = source not in (HOST_DEFAULT, TRAINER_DEFAULT) or (
+            source == TRAINER_DEFAULT and key in {*of_losses, *defaults, "loss_type"}
+        )
+        found.append({"key": key, "value": value, "source": source, "used": used and key != "dpo_cpo_loss_type"})
+    return found
+
+
+def _check_folder(folder: Path) -> None:
+    """UserError if the adapter folder cannot be written, told without writing in it."""
+    from os import W_OK, access
+
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not (place.is_dir() and access(place, W_OK)):
+        raise UserError(f"adapter_path: {folder} cannot be written ({place}). Choose another folder with adapter_path.")
+
+
+def _tell(report: Report, work: Work, splits: dict[str, Split]) -> None:
+    resolved = work.resolved
+    report |= {
+        "mode": f"{resolved.trainer.mode}, by {resolved.provider}",
+        "objective": summary.objective(resolved),
+        "reference": summary.reference(work),
+        "prompt_format": summary.prompt_format(resolved.data),
+        "engine": work.engine.words,
+        "data": {name: statistics_of(split) for name, split in splits.items()},
+        "rows": shown_rows(next(iter(splits.values())), work.tokenizer),
+    }
+    if resolved.settings.train:
+        report["trained"] = summary.training(resolved.settings, work.model).removeprefix("Trained: ")
+        report["plan"] = summary.schedule(work).removeprefix("Plan: ")
+    report["warnings"] += findings(work, {name: split.report for name, split in splits.items()})
+
+
+def _judge(report: Report, resolved: Resolved, found: dict[str, Any]) -> None:
+    """What the forecast means for the start."""
+    memory, fused = found["memory"], found["fused"]
+    sizes = f"about {gigabytes(memory['peak'])} at the longest batch, and there are {gigabytes(total_memory())}"
+    if not memory["fits"]:
+        report["problems"].append(f"Memory: the run needs {sizes}. See what would lower it.")
+    elif memory["peak"] > TIGHT * memory["there"]:
+        report["warnings"].append(f"Memory is tight: {sizes}, which other programs use as well.")
+    if fused and fused["problem"] and resolved.sources.get("fuse") not in (None, HOST_DEFAULT, TRAINER_DEFAULT):
+        report["problems"].append(f"With fuse: true, {fused['problem']}.")

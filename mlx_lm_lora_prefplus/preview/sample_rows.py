@@ -1,0 +1,63 @@
+"""A few rows as the model will see them: text of the tokens, and where the prompt ends."""
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from ..data import Split
+from ..data.batches.lengths import completions_of, lengths_of, masks_of
+
+NAMES = {"paired": ("chosen", "rejected"), "unpaired": ("desirable", "undesirable")}
+
+
+def shown_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
+    """The first row, one of middling length and the longest.
+
+    Each with `row` (its number in the source), `why` it is shown, `prompt` (text), `prompt_tokens`, and `completions`:
+    `name`, `text`, `tokens`, `counted` (how many of the tokens count in the loss) and `parts`, the text once more in
+    pieces: `text`, and `counts`, whether its tokens do.
+    """
+    lengths = lengths_of(split.rows)
+    by_length = np.argsort(lengths.prompt + lengths.completion, kind="stable")
+    places = {
+        0: "the first",
+        int(by_length[len(by_length) // 2]): "of middling length",
+        int(by_length[-1]): "the longest",
+    }
+    return [_shown(split, place, why, tokenizer) for place, why in places.items()]
+
+
+def _shown(split: Split, place: int, why: str, tokenizer: Any) -> dict[str, Any]:
+    row: dict[str, Any] = split.rows[place]  # pyright: ignore[reportAssignmentType]
+    completions = completions_of(row)
+    masks = masks_of(row) or [None] * len(completions)
+    names = NAMES.get(split.report.kind, [f"{i}. of {len(completions)}" for i in range(1, len(completions) + 1)])
+    if "label" in row:
+        names = names[:1] if row["label"] > 0 else names[1:]
+    return {
+        "row": row["row"],
+        "why": why,
+        "prompt": tokenizer.decode(row["prompt"]),
+        "prompt_tokens": len(row["prompt"]),
+        "completions": [
+            {"name": name, **_completion(row["prompt"], ids, [1] * len(ids) if mask is None else mask, tokenizer)}
+            for name, ids, mask in zip(names, completions, masks, strict=True)
+        ],
+    }
+
+
+def _completion(prompt: list[int], ids: list[int], mask: list[int], tokenizer: Any) -> dict[str, Any]:
+    parts, place = [], 0
+    for counts, group in groupby(mask):
+        end = place + len(list(group))
+        text = _after([*prompt, *ids[:place]], ids[place:end], tokenizer)
+        parts.append({"text": text, "counts": bool(counts)})
+        place = end
+    return {"text": _after(prompt, ids, tokenizer), "tokens": len(ids), "counted": sum(mask), "parts": parts}
+
+
+def _after(prompt: list[int], completion: list[int], tokenizer: Any) -> str:
+    """The text of a completion behind its prompt: some tokenizers drop a leading space where a text begins."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *completion])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(completion)
