@@ -6,7 +6,8 @@ from .api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLo
 from .formulas.policy_only import alphapo_reward
 from .inputs import Labelled, Lists, Pairs
 from .loss import Loss
-from .objective import Objective, is_separable, needs_state, objective, token_weights, wpo_weights
+from .modifiers import token_weights, wpo_weights
+from .objective import Objective, is_separable, needs_state, objective
 from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names, weighing_options
 from .outcome import outcome, pair_rounding, sum_rounding
 from .running_mean import START

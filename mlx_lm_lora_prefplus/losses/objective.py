@@ -12,6 +12,7 @@ from ..plugin.protocol import Unit
 from .formulas.divergences import transform, with_divergence
 from .inputs import Labelled, Lists, Pairs
 from .loss import Loss
+from .modifiers import dr_dpo
 from .options import loss_names
 from .running_mean import State, updated
 
@@ -103,68 +104,3 @@ def is_separable(table: Mapping[str, Loss], options: Any) -> bool:
     """Whether the loss of an example does not depend on the others in its batch."""
     coupled = getattr(options, "dr_dpo_beta", None) is not None or needs_state(table, options)
     return not coupled and all(table[name].separable for name in loss_names(options.loss_type))
-
-
-def dr_dpo(losses: mx.array, beta: float) -> mx.array:
-    """−β'·log mean exp(−loss/β') over the pairs of the micro-batch, as the same number for each of them.
-
-    Pairs with a large loss, whose labels may be wrong, count less; β' → ∞ gives the mean.
-
-    References:
-        Wu et al. 2024 (Dr. DPO), arXiv:2407.07880.
-    """
-    together = -beta * (mx.logsumexp(-losses / beta) - mx.log(mx.array(float(losses.size))))
-    return mx.broadcast_to(together, losses.shape)
-
-
-def wpo_weights(logps: mx.array, log_collisions: mx.array, tokens: mx.array) -> mx.array:
-    """min(1, w_w·w_l), where w = exp(mean over tokens of (log π(y_t) − log Σ_v π(v)²)); no gradient. (pairs,)
-
-    Arguments:
-        logps, log_collisions, tokens: (2·pairs,), chosen then rejected: summed log-probs, mean log Σ_v π(v)², counts.
-
-    References:
-        Zhou et al. 2024 (WPO), arXiv:2406.11827. TRL 1.16 does not bound the weight by 1.
-    """
-    log_weights = mx.stop_gradient(logps / mx.maximum(tokens, 1) - log_collisions)
-    chosen, rejected = mx.split(log_weights, 2)
-    return mx.exp(mx.minimum(chosen + rejected, 0))
-
-
-def token_weights(
-    options: Any, tokens: mx.array, width: int, ids: mx.array, loss_mask: mx.array | None = None
-) -> mx.array | None:
-    """What each completion token counts in the sums of log-probs, (rows, width); None where all count 1.
-
-    Tokens that do not count in the loss may have any weight here, and do not change the weights of the others.
-
-    Arguments:
-        tokens: (2·pairs,) counts, chosen then rejected. ids: (pairs,) what the draw of SamPO depends on.
-        loss_mask: (2·pairs, width) bool, which tokens count; None: the first `tokens` of each row.
-
-    References:
-        `ld_alpha`: Liu et al. 2024 (LD-DPO), arXiv:2409.06411. `sampo`: Lu et al. 2024 (SamPO), arXiv:2406.10957; its
-        code draws anew for the reference and in each step, ours draws once for each row.
-    """
-    alpha, sample = getattr(options, "ld_alpha", None), getattr(options, "sampo", False)
-    if alpha is None and not sample:
-        return None
-    chosen, rejected = mx.split(tokens, 2)
-    shorter = mx.tile(mx.minimum(chosen, rejected), 2)[:, None]
-    place = mx.arange(width)[None] if loss_mask is None else mx.cumsum(loss_mask.astype(mx.int32), axis=1) - 1
-    if alpha is not None:
-        return mx.where(place < shorter, 1.0, alpha)
-    # A token is drawn if its random number is among the `shorter` least of its completion.
-    side = mx.concatenate([mx.zeros_like(ids), mx.ones_like(ids)])
-    draws = _hashed(mx.tile(ids, 2)[:, None] * 2 + side[:, None], place)
-    draws = mx.where(place < tokens[:, None] if loss_mask is None else loss_mask, draws, mx.inf)
-    rank = mx.argsort(mx.argsort(draws, axis=1), axis=1)
-    return (rank < shorter).astype(mx.float32)
-
-
-def _hashed(row: mx.array, place: mx.array) -> mx.array:
-    """Numbers in [0, 1) that look random, the same for the same row and place."""
-    bits = row.astype(mx.uint32) * 2654435761 + place.astype(mx.uint32) * 2246822519 + 374761393
-    for shift, factor in ((15, 2246822519), (13, 3266489917)):
-        bits = (bits ^ (bits >> shift)) * factor
-    return (bits ^ (bits >> 16)).astype(mx.float32) / 2.0**32

@@ -21,7 +21,8 @@ from ..engine.train.inputs import Training
 from ..engine.train.interrupts import StopRequest
 from ..engine.train.loop import Loop
 from ..host.run import models as policy
-from ..host.run.run import build_optimizer, fake_quantization, moving_reference, step_reference
+from ..host.run.assemble import fake_quantization, moving_reference, step_reference
+from ..host.run.run import build_optimizer
 from ..host.run.session import Work
 from ..plugin import Batch
 

@@ -14,7 +14,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page about runs: did it work, curves, warnings, samples, settings, data. It needs no network."""
-    from ..engine.files.adapter_files import whole_file
+    from ..engine.files.atomic import whole_file
     from ..errors import UserError
     from .evidence import evidence_of
     from .page import page

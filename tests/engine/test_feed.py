@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.train.batch_stream import Feed, Place
+from mlx_lm_lora_prefplus.engine.train.inputs import Feed, Place
 
 
 def epoch(number: int, first: int):

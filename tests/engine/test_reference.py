@@ -10,9 +10,10 @@ import pytest
 from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.digest import files_digest, weights_digest
 from mlx_lm_lora_prefplus.engine.reference import store as reference_cache
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
-from mlx_lm_lora_prefplus.engine.reference.store import Store, files_digest, weights_digest
+from mlx_lm_lora_prefplus.engine.reference.store import Store
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import random_rows, tiny_llama, with_lora
 

@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.train.interrupts import StopRequest, stop_after_step, stop_at_once
-from mlx_lm_lora_prefplus.engine.train.step_timer import Laps
+from mlx_lm_lora_prefplus.engine.train.interrupts import Laps, StopRequest, stop_after_step, stop_at_once
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGCONT)
 
@@ -90,7 +89,7 @@ def test_another_thread_sets_no_handler():
 
 def test_a_lap_in_which_the_process_was_stopped_counts_as_the_others(monkeypatch):
     clock = iter([0, 1, 1, 3, 3, 1003, 1003, 1006])
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.step_timer.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.interrupts.time.perf_counter", lambda: next(clock))
     stop = StopRequest()
     laps = Laps(stop)
     for pauses in (0, 0, 1, 0):
@@ -105,7 +104,7 @@ def test_a_lap_in_which_the_process_was_stopped_counts_as_the_others(monkeypatch
 
 def test_laps_that_were_all_stopped_are_as_measured(monkeypatch):
     clock = iter([0, 7])
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.step_timer.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.interrupts.time.perf_counter", lambda: next(clock))
     stop = StopRequest()
     laps = Laps(stop)
     with laps.lap():

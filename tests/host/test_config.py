@@ -7,7 +7,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.host.config.flags import actions
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
-from mlx_lm_lora_prefplus.host.seam.install import originals_of
+from mlx_lm_lora_prefplus.host.originals import originals_of
 
 # The keys whose parser default is not None: the host ignores what a file says of them (all 24 of them).
 SHADOWED = {

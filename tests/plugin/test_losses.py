@@ -13,11 +13,11 @@ import pytest
 from pydantic import Field
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.seam.command import registry
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.host.tools.describe import describe
 from mlx_lm_lora_prefplus.losses import Loss
 from mlx_lm_lora_prefplus.plugin import hookimpl, manager
+from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 from tests.host.test_run import go  # noqa: F401
 

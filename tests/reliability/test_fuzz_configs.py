@@ -10,8 +10,8 @@ import pytest
 from mlx_lm_lora_prefplus.host.config.flags import option_fields
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.host.run.optimizers import build_optimizer
-from mlx_lm_lora_prefplus.host.seam.command import registry
 from mlx_lm_lora_prefplus.host.seam.install import activate
+from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 
 from .fuzz import NUMBERS, TEXTS, told_or_fine

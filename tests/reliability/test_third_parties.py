@@ -3,8 +3,8 @@
 import mlx_lm_lora.train as host
 import pytest
 
-from mlx_lm_lora_prefplus.host.seam.command import registry
 from mlx_lm_lora_prefplus.host.seam.install import activate
+from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.plugin.manager import Registered
 from mlx_lm_lora_prefplus.trainers import DPO
 

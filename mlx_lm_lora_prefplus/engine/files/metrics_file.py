@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import UserError
-from .adapter_files import whole_file
+from .atomic import whole_file
 
 NAME = "metrics.jsonl"
 

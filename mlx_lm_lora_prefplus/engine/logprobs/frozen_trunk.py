@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...plugin.protocol import Batch, Policy, Scores
-from ..model.adapters import swapped_classes
+from ..model.swap import swapped_classes
 
 
 class Trunk(NamedTuple):

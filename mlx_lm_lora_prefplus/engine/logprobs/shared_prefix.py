@@ -6,7 +6,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from ...plugin.protocol import Batch, Scores
-from ..model.adapters import swapped_classes
+from ..model.swap import swapped_classes
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .plain import scores_of
 from .prefix_cache import completion_states

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..model.adapters import swapped_classes
+from ..model.swap import swapped_classes
 
 
 class _Caught(Exception):

@@ -1,7 +1,5 @@
 """The policy without its adapters: the same weights in memory, seen as the model they were put on."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 
 import mlx.core as mx
@@ -9,25 +7,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...errors import UserError
+from .swap import swapped_classes
 
 _BASES = ("linear", "embedding")
 """Under these names mlx-lm's adapter layers hold the layer they adapt."""
-
-
-@contextmanager
-def swapped_classes(swaps: Sequence[tuple[nn.Module, type]]) -> Iterator[None]:
-    """Give each module another class while the context is open, whatever happens in it.
-
-    Only the way a module is called changes: no parameter is moved, copied or renamed.
-    """
-    originals = [type(module) for module, _ in swaps]
-    try:
-        for module, replacement in swaps:
-            module.__class__ = replacement
-        yield
-    finally:
-        for (module, _), original in zip(swaps, originals, strict=True):
-            module.__class__ = original
 
 
 def adapters_off(model: nn.Module):

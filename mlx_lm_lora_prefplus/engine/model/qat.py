@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import mlx.nn as nn
 
-from .adapters import swapped_classes
+from .swap import swapped_classes
 
 
 class FakeQuantization:

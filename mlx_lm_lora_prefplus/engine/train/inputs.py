@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.optimizers as optim
 
@@ -15,7 +16,40 @@ from ..files.run_state import RunState, StateFiles
 from ..model.qat import FakeQuantization
 from ..reference.in_step import StepReference
 from ..reference.tr_dpo import MovingReference
-from .batch_stream import EpochBatches
+
+EpochBatches = Callable[[int, int], Iterator[Batch]]
+
+
+class Place(NamedTuple):
+    """A place in the data: the epoch, and how many of its batches come before. Both count from 0."""
+
+    epoch: int
+    batch: int
+
+
+class Feed:
+    """Gives out micro-batches.
+
+    epoch_batches: epoch, number of batches to leave out → its other batches. place: of the next batch.
+    """
+
+    def __init__(self, epoch_batches: EpochBatches, place: Place):
+        self.place = place
+        self._batches = self._from(epoch_batches, place)
+
+    def take(self, size: int) -> list[Batch]:
+        """The next micro-batches; `place` moves behind them."""
+        taken = list(islice(self._batches, size))
+        self.place = taken[-1][0]
+        return [batch for _, batch in taken]
+
+    @staticmethod
+    def _from(epoch_batches: EpochBatches, place: Place) -> Iterator[tuple[Place, Batch]]:
+        """Each batch with the place behind it."""
+        for epoch in count(place.epoch):
+            skipped = place.batch if epoch == place.epoch else 0
+            for number, batch in enumerate(epoch_batches(epoch, skipped), start=skipped + 1):
+                yield Place(epoch, number), batch
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""SIGINT and SIGTERM: at once where nothing is lost by it, after the step while training. SIGCONT is counted."""
+"""SIGINT and SIGTERM: at once where nothing is lost by it, after the step while training. SIGCONT is counted, and
+pauses are no part of the time of a step."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any, NamedTuple
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -75,3 +78,52 @@ def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Laps(NamedTuple):
+    seconds: float
+    count: int
+
+
+class Laps:
+    """Seconds of laps, one micro-batch each.
+
+    When a process that was stopped (SIGSTOP, Ctrl-Z) goes on, it gets SIGCONT, but nobody tells it when it was
+    stopped. So a lap during which it went on counts as long as the mean of the others. A closed lid needs no care:
+    the clock stands still meanwhile.
+
+    count: laps in all.
+    """
+
+    def __init__(self, stop: StopRequest):
+        self._stop = stop
+        self._whole, self._broken = _Laps(0.0, 0), _Laps(0.0, 0)
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        """Count what is done inside as one lap."""
+        start, pauses = time.perf_counter(), self._stop.pauses
+        yield
+        seconds = time.perf_counter() - start
+        if self._stop.pauses == pauses:
+            self._whole = _Laps(self._whole.seconds + seconds, self._whole.count + 1)
+        else:
+            self._broken = _Laps(self._broken.seconds + seconds, self._broken.count + 1)
+
+    @property
+    def count(self) -> int:
+        """Laps in all."""
+        return self._whole.count + self._broken.count
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all laps; as measured where every one of them was interrupted."""
+        return self._whole.seconds * self.count / self._whole.count if self._whole.count else self._broken.seconds
+
+    def dump(self) -> list[tuple[float, int]]:
+        """For the saved state of a run."""
+        return [self._whole, self._broken]
+
+    def load(self, dumped: Sequence[Sequence[Any]]) -> None:
+        """Take over what `dump` gave."""
+        self._whole, self._broken = (_Laps(*one) for one in dumped)

@@ -25,14 +25,12 @@ from ..log.notices import tell
 from ..model import memory
 from ..model.gradient_checkpointing import gradient_checkpointing
 from ..rate import learning_rate
-from .batch_stream import Feed, Place
 from .early_stopping import Best
 from .gradient import GradientStep
-from .inputs import Training
-from .interrupts import StopRequest, leave, stop_after_step
+from .inputs import Feed, Place, Training
+from .interrupts import Laps, StopRequest, leave, stop_after_step
 from .metric_sums import Totals, is_finite
 from .snapshot import Progress, random_seed, restore, snapshot
-from .step_timer import Laps
 
 MOST_SKIPPED = 10
 """After so many updates in a row that had to be left out, going on is of no use."""

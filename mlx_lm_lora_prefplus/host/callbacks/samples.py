@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm import generate
 from mlx_lm.tuner.callbacks import TrainingCallback
 
-from ...engine.files.adapter_files import whole_file
+from ...engine.files.atomic import whole_file
 from ...engine.files.metrics_file import Logger
 from ...engine.model.adapters import adapter_layers, adapters_off
 from ...errors import UserError

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..seam.command import registry
-from ..seam.install import originals_of
+from ...plugin.installed import registry
+from ..originals import originals_of
 from .early_args import requested_mode, scan
 from .flags import add_modes, mode_parser, option_strings, spell_out
 from .resolve import Resolved, resolve

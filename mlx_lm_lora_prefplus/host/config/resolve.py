@@ -15,7 +15,7 @@ from ...losses import LossOptions, borrowed_defaults
 from ...plugin.manager import Registry
 from ...plugin.protocol import Trainer
 from ...settings import OWN_KEYS, DataSettings, RunSettings, own_fields
-from ..seam.install import originals_of
+from ..originals import originals_of
 from .flags import FEATURES, actions, option_fields
 from .names import near, nearest
 from .nested import check_structures

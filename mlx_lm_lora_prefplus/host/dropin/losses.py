@@ -12,7 +12,7 @@ import mlx_lm_lora.trainer.dpo_trainer as dpo_trainer
 from ...losses import outcome, pair_rounding, sum_rounding
 from ...plugin import Batch, LossOutput, Policy, Scores
 from ...trainers import PairedTrainer
-from ..seam.install import originals_of
+from ..originals import originals_of
 
 _dpo_loss: Callable[..., Any] = originals_of(dpo_trainer)["dpo_loss"]
 _cpo_loss: Callable[..., Any] = originals_of(cpo_trainer)["cpo_loss"]

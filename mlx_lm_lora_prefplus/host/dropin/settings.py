@@ -11,11 +11,11 @@ import numpy as np
 
 from ...errors import UserError
 from ...losses import loss_names
+from ...plugin.installed import registry
 from ..config.flags import option_fields
 from ..config.problems import nearest
 from ..config.resolve import Resolved, resolve
 from ..config.yaml_file import read_config
-from ..seam.command import registry
 
 FILE = "prefplus.yaml"
 """Read from the folder of the adapters, for options that the caller has no argument for."""

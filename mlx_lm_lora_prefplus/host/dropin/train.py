@@ -18,8 +18,9 @@ from ...engine.rate import sets_its_own
 from ...engine.train.loop import train
 from ..config.resolve import Resolved
 from ..output.record import write_record
+from ..run.assemble import training_of
 from ..run.models import make_ready
-from ..run.run import check_validation, training_of
+from ..run.run import check_validation
 from ..run.session import Work
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss

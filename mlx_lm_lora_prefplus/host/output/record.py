@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ... import __version__
 from ...data import Split
-from ...engine.files.adapter_files import whole_file
+from ...engine.files.atomic import whole_file
 from ...report.runs import RECORD
 from ...settings import DataSettings, RunSettings
 from ..config.resolve import Resolved

@@ -1,17 +1,20 @@
 """Loads the model to be trained and the reference, through the host's and mlx-lm's own functions."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
+import numpy as np
+from datasets import Dataset
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
 from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
 from mlx_lm_lora.utils import from_pretrained
 
+from ...data.batches.lengths import SIDES
 from ...engine.files.adapter_files import load_adapter_weights
 from ...engine.model.adapters import adapter_base, adapter_layers
 from ...engine.model.memory import bound_cache
@@ -238,3 +241,37 @@ def _adapter_problems(config: Any) -> Iterator[str]:
 def uses_fallback_template(tokenizer: Any) -> bool:
     """Whether the tokenizer has no chat template but the generic one that the host puts in."""
     return getattr(tokenizer, "chat_template", None) == DEFAULT_CHAT_TEMPLATE
+
+
+def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]) -> None:
+    """Make sure that every token has an embedding: beyond the last, MLX reads whatever memory is there, silently.
+
+    The rows are read for it only where the tokenizer knows more tokens than the model.
+
+    Raises:
+        UserError: a token has none.
+    """
+    tables = [one for one in model.modules() if isinstance(one, (nn.Embedding, nn.QuantizedEmbedding))]
+    if not tables:
+        return
+    known = max(len(one.weight) for one in tables)
+    if max(tokenizer.get_vocab().values(), default=-1) < known:
+        return
+    largest = max(map(largest_token, splits), default=-1)
+    if largest >= known:
+        raise UserError(
+            f"model: its tokenizer makes tokens up to number {largest}, and the model knows 0 to {known - 1}. Either "
+            "the tokenizer is that of another model, or tokens were added to it and not to the model: take the "
+            "tokenizer files that belong to the model."
+        )
+
+
+def largest_token(rows: Dataset) -> int:
+    """The largest token id of token rows; -1 where there is none."""
+    names = [name for name in ("prompt", "completions", *SIDES) if name in rows.column_names]
+    largest = -1
+    for chunk in (chunk for name in names for chunk in rows.data.column(name).chunks):
+        while hasattr(chunk, "offsets"):
+            chunk = chunk.flatten()
+        largest = max(largest, int(np.asarray(chunk).max(initial=-1)))
+    return largest

@@ -16,8 +16,9 @@ from mlx_lm.utils import _download
 from ...data.batches.plan import ORDER
 from ...data.tokens import cache
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
+from ...engine.model.digest import file_digest, files_digest, weights_digest
 from ...engine.reference.precompute import reference_logps
-from ...engine.reference.store import ENGINE, Store, file_digest, files_digest, weights_digest
+from ...engine.reference.store import ENGINE, Store
 from ...settings import RunSettings
 from . import models as policy
 

@@ -9,7 +9,7 @@ from typing import Any
 from mlx_lm_lora.visuals import print_info, print_warning
 
 from ...engine.files.run_state import RunState, newest_state
-from ...engine.reference.store import weights_digest
+from ...engine.model.digest import weights_digest
 from ...engine.train.snapshot import check_saved
 from ...errors import UserError
 from ...settings import RunSettings

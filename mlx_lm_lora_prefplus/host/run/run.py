@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
-from mlx_lm_lora.trainer import sft_trainer
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
 from ...data import Split
@@ -25,14 +23,8 @@ from ...engine.files.adapter_files import (
     save_adapters,
 )
 from ...engine.files.metrics_file import Logger, MetricsFile
-from ...engine.files.run_state import RunState, StateFiles, newest_state
+from ...engine.files.run_state import RunState, StateFiles
 from ...engine.log.console import host_metrics
-from ...engine.model.qat import FakeQuantization, effective_linears
-from ...engine.reference.in_step import StepReference
-from ...engine.reference.precompute import with_reference
-from ...engine.reference.store import Store
-from ...engine.reference.tr_dpo import MovingReference
-from ...engine.train.inputs import Training
 from ...engine.train.interrupts import stop_at_once
 from ...engine.train.loop import train
 from ...errors import UserError
@@ -48,6 +40,7 @@ from ..output.previous import as_begun, check_not_its_own_source, keep_previous
 from ..output.record import write_record
 from . import models as policy
 from . import summary
+from .assemble import trainer_state, training_of
 from .findings import findings
 from .optimizers import build_optimizer
 from .references import References
@@ -262,61 +255,6 @@ def train_policy(
     )
 
 
-def training_of(work: Work, reference: References, **rest: Any) -> Training:
-    """What the loop does with a run's work. rest: the other fields of `Training`."""
-    resolved, moving = work.resolved, moving_reference(work)
-    fill = moving.fill if moving else with_reference
-    in_step = step_reference(work, reference["train"], moving)
-
-    def epoch_batches(epoch: int, first: int) -> Iterator[Batch]:
-        batches = islice(work.batches("train", epoch), first, None)
-        return batches if in_step else fill(batches, reference["train"])
-
-    return Training(
-        trainer=resolved.trainer,
-        options=resolved.options,
-        policy=work.policy,
-        settings=resolved.settings,
-        iters=work.iters,
-        epoch_batches=epoch_batches,
-        validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
-        qat=fake_quantization(work.model, resolved.settings),
-        compiled=work.compiled,
-        moving_reference=moving,
-        step_reference=in_step,
-        **rest,
-    )
-
-
-def moving_reference(work: Work) -> MovingReference | None:
-    """The reference that follows the policy, where the options ask for it."""
-    options = work.resolved.options
-    if not getattr(options, "sync_ref_model", False):
-        return None
-    every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
-    return MovingReference(work.policy, every, alpha, work.token_weights)
-
-
-def step_reference(work: Work, store: Store | None, moving: MovingReference | None) -> StepReference | None:
-    """The reference in the steps, where they compute it; store: what is known of it, None without a reference."""
-    trunk = work.engine.trunk if work.shares_trunk else None
-    if store is None or trunk is None:
-        return None
-    return StepReference(work.policy, trunk, work.token_weights, store, moving)
-
-
-def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:
-    """The host's fake quantisation on the policy's own layers, or None where it is off or reaches nothing."""
-    if not settings.qat_enable or not effective_linears(model):
-        return None
-    return FakeQuantization(
-        model,
-        lambda it: sft_trainer._install_qat_hooks(it, settings),  # type: ignore[arg-type]
-        settings.qat_start_step,
-        settings.qat_interval,
-    )
-
-
 def test_policy(
     work: Work, reference: References, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
 ) -> None:
@@ -349,16 +287,6 @@ def test_policy(
         metrics.write({"iteration": iteration, "split": "test", **means, "rows": rows})
     for logger in loggers:
         logger.metrics("test", iteration, {**means, "rows": rows})
-
-
-def trainer_state(resolved: Resolved) -> dict[str, mx.array]:
-    """What the trainer carries along, as training left it; empty for most (see `Trainer.initial_state`)."""
-    initial = resolved.trainer.initial_state(resolved.options)
-    if not initial:
-        return {}
-    saved, _ = newest_state(Path(resolved.settings.adapter_path))
-    kept = saved.arrays.get("trainer", {}) if saved else {}
-    return kept if set(kept) == set(initial) else initial
 
 
 def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:

@@ -27,8 +27,8 @@ from ...plugin.protocol import Rows
 from ...settings import RunSettings
 from ..config.resolve import Resolved
 from . import models as policy
+from .models import check_vocabulary
 from .references import Reference, References
-from .vocabulary import check_vocabulary
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
 """What the host takes where neither `iters` nor `epochs` is given."""

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import UserError
-from ...plugin.manager import Registry, load_registry
+from ...plugin.installed import registry
 from ..config.early_args import Request, check_file, requested_mode, scan
 from ..config.flags import add_modes, mode_parser, modes_of, option_strings, spell_out
 from ..config.resolve import Resolved, resolve
@@ -38,21 +38,6 @@ def _dressed(function: Callable[..., Any], original: Callable[..., Any]) -> Call
         return function(*args, **kwargs)
 
     return wrapper
-
-
-@functools.cache
-def registry() -> Registry:
-    """The installed modes, looked up once. What is broken is named on stderr; the host's modes never fail for it."""
-    try:
-        found = load_registry()
-    except Exception as error:
-        if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip().lower() == "strict":
-            raise
-        print(f"[{NAME}] its modes are not available: {type(error).__name__}: {error}", file=sys.stderr)
-        return Registry({})
-    for provider, reason in found.broken.items():
-        print(f"[{NAME}] the plugin {provider} is skipped: {reason}", file=sys.stderr)
-    return found
 
 
 class Seam:

@@ -10,6 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ...engine.model.adapters import adapter_layers
 from ...errors import UserError
+from ...plugin.installed import registry
 from ..callbacks.loggers import open_loggers
 from ..config.resolve import Resolved, resolve
 from ..dropin.host_items import PairRows, token_rows, unwrapped
@@ -20,7 +21,6 @@ from ..run import summary
 from ..run.resume import check_same_run, find_state, fingerprint
 from ..run.run import test_policy, train_policy
 from ..run.session import Work, kind_of, read_rows
-from .command import registry
 from .studio_modes import check_has_pipeline
 
 

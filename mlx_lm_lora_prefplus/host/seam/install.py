@@ -1,99 +1,23 @@
 """Decides whether ours fits this host, and sets it. Nothing is set in a module unless everything fits."""
 
 import functools
-import inspect
-import os
-import re
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-HOST_VERSIONS = ((5, 10), (6, 0))
-"""The first (major, minor) version of the host that fits, and the first that does not."""
-
-_TRAINING = ("optimizer", "train_dataset", "val_dataset")
-_LOSS = (
-    *("policy_chosen_score", "policy_rejected_score", "reference_chosen_score", "reference_rejected_score"),
-    *("chosen_masks", "rejected_masks", "beta", "delta", "loss_type"),
+from ..originals import (
+    DATASETS,
+    HOST_VERSIONS,
+    MARK,
+    MCP_SERVER,
+    WRAPPED,
+    host_version,
+    is_active,
+    is_patched,
+    misfit,
+    version_misfit,
 )
-
-MCP_SERVER, DATASETS = "mlx_lm_lora.mcp_server", "mlx_lm_lora.trainer.datasets"
-
-PATCH = "MLX_LM_LORA_PREFPLUS_PATCH"
-"""The environment variable that gives programs our functions in place of the host's."""
-
-Names = Mapping[str, tuple[str, ...] | None]
-"""Name → the parameters of the function; None for a table (a dict)."""
-
-WRAPPED: Mapping[str, Names] = MappingProxyType(
-    {
-        "mlx_lm_lora.train": MappingProxyType(
-            {
-                "build_parser": (),
-                "main": ("args",),
-                "run": ("args", "training_callback"),
-                "load_dataset": ("args", "tokenizer"),
-                "load_reference_model": ("args",),
-                "train_model": (
-                    *("args", "model", "tokenizer", "adapter_file", "reference_model", "judge_model"),
-                    *("judge_tokenizer", "train_set", "valid_set", "training_callback"),
-                ),
-                "evaluate_model": (
-                    *("args", "model", "tokenizer", "reference_model", "judge_model", "judge_tokenizer"),
-                    "test_set",
-                ),
-            }
-        ),
-        MCP_SERVER: MappingProxyType({"TRAIN_MODES": None, "known_config_keys": ()}),
-        DATASETS: MappingProxyType({"load_dataset": ("args", "tokenizer")}),
-        "mlx_lm_lora.trainer.dpo_trainer": MappingProxyType(
-            {
-                "train_dpo": ("model", "ref_model", *_TRAINING, "args", "loss_fn", "training_callback", "loss_type"),
-                "evaluate_dpo": (
-                    *("model", "ref_model", "dataset", "batch_size", "num_batches", "beta", "delta"),
-                    *("max_seq_length", "loss_type", "loss_fn"),
-                ),
-                "dpo_loss": _LOSS,
-            }
-        ),
-        "mlx_lm_lora.trainer.cpo_trainer": MappingProxyType(
-            {
-                "train_cpo": ("model", *_TRAINING, "args", "loss_fn", "training_callback"),
-                "evaluate_cpo": (
-                    *("model", "dataset", "batch_size", "num_batches", "beta", "delta"),
-                    *("max_seq_length", "loss_type", "loss_fn"),
-                ),
-                "cpo_loss": tuple(name for name in _LOSS if not name.startswith("reference")),
-            }
-        ),
-        "mlx_lm_lora.trainer.orpo_trainer": MappingProxyType(
-            {
-                "train_orpo": ("model", *_TRAINING, "loss", "args", "training_callback"),
-                "evaluate_orpo": ("model", "dataset", "batch_size", "num_batches", "beta", "max_seq_length"),
-            }
-        ),
-    }
-)
-"""Module → name → its parameters: everything of the host that is wrapped, here and nowhere else.
-
-The trainers are wrapped only where MLX_LM_LORA_PREFPLUS_PATCH=1 asks for it (the start-up hook sees to that), the data
-sets there and in the process of the MCP server.
-"""
-
-USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "mlx_lm_lora.train": (
-            *("CONFIG_DEFAULTS", "yaml_loader", "Colors"),
-            *("print_banner", "print_section", "print_info", "print_warning"),
-        )
-    }
-)
-"""Module → further names that are read in it."""
-
-MARK = "__mlx_lm_lora_prefplus__"
-"""Set in a module of the host once ours is in it: name → the original."""
 
 
 def activate(module: ModuleType) -> bool:
@@ -148,19 +72,14 @@ def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def is_patched() -> bool:
-    """Whether programs are to get our functions in place of the host's."""
-    return os.environ.get(PATCH, "").strip() == "1"
-
-
 def _load_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
     """Ours in modes for which the host's gives None (the MCP server's `inspect_dataset` calls it), and in all of ours
     where programs are to get our functions."""
 
     @functools.wraps(original)
     def load_dataset(args: Any, tokenizer: Any) -> Any:
+        from ...plugin.installed import registry
         from ...plugin.manager import HOST_MODES
-        from .command import registry
 
         mode = getattr(args, "train_mode", None)
         if mode is None or mode not in registry() or (mode in HOST_MODES and not is_patched()):
@@ -176,55 +95,3 @@ def _load_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
 def _tell(line: str) -> None:
     """Print a line on stderr, once however many modules are concerned."""
     print(line, file=sys.stderr)
-
-
-def is_active(module: ModuleType) -> bool:
-    """Whether ours is in this module."""
-    return hasattr(module, MARK)
-
-
-def originals_of(module: ModuleType) -> Mapping[str, Any]:
-    """What is the host's own, by name, whether or not ours is in the module."""
-    found = getattr(module, MARK, None)
-    return found or MappingProxyType({name: getattr(module, name) for name in WRAPPED[module.__name__]})
-
-
-def misfit(module: ModuleType) -> str | None:
-    """Why ours cannot be put into this module, in a clause; None if it can."""
-    return version_misfit(host_version()) or _names_misfit(module)
-
-
-def host_version() -> str | None:
-    """The version of the host: its metadata's, or what the package says of itself where it was only copied."""
-    try:
-        return version("mlx-lm-lora")
-    except PackageNotFoundError:
-        return getattr(sys.modules.get("mlx_lm_lora"), "__version__", None)
-
-
-def version_misfit(found: str | None) -> str | None:
-    """Why this version of the host is not one that this release was made for; None if it is."""
-    first, end = HOST_VERSIONS
-    match = re.match(r"(\d+)\.(\d+)", found or "")
-    if match and first <= (int(match[1]), int(match[2])) < end:
-        return None
-    return (
-        f"this release works with mlx-lm-lora >={first[0]}.{first[1]},<{end[0]}, and "
-        f"{found or 'an unknown version'} is installed"
-    )
-
-
-def _names_misfit(module: ModuleType) -> str | None:
-    for name, parameters in WRAPPED[module.__name__].items():
-        found = getattr(module, name, None)
-        if parameters is None:
-            if not isinstance(found, dict):
-                return f"{module.__name__} has no table {name}"
-            continue
-        if not callable(found):
-            return f"{module.__name__} has no function {name}"
-        names = tuple(inspect.signature(found).parameters)
-        if names != parameters:
-            return f"{module.__name__}.{name} takes ({', '.join(names)}), expected ({', '.join(parameters)})"
-    missing = [name for name in USED.get(module.__name__, ()) if not hasattr(module, name)]
-    return f"{module.__name__} has no {', '.join(missing)}" if missing else None

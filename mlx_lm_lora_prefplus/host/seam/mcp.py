@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...losses import loss_names
+from ...plugin.installed import registry
 from ...plugin.manager import Registered
 from ...plugin.protocol import Rows
 from ...settings import OWN_KEYS
-from .command import registry
 
 COLUMNS: Mapping[Rows, str] = {
     "paired": "prompt, chosen, rejected",

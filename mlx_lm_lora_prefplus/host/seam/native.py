@@ -17,7 +17,8 @@ def mlx_lm_lora_train_modes() -> dict[str, Any]:
     """Mode → what runs it by `main(args)` and `run(args, training_callback)`; third parties' modes too."""
     import mlx_lm_lora.train as host
 
-    from .command import Seam, registry
-    from .install import originals_of
+    from ...plugin.installed import registry
+    from ..originals import originals_of
+    from .command import Seam
 
     return dict.fromkeys(registry(), Seam(host, originals_of(host)))

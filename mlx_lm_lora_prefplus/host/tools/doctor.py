@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...plugin.manager import load_registry
-from ..seam.install import MARK, version_misfit
+from ..originals import MARK, version_misfit
 from . import machine
 
 PACKAGES = ("mlx-lm-lora-prefplus", "mlx-lm-lora", "mlx", "mlx-lm", "transformers", "datasets")

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ...engine.files.adapter_files import whole_file
+from ...engine.files.atomic import whole_file
 from ...errors import UserError
 from ..dropin.settings import FILE, VARIABLE
-from ..seam.install import MARK
+from ..originals import MARK
 
 SCRIPT = """#!/bin/sh
 # Written by `mlx_lm_lora.prefplus studio`: a Python for MLX-LoRA-Studio in which mlx-lm-lora-prefplus trains DPO, CPO

@@ -9,7 +9,8 @@ from ...errors import UserError
 from ...validation import validated
 from .. import options as keys
 from ..inputs import Labelled, Lists, Pairs
-from ..objective import needs_state, objective, token_weights, wpo_weights
+from ..modifiers import token_weights, wpo_weights
+from ..objective import needs_state, objective
 from ..options import idle_options, loss_names
 from ..running_mean import START
 

@@ -1,0 +1,22 @@
+"""The modes that are installed here, looked up once."""
+
+import functools
+import os
+import sys
+
+from .manager import OWN_DISTRIBUTION, Registry, load_registry
+
+
+@functools.cache
+def registry() -> Registry:
+    """The installed modes, looked up once. What is broken is named on stderr; the host's modes never fail for it."""
+    try:
+        found = load_registry()
+    except Exception as error:
+        if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip().lower() == "strict":
+            raise
+        print(f"[{OWN_DISTRIBUTION}] its modes are not available: {type(error).__name__}: {error}", file=sys.stderr)
+        return Registry({})
+    for provider, reason in found.broken.items():
+        print(f"[{OWN_DISTRIBUTION}] the plugin {provider} is skipped: {reason}", file=sys.stderr)
+    return found
