@@ -9,10 +9,10 @@ import numpy as np
 
 from ..engine.logprobs.head import blocks_of
 from ..engine.logprobs.prefix_cache import completion_states
-from ..engine.logprobs.split_model import Halves
+from ..engine.logprobs.split_model import SplitModel
 
 
-def floor_step(halves: Halves, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:
+def floor_step(halves: SplitModel, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:
     """A function that runs the needed products and nothing else, as lazy arrays.
 
     The backbone: a forward and a backward over as many tokens as the prompts (once) and the completions have, in rows
@@ -29,7 +29,7 @@ def floor_step(halves: Halves, rows: Sequence[dict[str, list[int]]]) -> Callable
     return lambda: (gradient(), _head_products(halves, states))
 
 
-def _head_products(halves: Halves, states: mx.array) -> list[mx.array]:
+def _head_products(halves: SplitModel, states: mx.array) -> list[mx.array]:
     blocks = blocks_of(states.shape[0], halves.vocabulary, cuttable=bool(halves.cuts))
     done: list[mx.array] = []
     for start in range(0, states.shape[0], blocks.positions):

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..engine.logprobs.chunked import ChunkedPolicy
-from ..engine.logprobs.select import Choice
+from ..engine.logprobs.select import SelectedMethod
 from ..engine.logprobs.shared_prefix import PairwisePrefixPolicy, SharedPrefixPolicy
 from ..errors import UserError
 from ..plugin import Batch
@@ -158,16 +158,16 @@ def _bytes(model: Any) -> int:
     return sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
 
 
-def _shares_prompts(choice: Choice) -> bool:
+def _shares_prompts(choice: SelectedMethod) -> bool:
     return isinstance(choice.policy, (SharedPrefixPolicy, PairwisePrefixPolicy, ChunkedPolicy))
 
 
-def _positions(batch: Batch, choice: Choice) -> int:
+def _positions(batch: Batch, choice: SelectedMethod) -> int:
     """Positions that the backbone computes."""
     return batch.prompts.size + batch.completions.size if _shares_prompts(choice) else batch.tokens.size
 
 
-def _described(workload: Workload, method: Method, choice: Choice) -> dict[str, Any]:
+def _described(workload: Workload, method: Method, choice: SelectedMethod) -> dict[str, Any]:
     keys = ("mode", "loss", "prompt", "chosen", "rejected", "pairs", "model", "adapted", "bits", "chunk")
     shape = {} if workload.model else {key: getattr(workload, key) for key in ("hidden", "layers", "vocabulary")}
     return {

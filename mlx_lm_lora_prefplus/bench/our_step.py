@@ -9,13 +9,13 @@ import numpy as np
 
 from ..data.batches.collate import collate
 from ..engine.logprobs.plain import PlainPolicy
-from ..engine.logprobs.select import Choice, choose_policy
+from ..engine.logprobs.select import SelectedMethod, choose_policy
 from ..engine.logprobs.shared_prefix import HeadPolicy, SharedPrefixPolicy
-from ..engine.logprobs.split_model import Halves, find_halves
+from ..engine.logprobs.split_model import SplitModel, split_model
 from ..engine.model.adapters import adapters_off
 from ..engine.reference.in_step import StepReference
 from ..engine.reference.precompute import reference_logps, with_reference
-from ..engine.reference.store import Store
+from ..engine.reference.store import ReferenceStore
 from ..engine.train.gradient import GradientStep, in_parts
 from ..errors import UserError
 from ..plugin import Batch, Policy
@@ -31,7 +31,7 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
 
 
-def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> Choice:
+def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> SelectedMethod:
     """The way to compute log-probs, and what it is in words.
 
     chunk: let `auto` take rows in pieces of so many tokens.
@@ -43,20 +43,22 @@ def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> Choice
         long = {"efficient_long_context": True, "long_context_chunk": chunk} if chunk else {}
         return choose_policy(model, RunSettings.model_validate(long))
     if engine == "plain":
-        return Choice(PlainPolicy(model), "prompt and completion through the whole model")
+        return SelectedMethod(PlainPolicy(model), "prompt and completion through the whole model")
     halves = halves_of(model)
     if engine == "head":
-        return Choice(HeadPolicy(halves), "prompt and completion together, the head at completion tokens only")
-    return Choice(SharedPrefixPolicy(halves), "the prompt once for its completions, the head at completion tokens only")
+        return SelectedMethod(HeadPolicy(halves), "prompt and completion together, the head at completion tokens only")
+    return SelectedMethod(
+        SharedPrefixPolicy(halves), "the prompt once for its completions, the head at completion tokens only"
+    )
 
 
-def halves_of(model: nn.Module) -> Halves:
+def halves_of(model: nn.Module) -> SplitModel:
     """The backbone and head of a model.
 
     Raises:
         UserError: it has none that can be told apart.
     """
-    halves = find_halves(model)
+    halves = split_model(model)
     if halves is None:
         raise UserError("bench: backbone and head of this model cannot be told apart. Give --engine plain.")
     return halves
@@ -66,7 +68,7 @@ def our_batch(rows: Sequence[dict[str, list[int]]], policy: Policy, mode: str, m
     """The rows as our iterator pads them, with the log-probs of the reference where the mode has one."""
     batch = collate(rows, np.arange(len(rows)), multiple)
     if TRAINERS[mode].reference:
-        store = Store(None, len(rows))
+        store = ReferenceStore(None, len(rows))
         with adapters_off(policy.model):
             reference_logps(policy, [batch], len(rows), store=store)
         (batch,) = with_reference([batch], store)
@@ -87,7 +89,7 @@ def our_gradient(policy: Policy, mode: str, loss: str, beta: float, delta: float
 
 
 def first_visits(
-    choice: Choice, mode: str, loss: str, beta: float, delta: float, compiled: bool
+    choice: SelectedMethod, mode: str, loss: str, beta: float, delta: float, compiled: bool
 ) -> dict[str, Gradient]:
     """Our step on rows whose reference is not known, in two ways: `apart`, a pass of the reference and then the step;
     `beside`, the reference in the step, over the same run of the frozen trunk."""
@@ -96,7 +98,7 @@ def first_visits(
     known = GradientStep(trainer, policy, options, compiled)
 
     def apart(batch: Batch) -> tuple[Any, Any]:
-        store = Store(None, batch.ids.size)
+        store = ReferenceStore(None, batch.ids.size)
         with adapters_off(policy.model):
             reference_logps(policy, [batch] if compiled else in_parts(batch), batch.ids.size, store=store)
         (filled,) = with_reference([batch], store)
@@ -104,11 +106,11 @@ def first_visits(
 
     def beside(batch: Batch) -> tuple[Any, Any]:
         assert trunk is not None
-        in_step.store = Store(None, batch.ids.size, growing=True)
+        in_step.store = ReferenceStore(None, batch.ids.size, growing=True)
         return step(batch, batch.units())[:2]
 
     if trunk is None:
         return {}
-    in_step = StepReference(policy, trunk, lambda batch: None, Store(None, 0))
+    in_step = StepReference(policy, trunk, lambda batch: None, ReferenceStore(None, 0))
     step = GradientStep(trainer, policy, options, compiled, in_step)
     return {"apart": apart, "beside": beside}

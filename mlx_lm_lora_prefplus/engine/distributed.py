@@ -14,7 +14,7 @@ import numpy as np
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map
 
-from ..data.batches.slicing import part, rows_of
+from ..data.batches.slicing import rows_of, slice_batch
 from ..plugin import Batch, Policy, Scores
 from .files.run_state import RunState
 
@@ -125,7 +125,7 @@ class SharedPolicy:
         fields = Scores._fields if statistics else Scores._fields[:3]
         whole = mx.zeros((len(fields), rows))
         if start < stop:
-            own, places = part(batch, start, stop), rows_of(batch, start, stop)
+            own, places = slice_batch(batch, start, stop), rows_of(batch, start, stop)
             given = None if weights is None else weights[places, : own.completions.shape[1]]
             scores = self.own(own, given, statistics=statistics)
             whole = whole.at[:, places].add(mx.stack([getattr(scores, name).astype(mx.float32) for name in fields]))

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data import Split
 from ..engine.reference.precompute import reference_logps, with_reference
-from ..engine.reference.store import Store
+from ..engine.reference.store import ReferenceStore
 from ..errors import UserError
 from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.output.previous import as_begun
@@ -81,7 +81,7 @@ def score(work: Work) -> HeldOut:
     reference = work.reference()["test"]
     plain = reference
     if reference is None or work.token_weights(next(work.batches("test"))) is not None:
-        plain = Store(None, len(work.rows["test"]), completions=int(work.lengths("test").count.max()))
+        plain = ReferenceStore(None, len(work.rows["test"]), completions=int(work.lengths("test").count.max()))
         reference_logps(computed_by, work.batches("test"), len(work.rows["test"]), "Base model", store=plain)
     assert resolved.settings.adapter_path
     policy.load_trained(work.model, resolved.settings.adapter_path)

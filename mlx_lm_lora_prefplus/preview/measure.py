@@ -12,12 +12,12 @@ from typing import NamedTuple
 import mlx.core as mx
 from tqdm import tqdm
 
-from ..engine.logprobs.frozen_trunk import compared
+from ..engine.logprobs.frozen_trunk import reference_logps_sharing_trunk
 from ..engine.model.adapters import adapters_off
 from ..engine.model.gradient_checkpointing import gradient_checkpointing
 from ..engine.reference.precompute import reference_logps, with_reference
-from ..engine.reference.store import Store
-from ..engine.train.inputs import Training
+from ..engine.reference.store import ReferenceStore
+from ..engine.train.inputs import TrainingInputs
 from ..engine.train.interrupts import StopRequest
 from ..engine.train.loop import Loop
 from ..host.run import models as policy
@@ -66,7 +66,7 @@ def measure(work: Work, batch: Batch) -> Measured:
         if work.resolved.settings.grad_checkpoint:
             stack.enter_context(gradient_checkpointing(work.model))
         loop = _loop(work, batch, store)
-        size = loop.run.settings.gradient_accumulation_steps
+        size = loop.inputs.settings.gradient_accumulation_steps
         first, seconds = _timed(loop, bar) / size, []
         if store and store.growing:
             _timed(loop, bar)  # of a compiled step another graph: the reference is known now
@@ -75,16 +75,16 @@ def measure(work: Work, batch: Batch) -> Measured:
     return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
 
 
-def _reference(work: Work, batch: Batch) -> tuple[Store | None, float]:
+def _reference(work: Work, batch: Batch) -> tuple[ReferenceStore | None, float]:
     """The reference as the steps are given it, that of the batch in it or not, and the seconds that this takes."""
     if not work.resolved.trainer.needs_reference(work.resolved.options):
         return None, 0.0
     rows, completions = len(work.rows["train"]), int(work.lengths("train").count.max())
     in_steps, policy = work.planned_reference.in_steps, work.engine.policy
     if in_steps and work.engine.trunk:  # which runs for the policy anyway
-        _, policy = compared(policy, work.engine.trunk, batch, None, nullcontext())
+        _, policy = reference_logps_sharing_trunk(policy, work.engine.trunk, batch, None, nullcontext())
         mx.eval(policy.outputs)
-    empty = lambda: Store(None, rows, completions=completions, growing=in_steps)  # noqa: E731
+    empty = lambda: ReferenceStore(None, rows, completions=completions, growing=in_steps)  # noqa: E731
     store, seconds = empty(), list[float]()
     with adapters_off(work.model):
         while len(seconds) < 2 or (sum(seconds) < FORWARD_SECONDS and len(seconds) < MOST_STEPS):
@@ -103,7 +103,7 @@ def reference_peak(work: Work, batch: Batch) -> int:
     return mx.get_peak_memory()
 
 
-def _loop(work: Work, batch: Batch, store: Store | None) -> Loop:
+def _loop(work: Work, batch: Batch, store: ReferenceStore | None) -> Loop:
     """The loop of the run, with one batch for all, without validation, reports and files."""
     settings = work.resolved.settings
     policy.make_ready(work.model, settings)
@@ -131,7 +131,7 @@ def _loop(work: Work, batch: Batch, store: Store | None) -> Loop:
 
     work.model.train()
     return Loop(
-        Training(
+        TrainingInputs(
             trainer=work.resolved.trainer,
             options=work.resolved.options,
             policy=work.engine.policy,

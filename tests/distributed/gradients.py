@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.distributed import Ranks, SharedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from tests.conftest import tiny_llama, with_lora
 from tests.trainers.test_trust import EVERY_LOSS, options_for, rows_for
@@ -46,7 +46,7 @@ def main():
         options = options_for(trainer, name)
         rows = rows_for(trainer, options, count=7)
         batches = list(iterate_batches(rows, batch_size=3, shuffle=False, mismatched=trainer.mismatched))
-        policy = SharedPrefixPolicy(find_halves(with_lora(tiny_llama())))
+        policy = SharedPrefixPolicy(split_model(with_lora(tiny_llama())))
         alone = step_of(policy, trainer, options, batches)
         shared = step_of(SharedPolicy(policy, ranks), trainer, options, batches, ranks)
         worst = max(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.train.early_stopping import Best, lower_is_better
+from mlx_lm_lora_prefplus.engine.train.early_stopping import BestMetric, lower_is_better
 from mlx_lm_lora_prefplus.errors import UserError
 
 
@@ -17,12 +17,12 @@ def test_higher_is_better(name):
 
 
 def test_best_and_stale():
-    best = Best("loss", "save_best")
+    best = BestMetric("loss", "save_best")
     assert [best.update({"loss": value}, i) for i, value in enumerate((3.0, 2.0, 2.0, 4.0, 1.0, 1.5))] == [
         *(True, True, False, False, True, False)
     ]
     assert (best.value, best.iteration, best.stale) == (1.0, 4, 1)
-    again, other = Best("loss", "save_best"), Best("rewards/margins", "save_best")
+    again, other = BestMetric("loss", "save_best"), BestMetric("rewards/margins", "save_best")
     again.load(best.dump())
     other.load(best.dump())
     assert again.dump() == best.dump() and other.value is None
@@ -31,4 +31,4 @@ def test_best_and_stale():
 
 def test_an_unknown_metric_names_those_there_are():
     with pytest.raises(UserError, match="save_best: validation gives no metric 'acc'. Choose from: kl, loss"):
-        Best("acc", "save_best").update({"loss": 1.0, "kl": 2.0}, 1)
+        BestMetric("acc", "save_best").update({"loss": 1.0, "kl": 2.0}, 1)

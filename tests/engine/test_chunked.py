@@ -11,7 +11,7 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.chunk_cache import PieceCache
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from tests.conftest import VOCABULARY, random_rows, tiny_llama, with_lora
 
 ROWS = [*random_rows(3, seed=1, longest=20), {"prompt": [5], "chosen": [6, 7, 8], "rejected": [9]}]
@@ -109,7 +109,7 @@ def test_exact_across_borders(name, width):
     model = make()
     model.train()
     expected, wanted = single_rows(model)
-    policy = ChunkedPolicy(find_halves(model), width, pairwise)
+    policy = ChunkedPolicy(split_model(model), width, pairwise)
     logps, gradient = scored(policy, collate(ROWS, np.arange(len(ROWS))))
     np.testing.assert_allclose(logps, expected, rtol=1e-4)
     for tensor, value in wanted.items():
@@ -119,7 +119,7 @@ def test_exact_across_borders(name, width):
 
 def test_evaluation_gives_the_same(monkeypatch):
     model = with_lora(tiny_llama())
-    policy, batch = ChunkedPolicy(find_halves(model), 4), collate(ROWS, np.arange(len(ROWS)))
+    policy, batch = ChunkedPolicy(split_model(model), 4), collate(ROWS, np.arange(len(ROWS)))
     model.train()
     training = policy(batch, statistics=True)
     model.eval()
@@ -143,7 +143,7 @@ def test_memory_is_that_of_a_piece():
         mx.eval(nn.value_and_grad(model, lambda: policy(batch).logps.sum())())
         return mx.get_peak_memory() - before
 
-    halves = find_halves(model)
+    halves = split_model(model)
     pieces = peak(ChunkedPolicy(halves, 64), 1024) / peak(ChunkedPolicy(halves, 64), 512)
     whole = peak(PlainPolicy(model), 1024) / peak(PlainPolicy(model), 512)
     assert whole > 1.9 and pieces < whole / 1.2

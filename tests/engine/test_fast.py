@@ -14,7 +14,7 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs import head as heads
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
@@ -68,7 +68,7 @@ def test_gradient_of_every_kind_of_training(way, name, monkeypatch):
         float64(model)
         limit = FLOAT64
     model.train()
-    policy = way(find_halves(model))
+    policy = way(split_model(model))
     for seed, lengths in enumerate(BATCHES.values()):
         batch = batch_of(lengths, seed, vocabulary=VOCABULARY)
         assert error(gradient(policy, batch), plain_gradient(model, batch)) <= limit
@@ -83,7 +83,7 @@ def test_fake_quantisation(way):
 
     model = with_lora(tiny_llama(tied=False))
     model.train()
-    batch, policy = collate(ROWS, np.arange(len(ROWS))), way(find_halves(model))
+    batch, policy = collate(ROWS, np.arange(len(ROWS))), way(split_model(model))
     plain = plain_gradient(model, batch)
     with FakeQuantization(model, lambda m: _install_qat_hooks(m, Settings), 1, 1).during(True):
         wanted = plain_gradient(model, batch)
@@ -96,7 +96,7 @@ def test_gradient_checkpointing(name):
     """Checkpoints of layers and of chunks of the head in one graph."""
     model = MODELS[name]()
     model.train()
-    batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(find_halves(model))
+    batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(split_model(model))
     wanted = plain_gradient(model, batch)
     with gradient_checkpointing(model):
         assert error(gradient(policy, batch), wanted) <= FLOAT32
@@ -125,14 +125,14 @@ def test_padding_order_and_chunks_have_no_effect(way, order, multiple, chunk, tr
             "mlx_lm_lora_prefplus.engine.logprobs.shared_prefix.blocks_of",
             lambda *_, cuttable: heads.Blocks(chunk, chunk),
         )
-        given_ = scores(way(find_halves(model)), ROWS, multiple, order)
+        given_ = scores(way(split_model(model)), ROWS, multiple, order)
     for one, other in zip(given_, scores(PlainPolicy(model), ROWS), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @every_way
 def test_neighbours_have_no_effect(way):
-    policy = way(find_halves(with_lora(tiny_llama())))
+    policy = way(split_model(with_lora(tiny_llama())))
     together = scores(policy, ROWS)
     for i, row in enumerate(ROWS):
         for one, other in zip(scores(policy, [row]), together, strict=True):
@@ -143,7 +143,7 @@ def test_neighbours_have_no_effect(way):
 @pytest.mark.parametrize("name", ["lora", "full, tied"])
 def test_evaluation_gives_the_numbers_of_training(way, name):
     model = MODELS[name]()
-    policy = way(find_halves(model))
+    policy = way(split_model(model))
     model.train()
     training = scores(policy, ROWS)
     model.eval()
@@ -155,7 +155,7 @@ def test_evaluation_gives_the_numbers_of_training(way, name):
 def test_padding_of_scored_positions_counts_for_nothing(way):
     model = with_lora(tiny_llama())
     model.train()
-    policy, batch = way(find_halves(model)), collate(ROWS, np.arange(len(ROWS)))
+    policy, batch = way(split_model(model)), collate(ROWS, np.arange(len(ROWS)))
     spare = mx.full((7,), batch.completions.size, mx.int32)
     padded = batch._replace(scored=mx.concatenate([spare[:3], batch.scored, spare[3:]]))
     for one, other in zip(policy(padded, statistics=True), policy(batch, statistics=True), strict=True):
@@ -173,7 +173,7 @@ def test_compiled_steps_equal_eager_ones(way, name):
     for compiled in (True, False):
         model = MODELS[name]()
         model.train()
-        step = GradientStep(CPO, way(find_halves(model)), CPO.options(), compiled)
+        step = GradientStep(CPO, way(split_model(model)), CPO.options(), compiled)
         batches = [collate(rows, np.arange(3), multiple=32) for rows in (ROWS[:3], ROWS[3:])]
         gradients.append([dict(tree_flatten(step(batch, batch.units())[1])) for batch in batches])
         if compiled:
@@ -189,7 +189,7 @@ def test_dropout_on_a_trained_head_is_that_of_the_forward(monkeypatch):
     monkeypatch.setitem(heads.BLOCK_BYTES, "cpu", 64 * 4 * 5)
     monkeypatch.setattr(heads, "FEWEST_POSITIONS", 1)
     model = float64(adapted("lm_head", tied=False, dropout=0.5))
-    batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(find_halves(model.eval()))
+    batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(split_model(model.eval()))
     model.train()
 
     def loss() -> mx.array:
@@ -212,7 +212,7 @@ def test_parameters_of_the_head():
     """Those that logits of given states depend on, and no others: not the embedding of an untied head, nor norms."""
 
     def names(name):
-        return find_halves(MODELS[name]()).head_names
+        return split_model(MODELS[name]()).head_names
 
     assert names("full, tied") == {"model.embed_tokens.weight"}
     assert names("full, untied") == {"lm_head.weight"}
@@ -223,7 +223,7 @@ def test_parameters_of_the_head():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_head_computes_some_tokens_alone(name):
-    halves = find_halves(MODELS[name]())
+    halves = split_model(MODELS[name]())
     hidden = halves.hidden(mx.array([[1, 2, 3]]))
     logits = halves.logits(hidden)
     for tokens in (slice(2, 7), slice(0, 1), mx.array([5, 0, 5])):
@@ -235,14 +235,14 @@ def test_a_head_that_mixes_tokens_is_never_cut():
     model = tiny_llama(tied=False)
     head = model.lm_head
     head.__class__ = type("Normed", (nn.Linear,), {"__call__": lambda self, x: mx.softmax(nn.Linear.__call__(self, x))})
-    assert find_halves(model).cuts == []
+    assert split_model(model).cuts == []
 
 
 def test_model_is_left_as_it_was():
     model = tiny_llama()
     before = dict(tree_flatten(model.parameters()))
     classes = [type(module) for module in model.modules()]
-    policy = SharedPrefixPolicy(find_halves(model))
+    policy = SharedPrefixPolicy(split_model(model))
     model.train()
     mx.eval(gradient(policy, collate(ROWS, np.arange(len(ROWS)))))
     assert [type(module) for module in model.modules()] == classes

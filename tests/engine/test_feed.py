@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.train.inputs import Feed, Place
+from mlx_lm_lora_prefplus.engine.train.inputs import BatchStream, DataPosition
 
 
 def epoch(number: int, first: int):
@@ -11,7 +11,7 @@ def epoch(number: int, first: int):
 
 
 def test_epoch_after_epoch():
-    feed = Feed(epoch, Place(0, 0))
+    feed = BatchStream(epoch, DataPosition(0, 0))
     assert feed.take(4) == ["0.0", "0.1", "0.2", "1.0"]
     assert feed.place == (1, 1)
     assert feed.take(1) == ["1.1"] and feed.place == (1, 2)
@@ -19,7 +19,7 @@ def test_epoch_after_epoch():
 
 @pytest.mark.parametrize("before", range(1, 9))
 def test_from_any_place(before):
-    whole = Feed(epoch, Place(0, 0))
+    whole = BatchStream(epoch, DataPosition(0, 0))
     whole.take(before)
-    rest = Feed(epoch, whole.place)
+    rest = BatchStream(epoch, whole.place)
     assert rest.take(6) == whole.take(6) and rest.place == whole.place

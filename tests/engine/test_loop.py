@@ -24,7 +24,7 @@ from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_ch
 from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
 from mlx_lm_lora_prefplus.engine.train.evaluate import evaluate
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
-from mlx_lm_lora_prefplus.engine.train.inputs import Training
+from mlx_lm_lora_prefplus.engine.train.inputs import TrainingInputs
 from mlx_lm_lora_prefplus.engine.train.loop import train
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
@@ -80,7 +80,7 @@ def run(
         return Path("best")
 
     train(
-        Training(
+        TrainingInputs(
             trainer=trainer,
             options=options or trainer.options(),
             policy=PlainPolicy(model),
@@ -176,8 +176,8 @@ def test_speed_does_not_count_validation(monkeypatch):
     """On a clock that only evaluation (100 s each) and forwards (1 s each) move: two steps in two seconds."""
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
-    for module in ("loop", "laps"):
-        monkeypatch.setattr(f"mlx_lm_lora_prefplus.engine.{module}.time", fake)
+    for module in ("loop", "interrupts"):
+        monkeypatch.setattr(f"mlx_lm_lora_prefplus.engine.train.{module}.time", fake)
     step, evaluation = GradientStep.__call__, type(CPO).evaluate
 
     def passing(seconds, function):

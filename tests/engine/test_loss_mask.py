@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate, iterate_batches
-from mlx_lm_lora_prefplus.data.batches.slicing import part, rows_of
+from mlx_lm_lora_prefplus.data.batches.slicing import rows_of, slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import compared, find_trunk
+from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk, reference_logps_sharing_trunk
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy, at_least_float32
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps
 from mlx_lm_lora_prefplus.engine.train import gradient as steps
@@ -33,11 +33,11 @@ from tests.engine.test_chunked import recurrent
 
 WAYS = {
     "plain": lambda model: PlainPolicy(model),
-    "together": lambda model: HeadPolicy(find_halves(model)),
-    "prefix": lambda model: SharedPrefixPolicy(find_halves(model)),
-    "prefix, one by one": lambda model: PairwisePrefixPolicy(find_halves(model)),
-    "pieces": lambda model: ChunkedPolicy(find_halves(model), 4),
-    "pieces, one by one": lambda model: ChunkedPolicy(find_halves(model), 3, True),
+    "together": lambda model: HeadPolicy(split_model(model)),
+    "prefix": lambda model: SharedPrefixPolicy(split_model(model)),
+    "prefix, one by one": lambda model: PairwisePrefixPolicy(split_model(model)),
+    "pieces": lambda model: ChunkedPolicy(split_model(model), 4),
+    "pieces, one by one": lambda model: ChunkedPolicy(split_model(model), 3, True),
 }
 
 
@@ -127,7 +127,7 @@ def test_statistics_are_means_over_what_counts(way):
 
 def test_the_head_is_not_computed_where_nothing_counts(monkeypatch):
     model, seen = with_lora(tiny_llama()), []
-    policy = SharedPrefixPolicy(find_halves(model))
+    policy = SharedPrefixPolicy(split_model(model))
     score = policy._score
     monkeypatch.setattr(policy, "_score", lambda states, *rest: (seen.append(states.shape[0]), score(states, *rest))[1])
     batch = collate(ROWS, np.arange(len(ROWS)))
@@ -142,7 +142,7 @@ def test_parts_of_a_batch_hold_their_masks(seed, cut, multiple):
     rows = with_holes(random_rows(5, seed=seed), seed)
     batch = collate(rows, np.arange(5), multiple)
     for start, stop in ((0, cut), (cut, 5)):
-        own, places = part(batch, start, stop), rows_of(batch, start, stop)
+        own, places = slice_batch(batch, start, stop), rows_of(batch, start, stop)
         assert np.array_equal(own.completion_lengths, batch.completion_lengths[places])
         alone = collate(rows[start:stop], np.arange(start, stop))
         assert np.array_equal(own.loss_mask, alone.loss_mask)
@@ -193,7 +193,7 @@ def test_the_loss_is_that_of_the_counted_tokens_alone(name):
     model = with_lora(tiny_llama()).train()
     options = trainer.options(**given_)
     batch = collate(ROWS, np.arange(len(ROWS)))
-    policy = SharedPrefixPolicy(find_halves(model))
+    policy = SharedPrefixPolicy(split_model(model))
     places = [(side, row) for side in ("chosen", "rejected") for row in ROWS]
     counted = [masks(row, side) for side, row in places]
     values, mask = padded([token_logps(model, row, side) for side, row in places], counted)
@@ -231,7 +231,7 @@ def test_weights_of_tokens_are_those_without_the_holes(sampo):
 
 def test_steps_in_parts_compiled_and_over_the_trunk_agree(monkeypatch):
     model = with_lora(tiny_llama(layers=4), layers=2).train()
-    policy, options = SharedPrefixPolicy(find_halves(model)), DPO.options(loss_type="ipo", beta=0.3)
+    policy, options = SharedPrefixPolicy(split_model(model)), DPO.options(loss_type="ipo", beta=0.3)
     batch = collate(ROWS, np.arange(len(ROWS)), 4)
     with adapters_off(model):
         known = reference_logps(policy, [batch], len(ROWS))
@@ -239,7 +239,7 @@ def test_steps_in_parts_compiled_and_over_the_trunk_agree(monkeypatch):
     np.testing.assert_allclose(known.T.reshape(-1), np.array(wanted), rtol=1e-5)
     trunk = find_trunk(model, policy.halves.head_names)
     assert trunk is not None
-    beside, over = compared(policy, trunk, batch, None, adapters_off(model))
+    beside, over = reference_logps_sharing_trunk(policy, trunk, batch, None, adapters_off(model))
     assert np.array_equal(np.array(beside), known.T.reshape(-1))
     assert np.array_equal(over(batch).logps, policy(batch).logps)
     batch = batch._replace(reference_logps=beside)

@@ -13,7 +13,7 @@ from mlx.utils import tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_lm_lora_prefplus.engine.logprobs import head
-from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import compared
+from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import reference_logps_sharing_trunk
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
@@ -117,7 +117,7 @@ def test_one_run_of_the_trunk_serves_policy_and_reference(name):
     assert (choice.trunk is None) == (name in NO_TRUNK)
     for rows in BATCHES.values() if choice.trunk else ():
         batch = batch_of(rows)
-        reference, policy = compared(choice.policy, choice.trunk, batch, None, adapters_off(model))
+        reference, policy = reference_logps_sharing_trunk(choice.policy, choice.trunk, batch, None, adapters_off(model))
         with adapters_off(model):
             assert mx.array_equal(reference, choice.policy(batch).logps)
         assert mx.array_equal(policy(batch).logps, choice.policy(batch).logps)

@@ -6,7 +6,7 @@ from mlx.utils import tree_flatten
 from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.reference.store import Store
+from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.reference.tr_dpo import MovingReference
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import random_rows, tiny_llama, with_lora
@@ -34,7 +34,7 @@ def deltas(model):
 
 
 def reference_of(moving, batch):
-    (filled,) = moving.fill([batch], Store(None, 4))
+    (filled,) = moving.fill([batch], ReferenceStore(None, 4))
     return np.array(filled.reference_logps)
 
 
@@ -43,7 +43,7 @@ def test_before_the_first_update_the_given_log_probs_hold():
     given = np.arange(8, dtype=np.float32).reshape(4, 2)
     reference = moving(model)
     reference.after_update(1)
-    store = Store(None, 4)
+    store = ReferenceStore(None, 4)
     store.add(np.arange(4), given)
     (filled,) = reference.fill([batch()], store)
     assert np.array_equal(np.array(filled.reference_logps), given.T.reshape(-1))

@@ -21,7 +21,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.prefix_cache import (
     key_heads,
     prompt_caches,
 )
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from tests.conftest import tiny_llama
 from tests.engine import model_zoo
 
@@ -117,7 +117,7 @@ def test_other_kinds_are_refused(made):
 
 
 def test_states_are_copied_for_each_completion():
-    halves = find_halves(model_zoo.build("mamba2"))
+    halves = split_model(model_zoo.build("mamba2"))
     prompt, completions = mx.array([[5, 6, 7]]), mx.array([[1, 2], [3, 4]])
     together = completion_states(halves, prompt, completions)
     for i in range(2):
@@ -127,7 +127,7 @@ def test_states_are_copied_for_each_completion():
 
 @pytest.mark.parametrize("lengths", [None, [3, 3]], ids=["unpadded", "lengths given"])
 def test_states_of_completions(lengths):
-    halves = find_halves(tiny_llama())
+    halves = split_model(tiny_llama())
     prompts, completions = mx.array([[5, 6, 7], [8, 9, 1]]), mx.array([[1, 2], [3, 4], [5, 6], [7, 8]])
     states = completion_states(halves, prompts, completions, None if lengths is None else mx.array(lengths))
     whole = halves.hidden(mx.concatenate([mx.concatenate([prompts, prompts]), completions[:, :-1]], axis=1))[:, 2:]
@@ -135,6 +135,6 @@ def test_states_of_completions(lengths):
 
 
 def test_heads_of_keys():
-    assert key_heads(find_halves(tiny_llama())) == {2}
-    assert key_heads(find_halves(model_zoo.build("mamba2"))) == set()
-    assert key_heads(find_halves(model_zoo.build("mimo_v2_flash", swa_num_key_value_heads=4))) == {2, 4}
+    assert key_heads(split_model(tiny_llama())) == {2}
+    assert key_heads(split_model(model_zoo.build("mamba2"))) == set()
+    assert key_heads(split_model(model_zoo.build("mimo_v2_flash", swa_num_key_value_heads=4))) == {2, 4}

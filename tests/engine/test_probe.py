@@ -14,7 +14,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.logprobs.verify import Trial
 from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.settings import RunSettings
@@ -36,7 +36,7 @@ def trial_of(model: nn.Module, row_counts=frozenset()) -> Trial:
 
 
 def for_gradient(way, model):
-    policy = way(find_halves(model))
+    policy = way(split_model(model))
     policy.for_gradient = True
     return policy
 
@@ -243,7 +243,7 @@ def test_a_way_that_fails_on_long_rows_alone_is_not_taken(monkeypatch):
             return super()._states(batch) * (1 if batch.prompts.shape[1] <= 10 else 1.01)
 
     model, settings = with_lora(tiny_llama()), RunSettings()
-    ways = [probe.Way(Short, "short rows"), probe.Way(HeadPolicy, "together")]
+    ways = [probe.Method(Short, "short rows"), probe.Method(HeadPolicy, "together")]
     monkeypatch.setattr(probe, "_ways", lambda *_: ways)
     example = lambda prompt: batch_of([(prompt, 5, 3)], vocabulary=VOCABULARY)  # noqa: E731
     assert type(choose_policy(model, settings).policy) is Short

@@ -9,11 +9,12 @@ import pytest
 
 from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.model import digest
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.model.digest import files_digest, weights_digest
 from mlx_lm_lora_prefplus.engine.reference import store as reference_cache
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
-from mlx_lm_lora_prefplus.engine.reference.store import Store
+from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.conftest import random_rows, tiny_llama, with_lora
 
@@ -47,21 +48,21 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(file):
     model = tiny_llama()
     whole = reference_logps(PlainPolicy(model), batches(), 10)
     with pytest.raises(KeyboardInterrupt):
-        reference_logps(Counting(model, stop_after=2), batches(), 10, store=Store(file, 10))
-    store = Store(file, 10)
+        reference_logps(Counting(model, stop_after=2), batches(), 10, store=ReferenceStore(file, 10))
+    store = ReferenceStore(file, 10)
     assert 4 < store.has(np.arange(10)).sum() < 10
     rest = Counting(model)
     assert np.array_equal(reference_logps(rest, batches(), 10, store=store), whole)
     assert rest.calls == 1
     again = Counting(model)
-    reference_logps(again, batches(), 10, store=Store(file, 10))
+    reference_logps(again, batches(), 10, store=ReferenceStore(file, 10))
     assert again.calls == 0
 
 
 def test_the_file_is_written_during_the_pass(file, monkeypatch):
     """A process that is killed loses what came since the last write, not all."""
     monkeypatch.setattr(reference_cache, "SAVE_SECONDS", 0)
-    store = Store(file, 3, {"model": "m"})
+    store = ReferenceStore(file, 3, {"model": "m"})
     store.add(np.array([2]), np.array([[-1.0, -2.0]]))
     assert np.array_equal(np.load(file), [[np.nan] * 2] * 2 + [[-1, -2]], equal_nan=True)
     assert json.loads(file.with_suffix(".json").read_text()) == {"model": "m", "rows": 3, "known": 1}
@@ -71,19 +72,19 @@ def test_the_file_is_written_during_the_pass(file, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00"])
 def test_a_damaged_file_is_filled_again(file, content):
     file.write_bytes(content)
-    assert not Store(file, 10).has(np.arange(10)).any()
+    assert not ReferenceStore(file, 10).has(np.arange(10)).any()
     np.save(file, np.zeros((9, 2), np.float32))  # of other rows
-    assert not Store(file, 10).has(np.arange(10)).any()
+    assert not ReferenceStore(file, 10).has(np.arange(10)).any()
 
 
 def test_a_disk_that_refuses_does_not_stop_the_pass(file):
-    store = Store(file.parent / "absent" / "key.npy", 10)
+    store = ReferenceStore(file.parent / "absent" / "key.npy", 10)
     assert not np.isnan(reference_logps(PlainPolicy(tiny_llama()), batches(), 10, store=store)).any()
 
 
 def test_rows_that_are_not_visited_are_not_computed():
     first = next(batches())
-    store = Store(None, 10)
+    store = ReferenceStore(None, 10)
     logps = reference_logps(PlainPolicy(tiny_llama()), [first], 10, store=store)
     assert sorted(np.flatnonzero(~np.isnan(logps[:, 0]))) == sorted(first.ids.tolist())
     filled = next(with_reference([first], store))
@@ -94,8 +95,8 @@ def test_what_is_not_finite_is_refused_and_not_kept(file):
     model = tiny_llama()
     model.model.norm.weight = model.model.norm.weight * float("nan")
     with pytest.raises(UserError, match="not finite, first for row"):
-        reference_logps(PlainPolicy(model), batches(), 10, store=Store(file, 10))
-    assert not Store(file, 10).has(np.arange(10)).any()
+        reference_logps(PlainPolicy(model), batches(), 10, store=ReferenceStore(file, 10))
+    assert not ReferenceStore(file, 10).has(np.arange(10)).any()
 
 
 def test_the_progress_bar_counts_rows_and_shows_no_rate(capsys):
@@ -115,7 +116,7 @@ def test_a_base_is_known_under_any_adapters(dora):
 
 
 def test_other_weights_have_another_digest(monkeypatch):
-    monkeypatch.setattr(reference_cache, "CHUNK", 100)
+    monkeypatch.setattr(digest, "CHUNK", 100)
     model = tiny_llama()
     layer = model.model.layers[1].mlp.up_proj
     seen = {weights_digest(model), weights_digest(tiny_llama(seed=1))}

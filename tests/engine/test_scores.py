@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.data.batches.slicing import part, rows_of
+from mlx_lm_lora_prefplus.data.batches.slicing import rows_of, slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.plugin import Batch
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import in_float64
@@ -21,11 +21,11 @@ from tests.engine.exactness import FLOAT64, error, float64
 
 WAYS = {
     "plain": lambda model: PlainPolicy(model),
-    "head": lambda model: HeadPolicy(find_halves(model)),
-    "prompt once": lambda model: SharedPrefixPolicy(find_halves(model)),
-    "one by one": lambda model: PairwisePrefixPolicy(find_halves(model)),
-    "pieces": lambda model: ChunkedPolicy(find_halves(model), 3),
-    "pieces, one by one": lambda model: ChunkedPolicy(find_halves(model), 3, pairwise=True),
+    "head": lambda model: HeadPolicy(split_model(model)),
+    "prompt once": lambda model: SharedPrefixPolicy(split_model(model)),
+    "one by one": lambda model: PairwisePrefixPolicy(split_model(model)),
+    "pieces": lambda model: ChunkedPolicy(split_model(model), 3),
+    "pieces, one by one": lambda model: ChunkedPolicy(split_model(model), 3, pairwise=True),
 }
 SHAPES = {
     "one completion": [(5, [4]), (1, [7]), (9, [1])],
@@ -157,7 +157,7 @@ def test_statistics_and_weights_have_no_gradient(way, model):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_part_is_the_batch_of_its_examples(shape):
     whole = batch_of(SHAPES[shape])
-    some = part(whole, 1, 3)
+    some = slice_batch(whole, 1, 3)
     assert some.ids.tolist() == [1, 2] and some.columns["margin"].tolist() == [1, 2]
     rows = rows_of(whole, 1, 3)
     assert mx.array_equal(some.columns["score"], 0.5 * rows)
@@ -166,7 +166,7 @@ def test_a_part_is_the_batch_of_its_examples(shape):
     assert some.completions.shape[1] == max(max(completions) for _, completions in lengths)
     assert some.tokens.shape[1] == max(prompt + max(completions) for prompt, completions in lengths)
     model = with_lora(tiny_llama()).train()
-    policy, weights = HeadPolicy(find_halves(model)), weights_of(whole)
+    policy, weights = HeadPolicy(split_model(model)), weights_of(whole)
     of_part = policy(some, weights[rows, : some.completions.shape[1]], statistics=True)
     for one, other in zip(of_part, policy(whole, weights, statistics=True), strict=True):
         np.testing.assert_allclose(np.array(one), np.array(other[rows]), rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.train.interrupts import Laps, StopRequest, stop_after_step, stop_at_once
+from mlx_lm_lora_prefplus.engine.train.interrupts import StepTimer, StopRequest, stop_after_step, stop_at_once
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGCONT)
 
@@ -91,22 +91,22 @@ def test_a_lap_in_which_the_process_was_stopped_counts_as_the_others(monkeypatch
     clock = iter([0, 1, 1, 3, 3, 1003, 1003, 1006])
     monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.interrupts.time.perf_counter", lambda: next(clock))
     stop = StopRequest()
-    laps = Laps(stop)
+    laps = StepTimer(stop)
     for pauses in (0, 0, 1, 0):
         with laps.lap():
             stop.pauses += pauses
     assert laps.count == 4 and laps.seconds == (1 + 2 + 3) / 3 * 4
-    again = Laps(stop)
+    again = StepTimer(stop)
     again.load(laps.dump())
     assert again.seconds == laps.seconds
-    assert Laps(stop).seconds == 0
+    assert StepTimer(stop).seconds == 0
 
 
 def test_laps_that_were_all_stopped_are_as_measured(monkeypatch):
     clock = iter([0, 7])
     monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.interrupts.time.perf_counter", lambda: next(clock))
     stop = StopRequest()
-    laps = Laps(stop)
+    laps = StepTimer(stop)
     with laps.lap():
         stop.pauses += 1
     assert (laps.count, laps.seconds) == (1, 7)

@@ -13,7 +13,7 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, cuts
-from mlx_lm_lora_prefplus.engine.train.metric_sums import Totals
+from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.plugin import LossOutput
 from mlx_lm_lora_prefplus.trainers import CPO, DPO
 from tests.conftest import random_rows, tiny_llama, with_lora
@@ -36,7 +36,7 @@ def whole_step(trainer, options, cuts, compiled=False):
     step = GradientStep(trainer, PlainPolicy(with_lora(tiny_llama())), options, compiled)
     batches = [batch_of(a, b) for a, b in pairwise([0, *sorted(set(cuts)), len(ROWS)])]
     units = {unit: sum(batch.units()[unit] for batch in batches) for unit in batches[0].units()}
-    totals, gradient = Totals(), None
+    totals, gradient = MetricSums(), None
     for batch in batches:
         values, new, _ = step(batch, units)
         totals.add(batch.units(), step.layout, values.tolist())

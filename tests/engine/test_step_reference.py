@@ -10,16 +10,16 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import compared, find_trunk
+from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk, reference_logps_sharing_trunk
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import find_halves
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.engine.reference import in_step as step_reference
 from mlx_lm_lora_prefplus.engine.reference.in_step import StepReference
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
-from mlx_lm_lora_prefplus.engine.reference.store import Store
+from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.reference.tr_dpo import MovingReference
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, in_parts
 from mlx_lm_lora_prefplus.settings import RunSettings
@@ -59,9 +59,9 @@ def batch():
     return collate(ROWS, np.arange(len(ROWS)))
 
 
-def passed_over(policy, one) -> Store:
+def passed_over(policy, one) -> ReferenceStore:
     """The reference by a pass of its own."""
-    store = Store(None, len(ROWS))
+    store = ReferenceStore(None, len(ROWS))
     with adapters_off(policy.model):
         reference_logps(policy, [one], len(ROWS), store=store)
     return store
@@ -83,9 +83,9 @@ def assert_equal(one, other) -> None:
 @pytest.mark.parametrize("name", [*WAYS, "checkpointed"])
 def test_the_same_bits_as_by_a_pass_of_its_own(name):
     way, make = WAYS[name if name in WAYS else "head"]
-    policy, one = way(find_halves(make())), batch()
+    policy, one = way(split_model(make())), batch()
     (known,) = with_reference([one], passed_over(policy, one))
-    store = Store(None, len(ROWS))
+    store = ReferenceStore(None, len(ROWS))
     step = GradientStep(DPO, policy, OPTIONS, False, in_step(policy, store))
     with gradient_checkpointing(policy.model) if name == "checkpointed" else nullcontext():
         found, wanted = result(step, one), result(GradientStep(DPO, policy, OPTIONS, False), known)
@@ -95,9 +95,9 @@ def test_the_same_bits_as_by_a_pass_of_its_own(name):
 
 
 def test_compiled_steps_share_it_too():
-    policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
+    policy, one = SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))), batch()
     (known,) = with_reference([one], passed_over(policy, one))
-    store = Store(None, len(ROWS))
+    store = ReferenceStore(None, len(ROWS))
     step = GradientStep(DPO, policy, OPTIONS, True, in_step(policy, store))
     wanted = result(GradientStep(DPO, policy, OPTIONS, False), known)
     for _ in range(2):  # with the reference computed, then with it known
@@ -111,7 +111,7 @@ def test_compiled_steps_share_it_too():
 def test_nothing_below_is_computed_twice():
     """What the trunk would give a second time is not a number: it is not looked at."""
     model = on_top(tiny_llama(layers=5))
-    policy, one = SharedPrefixPolicy(find_halves(model)), batch()
+    policy, one = SharedPrefixPolicy(split_model(model)), batch()
     trunk = find_trunk(model, policy.halves.head_names)
     assert trunk is not None and trunk.size == 3
     outputs: list[mx.array] = []
@@ -137,18 +137,18 @@ class Looking(type(DPO)):
 
 
 def test_other_batches_are_computed_in_full():
-    policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
+    policy, one = SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))), batch()
     (known,) = with_reference([one], passed_over(policy, one))
     trainer = Looking(**vars(DPO))
-    step = GradientStep(trainer, policy, OPTIONS, False, in_step(policy, Store(None, len(ROWS))))
+    step = GradientStep(trainer, policy, OPTIONS, False, in_step(policy, ReferenceStore(None, len(ROWS))))
     assert_equal(result(step, one), result(GradientStep(trainer, policy, OPTIONS, False), known))
 
 
 def test_in_parts_each_is_kept(monkeypatch):
     monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.gradient.CUT_POSITIONS", 40)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-    policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
-    passed, store = Store(None, len(ROWS)), Store(None, len(ROWS))
+    policy, one = SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))), batch()
+    passed, store = ReferenceStore(None, len(ROWS)), ReferenceStore(None, len(ROWS))
     with adapters_off(policy.model):
         reference_logps(policy, in_parts(one), len(ROWS), store=passed)
     found = result(GradientStep(DPO, policy, OPTIONS, False, in_step(policy, store)), one)
@@ -168,8 +168,8 @@ def whole_layers_on_top() -> nn.Module:
 
 def test_what_is_known_already_is_left_as_it_is():
     """A batch of which one row is known: of that row neither its loss nor the store sees another value."""
-    policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
-    passed, store = passed_over(policy, one), Store(None, len(ROWS))
+    policy, one = SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))), batch()
+    passed, store = passed_over(policy, one), ReferenceStore(None, len(ROWS))
     passed.add(np.array([2]), np.array([[-3.0, -4.0]], np.float32))
     store.add(np.array([2]), passed.logps[2:3])
     (known,) = with_reference([one], passed)
@@ -180,8 +180,8 @@ def test_what_is_known_already_is_left_as_it_is():
 
 def test_of_another_reference_nothing_is_made_up():
     """What a pass over another model has left out stays unknown: the adapters off are not that model."""
-    policy, one = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch()
-    reference = in_step(policy, Store(None, len(ROWS)))
+    policy, one = SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))), batch()
+    reference = in_step(policy, ReferenceStore(None, len(ROWS)))
     reference.store.growing = False
     filled, parameters = reference.of(one)
     assert parameters is None and np.isnan(np.array(filled.reference_logps)).all()
@@ -191,7 +191,7 @@ def test_of_another_reference_nothing_is_made_up():
 @pytest.mark.parametrize("alpha", [0.6, 1.0])
 def test_a_reference_that_moves(alpha, make):
     model = make()
-    policy, one = SharedPrefixPolicy(find_halves(model)), batch()
+    policy, one = SharedPrefixPolicy(split_model(model)), batch()
     moving = MovingReference(policy, 1, alpha, lambda batch: None)
     store = passed_over(policy, one)
     kept = store.logps.copy()
@@ -209,12 +209,16 @@ def test_a_reference_that_moves(alpha, make):
 @pytest.mark.parametrize("value", [mx.nan, mx.inf])
 def test_a_reference_that_is_not_finite_shows_in_the_loss(value, monkeypatch):
     """Sigmoid would make a finite loss of −∞."""
-    policy, one, store = SharedPrefixPolicy(find_halves(on_top(tiny_llama(layers=5)))), batch(), Store(None, len(ROWS))
+    policy, one, store = (
+        SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))),
+        batch(),
+        ReferenceStore(None, len(ROWS)),
+    )
     bad = mx.arange(2 * len(ROWS)) == 3
     monkeypatch.setattr(
         step_reference,
-        "compared",
-        lambda *given: (lambda logps, own: (mx.where(bad, -value, logps), own))(*compared(*given)),
+        "reference_logps_sharing_trunk",
+        lambda *given: (lambda logps, own: (mx.where(bad, -value, logps), own))(*reference_logps_sharing_trunk(*given)),
     )
     values, _ = result(GradientStep(DPO, policy, OPTIONS, False, in_step(policy, store)), one)
     assert np.isnan(values).any()

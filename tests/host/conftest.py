@@ -10,9 +10,11 @@ import yaml
 from pydantic import Field
 
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.host import originals
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.host.seam import command as seam
 from mlx_lm_lora_prefplus.host.seam import install as activate
+from mlx_lm_lora_prefplus.plugin import installed
 from mlx_lm_lora_prefplus.plugin.manager import Registered, Registry
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, BaseTrainer
 
@@ -62,24 +64,24 @@ def plain_host(monkeypatch):
     """`mlx_lm_lora.train` as its authors wrote it, also where the start-up hook is installed."""
     import mlx_lm_lora.train as host
 
-    for name, original in activate.originals_of(host).items():
+    for name, original in originals.originals_of(host).items():
         monkeypatch.setattr(host, name, original)
-    monkeypatch.delattr(host, activate.MARK, raising=False)
+    monkeypatch.delattr(host, originals.MARK, raising=False)
     monkeypatch.delenv("MLX_LM_LORA_PREFPLUS", raising=False)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     yield host
-    if activate.is_active(host):
-        delattr(host, activate.MARK)
+    if originals.is_active(host):
+        delattr(host, originals.MARK)
 
 
 @pytest.fixture
 def host(plain_host, registry, monkeypatch):
     """The host's module with the seam in it, and the modes of `registry`."""
-    monkeypatch.setattr(seam, "load_registry", lambda: registry)
-    seam.registry.cache_clear()
+    monkeypatch.setattr(installed, "load_registry", lambda: registry)
+    installed.registry.cache_clear()
     assert activate.activate(plain_host)
     yield plain_host
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ import inspect
 
 import pytest
 
+from mlx_lm_lora_prefplus.host import originals
 from mlx_lm_lora_prefplus.host.seam import install as activate
 
-NAMES = tuple(activate.WRAPPED["mlx_lm_lora.train"])
+NAMES = tuple(originals.WRAPPED["mlx_lm_lora.train"])
 
 
 def names_of(host):
@@ -31,7 +32,7 @@ def test_everything_that_is_wrapped_is_set_once(plain_host, capsys):
     assert all(after[name] is not before[name] for name in NAMES)
     assert activate.activate(plain_host)
     assert names_of(plain_host) == after
-    assert dict(activate.originals_of(plain_host)) == before
+    assert dict(originals.originals_of(plain_host)) == before
     assert capsys.readouterr() == ("", "")
 
 
@@ -53,22 +54,22 @@ def test_the_hosts_defaults_stay_as_they_are(plain_host):
 
 @pytest.mark.parametrize("version", ["5.9.9", "6.0.0", "6.0.0rc1", "4.0", "unknown", ""])
 def test_an_unsupported_version(plain_host, monkeypatch, capsys, version):
-    monkeypatch.setattr(activate, "version", lambda name: version)
+    monkeypatch.setattr(originals, "version", lambda name: version)
     line = refused(plain_host, capsys)
     assert ">=5.10,<6" in line and (version or "an unknown version") in line
 
 
 @pytest.mark.parametrize("version", ["5.10", "5.10.2", "5.11.0.dev1", "5.99"])
 def test_supported_versions(version):
-    assert activate.version_misfit(version) is None
+    assert originals.version_misfit(version) is None
 
 
 def test_a_copied_host_says_its_version_itself(plain_host, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(activate, "version", missing)
-    assert activate.host_version() == importlib.metadata.version("mlx-lm-lora")
+    monkeypatch.setattr(originals, "version", missing)
+    assert originals.host_version() == importlib.metadata.version("mlx-lm-lora")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +84,7 @@ def test_a_name_that_is_gone(plain_host, monkeypatch, capsys, name):
     assert f"no function {name}" in refused(plain_host, capsys)
 
 
-@pytest.mark.parametrize("name", activate.USED["mlx_lm_lora.train"])
+@pytest.mark.parametrize("name", originals.USED["mlx_lm_lora.train"])
 def test_a_helper_that_is_gone(plain_host, monkeypatch, capsys, name):
     monkeypatch.delattr(plain_host, name)
     assert name in refused(plain_host, capsys)

@@ -27,7 +27,7 @@ from mlx_lm_lora.trainer.datasets import CacheDataset
 
 from mlx_lm_lora_prefplus.bench.host_step import host_gradient
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import dropin
+from mlx_lm_lora_prefplus.host import dropin, originals
 from mlx_lm_lora_prefplus.host.dropin.host_items import token_rows
 from mlx_lm_lora_prefplus.host.dropin.settings import FILE, VARIABLE
 from mlx_lm_lora_prefplus.host.seam import install as activate
@@ -125,7 +125,7 @@ def same(one, other, atol=1e-6):
 
 @pytest.mark.parametrize("mode", MODULES)
 def test_signatures_are_the_hosts(mode):
-    for name, original in activate.originals_of(MODULES[mode]).items():
+    for name, original in originals.originals_of(MODULES[mode]).items():
         theirs, ours = inspect.signature(original), inspect.signature(getattr(dropin, name), follow_wrapped=False)
         assert list(theirs.parameters) == list(ours.parameters), name
         for key, one in theirs.parameters.items():
@@ -177,16 +177,16 @@ def test_the_hook_and_the_gate_know_the_same_modules():
     spec = importlib.util.spec_from_file_location("_hook_names", HOOK)
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
-    assert set(activate.WRAPPED) == hook.MODULES
+    assert set(originals.WRAPPED) == hook.MODULES
     assert set(hook.ON_REQUEST) == {module.__name__ for module in MODULES.values()}
 
 
 @pytest.mark.parametrize("mode", MODULES)
 def test_a_trainer_module_that_does_not_fit_is_left_alone(mode, monkeypatch, capsys):
     module = MODULES[mode]
-    for name, original in activate.originals_of(module).items():
+    for name, original in originals.originals_of(module).items():
         monkeypatch.setattr(module, name, original)
-    monkeypatch.delattr(module, activate.MARK, raising=False)
+    monkeypatch.delattr(module, originals.MARK, raising=False)
     monkeypatch.setattr(module, f"evaluate_{mode}", lambda model, something: None)
     before = dict(vars(module))
     assert activate.activate(module) is False
@@ -346,7 +346,7 @@ def test_the_policy_as_its_own_reference_is_what_it_was_before():
 @pytest.mark.parametrize("mode", MODULES)
 def test_a_loss_of_the_callers_is_called_as_the_host_calls_it(mode):
     stock = getattr(MODULES[mode], f"{mode}_loss")
-    original = activate.originals_of(MODULES[mode]).get(f"{mode}_loss", stock)
+    original = originals.originals_of(MODULES[mode]).get(f"{mode}_loss", stock)
     calls = []
 
     def own(**given):
@@ -419,8 +419,8 @@ def test_the_losses_are_the_hosts_and_accuracies_count_pairs(loss):
     scores = [mx.array(-rng.random(4) * 9) for _ in range(4)]
     masks = [mx.ones((4, 6)), mx.ones((4, 5))]
     for ours, theirs, given in (
-        (dropin.dpo_loss, activate.originals_of(dpo_trainer)["dpo_loss"], scores),
-        (dropin.cpo_loss, activate.originals_of(cpo_trainer)["cpo_loss"], scores[:2]),
+        (dropin.dpo_loss, originals.originals_of(dpo_trainer)["dpo_loss"], scores),
+        (dropin.cpo_loss, originals.originals_of(cpo_trainer)["cpo_loss"], scores[:2]),
     ):
         one, other = ours(*given, *masks, 0.1, 50.0, loss), theirs(*given, *masks, 0.1, 50.0, loss)
         assert all(mx.array_equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
@@ -470,7 +470,7 @@ def test_evaluation_agrees_with_the_hosts_where_the_host_is_right(mode):
     given = {"model": model, "dataset": items, "batch_size": 1, "num_batches": -1, "beta": 0.2, "max_seq_length": 64}
     given |= {"delta": 3.0, "loss_type": "dpop"} if mode != "orpo" else {}
     given |= {"ref_model": reference} if mode == "dpo" else {}
-    theirs = activate.originals_of(MODULES[mode])[f"evaluate_{mode}"](**given)
+    theirs = originals.originals_of(MODULES[mode])[f"evaluate_{mode}"](**given)
     loss, rewards, tokens, metrics = getattr(dropin, f"evaluate_{mode}")(**given)
     assert loss == pytest.approx(theirs[0], rel=1e-5)
     assert rewards == pytest.approx(theirs[1], rel=1e-4)

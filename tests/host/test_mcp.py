@@ -11,9 +11,10 @@ from pathlib import Path
 import mlx_lm_lora.mcp_server as server
 import pytest
 
-from mlx_lm_lora_prefplus.host.seam import command as seam
+from mlx_lm_lora_prefplus.host import originals
 from mlx_lm_lora_prefplus.host.seam import install as activate
 from mlx_lm_lora_prefplus.host.seam import mcp
+from mlx_lm_lora_prefplus.plugin import installed
 from tests.conftest import write_pairs
 from tests.host.test_studio import ROOT, START_UP
 
@@ -25,17 +26,17 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def plain(monkeypatch):
     """The module as its authors wrote it."""
-    for name, original in activate.originals_of(server).items():
+    for name, original in originals.originals_of(server).items():
         monkeypatch.setattr(server, name, original)
-    monkeypatch.delattr(server, activate.MARK, raising=False)
+    monkeypatch.delattr(server, originals.MARK, raising=False)
     yield server
-    if activate.is_active(server):
-        delattr(server, activate.MARK)
+    if originals.is_active(server):
+        delattr(server, originals.MARK)
 
 
 @pytest.fixture
 def extended(plain):
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
     assert activate.activate(plain)
     return plain
 

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.seam import command as seam
+from mlx_lm_lora_prefplus.host import originals
 from mlx_lm_lora_prefplus.host.seam import install as activate
+from mlx_lm_lora_prefplus.plugin import installed
 from mlx_lm_lora_prefplus.plugin.manager import HOST_MODES, Registry
 
 THEIRS = [mode for mode in HOST_MODES if mode not in ("cpo", "dpo")]
@@ -21,15 +22,15 @@ def host_calls(host, monkeypatch, registry, command_line, active, call):
     with monkeypatch.context() as patch:
         patch.setattr(host, "run", lambda args, training_callback=None: seen.append(vars(args)))
         if active:
-            patch.setattr(seam, "load_registry", lambda: registry)
-            seam.registry.cache_clear()
-            for name in activate.WRAPPED[host.__name__]:
+            patch.setattr(installed, "load_registry", lambda: registry)
+            installed.registry.cache_clear()
+            for name in originals.WRAPPED[host.__name__]:
                 patch.setattr(host, name, getattr(host, name))
             assert activate.activate(host)
         call()
         if active:
-            delattr(host, activate.MARK)
-            seam.registry.cache_clear()
+            delattr(host, originals.MARK)
+            installed.registry.cache_clear()
     return seen
 
 
@@ -67,15 +68,15 @@ def test_a_host_mode_is_not_touched(plain_host, registry, monkeypatch, command_l
 @pytest.mark.parametrize("mode", THEIRS)
 def test_the_functions_of_a_host_mode_get_the_same_arguments(plain_host, registry, monkeypatch, mode):
     seen = []
-    parameters = {name: names for name, names in activate.WRAPPED[plain_host.__name__].items() if "args" in names}
+    parameters = {name: names for name, names in originals.WRAPPED[plain_host.__name__].items() if "args" in names}
     parameters.pop("main")
     for name, names in parameters.items():
         scope = {"seen": seen}
         defaults = ", ".join(f"{one}=None" for one in names[1:])
         exec(f"def {name}(args, {defaults}): seen.append(dict(locals())); return {name!r}", scope)
         monkeypatch.setattr(plain_host, name, scope[name])
-    monkeypatch.setattr(seam, "load_registry", lambda: registry)
-    seam.registry.cache_clear()
+    monkeypatch.setattr(installed, "load_registry", lambda: registry)
+    installed.registry.cache_clear()
     activate.activate(plain_host)
     args = SimpleNamespace(train_mode=mode, reference_model_path=None)
     for name, names in parameters.items():
@@ -84,12 +85,12 @@ def test_the_functions_of_a_host_mode_get_the_same_arguments(plain_host, registr
         assert getattr(plain_host, name)(args=args, **values) == name
         assert seen == [{"args": args, **values}] * 2
         seen.clear()
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
 
 
 def test_the_usage_knows_all_modes_and_the_rest_of_the_parser_is_the_hosts(host, command_line):
     command_line("--train-mode", "sft")
-    wrapped, original = host.build_parser(), activate.originals_of(host)["build_parser"]()
+    wrapped, original = host.build_parser(), originals.originals_of(host)["build_parser"]()
     assert wrapped.parse_args(["--train-mode", "fancy"]).train_mode == "fancy"
     assert vars(wrapped.parse_args([])) == vars(original.parse_args([]))
     with pytest.raises(SystemExit):
@@ -155,11 +156,11 @@ def test_the_summary_is_the_hosts(plain_host, registry, our_run, monkeypatch, co
 
     monkeypatch.setattr(plain_host, "run", lambda args, training_callback=None: None)
     theirs = summary()
-    monkeypatch.setattr(seam, "load_registry", lambda: registry)
-    seam.registry.cache_clear()
+    monkeypatch.setattr(installed, "load_registry", lambda: registry)
+    installed.registry.cache_clear()
     activate.activate(plain_host)
     assert summary() == theirs
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
 
 
 def test_main_with_a_file(host, our_run, command_line, tmp_path):
@@ -240,33 +241,33 @@ def test_the_functions_of_our_modes_go_to_our_run(host, our_run):
 
 def test_a_second_model_is_loaded_only_where_one_is_named(plain_host, registry, monkeypatch):
     monkeypatch.setattr(plain_host, "load_reference_model", lambda args: "a model")
-    monkeypatch.setattr(seam, "load_registry", lambda: registry)
-    seam.registry.cache_clear()
+    monkeypatch.setattr(installed, "load_registry", lambda: registry)
+    installed.registry.cache_clear()
     activate.activate(plain_host)
     load = plain_host.load_reference_model
     assert load(SimpleNamespace(train_mode="dpo", reference_model_path=None)) is None
     assert load(SimpleNamespace(train_mode="dpo", reference_model_path="x")) == "a model"
     assert load(SimpleNamespace(train_mode="grpo", reference_model_path=None)) == "a model"
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
 
 
 # plugins that are broken
 
 
 def test_broken_plugins_are_named_once(plain_host, monkeypatch, capsys, command_line):
-    monkeypatch.setattr(seam, "load_registry", lambda: Registry({}, broken={"bad 1.0": "it fell over"}))
-    seam.registry.cache_clear()
+    monkeypatch.setattr(installed, "load_registry", lambda: Registry({}, broken={"bad 1.0": "it fell over"}))
+    installed.registry.cache_clear()
     activate.activate(plain_host)
     command_line()
     plain_host.build_parser(), plain_host.build_parser()
     assert capsys.readouterr().err == "[mlx-lm-lora-prefplus] the plugin bad 1.0 is skipped: it fell over\n"
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
 
 
 def test_rivals_stop_their_mode_and_no_other(plain_host, monkeypatch, capsys, command_line, registry, our_run):
     rivals = Registry(registry.modes, rivals={"kto": ["a 1", "b 2"]})
-    monkeypatch.setattr(seam, "load_registry", lambda: rivals)
-    seam.registry.cache_clear()
+    monkeypatch.setattr(installed, "load_registry", lambda: rivals)
+    installed.registry.cache_clear()
     activate.activate(plain_host)
     command_line("--train-mode", "kto")
     with pytest.raises(SystemExit) as stopped:
@@ -275,21 +276,21 @@ def test_rivals_stop_their_mode_and_no_other(plain_host, monkeypatch, capsys, co
     assert "kto is brought by a 1 and by b 2" in capsys.readouterr().err
     command_line("--train-mode", "dpo")
     assert plain_host.main() == "our run"
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
 
 
 def test_a_registry_that_cannot_be_made_leaves_the_host_as_it_is(plain_host, monkeypatch, capsys, command_line):
     def broken():
         raise RuntimeError("no")
 
-    monkeypatch.setattr(seam, "load_registry", broken)
-    seam.registry.cache_clear()
+    monkeypatch.setattr(installed, "load_registry", broken)
+    installed.registry.cache_clear()
     activate.activate(plain_host)
     command_line()
     assert plain_host.build_parser().parse_args(["--train-mode", "sft"]).train_mode == "sft"
     assert "its modes are not available: RuntimeError: no" in capsys.readouterr().err
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS", "strict")
     with pytest.raises(RuntimeError):
         plain_host.build_parser()
-    seam.registry.cache_clear()
+    installed.registry.cache_clear()

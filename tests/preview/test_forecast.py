@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches.slicing import part
+from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.train import gradient as step
 from mlx_lm_lora_prefplus.engine.train.gradient import cuts
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
@@ -40,7 +40,7 @@ def test_shapes_are_those_of_the_batches(work, monkeypatch, compiled, changes):
         assert np.array_equal(np.array(shapes.batch(place).tokens), np.array(batch.tokens))
         sizes = batch.prompts.size + batch.completions.size
         assert shapes.whole[place] == sizes + (0 if shared else batch.prompts.size)
-    parts = [part(batch, *ends) for batch in batches for ends in cuts(batch)]
+    parts = [slice_batch(batch, *ends) for batch in batches for ends in cuts(batch)]
     if shared and not compiled:
         assert shapes.tokens.sum() == sum(one.prompts.size + one.completions.size for one in parts)
         assert shapes.at_once.max() == max(one.prompts.size + one.completions.size for one in parts)

@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx_lm_lora.train as host
 
 from mlx_lm_lora_prefplus.engine.files import metrics_file as metrics
-from mlx_lm_lora_prefplus.engine.reference.store import Store
+from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.host.seam.install import activate
 
@@ -80,7 +80,7 @@ def main() -> None:
     instants = Instants(instant, what)
     activate(host)
     GradientStep.__call__ = instants.around(slower(GradientStep.__call__), "step")
-    Store.add = instants.around(Store.add, "reference")
+    ReferenceStore.add = instants.around(ReferenceStore.add, "reference")
     metrics.MetricsFile.write = instants.around(metrics.MetricsFile.write)
     os.fsync = instants.around(os.fsync)
     Path.replace = instants.around(Path.replace)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
-from mlx_lm_lora_prefplus.engine.train.metric_sums import Totals, flatten
+from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums, flatten
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, KTO
 from tests.engine import model_zoo
 from tests.engine.exactness import batch_of
@@ -20,7 +20,7 @@ def metrics(trainer, batch=BATCH, **options):
     """Means of one batch, as the loop reports them."""
     MODEL.eval()
     layout, values = flatten(trainer.loss(PlainPolicy(MODEL), batch, trainer.options(**options), {}))
-    totals = Totals()
+    totals = MetricSums()
     totals.add(batch.units(), layout, values)
     return totals.means()
 

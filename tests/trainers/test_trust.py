@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
-from mlx_lm_lora_prefplus.engine.reference.store import Store
+from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.losses import loss_names
 from mlx_lm_lora_prefplus.plugin.protocol import Trainer
 from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, KTO, ORPO, SIMPO
@@ -88,7 +88,7 @@ class Run:
 
 
 def _reference(policy, batches, rows, weigh):
-    store = Store(None, rows, completions=max(batch.lengths.size // batch.ids.size for batch in batches))
+    store = ReferenceStore(None, rows, completions=max(batch.lengths.size // batch.ids.size for batch in batches))
     reference_logps(policy, batches, rows, store=store, weights=weigh)
     return store
 

@@ -12,7 +12,7 @@ def rows_of(batch: Batch, start: int, stop: int) -> mx.array:
     return mx.array(rows[:, start:stop].reshape(-1))
 
 
-def part(batch: Batch, start: int, stop: int) -> Batch:
+def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
     """Examples `start` to `stop` (not included), padded no wider than they need."""
     rows = rows_of(batch, start, stop)
     lengths, prompt_lengths = np.array(batch.lengths[rows]), np.array(batch.prompt_lengths[rows])

@@ -15,7 +15,7 @@ from . import ranked as scored
 from . import unpaired as labelled
 from .convert import Pairing, as_kind
 from .example import Dropped, Example
-from .sample import Look, Shape
+from .sample import Shape, SourceSample
 
 SAMPLE = 100
 """Rows looked at to find the shape."""
@@ -73,14 +73,14 @@ def read_examples(
     if not first:
         raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
     features = {key: column for key, column in features.items() if key not in UNUSED[kind]}
-    look = Look([row for _, row in first], source, features, raw)
-    shape = detect(look, kind)
+    sample = SourceSample([row for _, row in first], source, features, raw)
+    shape = detect(sample, kind)
     if usage:
         usage.seen.update(dict.fromkeys(column for _, row in first for column in row))
         first = [(number, _Watched(row, usage.read)) for number, row in first]
     words, examples = as_kind(shape.examples(itertools.chain(first, rows)), shape.kind, kind, pairing)
-    if raw and look.typical(look.columns.system) and isinstance(look.typical(look.columns.prompt), str):
-        words += f"; {look.columns.system} is not used with prompt_format: raw"
+    if raw and sample.typical(sample.columns.system) and isinstance(sample.typical(sample.columns.prompt), str):
+        words += f"; {sample.columns.system} is not used with prompt_format: raw"
     return shape.words + words, examples
 
 
@@ -113,40 +113,40 @@ class _Watched(dict[str, Any]):
         return super().get(key, default)
 
 
-def detect(look: Look, kind: Kind) -> Shape:
+def detect(sample: SourceSample, kind: Kind) -> Shape:
     """The shape of the rows, one that examples of this kind can be made of."""
-    for key, column in look.features.items():
-        if column and column not in look.seen:
-            near = difflib.get_close_matches(column, look.seen, 1)
+    for key, column in sample.features.items():
+        if column and column not in sample.seen:
+            near = difflib.get_close_matches(column, sample.seen, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"{look.source}: {key} names column {column!r}, which is not there.{hint} "
-                f"Columns seen: {_list(look.seen)}. {typed({key: near[0] if near else None})}"
+                f"{sample.source}: {key} names column {column!r}, which is not there.{hint} "
+                f"Columns seen: {_list(sample.seen)}. {typed({key: near[0] if near else None})}"
             )
-    shape = next(filter(None, (find(look) for find in FINDERS[kind])), None)
+    shape = next(filter(None, (find(sample) for find in FINDERS[kind])), None)
     if shape is None:
-        raise _unknown(look, kind)
+        raise _unknown(sample, kind)
     if shape.kind == "unpaired" != kind:
         raise UserError(
-            f"{look.source}: each row holds one completion with a label ({shape.words}), and this mode compares "
+            f"{sample.source}: each row holds one completion with a label ({shape.words}), and this mode compares "
             "completions of one prompt. Choose a mode for labelled rows, such as kto, or give chosen and rejected."
         )
     return shape
 
 
-def _unknown(look: Look, kind: Kind) -> UserError:
+def _unknown(sample: SourceSample, kind: Kind) -> UserError:
     keys = NAMES[kind]
-    wanted = {key: look.features.get(key) or key.removesuffix("_feature") for key in keys[1:3]}
+    wanted = {key: sample.features.get(key) or key.removesuffix("_feature") for key in keys[1:3]}
     found = {
-        key: next(iter(difflib.get_close_matches(column, look.seen, 1)), None)
+        key: next(iter(difflib.get_close_matches(column, sample.seen, 1)), None)
         for key, column in wanted.items()
-        if column not in look.seen
+        if column not in sample.seen
     }
     near = [f"{name!r} (for {wanted[key]})" for key, name in found.items() if name]
     hint = f" Close: {', '.join(near)}." if near else ""
     accepted = f"prompt, completion, label; {ACCEPTED}" if kind == "unpaired" else ACCEPTED
     return UserError(
-        f"{look.source}: these columns fit no shape of preference rows: {_list(look.seen)}.{hint} "
+        f"{sample.source}: these columns fit no shape of preference rows: {_list(sample.seen)}.{hint} "
         f"Accepted: {accepted}. Other names: set {', '.join(keys)}. "
         f"{typed(found if near else dict.fromkeys(keys[:3]))}"
     )

@@ -8,7 +8,7 @@ from ..sources.files import Rows
 from . import messages as chat
 from .conversations import read_example
 from .example import NUMBERS, PAIR, Dropped, Example
-from .sample import Look, Shape
+from .sample import Shape, SourceSample
 
 OTHER_NAMES = {"chosen_score": "score_chosen", "rejected_score": "score_rejected"}
 """Of numbers, as UltraFeedback-binarized has them."""
@@ -23,34 +23,36 @@ Sides = tuple[str, str]
 """The columns of chosen and rejected."""
 
 
-def find(look: Look) -> Shape | None:
+def find(sample: SourceSample) -> Shape | None:
     """The shape of rows that hold pairs."""
-    chosen = look.named("chosen_feature", "chosen", "chosen_response")
-    rejected = look.named("rejected_feature", "rejected", "rejected_response")
-    if chosen and rejected and look.has(chosen, rejected):
+    chosen = sample.named("chosen_feature", "chosen", "chosen_response")
+    rejected = sample.named("rejected_feature", "rejected", "rejected_response")
+    if chosen and rejected and sample.has(chosen, rejected):
         sides = chosen, rejected
-        return _preference(look.without_prompt() if _repeats(look, chosen) else look, sides)
+        return _preference(sample.without_prompt() if _repeats(sample, chosen) else sample, sides)
     for name, (first, second, strength) in STATED.items():
-        if look.columns.prompt and look.has(first, second, strength):
+        if sample.columns.prompt and sample.has(first, second, strength):
             words = f"two responses with a preference ({name})"
-            return Shape(words, "paired", partial(_stated, look=look, first=first, second=second, strength=strength))
+            return Shape(
+                words, "paired", partial(_stated, sample=sample, first=first, second=second, strength=strength)
+            )
     return None
 
 
-def _repeats(look: Look, chosen: str) -> bool:
+def _repeats(sample: SourceSample, chosen: str) -> bool:
     """Whether the prompt column is a whole conversation, as the chosen one is: its answer must not be in the prompt."""
-    given, whole = look.typical(look.columns.prompt), look.typical(chosen)
-    if look.features.get("prompt_feature") or not isinstance(given, list) or not isinstance(whole, list):
+    given, whole = sample.typical(sample.columns.prompt), sample.typical(chosen)
+    if sample.features.get("prompt_feature") or not isinstance(given, list) or not isinstance(whole, list):
         return False
     last = given[-1] if isinstance(given[-1], dict) else {}
     return given[0] == whole[0] and (last.get("role") or last.get("from")) in ("assistant", "gpt")
 
 
-def _preference(look: Look, sides: Sides) -> Shape:
-    prompt, chosen = look.columns.prompt, look.typical(sides[0])
+def _preference(sample: SourceSample, sides: Sides) -> Shape:
+    prompt, chosen = sample.columns.prompt, sample.typical(sides[0])
     read: Callable[..., Example | Dropped] = _row
     if prompt is None and isinstance(chosen, str):
-        if look.raw:
+        if sample.raw:
             words, read = "chosen and rejected as text (the shared start is the prompt)", _raw_row
         elif chat.is_transcript(chosen):
             words, read = "Human/Assistant transcripts", _transcript_row
@@ -60,52 +62,52 @@ def _preference(look: Look, sides: Sides) -> Shape:
         words = "chosen and rejected as conversations (the shared start is the prompt)"
     else:
         answers = "text" if isinstance(chosen, str) else "messages"
-        words = f"{prompt} as {look.written(prompt)}, {sides[0]} and {sides[1]} as {answers}"
-    numbers = _number_columns(look)
+        words = f"{prompt} as {sample.written(prompt)}, {sides[0]} and {sides[1]} as {answers}"
+    numbers = _number_columns(sample)
 
     def examples(rows: Rows) -> Iterator[Example | Dropped]:
         for number, row in rows:
             if any(chat.is_empty(row.get(side)) for side in sides):
                 yield Dropped(number, "empty completion")
                 continue
-            example = read(row, number, look, sides)
+            example = read(row, number, sample, sides)
             if isinstance(example, Example) and numbers:
-                example = example._replace(numbers=_numbers(row, numbers, look.where(number)))
+                example = example._replace(numbers=_numbers(row, numbers, sample.where(number)))
             yield example
 
     return Shape(words, "paired", examples)
 
 
-def _row(row: dict[str, Any], number: int, look: Look, sides: Sides) -> Example | Dropped:
+def _row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:
     answers = [(side, row[side]) for side in sides]
-    return read_example(row, number, look.where(number), look.columns, answers, PAIR)
+    return read_example(row, number, sample.where(number), sample.columns, answers, PAIR)
 
 
-def _transcript_row(row: dict[str, Any], number: int, look: Look, sides: Sides) -> Example | Dropped:
+def _transcript_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:
     """HH: both columns hold the whole dialogue; the last assistant turn is the completion."""
     parsed = {}
     for side in sides:
         if not isinstance(row[side], str):
-            raise chat.wrong_type(look.where(number), side, row[side], "a Human/Assistant transcript as text")
+            raise chat.wrong_type(sample.where(number), side, row[side], "a Human/Assistant transcript as text")
         parsed[side] = chat.parse_transcript(row[side])
         if not parsed[side] or parsed[side][-1]["role"] != "assistant":
             return Dropped(number, "no assistant turn at the end of the transcript")
-    return _row({**row, **parsed}, number, look, sides)
+    return _row({**row, **parsed}, number, sample, sides)
 
 
-def _plain_row(row: dict[str, Any], number: int, look: Look, sides: Sides) -> Example:
+def _plain_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example:
     for side in sides:
         if not isinstance(row[side], str):
-            raise chat.wrong_type(look.where(number), side, row[side], "text, as in the first rows")
+            raise chat.wrong_type(sample.where(number), side, row[side], "text, as in the first rows")
     return Example(number, None, [row[side] for side in sides], PAIR)
 
 
-def _raw_row(row: dict[str, Any], number: int, look: Look, sides: Sides) -> Example:
+def _raw_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example:
     """As TRL's `extract_prompt`: the shared characters are the prompt, but for a blank at their end.
 
     Where one text begins with the other, the last character of the shorter one belongs to the completions.
     """
-    whole = _plain_row(row, number, look, sides)
+    whole = _plain_row(row, number, sample, sides)
     texts = [str(text) for text in whole.completions]
     end = min(chat.shared_start(*texts), *(len(text) - 1 for text in texts))
     if texts[0][:end].endswith(" ") and texts[0][end] != texts[1][end]:
@@ -113,10 +115,10 @@ def _raw_row(row: dict[str, Any], number: int, look: Look, sides: Sides) -> Exam
     return whole._replace(prompt=texts[0][:end], completions=[text[end:] for text in texts])
 
 
-def _stated(rows: Rows, *, look: Look, first: str, second: str, strength: str) -> Iterator[Example | Dropped]:
+def _stated(rows: Rows, *, sample: SourceSample, first: str, second: str, strength: str) -> Iterator[Example | Dropped]:
     """Rows that say how much better the second response is; below 0 the first is better."""
     for number, row in rows:
-        where = look.where(number)
+        where = sample.where(number)
         if row.get(strength) is None:
             yield Dropped(number, "no preference given")
             continue
@@ -127,12 +129,12 @@ def _stated(rows: Rows, *, look: Look, first: str, second: str, strength: str) -
         elif chat.is_empty(row.get(better)) or chat.is_empty(row.get(worse)):
             yield Dropped(number, "empty completion")
         else:
-            yield _row(row, number, look, (better, worse))
+            yield _row(row, number, sample, (better, worse))
 
 
-def _number_columns(look: Look) -> dict[str, str]:
+def _number_columns(sample: SourceSample) -> dict[str, str]:
     """Of `NUMBERS`, those that the source has, with their columns."""
-    columns = {name: look.named(f"{name}_feature", name, OTHER_NAMES.get(name, name)) for name in NUMBERS}
+    columns = {name: sample.named(f"{name}_feature", name, OTHER_NAMES.get(name, name)) for name in NUMBERS}
     return {name: column for name, column in columns.items() if column}
 
 

@@ -39,7 +39,7 @@ class Shape(NamedTuple):
     examples: Callable[[Rows], Iterator[Example | Dropped]]
 
 
-class Look:
+class SourceSample:
     """The first rows of a source.
 
     source: file or hub name, for messages. features: column overrides by settings key, None to detect.
@@ -78,7 +78,7 @@ class Look:
         extra = "input" if prompt == "instruction" and self.has("input") else None
         return Columns(prompt, self.named("system_feature", "system"), extra, self.raw)
 
-    def without_prompt(self) -> "Look":
+    def without_prompt(self) -> "SourceSample":
         """The same rows, read as if they had no prompt column."""
         other = copy.copy(self)
         other.columns = self.columns._replace(prompt=None)

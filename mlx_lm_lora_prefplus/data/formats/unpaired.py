@@ -7,7 +7,7 @@ from ..sources.files import Rows
 from . import messages as chat
 from .conversations import read_example
 from .example import Dropped, Example
-from .sample import Look, Shape
+from .sample import Shape, SourceSample
 
 COMPLETIONS = ("completion", "response", "output")
 """Names of the completion column, in order of preference."""
@@ -24,14 +24,14 @@ WORDS = {
 LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
 
 
-def find(look: Look) -> Shape | None:
+def find(sample: SourceSample) -> Shape | None:
     """The shape of rows that hold labelled completions."""
-    label, completion = look.named("label_feature", "label"), look.named("completion_feature", *COMPLETIONS)
-    columns = look.columns
-    if not label or not look.has(label):
+    label, completion = sample.named("label_feature", "label"), sample.named("completion_feature", *COMPLETIONS)
+    columns = sample.columns
+    if not label or not sample.has(label):
         return None
-    if completion and look.has(completion):
-        words = f"{columns.prompt} as {look.written(columns.prompt)}, {completion} as {look.written(completion)}"
+    if completion and sample.has(completion):
+        words = f"{columns.prompt} as {sample.written(columns.prompt)}, {completion} as {sample.written(completion)}"
         if columns.prompt is None:
             words = f"{completion} as conversations (its last answer is the completion)"
     elif columns.prompt in CONVERSATIONS:
@@ -42,7 +42,7 @@ def find(look: Look) -> Shape | None:
 
     def examples(rows: Rows) -> Iterator[Example | Dropped]:
         for number, row in rows:
-            where, value = look.where(number), row.get(completion)
+            where, value = sample.where(number), row.get(completion)
             if chat.is_empty(value):
                 yield Dropped(number, "empty completion")
             elif row.get(label) in (None, ""):

@@ -1,49 +1,70 @@
-"""What a run has reported: kept for its metrics file, and looked at for what calls for a warning."""
+"""What a run has reported: kept for its metrics file and its loggers, and looked at for what calls for a warning."""
 
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from ...losses import loss_names
-from ..train.inputs import Training
+from ...plugin import Trainer
+from ...settings import RunSettings
+from ..files.metrics_file import Logger, MetricsFile
 from .health import warnings
 from .history import History, Run
 from .notices import tell
 
 
 class Journal:
-    """The reports of a run, and the warnings that they gave rise to.
+    """Takes reports and warnings, and hands them on.
 
-    history: the reports as watchers see them. warned: names of the warnings that were given once.
+    history: the reports as the health checks see them. warned: names of the warnings that were given once. Both are
+        added to in place.
+    trainer, options, settings: of the run. callback: told of warnings. metrics, loggers: where everything is kept.
     """
 
-    def __init__(self, run: Training):
-        self.run, self.history, self.warned = run, History(), list[str]()
+    def __init__(
+        self,
+        history: History,
+        warned: list[str],
+        trainer: Trainer,
+        options: Any,
+        settings: RunSettings,
+        callback: Any = None,
+        metrics: MetricsFile | None = None,
+        loggers: Sequence[Logger] = (),
+    ):
+        self.history, self.warned = history, warned
+        self.trainer, self.options, self.settings = trainer, options, settings
+        self.callback, self.metrics, self.loggers = callback, metrics, loggers
 
     def record(self, split: str, iteration: int, values: dict[str, float], rate: float) -> None:
         """Keep what was reported, and warn where it calls for it. rate: the learning rate of the last update."""
-        run = self.run
-        if run.metrics:
-            run.metrics.write({"iteration": iteration, "split": split, **values})
-        for logger in run.loggers:
+        if self.metrics:
+            self.metrics.write({"iteration": iteration, "split": split, **values})
+        for logger in self.loggers:
             logger.metrics(split, iteration, values)
         self.history.add(split, {"iteration": iteration, **values})
-        about = Run(
-            rate,
-            getattr(run.options, "beta", None),
-            run.trainer.needs_reference(run.options),
-            fresh=not (run.settings.resume_adapter_file or run.settings.reference_model_path),
-            choices={*(one.name for one in fields(run.options)), *run.trainer.losses},
-            objective=loss_names(getattr(run.options, "loss_type", [])),
-            diverged="rate_too_high" in self.warned,
-        )
-        for name, text in warnings(self.history, about).items():
+        for name, text in warnings(self.history, self._about(rate)).items():
             if name not in self.warned:
                 self.warned.append(name)
                 self.warn(name, text, iteration)
 
     def warn(self, name: str, text: str, iteration: int) -> None:
         """Print a warning, keep it with the metrics, and send it to the loggers."""
-        tell(self.run.callback, f"[WARNING] Iteration {iteration}: {text}")
-        if self.run.metrics:
-            self.run.metrics.write({"iteration": iteration, "warning": name, "text": text})
-        for logger in self.run.loggers:
+        tell(self.callback, f"[WARNING] Iteration {iteration}: {text}")
+        if self.metrics:
+            self.metrics.write({"iteration": iteration, "warning": name, "text": text})
+        for logger in self.loggers:
             logger.warning(iteration, name, text)
+
+    def _about(self, rate: float) -> Run:
+        """What the health checks need to know of the run."""
+        options, settings = self.options, self.settings
+        return Run(
+            rate,
+            getattr(options, "beta", None),
+            self.trainer.needs_reference(options),
+            fresh=not (settings.resume_adapter_file or settings.reference_model_path),
+            choices={*(one.name for one in fields(options)), *self.trainer.losses},
+            objective=loss_names(getattr(options, "loss_type", [])),
+            diverged="rate_too_high" in self.warned,
+        )

@@ -13,13 +13,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import ArraysCache, CacheList
 
-from ...data.batches.slicing import part, rows_of
+from ...data.batches.slicing import rows_of, slice_batch
 from ...plugin.protocol import Batch, Scores
 from .chunk_cache import PieceCache
 from .frozen_trunk import find_trunk
 from .plain import scores_of
 from .shared_prefix import HeadPolicy
-from .split_model import Halves
+from .split_model import SplitModel
 
 Handed = list[list[mx.array]]
 """What the layers hand on after a piece: for each, its keys and values of the piece, or its state."""
@@ -51,7 +51,7 @@ class ChunkedPolicy(HeadPolicy):
         pairwise: take one example at a time and do not pad prompts, as layers with a state need it.
     """
 
-    def __init__(self, halves: Halves, width: int, pairwise: bool = False):
+    def __init__(self, halves: SplitModel, width: int, pairwise: bool = False):
         super().__init__(halves)
         self.width, self.pairwise = width, pairwise
 
@@ -69,7 +69,7 @@ class ChunkedPolicy(HeadPolicy):
         """As `_run`, one example after the other."""
         found = []
         for i in range(batch.ids.shape[0]):
-            one, rows = part(batch, i, i + 1), rows_of(batch, i, i + 1)
+            one, rows = slice_batch(batch, i, i + 1), rows_of(batch, i, i + 1)
             own = None if weights is None else weights[rows, : one.completions.shape[1]]
             found.append(self._run(_pieces(one, own, self.width), statistics))
         return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*found, strict=True)]

@@ -55,7 +55,7 @@ def find_trunk(model: nn.Module, head: Collection[str]) -> Trunk | None:
     return Trunk(first, layers[first - 1]) if first and sum(counts) == len(trained) else None
 
 
-class OverTrunk:
+class TrunkReusingPolicy:
     """A policy for which the trunk has run over one batch already; any other it computes in full.
 
     Arguments:
@@ -79,9 +79,9 @@ TOKENS = ("tokens", "prompts", "completions", "prompt_lengths", "lengths")
 """What of a batch goes through the trunk, and how."""
 
 
-def compared(
+def reference_logps_sharing_trunk(
     policy: Policy, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
-) -> tuple[mx.array, OverTrunk]:
+) -> tuple[mx.array, TrunkReusingPolicy]:
     """The reference's log-probs of a batch, (rows,) float32, nats, and the policy over the same run of the trunk.
 
     weights: what each completion token counts. as_reference: a context in which the model is the reference.
@@ -89,4 +89,4 @@ def compared(
     outputs: list[Any] = []
     with as_reference, trunk.recorded(outputs):
         logps = policy(batch, weights).weighted_logps
-    return mx.stop_gradient(logps.astype(mx.float32)), OverTrunk(policy, trunk, batch, outputs)
+    return mx.stop_gradient(logps.astype(mx.float32)), TrunkReusingPolicy(policy, trunk, batch, outputs)

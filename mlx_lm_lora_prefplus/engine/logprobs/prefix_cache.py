@@ -19,7 +19,7 @@ from mlx_lm.models.cache import (
     create_attention_mask,
 )
 
-from .split_model import Halves
+from .split_model import SplitModel
 
 Lengths = mx.array | int
 """Tokens of each row's prompt that ran (its own length minus one): (rows,) int32, or the same for all."""
@@ -92,7 +92,7 @@ def has_states(model: nn.Module) -> bool:
     return any(_holds_state(cache) for cache in prompt_caches(model))
 
 
-def key_heads(halves: Halves) -> set[int]:
+def key_heads(halves: SplitModel) -> set[int]:
     """How many heads of keys the layers have."""
     caches = prompt_caches(halves.model)
     halves.hidden(mx.array([[1, 2]]), caches)
@@ -125,7 +125,7 @@ def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:
 
 
 def completion_states(
-    halves: Halves, prompts: mx.array, completions: mx.array, prompt_lengths: mx.array | None = None
+    halves: SplitModel, prompts: mx.array, completions: mx.array, prompt_lengths: mx.array | None = None
 ) -> mx.array:
     """Hidden states at the positions that predict the completion tokens.
 

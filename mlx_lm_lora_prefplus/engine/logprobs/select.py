@@ -16,18 +16,18 @@ from ...plugin.protocol import Batch, Policy, Scores
 from ...settings import RunSettings
 from ..model.adapters import adapter_layers, adapters_off
 from .chunked import ChunkedPolicy
-from .frozen_trunk import Trunk, compared, find_trunk
+from .frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
 from .plain import PlainPolicy
 from .prefix_cache import has_states, key_heads
 from .shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from .split_model import Halves, find_halves
+from .split_model import SplitModel, split_model
 from .verify import Trial
 
 MOST_ROWS = 32
 """Rows of the largest batch that is tried."""
 
 
-class Choice(NamedTuple):
+class SelectedMethod(NamedTuple):
     """policy: the way to take. words: what it is and why, for people. compilable: whether `mx.compile` can trace it.
     trunk: the frozen trunk, if what comes out of it can be kept from the reference's forward for the policy's.
     """
@@ -41,13 +41,13 @@ class Choice(NamedTuple):
 PLAIN = "prompt and completion through the whole model"
 
 
-def choose_policy(model: nn.Module, settings: RunSettings, example: Batch | None = None) -> Choice:
+def choose_policy(model: nn.Module, settings: RunSettings, example: Batch | None = None) -> SelectedMethod:
     """The fastest way that is exact on `model` as it is now; the plain way if the settings ask for it.
 
     example: one of the data, a long one: what windows and scaled positions do shows in no short row.
     """
     if settings.engine == "plain":
-        return Choice(PlainPolicy(model), f"{PLAIN} (engine: plain)")
+        return SelectedMethod(PlainPolicy(model), f"{PLAIN} (engine: plain)")
     with _training_without_dropout(model):
         choice = _choose(model, settings, example)
     mx.clear_cache()
@@ -68,40 +68,40 @@ def _training_without_dropout(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-class Way(NamedTuple):
+class Method(NamedTuple):
     """A way to compute log-probs that may be exact.
 
-    make: the policy of a model's halves. words, compilable: as in `Choice`.
+    make: the policy of a model's halves. words, compilable: as in `SelectedMethod`.
     small: the same way for rows as short as those of the probe; `make` if None.
     """
 
-    make: Callable[[Halves], HeadPolicy]
+    make: Callable[[SplitModel], HeadPolicy]
     words: str
     compilable: bool = True
-    small: Callable[[Halves], HeadPolicy] | None = None
+    small: Callable[[SplitModel], HeadPolicy] | None = None
 
 
-def _ways(model: nn.Module, settings: RunSettings) -> list[Way]:
+def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     """The ways to try, the fastest first; those in pieces before them if long rows are announced."""
-    together = Way(HeadPolicy, "prompt and completion together")
+    together = Method(HeadPolicy, "prompt and completion together")
     if settings.grad_checkpoint:  # mlx-lm's checkpointing loses gradients that go through a cache
         return [together]
     try:
         padded = not has_states(model)
     except Exception:  # caches of a kind that is not understood, or whatever else making them raises
         return [together]
-    once = [Way(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
+    once = [Method(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
     if padded:
-        once.insert(0, Way(SharedPrefixPolicy, "the prompt once for its completions"))
+        once.insert(0, Method(SharedPrefixPolicy, "the prompt once for its completions"))
     if not settings.efficient_long_context or _dropouts(model):
         return once
     width = settings.long_context_chunk
     words = f"in pieces of {width} tokens, the prompt once for its completions"
     pieces = [
-        Way(partial(ChunkedPolicy, width=width, pairwise=True), f"{words}, prompt by prompt", False, _small(True))
+        Method(partial(ChunkedPolicy, width=width, pairwise=True), f"{words}, prompt by prompt", False, _small(True))
     ]
     if padded:
-        pieces.insert(0, Way(partial(ChunkedPolicy, width=width), words, False, _small(False)))
+        pieces.insert(0, Method(partial(ChunkedPolicy, width=width), words, False, _small(False)))
     return [*pieces, *once]
 
 
@@ -109,21 +109,21 @@ def _dropouts(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.Dropout) and module._p_1 < 1]
 
 
-def _small(pairwise: bool) -> Callable[[Halves], HeadPolicy]:
+def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
     """Pieces so short that the rows of the probe have borders."""
     return partial(ChunkedPolicy, width=2, pairwise=pairwise)
 
 
-def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> Choice:
+def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> SelectedMethod:
     plain = PlainPolicy(model)
-    halves = find_halves(model)
+    halves = split_model(model)
     if halves is None:
-        return Choice(plain, f"{PLAIN} (its head cannot be parted)")
+        return SelectedMethod(plain, f"{PLAIN} (its head cannot be parted)")
     vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
     try:
         trial = Trial(model, vocabulary, _row_counts(halves))
     except Exception as error:  # whatever a model raises of which no gradient can be taken
-        return Choice(plain, f"{PLAIN} (no gradient could be taken: {error})")
+        return SelectedMethod(plain, f"{PLAIN} (no gradient could be taken: {error})")
     refused = ""
     if settings.efficient_long_context and _dropouts(model):
         refused = "; not in pieces: dropout would differ when they are computed again"
@@ -139,11 +139,11 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> C
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             words = f"{way.words}, the head at completion tokens only ({exactness})"
             trunk = _shared_trunk(tried, trial)
-            return Choice(made, words, way.compilable and _traceable(tried, trial.batches[0]), trunk)
+            return SelectedMethod(made, words, way.compilable and _traceable(tried, trial.batches[0]), trunk)
         refused += f"; {way.words}: not exact here"
     if not trial.passes(trial.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
-    return Choice(plain, f"{PLAIN}{refused}", _traceable(plain, trial.batches[0]))
+    return SelectedMethod(plain, f"{PLAIN}{refused}", _traceable(plain, trial.batches[0]))
 
 
 def _shared_trunk(policy: HeadPolicy, trial: Trial) -> Trunk | None:
@@ -154,7 +154,7 @@ def _shared_trunk(policy: HeadPolicy, trial: Trial) -> Trunk | None:
         return None
 
     def over_the_same(batch: Batch) -> Scores:
-        _, own = compared(policy, trunk, batch, None, adapters_off(model))
+        _, own = reference_logps_sharing_trunk(policy, trunk, batch, None, adapters_off(model))
         return own(batch)
 
     return trunk if trial.passes(trial.difference(over_the_same)) else None
@@ -168,7 +168,7 @@ def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> boo
     return all(id(module) in above for module in (*adapter_layers(model), *_dropouts(model)))
 
 
-def _row_counts(halves: Halves) -> set[int]:
+def _row_counts(halves: SplitModel) -> set[int]:
     """As many rows as a layer has heads: where a mask of rows can be taken for one of heads."""
     try:
         return {heads for heads in key_heads(halves) if heads <= MOST_ROWS}

@@ -10,7 +10,7 @@ from ..model.swap import swapped_classes
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .plain import scores_of
 from .prefix_cache import completion_states
-from .split_model import Halves, arrays
+from .split_model import SplitModel, arrays
 
 
 class HeadPolicy:
@@ -23,7 +23,7 @@ class HeadPolicy:
         for_gradient: whether a gradient will be taken, so that it is worth preparing; None: while the model trains.
     """
 
-    def __init__(self, halves: Halves):
+    def __init__(self, halves: SplitModel):
         self.halves, self.model = halves, halves.model
         self.for_gradient: bool | None = None
 

@@ -33,14 +33,14 @@ def _giving(backbone: type, hidden: mx.array) -> type:
     return type(f"Giving{backbone.__name__}", (backbone,), {"__call__": lambda self, *args, **kwargs: hidden})
 
 
-class Halves:
+class SplitModel:
     """A model with the module in it that turns tokens into hidden states.
 
     Arguments:
         model: an mlx-lm model.
         backbone: a module of it whose output the rest of the model turns into logits.
 
-    Attributes, filled in by `find_halves`:
+    Attributes, filled in by `split_model`:
         vocabulary: tokens of the head.
         head_names: names of the parameters that the logits of given hidden states depend on.
         head_dropouts: dropout outside the layers.
@@ -88,12 +88,12 @@ def arrays(tree: Any) -> dict[str, mx.array]:
     return dict(tree_flatten(tree))  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
-def find_halves(model: nn.Module) -> Halves | None:
+def split_model(model: nn.Module) -> SplitModel | None:
     """The innermost module that owns the layers and whose output gives the model's logits exactly, or None."""
     tokens = mx.array([[1, 2, 3]], mx.int32)
     expected = model(tokens)
     for module in _owners_of_layers(model):
-        halves = Halves(model, module)
+        halves = SplitModel(model, module)
         try:
             hidden = halves.hidden(tokens)
             logits = halves.logits(hidden)
@@ -122,7 +122,7 @@ def _outside_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if id(module) not in inside]
 
 
-def _head_names(halves: Halves, hidden: mx.array) -> frozenset[str]:
+def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
     """Names of the parameters that turn logits into NaN when they are NaN themselves."""
     names = set()
     for path, module in _outside_layers(halves.model):
@@ -138,9 +138,9 @@ def _head_names(halves: Halves, hidden: mx.array) -> frozenset[str]:
     return frozenset(names)
 
 
-def _cuts(halves: Halves, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
-    """What `Halves.cuts` says, if the logits of some tokens come out of it."""
-    found = Halves(halves.model, halves.backbone)
+def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
+    """What `SplitModel.cuts` says, if the logits of some tokens come out of it."""
+    found = SplitModel(halves.model, halves.backbone)
     for path, module in _outside_layers(halves.model):
         if any(name.rpartition(".")[0] == path for name in halves.head_names):
             for key, value in module.items():

@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ...data.batches.collate import collate
-from ...data.batches.slicing import part
+from ...data.batches.slicing import slice_batch
 from ...plugin.protocol import Batch, Policy, Scores
 from .plain import at_least_float32
 from .split_model import arrays
@@ -92,7 +92,9 @@ class Trial:
         batch = collate([self.rows[i % len(self.rows)] for i in range(pairs)], np.arange(pairs))
         if rows % 2 == 0:
             return batch
-        return part(batch._replace(prompts=mx.concatenate([batch.prompts] * 2), ids=mx.arange(2 * pairs)), 0, rows)
+        return slice_batch(
+            batch._replace(prompts=mx.concatenate([batch.prompts] * 2), ids=mx.arange(2 * pairs)), 0, rows
+        )
 
     def _which(self, rows: int) -> list[int]:
         """For each row of a batch of so many its place in `alone`."""
@@ -137,7 +139,7 @@ class Trial:
             prompts=mx.concatenate([example.prompts] * completions), ids=mx.arange(completions), columns={}
         )
         with in_float32(self.model):
-            alone = [simple(part(rows, i, i + 1)).logps for i in filled.tolist()]
+            alone = [simple(slice_batch(rows, i, i + 1)).logps for i in filled.tolist()]
             logps = policy(example).logps
         wanted = np.array(mx.concatenate(alone))
         off = np.linalg.norm(np.array(logps)[filled] - wanted) / np.linalg.norm(wanted)

@@ -4,9 +4,9 @@ import mlx.core as mx
 import numpy as np
 
 from ...plugin import Batch, Policy
-from ..logprobs.frozen_trunk import Trunk, compared
+from ..logprobs.frozen_trunk import Trunk, reference_logps_sharing_trunk
 from .precompute import Weights, as_reference, by_example, with_reference
-from .store import Store
+from .store import ReferenceStore
 from .tr_dpo import MovingReference
 
 Parameters = dict[str, mx.array]
@@ -23,7 +23,12 @@ class StepReference:
     """
 
     def __init__(
-        self, policy: Policy, trunk: Trunk, weights: Weights, store: Store, moving: MovingReference | None = None
+        self,
+        policy: Policy,
+        trunk: Trunk,
+        weights: Weights,
+        store: ReferenceStore,
+        moving: MovingReference | None = None,
     ):
         self.policy, self.trunk, self.weights, self.store, self.moving = policy, trunk, weights, store, moving
 
@@ -41,7 +46,7 @@ class StepReference:
         What is not finite is NaN, so that the loss is.
         """
         installed = as_reference(self.policy.model, parameters)
-        logps, policy = compared(self.policy, self.trunk, batch, self.weights(batch), installed)
+        logps, policy = reference_logps_sharing_trunk(self.policy, self.trunk, batch, self.weights(batch), installed)
         known, logps = batch.reference_logps, mx.where(mx.isfinite(logps), logps, mx.nan)
         return batch._replace(reference_logps=mx.where(mx.isnan(known), logps, known)), policy
 

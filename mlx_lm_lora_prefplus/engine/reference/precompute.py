@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...errors import UserError
 from ...plugin import Batch, Policy
 from ..model.adapters import adapters_off
-from .store import Store
+from .store import ReferenceStore
 
 Weights = Callable[[Batch], mx.array | None]
 """What each completion token of a batch counts: see `Trainer.token_weights`."""
@@ -28,7 +28,7 @@ def reference_logps(
     rows: int,
     progress: str = "",
     *,
-    store: Store | None = None,
+    store: ReferenceStore | None = None,
     missing: int | None = None,
     weights: Weights = lambda batch: None,
 ) -> np.ndarray:
@@ -50,7 +50,7 @@ def reference_logps(
     Raises:
         UserError: a log-prob is not finite.
     """
-    store = Store(None, rows) if store is None else store
+    store = ReferenceStore(None, rows) if store is None else store
     training = policy.model.training
     policy.model.eval()
     bar = tqdm(
@@ -90,7 +90,7 @@ def by_example(logps: mx.array, examples: int) -> np.ndarray:
     return np.array(logps).reshape(-1, examples).T
 
 
-def with_reference(batches: Iterable[Batch], store: Store | None) -> Iterator[Batch]:
+def with_reference(batches: Iterable[Batch], store: ReferenceStore | None) -> Iterator[Batch]:
     """The same batches with their reference log-probs filled in (zeros stay where `store` is None)."""
     for batch in batches:
         if store is None:

@@ -16,7 +16,7 @@ SAVE_SECONDS = 10.0
 """An interrupted pass loses no more than about this much work."""
 
 
-class Store:
+class ReferenceStore:
     """The reference log-probs of one set of rows, kept in a file while they grow.
 
     file: where they are kept; read if it is there and whole. None keeps them in memory alone.

@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...plugin import Batch, Policy
 from ..model.adapters import adapter_layers
 from .precompute import Weights, as_reference, with_reference
-from .store import Store
+from .store import ReferenceStore
 
 NEGLIGIBLE = 1e-4
 """Shares of old policies below this are dropped from a mix of LoRA factors, whose rank would grow for ever."""
@@ -73,7 +73,7 @@ class MovingReference:
     def _trained(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
-    def fill(self, batches: Iterable[Batch], store: Store | None) -> Iterator[Batch]:
+    def fill(self, batches: Iterable[Batch], store: ReferenceStore | None) -> Iterator[Batch]:
         """The batches with the log-probs of the reference as it is when each is taken.
 
         store: those of the reference before the first update.

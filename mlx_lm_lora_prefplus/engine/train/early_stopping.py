@@ -6,7 +6,7 @@ from typing import Any
 from ...errors import UserError
 
 
-class Best:
+class BestMetric:
     """Follows one metric through the validations of a run.
 
     key: the config key that named the metric, for messages.

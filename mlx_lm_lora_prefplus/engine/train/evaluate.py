@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from ...errors import UserError
 from ...plugin import Batch, Policy, Trainer
-from .metric_sums import Totals, flatten
+from .metric_sums import MetricSums, flatten
 
 
 def evaluate(
@@ -24,7 +24,7 @@ def evaluate(
     Raises:
         UserError: there is no batch.
     """
-    totals = Totals()
+    totals = MetricSums()
     training = policy.model.training
     policy.model.eval()
     try:

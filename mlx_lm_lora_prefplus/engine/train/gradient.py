@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from ...data.batches.slicing import part
+from ...data.batches.slicing import slice_batch
 from ...plugin import Batch, Policy, Trainer
 from ...plugin.protocol import Unit
 from ..distributed import SharedPolicy, share
@@ -80,7 +80,7 @@ class GradientStep:
         start, stop = share(batch, self.ranks.rank, self.ranks.size)
         # Without a share something is computed all the same, for nothing: all have to have the same sums.
         counted = float(start < stop)
-        own = part(batch, start, stop) if start < stop else part(batch, 0, 1)
+        own = slice_batch(batch, start, stop) if start < stop else slice_batch(batch, 0, 1)
         values, gradient, _ = self._own(own, {unit: counted * scale for unit, scale in scales.items()}, None)
         values = self.ranks.sum(counted * values)
         mx.eval(values, gradient)  # now and in every process: one that leaves it for later lets the others wait
@@ -124,7 +124,7 @@ def runs_in_parts(trainer: Trainer, options: Any, compiled: bool) -> bool:
 def in_parts(batch: Batch) -> Iterator[Batch]:
     """The batch in parts of about `CUT_POSITIONS` tokens."""
     for start, stop in cuts(batch):
-        yield part(batch, start, stop)
+        yield slice_batch(batch, start, stop)
 
 
 def cuts(batch: Batch) -> list[tuple[int, int]]:

@@ -20,20 +20,20 @@ from ..reference.tr_dpo import MovingReference
 EpochBatches = Callable[[int, int], Iterator[Batch]]
 
 
-class Place(NamedTuple):
+class DataPosition(NamedTuple):
     """A place in the data: the epoch, and how many of its batches come before. Both count from 0."""
 
     epoch: int
     batch: int
 
 
-class Feed:
+class BatchStream:
     """Gives out micro-batches.
 
     epoch_batches: epoch, number of batches to leave out → its other batches. place: of the next batch.
     """
 
-    def __init__(self, epoch_batches: EpochBatches, place: Place):
+    def __init__(self, epoch_batches: EpochBatches, place: DataPosition):
         self.place = place
         self._batches = self._from(epoch_batches, place)
 
@@ -44,16 +44,16 @@ class Feed:
         return [batch for _, batch in taken]
 
     @staticmethod
-    def _from(epoch_batches: EpochBatches, place: Place) -> Iterator[tuple[Place, Batch]]:
+    def _from(epoch_batches: EpochBatches, place: DataPosition) -> Iterator[tuple[DataPosition, Batch]]:
         """Each batch with the place behind it."""
         for epoch in count(place.epoch):
             skipped = place.batch if epoch == place.epoch else 0
             for number, batch in enumerate(epoch_batches(epoch, skipped), start=skipped + 1):
-                yield Place(epoch, number), batch
+                yield DataPosition(epoch, number), batch
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingInputs:
     """All that a run of the loop needs.
 
     iters: micro-batches to train.

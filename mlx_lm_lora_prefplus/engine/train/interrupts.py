@@ -80,12 +80,12 @@ def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Laps(NamedTuple):
+class _Timed(NamedTuple):
     seconds: float
     count: int
 
 
-class Laps:
+class StepTimer:
     """Seconds of laps, one micro-batch each.
 
     When a process that was stopped (SIGSTOP, Ctrl-Z) goes on, it gets SIGCONT, but nobody tells it when it was
@@ -97,7 +97,7 @@ class Laps:
 
     def __init__(self, stop: StopRequest):
         self._stop = stop
-        self._whole, self._broken = _Laps(0.0, 0), _Laps(0.0, 0)
+        self._whole, self._broken = _Timed(0.0, 0), _Timed(0.0, 0)
 
     @contextmanager
     def lap(self) -> Iterator[None]:
@@ -106,9 +106,9 @@ class Laps:
         yield
         seconds = time.perf_counter() - start
         if self._stop.pauses == pauses:
-            self._whole = _Laps(self._whole.seconds + seconds, self._whole.count + 1)
+            self._whole = _Timed(self._whole.seconds + seconds, self._whole.count + 1)
         else:
-            self._broken = _Laps(self._broken.seconds + seconds, self._broken.count + 1)
+            self._broken = _Timed(self._broken.seconds + seconds, self._broken.count + 1)
 
     @property
     def count(self) -> int:
@@ -126,4 +126,4 @@ class Laps:
 
     def load(self, dumped: Sequence[Sequence[Any]]) -> None:
         """Take over what `dump` gave."""
-        self._whole, self._broken = (_Laps(*one) for one in dumped)
+        self._whole, self._broken = (_Timed(*one) for one in dumped)

@@ -24,14 +24,14 @@ def flatten(output: LossOutput) -> tuple[Layout, mx.array]:
     return list(layout), mx.stack([value.astype(mx.float32) for value in values])
 
 
-class Totals:
+class MetricSums:
     """Running sums (as Python floats: long sums lose float32 digits) and counts of their units.
 
     before: the totals of the window before. Where a window holds none of a unit, say no desirable row, its means are
         those that were last known.
     """
 
-    def __init__(self, before: "Totals | None" = None):
+    def __init__(self, before: "MetricSums | None" = None):
         self._sums: dict[tuple[Unit, str], float] = {}
         self._units: dict[Unit, int] = {}
         self._known: dict[tuple[Unit, str], float] = before._means() if before else {}

@@ -1,8 +1,8 @@
-"""How far a run has come: counters, windows and arrays, and their way into a saved state and back."""
+"""The way of a loop's state into a saved state and back."""
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import mlx.core as mx
 import numpy as np
@@ -11,49 +11,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ...errors import UserError
 from ..files.run_state import RunState
-
-if TYPE_CHECKING:
-    from .loop import Loop
-
-
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-@dataclass
-class Progress:
-    """What is counted.
-
-    iteration: micro-batches done. step: optimiser steps done. validated: those done when the policy was last
-        validated. validated_untrained: whether the validation before the first update is done.
-    epoch, batch: place of the first micro-batch of the optimiser step under way.
-    size, done: micro-batches that this step has, and those of them that are done.
-    left_out: whether the update of this step will be left out.
-    tokens: completion tokens since the last report. trained_tokens: those before.
-    skipped, skipped_in_a_row: updates left out because something was not finite.
-    grad_norm: L2 norm of the last update's gradient before clipping; None before the first.
-    peak_memory: bytes, of this process and those before it.
-    """
-
-    iteration: Count = 0
-    step: Count = 0
-    validated: Count = 0
-    validated_untrained: bool = False
-    epoch: Count = 0
-    batch: Count = 0
-    size: Count = 0
-    done: Count = 0
-    left_out: bool = False
-    tokens: Count = 0
-    trained_tokens: Count = 0
-    skipped: Count = 0
-    skipped_in_a_row: Count = 0
-    grad_norm: float | None = None
-    peak_memory: Count = 0
+from .inputs import TrainingInputs
+from .state import Count, Counters, LoopState
 
 
 @dataclass(frozen=True)
-class SavedTotals:
-    """As `Totals.dump`."""
+class SavedSums:
+    """As `MetricSums.dump`."""
 
     sums: list[tuple[str, str, float]]
     units: dict[str, float]
@@ -61,8 +25,8 @@ class SavedTotals:
 
 
 @dataclass(frozen=True)
-class SavedBest:
-    """As `Best.dump`."""
+class SavedBestMetric:
+    """As `BestMetric.dump`."""
 
     metric: str
     value: float | None
@@ -85,12 +49,12 @@ class Saved:
     iteration: Count
     iters: Count
     fingerprint: dict[str, Any]
-    progress: Progress
+    progress: Counters
     mlx: Annotated[int, Field(ge=0, lt=2**64)]
     numpy: tuple[Literal["MT19937"], Annotated[int, Field(ge=0, le=624)], Annotated[int, Field(ge=0, le=1)], float]
-    totals: SavedTotals
+    totals: SavedSums
     laps: tuple[tuple[float, Count], tuple[float, Count]]
-    best: list[SavedBest]
+    best: list[SavedBestMetric]
     history: SavedHistory
     warned: list[str]
     lines: Count
@@ -117,57 +81,60 @@ def check_saved(state: RunState) -> None:
         raise UserError("resume: the newest state has no random numbers of NumPy. Start afresh without --resume.")
 
 
-def snapshot(loop: "Loop") -> RunState:
-    """The state of a run between two micro-batches."""
-    run = loop.run
+def snapshot(inputs: TrainingInputs, state: LoopState) -> RunState:
+    """The state of a run between two micro-batches, with the weights and the optimiser's state."""
     kind, keys, *rest = tuple[Any, ...](np.random.get_state(legacy=True))
+    gradient = {} if state.gradient is None else dict(tree_flatten(inputs.ranks.sum_gradients(state.gradient)))
     arrays = {
-        "weights": dict(tree_flatten(run.policy.model.trainable_parameters())),
-        "optimizer": dict(tree_flatten(run.optimizer.state)),
-        "gradient": dict(tree_flatten(run.ranks.sum_gradients(loop.gradient))) if loop.gradient is not None else {},
-        "trainer": dict(loop.state),
-        "reference": dict(run.moving_reference.parameters) if run.moving_reference else {},
+        "weights": dict(tree_flatten(inputs.policy.model.trainable_parameters())),
+        "optimizer": dict(tree_flatten(inputs.optimizer.state)),
+        "gradient": gradient,
+        "trainer": dict(state.trainer),
+        "reference": dict(inputs.moving_reference.parameters) if inputs.moving_reference else {},
         "numpy": {"keys": mx.array(keys)},
     }
     values = {
-        **{"iteration": loop.at.iteration, "iters": run.iters, "fingerprint": dict(run.fingerprint)},
-        **{"progress": asdict(loop.at), "mlx": random_seed(), "numpy": [kind, *rest]},
-        **{"totals": loop.totals.dump(), "laps": loop.laps.dump()},
-        **{
-            "best": [best.dump() for best in loop.bests],
-            "history": loop.journal.history.dump(),
-            "warned": loop.journal.warned,
-        },
-        "lines": run.metrics.lines if run.metrics else 0,
+        "iteration": state.counters.iteration,
+        "iters": inputs.iters,
+        "fingerprint": dict(inputs.fingerprint),
+        "progress": asdict(state.counters),
+        "mlx": random_seed(),
+        "numpy": [kind, *rest],
+        "totals": state.sums.dump(),
+        "laps": state.timer.dump(),
+        "best": [best.dump() for best in state.bests],
+        "history": state.history.dump(),
+        "warned": state.warned,
+        "lines": inputs.metrics.lines if inputs.metrics else 0,
     }
     return RunState(arrays, json.loads(json.dumps(values)))
 
 
-def restore(loop: "Loop", state: RunState) -> None:
-    """Take over a saved state.
+def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
+    """Put a saved state into the loop's state, the model and the optimiser.
 
     Raises:
         UserError: its arrays are not those of this run.
     """
-    run, values, arrays = loop.run, state.values, state.arrays
-    model, optimizer = run.policy.model, run.optimizer
+    values, arrays = saved.values, saved.arrays
+    model, optimizer = inputs.policy.model, inputs.optimizer
     rate = optimizer.state.get("learning_rate")
     model.update(_refilled(model.trainable_parameters(), arrays, "weights"))
     optimizer.state = _refilled(optimizer.state, arrays, "optimizer")
-    if not run.settings.lr_schedule and rate is not None:
+    if not inputs.settings.lr_schedule and rate is not None:
         optimizer.learning_rate = rate  # the same, unless it was changed and the user forced it
-    loop.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
-    loop.state = _refilled(loop.state, arrays, "trainer")
-    if run.moving_reference:
-        run.moving_reference.parameters = dict(arrays.get("reference", {}))
-    loop.at = Progress(**values["progress"])
-    loop.totals.load(values["totals"])
-    loop.laps.load(values["laps"])
-    for best in loop.bests:
+    state.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
+    state.trainer = _refilled(state.trainer, arrays, "trainer")
+    if inputs.moving_reference:
+        inputs.moving_reference.parameters = dict(arrays.get("reference", {}))
+    state.counters = Counters(**values["progress"])
+    state.sums.load(values["totals"])
+    state.timer.load(values["laps"])
+    for best in state.bests:
         best.load(next((one for one in values["best"] if one["metric"] == best.metric), None))
-    loop.journal.history.load(values["history"])
-    loop.journal.warned = values["warned"]
-    mx.eval(model.state, optimizer.state, loop.gradient or {}, loop.state)
+    state.history.load(values["history"])
+    state.warned[:] = values["warned"]
+    mx.eval(model.state, optimizer.state, state.gradient or {}, state.trainer)
     mx.random.seed(values["mlx"])
     kind, *rest = values["numpy"]
     np.random.set_state((kind, np.array(arrays["numpy"]["keys"]), *rest))

@@ -27,7 +27,7 @@ EXAMPLES = {
 SCHEDULE_KEYS = ("name", "arguments", "warmup", "warmup_init")
 
 
-def check_structures(joined: Joined, problems: Problems) -> None:
+def check_nested(joined: Joined, problems: Problems) -> None:
     """Check `lora_parameters` (and complete it), `lr_schedule`, `optimizer_config` and the `load_in_*` keys."""
     for key, check in (("lora_parameters", _lora), ("lr_schedule", _schedule), ("optimizer_config", _optimizer)):
         value = joined.values.get(key)

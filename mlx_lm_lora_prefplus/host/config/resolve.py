@@ -18,7 +18,7 @@ from ...settings import OWN_KEYS, DataSettings, RunSettings, own_fields
 from ..originals import originals_of
 from .flags import FEATURES, actions, option_fields
 from .names import near, nearest
-from .nested import check_structures
+from .nested import check_nested
 from .presets import PRESETS, TWO_NAMES, values_beside
 from .problems import Joined, Problems, check_losses, checked, join_loss_names
 from .yaml_file import read_config
@@ -109,7 +109,7 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     if idle := _idle_keys(given, {*of_trainer.values, *FILE_KEYS}, of_host):
         notes.append(f"not used in mode {mode}: {', '.join(sorted(idle))} (of mlx-lm-lora)")
 
-    check_structures(joined, problems)
+    check_nested(joined, problems)
     notes += check_losses(trainer, joined, problems)
     settings, data, options = (checked(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options))
     if getattr(options, "sync_ref_model", False) and (path := joined.values["reference_model_path"]):

@@ -18,7 +18,7 @@ from ...engine.rate import sets_its_own
 from ...engine.train.loop import train
 from ..config.resolve import Resolved
 from ..output.record import write_record
-from ..run.assemble import training_of
+from ..run.assemble import training_inputs
 from ..run.models import make_ready
 from ..run.run import check_validation
 from ..run.session import Work
@@ -136,7 +136,7 @@ def _train(
     told = announce(work, ref_model, callback, _unused(args, ref_model, optimizer))
     reference = reference_of(work, ref_model)
     kept = {} if args.adapter_file is None else _kept(work, file_of(args.adapter_file), callback, told)
-    train(training_of(work, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
+    train(training_inputs(work, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
 
 
 def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) -> list[str]:

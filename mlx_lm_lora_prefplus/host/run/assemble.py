@@ -13,9 +13,9 @@ from ...engine.files.run_state import newest_state
 from ...engine.model.qat import FakeQuantization, effective_linears
 from ...engine.reference.in_step import StepReference
 from ...engine.reference.precompute import with_reference
-from ...engine.reference.store import Store
+from ...engine.reference.store import ReferenceStore
 from ...engine.reference.tr_dpo import MovingReference
-from ...engine.train.inputs import Training
+from ...engine.train.inputs import TrainingInputs
 from ...plugin import Batch
 from ...settings import RunSettings
 from ..config.resolve import Resolved
@@ -23,8 +23,8 @@ from .references import References
 from .session import Work
 
 
-def training_of(work: Work, reference: References, **rest: Any) -> Training:
-    """What the loop does with a run's work. rest: the other fields of `Training`."""
+def training_inputs(work: Work, reference: References, **rest: Any) -> TrainingInputs:
+    """What the loop does with a run's work. rest: the other fields of `TrainingInputs`."""
     resolved, moving = work.resolved, moving_reference(work)
     fill = moving.fill if moving else with_reference
     in_step = step_reference(work, reference["train"], moving)
@@ -33,7 +33,7 @@ def training_of(work: Work, reference: References, **rest: Any) -> Training:
         batches = islice(work.batches("train", epoch), first, None)
         return batches if in_step else fill(batches, reference["train"])
 
-    return Training(
+    return TrainingInputs(
         trainer=resolved.trainer,
         options=resolved.options,
         policy=work.policy,
@@ -58,7 +58,7 @@ def moving_reference(work: Work) -> MovingReference | None:
     return MovingReference(work.policy, every, alpha, work.token_weights)
 
 
-def step_reference(work: Work, store: Store | None, moving: MovingReference | None) -> StepReference | None:
+def step_reference(work: Work, store: ReferenceStore | None, moving: MovingReference | None) -> StepReference | None:
     """The reference in the steps, where they compute it; store: what is known of it, None without a reference."""
     trunk = work.engine.trunk if work.shares_trunk else None
     if store is None or trunk is None:

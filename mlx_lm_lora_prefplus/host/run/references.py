@@ -18,14 +18,14 @@ from ...data.tokens import cache
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
 from ...engine.reference.precompute import reference_logps
-from ...engine.reference.store import ENGINE, Store
+from ...engine.reference.store import ENGINE, ReferenceStore
 from ...settings import RunSettings
 from . import models as policy
 
 if TYPE_CHECKING:
     from .session import Work
 
-References = Mapping[str, Store | None]
+References = Mapping[str, ReferenceStore | None]
 """Split → reference log-probs; None where the mode has no reference."""
 
 
@@ -41,7 +41,7 @@ class Reference:
     def __init__(self, work: "Work", given: nn.Module | None = None):
         self.work, self.given = work, given
         self.used = [name for name in work.rows if name == "train" or work.evaluates(name)]
-        self.stores: dict[str, Store] = {}
+        self.stores: dict[str, ReferenceStore] = {}
         self.visited: dict[str, np.ndarray] = {}
         is_base = given is None and not work.resolved.settings.reference_model_path
         self.in_steps = is_base and trains_only_adapters(work.model) and work.shares_trunk
@@ -54,11 +54,11 @@ class Reference:
             about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
             completions = int(work.lengths(name).count.max())
             growing = name == "train" and self.in_steps
-            self.stores[name] = Store(file, len(work.rows[name]), about, completions, growing)
+            self.stores[name] = ReferenceStore(file, len(work.rows[name]), about, completions, growing)
             self._forget_what_others_lack(self.stores[name])
             self.visited[name] = work.visited_rows(name)
 
-    def _forget_what_others_lack(self, store: Store) -> None:
+    def _forget_what_others_lack(self, store: ReferenceStore) -> None:
         """Processes on several machines have caches of their own, and compute together what one of them has not."""
         known = store.has(np.arange(len(store.logps)))
         store.logps[known & ~self.work.ranks.known_to_all(known)] = np.nan

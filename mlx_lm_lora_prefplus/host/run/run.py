@@ -40,7 +40,7 @@ from ..output.previous import as_begun, check_not_its_own_source, keep_previous
 from ..output.record import write_record
 from . import models as policy
 from . import summary
-from .assemble import trainer_state, training_of
+from .assemble import trainer_state, training_inputs
 from .findings import findings
 from .optimizers import build_optimizer
 from .references import References
@@ -55,7 +55,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
         UserError: something given cannot work.
     """
     ranks = Ranks()
-    with stop_at_once(), heard_once(ranks):
+    with stop_at_once(), silence_other_ranks(ranks):
         _run(resolved, training_callback if ranks.first else None, ranks)
 
 
@@ -110,7 +110,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
 
 
 @contextmanager
-def heard_once(ranks: Ranks) -> Iterator[None]:
+def silence_other_ranks(ranks: Ranks) -> Iterator[None]:
     """Only the first process prints; of the others nothing is heard but the error that ends them."""
     if ranks.first:
         yield
@@ -209,7 +209,7 @@ def train_policy(
 ) -> bool:
     """Run the loop; the adapters are saved when it returns.
 
-    state: what to go on from. known_by: see `resume.fingerprint`. begin, loggers: see `Training`.
+    state: what to go on from. known_by: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
 
     Returns:
         Whether there was anything left to train.
@@ -237,7 +237,7 @@ def train_policy(
         return folder / "best"
 
     return train(
-        training_of(
+        training_inputs(
             work,
             reference,
             optimizer=build_optimizer(settings),
