@@ -12,7 +12,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from ..data.batches.lengths import lengths_of
 from ..engine.model.adapters import adapter_layers, adapters_off
-from ..host.run import models as policy
+from ..host import models
 from ..host.run.session import Work
 
 
@@ -79,9 +79,9 @@ def reference_model(work: Work) -> Iterator[nn.Module]:
     """The model to compare with: what `reference_model_path` names in modes with a reference, else the base model."""
     resolved = work.resolved
     if resolved.settings.reference_model_path and resolved.trainer.needs_reference(resolved.options):
-        yield policy.load_reference(resolved.settings, work.tokenizer)
+        yield models.load_reference(resolved.settings, work.tokenizer)
     elif adapter_layers(work.model):
         with adapters_off(work.model):
             yield work.model
     else:  # all weights were trained
-        yield policy.load_base(resolved.settings)[0]
+        yield models.load_base(resolved.settings)[0]

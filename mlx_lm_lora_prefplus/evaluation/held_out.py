@@ -9,9 +9,10 @@ from ..data import Split
 from ..engine.reference.precompute import reference_logps, with_reference
 from ..engine.reference.store import ReferenceStore
 from ..errors import UserError
+from ..host import models
 from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.output.previous import as_begun
-from ..host.run import models as policy
+from ..host.run.references import ReferencePass
 from ..host.run.run import check_start
 from ..host.run.session import Work, tokenised
 from ..losses import outcome, pair_rounding
@@ -62,7 +63,7 @@ def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
     if resolved.sources.get("test_batches") in (HOST_DEFAULT, TRAINER_DEFAULT):
         settings = settings.model_copy(update={"test_batches": -1})
     check_start(settings)
-    model, tokenizer = policy.load_base(settings)
+    model, tokenizer = models.load_base(settings)
     for name in ("test", "valid"):
         splits = tokenised(resolved, tokenizer, [name])
         if split := splits.get(name):
@@ -78,13 +79,13 @@ def score(work: Work) -> HeldOut:
     """Score the rows with the reference, then put the trained adapters on and score them with the policy."""
     resolved, computed_by = work.resolved, work.engine.policy
     trainer = resolved.trainer
-    reference = work.reference()["test"]
+    reference = ReferencePass(work).logps()["test"]
     plain = reference
     if reference is None or work.token_weights(next(work.batches("test"))) is not None:
         plain = ReferenceStore(None, len(work.rows["test"]), completions=int(work.lengths("test").count.max()))
         reference_logps(computed_by, work.batches("test"), len(work.rows["test"]), "Base model", store=plain)
     assert resolved.settings.adapter_path
-    policy.load_trained(work.model, resolved.settings.adapter_path)
+    models.load_trained(work.model, resolved.settings.adapter_path)
     work.model.eval()
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*HeldOut._fields, "ids")}
     for batch, known in zip(

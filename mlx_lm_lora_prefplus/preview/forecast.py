@@ -10,8 +10,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..engine.model.memory import is_out_of_memory, total_memory, ways
+from ..host import models
 from ..host.output import fuse
-from ..host.run import models as policy
+from ..host.run.references import ReferencePass
 from ..host.run.session import Work
 from ..plugin import Batch
 from .measure import Measured, measure, reference_peak
@@ -37,15 +38,15 @@ class Trials(NamedTuple):
     peak: int
 
 
-def forecast(work: Work, started: float, done: int = 0) -> dict[str, Any]:
+def forecast(work: Work, planned: ReferencePass, started: float, done: int = 0) -> dict[str, Any]:
     """The figures, as JSON takes them: bytes and seconds.
 
     started: `time.perf_counter()` when the model began to be loaded. done: iterations of a run that goes on.
     """
     start_seconds, loaded = time.perf_counter() - started, mx.get_peak_memory()
-    known, visited = work.planned_reference.counts()  # before any step
+    known, visited = planned.counts()  # before any step
     shapes = Shapes(work)
-    trials = _tried(work, shapes)
+    trials = _tried(work, planned, shapes)
     longest = trials.places[1]
     evaluation, evaluated = _evaluation(work) if trials.longest else (0.0, 0)
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(work.model.parameters())).values())
@@ -61,20 +62,22 @@ def forecast(work: Work, started: float, done: int = 0) -> dict[str, Any]:
             "measured": trials.longest is not None,
             "longest_batch_tokens": int(shapes.tokens[longest]),
         },
-        "time": _time(work, shapes, trials, start_seconds, evaluation, (visited - known) / max(visited, 1), done),
+        "time": _time(
+            work, shapes, trials, start_seconds, evaluation, (visited - known) / max(visited, 1), done, planned.in_steps
+        ),
         "fused": _fused(work),
         "ways": _ways(work, shapes.batch(longest), peak - weights, weights),
     }
 
 
-def _tried(work: Work, shapes: Shapes) -> Trials:
+def _tried(work: Work, planned: ReferencePass, shapes: Shapes) -> Trials:
     """Trials on the middling batch, the longest, and those that may need more memory than it.
 
     None but the first is made where it would not fit by the growth from the first.
     """
     by_length = np.argsort(shapes.tokens, kind="stable")
     places = middle, longest = int(by_length[len(by_length) // 2]), int(by_length[-1])
-    first = _if_it_fits(lambda: measure(work, shapes.batch(middle)))
+    first = _if_it_fits(lambda: measure(work, shapes.batch(middle), planned))
     if first is None:
         return Trials(None, None, places, total_memory() + 1)
     grows = max(values.max() / values[middle] for values in (shapes.at_once, shapes.attended))
@@ -84,13 +87,13 @@ def _tried(work: Work, shapes: Shapes) -> Trials:
     found = {middle: first}
     for place in (longest, int(shapes.at_once.argmax()), int(shapes.attended.argmax())):
         if place not in found:
-            measured = _if_it_fits(lambda place=place: measure(work, shapes.batch(place)))
+            measured = _if_it_fits(lambda place=place: measure(work, shapes.batch(place), planned))
             if measured is None:
                 return Trials(first, None, places, max(expected, total_memory() + 1))
             found[place] = measured
     peaks = [one.peak for one in found.values()]
     if first.forward and (widest := int(shapes.whole.argmax())) not in found:
-        peaks.append(reference_peak(work, shapes.batch(widest)))
+        peaks.append(reference_peak(work, shapes.batch(widest), planned))
     return Trials(first, found[longest], places, max(peaks))
 
 
@@ -109,7 +112,7 @@ def _second_model(work: Work, needed: bool, weights: int) -> int:
     if not (path and needed):
         return 0
     folder = Path(path).expanduser()
-    adapters = policy.adapter_file(path) is not None
+    adapters = models.adapter_file(path) is not None
     size = weights if adapters else sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return weights + (size or weights)
 
@@ -134,11 +137,19 @@ def _computed(batch: Batch) -> int:
 
 
 def _time(
-    work: Work, shapes: Shapes, trials: Trials, start: float, evaluation: float, unknown: float, done: int
+    work: Work,
+    shapes: Shapes,
+    trials: Trials,
+    start: float,
+    evaluation: float,
+    unknown: float,
+    done: int,
+    in_steps: bool,
 ) -> dict[str, float] | None:
     """Seconds of each part of the run. Between the two batches that were measured, time is a line through both.
 
-    unknown: share of the reference's log-probs that are not on disk.
+    unknown: share of the reference's log-probs that are not on disk. in_steps: whether the steps compute those of
+        training rows.
     """
     if not (trials.middle and trials.longest):
         return None
@@ -150,7 +161,7 @@ def _time(
     compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
     validations = {1, work.iters, *range(settings.steps_per_eval, work.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
-    if work.planned_reference.in_steps and getattr(work.resolved.options, "sync_ref_model", False):
+    if in_steps and getattr(work.resolved.options, "sync_ref_model", False):
         reference = 0.0  # it was computed in the steps that were timed
     if work.evaluates("valid") and longest.forward:
         reference += unknown * evaluation
@@ -191,6 +202,6 @@ def _ways(work: Work, longest: Batch, step: int, weights: int) -> list[dict[str,
         for name, value in dict[str, mx.array](tree_flatten(work.model.parameters())).items()
         if value.ndim == 2 and mx.issubdtype(value.dtype, mx.floating) and "lora" not in name and "scales" not in name
     ]
-    if policy.quantization(settings) is None and settings.train_type != "full" and sum(floats) > weights / 2:
+    if models.quantization(settings) is None and settings.train_type != "full" and sum(floats) > weights / 2:
         found.append(("load_in_4bits: true", sum(floats)))
     return [{"change": what, "saves": int(size)} for what, size in sorted(found, key=lambda way: -way[1])]

@@ -20,8 +20,9 @@ from ..engine.reference.store import ReferenceStore
 from ..engine.train.inputs import TrainingInputs
 from ..engine.train.interrupts import StopRequest
 from ..engine.train.loop import Loop
-from ..host.run import models as policy
+from ..host import models
 from ..host.run.assemble import fake_quantization, moving_reference, step_reference
+from ..host.run.references import ReferencePass
 from ..host.run.run import build_optimizer
 from ..host.run.session import Work
 from ..plugin import Batch
@@ -49,7 +50,7 @@ class Measured(NamedTuple):
     before: int
 
 
-def measure(work: Work, batch: Batch) -> Measured:
+def measure(work: Work, batch: Batch, planned: ReferencePass) -> Measured:
     """Steps of the run on the batch, with a learning rate so small that the weights stay what they are.
 
     Raises:
@@ -59,7 +60,7 @@ def measure(work: Work, batch: Batch) -> Measured:
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    store, forward = _reference(work, batch)
+    store, forward = _reference(work, batch, planned)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(io.StringIO()))
         bar = stack.enter_context(tqdm(disable=True))
@@ -75,12 +76,12 @@ def measure(work: Work, batch: Batch) -> Measured:
     return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
 
 
-def _reference(work: Work, batch: Batch) -> tuple[ReferenceStore | None, float]:
+def _reference(work: Work, batch: Batch, planned: ReferencePass) -> tuple[ReferenceStore | None, float]:
     """The reference as the steps are given it, that of the batch in it or not, and the seconds that this takes."""
     if not work.resolved.trainer.needs_reference(work.resolved.options):
         return None, 0.0
     rows, completions = len(work.rows["train"]), int(work.lengths("train").count.max())
-    in_steps, policy = work.planned_reference.in_steps, work.engine.policy
+    in_steps, policy = planned.in_steps, work.engine.policy
     if in_steps and work.engine.trunk:  # which runs for the policy anyway
         _, policy = reference_logps_sharing_trunk(policy, work.engine.trunk, batch, None, nullcontext())
         mx.eval(policy.outputs)
@@ -95,18 +96,18 @@ def _reference(work: Work, batch: Batch) -> tuple[ReferenceStore | None, float]:
     return empty() if in_steps else store, statistics.mean(seconds[1:])
 
 
-def reference_peak(work: Work, batch: Batch) -> int:
+def reference_peak(work: Work, batch: Batch, planned: ReferencePass) -> int:
     """Bytes, the most that are in use while the reference passes over a batch."""
     mx.clear_cache()
     mx.reset_peak_memory()
-    _reference(work, batch)
+    _reference(work, batch, planned)
     return mx.get_peak_memory()
 
 
 def _loop(work: Work, batch: Batch, store: ReferenceStore | None) -> Loop:
     """The loop of the run, with one batch for all, without validation, reports and files."""
     settings = work.resolved.settings
-    policy.make_ready(work.model, settings)
+    models.make_ready(work.model, settings)
     moving = moving_reference(work)
     if moving:
         moving.every = 1

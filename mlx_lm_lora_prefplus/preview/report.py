@@ -16,6 +16,7 @@ from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.output.fuse import gigabytes
 from ..host.run import summary
 from ..host.run.findings import findings
+from ..host.run.references import ReferencePass
 from ..host.run.resume import check_same_run, fingerprint
 from ..host.run.run import check_start, check_validation, open_run
 from ..host.run.session import Work
@@ -59,9 +60,10 @@ def _look(words: Sequence[str], report: Report, measured: bool) -> None:
     if state is not None:
         check_same_run(state, fingerprint(work), work.resolved.settings)
     check_validation(work)
-    _tell(report, work, splits)
+    planned = ReferencePass(work)
+    _tell(report, work, splits, planned)
     if measured and resolved.settings.train:
-        found = report["forecast"] = forecast(work, started, state.iteration if state else 0)
+        found = report["forecast"] = forecast(work, planned, started, state.iteration if state else 0)
         _judge(report, work.resolved, found)
 
 
@@ -92,12 +94,12 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"adapter_path: {folder} cannot be written ({place}). Choose another folder with adapter_path.")
 
 
-def _tell(report: Report, work: Work, splits: dict[str, Split]) -> None:
+def _tell(report: Report, work: Work, splits: dict[str, Split], planned: ReferencePass) -> None:
     resolved = work.resolved
     report |= {
         "mode": f"{resolved.trainer.mode}, by {resolved.provider}",
         "objective": summary.objective(resolved),
-        "reference": summary.reference(work),
+        "reference": summary.reference(work, planned),
         "prompt_format": summary.prompt_format(resolved.data),
         "engine": work.engine.words,
         "data": {name: statistics_of(split) for name, split in splits.items()},

@@ -9,7 +9,7 @@ from mlx.utils import tree_map
 
 from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.evaluation.evaluate import Judging, evaluate
-from mlx_lm_lora_prefplus.host.run import models as policy
+from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import write_pairs
 
@@ -22,12 +22,12 @@ def adapters(model_folder, tmp_path, monkeypatch):
 
     def write(kind: str = "lora") -> list[str]:
         settings = RunSettings(model=str(model_folder), train_type=kind)
-        model, _ = policy.load_base(settings)
+        model, _ = models.load_base(settings)
         mx.random.seed(1)
-        policy.add_adapters(model, settings)
+        models.add_adapters(model, settings)
         moved = tree_map(lambda value: value + 0.03 * mx.random.normal(value.shape), model.trainable_parameters())
         model.update(moved)
-        save_adapters(model, Path("adapters") / "adapters.safetensors", policy.adapter_config(settings), None)
+        save_adapters(model, Path("adapters") / "adapters.safetensors", models.adapter_config(settings), None)
         return ["--model", str(model_folder), "--data", "data", "--adapter-path", "adapters", "--train-type", kind]
 
     return write

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm_lora_prefplus.engine.rate import learning_rate
 from mlx_lm_lora_prefplus.host import dropin
 from mlx_lm_lora_prefplus.host.config.flags import mode_parser
-from mlx_lm_lora_prefplus.host.run.optimizers import build_optimizer, optimizer_class
+from mlx_lm_lora_prefplus.host.config.optimizers import build_optimizer, optimizer_class
 from mlx_lm_lora_prefplus.settings import Optimizer, RunSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
 from tests.host.test_dropin import Items, Recorder, host_items, same, weights

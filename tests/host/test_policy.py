@@ -9,7 +9,7 @@ from mlx_lm.models import mixtral
 
 from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.run import models as policy
+from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 
@@ -20,9 +20,9 @@ def test_a_damaged_adapter_config(tmp_path, content):
     save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
     (tmp_path / "adapter_config.json").write_text(content)
     with pytest.raises(UserError, match=r"^adapter_path: .*adapter_config\.json"):
-        policy.load_trained(model, str(tmp_path))
+        models.load_trained(model, str(tmp_path))
     with pytest.raises(UserError, match=r"^reference_model_path: .*adapter_config\.json"):
-        policy.load_reference(RunSettings(reference_model_path=str(tmp_path)), None)
+        models.load_reference(RunSettings(reference_model_path=str(tmp_path)), None)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_an_adapter_config_that_lacks_what_is_needed(tmp_path, config):
         UserError,
         match="adapter_path: (the adapters in .* do not fit this model|.* does not say how adapters were made)",
     ):
-        policy.load_trained(tiny_llama(), str(tmp_path))
+        models.load_trained(tiny_llama(), str(tmp_path))
 
 
 def test_a_layer_that_takes_no_dora():
@@ -49,9 +49,9 @@ def test_a_layer_that_takes_no_dora():
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "num_key_value_heads": 2, "vocab_size": 64}
     model = mixtral.Model(mixtral.ModelArgs("mixtral", **sizes, **experts))
     with pytest.raises(UserError, match=r"train_type dora: .*DoRA.*lora_parameters: \{keys: \[self_attn"):
-        policy.add_adapters(model, RunSettings(train_type="dora"))
+        models.add_adapters(model, RunSettings(train_type="dora"))
     keys = {"rank": 8, "dropout": 0.0, "scale": 10.0, "keys": ["self_attn.q_proj"]}
-    policy.add_adapters(model, RunSettings(train_type="dora", lora_parameters=keys))
+    models.add_adapters(model, RunSettings(train_type="dora", lora_parameters=keys))
 
 
 @pytest.mark.parametrize(("bits", "works"), [(4, True), (6, False), (8, True)])
@@ -60,11 +60,11 @@ def test_dora_on_weights_of_so_many_bits(bits, works):
     model, settings = tiny_llama(hidden=128), RunSettings(train_type="dora")
     nn.quantize(model, group_size=64, bits=bits)
     if works:
-        policy.add_adapters(model, settings)
+        models.add_adapters(model, settings)
         assert model(mx.array([[1, 2]])).shape == (1, 2, VOCABULARY)
     else:
         with pytest.raises(UserError, match=f"DoRA layers on {bits}-bit weights"):
-            policy.add_adapters(model, settings)
+            models.add_adapters(model, settings)
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,18 @@ def test_dora_on_weights_of_so_many_bits(bits, works):
 )
 def test_what_is_a_path(tmp_path, monkeypatch, path, nowhere):
     monkeypatch.chdir(tmp_path)
-    assert policy._leads_nowhere(path) == nowhere
+    assert models._leads_nowhere(path) == nowhere
 
 
 def test_a_model_that_was_not_given_or_is_nowhere_is_called_so(tmp_path, monkeypatch):
     def unreachable(**_):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(policy, "from_pretrained", unreachable)
+    monkeypatch.setattr(models, "from_pretrained", unreachable)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^model: none was given, and there is no folder mlx_model, .* Give --model"):
-        policy.load_base(RunSettings())
+        models.load_base(RunSettings())
     with pytest.raises(
         UserError, match=r"^model: there is no folder my_model in .*, and as a Hugging Face name it could"
     ):
-        policy.load_base(RunSettings(model="my_model"))
+        models.load_base(RunSettings(model="my_model"))

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.host.run import models as policy
+from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.host.run import references
 from tests.host.test_run import go  # noqa: F401
 
@@ -153,7 +153,7 @@ def test_a_named_reference_is_not_loaded_again(go, model_folder, monkeypatch, no
     path = str(model_folder) if path == "model" else path
     out, seen = go(reference_model_path=path)
     assert known(out) == (0, 13) and "loaded for one pass" in out
-    monkeypatch.setattr(policy, "load_reference", None)
+    monkeypatch.setattr(models, "load_reference", None)
     no_pass()
     out, again = go(reference_model_path=path)
     assert known(out) == (13, 13) and "not loaded" in out

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from datasets.table import MemoryMappedTable
 
+from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
-from mlx_lm_lora_prefplus.host.run import models as policy
 from mlx_lm_lora_prefplus.host.run import summary
+from mlx_lm_lora_prefplus.host.run.references import ReferencePass
 from mlx_lm_lora_prefplus.host.run.session import Work, read_rows
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 from tests.conftest import WORDS, model_folder
@@ -45,8 +46,8 @@ class Start:
     def __init__(self, model_path: Path, data: Path):
         given = {"model": str(model_path), "data": str(data), "train": True, "train_mode": "dpo", "batch_size": 4}
         self.resolved = resolve({**given, "epochs": 1, "fuse": False}, load_registry())
-        self.model, self.tokenizer = policy.load_base(self.resolved.settings)
-        policy.add_adapters(self.model, self.resolved.settings)
+        self.model, self.tokenizer = models.load_base(self.resolved.settings)
+        models.add_adapters(self.model, self.resolved.settings)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -62,9 +63,10 @@ class Start:
             rows = {name: split.rows for name, split in self.splits.items()}
             self.work = Work(self.resolved, self.model, self.tokenizer, rows)
         with self.part("summary"):
-            self.lines = summary.lines(self.work, self.splits)
+            self.planned = ReferencePass(self.work)
+            self.lines = summary.lines(self.work, self.splits, self.planned)
         with self.part("reference"):
-            self.reference = self.work.reference()
+            self.reference = self.planned.logps()
         with self.part("first batch"):
             self.batch = next(self.work.batches("train"))
 
@@ -72,7 +74,7 @@ class Start:
         """As after a pass over all rows; the pass itself is not measured here."""
         splits = read_rows(self.resolved, self.tokenizer)
         work = Work(self.resolved, self.model, self.tokenizer, {name: split.rows for name, split in splits.items()})
-        for store in work.planned_reference.stores.values():
+        for store in ReferencePass(work).stores.values():
             store.logps[:] = -1.0
             store.save()
 

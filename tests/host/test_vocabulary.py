@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.run.models import check_vocabulary, largest_token
+from mlx_lm_lora_prefplus.host.models import check_vocabulary, largest_token
 from tests.conftest import VOCABULARY, tiny_llama
 
 
@@ -28,7 +28,7 @@ def test_a_token_that_the_model_does_not_know(tied):
 
 
 def test_rows_are_not_read_where_the_tokenizer_cannot_make_such_a_token(monkeypatch):
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.models.largest_token", None)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.models.largest_token", None)
     check_vocabulary(tiny_llama(), tokenizer(VOCABULARY - 1), [rows(VOCABULARY - 1)])
 
 

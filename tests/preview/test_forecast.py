@@ -12,6 +12,7 @@ from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.train import gradient as step
 from mlx_lm_lora_prefplus.engine.train.gradient import cuts
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
+from mlx_lm_lora_prefplus.host.run.references import ReferencePass
 from mlx_lm_lora_prefplus.host.run.run import open_run
 from mlx_lm_lora_prefplus.preview import forecast
 from mlx_lm_lora_prefplus.preview.measure import measure
@@ -51,9 +52,9 @@ def test_shapes_are_those_of_the_batches(work, monkeypatch, compiled, changes):
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 1}, {"num_layers": 1, "sync_ref_model": True}], ids=str)
 def test_a_trial_changes_next_to_nothing(work, changes):
     run = work(**changes)
-    assert run.planned_reference.in_steps == bool(changes)
+    assert ReferencePass(run).in_steps == bool(changes)
     before = {name: np.array(value) for name, value in _trained(run).items()}
-    measured = measure(run, Shapes(run).batch(0))
+    measured = measure(run, Shapes(run).batch(0), ReferencePass(run))
     assert measured.seconds > 0 and measured.forward > 0 and measured.peak > measured.before
     for name, value in _trained(run).items():
         np.testing.assert_allclose(np.array(value), before[name], atol=1e-9)

@@ -8,8 +8,8 @@ import mlx_lm_lora.train as host
 import pytest
 
 from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.optimizers import build_optimizer
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
-from mlx_lm_lora_prefplus.host.run.optimizers import build_optimizer
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings

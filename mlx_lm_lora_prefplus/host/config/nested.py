@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...settings import LARGEST
-from ..run.optimizers import optimizer_problems
+from .optimizers import optimizer_problems
 from .problems import Joined, Problems, nearest
 
 MOST_RANK = 2**16

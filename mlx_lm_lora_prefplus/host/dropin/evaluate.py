@@ -11,6 +11,7 @@ from mlx_lm_lora.visuals import print_info
 from ...engine.log.console import host_metrics
 from ...plugin import Batch
 from ..config.resolve import Resolved
+from ..run.references import evaluation
 from .losses import cpo_loss, dpo_loss
 from .session import check_reference, reference_of, told_reference, work_of
 from .settings import resolved_settings
@@ -103,7 +104,7 @@ def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> E
 
     def counted() -> Iterator[Batch]:
         nonlocal tokens
-        for batch in work.evaluation("test", reference):
+        for batch in evaluation(work, "test", reference):
             tokens += int(np.asarray(batch.completion_lengths).sum())
             yield batch
 

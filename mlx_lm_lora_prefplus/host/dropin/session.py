@@ -14,7 +14,7 @@ from ...errors import UserError
 from ..config.resolve import Resolved
 from ..run import summary
 from ..run.findings import findings
-from ..run.references import References
+from ..run.references import ReferencePass, References
 from ..run.session import Work
 from .adapter_config import train_type
 from .host_items import Rows, token_rows
@@ -86,7 +86,7 @@ def reference_of(work: Work, ref_model: nn.Module | None) -> References:
 
     Without adapters that is the model as it is now. None for each split where the loss has no reference.
     """
-    return work.reference(ref_model if compares(work) else None)
+    return ReferencePass(work, ref_model if compares(work) else None).logps()
 
 
 def told_reference(work: Work, ref_model: nn.Module | None) -> str:

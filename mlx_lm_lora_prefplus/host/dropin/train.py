@@ -17,9 +17,9 @@ from ...engine.files.run_state import RunState, StateFiles
 from ...engine.rate import sets_its_own
 from ...engine.train.loop import train
 from ..config.resolve import Resolved
+from ..models import make_ready
 from ..output.record import write_record
 from ..run.assemble import training_inputs
-from ..run.models import make_ready
 from ..run.run import check_validation
 from ..run.session import Work
 from .adapter_config import adapter_config
@@ -169,7 +169,7 @@ def _kept(work: Work, adapter_file: Path, callback: Any, told: Told) -> dict[str
 
     def begin() -> None:
         keep_previous(model, adapter_file, callback)
-        write_record(adapter_file.parent, work, {}, *told)
+        write_record(adapter_file.parent, work.resolved, work.iters, {}, *told)
 
     return {"save": save, "save_best": save_best, "states": states, "metrics": metrics, "begin": begin}
 

@@ -12,7 +12,7 @@ from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged,
 from mlx_lm_lora.visuals import Colors, print_section, print_success
 
 from ...settings import RunSettings
-from ..run.models import quantization
+from ..models import quantization
 from .aside import record_fused, remove_fused
 
 _ADAPTER_LEAVES = ("lora_a", "lora_b", "m")

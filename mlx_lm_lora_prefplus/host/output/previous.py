@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...report.runs import RECORD
 from ...settings import RunSettings
 from ..config.resolve import Resolved
-from ..run.models import adapter_file as adapters_of
+from ..models import adapter_file as adapters_of
 from .aside import Previous, find_previous, fused_by_us, holds_model, newest_previous, set_aside
 from .fuse import gigabytes
 

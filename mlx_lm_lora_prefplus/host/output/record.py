@@ -17,7 +17,6 @@ from ...engine.files.atomic import whole_file
 from ...report.runs import RECORD
 from ...settings import DataSettings, RunSettings
 from ..config.resolve import Resolved
-from ..run.session import Work
 from .previous import KEPT_IN
 
 FORMAT = 1
@@ -26,7 +25,8 @@ FORMAT = 1
 
 def write_record(
     folder: Path,
-    work: Work,
+    resolved: Resolved,
+    iters: int,
     splits: Mapping[str, Split],
     summary: Sequence[str],
     warnings: Sequence[str],
@@ -44,11 +44,11 @@ def write_record(
     content = {
         "format": FORMAT,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "iters": work.iters,
+        "iters": iters,
         KEPT_IN: kept_in,
         "summary": list(summary),
         "warnings": list(warnings),
-        "settings": settings_of(work.resolved),
+        "settings": settings_of(resolved),
         "data": reports,
         "versions": {
             "mlx-lm-lora-prefplus": __version__,

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,19 +16,18 @@ from ...data.batches.plan import ORDER
 from ...data.tokens import cache
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
-from ...engine.reference.precompute import reference_logps
+from ...engine.reference.precompute import reference_logps, with_reference
 from ...engine.reference.store import ENGINE, ReferenceStore
+from ...plugin import Batch
 from ...settings import RunSettings
-from . import models as policy
-
-if TYPE_CHECKING:
-    from .session import Work
+from .. import models
+from .session import Work
 
 References = Mapping[str, ReferenceStore | None]
 """Split → reference log-probs; None where the mode has no reference."""
 
 
-class Reference:
+class ReferencePass:
     """The reference that a run compares with.
 
     given: a reference model that is loaded already, instead of the one that the settings name.
@@ -38,7 +36,7 @@ class Reference:
     in_steps: whether those of the training rows are left to the steps, over the policy's run of the trunk.
     """
 
-    def __init__(self, work: "Work", given: nn.Module | None = None):
+    def __init__(self, work: Work, given: nn.Module | None = None):
         self.work, self.given = work, given
         self.used = [name for name in work.rows if name == "train" or work.evaluates(name)]
         self.stores: dict[str, ReferenceStore] = {}
@@ -86,7 +84,7 @@ class Reference:
         work = self.work
         model = work.model if self.given is None else self.given
         if self.given is None and work.resolved.settings.reference_model_path:
-            model = policy.load_reference(work.resolved.settings, work.tokenizer)
+            model = models.load_reference(work.resolved.settings, work.tokenizer)
         with adapters_off(model) if model is work.model else nullcontext():
             for name in filter(missing.get, missing):
                 store = self.stores[name]
@@ -137,10 +135,15 @@ class Reference:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
+def evaluation(work: Work, split: str, reference: References) -> Iterator[Batch]:
+    """The batches to evaluate a split on, with their reference."""
+    return with_reference(work.batches(split), reference[split])
+
+
 def _named(settings: RunSettings, model: nn.Module) -> str:
     """What `reference_model_path` leads to: adapters on the policy's base, or a model that is not loaded for this."""
     assert settings.reference_model_path
-    file = policy.adapter_file(settings.reference_model_path)
+    file = models.adapter_file(settings.reference_model_path)
     if file is not None:
         config = file_digest(file.parent / "adapter_config.json")
         return f"{settings.model} {weights_digest(model)} {file_digest(file)} {config}"

@@ -31,19 +31,19 @@ from ...errors import UserError
 from ...plugin import Batch
 from ...report.intervals import of_rows, wilson
 from ...settings import RunSettings
+from .. import models
 from ..callbacks.loggers import check_loggers, open_loggers
 from ..callbacks.samples import Samples, first_prompts, keep_samples
+from ..config.optimizers import build_optimizer
 from ..config.resolve import Resolved
 from ..output import fuse
 from ..output.aside import UNFUSED
 from ..output.previous import as_begun, check_not_its_own_source, keep_previous
 from ..output.record import write_record
-from . import models as policy
 from . import summary
 from .assemble import trainer_state, training_inputs
 from .findings import findings
-from .optimizers import build_optimizer
-from .references import References
+from .references import ReferencePass, References, evaluation
 from .resume import check_same_run, find_state, fingerprint
 from .session import Work, read_rows
 
@@ -65,7 +65,8 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
         check_writable(Path(resolved.settings.adapter_path))
     work, splits, state = open_run(resolved, ranks)
     resolved, settings, model = work.resolved, work.resolved.settings, work.model
-    told = [*summary.lines(work, splits), f"Engine: {work.engine.words}"]
+    planned = ReferencePass(work)
+    told = [*summary.lines(work, splits, planned), f"Engine: {work.engine.words}"]
     warnings = findings(work, {name: split.report for name, split in splits.items()}) if ranks.first else []
     for line in told:
         print_info(line)
@@ -78,7 +79,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
         if state is not None:
             check_same_run(state, known_by, settings)
         check_validation(work)
-    reference = work.reference(done=state.iteration if state else 0)
+    reference = planned.logps(done=state.iteration if state else 0)
     if settings.train:
         print_section("Training")
         file = adapters_in(settings)
@@ -89,7 +90,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
                 kept_in = keep_previous(settings, file, resumed=state is not None)
                 if settings.fuse:
                     unfused.touch()
-                write_record(file.parent, work, splits, told, [*resolved.notes, *warnings], kept_in)
+                write_record(file.parent, resolved, work.iters, splits, told, [*resolved.notes, *warnings], kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
@@ -101,7 +102,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
             print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
     else:
         if settings.adapter_path:
-            policy.load_trained(model, settings.adapter_path)
+            models.load_trained(model, settings.adapter_path)
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
             test_policy(work, reference, loggers=loggers)
     if settings.train and settings.fuse and ranks.first and unfused.is_file():
@@ -149,9 +150,9 @@ def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Work, dict
     mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
 
     print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
-    model, tokenizer = policy.load_base(settings)
+    model, tokenizer = models.load_base(settings)
     if settings.train:
-        policy.add_adapters(model, settings)
+        models.add_adapters(model, settings)
         if settings.resume_adapter_file and state is None:
             # Checked before the rows and the reference take their time; loaded after them.
             read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
@@ -222,18 +223,18 @@ def train_policy(
         prompts = first_prompts(work.rows["valid"], settings.sample_prompts)
         tokens, going_on = settings.sample_tokens, state is not None
         callback = Samples(folder, model, work.tokenizer, prompts, tokens, going_on, callback, loggers)
-    policy.make_ready(model, settings)
+    models.make_ready(model, settings)
 
     model.update(tree_map(ranks.from_first, model.trainable_parameters()))
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
         if not ranks.first:
             return adapter_file, None
-        return adapter_file, save_adapters(model, adapter_file, policy.adapter_config(settings), iteration)
+        return adapter_file, save_adapters(model, adapter_file, models.adapter_config(settings), iteration)
 
     def save_best() -> Path:
         if ranks.first:
-            save_adapters(model, folder / "best" / adapter_file.name, policy.adapter_config(settings), None)
+            save_adapters(model, folder / "best" / adapter_file.name, models.adapter_config(settings), None)
         return folder / "best"
 
     return train(
@@ -268,7 +269,7 @@ def test_policy(
 
     def counted() -> Iterator[Batch]:
         nonlocal rows
-        for batch in work.evaluation("test", reference):
+        for batch in evaluation(work, "test", reference):
             rows += batch.units()["examples"]
             yield batch
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -18,17 +17,15 @@ from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
 from ...engine.distributed import Ranks, SharedPolicy
 from ...engine.logprobs.select import choose_policy
-from ...engine.reference.precompute import with_reference
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
 from ...errors import UserError
 from ...losses import loss_names
 from ...plugin import Batch, Policy
 from ...plugin.protocol import Rows
 from ...settings import RunSettings
+from .. import models
 from ..config.resolve import Resolved
-from . import models as policy
-from .models import check_vocabulary
-from .references import Reference, References
+from ..models import check_vocabulary
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
 """What the host takes where neither `iters` nor `epochs` is given."""
@@ -50,7 +47,7 @@ def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str
         tokenizer,
         splits,
         kind=kind_of(resolved),
-        add_bos=policy.uses_fallback_template(tokenizer),
+        add_bos=models.uses_fallback_template(tokenizer),
         add_ends=resolved.trainer.mode in ADD_ENDS,
     )
 
@@ -216,19 +213,3 @@ class Work:
 
     def _shared(self, policy: Policy) -> Policy:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy
-
-    def reference(self, given: nn.Module | None = None, done: int = 0) -> References:
-        """Reference log-probs of the rows that this run visits; see `Reference.logps`.
-
-        given: a reference model that is loaded already.
-        """
-        return (self.planned_reference if given is None else Reference(self, given)).logps(done)
-
-    @cached_property
-    def planned_reference(self) -> Reference:
-        """The reference that the settings name, and what is known of it from earlier runs."""
-        return Reference(self)
-
-    def evaluation(self, split: str, reference: References) -> Iterator[Batch]:
-        """The batches to evaluate a split on, with their reference."""
-        return with_reference(self.batches(split), reference[split])

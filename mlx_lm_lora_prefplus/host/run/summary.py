@@ -17,6 +17,7 @@ from ...settings import DataSettings, RunSettings
 from ..config.presets import PRESETS
 from ..config.resolve import Resolved
 from ..output import fuse
+from .references import ReferencePass
 from .session import Work
 
 ALWAYS_SHOWN = ("cpo_alpha", "sft_weight")
@@ -32,13 +33,13 @@ TOKENS = {
 """What the completions of each kind of rows are called where their tokens are counted."""
 
 
-def lines(work: Work, splits: dict[str, Split]) -> list[str]:
+def lines(work: Work, splits: dict[str, Split], planned: ReferencePass) -> list[str]:
     """The summary of a run."""
     resolved, model = work.resolved, work.model
     told = [
         f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
         f"Objective: {objective(resolved)}",
-        f"Reference: {reference(work)}",
+        f"Reference: {reference(work, planned)}",
         f"Prompt format: {prompt_format(resolved.data)}",
     ]
     if preset := resolved.settings.preset:
@@ -87,12 +88,12 @@ def written(value: object) -> str:
     return str(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
 
 
-def reference(work: Work) -> str:
+def reference(work: Work, planned: ReferencePass) -> str:
     """Where the reference comes from, and how much of it is known from earlier runs."""
     settings = work.resolved.settings
     if not work.resolved.trainer.needs_reference(work.resolved.options):
         return "none"
-    known, wanted = work.planned_reference.counts()
+    known, wanted = planned.counts()
     from_cache = f", {known} of {wanted} rows from the cache"
     if settings.reference_model_path:
         text = "loaded for one pass over the rows and freed before training" if known < wanted else "not loaded"
@@ -101,7 +102,7 @@ def reference(work: Work) -> str:
         return f"the model before the first step{from_cache}"
     text = f"the model with its adapters off, no second model{from_cache}"
     trunk = work.engine.trunk
-    if trunk and known < wanted and work.planned_reference.in_steps:
+    if trunk and known < wanted and planned.in_steps:
         count = len(work.model.layers or ())
         text += (
             "; a training row that is not there is computed in its first step, where layers 1 to "

@@ -11,13 +11,14 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from ...engine.model.adapters import adapter_layers
 from ...errors import UserError
 from ...plugin.installed import registry
+from .. import models
 from ..callbacks.loggers import open_loggers
 from ..config.resolve import Resolved, resolve
 from ..dropin.host_items import PairRows, token_rows, unwrapped
 from ..dropin.settings import OBJECTIVE, with_files
 from ..output.previous import keep_previous
-from ..run import models as policy
 from ..run import summary
+from ..run.references import ReferencePass
 from ..run.resume import check_same_run, find_state, fingerprint
 from ..run.run import test_policy, train_policy
 from ..run.session import Work, kind_of, read_rows
@@ -61,7 +62,7 @@ def train_model(
     if state is not None:
         check_same_run(state, known_by, work.resolved.settings)
     settings = work.resolved.settings
-    reference = work.reference(reference_model, done=state.iteration if state else 0)
+    reference = ReferencePass(work, reference_model).logps(done=state.iteration if state else 0)
     with open_loggers(settings, work.resolved.values) as loggers:
         train_policy(
             work,
@@ -92,8 +93,8 @@ def evaluate_model(
     resolved = _resolved(args)
     work = Work(resolved, model, tokenizer, _given_rows(resolved, test=test_set))
     if reference_model is None and _lost_its_start(work):
-        reference_model = policy.load_base(resolved.settings)[0]
-    test_policy(work, work.reference(reference_model))
+        reference_model = models.load_base(resolved.settings)[0]
+    test_policy(work, ReferencePass(work, reference_model).logps())
 
 
 def _lost_its_start(work: Work) -> bool:

@@ -14,13 +14,13 @@ from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
 from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
 from mlx_lm_lora.utils import from_pretrained
 
-from ...data.batches.lengths import SIDES
-from ...engine.files.adapter_files import load_adapter_weights
-from ...engine.model.adapters import adapter_base, adapter_layers
-from ...engine.model.memory import bound_cache
-from ...errors import UserError
-from ...settings import RunSettings
-from ..config.nested import lora_problems
+from ..data.batches.lengths import SIDES
+from ..engine.files.adapter_files import load_adapter_weights
+from ..engine.model.adapters import adapter_base, adapter_layers
+from ..engine.model.memory import bound_cache
+from ..errors import UserError
+from ..settings import RunSettings
+from .config.nested import lora_problems
 
 _QUANTIZATIONS = {
     "load_in_4bits": {"bits": 4, "group_size": 128},

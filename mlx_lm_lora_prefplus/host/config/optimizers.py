@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from ...settings import Optimizer, RunSettings
-from ..config.problems import nearest
+from .problems import nearest
 
 MOST_TURNS = 1000
 """Of an optimizer's iteration within an update; Muon's default is 5."""
