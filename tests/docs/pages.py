@@ -114,8 +114,8 @@ def _page(trainer: Any, name: str, loss: Description) -> Iterator[str]:
         yield f"| result | {_cell(loss.value)} |"
     function = trainer.losses[name].function
     if function:
-        file = Path(inspect.getfile(function)).name
-        yield f"| code | [`{file}`](../../mlx_lm_lora_prefplus/losses/{file}), `{function.__name__}` |"
+        path = Path(inspect.getfile(function)).relative_to(DOCS.parent)
+        yield f"| code | [`{path.name}`](../../{path}), `{function.__name__}` |"
     yield f"| config | `train_mode: {loss.mode}`, `loss_type: {name}` |"
     yield f"\n{_source(loss)}\n"
     shown = curves(trainer, name)

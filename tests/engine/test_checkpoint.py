@@ -43,7 +43,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     save_adapters(model, file, {}, None)
     before = file.read_bytes()
 
-    def full_disk(path, weights):
+    def full_disk(path, weights, metadata):
         Path(path).write_bytes(before[:100])
         raise OSError(28, "No space left on device")
 

@@ -22,8 +22,7 @@ from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps
 from mlx_lm_lora_prefplus.engine.train import gradient as steps
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
-from mlx_lm_lora_prefplus.losses import token_weights
-from mlx_lm_lora_prefplus.losses.api import compute
+from mlx_lm_lora_prefplus.losses import compute, token_weights
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, ORPO, SIMPO
 from tests.conftest import random_rows, tiny_llama, with_lora

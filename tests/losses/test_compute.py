@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.losses.api import compute
+from mlx_lm_lora_prefplus.losses import compute
 from mlx_lm_lora_prefplus.losses.api.compute import OPTIONS
 
 CASES = [(mode, name) for mode, kind in OPTIONS.items() for name in kind.table]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.losses.api import compute
+from mlx_lm_lora_prefplus.losses import compute
 from mlx_lm_lora_prefplus.losses.formulas.pairs import sigmoid
 from mlx_lm_lora_prefplus.losses.formulas.ranked import plackett_luce
 from mlx_lm_lora_prefplus.losses.inputs import Lists, Pairs

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.losses.api import compute
+from mlx_lm_lora_prefplus.losses import compute
 
 SHARED = Path(__file__).parents[3] / "shared" / "oracles" / "trl_1.16.0.json"
 ORACLE = json.loads(SHARED.read_text()) if SHARED.is_file() else {"values": {}}

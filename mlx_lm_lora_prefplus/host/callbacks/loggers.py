@@ -127,16 +127,19 @@ class TensorBoard:
     def _text(self, tag: str, iteration: int, text: str) -> None:
         from time import time
 
-        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto  # pyright: ignore
+        from tensorboard.compat.proto.types_pb2 import DT_STRING  # pyright: ignore
         from tensorboard.plugins.text import metadata  # pyright: ignore[reportMissingImports]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore[reportMissingImports]
 
         self.texts = self.texts or EventFileWriter(str(self.folder / "text"))
-        tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[text.encode("utf-8", "replace")])
+        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode("utf-8", "replace")])
         about = metadata.create_summary_metadata(display_name=tag, description="")
-        value = summary_pb2.Summary.Value(tag=tag, metadata=about, tensor=tensor)
-        summary = summary_pb2.Summary(value=[value])
-        self.texts.add_event(event_pb2.Event(wall_time=time(), step=iteration, summary=summary))
+        value = Summary.Value(tag=tag, metadata=about, tensor=tensor)
+        summary = Summary(value=[value])
+        self.texts.add_event(Event(wall_time=time(), step=iteration, summary=summary))
         self.texts.flush()
 
     def close(self) -> None:

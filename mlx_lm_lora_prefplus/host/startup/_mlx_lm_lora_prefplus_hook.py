@@ -99,7 +99,7 @@ class Loader:
 def activate(module):
     """Hand the module to the package. If the package is gone while this file still stands, do nothing."""
     try:
-        from ..seam.install import activate as activate_seam
+        from mlx_lm_lora_prefplus.host.seam.install import activate as activate_seam
     except ModuleNotFoundError as error:
         if error.name in (PACKAGE, PACKAGE + ".host"):
             return
@@ -110,7 +110,7 @@ def activate(module):
 def explain(error, module):
     """Where the host's module failed because mlx has no backend here, say so: its command ends with that one line."""
     try:
-        from ...backend import problem
+        from mlx_lm_lora_prefplus.backend import problem
 
         found = problem()
     except Exception:
