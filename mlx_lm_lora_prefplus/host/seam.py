@@ -12,7 +12,7 @@ from ..plugin.manager import Registry, load_registry
 from .config import Resolved, resolve
 from .config_file import read_config
 from .parser import add_modes, mode_parser, modes_of, option_strings, spell_out
-from .request import Request, check_file, requested_mode, scan
+from .request import Request, check_mode, requested_mode, scan
 
 NAME = "mlx-lm-lora-prefplus"
 
@@ -77,7 +77,7 @@ class Seam:
                 with registry().named(mode):
                     return self._run_ours(mode, args)
             if args is None:
-                check_file(request, self._read_config, modes_of(self._parser_of(None)))
+                check_mode(request, self._read_config, modes_of(self._parser_of(None)))
         except UserError as error:
             if args is not None:
                 raise
