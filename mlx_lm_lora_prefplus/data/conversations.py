@@ -7,6 +7,7 @@ from mlx_lm_lora_prefplus.data import messages as chat
 from mlx_lm_lora_prefplus.data.examples import Dropped, Example
 from mlx_lm_lora_prefplus.data.messages import Messages
 from mlx_lm_lora_prefplus.data.shape import Columns
+from mlx_lm_lora_prefplus.data.spans import GIVEN
 
 ASKING = ("user", "system", "developer")
 """Roles that belong to a prompt."""
@@ -64,6 +65,8 @@ def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bo
         return f"{'chosen and rejected' if len(completions) == 2 else 'the completions'} have different prompts"
     if not all(completion and completion[-1]["role"] not in ASKING for completion in completions):
         return "no assistant turn at the end of the conversation"
+    if any(all(message["role"] in GIVEN for message in completion) for completion in completions):
+        return "no assistant turn in a completion"
     return None
 
 
