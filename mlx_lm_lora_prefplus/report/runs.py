@@ -43,7 +43,8 @@ class RunRecord(NamedTuple):
     """What is known of a run.
 
     name: a short name, different from those of the runs beside it.
-    train, valid: iteration (micro-batches) → report, in order.
+    train, valid: iteration (micro-batches) → report, in order. The validation before the first step bears 1, or 0
+        where another one was at the end of the first.
     about: the content of `run.json`; of a run without one, what `adapter_config.json` says.
     notes: what is missing or damaged, a sentence each.
     """
@@ -165,6 +166,10 @@ def _reports(lines: Iterable[dict[str, Any]], split: str, notes: list[str]) -> d
             odd += len(numbers) - len(finite)
             if finite.get("rewards/chosen") == finite.get("rewards/rejected") == 0:
                 finite["rewards/accuracies"] = 0.5  # the policy still is its reference, and a tie counts one half
+            if (
+                split == "valid" and 1 in reports and line["iteration"] == 1
+            ):  # a run of one iteration: before, and after
+                reports[0] = reports.pop(1)
             reports[line["iteration"]] = finite
     if odd:
         notes.append(f"{odd} values of split {split} are not finite, or absurdly large, and are left out.")

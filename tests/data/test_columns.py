@@ -252,6 +252,10 @@ DROPPED = {
         {"prompt": "Q", "chosen": [bot("A"), user("R")], "rejected": [bot("B")]},
         "no assistant turn at the end of the conversation",
     ),
+    "output of a tool alone": (
+        {"prompt": "Q", "chosen": [{"role": "tool", "content": "A"}], "rejected": [bot("B")]},
+        "no assistant turn in a completion",
+    ),
     "transcript that ends in a question": (
         {"chosen": HH, "rejected": HH + " B"},
         "no assistant turn at the end of the transcript",

@@ -94,6 +94,16 @@ def test_a_margin_that_jumps_at_once_is_a_rate_too_high():
     assert warnings(history(reports), RUN._replace(fresh=False)) == {}, "it went on from adapters that have a margin"
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_margin_from_before_the_first_update_is_no_jump(split):
+    train, before = [{**healthy(1), "updates": 2, "rewards/margins": 3.0}], []
+    measured = {"iteration": 1, "updates": 1, "rewards/margins": 2.5}
+    (train if split == "train" else before).insert(0, measured)
+    assert warnings(history(train, before), RUN) == {}, "the program loaded adapters before training"
+    measured["rewards/margins"] = 1e-6
+    assert list(warnings(history([train[-1]], before), RUN)) == ["rate_too_high"]
+
+
 def test_an_objective_that_jumps_before_the_first_report_is_seen_by_the_validation_before_training():
     reports = changed("loss", [6.3] * 24)
     before = {"iteration": 1, "loss": 1.26}

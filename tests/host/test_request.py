@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.config.early_args import Request, check_file, requested_mode, scan
+from mlx_lm_lora_prefplus.host.config.early_args import Request, check_mode, requested_mode, scan
 from mlx_lm_lora_prefplus.host.config.flags import option_strings, spell_out
 
 
@@ -67,11 +67,16 @@ def test_a_file_from_which_no_mode_can_be_known_is_refused():
 
     modes = ("sft", "dpo")
     with pytest.raises(UserError, match="line 2"):
-        check_file(Request(None, "x"), unreadable, modes)
+        check_mode(Request(None, "x"), unreadable, modes)
     for mode in ("DPO", ["dpo"]):
         with pytest.raises(UserError, match=r"config x\) is no mode; did you mean dpo\? Choose from: sft, dpo\."):
-            check_file(Request(None, "x"), lambda path, mode=mode: {"train_mode": mode}, modes)
-    check_file(Request("sft", "x"), unreadable, modes)
-    check_file(Request(None, None), unreadable, modes)
-    check_file(Request(None, "x"), lambda path: {"train_mode": "sft"}, modes)
-    check_file(Request(None, "x"), lambda path: {}, modes)
+            check_mode(Request(None, "x"), lambda path, mode=mode: {"train_mode": mode}, modes)
+    check_mode(Request("sft", "x"), unreadable, modes)
+    check_mode(Request(None, None), unreadable, modes)
+    check_mode(Request(None, "x"), lambda path: {"train_mode": "sft"}, modes)
+    check_mode(Request(None, "x"), lambda path: {}, modes)
+
+
+def test_a_misspelt_mode_on_the_command_line_is_one_line_with_the_nearest():
+    with pytest.raises(UserError, match=r"^train_mode: 'dopo' \(command line\) is no mode; did you mean dpo\? .*"):
+        check_mode(Request("dopo", None), lambda path: {}, ("sft", "dpo"))

@@ -56,6 +56,14 @@ def test_ties_with_the_reference_are_halves(make):
     assert (run.valid[1]["rewards/accuracies"], run.valid[50]["rewards/accuracies"]) == (0.5, 0.7)
 
 
+def test_after_a_single_iteration_the_validation_before_it_still_is_the_first(make):
+    start = report(1, "valid", **{"rewards/accuracies": 0.5})
+    run = read_run(
+        make(lines=[start, report(1, "valid", **{"rewards/accuracies": 0.25}), report(1), report(2, "valid")])
+    )
+    assert [(at, one["rewards/accuracies"]) for at, one in run.valid.items()][:2] == [(0, 0.5), (1, 0.25)]
+
+
 def test_the_chart_of_accuracies_begins_with_the_first_validation(make):
     start = report(1, "valid", **{"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/accuracies": 0.5})
     run = read_run(make(lines=[start, report(50, "valid")]))

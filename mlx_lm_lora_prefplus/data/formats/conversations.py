@@ -5,7 +5,7 @@ from typing import Any
 
 from . import messages as chat
 from .example import Dropped, Example
-from .messages import Messages
+from .messages import GIVEN, Messages
 from .sample import Columns
 
 ASKING = ("user", "system", "developer")
@@ -64,6 +64,8 @@ def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bo
         return f"{'chosen and rejected' if len(completions) == 2 else 'the completions'} have different prompts"
     if not all(completion and completion[-1]["role"] not in ASKING for completion in completions):
         return "no assistant turn at the end of the conversation"
+    if any(all(message["role"] in GIVEN for message in completion) for completion in completions):
+        return "no assistant turn in a completion"
     return None
 
 

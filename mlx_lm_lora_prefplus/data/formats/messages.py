@@ -176,3 +176,7 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return value
+
+
+GIVEN = ("user", "system", "developer", "tool", "function", "ipython", "observation")
+"""Roles whose words are given to the model. All others are the assistant's."""

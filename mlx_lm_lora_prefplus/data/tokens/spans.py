@@ -8,7 +8,7 @@ followed as long as the place is certain.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..formats.messages import Messages, shared_start
+from ..formats.messages import GIVEN, Messages, shared_start
 
 Span = tuple[int, int]
 """Characters from the first up to the second (not included)."""
@@ -16,8 +16,6 @@ Span = tuple[int, int]
 Render = Callable[[Messages, bool], str]
 """Messages, and whether to open the assistant's next turn → text."""
 
-GIVEN = ("user", "system", "developer", "tool", "function", "ipython", "observation")
-"""Roles whose words are given to the model. All others are the assistant's."""
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel|>analysis<|message|>", "<|end|>"))
 """What thoughts stand between in the templates of Qwen3 and DeepSeek, of Mistral, and of gpt-oss."""

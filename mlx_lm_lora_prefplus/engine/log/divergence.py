@@ -55,7 +55,7 @@ def _risen(history: History, run: Run) -> str | None:
     validated = values([report for report in history.valid[1:] if report["iteration"] > 1], "loss")[-1:]
     steady = len(losses) >= 4 and min(losses[-3:]) > 1.5 * start
     # With a reference every row begins at the same loss, so that what differs early on is due to training.
-    early = run.reference and run.fresh and history.train[-1].get("updates", math.inf) <= EARLY
+    early = run.reference and _fresh(history, run) and history.train[-1].get("updates", math.inf) <= EARLY
     many = now.rows > 0 and now.loss > (1.5 + FEW_ROWS / now.rows) * start
     again = bool(validated and untrained) and validated[0] > 1.5 * untrained[0] and losses[-1] > start
     if not (steady or many or again or (early and losses[-1] > 3 * start)):
@@ -104,11 +104,24 @@ def _untrained(history: History) -> list[Report]:
     return [report for report in history.valid[:1] if report["iteration"] == 1]
 
 
+def _fresh(history: History, run: Run) -> bool:
+    """Whether the policy began at its reference, also by what was measured before the first update.
+
+    A program that loads earlier adapters into the model by itself, as MLX-LoRA-Studio does, is known by that alone.
+    """
+    before = [*_untrained(history), *(report for report in history.train[:1] if report.get("updates") == 1)]
+    return run.fresh and all(abs(margin) < NOISE for margin in values(before, "rewards/margins"))
+
+
+NOISE = 0.01
+"""A margin of a policy that equals its reference is smaller, even where the weights have 16 bits."""
+
+
 def _jumped(history: History, run: Run) -> str | None:
     """Whether the first updates moved the policy further than a pair needs in all, in words."""
     first = history.train[0] if history.train else {}
     updates, margin = first.get("updates", 0), first.get("rewards/margins", 0.0)
-    if not (run.reference and run.fresh) or not updates:
+    if not (run.reference and _fresh(history, run)) or not updates:
         return None
     if abs(margin) / updates >= 1:
         return f"the margin has moved by {margin:.1f} in the first {updates:.0f} updates"

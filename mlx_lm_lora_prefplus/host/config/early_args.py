@@ -43,7 +43,7 @@ def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
 def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> str | None:
     """The mode of a request: its own, else the one in its config file, else that of its preset, else None.
 
-    A file that cannot be read says nothing here: see `check_file`.
+    A file that cannot be read says nothing here: see `check_mode`.
     """
     values: dict[str, Any] = {}
     if request.config and not request.mode:
@@ -56,17 +56,18 @@ def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> s
     return mode if isinstance(mode, str) else None
 
 
-def check_file(request: Request, read: Callable[[str], dict[str, Any]], modes: tuple[str, ...]) -> None:
-    """Refuse a config file from which no mode can be known: the host would fail on it with a traceback.
+def check_mode(request: Request, read: Callable[[str], dict[str, Any]], modes: tuple[str, ...]) -> None:
+    """Refuse a mode that does not exist in one line, and a config file from which no mode can be known.
 
     Raises:
-        UserError: the mode is left to a file that cannot be read, or that names none of `modes`.
+        UserError: `--train-mode` or the config file names none of `modes`, or the mode is left to a file that cannot
+            be read.
     """
-    if request.mode or not request.config:
+    if not (request.mode or request.config):
         return
-    mode = read(request.config).get("train_mode")
+    mode = request.mode or read(request.config or "").get("train_mode")
+    source = "command line" if request.mode else f"config {request.config}"
     if mode is not None and modes and mode not in modes:
         raise UserError(
-            f"train_mode: {mode!r} (config {request.config}) is no mode{nearest(mode, modes)} "
-            f"Choose from: {', '.join(modes)}."
+            f"train_mode: {mode!r} ({source}) is no mode{nearest(mode, modes)} Choose from: {', '.join(modes)}."
         )

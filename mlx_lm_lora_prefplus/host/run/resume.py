@@ -75,6 +75,8 @@ def check_same_run(state: RunState, found: dict[str, Any], settings: RunSettings
     before = state.values["fingerprint"]
     changed = [_change(key, before.get(key), value) for key, value in found.items() if before.get(key) != value]
     changed += [f"{key} is gone" for key in before if key not in found]
+    if before.get("train_mode") != found.get("train_mode"):
+        changed = changed[:1]  # the options of another mode are others anyway
     if not changed:
         return
     if settings.resume != "force":

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...plugin.installed import registry
-from ..config.early_args import Request, check_file, requested_mode, scan
+from ..config.early_args import Request, check_mode, requested_mode, scan
 from ..config.flags import add_modes, mode_parser, modes_of, option_strings, spell_out
 from ..config.resolve import Resolved, resolve
 from ..config.yaml_file import read_config
@@ -62,7 +62,7 @@ class Seam:
                 with registry().named(mode):
                     return self._run_ours(mode, args)
             if args is None:
-                check_file(request, self._read_config, modes_of(self._parser_of(None)))
+                check_mode(request, self._read_config, modes_of(self._parser_of(None)))
         except UserError as error:
             if args is not None:
                 raise
