@@ -3,10 +3,12 @@
 import os
 import unicodedata
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 LARGEST = 2**31 - 1
 """Of whole numbers: more has no use, and does not fit where some of them go."""
@@ -31,6 +33,24 @@ def _layers(count: int) -> int:
         raise ValueError("must be the number of layers to train, counted from the last, or -1 for all")
     return count
 
+
+class Effect(Enum):
+    """What a key does to the result of a run. Each field says one."""
+
+    DECIDES = "decides the result; --resume refuses another value"
+    COMPARED = "may decide the result; --resume compares what comes of it (rows, weights) or lets it change"
+    SHOWS = "decides what is shown and kept, and not what is trained"
+
+
+class Mark:
+    """A word about a field, beside its type."""
+
+
+OURS = Mark()
+"""The host does not have this key."""
+
+FUNCTIONS = Mark()
+"""The host's functions (`train_dpo` and the like) have no argument for it: prefplus.yaml may set it for them."""
 
 Place = Annotated[str, AfterValidator(_place), AfterValidator(os.path.expanduser)]
 """A path or hub name. No shell expands the ~ of a config file, so it is done here."""
@@ -60,42 +80,55 @@ Truncation = Literal["keep_end", "keep_start", "keep_prompt", "drop"]
 
 
 class DataSettings(BaseModel):
-    """Where the rows are and how they become tokens. Keys and defaults are the host's unless marked ours."""
+    """Where the rows are and how they become tokens. Keys and defaults are the host's unless they are marked `OURS`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    data: Place = "data/"
-    hf_dataset: list[dict[str, Any]] | dict[str, Any] | None = None
-    prompt_feature: str | None = None
-    chosen_feature: str | None = None
-    rejected_feature: str | None = None
-    system_feature: str | None = None
+    data: Annotated[Place, Effect.COMPARED] = "data/"
+    hf_dataset: Annotated[list[dict[str, Any]] | dict[str, Any] | None, Effect.COMPARED] = None
+    prompt_feature: Annotated[str | None, Effect.COMPARED] = None
+    chosen_feature: Annotated[str | None, Effect.COMPARED] = None
+    rejected_feature: Annotated[str | None, Effect.COMPARED] = None
+    system_feature: Annotated[str | None, Effect.COMPARED] = None
     completion_feature: Annotated[
-        str | None, Field(description="The column that holds the one completion of a row (default: found by itself).")
+        str | None,
+        Field(description="The column that holds the one completion of a row (default: found by itself)."),
+        Effect.COMPARED,
     ] = None
     label_feature: Annotated[
         str | None,
         Field(description="The column that says whether a completion is good (default: found by itself)."),
-    ] = None  # ours
+        Effect.COMPARED,
+        OURS,
+    ] = None
     preference_score_feature: Annotated[
         str | None,
         Field(
             description="orpo: the column with a factor on the chosen log-prob in the odds (default: found by itself)."
         ),
+        Effect.COMPARED,
     ] = None
     responses_feature: Annotated[
-        str | None, Field(description="The column that holds a list of completions (default: found by itself).")
-    ] = None  # ours
+        str | None,
+        Field(description="The column that holds a list of completions (default: found by itself)."),
+        Effect.COMPARED,
+        OURS,
+    ] = None
     scores_feature: Annotated[
-        str | None, Field(description="The column that holds their scores (default: found by itself).")
-    ] = None  # ours
+        str | None,
+        Field(description="The column that holds their scores (default: found by itself)."),
+        Effect.COMPARED,
+        OURS,
+    ] = None
     pairing: Annotated[
         Literal["best_worst", "all_pairs"],
         Field(
             description="Which pairs are made of several scored completions: best_worst takes the best and the worst; "
             "all_pairs takes every two whose scores differ."
         ),
-    ] = "best_worst"  # ours
+        Effect.DECIDES,
+        OURS,
+    ] = "best_worst"
     prompt_format: Annotated[
         Literal["chat", "raw"],
         Field(
@@ -103,8 +136,10 @@ class DataSettings(BaseModel):
             "the chat template; raw takes them as they are, with EOS at the end, and makes of every row the tokens "
             "that TRL makes."
         ),
-    ] = "chat"  # ours
-    max_seq_length: Positive = 2048
+        Effect.COMPARED,
+        OURS,
+    ] = "chat"
+    max_seq_length: Annotated[Positive, Effect.DECIDES] = 2048
     truncation: Annotated[
         Truncation,
         Field(
@@ -112,14 +147,20 @@ class DataSettings(BaseModel):
             "start, or with keep_prompt all of it (TRL's rule: completions are cut instead, and a prompt that leaves "
             "them no room is left out); drop leaves the row out. Completions always keep their start."
         ),
-    ] = "keep_end"  # ours
+        Effect.DECIDES,
+        OURS,
+        FUNCTIONS,
+    ] = "keep_end"
     max_prompt_length: Annotated[
         Positive | None,
         Field(
             description="Tokens of the prompt to keep when a row exceeds max_seq_length (default: what the "
             "longer completion leaves, but no less than half of max_seq_length)."
         ),
-    ] = None  # ours
+        Effect.DECIDES,
+        OURS,
+        FUNCTIONS,
+    ] = None
     assistant_only_loss: Annotated[
         bool,
         Field(
@@ -127,14 +168,18 @@ class DataSettings(BaseModel):
             "reference: no turn of the user, no output of a tool, no header of the template. A completion of one "
             "message counts as a whole."
         ),
-    ] = True  # ours
+        Effect.COMPARED,
+        OURS,
+    ] = True
     mask_thinking: Annotated[
         bool,
         Field(
             description="Leave thoughts, such as <think> … </think> at the start of an answer, out of the loss. Empty "
             "ones that the chat template writes by itself never count."
         ),
-    ] = False  # ours
+        Effect.COMPARED,
+        OURS,
+    ] = False
     chat_template_kwargs: Annotated[
         dict[str, Any],
         AfterValidator(_template_kwargs),
@@ -142,11 +187,13 @@ class DataSettings(BaseModel):
             description="What the chat template is given besides the messages, such as {enable_thinking: true} (which "
             "is false unless set here). A column of this name in the rows goes before it."
         ),
-    ] = {}  # ours
+        Effect.COMPARED,
+        OURS,
+    ] = {}
 
 
 class RunSettings(BaseModel):
-    """What the loop needs to know. Keys and defaults are the host's unless marked ours.
+    """What the loop needs to know. Keys and defaults are the host's unless they are marked `OURS`.
 
     `iters`, `save_every`, `steps_per_eval`, `steps_per_report` count micro-batches; `qat_start_step` and
     `qat_interval` count optimiser steps.
@@ -154,102 +201,138 @@ class RunSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    model: Place = "mlx_model"
-    train: bool = False
-    test: bool = False
-    train_mode: str = "dpo"
+    model: Annotated[Place, Effect.COMPARED] = "mlx_model"
+    train: Annotated[bool, Effect.COMPARED] = False
+    test: Annotated[bool, Effect.COMPARED] = False
+    train_mode: Annotated[str, Effect.COMPARED] = "dpo"
     preset: Annotated[
         str | None,
         Field(
             description="A named set of published settings that whatever else is given overrides; "
             "`mlx_lm_lora.prefplus presets` lists them."
         ),
-    ] = None  # ours
-    train_type: Literal["lora", "dora", "full"] = "lora"
-    num_layers: Annotated[int, Field(le=LARGEST), AfterValidator(_layers)] = -1
-    lora_parameters: dict[str, Any] = Field(default_factory=lambda: {"rank": 8, "dropout": 0.0, "scale": 10.0})
-    load_in_4bits: bool = False
-    load_in_6bits: bool = False
-    load_in_8bits: bool = False
-    load_in_mxfp4: bool = False
-    optimizer: Optimizer = "adam"
-    optimizer_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
-    lr_schedule: dict[str, Any] | None = None
+        Effect.COMPARED,
+        OURS,
+    ] = None
+    train_type: Annotated[Literal["lora", "dora", "full"], Effect.DECIDES] = "lora"
+    num_layers: Annotated[int, Field(le=LARGEST), AfterValidator(_layers), Effect.DECIDES] = -1
+    lora_parameters: Annotated[dict[str, Any], Effect.DECIDES] = Field(
+        default_factory=lambda: {"rank": 8, "dropout": 0.0, "scale": 10.0}
+    )
+    load_in_4bits: Annotated[bool, Effect.DECIDES] = False
+    load_in_6bits: Annotated[bool, Effect.DECIDES] = False
+    load_in_8bits: Annotated[bool, Effect.DECIDES] = False
+    load_in_mxfp4: Annotated[bool, Effect.DECIDES] = False
+    optimizer: Annotated[Optimizer, Effect.DECIDES] = "adam"
+    optimizer_config: Annotated[dict[str, dict[str, Any]], Effect.DECIDES] = Field(default_factory=dict)
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Effect.DECIDES] = 1e-5
+    lr_schedule: Annotated[dict[str, Any] | None, Effect.DECIDES] = None
     max_grad_norm: Annotated[
         float | None,
         Field(gt=0, description="Clip the gradient of a step to this L2 norm (default: no clipping)."),
-    ] = None  # ours
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    batch_size: Positive = 1
+        Effect.DECIDES,
+        OURS,
+        FUNCTIONS,
+    ] = None
+    seed: Annotated[int, Field(ge=0, lt=2**32), Effect.DECIDES, FUNCTIONS] = 0
+    batch_size: Annotated[Positive, Effect.DECIDES] = 1
     token_budget: Annotated[
         Positive | None,
         Field(
             description="Instead of batch_size: as many pairs in a batch as keep prompts, chosen and rejected "
             "completions within so many tokens, padding included. iters then count these batches."
         ),
-    ] = None  # ours
-    iters: Positive | None = None
-    epochs: Positive | None = None
-    gradient_accumulation_steps: Positive = 1
-    val_batches: Annotated[int, Field(ge=-1, le=LARGEST)] = 25
-    test_batches: Annotated[int, Field(ge=-1, le=LARGEST)] = 500
-    steps_per_report: Positive = 10
-    steps_per_eval: Positive = 200
-    save_every: Positive = 100
+        Effect.DECIDES,
+        OURS,
+        FUNCTIONS,
+    ] = None
+    iters: Annotated[Positive | None, Effect.COMPARED] = None
+    epochs: Annotated[Positive | None, Effect.COMPARED] = None
+    gradient_accumulation_steps: Annotated[Positive, Effect.DECIDES] = 1
+    val_batches: Annotated[int, Field(ge=-1, le=LARGEST), Effect.SHOWS] = 25
+    test_batches: Annotated[int, Field(ge=-1, le=LARGEST), Effect.SHOWS] = 500
+    steps_per_report: Annotated[Positive, Effect.SHOWS] = 10
+    steps_per_eval: Annotated[Positive, Effect.SHOWS] = 200
+    save_every: Annotated[Positive, Effect.SHOWS] = 100
     save_every_minutes: Annotated[
         float | None,
         Field(gt=0, description="Save after so many minutes as well, whatever save_every says (default: do not)."),
-    ] = None  # ours
+        Effect.SHOWS,
+        OURS,
+        FUNCTIONS,
+    ] = None
     keep_last: Annotated[
         Positive,
         Field(description="How many states to keep in adapter_path; the older ones serve if the newest is damaged."),
-    ] = 2  # ours
+        Effect.SHOWS,
+        OURS,
+    ] = 2
     resume: Annotated[
         bool | Literal["force"],
         Field(
             description="Continue from the newest whole state in adapter_path, or start afresh where there is none; "
             "force: also if model, data or settings changed. --resume FILE is the host's --resume-adapter-file."
         ),
-    ] = False  # ours
+        Effect.COMPARED,
+        OURS,
+    ] = False
     on_nonfinite: Annotated[
         Literal["stop", "skip"],
         Field(description="What to do where loss or gradient is not finite: stop, or leave out this update and go on."),
-    ] = "stop"  # ours
+        Effect.COMPARED,
+        OURS,
+        FUNCTIONS,
+    ] = "stop"
     save_best: Annotated[
         str | None,
         Field(
             description="Keep the adapters that are best by this metric of validation, such as loss or "
             "rewards/accuracies, in adapter_path/best (default: do not)."
         ),
-    ] = None  # ours
+        Effect.SHOWS,
+        OURS,
+        FUNCTIONS,
+    ] = None
     early_stopping_patience: Annotated[
         Positive | None,
         Field(description="Stop after so many validations in a row without a new best value (default: do not)."),
-    ] = None  # ours
+        Effect.COMPARED,
+        OURS,
+        FUNCTIONS,
+    ] = None
     early_stopping_metric: Annotated[
         str | None,
         Field(description="The metric that early_stopping_patience watches (default: that of save_best, else loss)."),
-    ] = None  # ours
-    adapter_path: Place = "adapters"
-    resume_adapter_file: Place | None = None
-    reference_model_path: Place | None = None
-    grad_checkpoint: bool = False
-    efficient_long_context: bool = False
-    recurrence_chunk_size: Positive = 64
+        Effect.COMPARED,
+        OURS,
+        FUNCTIONS,
+    ] = None
+    adapter_path: Annotated[Place, Effect.COMPARED] = "adapters"
+    resume_adapter_file: Annotated[Place | None, Effect.COMPARED] = None
+    reference_model_path: Annotated[Place | None, Effect.COMPARED] = None
+    grad_checkpoint: Annotated[bool, Effect.SHOWS] = False
+    efficient_long_context: Annotated[bool, Effect.COMPARED] = False
+    recurrence_chunk_size: Annotated[Positive, Effect.COMPARED] = 64
     long_context_chunk: Annotated[
-        Positive, Field(description="With efficient_long_context: tokens of a row to compute at a time.")
-    ] = 512  # ours
+        Positive,
+        Field(description="With efficient_long_context: tokens of a row to compute at a time."),
+        Effect.COMPARED,
+        OURS,
+        FUNCTIONS,
+    ] = 512
     engine: Annotated[
         Literal["auto", "plain"],
         Field(
             description="How log-probs are computed: auto takes the fastest way that a probe of the model finds exact; "
             "plain runs prompt and completion through the whole model."
         ),
-    ] = "auto"  # ours
-    fuse: bool = True
-    lm_studio_name: Annotated[str, AfterValidator(_name)] | None = None
-    wandb: str | None = None
+        Effect.SHOWS,
+        OURS,
+        FUNCTIONS,
+    ] = "auto"
+    fuse: Annotated[bool, Effect.SHOWS] = True
+    lm_studio_name: Annotated[Annotated[str, AfterValidator(_name)] | None, Effect.SHOWS] = None
+    wandb: Annotated[str | None, Effect.SHOWS] = None
     report_to: Annotated[
         list[Literal["wandb", "swanlab", "tensorboard"]],
         BeforeValidator(_listed),
@@ -257,10 +340,15 @@ class RunSettings(BaseModel):
             description="Loggers to send metrics to, each through its own package: wandb, swanlab, tensorboard; "
             "several as a list."
         ),
-    ] = []  # ours
+        Effect.SHOWS,
+        OURS,
+    ] = []
     project_name: Annotated[
-        str | None, Field(description="The name of the project at wandb and swanlab (default: theirs).")
-    ] = None  # ours
+        str | None,
+        Field(description="The name of the project at wandb and swanlab (default: theirs)."),
+        Effect.SHOWS,
+        OURS,
+    ] = None
     sample_prompts: Annotated[
         int,
         Field(
@@ -269,30 +357,33 @@ class RunSettings(BaseModel):
             description="Complete so many validation prompts at each validation, by the policy and its reference, into "
             "samples.jsonl.",
         ),
-    ] = 0  # ours
-    sample_tokens: Annotated[Positive, Field(description="sample_prompts: most tokens of a completion.")] = 64  # ours
-    qat_enable: bool = False
-    qat_bits: Annotated[int, Field(ge=2, le=16)] = 8
-    qat_group_size: Positive = 64
-    qat_mode: Literal["affine"] = "affine"
-    qat_start_step: Positive = 1
-    qat_interval: Positive = 1
+        Effect.SHOWS,
+        OURS,
+    ] = 0
+    sample_tokens: Annotated[
+        Positive, Field(description="sample_prompts: most tokens of a completion."), Effect.SHOWS, OURS
+    ] = 64
+    qat_enable: Annotated[bool, Effect.DECIDES] = False
+    qat_bits: Annotated[int, Field(ge=2, le=16), Effect.DECIDES] = 8
+    qat_group_size: Annotated[Positive, Effect.DECIDES] = 64
+    qat_mode: Annotated[Literal["affine"], Effect.COMPARED] = "affine"
+    qat_start_step: Annotated[Positive, Effect.DECIDES] = 1
+    qat_interval: Annotated[Positive, Effect.DECIDES] = 1
 
 
-OWN_KEYS = (
-    "preset",
-    *("token_budget", "max_grad_norm", "engine", "long_context_chunk"),
-    *("prompt_format", "truncation", "max_prompt_length"),
-    *("label_feature", "responses_feature", "scores_feature", "pairing"),
-    *("assistant_only_loss", "mask_thinking", "chat_template_kwargs"),
-    *("resume", "save_every_minutes", "keep_last", "on_nonfinite"),
-    *("save_best", "early_stopping_patience", "early_stopping_metric"),
-    *("report_to", "project_name", "sample_prompts", "sample_tokens"),
-)
-"""Keys of these two classes that the host does not have: each becomes a flag of our modes."""
+FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
+"""Key → its field, of both classes."""
+
+
+def keys_with(mark: object) -> tuple[str, ...]:
+    """The keys whose field carries a mark: `OURS`, `FUNCTIONS`, or an `Effect`."""
+    return tuple(key for key, field in FIELDS.items() if any(one is mark for one in field.metadata))
+
+
+OWN_KEYS = keys_with(OURS)
+"""Keys that the host does not have: each becomes a flag of our modes."""
 
 
 def own_fields() -> Mapping[str, Any]:
     """The pydantic field of each key in `OWN_KEYS`."""
-    fields = {**DataSettings.model_fields, **RunSettings.model_fields}
-    return {key: fields[key] for key in OWN_KEYS}
+    return {key: FIELDS[key] for key in OWN_KEYS}

@@ -14,7 +14,7 @@ from ...errors import UserError
 from ...losses import LossOptions, borrowed_defaults
 from ...plugin.manager import Registry
 from ...plugin.protocol import Trainer
-from ...settings import OWN_KEYS, DataSettings, RunSettings, own_fields
+from ...settings import OWN_KEYS, DataSettings, Effect, RunSettings, keys_with, own_fields
 from ..originals import originals_of
 from .flags import FEATURES, actions, option_fields
 from .names import near, nearest
@@ -35,13 +35,7 @@ FILE_KEYS = (
 """Keys that the host reads from a file although neither its parser nor its `CONFIG_DEFAULTS` has them all."""
 
 
-WITHOUT_EFFECT_ON_RESULTS = frozenset(
-    (
-        *("wandb", "project_name", "report_to", "steps_per_report", "steps_per_eval", "val_batches", "test_batches"),
-        *("save_every", "save_every_minutes", "keep_last", "save_best", "sample_prompts", "sample_tokens"),
-        *("fuse", "lm_studio_name", "grad_checkpoint", "engine", "config"),
-    )
-)
+WITHOUT_EFFECT_ON_RESULTS = {*keys_with(Effect.SHOWS), "config"}
 """Keys that decide what is shown and kept, not what is trained: a run whose file misspells one starts all the same."""
 
 

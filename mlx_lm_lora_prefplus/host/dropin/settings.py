@@ -12,6 +12,7 @@ import numpy as np
 from ...errors import UserError
 from ...losses import loss_names
 from ...plugin.installed import registry
+from ...settings import FUNCTIONS, keys_with
 from ..config.flags import option_fields
 from ..config.problems import nearest
 from ..config.resolve import Resolved, resolve
@@ -29,10 +30,7 @@ OBJECTIVE = ("beta", "delta")
 
 LEFT_OUT = ("loss_type", "seq_step_size", "adapter_file", "reference_model_path", "reward_scaling", *OBJECTIVE)
 
-MORE = (
-    *("token_budget", "max_grad_norm", "engine", "truncation", "max_prompt_length", "seed", "long_context_chunk"),
-    *("save_every_minutes", "on_nonfinite", "save_best", "early_stopping_patience", "early_stopping_metric"),
-)
+MORE = keys_with(FUNCTIONS)
 """Keys of the file that no argument class has, beside those of the mode."""
 
 CALLERS = {

@@ -12,18 +12,9 @@ from ...engine.files.run_state import RunState, newest_state
 from ...engine.model.digest import weights_digest
 from ...engine.train.snapshot import check_saved
 from ...errors import UserError
-from ...settings import RunSettings
+from ...settings import DataSettings, Effect, RunSettings, keys_with
 from ..output.previous import previous_of, told
 from .session import Work
-
-SETTINGS = (
-    *("train_type", "num_layers", "lora_parameters", "load_in_4bits", "load_in_6bits", "load_in_8bits"),
-    *("load_in_mxfp4", "optimizer", "optimizer_config", "learning_rate", "lr_schedule", "max_grad_norm", "seed"),
-    *("batch_size", "token_budget", "gradient_accumulation_steps"),
-    *("qat_enable", "qat_bits", "qat_group_size", "qat_start_step", "qat_interval"),
-)
-DATA_SETTINGS = ("max_seq_length", "truncation", "max_prompt_length", "pairing")
-"""Keys that decide what a run computes. Those that only decide how, how long and what is saved may change."""
 
 
 def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
@@ -54,9 +45,11 @@ def fingerprint(work: Work) -> dict[str, Any]:
         "tokenizer": _digest(inner.get_vocab()),
         "chat template": _digest(getattr(inner, "chat_template", None)),
         **{f"{split} rows": rows._fingerprint for split, rows in work.rows.items() if split != "test"},
-        **{key: getattr(settings, key) for key in SETTINGS},
+        **{
+            key: getattr(data if key in DataSettings.model_fields else settings, key)
+            for key in keys_with(Effect.DECIDES)
+        },
         "reference_model_path": work.resolved.values.get("reference_model_path"),  # as given: see `previous.as_begun`
-        **{key: getattr(data, key) for key in DATA_SETTINGS},
         **dataclasses.asdict(work.resolved.options),
     }
     return json.loads(json.dumps(found, default=str))
