@@ -76,6 +76,12 @@ def test_why_it_cannot_start(looked, changes, words):
     assert not report["can_start"] and words in report["problems"][0]
 
 
+def test_a_misspelt_mode_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (problem,) = look(["--train-mode", "dopo"])["problems"]
+    assert problem.startswith("train_mode: 'dopo' (command line) is no mode; did you mean dpo?")
+
+
 def test_no_such_config(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert "nothing.yaml cannot be read" in look(["nothing.yaml"])["problems"][0]

@@ -149,6 +149,14 @@ def test_another_run_is_refused_and_what_changed_is_named(go, changes, named):
     assert content() == before
 
 
+def test_the_same_reference_may_be_written_in_another_way(go, tmp_path):
+    go(adapter_path="sft", seed=5)
+    go(reference_model_path="sft", iters=4)
+    assert "Resuming after iteration 4" in go(reference_model_path=str(tmp_path / "sft"), iters=6, resume=True).out
+    with pytest.raises(UserError, match="reference_model_path was .*sft and is adapters"):
+        go(reference_model_path="adapters", iters=8, resume=True)
+
+
 def test_other_rows_and_another_template_are_named(go, world):
     go()
     write_pairs(world.folder / "data", seed=7, train=10)

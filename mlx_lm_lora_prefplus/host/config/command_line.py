@@ -5,8 +5,8 @@ from typing import Any
 
 from ...plugin.installed import registry
 from ..originals import originals_of
-from .early_args import requested_mode, scan
-from .flags import add_modes, mode_parser, option_strings, spell_out
+from .early_args import check_mode, requested_mode, scan
+from .flags import add_modes, mode_parser, modes_of, option_strings, spell_out
 from .resolve import Resolved, resolve
 from .yaml_file import read_config
 
@@ -31,6 +31,7 @@ def settings_of(words: Sequence[str], command: str, **unless_given: Any) -> Reso
     asked = requested_mode(request, lambda path: given)
     mode = asked or unless_given.get("train_mode")
     parser = add_modes(build(), registry())
+    check_mode(request, lambda path: given, modes_of(parser))
     if mode and mode in registry():
         parser = mode_parser(parser, registry()[mode], registry())
     parser.prog, parser.usage = command, f"{command} [CONFIG] [flags of mlx_lm_lora.train]"

@@ -66,7 +66,7 @@ def check_same_run(state: RunState, found: dict[str, Any], settings: RunSettings
         UserError: it names all that has changed.
     """
     before = state.values["fingerprint"]
-    changed = [_change(key, before.get(key), value) for key, value in found.items() if before.get(key) != value]
+    changed = [_change(key, before.get(key), value) for key, value in found.items() if not _same(key, before, value)]
     changed += [f"{key} is gone" for key in before if key not in found]
     if before.get("train_mode") != found.get("train_mode"):
         changed = changed[:1]  # the options of another mode are others anyway
@@ -80,6 +80,14 @@ def check_same_run(state: RunState, found: dict[str, Any], settings: RunSettings
         )
     for change in changed:
         print_warning(f"resume: force goes on although {change}")
+
+
+def _same(key: str, before: dict[str, Any], now: Any) -> bool:
+    """Whether a value is as before; a path may be written in another way."""
+    then = before.get(key)
+    if key == "reference_model_path" and isinstance(then, str) and isinstance(now, str):
+        return then == now or Path(then).expanduser().resolve() == Path(now).expanduser().resolve()
+    return then == now
 
 
 def _change(key: str, before: Any, now: Any) -> str:
