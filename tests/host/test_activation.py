@@ -220,7 +220,7 @@ def test_the_worked_example_is_installed_and_trained(environment, model_folder, 
     assert "Iter 3: Val loss" in done.stdout
     assert (tmp_path / "adapters/adapters.safetensors").is_file()
     assert refused.returncode == 1 and "slack" in refused.stderr and "Traceback" not in refused.stderr
-    assert "invalid choice: 'slic'" in environment.run(*train).stderr
+    assert "train_mode: 'slic' (command line) is no mode" in environment.run(*train).stderr
 
 
 def test_doctor(environment):
