@@ -34,7 +34,7 @@ def stopped_after(iteration: int, go, monkeypatch, **changes) -> None:
     real = loop.Loop.optimizer_step
 
     def step(self, bar):
-        if self.at.iteration >= iteration:
+        if self.state.counters.iteration >= iteration:
             raise Dead
         real(self, bar)
 
