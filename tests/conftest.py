@@ -1,6 +1,7 @@
 """What many tests need: small models, rows, and the folder of real data where it is at hand."""
 
 import json
+import signal
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,6 +33,13 @@ def shared() -> Path:
 def _cache(tmp_path_factory, monkeypatch):
     """No test touches the user's cache."""
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def sigint_is_heard():
+    """A shell that starts the tests in the background has SIGINT ignored, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_llama(seed: int = 0, hidden: int = 32, layers: int = 2, tied: bool = True) -> nn.Module:
