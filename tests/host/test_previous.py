@@ -87,8 +87,18 @@ def test_a_resumed_run_knows_its_own_files_and_those_of_others(go):
     assert "did not make" not in go(resume=True, iters=3) and not Path("adapters/previous-1").exists()
     mx.save_safetensors("adapters/adapters.safetensors", {"of.another": mx.ones((2,))})
     other = Path("adapters/adapters.safetensors").read_bytes()
-    assert "adapters holds weights that this run did not make" in go(resume=True, iters=4)
+    assert "adapters holds weights that are in none of the run's saved states" in go(resume=True, iters=4)
     assert Path("adapters/previous-1/adapters.safetensors").read_bytes() == other != own
+
+
+def test_adapters_of_another_run_of_ours_are_kept_where_a_run_goes_on(go):
+    go(adapter_path="other", seed=7)
+    go()
+    other = Path("other/adapters.safetensors").read_bytes()
+    Path("adapters/adapters.safetensors").write_bytes(other)
+    assert written_by_us(Path("adapters/adapters.safetensors"))
+    assert "adapters holds weights that are in none of the run's saved states" in go(resume=True, iters=4)
+    assert Path("adapters/previous-1/adapters.safetensors").read_bytes() == other
 
 
 @pytest.mark.parametrize("name", ["adapters.safetensors", "0000001_adapters.safetensors"])

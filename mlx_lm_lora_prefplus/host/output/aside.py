@@ -4,6 +4,7 @@
 the third, and so on.
 """
 
+import contextlib
 import filecmp
 import json
 import os
@@ -12,9 +13,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
 from ...engine.files.adapter_files import WRITTEN_BY
 from ...engine.files.metrics_file import NAME as METRICS
 from ...engine.files.run_state import PATTERN as STATES
+from ...engine.files.run_state import Damaged, read_state
 from ...errors import UserError
 from ...report.runs import RECORD, SAMPLES
 
@@ -72,7 +76,7 @@ def find_previous(adapter_file: Path, *, resumed: bool, fuses: bool) -> Previous
     weights = [*sorted(folder.glob(STATES)), adapter_file, *sorted(folder.glob(NUMBERED))]
     weights = [file for file in [*weights, folder / "best" / adapter_file.name] if file.is_file()]
     if resumed:
-        weights = [file for file in weights if not file.match(STATES) and not written_by_us(file)]
+        weights = [file for file in weights if not file.match(STATES) and not _of_the_run(file, adapter_file)]
     newest = newest_previous(folder)
     weights = [file for file in weights if not (newest and _same(file, newest / file.relative_to(folder)))]
     names = COMPANIONS[:1] if resumed else COMPANIONS
@@ -126,6 +130,25 @@ def written_by_us(file: Path) -> bool:
         return header["__metadata__"].items() >= WRITTEN_BY.items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _of_the_run(file: Path, adapter_file: Path) -> bool:
+    """Whether a file of weights belongs to the run whose states stand beside it.
+
+    The adapters themselves may be those of another run of this package, put there since: they must be what one of the
+    states holds, or what was saved under its number.
+    """
+    if not written_by_us(file):
+        return False
+    if file != adapter_file or any(_same(file, numbered) for numbered in file.parent.glob(NUMBERED)):
+        return True
+    found: Any = mx.load(str(file))
+    for state_file in sorted(file.parent.glob(STATES), reverse=True):
+        with contextlib.suppress(Damaged):
+            kept = read_state(state_file).arrays["weights"]
+            if kept.keys() == found.keys() and all(mx.array_equal(kept[name], found[name]) for name in kept):
+                return True
+    return False
 
 
 def record_fused(folder: Path) -> None:

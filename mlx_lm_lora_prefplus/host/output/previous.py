@@ -44,7 +44,9 @@ def told(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
         ways.append(f"reference_model_path: {adapters} compares with them")
     ways.append("another adapter_path leaves them where they are")
     found = (
-        f"{folder} holds weights that this run did not make"
+        f"{folder} holds weights that are in none of the run's saved states"
+        if resumed
+        else f"{folder} holds weights that this run did not make"
         if iteration is None
         else f"{folder} holds the state of a run at iteration {iteration}. This run starts afresh"
     )
