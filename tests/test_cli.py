@@ -63,7 +63,7 @@ def test_losses_as_json(call):
 
 def test_losses_as_text(call):
     everything = call("losses").stdout
-    assert "dpo: pairs, with a reference" in everything and "bco: labelled rows" in everything
+    assert "dpo: pairs, with a reference" in everything and "bco: unpaired rows" in everything
     assert max(len(line) for line in everything.splitlines()) <= 80
     one = call("losses", "plackett_luce").stdout
     assert "e^(βu_j)]" in one  # brackets are not taken for markup

@@ -18,7 +18,7 @@ from ..engine.reference.precompute import reference_logps, with_reference
 from ..engine.reference.store import ReferenceStore
 from ..engine.train.gradient import GradientStep, in_parts
 from ..errors import UserError
-from ..plugin import Batch, Policy
+from ..plugin import Batch, Scorer
 from ..settings import RunSettings
 from ..trainers import CPO, DPO
 
@@ -64,7 +64,7 @@ def halves_of(model: nn.Module) -> SplitModel:
     return halves
 
 
-def our_batch(rows: Sequence[dict[str, list[int]]], policy: Policy, mode: str, multiple: int) -> Batch:
+def our_batch(rows: Sequence[dict[str, list[int]]], policy: Scorer, mode: str, multiple: int) -> Batch:
     """The rows as our iterator pads them, with the log-probs of the reference where the mode has one."""
     batch = collate(rows, np.arange(len(rows)), multiple)
     if TRAINERS[mode].reference:
@@ -80,7 +80,7 @@ Gradient = Callable[[Batch], tuple[Any, Any]]
 """A function of a batch: (sums of loss and metrics, gradient), as the training loop calls it."""
 
 
-def our_gradient(policy: Policy, mode: str, loss: str, beta: float, delta: float, compiled: bool) -> Gradient:
+def our_gradient(policy: Scorer, mode: str, loss: str, beta: float, delta: float, compiled: bool) -> Gradient:
     """Our step on batches that have their reference."""
     trainer = TRAINERS[mode]
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..plugin.protocol import Rows as Kind
+from ..plugin.protocol import RowKind
 from ..settings import DataSettings
 from .formats.convert import Pairing
 from .formats.detect import read_examples
@@ -45,7 +45,7 @@ def prepare(
     tokenizer: Any,
     splits: Sequence[str],
     *,
-    kind: Kind = "paired",
+    kind: RowKind = "paired",
     add_bos: bool = False,
     add_ends: bool = False,
     progress: bool = True,
@@ -56,7 +56,7 @@ def prepare(
     A split that does not exist is left out. Rows are streamed to disk and kept there for the next start.
 
     tokenizer: mlx_lm's TokenizerWrapper with a chat template.
-    kind: of the rows to make. Pairs and lists become rows of any kind; labelled rows can be nothing else.
+    kind: of the rows to make. Pairs and lists become rows of any kind; unpaired rows can be nothing else.
     add_bos: put the BOS token first where the template leaves it out and the tokenizer itself would not.
     add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row (see `Encoder`).
     progress: show how many rows are done.
@@ -79,7 +79,7 @@ def prepare(
 class _Preparation:
     """How the rows of all splits are made."""
 
-    kind: Kind
+    kind: RowKind
     pairing: Pairing
     encoder: Encoder
     progress: bool

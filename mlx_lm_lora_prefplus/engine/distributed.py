@@ -15,7 +15,7 @@ from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map
 
 from ..data.batches.slicing import rows_of, slice_batch
-from ..plugin import Batch, Policy, Scores
+from ..plugin import Batch, Scorer, Scores
 from .files.run_state import RunState
 
 
@@ -114,12 +114,12 @@ class SharedPolicy:
     own: computes the share. Every process has to make the same calls with the same batches.
     """
 
-    def __init__(self, own: Policy, ranks: Ranks):
+    def __init__(self, own: Scorer, ranks: Ranks):
         self.own, self.ranks = own, ranks
         self.model: nn.Module = own.model
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """See `Policy`. Differentiable with respect to this process's share."""
+        """See `Scorer`. Differentiable with respect to this process's share."""
         rows = batch.lengths.shape[0]
         start, stop = share(batch, self.ranks.rank, self.ranks.size)
         fields = Scores._fields if statistics else Scores._fields[:3]

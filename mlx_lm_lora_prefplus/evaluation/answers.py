@@ -13,7 +13,7 @@ from mlx_lm.sample_utils import make_sampler
 from ..data.batches.lengths import lengths_of
 from ..engine.model.adapters import adapter_layers, adapters_off
 from ..host import models
-from ..host.run.session import Work
+from ..host.run.session import Session
 
 
 class Answer(NamedTuple):
@@ -32,22 +32,22 @@ class Asked(NamedTuple):
     reference: Answer
 
 
-def ask(work: Work, count: int, max_tokens: int, temperature: float) -> list[Asked]:
+def ask(session: Session, count: int, max_tokens: int, temperature: float) -> list[Asked]:
     """Let both models answer the first `count` different prompts of the held-out rows.
 
     max_tokens: of an answer. temperature: 0 takes the likeliest token. Both models begin with the same seed.
     """
-    prompts = _prompts(work, count)
-    ours = _answers(work, work.model, prompts, max_tokens, temperature)
-    with reference_model(work) as model:
-        theirs = _answers(work, model, prompts, max_tokens, temperature)
-    texts = (work.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts)
+    prompts = _prompts(session, count)
+    ours = _answers(session, session.model, prompts, max_tokens, temperature)
+    with reference_model(session) as model:
+        theirs = _answers(session, model, prompts, max_tokens, temperature)
+    texts = (session.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts)
     return [Asked(*one) for one in zip(texts, prompts, ours, theirs, strict=True)]
 
 
-def _prompts(work: Work, count: int) -> list[list[int]]:
+def _prompts(session: Session, count: int) -> list[list[int]]:
     """The first different ones, as token ids."""
-    rows, found = work.rows["test"], dict[tuple[int, ...], None]()
+    rows, found = session.rows["test"], dict[tuple[int, ...], None]()
     for place in range(len(lengths_of(rows).prompt)):
         found.setdefault(tuple(np.asarray(rows[place]["prompt"]).tolist()))
         if len(found) == count:
@@ -56,9 +56,9 @@ def _prompts(work: Work, count: int) -> list[list[int]]:
 
 
 def _answers(
-    work: Work, model: nn.Module, prompts: list[list[int]], max_tokens: int, temperature: float
+    session: Session, model: nn.Module, prompts: list[list[int]], max_tokens: int, temperature: float
 ) -> list[Answer]:
-    tokenizer, seed = work.tokenizer, work.resolved.settings.seed
+    tokenizer, seed = session.tokenizer, session.resolved.settings.seed
     mx.random.seed(seed)
     model.eval()
     made = batch_generate(
@@ -75,13 +75,13 @@ def _answers(
 
 
 @contextmanager
-def reference_model(work: Work) -> Iterator[nn.Module]:
+def reference_model(session: Session) -> Iterator[nn.Module]:
     """The model to compare with: what `reference_model_path` names in modes with a reference, else the base model."""
-    resolved = work.resolved
+    resolved = session.resolved
     if resolved.settings.reference_model_path and resolved.trainer.needs_reference(resolved.options):
-        yield models.load_reference(resolved.settings, work.tokenizer)
-    elif adapter_layers(work.model):
-        with adapters_off(work.model):
-            yield work.model
+        yield models.load_reference(resolved.settings, session.tokenizer)
+    elif adapter_layers(session.model):
+        with adapters_off(session.model):
+            yield session.model
     else:  # all weights were trained
         yield models.load_base(resolved.settings)[0]

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import UserError
 from ..host.config.command_line import settings_of
 from ..host.run import summary
-from ..host.run.session import Work
+from ..host.run.session import Session
 from ..report.evidence import evidence_of as evidence_of_run
 from ..report.runs import read_run
 from ..report.verdict import Evidence, verdict
@@ -60,41 +60,43 @@ def evaluate(words: Sequence[str], judging: Judging) -> Report:
     with redirect_stdout(sys.stderr):
         resolved = settings_of(words, "mlx_lm_lora.prefplus evaluate", train_mode="dpo")
         judge = judges.function_judge(judging.judge) if judging.judge not in (None, "reward") else None
-        work, split, name = held_out.open_held_out(resolved)
+        session, split, name = held_out.open_held_out(resolved)
         seed = resolved.settings.seed
-        scored = held_out.score(work)
+        scored = held_out.score(session)
         report: Report = {
             "mode": resolved.trainer.mode,
             "objective": summary.objective(resolved),
             "policy": f"{resolved.settings.model} with {resolved.settings.adapter_path}",
-            "reference": _reference(work),
+            "reference": _reference(session),
             "rows": {"split": name, "source": split.report.source, "kind": split.report.kind, "n": len(scored.rewards)},
             **held_out.summary(scored, seed),
             "answers": None,
         }
         if judging.wanted:
-            report["answers"] = _compared(work, judging, judge, seed)
+            report["answers"] = _compared(session, judging, judge, seed)
     report["training"] = _training(Path(resolved.settings.adapter_path or ""))
     outcome, text = verdict(evidence_of(report))
     return {**report, "outcome": outcome, "verdict": text}
 
 
-def _reference(work: Work) -> str:
-    path = work.resolved.settings.reference_model_path
+def _reference(session: Session) -> str:
+    path = session.resolved.settings.reference_model_path
     return (
-        path if path and work.resolved.trainer.needs_reference(work.resolved.options) else work.resolved.settings.model
+        path
+        if path and session.resolved.trainer.needs_reference(session.resolved.options)
+        else session.resolved.settings.model
     )
 
 
-def _compared(work: Work, judging: Judging, judge: judges.Judge | None, seed: int) -> dict[str, Any]:
+def _compared(session: Session, judging: Judging, judge: judges.Judge | None, seed: int) -> dict[str, Any]:
     if judging.model:
         judge = judges.model_judge(judging.model)
-    asked = ask(work, judging.prompts, judging.max_tokens, judging.temperature)
+    asked = ask(session, judging.prompts, judging.max_tokens, judging.temperature)
     agreement = None
     if judge is not None:
         wins, agreement = judges.judged(judge, asked)
     else:
-        wins = judges.judged_by_reward(work, asked)
+        wins = judges.judged_by_reward(session, asked)
     if judging.keep:
         _keep(judging.keep, asked, wins)
     who = f"the model {judging.model}" if judging.model else judging.judge

@@ -14,7 +14,7 @@ from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.output.previous import as_begun
 from ..host.run.references import ReferencePass
 from ..host.run.run import check_start
-from ..host.run.session import Work, tokenised
+from ..host.run.session import Session, tokenised
 from ..losses import outcome, pair_rounding
 from ..plugin import Batch
 from ..report import intervals
@@ -27,12 +27,12 @@ BUCKETS = 4
 
 
 class HeldOut(NamedTuple):
-    """Of each row the first and the last completion: chosen and rejected; of a labelled row it is one and the same.
+    """Of each row the first and the last completion: chosen and rejected; of a unpaired row it is one and the same.
 
     rewards, rounding, policy, reference, tokens: (rows, 2) rewards and what they may be off by, log-probs (nats,
         summed) and tokens.
     base: rewards of the model before training; 0 where they compare with a reference. label: (rows,) 1 or 0, of
-        labelled rows.
+        unpaired rows.
     """
 
     rewards: np.ndarray
@@ -49,7 +49,7 @@ class HeldOut(NamedTuple):
         return HeldOut(*values, label)  # type: ignore[arg-type]
 
 
-def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
+def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
     """Load the base model and the held-out rows: test, or valid where there is no test.
 
     Returns:
@@ -67,37 +67,37 @@ def open_held_out(resolved: Resolved) -> tuple[Work, Split, str]:
     for name in ("test", "valid"):
         splits = tokenised(resolved, tokenizer, [name])
         if split := splits.get(name):
-            work = Work(resolved._replace(settings=settings), model, tokenizer, {"test": split.rows})
-            return work, split, name
+            session = Session(resolved._replace(settings=settings), model, tokenizer, {"test": split.rows})
+            return session, split, name
     raise UserError(
         f"There are neither test nor valid rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder "
         "that holds test.jsonl: rows that were not trained on."
     )
 
 
-def score(work: Work) -> HeldOut:
+def score(session: Session) -> HeldOut:
     """Score the rows with the reference, then put the trained adapters on and score them with the policy."""
-    resolved, computed_by = work.resolved, work.engine.policy
+    resolved, computed_by = session.resolved, session.engine.policy
     trainer = resolved.trainer
-    reference = ReferencePass(work).logps()["test"]
+    reference = ReferencePass(session).logps()["test"]
     plain = reference
-    if reference is None or work.token_weights(next(work.batches("test"))) is not None:
-        plain = ReferenceStore(None, len(work.rows["test"]), completions=int(work.lengths("test").count.max()))
-        reference_logps(computed_by, work.batches("test"), len(work.rows["test"]), "Base model", store=plain)
+    if reference is None or session.token_weights(next(session.batches("test"))) is not None:
+        plain = ReferenceStore(None, len(session.rows["test"]), completions=int(session.lengths("test").count.max()))
+        reference_logps(computed_by, session.batches("test"), len(session.rows["test"]), "Base model", store=plain)
     assert resolved.settings.adapter_path
-    models.load_trained(work.model, resolved.settings.adapter_path)
-    work.model.eval()
+    models.load_trained(session.model, resolved.settings.adapter_path)
+    session.model.eval()
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*HeldOut._fields, "ids")}
     for batch, known in zip(
-        with_reference(work.batches("test"), reference), with_reference(work.batches("test"), plain), strict=True
+        with_reference(session.batches("test"), reference), with_reference(session.batches("test"), plain), strict=True
     ):
-        scores = computed_by(batch, work.token_weights(batch))
+        scores = computed_by(batch, session.token_weights(batch))
         untrained = scores._replace(logps=known.reference_logps, weighted_logps=known.reference_logps)
         rewards = trainer.rewards(scores, batch, resolved.options)
         base = trainer.rewards(untrained, batch, resolved.options) if reference is None else mx.zeros_like(rewards)
         for name, values in (
             ("rewards", rewards),
-            ("rounding", reward_rounding(trainer, work.model, scores, batch, resolved.options)),
+            ("rounding", reward_rounding(trainer, session.model, scores, batch, resolved.options)),
             ("base", base),
             ("policy", scores.logps),
             ("reference", known.reference_logps),
@@ -146,7 +146,7 @@ def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
 
 
 def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
-    """accuracy: chosen has the higher reward; of a labelled row, the reward's sign is that of its label; see
+    """accuracy: chosen has the higher reward; of a unpaired row, the reward's sign is that of its label; see
     `losses.outcome`. margin: reward of chosen less rejected, or mean of desirable less undesirable; None where one
     label is missing."""
     chosen, rejected = held_out.rewards.T

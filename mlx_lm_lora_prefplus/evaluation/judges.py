@@ -14,7 +14,7 @@ from mlx_lm.utils import load
 from ..data.batches.collate import collate
 from ..engine.logprobs.select import choose_policy
 from ..errors import UserError
-from ..host.run.session import Work
+from ..host.run.session import Session
 from ..losses import outcome, pair_rounding
 from ..trainers.tabled import reward_rounding
 from .answers import Asked, reference_model
@@ -125,22 +125,24 @@ def _of_two(judge: Judge, prompt: str, a: str, b: str) -> float:
     return 0.5 if a == b else judge(prompt, a, b)
 
 
-def judged_by_reward(work: Work, asked: list[Asked]) -> np.ndarray:
+def judged_by_reward(session: Session, asked: list[Asked]) -> np.ndarray:
     """(prompts,) 1 where the policy's own reward, of which the training thinks, is higher for the policy's answer."""
-    resolved = work.resolved
+    resolved = session.resolved
     trainer: Any = resolved.trainer
     found = []
-    with reference_model(work) as model:
-        its_policy = choose_policy(model, resolved.settings).policy if model is not work.model else work.engine.policy
+    with reference_model(session) as model:
+        its_policy = (
+            choose_policy(model, resolved.settings).policy if model is not session.model else session.engine.policy
+        )
         compared = trainer.needs_reference(resolved.options)
-        references = [_logps(its_policy, work, one) if compared else None for one in asked]
+        references = [_logps(its_policy, session, one) if compared else None for one in asked]
     for one, reference in zip(asked, references, strict=True):
         batch = _pair(one)
         if reference is not None:
             batch = batch._replace(reference_logps=reference)
-        scores = work.engine.policy(batch, work.token_weights(batch))
+        scores = session.engine.policy(batch, session.token_weights(batch))
         ours, theirs = trainer.rewards(scores, batch, resolved.options)
-        off = pair_rounding(*reward_rounding(trainer, work.model, scores, batch, resolved.options))
+        off = pair_rounding(*reward_rounding(trainer, session.model, scores, batch, resolved.options))
         same = one.policy.tokens == one.reference.tokens
         found.append(0.5 if same else outcome(ours - theirs, off).item())
     return np.array(found)
@@ -152,8 +154,8 @@ def _pair(one: Asked) -> Any:
     return collate([row], np.zeros(1, np.int64))
 
 
-def _logps(policy: Any, work: Work, one: Asked) -> mx.array:
+def _logps(policy: Any, session: Session, one: Asked) -> mx.array:
     batch = _pair(one)
-    logps = policy(batch, work.token_weights(batch)).weighted_logps.astype(mx.float32)
+    logps = policy(batch, session.token_weights(batch)).weighted_logps.astype(mx.float32)
     mx.eval(logps)
     return logps

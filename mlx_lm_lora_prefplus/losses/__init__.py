@@ -1,10 +1,13 @@
 """Preference losses: pure functions of log-probs, the rows that describe them, and how they are put together."""
 
+import sys
+
+from ..renamed import renamed
 from .advice import advice
 from .api.compute import NLL_WEIGHTS, OPTIONS, compute
 from .api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
 from .formulas.policy_only import alphapo_reward
-from .inputs import Labelled, Lists, Pairs
+from .inputs import Lists, Pairs, Unpaired
 from .loss import Loss
 from .modifiers import token_weights, wpo_weights
 from .objective import Objective, is_separable, needs_state, objective
@@ -18,7 +21,6 @@ __all__ = [
     "START",
     "CPOLoss",
     "DPOLoss",
-    "Labelled",
     "Lists",
     "Loss",
     "LossOptions",
@@ -28,6 +30,7 @@ __all__ = [
     "Pairs",
     "PreferenceLossBase",
     "SimPOLoss",
+    "Unpaired",
     "advice",
     "alphapo_reward",
     "borrowed_defaults",
@@ -44,3 +47,5 @@ __all__ = [
     "weighing_options",
     "wpo_weights",
 ]
+
+__getattr__ = renamed(sys.modules[__name__], {"Labelled": "Unpaired"})

@@ -19,7 +19,7 @@ def advice(options: Any, alone: float = 0.0, labels: tuple[int, int] | None = No
     """Warnings on the options of a mode of ours.
 
     alone: share of the micro-batches that hold one example.
-    labels: desirable and undesirable rows, of labelled rows.
+    labels: desirable and undesirable rows, of unpaired rows.
     """
     names = loss_names(options.loss_type)
     told = [text for name in names for text in _of_loss(name, options)]

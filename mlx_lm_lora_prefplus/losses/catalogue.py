@@ -1,8 +1,7 @@
 """The losses of each mode, a row for each: what `--help`, the checks, the docs and the training loop know of them."""
 
-from .formulas import absolute, pairs, policy_only
+from .formulas import absolute, pairs, policy_only, unpaired
 from .formulas import ranked as lists
-from .formulas import unpaired as labelled
 from .loss import Loss
 
 _SMOOTHED = ("beta", "label_smoothing")
@@ -150,14 +149,14 @@ ORPO: dict[str, Loss] = {
 _WEIGHTED = ("beta", "desirable_weight", "undesirable_weight")
 
 KTO: dict[str, Loss] = {
-    "kto": Loss(labelled.kto, _WEIGHTED, mismatched=True, separable=False, when="thumbs up or down instead of pairs"),
+    "kto": Loss(unpaired.kto, _WEIGHTED, mismatched=True, separable=False, when="thumbs up or down instead of pairs"),
     "apo_zero_unpaired": Loss(
-        labelled.apo_zero_unpaired, _WEIGHTED, when="as kto without the estimate of the KL: rows stand alone"
+        unpaired.apo_zero_unpaired, _WEIGHTED, when="as kto without the estimate of the KL: rows stand alone"
     ),
 }
 
 BCO: dict[str, Loss] = {
     "bco": Loss(
-        labelled.bco, _WEIGHTED, baseline=True, when="thumbs up or down; the running mean of rewards is the bar"
+        unpaired.bco, _WEIGHTED, baseline=True, when="thumbs up or down; the running mean of rewards is the bar"
     )
 }

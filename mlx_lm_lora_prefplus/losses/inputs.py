@@ -1,4 +1,4 @@
-"""What a loss is given: log-probs of the completions of pairs, of labelled rows, of lists.
+"""What a loss is given: log-probs of the completions of pairs, of unpaired rows, of lists.
 
 Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, u = p − q the log-ratio; w the
 chosen and l the rejected completion of a pair, Δ = u_w − u_l; n counts completion tokens. Log-probs are in nats and sum
@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
         )
 
 
-class Labelled(NamedTuple):
+class Unpaired(NamedTuple):
     """Single completions that are labelled good or bad, each (rows,) float32.
 
     label: 1 for a desirable completion, 0 for an undesirable one.

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..plugin.protocol import Rows
+from ..plugin.protocol import RowKind
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Loss:
     """One row in the table of a mode.
 
     function: called as `function(examples, **options)` with the option keys named here and an instance of `Pairs`,
-        `Labelled` or `Lists`; returns (examples,). None: the loss is the NLL of the chosen completions alone.
+        `Unpaired` or `Lists`; returns (examples,). None: the loss is the NLL of the chosen completions alone.
     options: the config keys it takes.
     keys: a frozen dataclass of those that the mode does not have, written as the options of a trainer are; for a loss
         that another package adds to a mode.
@@ -35,7 +35,7 @@ class Loss:
     instead: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     means: bool = False
-    rows: Rows | None = None
+    rows: RowKind | None = None
     columns: tuple[str, ...] = ()
     divergence: bool = False
     separable: bool = True

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..plugin.protocol import Unit
 from .formulas.divergences import transform, with_divergence
-from .inputs import Labelled, Lists, Pairs
+from .inputs import Lists, Pairs, Unpaired
 from .loss import Loss
 from .modifiers import dr_dpo
 from .options import loss_names
@@ -30,7 +30,7 @@ class Objective(NamedTuple):
 def objective(
     table: Mapping[str, Loss],
     options: Any,
-    examples: Pairs | Labelled | Lists,
+    examples: Pairs | Unpaired | Lists,
     *,
     nll: mx.array | None = None,
     nll_weight: float = 0.0,

@@ -333,15 +333,15 @@ class ORPOOptions(PairedOptions):
 
 
 @dataclass(frozen=True)
-class LabelledOptions(LossOptions):
-    """The config keys that modes of labelled rows share."""
+class UnpairedOptions(LossOptions):
+    """The config keys that modes of unpaired rows share."""
 
     desirable_weight: Annotated[Number, Field(ge=0, description="Weight of desirable rows.")] = 1.0
     undesirable_weight: Annotated[Number, Field(ge=0, description="Weight of undesirable rows.")] = 1.0
 
 
 @dataclass(frozen=True)
-class KTOOptions(LabelledOptions):
+class KTOOptions(UnpairedOptions):
     """Config keys of mode `kto`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.KTO
@@ -349,7 +349,7 @@ class KTOOptions(LabelledOptions):
 
 
 @dataclass(frozen=True)
-class BCOOptions(LabelledOptions):
+class BCOOptions(UnpairedOptions):
     """Config keys of mode `bco`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.BCO

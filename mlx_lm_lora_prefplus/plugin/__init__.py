@@ -1,6 +1,11 @@
 """The contract of a trainer and the hook through which packages bring theirs."""
 
-from .hookspecs import hookimpl
-from .protocol import Batch, LossOutput, Policy, Scores, Trainer
+import sys
 
-__all__ = ["Batch", "LossOutput", "Policy", "Scores", "Trainer", "hookimpl"]
+from ..renamed import renamed
+from .hookspecs import hookimpl
+from .protocol import Batch, LossOutput, Scorer, Scores, Trainer
+
+__all__ = ["Batch", "LossOutput", "Scorer", "Scores", "Trainer", "hookimpl"]
+
+__getattr__ = renamed(sys.modules[__name__], {"Policy": "Scorer"})

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import mlx.core as mx
 import numpy as np
 
-Rows = Literal["paired", "unpaired", "ranked"]
+RowKind = Literal["paired", "unpaired", "ranked"]
 """The kind of rows a mode reads. `paired`: one prompt with a chosen and a rejected completion; `unpaired`: one prompt
 with one completion that is labelled good or bad; `ranked`: one prompt with several completions, the best first."""
 
@@ -65,8 +65,8 @@ class Batch(NamedTuple):
     def units(self) -> dict[Unit, int]:
         """How many of each unit this batch holds.
 
-        examples: pairs, labelled rows or lists. chosen_tokens: tokens of the first completion of each that count;
-        rejected_tokens: of the last, where there are several; completion_tokens: of all. Where the rows are labelled,
+        examples: pairs, unpaired rows or lists. chosen_tokens: tokens of the first completion of each that count;
+        rejected_tokens: of the last, where there are several; completion_tokens: of all. Where the rows are unpaired,
         also desirable and undesirable: rows of either label.
         """
         examples = self.ids.shape[0]
@@ -97,7 +97,7 @@ class LossOutput(NamedTuple):
     state: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
 
 
-class Policy(Protocol):
+class Scorer(Protocol):
     """The model being trained, as a trainer sees it.
 
     Called with a batch it gives `Scores`. weights: (rows, longest completion) float32, what each completion token
@@ -150,7 +150,7 @@ class Trainer(Protocol):
     def mode(self) -> str: ...
 
     @property
-    def rows(self) -> Rows: ...
+    def rows(self) -> RowKind: ...
 
     @property
     def options(self) -> type: ...
@@ -164,7 +164,7 @@ class Trainer(Protocol):
     @property
     def mismatched(self) -> bool: ...
 
-    def rows_of(self, options: Any) -> Rows:
+    def rows_of(self, options: Any) -> RowKind:
         """The kind of rows that these options need; `rows` for most."""
         ...
 
@@ -215,7 +215,7 @@ class Trainer(Protocol):
         """
         ...
 
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """The loss of a micro-batch, differentiable through `policy(batch)`. state: as `initial_state` has it."""
         ...
 
@@ -224,7 +224,7 @@ class Trainer(Protocol):
         ...
 
     def evaluate(
-        self, policy: Policy, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
+        self, policy: Scorer, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
     ) -> dict[str, float]:
         """Means over all batches: `loss` and every metric of `loss(...)`, no gradients, dropout off."""
         ...

@@ -13,7 +13,7 @@ from ..engine.model.memory import is_out_of_memory, total_memory, ways
 from ..host import models
 from ..host.output import fuse
 from ..host.run.references import ReferencePass
-from ..host.run.session import Work
+from ..host.run.session import Session
 from ..plugin import Batch
 from .measure import Measured, measure, reference_peak
 from .shapes import Shapes
@@ -38,19 +38,19 @@ class Trials(NamedTuple):
     peak: int
 
 
-def forecast(work: Work, planned: ReferencePass, started: float, done: int = 0) -> dict[str, Any]:
+def forecast(session: Session, planned: ReferencePass, started: float, done: int = 0) -> dict[str, Any]:
     """The figures, as JSON takes them: bytes and seconds.
 
     started: `time.perf_counter()` when the model began to be loaded. done: iterations of a run that goes on.
     """
     start_seconds, loaded = time.perf_counter() - started, mx.get_peak_memory()
     known, visited = planned.counts()  # before any step
-    shapes = Shapes(work)
-    trials = _tried(work, planned, shapes)
+    shapes = Shapes(session)
+    trials = _tried(session, planned, shapes)
     longest = trials.places[1]
-    evaluation, evaluated = _evaluation(work) if trials.longest else (0.0, 0)
-    weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(work.model.parameters())).values())
-    peak = max(trials.peak, weights, loaded, evaluated, _second_model(work, known < visited, weights))
+    evaluation, evaluated = _evaluation(session) if trials.longest else (0.0, 0)
+    weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(session.model.parameters())).values())
+    peak = max(trials.peak, weights, loaded, evaluated, _second_model(session, known < visited, weights))
     there = total_memory()
     return {
         "memory": {
@@ -63,21 +63,28 @@ def forecast(work: Work, planned: ReferencePass, started: float, done: int = 0) 
             "longest_batch_tokens": int(shapes.tokens[longest]),
         },
         "time": _time(
-            work, shapes, trials, start_seconds, evaluation, (visited - known) / max(visited, 1), done, planned.in_steps
+            session,
+            shapes,
+            trials,
+            start_seconds,
+            evaluation,
+            (visited - known) / max(visited, 1),
+            done,
+            planned.in_steps,
         ),
-        "fused": _fused(work),
-        "ways": _ways(work, shapes.batch(longest), peak - weights, weights),
+        "fused": _fused(session),
+        "ways": _ways(session, shapes.batch(longest), peak - weights, weights),
     }
 
 
-def _tried(work: Work, planned: ReferencePass, shapes: Shapes) -> Trials:
+def _tried(session: Session, planned: ReferencePass, shapes: Shapes) -> Trials:
     """Trials on the middling batch, the longest, and those that may need more memory than it.
 
     None but the first is made where it would not fit by the growth from the first.
     """
     by_length = np.argsort(shapes.tokens, kind="stable")
     places = middle, longest = int(by_length[len(by_length) // 2]), int(by_length[-1])
-    first = _if_it_fits(lambda: measure(work, shapes.batch(middle), planned))
+    first = _if_it_fits(lambda: measure(session, shapes.batch(middle), planned))
     if first is None:
         return Trials(None, None, places, total_memory() + 1)
     grows = max(values.max() / values[middle] for values in (shapes.at_once, shapes.attended))
@@ -87,13 +94,13 @@ def _tried(work: Work, planned: ReferencePass, shapes: Shapes) -> Trials:
     found = {middle: first}
     for place in (longest, int(shapes.at_once.argmax()), int(shapes.attended.argmax())):
         if place not in found:
-            measured = _if_it_fits(lambda place=place: measure(work, shapes.batch(place), planned))
+            measured = _if_it_fits(lambda place=place: measure(session, shapes.batch(place), planned))
             if measured is None:
                 return Trials(first, None, places, max(expected, total_memory() + 1))
             found[place] = measured
     peaks = [one.peak for one in found.values()]
     if first.forward and (widest := int(shapes.whole.argmax())) not in found:
-        peaks.append(reference_peak(work, shapes.batch(widest), planned))
+        peaks.append(reference_peak(session, shapes.batch(widest), planned))
     return Trials(first, found[longest], places, max(peaks))
 
 
@@ -106,9 +113,9 @@ def _if_it_fits(trial: Callable[[], Measured]) -> Measured | None:
         raise
 
 
-def _second_model(work: Work, needed: bool, weights: int) -> int:
+def _second_model(session: Session, needed: bool, weights: int) -> int:
     """Bytes of both models while one that is named as the reference stands beside the policy; 0 where none does."""
-    path = work.resolved.settings.reference_model_path
+    path = session.resolved.settings.reference_model_path
     if not (path and needed):
         return 0
     folder = Path(path).expanduser()
@@ -117,17 +124,17 @@ def _second_model(work: Work, needed: bool, weights: int) -> int:
     return weights + (size or weights)
 
 
-def _evaluation(work: Work) -> tuple[float, int]:
+def _evaluation(session: Session) -> tuple[float, int]:
     """Seconds of one validation, from its first batches, and its peak of memory in bytes; zeros without one."""
-    if not work.evaluates("valid"):
+    if not session.evaluates("valid"):
         return 0.0, 0
-    resolved, batches = work.resolved, list(work.batches("valid"))
+    resolved, batches = session.resolved, list(session.batches("valid"))
     longest = max(batches, key=lambda batch: batch.tokens.size)
     trainer, options = resolved.trainer, resolved.options
     mx.clear_cache()
     mx.reset_peak_memory()
     start = time.perf_counter()
-    trainer.evaluate(work.engine.policy, iter([longest]), options, trainer.initial_state(options))
+    trainer.evaluate(session.engine.policy, iter([longest]), options, trainer.initial_state(options))
     tokens = sum(map(_computed, batches))
     return (time.perf_counter() - start) * tokens / _computed(longest), mx.get_peak_memory()
 
@@ -137,7 +144,7 @@ def _computed(batch: Batch) -> int:
 
 
 def _time(
-    work: Work,
+    session: Session,
     shapes: Shapes,
     trials: Trials,
     start: float,
@@ -153,17 +160,17 @@ def _time(
     """
     if not (trials.middle and trials.longest):
         return None
-    settings = work.resolved.settings
+    settings = session.resolved.settings
     middle, longest = trials.middle, trials.longest
     seconds = _line(shapes.tokens[[*trials.places]], (middle.seconds, longest.seconds))
     forward = _line(shapes.whole[[*trials.places]], (middle.forward, longest.forward))
-    left = (work.iters - done) / len(shapes.tokens)  # of the epochs that were looked through
+    left = (session.iters - done) / len(shapes.tokens)  # of the epochs that were looked through
     compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
-    validations = {1, work.iters, *range(settings.steps_per_eval, work.iters + 1, settings.steps_per_eval)}
+    validations = {1, session.iters, *range(settings.steps_per_eval, session.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
-    if in_steps and getattr(work.resolved.options, "sync_ref_model", False):
+    if in_steps and getattr(session.resolved.options, "sync_ref_model", False):
         reference = 0.0  # it was computed in the steps that were timed
-    if work.evaluates("valid") and longest.forward:
+    if session.evaluates("valid") and longest.forward:
         reference += unknown * evaluation
     parts = {
         "start": start,
@@ -182,24 +189,24 @@ def _line(tokens: Any, seconds: tuple[float, float]) -> Callable[[np.ndarray], n
     return lambda values: np.maximum(long + slope * (values - many), 0.0)
 
 
-def _fused(work: Work) -> dict[str, Any] | None:
+def _fused(session: Session) -> dict[str, Any] | None:
     """Bytes of the fused model, and why it cannot be written (None if it can)."""
-    settings = work.resolved.settings
+    settings = session.resolved.settings
     if not settings.fuse:
         return None
     return {
-        "bytes": fuse.fused_bytes(work.model, fuse.dequantizes(settings)),
-        "problem": fuse.cannot_fuse(work.model, settings),
+        "bytes": fuse.fused_bytes(session.model, fuse.dequantizes(settings)),
+        "problem": fuse.cannot_fuse(session.model, settings),
     }
 
 
-def _ways(work: Work, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
+def _ways(session: Session, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
     """What would lower the memory, with the bytes it saves, about; the most first."""
-    settings = work.resolved.settings
+    settings = session.resolved.settings
     found = [(what, share * step) for what, share in ways(longest, settings)]
     floats = [
         value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
-        for name, value in dict[str, mx.array](tree_flatten(work.model.parameters())).items()
+        for name, value in dict[str, mx.array](tree_flatten(session.model.parameters())).items()
         if value.ndim == 2 and mx.issubdtype(value.dtype, mx.floating) and "lora" not in name and "scales" not in name
     ]
     if models.quantization(settings) is None and settings.train_type != "full" and sum(floats) > weights / 2:

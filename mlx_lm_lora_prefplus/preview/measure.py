@@ -24,7 +24,7 @@ from ..host import models
 from ..host.run.assemble import fake_quantization, moving_reference, step_reference
 from ..host.run.references import ReferencePass
 from ..host.run.run import build_optimizer
-from ..host.run.session import Work
+from ..host.run.session import Session
 from ..plugin import Batch
 
 SECONDS, FORWARD_SECONDS, MOST_STEPS = 2.0, 0.5, 20
@@ -50,7 +50,7 @@ class Measured(NamedTuple):
     before: int
 
 
-def measure(work: Work, batch: Batch, planned: ReferencePass) -> Measured:
+def measure(session: Session, batch: Batch, planned: ReferencePass) -> Measured:
     """Steps of the run on the batch, with a learning rate so small that the weights stay what they are.
 
     Raises:
@@ -60,13 +60,13 @@ def measure(work: Work, batch: Batch, planned: ReferencePass) -> Measured:
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    store, forward = _reference(work, batch, planned)
+    store, forward = _reference(session, batch, planned)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(io.StringIO()))
         bar = stack.enter_context(tqdm(disable=True))
-        if work.resolved.settings.grad_checkpoint:
-            stack.enter_context(gradient_checkpointing(work.model))
-        loop = _loop(work, batch, store)
+        if session.resolved.settings.grad_checkpoint:
+            stack.enter_context(gradient_checkpointing(session.model))
+        loop = _loop(session, batch, store)
         size = loop.inputs.settings.gradient_accumulation_steps
         first, seconds = _timed(loop, bar) / size, []
         if store and store.growing:
@@ -76,42 +76,42 @@ def measure(work: Work, batch: Batch, planned: ReferencePass) -> Measured:
     return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
 
 
-def _reference(work: Work, batch: Batch, planned: ReferencePass) -> tuple[ReferenceStore | None, float]:
+def _reference(session: Session, batch: Batch, planned: ReferencePass) -> tuple[ReferenceStore | None, float]:
     """The reference as the steps are given it, that of the batch in it or not, and the seconds that this takes."""
-    if not work.resolved.trainer.needs_reference(work.resolved.options):
+    if not session.resolved.trainer.needs_reference(session.resolved.options):
         return None, 0.0
-    rows, completions = len(work.rows["train"]), int(work.lengths("train").count.max())
-    in_steps, policy = planned.in_steps, work.engine.policy
-    if in_steps and work.engine.trunk:  # which runs for the policy anyway
-        _, policy = reference_logps_sharing_trunk(policy, work.engine.trunk, batch, None, nullcontext())
+    rows, completions = len(session.rows["train"]), int(session.lengths("train").count.max())
+    in_steps, policy = planned.in_steps, session.engine.policy
+    if in_steps and session.engine.trunk:  # which runs for the policy anyway
+        _, policy = reference_logps_sharing_trunk(policy, session.engine.trunk, batch, None, nullcontext())
         mx.eval(policy.outputs)
     empty = lambda: ReferenceStore(None, rows, completions=completions, growing=in_steps)  # noqa: E731
     store, seconds = empty(), list[float]()
-    with adapters_off(work.model):
+    with adapters_off(session.model):
         while len(seconds) < 2 or (sum(seconds) < FORWARD_SECONDS and len(seconds) < MOST_STEPS):
             start = time.perf_counter()
             store = empty()
-            reference_logps(policy, [batch], rows, store=store, weights=work.token_weights)
+            reference_logps(policy, [batch], rows, store=store, weights=session.token_weights)
             seconds.append(time.perf_counter() - start)
     return empty() if in_steps else store, statistics.mean(seconds[1:])
 
 
-def reference_peak(work: Work, batch: Batch, planned: ReferencePass) -> int:
+def reference_peak(session: Session, batch: Batch, planned: ReferencePass) -> int:
     """Bytes, the most that are in use while the reference passes over a batch."""
     mx.clear_cache()
     mx.reset_peak_memory()
-    _reference(work, batch, planned)
+    _reference(session, batch, planned)
     return mx.get_peak_memory()
 
 
-def _loop(work: Work, batch: Batch, store: ReferenceStore | None) -> Loop:
+def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
     """The loop of the run, with one batch for all, without validation, reports and files."""
-    settings = work.resolved.settings
-    models.make_ready(work.model, settings)
-    moving = moving_reference(work)
+    settings = session.resolved.settings
+    models.make_ready(session.model, settings)
+    moving = moving_reference(session)
     if moving:
         moving.every = 1
-    in_step = step_reference(work, store, moving)
+    in_step = step_reference(session, store, moving)
     settings = settings.model_copy(
         update={
             **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
@@ -130,20 +130,20 @@ def _loop(work: Work, batch: Batch, store: ReferenceStore | None) -> Loop:
     def save(iteration: int | None) -> tuple[Path, None]:
         raise AssertionError("a trial saves nothing")
 
-    work.model.train()
+    session.model.train()
     return Loop(
         TrainingInputs(
-            trainer=work.resolved.trainer,
-            options=work.resolved.options,
-            policy=work.engine.policy,
+            trainer=session.resolved.trainer,
+            options=session.resolved.options,
+            policy=session.engine.policy,
             optimizer=build_optimizer(settings),
             settings=settings,
             iters=NEVER,
             epoch_batches=batches,
             validation=None,
             save=save,
-            qat=fake_quantization(work.model, settings),
-            compiled=work.compiled,
+            qat=fake_quantization(session.model, settings),
+            compiled=session.compiled,
             moving_reference=moving,
             step_reference=in_step,
         ),

@@ -19,7 +19,7 @@ from ..host.run.findings import findings
 from ..host.run.references import ReferencePass
 from ..host.run.resume import check_same_run, fingerprint
 from ..host.run.run import check_start, check_validation, open_run
-from ..host.run.session import Work
+from ..host.run.session import Session
 from ..losses import loss_names
 from .forecast import forecast
 from .sample_rows import shown_rows
@@ -56,15 +56,15 @@ def _look(words: Sequence[str], report: Report, measured: bool) -> None:
     check_start(resolved.settings)
     _check_folder(Path(resolved.settings.adapter_path))
     started = time.perf_counter()
-    work, splits, state = open_run(resolved)
+    session, splits, state = open_run(resolved)
     if state is not None:
-        check_same_run(state, fingerprint(work), work.resolved.settings)
-    check_validation(work)
-    planned = ReferencePass(work)
-    _tell(report, work, splits, planned)
+        check_same_run(state, fingerprint(session), session.resolved.settings)
+    check_validation(session)
+    planned = ReferencePass(session)
+    _tell(report, session, splits, planned)
     if measured and resolved.settings.train:
-        found = report["forecast"] = forecast(work, planned, started, state.iteration if state else 0)
-        _judge(report, work.resolved, found)
+        found = report["forecast"] = forecast(session, planned, started, state.iteration if state else 0)
+        _judge(report, session.resolved, found)
 
 
 def _settings(resolved: Resolved) -> list[dict[str, Any]]:
@@ -94,21 +94,21 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"adapter_path: {folder} cannot be written ({place}). Choose another folder with adapter_path.")
 
 
-def _tell(report: Report, work: Work, splits: dict[str, Split], planned: ReferencePass) -> None:
-    resolved = work.resolved
+def _tell(report: Report, session: Session, splits: dict[str, Split], planned: ReferencePass) -> None:
+    resolved = session.resolved
     report |= {
         "mode": f"{resolved.trainer.mode}, by {resolved.provider}",
         "objective": summary.objective(resolved),
-        "reference": summary.reference(work, planned),
+        "reference": summary.reference(session, planned),
         "prompt_format": summary.prompt_format(resolved.data),
-        "engine": work.engine.words,
+        "engine": session.engine.words,
         "data": {name: statistics_of(split) for name, split in splits.items()},
-        "rows": shown_rows(next(iter(splits.values())), work.tokenizer),
+        "rows": shown_rows(next(iter(splits.values())), session.tokenizer),
     }
     if resolved.settings.train:
-        report["trained"] = summary.training(resolved.settings, work.model).removeprefix("Trained: ")
-        report["plan"] = summary.schedule(work).removeprefix("Plan: ")
-    report["warnings"] += findings(work, {name: split.report for name, split in splits.items()})
+        report["trained"] = summary.training(resolved.settings, session.model).removeprefix("Trained: ")
+        report["plan"] = summary.schedule(session).removeprefix("Plan: ")
+    report["warnings"] += findings(session, {name: split.report for name, split in splits.items()})
 
 
 def _judge(report: Report, resolved: Resolved, found: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from ..data.batches.plan import widths
 from ..engine.logprobs.plain import PlainPolicy
 from ..engine.logprobs.shared_prefix import HeadPolicy
-from ..engine.train.gradient import GradientStep, cut
-from ..host.run.session import Work
+from ..engine.train.gradient import cut
+from ..host.run.session import Session
 from ..plugin import Batch
 
 EPOCHS = 3
@@ -47,30 +47,30 @@ class Shapes:
     different: graphs to be compiled, where they are: batches of different shapes.
     """
 
-    def __init__(self, work: Work):
-        self.work, self.lengths = work, work.lengths("train")
-        shared = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
-        epochs = [list(work.plan("train", epoch)) for epoch in range(EPOCHS)]
-        self._rows = [rows for epoch in epochs for rows in epoch][: work.iters]
+    def __init__(self, session: Session):
+        self.session, self.lengths = session, session.lengths("train")
+        shared = type(session.engine.policy) not in (PlainPolicy, HeadPolicy)
+        epochs = [list(session.plan("train", epoch)) for epoch in range(EPOCHS)]
+        self._rows = [rows for epoch in epochs for rows in epoch][: session.iters]
         self.epoch = len(epochs[0])
-        in_parts = GradientStep(work.resolved.trainer, work.engine.policy, work.resolved.options, work.compiled).cuts
+        in_parts = session.cut_at is not None
         wholes = [self._shape(rows) for rows in self._rows]
         parts = [self._parts(rows) for rows in self._rows] if in_parts else [[whole] for whole in wholes]
         self.whole = np.array([whole.tokens(shared) for whole in wholes])
         self.tokens = np.array([sum(part.tokens(shared) for part in own) for own in parts])
         self.at_once = np.array([max(part.tokens(shared) for part in own) for own in parts])
         self.attended = np.array([max(part.pairs(shared) for part in own) for own in parts])
-        self.different = len(set(wholes)) if work.compiled else 0
+        self.different = len(set(wholes)) if session.compiled else 0
 
     def _parts(self, rows: np.ndarray) -> list[Shape]:
         positions = (self.lengths.prompt + self.lengths.total)[rows]
         return [self._shape(rows[start:stop]) for start, stop in cut(positions)]
 
     def _shape(self, rows: np.ndarray) -> Shape:
-        multiple, lengths = self.work.multiple, self.lengths
+        multiple, lengths = self.session.multiple, self.lengths
         prompt, completion = (int(widths(one[rows].max(), multiple)) for one in (lengths.prompt, lengths.completion))
         return Shape(len(rows), prompt, completion, int(lengths.count[rows].max()))
 
     def batch(self, place: int) -> Batch:
         """The batch at a place of `tokens`."""
-        return next(self.work.collated("train", [self._rows[place]]))
+        return next(self.session.collated("train", [self._rows[place]]))

@@ -1,12 +1,15 @@
 """The modes that ship with this package, registered through the public hook like anybody's."""
 
+import sys
+
 from ..plugin import Trainer, hookimpl
+from ..renamed import renamed
 from .base import BaseTrainer
 from .cpo import CPO, ORPO, SIMPO
 from .dpo import DPO
 from .kto import BCO, KTO
-from .labelled import LabelledTrainer
 from .paired import PairedOptions, PairedTrainer
+from .unpaired import UnpairedTrainer
 
 __all__ = [
     "BCO",
@@ -16,10 +19,12 @@ __all__ = [
     "ORPO",
     "SIMPO",
     "BaseTrainer",
-    "LabelledTrainer",
     "PairedOptions",
     "PairedTrainer",
+    "UnpairedTrainer",
 ]
+
+__getattr__ = renamed(sys.modules[__name__], {"LabelledTrainer": "UnpairedTrainer"})
 
 
 @hookimpl

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..data.batches.collate import collate
 from ..engine.train.evaluate import evaluate
-from ..plugin import Batch, LossOutput, Policy, Scores
-from ..plugin.protocol import Rows
+from ..plugin import Batch, LossOutput, Scorer, Scores
+from ..plugin.protocol import RowKind
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -25,7 +25,7 @@ class BaseTrainer(ABC):
 
     mode: str
     options: type
-    rows: Rows = "paired"
+    rows: RowKind = "paired"
     losses: Mapping[str, Any] = NOTHING
     defaults: Mapping[str, Any] = NOTHING
     mismatched: bool = False
@@ -37,10 +37,10 @@ class BaseTrainer(ABC):
             cls.reference_key = BaseTrainer.reference_key
 
     @abstractmethod
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the loss over a micro-batch; see `plugin.Trainer`."""
 
-    def rows_of(self, options: Any) -> Rows:
+    def rows_of(self, options: Any) -> RowKind:
         """`rows`, whatever the options."""
         return self.rows
 
@@ -77,7 +77,7 @@ class BaseTrainer(ABC):
         return getattr(options, "beta", 1.0) * (scores.weighted_logps - batch.reference_logps)
 
     def evaluate(
-        self, policy: Policy, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
+        self, policy: Scorer, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
     ) -> dict[str, float]:
         """Means of `loss` and its metrics over all batches."""
         return evaluate(self, policy, batches, options, state)

@@ -3,7 +3,7 @@ labelled good or bad, against a reference.
 """
 
 from ..losses import OPTIONS
-from .labelled import LabelledTrainer
+from .unpaired import UnpairedTrainer
 
-KTO = LabelledTrainer("kto", OPTIONS["kto"], OPTIONS["kto"].table, mismatched=True)
-BCO = LabelledTrainer("bco", OPTIONS["bco"], OPTIONS["bco"].table)
+KTO = UnpairedTrainer("kto", OPTIONS["kto"], OPTIONS["kto"].table, mismatched=True)
+BCO = UnpairedTrainer("bco", OPTIONS["bco"], OPTIONS["bco"].table)

@@ -20,7 +20,7 @@ from ..losses import (
     weighing_options,
     wpo_weights,
 )
-from ..plugin import Batch, LossOutput, Policy, Scores
+from ..plugin import Batch, LossOutput, Scorer, Scores
 from .tabled import TableTrainer, reward_rounding, summed
 
 __all__ = ["PairedOptions", "PairedTrainer"]
@@ -44,7 +44,7 @@ class PairedTrainer(TableTrainer):
         """The options that weigh tokens."""
         return weighing_options(options)
 
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the preference loss over the pairs (or lists) and of the weighted NLL over the chosen tokens."""
         weighting = getattr(options, "use_weighting", False)
         ranked = self.rows_of(options) == "ranked"
@@ -94,7 +94,7 @@ class PairedTrainer(TableTrainer):
         return beta * (alphapo_reward(logps, alpha) if alpha else logps)
 
     def _metrics(
-        self, policy: Policy, scores: Scores, batch: Batch, result: Objective, options: Any
+        self, policy: Scorer, scores: Scores, batch: Batch, result: Objective, options: Any
     ) -> dict[str, mx.array]:
         """Sums over the pairs, by TRL's names.
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 from ..engine.rounding import logp_rounding
 from ..losses import START, Loss, is_separable, loss_names, needs_state
 from ..plugin import Batch, Scores
-from ..plugin.protocol import Rows
+from ..plugin.protocol import RowKind
 from .base import BaseTrainer
 
 
@@ -26,7 +26,7 @@ class TableTrainer(BaseTrainer):
     options: type
     losses: Mapping[str, Loss] = field()
     reference: bool = field()
-    rows: Rows = "paired"
+    rows: RowKind = "paired"
     mismatched: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -47,7 +47,7 @@ class TableTrainer(BaseTrainer):
         """Whether the log-ratios need a reference."""
         return self.reference and not getattr(options, "reference_free", False)
 
-    def rows_of(self, options: Any) -> Rows:
+    def rows_of(self, options: Any) -> RowKind:
         """The kind of rows that the chosen losses need."""
         for name in loss_names(options.loss_type):
             if kind := self.losses[name].rows:

@@ -95,7 +95,7 @@ def test_layout_worked_by_hand():
     assert batch.columns["margin"].tolist() == [0.5, -2.0] and batch.columns["margin"].dtype == mx.float32
 
 
-def test_layout_of_labelled_rows():
+def test_layout_of_unpaired_rows():
     rows = [
         {"prompt": [1, 2], "completion": [3], "label": 1.0},
         {"prompt": [6], "completion": [7, 8], "label": 0.0},

@@ -12,7 +12,7 @@ from .messages import read
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 BLOCK = re.compile(r"^## Shapes of ([a-z ]+)$|^```jsonl( together)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-KINDS = {"pairs": "paired", "labelled rows": "unpaired", "lists": "ranked"}
+KINDS = {"pairs": "paired", "unpaired rows": "unpaired", "lists": "ranked"}
 
 
 def sources() -> list[tuple[str, list[dict]]]:

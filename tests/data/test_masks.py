@@ -276,7 +276,7 @@ def test_an_appended_end_counts(tokenise):
     assert counted(tokenizer, split)[-1].endswith("Paris.\n</s>")
 
 
-def test_labelled_rows_and_lists_have_masks(tokenise):
+def test_unpaired_rows_and_lists_have_masks(tokenise):
     tokenizer = tokenizer_of("qwen3")
     label = {"prompt": [QUESTION], "completion": SEVERAL["chosen"], "label": True}
     assert counted(tokenizer, tokenise([label], tokenizer, kind="unpaired"), "completion") == [

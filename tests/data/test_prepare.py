@@ -271,7 +271,7 @@ def test_numbers_are_kept_where_all_rows_have_them(tokenise):
     assert tokenise(data, kind="ranked").report.incomplete == {}
 
 
-def test_labelled_rows_all_the_way_to_a_batch(tokenise, chatml):
+def test_unpaired_rows_all_the_way_to_a_batch(tokenise, chatml):
     rows, _ = tokenise(LABELLED, kind="unpaired")
     batch = next(iterate_batches(rows, batch_size=5, shuffle=False, mismatched=True))
     assert batch.columns["label"].tolist() == [1, 0, 0, 1, 0] and batch.tokens.shape[0] == 10
@@ -344,7 +344,7 @@ def test_rows_without_pairs_are_refused(shared, tmp_path, chatml):
 
 
 @pytest.mark.shared
-def test_real_labelled_rows_with_a_real_tokenizer(shared, tmp_path):
+def test_real_unpaired_rows_with_a_real_tokenizer(shared, tmp_path):
     tokenizer = load(shared / "models" / "stories260K")
     settings = DataSettings(data=str(shared / "prefs" / "kto_en"), max_seq_length=16384)
     made = prepare(settings, tokenizer, ["train", "valid"], kind="unpaired", progress=False, cache_dir=tmp_path)
@@ -363,15 +363,15 @@ def test_real_labelled_rows_with_a_real_tokenizer(shared, tmp_path):
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["hh_strings", "hh_transcript", "mqm_en_de", "dpo_en_messages"])
-def test_real_pairs_become_labelled_rows_and_lists_of_the_same_tokens(shared, tmp_path, name):
+def test_real_pairs_become_unpaired_rows_and_lists_of_the_same_tokens(shared, tmp_path, name):
     tokenizer = load(shared / "models" / "stories260K")
     settings = DataSettings(data=str(shared / "prefs" / name), max_seq_length=16384)
-    pairs, labelled, lists = (
+    pairs, unpaired, lists = (
         prepare(settings, tokenizer, ["valid"], kind=kind, progress=False, cache_dir=tmp_path)["valid"]
         for kind in ("paired", "unpaired", "ranked")
     )
-    assert labelled.report.desirable == labelled.report.undesirable == pairs.report.used == lists.report.used
+    assert unpaired.report.desirable == unpaired.report.undesirable == pairs.report.used == lists.report.used
     completions = [[row["chosen"], row["rejected"]] for row in pairs.rows]
     assert lists.rows["completions"][:] == completions
-    assert labelled.rows["completion"][:] == [ids for pair in completions for ids in pair]
-    assert labelled.rows["prompt"][:] == [row["prompt"] for row in pairs.rows for _ in range(2)]
+    assert unpaired.rows["completion"][:] == [ids for pair in completions for ids in pair]
+    assert unpaired.rows["prompt"][:] == [row["prompt"] for row in pairs.rows for _ in range(2)]

@@ -154,7 +154,7 @@ def test_pairs(name, kind):
         ),
     ],
 )
-def test_labelled(row, prompt, label):
+def test_unpaired(row, prompt, label):
     example = read_one(row, kind="unpaired")
     assert (example.prompt, content(example.completions[0]), example.scores) == (prompt, "Tom", [label])
 

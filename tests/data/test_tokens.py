@@ -274,7 +274,7 @@ def test_one_prompt_and_each_completion_put_together_are_the_rendered_conversati
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_pair_has_the_same_tokens_as_labelled_rows_and_as_a_list(tokenise, name):
+def test_a_pair_has_the_same_tokens_as_unpaired_rows_and_as_a_list(tokenise, name):
     tokenizer = make_tokenizer(TEMPLATES[name])
     pair = tokenise([PAIR], tokenizer).rows[0]
     rows = tokenise([PAIR], tokenizer, kind="unpaired").rows
@@ -286,16 +286,16 @@ def test_a_pair_has_the_same_tokens_as_labelled_rows_and_as_a_list(tokenise, nam
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_labelled_rows_end_their_prompt_where_pairs_do(tokenise, name):
+def test_unpaired_rows_end_their_prompt_where_pairs_do(tokenise, name):
     tokenizer = make_tokenizer(TEMPLATES[name])
     pair = tokenise([PAIR], tokenizer).rows[0]
-    labelled = [{"prompt": PAIR["prompt"], "completion": PAIR[side], "label": side} for side in ("chosen", "rejected")]
-    rows = tokenise(labelled, tokenizer, kind="unpaired").rows
+    unpaired = [{"prompt": PAIR["prompt"], "completion": PAIR[side], "label": side} for side in ("chosen", "rejected")]
+    rows = tokenise(unpaired, tokenizer, kind="unpaired").rows
     assert rows["prompt"][:] == [pair["prompt"]] * 2
     assert rows["completion"][:] == [pair["chosen"], pair["rejected"]]
 
 
-def test_plain_text_becomes_labelled_rows_with_the_shared_start_as_prompt(tokenise):
+def test_plain_text_becomes_unpaired_rows_with_the_shared_start_as_prompt(tokenise):
     tokenizer = make_tokenizer(HOST_FALLBACK, bos=True)
     plain = {"chosen": "Once there was a cat", "rejected": "Once there was a dog"}
     rows = tokenise([plain], tokenizer, kind="unpaired").rows

@@ -69,7 +69,7 @@ HOST_KEYS = {
     "lr_schedule": "A schedule of mlx-lm: `{name: cosine_decay, warmup: 100, arguments: [5e-6, 1000]}`, in optimiser "
     "steps.",
     "seed": "Of adapters, order of rows and dropout: the same command gives the same bytes.",
-    "batch_size": "Examples (pairs, lists, labelled rows) of a micro-batch.",
+    "batch_size": "Examples (pairs, lists, unpaired rows) of a micro-batch.",
     "iters": "Micro-batches to train for (default: 1000 if `epochs` is not given either).",
     "epochs": "Passes over the rows, instead of `iters`.",
     "gradient_accumulation_steps": "Micro-batches of an optimiser step. Any cut of the same rows gives the same step.",

@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from mlx_lm_lora_prefplus.host.tools.describe import description_of
 from mlx_lm_lora_prefplus.host.tools.render import said
-from mlx_lm_lora_prefplus.losses import Labelled, Lists, Pairs
+from mlx_lm_lora_prefplus.losses import Lists, Pairs, Unpaired
 
 POINTS = 161
 COLUMNS = {"margin": 1.0, "preference_prob": 0.8, "chosen_score": 3.0, "rejected_score": 1.0}
@@ -55,8 +55,8 @@ def curves(trainer: Any, name: str) -> Curves:
     if loss.rows == "unpaired":
         rest = ["z 0"] * row.mismatched + ["δ 0"] * row.baseline
         lines = {
-            "desirable": lambda x: row.function(_labelled(x / beta, 1.0), **options)[0],
-            "undesirable": lambda x: row.function(_labelled(x / beta, 0.0), **options)[0],
+            "desirable": lambda x: row.function(_unpaired(x / beta, 1.0), **options)[0],
+            "undesirable": lambda x: row.function(_unpaired(x / beta, 0.0), **options)[0],
         }
         return made(lines, "reward βu", (-reach, reach), *rest)
     if loss.rows == "ranked":
@@ -114,9 +114,9 @@ def _pair(chosen: mx.array, rejected: mx.array) -> Pairs:
     return Pairs(chosen.reshape(1), rejected.reshape(1), zero, zero, *counts, columns)
 
 
-def _labelled(logratio: mx.array, label: float) -> Labelled:
+def _unpaired(logratio: mx.array, label: float) -> Unpaired:
     zero = mx.zeros(1)
-    return Labelled(logratio.reshape(1), zero, zero + TOKENS[0], zero + label, zero)
+    return Unpaired(logratio.reshape(1), zero, zero + TOKENS[0], zero + label, zero)
 
 
 def _list(logratio: mx.array, place: int) -> Lists:

@@ -25,12 +25,12 @@ def rows_for(mode: str, folder: Path) -> str:
     if mode == "kto":
         for file in folder.glob("*.jsonl"):
             pairs = [json.loads(line) for line in file.read_text().splitlines()]
-            labelled = [
+            unpaired = [
                 {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
                 for pair in pairs
                 for side in ("chosen", "rejected")
             ]
-            file.write_text("\n".join(map(json.dumps, labelled)) + "\n")
+            file.write_text("\n".join(map(json.dumps, unpaired)) + "\n")
     return str(folder)
 
 

@@ -251,7 +251,7 @@ def test_steps_in_parts_compiled_and_over_the_trunk_agree(monkeypatch):
         assert error(found[name], found["whole"]) < 1e-4, name
 
 
-def test_labelled_rows_bring_the_mask_of_the_other_completion():
+def test_unpaired_rows_bring_the_mask_of_the_other_completion():
     rng = np.random.default_rng(0)
     rows = []
     for row in random_rows(6, seed=5):

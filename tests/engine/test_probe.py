@@ -15,7 +15,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
-from mlx_lm_lora_prefplus.engine.logprobs.verify import Trial
+from mlx_lm_lora_prefplus.engine.logprobs.verify import Oracle
 from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
@@ -30,9 +30,9 @@ def in_bfloat16(model: nn.Module) -> nn.Module:
     return model
 
 
-def trial_of(model: nn.Module, row_counts=frozenset()) -> Trial:
+def trial_of(model: nn.Module, row_counts=frozenset()) -> Oracle:
     model.train()
-    return Trial(model, VOCABULARY, set(row_counts))
+    return Oracle(model, VOCABULARY, set(row_counts))
 
 
 def for_gradient(way, model):
@@ -112,7 +112,7 @@ def test_odd_numbers_of_heads_are_tried_as_single_completions():
 
 def test_heads_are_counted_on_the_loaded_model(monkeypatch):
     counts = []
-    monkeypatch.setattr(probe, "Trial", lambda model, vocabulary, rows: counts.append(rows) or Trial(model, 9, rows))
+    monkeypatch.setattr(probe, "Trial", lambda model, vocabulary, rows: counts.append(rows) or Oracle(model, 9, rows))
     for heads in (8, 16):
         choose_policy(model_zoo.build("llama", num_attention_heads=16, num_key_value_heads=heads), AUTO)
     assert counts == [{8}, {16}]

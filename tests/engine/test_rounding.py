@@ -55,7 +55,7 @@ def test_a_real_difference_is_won_and_lost():
     assert accuracy(untrained(mx.float32), noise=1e-4) not in (0.5,)
 
 
-def test_labelled_rows_have_ties_too():
+def test_unpaired_rows_have_ties_too():
     model = untrained(mx.float32)
     policy, batch = PlainPolicy(model), batch_of(LENGTHS)
     batch = batch._replace(reference_logps=policy(batch).logps * (1 + 2**-23))

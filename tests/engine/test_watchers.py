@@ -6,12 +6,12 @@ from dataclasses import fields
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.log.health import WATCHERS, warnings
-from mlx_lm_lora_prefplus.engine.log.history import FIRST, RECENT, History, Run
+from mlx_lm_lora_prefplus.engine.log.health import HEALTH_CHECKS, warnings
+from mlx_lm_lora_prefplus.engine.log.history import FIRST, RECENT, History, RunInfo
 from mlx_lm_lora_prefplus.losses import OPTIONS
 
 MODES = {mode: {*(field.name for field in fields(kind)), *kind.table} for mode, kind in OPTIONS.items()}
-RUN = Run(learning_rate=1e-5, beta=0.1, reference=True, fresh=True, choices=MODES["dpo"])
+RUN = RunInfo(learning_rate=1e-5, beta=0.1, reference=True, fresh=True, choices=MODES["dpo"])
 
 
 def history(train, valid=()) -> History:
@@ -73,7 +73,7 @@ def test_it_speaks_where_its_thing_happens(name):
 
 
 def test_there_is_a_case_for_each():
-    assert set(CASES) == set(WATCHERS)
+    assert set(CASES) == set(HEALTH_CHECKS)
 
 
 def test_chosen_that_fall_on_the_same_rows_of_validation_are_seen_sooner():

@@ -34,8 +34,8 @@ def plain_logps(model, tokenizer, row: dict, sides=("chosen", "rejected")) -> li
 def test_rewards_are_those_of_plain_forwards(adapters, mode, kind):
     words = adapters(kind)
     resolved = settings_of([*words, "--train-mode", mode, "--beta", "0.5"], "")
-    work, _, name = held_out.open_held_out(resolved)
-    scored = held_out.score(work)
+    session, _, name = held_out.open_held_out(resolved)
+    scored = held_out.score(session)
     base, tokenizer = mlx_lm.load(words[1])
     tuned, _ = mlx_lm.load(words[1], adapter_path="adapters")
     rows = [json.loads(line) for line in Path("data/test.jsonl").read_text().splitlines()]
@@ -50,10 +50,12 @@ def test_rewards_are_those_of_plain_forwards(adapters, mode, kind):
 def test_the_figures_are_those_of_testing(adapters, words):
     """Those of `--test`, whatever the loss makes of the log-probs."""
     resolved = settings_of([*adapters(), *words], "", train_mode="dpo")
-    work, _, _ = held_out.open_held_out(resolved)
-    reference = ReferencePass(work).logps()
-    report = held_out.summary(held_out.score(work), seed=0)
-    means = resolved.trainer.evaluate(work.engine.policy, evaluation(work, "test", reference), resolved.options, {})
+    session, _, _ = held_out.open_held_out(resolved)
+    reference = ReferencePass(session).logps()
+    report = held_out.summary(held_out.score(session), seed=0)
+    means = resolved.trainer.evaluate(
+        session.engine.policy, evaluation(session, "test", reference), resolved.options, {}
+    )
     assert report["margin"]["value"] == pytest.approx(means["rewards/margins"], abs=1e-5)
     assert report["accuracy"]["value"] == pytest.approx(means["rewards/accuracies"])
 
@@ -73,7 +75,7 @@ def test_by_length_holds_every_row_once(evaluated):
     )
 
 
-def test_labelled_rows(adapters):
+def test_unpaired_rows(adapters):
     words = adapters()
     rows = [{"prompt": f"w{i}", "completion": f"w2{i}", "label": i % 2 == 0} for i in range(8)]
     Path("data/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import mlx_lm_lora.train as host
 import pytest
 
-from mlx_lm_lora_prefplus.engine.log.health import WATCHERS
+from mlx_lm_lora_prefplus.engine.log.health import HEALTH_CHECKS
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.callbacks import loggers
 from mlx_lm_lora_prefplus.host.seam.install import activate
@@ -184,7 +184,7 @@ def test_a_run_sends_everything_that_metrics_jsonl_has(tmp_path, model_folder, m
     pytest.importorskip("tensorboard", reason="TensorBoard is an extra")
     write_pairs(tmp_path / "data", train=10, valid=3, test=3)
     activate(host)
-    monkeypatch.setitem(WATCHERS, "kl_growing", lambda history, run: "far away")
+    monkeypatch.setitem(HEALTH_CHECKS, "kl_growing", lambda history, run: "far away")
     rows = {"model": str(model_folder), "data": str(tmp_path / "data"), "adapter_path": str(tmp_path / "run")}
     run = {"train": True, "test": True, "train_mode": "dpo", "iters": 4, "batch_size": 4, "fuse": False}
     often = {"steps_per_report": 2, "steps_per_eval": 2, "sample_prompts": 1, "sample_tokens": 4}

@@ -54,9 +54,8 @@ def test_our_modes_are_in_the_table_and_the_hosts_stay(plain):
 
 
 def test_every_kind_of_rows_has_its_words():
-    from mlx_lm_lora_prefplus.plugin.protocol import Rows
 
-    assert set(mcp.COLUMNS) == set(Rows.__args__)
+    assert set(mcp.COLUMNS) == set(mcp.RowKind.__args__)
 
 
 def test_our_modes_and_keys_pass_its_checks(extended, tmp_path):

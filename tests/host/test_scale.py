@@ -21,7 +21,7 @@ from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.host.run import summary
 from mlx_lm_lora_prefplus.host.run.references import ReferencePass
-from mlx_lm_lora_prefplus.host.run.session import Work, read_rows
+from mlx_lm_lora_prefplus.host.run.session import Session, read_rows
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 from tests.conftest import WORDS, model_folder
 
@@ -61,20 +61,22 @@ class Start:
             self.splits = read_rows(self.resolved, self.tokenizer)
         with self.part("work"):
             rows = {name: split.rows for name, split in self.splits.items()}
-            self.work = Work(self.resolved, self.model, self.tokenizer, rows)
+            self.session = Session(self.resolved, self.model, self.tokenizer, rows)
         with self.part("summary"):
-            self.planned = ReferencePass(self.work)
-            self.lines = summary.lines(self.work, self.splits, self.planned)
+            self.planned = ReferencePass(self.session)
+            self.lines = summary.lines(self.session, self.splits, self.planned)
         with self.part("reference"):
             self.reference = self.planned.logps()
         with self.part("first batch"):
-            self.batch = next(self.work.batches("train"))
+            self.batch = next(self.session.batches("train"))
 
     def fill_reference(self) -> None:
         """As after a pass over all rows; the pass itself is not measured here."""
         splits = read_rows(self.resolved, self.tokenizer)
-        work = Work(self.resolved, self.model, self.tokenizer, {name: split.rows for name, split in splits.items()})
-        for store in ReferencePass(work).stores.values():
+        session = Session(
+            self.resolved, self.model, self.tokenizer, {name: split.rows for name, split in splits.items()}
+        )
+        for store in ReferencePass(session).stores.values():
             store.logps[:] = -1.0
             store.save()
 
@@ -88,12 +90,12 @@ def test_a_cached_start_makes_no_object_for_each_row(model_folder, tmp_path, mon
     start.run()  # whatever is imported on the way is imported now
     gc.collect()
     before = sys.getallocatedblocks()
-    again = SimpleNamespace(first=start.batch, work=start.work)
+    again = SimpleNamespace(first=start.batch, session=start.session)
     start.run()
     gc.collect()
     assert sys.getallocatedblocks() - before < count / 4
-    rows = start.work.rows["train"]
-    assert rows is not again.work.rows["train"]
+    rows = start.session.rows["train"]
+    assert rows is not again.session.rows["train"]
     assert isinstance(rows.data, MemoryMappedTable) or all(
         isinstance(block, MemoryMappedTable) for block in getattr(rows.data, "blocks", [[None]])[0]
     )

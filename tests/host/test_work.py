@@ -4,16 +4,16 @@ import re
 
 import pytest
 
-from mlx_lm_lora_prefplus.host.run.session import Work
+from mlx_lm_lora_prefplus.host.run.session import Session
 from tests.host.test_run import go  # noqa: F401
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The `Work` of each run."""
-    made: list[Work] = []
+    """The `Session` of each run."""
+    made: list[Session] = []
 
-    class Kept(Work):
+    class Kept(Session):
         def __init__(self, *given):
             super().__init__(*given)
             made.append(self)

@@ -153,7 +153,7 @@ def test_divergences_by_hand():
     assert ours == pytest.approx(softplus(*(s_l - s_w)), rel=1e-6)
 
 
-def test_labelled_by_hand():
+def test_unpaired_by_hand():
     """u = (0, −1, −1, 1), labels good, bad, good, bad; z = max(0, 0.5): β(u − z) = (−.5, −1.5, −1.5, .5)."""
     label, sigma = [1, 0, 1, 0], lambda x: 1 / (1 + np.exp(-x))
     ours = small("kto", "kto", beta=1.0, label=label, mismatched_logratios=[0.0, 1.0, 0.5, 0.5])

@@ -21,7 +21,7 @@ from mlx_lm_lora_prefplus.preview.shapes import Shape, Shapes
 
 
 @pytest.fixture
-def work(config):
+def session(config):
     return lambda **changes: open_run(settings_of([config(**changes)], ""))[0]
 
 
@@ -29,9 +29,9 @@ def work(config):
     "changes", [{}, {"token_budget": 60}, {"engine": "plain"}, {"train_mode": "simpo", "iters": 8}]
 )
 @pytest.mark.parametrize("compiled", [False, True])
-def test_shapes_are_those_of_the_batches(work, monkeypatch, compiled, changes):
+def test_shapes_are_those_of_the_batches(session, monkeypatch, compiled, changes):
     monkeypatch.setattr(step, "CUT_POSITIONS", 20)
-    run = work(**changes)
+    run = session(**changes)
     run.compiled, run.multiple = compiled, 32 if compiled else 1
     shapes = Shapes(run)
     batches = [batch for epoch in range(3) for batch in run.batches("train", epoch)][: run.iters]
@@ -50,8 +50,8 @@ def test_shapes_are_those_of_the_batches(work, monkeypatch, compiled, changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 1}, {"num_layers": 1, "sync_ref_model": True}], ids=str)
-def test_a_trial_changes_next_to_nothing(work, changes):
-    run = work(**changes)
+def test_a_trial_changes_next_to_nothing(session, changes):
+    run = session(**changes)
     assert ReferencePass(run).in_steps == bool(changes)
     before = {name: np.array(value) for name, value in _trained(run).items()}
     measured = measure(run, Shapes(run).batch(0), ReferencePass(run))

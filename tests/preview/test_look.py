@@ -136,8 +136,8 @@ def test_where_the_template_tells_nothing_it_is_said(looked, config, rows, model
 def test_rows_of_other_kinds(looked, config, rows, changes):
     config()
     lists = ({"prompt": f"w{i}", "responses": ["w20 w21", "w22", "w23"], "scores": [3, 2, 1]} for i in range(8))
-    labelled = ({"prompt": f"w{i}", "completion": f"w2{i} w30", "label": i % 2 == 0} for i in range(8))
-    rows("train", *(labelled if changes["train_mode"] == "kto" else lists))
+    unpaired = ({"prompt": f"w{i}", "completion": f"w2{i} w30", "label": i % 2 == 0} for i in range(8))
+    rows("train", *(unpaired if changes["train_mode"] == "kto" else lists))
     (Path("data") / "valid.jsonl").unlink()
     report = looked(measured=True, **changes)
     assert report["can_start"], report["problems"]

@@ -98,7 +98,7 @@ class World:
         return [{key: value for key, value in json.loads(line).items() if key not in TIMING} for line in lines]
 
 
-def write_labelled(folder: Path, **splits: int) -> None:
+def write_unpaired(folder: Path, **splits: int) -> None:
     """The chosen completions of as many pairs are good, every third of the rows is a bad one."""
     write_pairs(folder, **splits)
     for name in splits:
@@ -113,7 +113,7 @@ def write_labelled(folder: Path, **splits: int) -> None:
 @pytest.fixture
 def world(tmp_path, model_folder) -> World:
     write_pairs(tmp_path / "data", train=10, valid=4)
-    write_labelled(tmp_path / "labelled", train=11, valid=4)
+    write_unpaired(tmp_path / "unpaired", train=11, valid=4)
     return World(tmp_path, model_folder)
 
 

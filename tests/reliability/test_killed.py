@@ -16,8 +16,8 @@ MODES = {
     "dpo": {"train_mode": "dpo"},  # the lower of the two layers is frozen: the reference comes with the steps
     "dpo-all-layers": {"train_mode": "dpo", "num_layers": 2, "epochs": 2, "iters": None},
     "cpo": {"train_mode": "cpo", "cpo_alpha": 0.5, "optimizer": "adamw"},
-    "kto": {"train_mode": "kto", "data": "labelled"},
-    "bco": {"train_mode": "bco", "data": "labelled"},  # a running mean of the rewards
+    "kto": {"train_mode": "kto", "data": "unpaired"},
+    "bco": {"train_mode": "bco", "data": "unpaired"},  # a running mean of the rewards
     "tr-dpo": {"train_mode": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 2, "beta": 0.5},
 }
 """Name → the keys of a run; `data` names a folder of the world with rows of the kind that it reads."""

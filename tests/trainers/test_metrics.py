@@ -74,6 +74,6 @@ def test_logps_have_the_weights_of_ld_alpha():
 
 
 def test_kl_is_left_out_where_it_is_not_read():
-    labelled = BATCH._replace(columns={"label": mx.array([1.0, 0.0, 1.0])})
-    assert "kl" in metrics(KTO, labelled)
-    assert "kl" not in metrics(KTO, labelled, loss_type="apo_zero_unpaired")
+    unpaired = BATCH._replace(columns={"label": mx.array([1.0, 0.0, 1.0])})
+    assert "kl" in metrics(KTO, unpaired)
+    assert "kl" not in metrics(KTO, unpaired, loss_type="apo_zero_unpaired")

@@ -225,7 +225,7 @@ def test_the_running_mean_takes_the_batch_in_before_it_is_used_and_rests_in_eval
     assert float(run.output(run.batches[1]).state["reward_count"]) == 4
 
 
-def test_metrics_of_labelled_rows_are_by_class():
+def test_metrics_of_unpaired_rows_are_by_class():
     rows = rows_for(KTO, KTO.options())
     run = Run(KTO, KTO.options(), batch_size=8, rows=rows)
     means = KTO.evaluate(run.policy, iter(run.batches), run.options, {})

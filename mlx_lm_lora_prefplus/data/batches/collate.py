@@ -88,7 +88,7 @@ def planned_batches(
     """The batches whose rows `plan` names, in its order.
 
     rows: mappings to lists of token ids, or a `datasets.Dataset`.
-    mismatched: give each labelled row a second completion, that of another row (see `Mismatched`). The second half of a
+    mismatched: give each unpaired row a second completion, that of another row (see `Mismatched`). The second half of a
         batch's rows are these.
     collate: pads the rows of a batch, as `Trainer.collate` does.
     """
@@ -145,7 +145,7 @@ def _value(scalar: Any) -> Any:
 
 
 def _with_second(row: Callable[[int], Row], others: Mismatched) -> Callable[[int], Row]:
-    """Labelled rows as lists of two: the own completion and that of the partner, cut."""
+    """Unpaired rows as lists of two: the own completion and that of the partner, cut."""
 
     def both(i: int) -> Row:
         own = row(i)

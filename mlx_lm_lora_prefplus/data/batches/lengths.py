@@ -1,4 +1,4 @@
-"""How long token rows are, told by the offsets of their columns, and the second completions of labelled rows."""
+"""How long token rows are, told by the offsets of their columns, and the second completions of unpaired rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from ...errors import UserError
 
 SIDES = ("chosen", "rejected", "completion")
-"""The columns with one completion a row: two of a pair, one of a labelled row. A list has `completions`."""
+"""The columns with one completion a row: two of a pair, one of a unpaired row. A list has `completions`."""
 
 
 class Lengths(NamedTuple):
@@ -28,7 +28,7 @@ def lengths_of(rows: Any, *, mismatched: bool = False) -> Lengths:
     """The lengths of token rows of any kind.
 
     rows: mappings to lists, or a `datasets.Dataset`, where the offsets of the Arrow columns tell: no token is read.
-    mismatched: of labelled rows, that of `Mismatched` as a second completion of each.
+    mismatched: of unpaired rows, that of `Mismatched` as a second completion of each.
     """
     table = getattr(rows, "data", None)
     lengths = _of_mappings(rows) if table is None else _of_arrow(table)
@@ -81,7 +81,7 @@ def _of_arrow(table: Any) -> Lengths:
 
 
 class Mismatched:
-    """A second completion for each labelled row: that of another row, so that it answers another prompt.
+    """A second completion for each unpaired row: that of another row, so that it answers another prompt.
 
     KTO (Ethayarajh et al. 2024, arXiv:2402.01306) estimates its reference point z on such pairs. The paper shifts the
     completions within each batch; here the other row is the same in every epoch, whatever the seed, so that the

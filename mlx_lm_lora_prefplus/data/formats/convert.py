@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from ...plugin.protocol import Rows as Kind
+from ...plugin.protocol import RowKind
 from .example import PAIR, Dropped, Example
 
 Pairing = Literal["best_worst", "all_pairs"]
@@ -20,11 +20,11 @@ WORDS = {
 PAIRING_WORDS = {"best_worst": ": best against worst", "all_pairs": ": every two with different scores"}
 
 
-def as_kind(examples: Examples, have: Kind, want: Kind, pairing: Pairing) -> tuple[str, Examples]:
+def as_kind(examples: Examples, have: RowKind, want: RowKind, pairing: Pairing) -> tuple[str, Examples]:
     """What is made of the examples, in words that follow those of the shape, and the examples.
 
-    have, want: not both `unpaired` and another. Pairs and labelled rows stay examples of two completions and of one:
-    labelled rows are made of a pair when its tokens are known.
+    have, want: not both `unpaired` and another. Pairs and unpaired rows stay examples of two completions and of one:
+    unpaired rows are made of a pair when its tokens are known.
     """
     if have != "ranked":
         return WORDS.get((have, want), ""), examples

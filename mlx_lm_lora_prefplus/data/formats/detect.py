@@ -8,22 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import UserError
-from ...plugin.protocol import Rows as Kind
+from ...plugin.protocol import RowKind
 from ..sources.files import Rows
-from . import paired
+from . import paired, unpaired
 from . import ranked as scored
-from . import unpaired as labelled
 from .convert import Pairing, as_kind
 from .example import Dropped, Example
-from .sample import Shape, SourceSample
+from .sample import RowFormat, SourceSample
 
 SAMPLE = 100
 """Rows looked at to find the shape."""
 
 FINDERS = {
-    "paired": (paired.find, scored.find, labelled.find),
-    "unpaired": (labelled.find, paired.find, scored.find),
-    "ranked": (scored.find, paired.find, labelled.find),
+    "paired": (paired.find, scored.find, unpaired.find),
+    "unpaired": (unpaired.find, paired.find, scored.find),
+    "ranked": (scored.find, paired.find, unpaired.find),
 }
 """What a source is taken for, by the kind that is wanted; the first that fits."""
 
@@ -56,14 +55,14 @@ def read_examples(
     rows: Rows,
     source: str,
     features: Mapping[str, str | None],
-    kind: Kind = "paired",
+    kind: RowKind = "paired",
     pairing: Pairing = "best_worst",
     raw: bool = False,
     usage: "Usage | None" = None,
 ) -> tuple[str, Iterator[Example | Dropped]]:
     """The shape of a source in words, and its rows as examples of one kind.
 
-    An example of a pair has two completions, also where labelled rows are wanted; that of a list has two or more.
+    An example of a pair has two completions, also where unpaired rows are wanted; that of a list has two or more.
 
     source: file or hub name for messages. features: column overrides by settings key, None to detect.
     raw: whether rows of text stay text instead of becoming messages. usage: told which columns are read.
@@ -113,7 +112,7 @@ class _Watched(dict[str, Any]):
         return super().get(key, default)
 
 
-def detect(sample: SourceSample, kind: Kind) -> Shape:
+def detect(sample: SourceSample, kind: RowKind) -> RowFormat:
     """The shape of the rows, one that examples of this kind can be made of."""
     for key, column in sample.features.items():
         if column and column not in sample.seen:
@@ -129,12 +128,12 @@ def detect(sample: SourceSample, kind: Kind) -> Shape:
     if shape.kind == "unpaired" != kind:
         raise UserError(
             f"{sample.source}: each row holds one completion with a label ({shape.words}), and this mode compares "
-            "completions of one prompt. Choose a mode for labelled rows, such as kto, or give chosen and rejected."
+            "completions of one prompt. Choose a mode for unpaired rows, such as kto, or give chosen and rejected."
         )
     return shape
 
 
-def _unknown(sample: SourceSample, kind: Kind) -> UserError:
+def _unknown(sample: SourceSample, kind: RowKind) -> UserError:
     keys = NAMES[kind]
     wanted = {key: sample.features.get(key) or key.removesuffix("_feature") for key in keys[1:3]}
     found = {

@@ -8,7 +8,7 @@ from ..sources.files import Rows
 from . import messages as chat
 from .conversations import read_example
 from .example import NUMBERS, PAIR, Dropped, Example
-from .sample import Shape, SourceSample
+from .sample import RowFormat, SourceSample
 
 OTHER_NAMES = {"chosen_score": "score_chosen", "rejected_score": "score_rejected"}
 """Of numbers, as UltraFeedback-binarized has them."""
@@ -23,7 +23,7 @@ Sides = tuple[str, str]
 """The columns of chosen and rejected."""
 
 
-def find(sample: SourceSample) -> Shape | None:
+def find(sample: SourceSample) -> RowFormat | None:
     """The shape of rows that hold pairs."""
     chosen = sample.named("chosen_feature", "chosen", "chosen_response")
     rejected = sample.named("rejected_feature", "rejected", "rejected_response")
@@ -33,7 +33,7 @@ def find(sample: SourceSample) -> Shape | None:
     for name, (first, second, strength) in STATED.items():
         if sample.columns.prompt and sample.has(first, second, strength):
             words = f"two responses with a preference ({name})"
-            return Shape(
+            return RowFormat(
                 words, "paired", partial(_stated, sample=sample, first=first, second=second, strength=strength)
             )
     return None
@@ -48,7 +48,7 @@ def _repeats(sample: SourceSample, chosen: str) -> bool:
     return given[0] == whole[0] and (last.get("role") or last.get("from")) in ("assistant", "gpt")
 
 
-def _preference(sample: SourceSample, sides: Sides) -> Shape:
+def _preference(sample: SourceSample, sides: Sides) -> RowFormat:
     prompt, chosen = sample.columns.prompt, sample.typical(sides[0])
     read: Callable[..., Example | Dropped] = _row
     if prompt is None and isinstance(chosen, str):
@@ -75,7 +75,7 @@ def _preference(sample: SourceSample, sides: Sides) -> Shape:
                 example = example._replace(numbers=_numbers(row, numbers, sample.where(number)))
             yield example
 
-    return Shape(words, "paired", examples)
+    return RowFormat(words, "paired", examples)
 
 
 def _row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:

@@ -9,7 +9,7 @@ from ..sources.files import Rows
 from . import messages as chat
 from .conversations import read_example
 from .example import Dropped, Example
-from .sample import Shape, SourceSample
+from .sample import RowFormat, SourceSample
 
 RESPONSES = ("responses", "completions")
 RANKS = ("ranks", "rank")
@@ -22,19 +22,21 @@ KEYS = ("overall_score", "fine-grained_score", "score")
 FEW = "fewer than two scored completions"
 
 
-def find(sample: SourceSample) -> Shape | None:
+def find(sample: SourceSample) -> RowFormat | None:
     """The shape of rows that hold scored or ranked completions."""
     if sample.columns.prompt is None:
         return None
     responses, scores = sample.named("responses_feature", *RESPONSES), sample.named("scores_feature", *SCORES)
     if responses and sample.has(responses):
         if scores and sample.has(scores):
-            return Shape(
+            return RowFormat(
                 f"{responses} with {scores}", "ranked", partial(_lists, sample=sample, columns=(responses, scores))
             )
-        return Shape("scored completions (UltraFeedback)", "ranked", partial(_objects, sample=sample, column=responses))
+        return RowFormat(
+            "scored completions (UltraFeedback)", "ranked", partial(_objects, sample=sample, column=responses)
+        )
     if sample.has("response", "helpfulness"):
-        return Shape("rated responses (HelpSteer)", "ranked", partial(_rated, sample=sample))
+        return RowFormat("rated responses (HelpSteer)", "ranked", partial(_rated, sample=sample))
     return None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ...plugin.protocol import Rows as Kind
+from ...plugin.protocol import RowKind
 from ..sources.files import Rows
 from . import messages as chat
 from .example import Dropped, Example
@@ -27,7 +27,7 @@ class Columns(NamedTuple):
     raw: bool = False
 
 
-class Shape(NamedTuple):
+class RowFormat(NamedTuple):
     """How the rows of a source are read.
 
     words: for people. kind: what the rows are as they stand.
@@ -35,7 +35,7 @@ class Shape(NamedTuple):
     """
 
     words: str
-    kind: Kind
+    kind: RowKind
     examples: Callable[[Rows], Iterator[Example | Dropped]]
 
 

@@ -7,7 +7,7 @@ from ..sources.files import Rows
 from . import messages as chat
 from .conversations import read_example
 from .example import Dropped, Example
-from .sample import Shape, SourceSample
+from .sample import RowFormat, SourceSample
 
 COMPLETIONS = ("completion", "response", "output")
 """Names of the completion column, in order of preference."""
@@ -24,8 +24,8 @@ WORDS = {
 LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
 
 
-def find(sample: SourceSample) -> Shape | None:
-    """The shape of rows that hold labelled completions."""
+def find(sample: SourceSample) -> RowFormat | None:
+    """The shape of rows that hold unpaired completions."""
     label, completion = sample.named("label_feature", "label"), sample.named("completion_feature", *COMPLETIONS)
     columns = sample.columns
     if not label or not sample.has(label):
@@ -53,7 +53,7 @@ def find(sample: SourceSample) -> Shape | None:
                 score = as_label(row[label], where, label)
                 yield read_example(row, number, where, columns, [(completion, value)], [score])
 
-    return Shape(f"{words}, {label}", "unpaired", examples)
+    return RowFormat(f"{words}, {label}", "unpaired", examples)
 
 
 def as_label(value: Any, where: str, column: str) -> float:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...plugin.protocol import Rows as Kind
+from ...plugin.protocol import RowKind
 from ..formats.example import NUMBERS
 from .encode import TokenRow
 
-LAYOUTS: dict[Kind, dict[str, str]] = {
+LAYOUTS: dict[RowKind, dict[str, str]] = {
     "paired": {
         "prompt": "int32 list",
         "chosen": "int32 list",
@@ -38,7 +38,7 @@ MASKS = ("chosen_mask", "rejected_mask", "completion_mask", "completion_masks")
 """Columns that say which completion tokens count, 1 or 0 each; null in rows where all do."""
 
 
-def columns_of(kind: Kind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:
+def columns_of(kind: RowKind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:
     """The values of each column."""
     columns: dict[str, list[Any]] = {"prompt": [row.prompt for row in rows], "row": [row.row for row in rows]}
     if kind == "paired":

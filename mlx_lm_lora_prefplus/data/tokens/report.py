@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import UserError
-from ...plugin.protocol import Rows as Kind
+from ...plugin.protocol import RowKind
 from ..formats.detect import Usage
 from ..formats.example import NUMBERS, Dropped
 from .columns import LAYOUTS, MASKS
@@ -18,7 +18,7 @@ class SplitReport:
     """What became of a split.
 
     source: files or hub names. kind: of the rows. shape: the detected shape of the rows, in words.
-    read, used: rows of the source, and pairs, labelled rows or lists that came of them; these may be more than the
+    read, used: rows of the source, and pairs, unpaired rows or lists that came of them; these may be more than the
         rows, where a row gives several. dropped: reason in words → how many.
     truncated: used rows that were cut to max_seq_length.
     prompt_tokens: of all used rows (a shared prompt counts once). chosen_tokens: of chosen, desirable or best
@@ -34,7 +34,7 @@ class SplitReport:
     """
 
     source: str
-    kind: Kind
+    kind: RowKind
     shape: str
     read: int
     used: int
@@ -70,7 +70,7 @@ def counted(used: int, read: int, dropped: int) -> str:
 class Tally:
     """The numbers of a report while they grow."""
 
-    kind: Kind
+    kind: RowKind
     read: int = 0
     totals: Counter[str] = field(default_factory=Counter)
     numbers: Counter[str] = field(default_factory=Counter)

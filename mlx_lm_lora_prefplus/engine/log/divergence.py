@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .history import History, Report, Run, values
+from .history import History, Report, RunInfo, values
 
 
-def drift_of(history: History, run: Run) -> tuple[float, float]:
+def drift_of(history: History, run: RunInfo) -> tuple[float, float]:
     """How far the policy is from its reference on a completion (nats), and the tokens of one; 0, 0 if not known."""
     last = history.train[-1] if history.train else {}
     drift = last.get("kl")
@@ -17,7 +17,7 @@ def drift_of(history: History, run: Run) -> tuple[float, float]:
     return (drift, whole / per_token) if drift is not None and per_token and whole else (0.0, 0.0)
 
 
-def rate_too_high(history: History, run: Run) -> str | None:
+def rate_too_high(history: History, run: RunInfo) -> str | None:
     """The first sign of divergence: the objective rises above its start, or the policy leaves its reference at once."""
     what = _risen(history, run) or _jumped(history, run) or _unlearned(history)
     if not what:
@@ -41,7 +41,7 @@ LOST, ABSURD = 2.0, -8.0
 """Nats per token: so much likelihood is not lost in early updates, and no pretrained model finds text so unlikely."""
 
 
-def _risen(history: History, run: Run) -> str | None:
+def _risen(history: History, run: RunInfo) -> str | None:
     """Whether the objective is far above its start, in words.
 
     Losses of single rows differ, so that a mean of few rows must be further above. A validation is of the same rows
@@ -87,7 +87,7 @@ def _latest_rows(reports: Sequence[Report]) -> _Latest:
     return _Latest(0.0, 0.0)
 
 
-def _start(history: History, run: Run) -> float:
+def _start(history: History, run: RunInfo) -> float:
     """The objective before training, of the validation before the first step and the first report; 0: unknown.
 
     With a reference it is the same for every row. Without one, other rows have another, so that the higher counts;
@@ -104,7 +104,7 @@ def _untrained(history: History) -> list[Report]:
     return [report for report in history.valid[:1] if report["iteration"] == 1]
 
 
-def _fresh(history: History, run: Run) -> bool:
+def _fresh(history: History, run: RunInfo) -> bool:
     """Whether the policy began at its reference, also by what was measured before the first update.
 
     A program that loads earlier adapters into the model by itself, as MLX-LoRA-Studio does, is known by that alone.
@@ -117,7 +117,7 @@ NOISE = 0.01
 """A margin of a policy that equals its reference is smaller, even where the weights have 16 bits."""
 
 
-def _jumped(history: History, run: Run) -> str | None:
+def _jumped(history: History, run: RunInfo) -> str | None:
     """Whether the first updates moved the policy further than a pair needs in all, in words."""
     first = history.train[0] if history.train else {}
     updates, margin = first.get("updates", 0), first.get("rewards/margins", 0.0)

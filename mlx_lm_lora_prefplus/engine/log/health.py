@@ -7,20 +7,20 @@ from collections.abc import Callable
 from statistics import fmean
 
 from .divergence import drift_of, rate_too_high
-from .history import FIRST, RECENT, SMALLER_RATE, History, Run, values
+from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, values
 
 
-def warnings(history: History, run: Run) -> dict[str, str]:
+def warnings(history: History, run: RunInfo) -> dict[str, str]:
     """Name of the watcher → its warning, of those that have something to say."""
     said: dict[str, str | None] = {}
-    for name, watcher in WATCHERS.items():
+    for name, watcher in HEALTH_CHECKS.items():
         said[name] = watcher(history, run)
         if name == "rate_too_high" and said[name]:
             run = run._replace(diverged=True)
     return {name: text for name, text in said.items() if text}
 
 
-def accuracy_stuck(history: History, run: Run) -> str | None:
+def accuracy_stuck(history: History, run: RunInfo) -> str | None:
     """Ten reports after the first ones, all near one half. After a divergence a larger rate is no remedy."""
     if run.diverged:
         return None
@@ -34,7 +34,7 @@ def accuracy_stuck(history: History, run: Run) -> str | None:
     )
 
 
-def margins_exploding(history: History, run: Run) -> str | None:
+def margins_exploding(history: History, run: RunInfo) -> str | None:
     """The margin is far above what any loss asks for, and grows."""
     margins = values(history.train, "rewards/margins")
     if len(margins) < 4 or margins[-1] < 15 or not margins[-1] > margins[-2] > margins[-3]:
@@ -50,7 +50,7 @@ def margins_exploding(history: History, run: Run) -> str | None:
     )
 
 
-def chosen_falling(history: History, run: Run) -> str | None:
+def chosen_falling(history: History, run: RunInfo) -> str | None:
     """Likelihood displacement (Razin et al. 2024, arXiv:2410.08847): chosen completions become less likely too."""
     name = "logps_per_token/chosen"
     valid = values(history.valid, name)
@@ -74,7 +74,7 @@ def chosen_falling(history: History, run: Run) -> str | None:
     )
 
 
-def kl_growing(history: History, run: Run) -> str | None:
+def kl_growing(history: History, run: RunInfo) -> str | None:
     """The policy is far from its reference: more than one nat for each token of a completion."""
     drift, tokens = drift_of(history, run)
     if drift <= tokens:
@@ -90,7 +90,7 @@ def kl_growing(history: History, run: Run) -> str | None:
 
 
 # The rate comes first: where it is the cause, the others say so.
-WATCHERS: dict[str, Callable[[History, Run], str | None]] = {
+HEALTH_CHECKS: dict[str, Callable[[History, RunInfo], str | None]] = {
     "rate_too_high": rate_too_high,
     "accuracy_stuck": accuracy_stuck,
     "margins_exploding": margins_exploding,

@@ -13,7 +13,7 @@ FIRST, RECENT = 5, 10
 SMALLER_RATE = "a smaller learning_rate"
 
 
-class Run(NamedTuple):
+class RunInfo(NamedTuple):
     """What a watcher needs to know of a run.
 
     learning_rate: of the last update. beta: scale of the log-ratio, per nat; None where the mode has none.

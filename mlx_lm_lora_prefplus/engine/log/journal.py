@@ -9,7 +9,7 @@ from ...plugin import Trainer
 from ...settings import RunSettings
 from ..files.metrics_file import Logger, MetricsFile
 from .health import warnings
-from .history import History, Run
+from .history import History, RunInfo
 from .notices import tell
 
 
@@ -56,10 +56,10 @@ class Journal:
         for logger in self.loggers:
             logger.warning(iteration, name, text)
 
-    def _about(self, rate: float) -> Run:
+    def _about(self, rate: float) -> RunInfo:
         """What the health checks need to know of the run."""
         options, settings = self.options, self.settings
-        return Run(
+        return RunInfo(
             rate,
             getattr(options, "beta", None),
             self.trainer.needs_reference(options),

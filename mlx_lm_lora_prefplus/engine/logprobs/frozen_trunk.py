@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ...plugin.protocol import Batch, Policy, Scores
+from ...plugin.protocol import Batch, Scorer, Scores
 from ..model.swap import swapped_classes
 
 
@@ -63,12 +63,12 @@ class TrunkReusingPolicy:
         outputs: what the trunk gave when `policy` was called with `batch`.
     """
 
-    def __init__(self, policy: Policy, trunk: Trunk, batch: Batch, outputs: Sequence[Any]):
+    def __init__(self, policy: Scorer, trunk: Trunk, batch: Batch, outputs: Sequence[Any]):
         self.policy, self.trunk, self.batch, self.outputs = policy, trunk, batch, outputs
         self.model: nn.Module = policy.model
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """See `Policy`."""
+        """See `Scorer`."""
         if any(getattr(batch, name) is not getattr(self.batch, name) for name in TOKENS):
             return self.policy(batch, weights, statistics=statistics)
         with self.trunk.replayed(self.outputs):
@@ -80,7 +80,7 @@ TOKENS = ("tokens", "prompts", "completions", "prompt_lengths", "lengths")
 
 
 def reference_logps_sharing_trunk(
-    policy: Policy, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
+    policy: Scorer, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
 ) -> tuple[mx.array, TrunkReusingPolicy]:
     """The reference's log-probs of a batch, (rows,) float32, nats, and the policy over the same run of the trunk.
 

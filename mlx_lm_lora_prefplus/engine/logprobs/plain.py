@@ -75,7 +75,7 @@ class PlainPolicy:
         self.model = model
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """Scores of the completion tokens of each row; differentiable, reduced in float32. See `Policy`."""
+        """Scores of the completion tokens of each row; differentiable, reduced in float32. See `Scorer`."""
         logits = at_least_float32(self.model(batch.tokens[:, :-1]))
         mask = batch.completion_mask
         summed = lambda values: mx.where(mask, values, 0).sum(-1)  # noqa: E731

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...plugin.protocol import Batch, Policy, Scores
+from ...plugin.protocol import Batch, Scorer, Scores
 from ...settings import RunSettings
 from ..model.adapters import adapter_layers, adapters_off
 from .chunked import ChunkedPolicy
@@ -21,7 +21,7 @@ from .plain import PlainPolicy
 from .prefix_cache import has_states, key_heads
 from .shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from .split_model import SplitModel, split_model
-from .verify import Trial
+from .verify import Oracle
 
 MOST_ROWS = 32
 """Rows of the largest batch that is tried."""
@@ -32,7 +32,7 @@ class SelectedMethod(NamedTuple):
     trunk: the frozen trunk, if what comes out of it can be kept from the reference's forward for the policy's.
     """
 
-    policy: Policy
+    policy: Scorer
     words: str
     compilable: bool = True
     trunk: Trunk | None = None
@@ -121,7 +121,7 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> S
         return SelectedMethod(plain, f"{PLAIN} (its head cannot be parted)")
     vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
     try:
-        trial = Trial(model, vocabulary, _row_counts(halves))
+        oracle = Oracle(model, vocabulary, _row_counts(halves))
     except Exception as error:  # whatever a model raises of which no gradient can be taken
         return SelectedMethod(plain, f"{PLAIN} (no gradient could be taken: {error})")
     refused = ""
@@ -130,23 +130,23 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> S
     for way in _ways(model, settings):
         tried = (way.small or way.make)(halves)
         tried.for_gradient = True
-        difference = trial.difference(tried)
-        if trial.passes(difference):
+        difference = oracle.difference(tried)
+        if oracle.passes(difference):
             made = way.make(halves)
-            if example is not None and not trial.agrees(made, HeadPolicy(halves), example):
+            if example is not None and not oracle.agrees(made, HeadPolicy(halves), example):
                 refused += f"; {way.words}: not exact on row {int(example.ids[0])} of the data"
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             words = f"{way.words}, the head at completion tokens only ({exactness})"
-            trunk = _shared_trunk(tried, trial)
-            return SelectedMethod(made, words, way.compilable and _traceable(tried, trial.batches[0]), trunk)
+            trunk = _shared_trunk(tried, oracle)
+            return SelectedMethod(made, words, way.compilable and _traceable(tried, oracle.batches[0]), trunk)
         refused += f"; {way.words}: not exact here"
-    if not trial.passes(trial.difference(plain)):
+    if not oracle.passes(oracle.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
-    return SelectedMethod(plain, f"{PLAIN}{refused}", _traceable(plain, trial.batches[0]))
+    return SelectedMethod(plain, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]))
 
 
-def _shared_trunk(policy: HeadPolicy, trial: Trial) -> Trunk | None:
+def _shared_trunk(policy: HeadPolicy, oracle: Oracle) -> Trunk | None:
     """The frozen trunk, if the policy is exact over the run of it that the reference has made."""
     model: Any = policy.model
     trunk = find_trunk(model, policy.halves.head_names)
@@ -157,7 +157,7 @@ def _shared_trunk(policy: HeadPolicy, trial: Trial) -> Trunk | None:
         _, own = reference_logps_sharing_trunk(policy, trunk, batch, None, adapters_off(model))
         return own(batch)
 
-    return trunk if trial.passes(trial.difference(over_the_same)) else None
+    return trunk if oracle.passes(oracle.difference(over_the_same)) else None
 
 
 def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> bool:
@@ -176,7 +176,7 @@ def _row_counts(halves: SplitModel) -> set[int]:
         return set()
 
 
-def _traceable(policy: Policy, batch: Batch) -> bool:
+def _traceable(policy: Scorer, batch: Batch) -> bool:
     try:
         mx.compile(lambda batch: policy(batch).logps)(batch)
     except Exception:  # a model that looks at values, as some mixtures of experts do

@@ -28,7 +28,7 @@ class HeadPolicy:
         self.for_gradient: bool | None = None
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """Scores of the completion tokens of each row; differentiable. See `Policy`."""
+        """Scores of the completion tokens of each row; differentiable. See `Scorer`."""
         states = self._states(batch)
         rows, width, size = states.shape
         positions = batch.scored

@@ -15,7 +15,7 @@ from mlx.utils import tree_map
 
 from ...data.batches.collate import collate
 from ...data.batches.slicing import slice_batch
-from ...plugin.protocol import Batch, Policy, Scores
+from ...plugin.protocol import Batch, Scorer, Scores
 from .plain import at_least_float32
 from .split_model import arrays
 
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
     logps: float
 
 
-class Trial:
+class Oracle:
     """The rows, and what plain forwards make of them.
 
     Arguments:
@@ -131,7 +131,7 @@ class Trial:
         """Whether differences are rounding."""
         return difference.gradients <= self.allowed.gradients and difference.logps <= self.allowed.logps
 
-    def agrees(self, policy: Policy, simple: Policy, example: Batch) -> bool:
+    def agrees(self, policy: Scorer, simple: Scorer, example: Batch) -> bool:
         """Whether log-probs of one example are those of each completion alone by a simpler way."""
         completions = example.lengths.size
         filled = np.flatnonzero(np.array(example.completion_lengths))

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 
-from ...plugin import Batch, Policy
+from ...plugin import Batch, Scorer
 from ..logprobs.frozen_trunk import Trunk, reference_logps_sharing_trunk
 from .precompute import Weights, as_reference, by_example, with_reference
 from .store import ReferenceStore
@@ -24,7 +24,7 @@ class StepReference:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Scorer,
         trunk: Trunk,
         weights: Weights,
         store: ReferenceStore,
@@ -32,15 +32,18 @@ class StepReference:
     ):
         self.policy, self.trunk, self.weights, self.store, self.moving = policy, trunk, weights, store, moving
 
-    def of(self, batch: Batch) -> tuple[Batch, Parameters | None]:
-        """The batch with what is known and NaN elsewhere, and what `beside` needs to compute that; None: nothing."""
+    def lookup(self, batch: Batch) -> tuple[Batch, Parameters | None]:
+        """The batch with the log-probs that are known, NaN elsewhere, and the parameters to compute the others with.
+
+        The parameters are None where nothing is missing, and empty where the reference is the adapters off.
+        """
         if moved := self._moved():
             return batch._replace(reference_logps=mx.full(batch.lengths.shape, mx.nan)), moved
         (known,) = with_reference([batch], self.store)
         missing = self.store.growing and not self.store.has(np.array(batch.ids)).all()
         return known, {} if missing else None
 
-    def beside(self, batch: Batch, parameters: Parameters) -> tuple[Batch, Policy]:
+    def compute_with_policy(self, batch: Batch, parameters: Parameters) -> tuple[Batch, Scorer]:
         """The batch with all of its reference, and the policy for which the trunk has run over it already.
 
         What is not finite is NaN, so that the loss is.
@@ -50,8 +53,8 @@ class StepReference:
         known, logps = batch.reference_logps, mx.where(mx.isfinite(logps), logps, mx.nan)
         return batch._replace(reference_logps=mx.where(mx.isnan(known), logps, known)), policy
 
-    def keep(self, batch: Batch, logps: mx.array) -> None:
-        """Take in what `beside` has given."""
+    def add(self, batch: Batch, logps: mx.array) -> None:
+        """Store the log-probs that `compute_with_policy` returned."""
         if not self._moved():
             ids = np.array(batch.ids)
             self.store.add(ids, by_example(logps, len(ids)))

@@ -11,7 +11,7 @@ from mlx.utils import tree_unflatten
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...plugin import Batch, Policy
+from ...plugin import Batch, Scorer
 from ..model.adapters import adapters_off
 from .store import ReferenceStore
 
@@ -23,7 +23,7 @@ FORM = "{desc}: {n_fmt} of {total_fmt} rows, {elapsed} (left: {remaining})"
 
 
 def reference_logps(
-    policy: Policy,
+    policy: Scorer,
     batches: Iterable[Batch],
     rows: int,
     progress: str = "",
@@ -73,7 +73,7 @@ def reference_logps(
     return store.logps
 
 
-def _logps(policy: Policy, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
+def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
     """(examples, completions) float32, nats."""
     logps = policy(batch, weights(batch)).weighted_logps.astype(mx.float32)
     values = by_example(logps, len(ids))

@@ -8,7 +8,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...errors import UserError
-from ...plugin import Batch, Policy
+from ...plugin import Batch, Scorer
 from ..model.adapters import adapter_layers
 from .precompute import Weights, as_reference, with_reference
 from .store import ReferenceStore
@@ -32,7 +32,7 @@ class MovingReference:
         UserError: DoRA layers with alpha < 1, whose mix is no DoRA layer.
     """
 
-    def __init__(self, policy: Policy, every: int, alpha: float, weights: Weights):
+    def __init__(self, policy: Scorer, every: int, alpha: float, weights: Weights):
         self.policy, self.every, self.alpha, self.weights = policy, every, alpha, weights
         self.model: nn.Module = policy.model
         layers = adapter_layers(self.model)

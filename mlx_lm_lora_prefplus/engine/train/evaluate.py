@@ -6,13 +6,13 @@ from typing import Any
 import mlx.core as mx
 
 from ...errors import UserError
-from ...plugin import Batch, Policy, Trainer
+from ...plugin import Batch, Scorer, Trainer
 from .metric_sums import MetricSums, flatten
 
 
 def evaluate(
     trainer: Trainer,
-    policy: Policy,
+    policy: Scorer,
     batches: Iterator[Batch],
     options: Any,
     state: Mapping[str, mx.array],

@@ -9,7 +9,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ...data.batches.slicing import slice_batch
-from ...plugin import Batch, Policy, Trainer
+from ...plugin import Batch, Scorer, Trainer
 from ...plugin.protocol import Unit
 from ..distributed import SharedPolicy, share
 from ..reference.in_step import Parameters, StepReference
@@ -36,7 +36,7 @@ class GradientStep:
     def __init__(
         self,
         trainer: Trainer,
-        policy: Policy,
+        policy: Scorer,
         options: Any,
         compiled: bool,
         reference: StepReference | None = None,
@@ -51,7 +51,7 @@ class GradientStep:
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State, reference_has: Parameters | None):
             own = policy
             if reference is not None and reference_has is not None:
-                batch, own = reference.beside(batch, reference_has)
+                batch, own = reference.compute_with_policy(batch, reference_has)
             output = trainer.loss(own, batch, options, state)
             self.layout, values = flatten(output)
             total = mx.array(0.0)
@@ -103,11 +103,11 @@ class GradientStep:
         self, batch: Batch, scales: dict[Unit, mx.array], state: State
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
         """What is computed at once."""
-        batch, reference_has = self.reference.of(batch) if self.reference else (batch, None)
+        batch, reference_has = self.reference.lookup(batch) if self.reference else (batch, None)
         (_, values, new, logps), gradient = self._gradient(batch, scales, state, reference_has)
         if self.reference and reference_has is not None:
             mx.eval(values, gradient, new, logps)
-            self.reference.keep(batch, logps)
+            self.reference.add(batch, logps)
         return values, gradient, new
 
 

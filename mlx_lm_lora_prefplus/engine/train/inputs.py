@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.optimizers as optim
 
-from ...plugin import Batch, Policy, Trainer
+from ...plugin import Batch, Scorer, Trainer
 from ...settings import RunSettings
 from ..distributed import Ranks
 from ..files.metrics_file import Logger, MetricsFile
@@ -73,7 +73,7 @@ class TrainingInputs:
 
     trainer: Trainer
     options: Any
-    policy: Policy
+    policy: Scorer
     optimizer: optim.Optimizer
     settings: RunSettings
     iters: int

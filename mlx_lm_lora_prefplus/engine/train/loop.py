@@ -68,9 +68,7 @@ def train(inputs: TrainingInputs) -> bool:
         if inputs.metrics:
             inputs.metrics.begin(inputs.resumed.values["lines"] if inputs.resumed else 0)
         inputs.policy.model.train()
-        bar = stack.enter_context(
-            tqdm(total=inputs.iters, initial=loop.state.counters.iteration, desc="TrainingInputs")
-        )
+        bar = stack.enter_context(tqdm(total=inputs.iters, initial=loop.state.counters.iteration, desc="Training"))
         try:
             loop.begin(bar)
             while not loop.finished:

@@ -45,7 +45,7 @@ class MetricSums:
 
     @property
     def rows(self) -> int:
-        """How many examples (pairs, labelled rows or lists) were added."""
+        """How many examples (pairs, unpaired rows or lists) were added."""
         return self._units.get("examples", 0)
 
     def means(self) -> dict[str, float]:

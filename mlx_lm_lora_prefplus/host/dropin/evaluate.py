@@ -13,7 +13,7 @@ from ...plugin import Batch
 from ..config.resolve import Resolved
 from ..run.references import evaluation
 from .losses import cpo_loss, dpo_loss
-from .session import check_reference, reference_of, told_reference, work_of
+from .session import check_reference, describe_reference, reference_of, session_of
 from .settings import resolved_settings
 from .train import given_loss, with_loss
 
@@ -95,21 +95,21 @@ def _resolved(
 
 
 def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> Evaluated:
-    work = work_of(resolved, _as_module(model), test=dataset)
-    check_reference(work, ref_model, "ref_model")
+    session = session_of(resolved, _as_module(model), test=dataset)
+    check_reference(session, ref_model, "ref_model")
     if resolved.trainer.mode == "dpo" and ref_model is None:
-        print_info(told_reference(work, ref_model))
-    reference = reference_of(work, ref_model if ref_model is None else _as_module(ref_model))
+        print_info(describe_reference(session, ref_model))
+    reference = reference_of(session, ref_model if ref_model is None else _as_module(ref_model))
     tokens = 0
 
     def counted() -> Iterator[Batch]:
         nonlocal tokens
-        for batch in evaluation(work, "test", reference):
+        for batch in evaluation(session, "test", reference):
             tokens += int(np.asarray(batch.completion_lengths).sum())
             yield batch
 
     trainer, options = resolved.trainer, resolved.options
-    means = trainer.evaluate(work.engine.policy, counted(), options, trainer.initial_state(options))
+    means = trainer.evaluate(session.engine.policy, counted(), options, trainer.initial_state(options))
     rewards = [means["rewards/chosen"], means["rewards/rejected"]]
     return means["loss"], rewards, mx.array(tokens), host_metrics(means)
 

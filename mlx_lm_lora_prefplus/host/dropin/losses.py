@@ -10,7 +10,7 @@ import mlx_lm_lora.trainer.cpo_trainer as cpo_trainer
 import mlx_lm_lora.trainer.dpo_trainer as dpo_trainer
 
 from ...losses import outcome, pair_rounding, sum_rounding
-from ...plugin import Batch, LossOutput, Policy, Scores
+from ...plugin import Batch, LossOutput, Scorer, Scores
 from ...trainers import PairedTrainer
 from ..originals import originals_of
 
@@ -121,7 +121,7 @@ class GivenLoss(PairedTrainer):
     def token_weights(self, batch: Batch, options: Any) -> None:
         """All tokens count 1."""
 
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """The function's mean, counted once for each pair; see `PairedTrainer`."""
         scores = policy(batch)
         given = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)

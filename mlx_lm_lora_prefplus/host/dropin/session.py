@@ -15,15 +15,15 @@ from ..config.resolve import Resolved
 from ..run import summary
 from ..run.findings import findings
 from ..run.references import ReferencePass, References
-from ..run.session import Work
+from ..run.session import Session
 from .adapter_config import train_type
 from .host_items import Rows, token_rows
 
-Told = tuple[list[str], list[str]]
+Messages = tuple[list[str], list[str]]
 """What was said: the lines of the summary, and the warnings."""
 
 
-class Given(Work):
+class GivenSession(Session):
     """The work of a caller who brings the model and the rows.
 
     read: split → its rows, with what became of them.
@@ -32,7 +32,7 @@ class Given(Work):
     read: dict[str, Rows]
 
 
-def work_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> Given:
+def session_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> GivenSession:
     """The rows of the data sets that hold any, ready to be visited.
 
     Raises:
@@ -51,9 +51,9 @@ def work_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> Given:
         for split, dataset in datasets.items()
         if dataset is not None and (split != "valid" or len(dataset))
     }
-    work = Given(resolved, model, _Unknown(), {split: one.rows for split, one in read.items()})
-    work.read = read
-    return work
+    session = GivenSession(resolved, model, _Unknown(), {split: one.rows for split, one in read.items()})
+    session.read = read
+    return session
 
 
 class _Unknown:
@@ -63,17 +63,17 @@ class _Unknown:
         return {"": 2**62}
 
 
-def compares(work: Work) -> bool:
+def compares(session: Session) -> bool:
     """Whether the loss needs a reference."""
-    return work.resolved.trainer.needs_reference(work.resolved.options)
+    return session.resolved.trainer.needs_reference(session.resolved.options)
 
 
-def check_reference(work: Work, ref_model: nn.Module | None, trained: str) -> None:
+def check_reference(session: Session, ref_model: nn.Module | None, trained: str) -> None:
     """UserError where no reference model is given and none can be made of the model that is evaluated.
 
     trained: the argument that a reference model is given with.
     """
-    if ref_model is None and compares(work) and not adapter_layers(work.model):
+    if ref_model is None and compares(session) and not adapter_layers(session.model):
         raise UserError(
             f"{trained} is None, which stands for the model with its adapters off, but this model has no adapters, so "
             f"it would be compared with itself. Give the model that training began with as {trained}, or, to evaluate "
@@ -81,44 +81,48 @@ def check_reference(work: Work, ref_model: nn.Module | None, trained: str) -> No
         )
 
 
-def reference_of(work: Work, ref_model: nn.Module | None) -> References:
+def reference_of(session: Session, ref_model: nn.Module | None) -> References:
     """Log-probs of the rows that the run visits: of a given model as it is, else of the model with its adapters off.
 
     Without adapters that is the model as it is now. None for each split where the loss has no reference.
     """
-    return ReferencePass(work, ref_model if compares(work) else None).logps()
+    return ReferencePass(session, ref_model if compares(session) else None).logps()
 
 
-def told_reference(work: Work, ref_model: nn.Module | None) -> str:
+def describe_reference(session: Session, ref_model: nn.Module | None) -> str:
     """Which reference was taken, in a sentence."""
-    if not compares(work):
+    if not compares(session):
         unused = "; the ref_model that was given is not used" if ref_model is not None else ""
-        free = getattr(work.resolved.options, "reference_free", False)
+        free = getattr(session.resolved.options, "reference_free", False)
         return f"Reference: none{' (reference_free)' if free else ''}{unused}"
     if ref_model is not None:
         return "Reference: the given ref_model as it is now"
-    kind = "the model with its adapters off" if adapter_layers(work.model) else "the model as it is now, kept frozen"
+    kind = "the model with its adapters off" if adapter_layers(session.model) else "the model as it is now, kept frozen"
     return f"Reference: {kind}, as no ref_model is given (reference_free: true trains without a reference)"
 
 
-def announce(work: Given, ref_model: nn.Module | None, callback: Any, more: Sequence[str] = ()) -> Told:
+def announce(session: GivenSession, ref_model: nn.Module | None, callback: Any, more: Sequence[str] = ()) -> Messages:
     """Say what is in force, where printing goes and where the callback writes.
 
     more: further warnings.
     """
-    resolved = work.resolved
+    resolved = session.resolved
     lines = [
-        f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {work.engine.words}",
+        f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {session.engine.words}",
         f"Objective: {summary.objective(resolved)}",
-        *([told_reference(work, ref_model)] if resolved.trainer.mode == "dpo" else []),
-        *(f"Rows, {split}: {rows.words}" for split, rows in work.read.items()),
-        summary.training(resolved.settings, work.model),
-        summary.schedule(work),
+        *([describe_reference(session, ref_model)] if resolved.trainer.mode == "dpo" else []),
+        *(f"Rows, {split}: {rows.words}" for split, rows in session.read.items()),
+        summary.training(resolved.settings, session.model),
+        summary.schedule(session),
     ]
     for line in lines:
         print_info(line.replace("loss", "objective"))
         show(callback, line)
-    warnings = [*resolved.notes, *more, *findings(work, {}, {split: rows.cut for split, rows in work.read.items()})]
+    warnings = [
+        *resolved.notes,
+        *more,
+        *findings(session, {}, {split: rows.cut for split, rows in session.read.items()}),
+    ]
     for line in warnings:
         print_warning(line.replace("loss", "objective"))
         show(callback, f"Warning: {line}")

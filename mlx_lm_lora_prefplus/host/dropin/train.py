@@ -21,11 +21,11 @@ from ..models import make_ready
 from ..output.record import write_record
 from ..run.assemble import training_inputs
 from ..run.run import check_validation
-from ..run.session import Work
+from ..run.session import Session
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss
 from .previous import keep_previous
-from .session import Told, announce, file_of, folder_of, reference_of, work_of
+from .session import Messages, announce, file_of, folder_of, reference_of, session_of
 from .settings import resolved_settings, settings_of
 
 
@@ -131,12 +131,12 @@ def _train(
     if args.adapter_file is not None:
         check_writable(file_of(args.adapter_file).parent)
     make_ready(model, resolved.settings)
-    work = work_of(resolved, model, train=train_dataset, valid=val_dataset)
-    check_validation(work)
-    told = announce(work, ref_model, callback, _unused(args, ref_model, optimizer))
-    reference = reference_of(work, ref_model)
-    kept = {} if args.adapter_file is None else _kept(work, file_of(args.adapter_file), callback, told)
-    train(training_inputs(work, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
+    session = session_of(resolved, model, train=train_dataset, valid=val_dataset)
+    check_validation(session)
+    told = announce(session, ref_model, callback, _unused(args, ref_model, optimizer))
+    reference = reference_of(session, ref_model)
+    kept = {} if args.adapter_file is None else _kept(session, file_of(args.adapter_file), callback, told)
+    train(training_inputs(session, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
 
 
 def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) -> list[str]:
@@ -154,9 +154,9 @@ def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) 
     return told
 
 
-def _kept(work: Work, adapter_file: Path, callback: Any, told: Told) -> dict[str, Any]:
+def _kept(session: Session, adapter_file: Path, callback: Any, told: Messages) -> dict[str, Any]:
     """What a run that saves gives to the loop."""
-    model, config = work.model, adapter_config(work.model, adapter_file.parent)
+    model, config = session.model, adapter_config(session.model, adapter_file.parent)
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
         return adapter_file, save_adapters(model, adapter_file, config, iteration)
@@ -165,11 +165,11 @@ def _kept(work: Work, adapter_file: Path, callback: Any, told: Told) -> dict[str
         save_adapters(model, adapter_file.parent / "best" / adapter_file.name, config, None)
         return adapter_file.parent / "best"
 
-    states, metrics = _Stopped(adapter_file.parent, work.iters, save), MetricsFile(adapter_file.parent)
+    states, metrics = _Stopped(adapter_file.parent, session.iters, save), MetricsFile(adapter_file.parent)
 
     def begin() -> None:
         keep_previous(model, adapter_file, callback)
-        write_record(adapter_file.parent, work.resolved, work.iters, {}, *told)
+        write_record(adapter_file.parent, session.resolved, session.iters, {}, *told)
 
     return {"save": save, "save_best": save_best, "states": states, "metrics": metrics, "begin": begin}
 

@@ -20,50 +20,52 @@ from ...plugin import Batch
 from ...settings import RunSettings
 from ..config.resolve import Resolved
 from .references import References
-from .session import Work
+from .session import Session
 
 
-def training_inputs(work: Work, reference: References, **rest: Any) -> TrainingInputs:
+def training_inputs(session: Session, reference: References, **rest: Any) -> TrainingInputs:
     """What the loop does with a run's work. rest: the other fields of `TrainingInputs`."""
-    resolved, moving = work.resolved, moving_reference(work)
+    resolved, moving = session.resolved, moving_reference(session)
     fill = moving.fill if moving else with_reference
-    in_step = step_reference(work, reference["train"], moving)
+    in_step = step_reference(session, reference["train"], moving)
 
     def epoch_batches(epoch: int, first: int) -> Iterator[Batch]:
-        batches = islice(work.batches("train", epoch), first, None)
+        batches = islice(session.batches("train", epoch), first, None)
         return batches if in_step else fill(batches, reference["train"])
 
     return TrainingInputs(
         trainer=resolved.trainer,
         options=resolved.options,
-        policy=work.policy,
+        policy=session.policy,
         settings=resolved.settings,
-        iters=work.iters,
+        iters=session.iters,
         epoch_batches=epoch_batches,
-        validation=(lambda: fill(work.batches("valid"), reference["valid"])) if work.evaluates("valid") else None,
-        qat=fake_quantization(work.model, resolved.settings),
-        compiled=work.compiled,
+        validation=(lambda: fill(session.batches("valid"), reference["valid"])) if session.evaluates("valid") else None,
+        qat=fake_quantization(session.model, resolved.settings),
+        compiled=session.compiled,
         moving_reference=moving,
         step_reference=in_step,
         **rest,
     )
 
 
-def moving_reference(work: Work) -> MovingReference | None:
+def moving_reference(session: Session) -> MovingReference | None:
     """The reference that follows the policy, where the options ask for it."""
-    options = work.resolved.options
+    options = session.resolved.options
     if not getattr(options, "sync_ref_model", False):
         return None
     every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
-    return MovingReference(work.policy, every, alpha, work.token_weights)
+    return MovingReference(session.policy, every, alpha, session.token_weights)
 
 
-def step_reference(work: Work, store: ReferenceStore | None, moving: MovingReference | None) -> StepReference | None:
+def step_reference(
+    session: Session, store: ReferenceStore | None, moving: MovingReference | None
+) -> StepReference | None:
     """The reference in the steps, where they compute it; store: what is known of it, None without a reference."""
-    trunk = work.engine.trunk if work.shares_trunk else None
+    trunk = session.engine.trunk if session.shares_trunk else None
     if store is None or trunk is None:
         return None
-    return StepReference(work.policy, trunk, work.token_weights, store, moving)
+    return StepReference(session.policy, trunk, session.token_weights, store, moving)
 
 
 def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:

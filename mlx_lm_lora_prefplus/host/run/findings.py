@@ -14,7 +14,7 @@ from ...engine.model.qat import effective_linears
 from ...losses import LossOptions, advice, loss_names
 from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..output import fuse
-from .session import Work
+from .session import Session
 
 NOT_GIVEN = (None, HOST_DEFAULT, TRAINER_DEFAULT)
 """Sources of values that the user did not choose."""
@@ -23,24 +23,24 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns that hold what a language model does not see."""
 
 
-def findings(work: Work, reports: Mapping[str, SplitReport], cut: Mapping[str, int] | None = None) -> list[str]:
+def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[str, int] | None = None) -> list[str]:
     """What calls for a look, a sentence each: what has no effect or not the one that it may be expected to have.
 
     reports: what became of the rows of each split, where that is known. cut: rows that were truncated, where the
         reports do not tell.
     """
     cut = {**{name: report.truncated for name, report in reports.items()}, **(cut or {})}
-    told = [*_of_settings(work, reports), *_of_model(work)]
-    if work.resolved.settings.train and not work.evaluates("valid"):
+    told = [*_of_settings(session, reports), *_of_model(session)]
+    if session.resolved.settings.train and not session.evaluates("valid"):
         told.append(
             "There is no validation ("
-            + ("val_batches: 0" if "valid" in work.rows else "no valid rows")
+            + ("val_batches: 0" if "valid" in session.rows else "no valid rows")
             + "): nothing will tell whether the policy learns more than its rows by heart. A tenth of the rows, in "
             "valid.jsonl, would."
         )
     told += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
     told += [text for name, report in reports.items() for text in _unused_columns(name, report)]
-    return told + statistics.warnings(work.rows, cut)
+    return told + statistics.warnings(session.rows, cut)
 
 
 def unmasked(name: str, report: SplitReport) -> str:
@@ -53,16 +53,16 @@ def unmasked(name: str, report: SplitReport) -> str:
     )
 
 
-def _of_settings(work: Work, reports: Mapping[str, SplitReport]) -> list[str]:
-    resolved, model, told = work.resolved, work.model, list[str]()
+def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> list[str]:
+    resolved, model, told = session.resolved, session.model, list[str]()
     settings = resolved.settings
     if isinstance(resolved.options, LossOptions) and settings.train:
         labels = None
         if resolved.trainer.rows == "unpaired" and "train" in reports:
             labels = reports["train"].desirable, reports["train"].undesirable
-        told += advice(resolved.options, float((np.diff(work.plan("train").starts) == 1).mean()), labels)
+        told += advice(resolved.options, float((np.diff(session.plan("train").starts) == 1).mean()), labels)
         if "odpo" in loss_names(resolved.options.loss_type):
-            told += unordered_scores(work.rows["train"])
+            told += unordered_scores(session.rows["train"])
     if settings.qat_enable and not effective_linears(model):
         told.append(
             "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
@@ -79,21 +79,21 @@ def _of_settings(work: Work, reports: Mapping[str, SplitReport]) -> list[str]:
     return told
 
 
-def _of_model(work: Work) -> list[str]:
+def _of_model(session: Session) -> list[str]:
     """What the model is not made for."""
-    resolved, settings, told = work.resolved, work.resolved.settings, list[str]()
-    limit, context = resolved.data.max_seq_length, context_of(work.model)
+    resolved, settings, told = session.resolved, session.resolved.settings, list[str]()
+    limit, context = resolved.data.max_seq_length, context_of(session.model)
     if context and limit > context:
-        longer = {name: _longer(work, name, context) for name in work.rows}
-        said = ", ".join(f"{count} of {len(work.rows[name])} {name} rows" for name, count in longer.items() if count)
+        longer = {name: _longer(session, name, context) for name in session.rows}
+        said = ", ".join(f"{count} of {len(session.rows[name])} {name} rows" for name, count in longer.items() if count)
         if said or _given(resolved, "max_seq_length"):
             effect = f"{said} are longer than that" if said else "no row is longer than that"
             told.append(
                 f"max_seq_length {limit} is beyond the model's context of {context} tokens, and {effect}. Set "
                 f"max_seq_length: {context}."
             )
-    if settings.train and settings.train_type == "full" and _quantized(work.model):
-        trained = dict(tree_flatten(work.model.trainable_parameters()))
+    if settings.train and settings.train_type == "full" and _quantized(session.model):
+        trained = dict(tree_flatten(session.model.trainable_parameters()))
         total = sum(value.size for value in trained.values())
         told.append(
             f"train_type: full on a quantised model trains what is not quantised alone: {len(trained)} tensors of "
@@ -139,8 +139,8 @@ def _unused_columns(name: str, report: SplitReport) -> list[str]:
     return told
 
 
-def _longer(work: Work, split: str, context: int) -> int:
-    lengths = work.lengths(split)
+def _longer(session: Session, split: str, context: int) -> int:
+    lengths = session.lengths(split)
     return int((lengths.prompt + lengths.completion > context).sum())
 
 

@@ -21,7 +21,7 @@ from ...engine.reference.store import ENGINE, ReferenceStore
 from ...plugin import Batch
 from ...settings import RunSettings
 from .. import models
-from .session import Work
+from .session import Session
 
 References = Mapping[str, ReferenceStore | None]
 """Split → reference log-probs; None where the mode has no reference."""
@@ -36,30 +36,30 @@ class ReferencePass:
     in_steps: whether those of the training rows are left to the steps, over the policy's run of the trunk.
     """
 
-    def __init__(self, work: Work, given: nn.Module | None = None):
-        self.work, self.given = work, given
-        self.used = [name for name in work.rows if name == "train" or work.evaluates(name)]
+    def __init__(self, session: Session, given: nn.Module | None = None):
+        self.session, self.given = session, given
+        self.used = [name for name in session.rows if name == "train" or session.evaluates(name)]
         self.stores: dict[str, ReferenceStore] = {}
         self.visited: dict[str, np.ndarray] = {}
-        is_base = given is None and not work.resolved.settings.reference_model_path
-        self.in_steps = is_base and trains_only_adapters(work.model) and work.shares_trunk
-        if not work.resolved.trainer.needs_reference(work.resolved.options):
+        is_base = given is None and not session.resolved.settings.reference_model_path
+        self.in_steps = is_base and trains_only_adapters(session.model) and session.shares_trunk
+        if not session.resolved.trainer.needs_reference(session.resolved.options):
             return
         known_by = self._known_by()
         folder = cache.folder("reference") if known_by else None
         for name in self.used:
             file = folder / f"{self._key(name, known_by)}.npy" if folder else None
-            about = {"model": work.resolved.settings.reference_model_path or work.resolved.settings.model}
-            completions = int(work.lengths(name).count.max())
+            about = {"model": session.resolved.settings.reference_model_path or session.resolved.settings.model}
+            completions = int(session.lengths(name).count.max())
             growing = name == "train" and self.in_steps
-            self.stores[name] = ReferenceStore(file, len(work.rows[name]), about, completions, growing)
+            self.stores[name] = ReferenceStore(file, len(session.rows[name]), about, completions, growing)
             self._forget_what_others_lack(self.stores[name])
-            self.visited[name] = work.visited_rows(name)
+            self.visited[name] = session.visited_rows(name)
 
     def _forget_what_others_lack(self, store: ReferenceStore) -> None:
         """Processes on several machines have caches of their own, and compute together what one of them has not."""
         known = store.has(np.arange(len(store.logps)))
-        store.logps[known & ~self.work.ranks.known_to_all(known)] = np.nan
+        store.logps[known & ~self.session.ranks.known_to_all(known)] = np.nan
 
     def counts(self) -> tuple[int, int]:
         """Rows whose log-probs are on disk, and rows that the run visits."""
@@ -73,7 +73,7 @@ class ReferencePass:
         """
         wanted = dict(self.visited)
         if self.in_steps and "train" in wanted:
-            wanted["train"] = self.work.visited_rows("train", done)
+            wanted["train"] = self.session.visited_rows("train", done)
         missing = {name: int((~self.stores[name].has(rows)).sum()) for name, rows in wanted.items()}
         if any(missing.values()):
             self._compute(missing, {"train": done} if self.in_steps else {})
@@ -81,35 +81,35 @@ class ReferencePass:
 
     def _compute(self, missing: dict[str, int], batches: dict[str, int]) -> None:
         """missing: split → rows to compute. batches: split → how many of its batches, where not all are wanted."""
-        work = self.work
-        model = work.model if self.given is None else self.given
-        if self.given is None and work.resolved.settings.reference_model_path:
-            model = models.load_reference(work.resolved.settings, work.tokenizer)
-        with adapters_off(model) if model is work.model else nullcontext():
+        session = self.session
+        model = session.model if self.given is None else self.given
+        if self.given is None and session.resolved.settings.reference_model_path:
+            model = models.load_reference(session.resolved.settings, session.tokenizer)
+        with adapters_off(model) if model is session.model else nullcontext():
             for name in filter(missing.get, missing):
                 store = self.stores[name]
                 reference_logps(
-                    work.policy_of(model),
-                    work.unknown(name, store.has, batches.get(name)),
-                    len(work.rows[name]),
+                    session.policy_of(model),
+                    session.unknown(name, store.has, batches.get(name)),
+                    len(session.rows[name]),
                     f"Reference, {name}",
                     store=store,
                     missing=missing[name],
-                    weights=work.token_weights,
+                    weights=session.token_weights,
                 )
         del model
         mx.clear_cache()
 
     def _known_by(self) -> str | None:
         """Changes with the reference; None if it cannot be told without loading."""
-        settings = self.work.resolved.settings
+        settings = self.session.resolved.settings
         if self.given is not None:
             # The digest is of a model without its adapters, and those of a given one are on.
             return None if adapter_layers(self.given) else weights_digest(self.given)
         if not settings.reference_model_path:
-            return weights_digest(self.work.model)
+            return weights_digest(self.session.model)
         try:
-            return _named(settings, self.work.model)
+            return _named(settings, self.session.model)
         except Exception:  # a path or a name that leads nowhere: loading it will say so
             return None
 
@@ -119,25 +119,25 @@ class ReferencePass:
         The batching is part of it, whatever the precision: the padding decides how kernels round, so the same command
         gives the same bytes whatever the folder holds, and a policy begins at its reference exactly.
         """
-        work = self.work
-        settings, trainer = work.resolved.settings, work.resolved.trainer
-        computed_by = work.engine.policy
+        session = self.session
+        settings, trainer = session.resolved.settings, session.resolved.trainer
+        computed_by = session.engine.policy
         parts = [
             *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
-            *(known_by, work.rows[split]._fingerprint),
-            *(work.multiple, ORDER, trainer.mismatched),
-            *(type(trainer).collate.__qualname__, trainer.reference_key(work.resolved.options)),
+            *(known_by, session.rows[split]._fingerprint),
+            *(session.multiple, ORDER, trainer.mismatched),
+            *(type(trainer).collate.__qualname__, trainer.reference_key(session.resolved.options)),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
-            *((settings.seed, work.cut_at, self.in_steps and work.compiled) if split == "train" else ()),
+            *((settings.seed, session.cut_at, self.in_steps and session.compiled) if split == "train" else ()),
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def evaluation(work: Work, split: str, reference: References) -> Iterator[Batch]:
+def evaluation(session: Session, split: str, reference: References) -> Iterator[Batch]:
     """The batches to evaluate a split on, with their reference."""
-    return with_reference(work.batches(split), reference[split])
+    return with_reference(session.batches(split), reference[split])
 
 
 def _named(settings: RunSettings, model: nn.Module) -> str:

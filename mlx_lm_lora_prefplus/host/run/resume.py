@@ -14,7 +14,7 @@ from ...engine.train.snapshot import check_saved
 from ...errors import UserError
 from ...settings import DataSettings, Effect, RunSettings, keys_with
 from ..output.previous import previous_of, told
-from .session import Work
+from .session import Session
 
 
 def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
@@ -35,22 +35,24 @@ def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
     return state
 
 
-def fingerprint(work: Work) -> dict[str, Any]:
+def fingerprint(session: Session) -> dict[str, Any]:
     """What decides the results of a run, by names that a user knows; digests of what is large."""
-    settings, data, tokenizer = work.resolved.settings, work.resolved.data, work.tokenizer
+    settings, data, tokenizer = session.resolved.settings, session.resolved.data, session.tokenizer
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     found = {
-        "train_mode": work.resolved.trainer.mode,
-        "weights of the model": weights_digest(work.model),
+        "train_mode": session.resolved.trainer.mode,
+        "weights of the model": weights_digest(session.model),
         "tokenizer": _digest(inner.get_vocab()),
         "chat template": _digest(getattr(inner, "chat_template", None)),
-        **{f"{split} rows": rows._fingerprint for split, rows in work.rows.items() if split != "test"},
+        **{f"{split} rows": rows._fingerprint for split, rows in session.rows.items() if split != "test"},
         **{
             key: getattr(data if key in DataSettings.model_fields else settings, key)
             for key in keys_with(Effect.DECIDES)
         },
-        "reference_model_path": work.resolved.values.get("reference_model_path"),  # as given: see `previous.as_begun`
-        **dataclasses.asdict(work.resolved.options),
+        "reference_model_path": session.resolved.values.get(
+            "reference_model_path"
+        ),  # as given: see `previous.as_begun`
+        **dataclasses.asdict(session.resolved.options),
     }
     return json.loads(json.dumps(found, default=str))
 

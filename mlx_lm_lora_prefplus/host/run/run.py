@@ -45,7 +45,7 @@ from .assemble import trainer_state, training_inputs
 from .findings import findings
 from .references import ReferencePass, References, evaluation
 from .resume import check_same_run, find_state, fingerprint
-from .session import Work, read_rows
+from .session import Session, read_rows
 
 
 def run(resolved: Resolved, training_callback: Any = None) -> None:
@@ -63,22 +63,22 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     check_start(resolved.settings)
     if resolved.settings.train and ranks.first:
         check_writable(Path(resolved.settings.adapter_path))
-    work, splits, state = open_run(resolved, ranks)
-    resolved, settings, model = work.resolved, work.resolved.settings, work.model
-    planned = ReferencePass(work)
-    told = [*summary.lines(work, splits, planned), f"Engine: {work.engine.words}"]
-    warnings = findings(work, {name: split.report for name, split in splits.items()}) if ranks.first else []
+    session, splits, state = open_run(resolved, ranks)
+    resolved, settings, model = session.resolved, session.resolved.settings, session.model
+    planned = ReferencePass(session)
+    told = [*summary.lines(session, splits, planned), f"Engine: {session.engine.words}"]
+    warnings = findings(session, {name: split.report for name, split in splits.items()}) if ranks.first else []
     for line in told:
         print_info(line)
     for warning in warnings:
         print_warning(warning)
 
     if settings.train:
-        known_by = fingerprint(work)
+        known_by = fingerprint(session)
         check_same_everywhere(known_by, ranks)
         if state is not None:
             check_same_run(state, known_by, settings)
-        check_validation(work)
+        check_validation(session)
     reference = planned.logps(done=state.iteration if state else 0)
     if settings.train:
         print_section("Training")
@@ -90,23 +90,23 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
                 kept_in = keep_previous(settings, file, resumed=state is not None)
                 if settings.fuse:
                     unfused.touch()
-                write_record(file.parent, resolved, work.iters, splits, told, [*resolved.notes, *warnings], kept_in)
+                write_record(file.parent, resolved, session.iters, splits, told, [*resolved.notes, *warnings], kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
             given = {"state": state, "known_by": known_by, "begin": begin, "loggers": loggers}
-            trained = train_policy(work, reference, file, training_callback, **given)
+            trained = train_policy(session, reference, file, training_callback, **given)
             if settings.test:
-                test_policy(work, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
+                test_policy(session, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
         if not trained:
             print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
     else:
         if settings.adapter_path:
             models.load_trained(model, settings.adapter_path)
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
-            test_policy(work, reference, loggers=loggers)
+            test_policy(session, reference, loggers=loggers)
     if settings.train and settings.fuse and ranks.first and unfused.is_file():
-        finish_with_fuse(resolved, model, work.tokenizer)
+        finish_with_fuse(resolved, model, session.tokenizer)
         unfused.unlink(missing_ok=True)
 
 
@@ -130,7 +130,7 @@ def check_same_everywhere(known_by: Mapping[str, Any], ranks: Ranks) -> None:
         )
 
 
-def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Work, dict[str, Split], RunState | None]:
+def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Session, dict[str, Split], RunState | None]:
     """Load the model and read the rows. Nothing is written but the caches.
 
     Returns:
@@ -165,7 +165,7 @@ def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Work, dict
     if ranks.first:
         ranks.largest(0)
     rows = {name: split.rows for name, split in splits.items()}
-    return Work(resolved, model, tokenizer, rows, ranks), splits, state
+    return Session(resolved, model, tokenizer, rows, ranks), splits, state
 
 
 def adapters_in(settings: RunSettings) -> Path:
@@ -189,16 +189,16 @@ def check_start(settings: RunSettings) -> None:
         )
 
 
-def check_validation(work: Work) -> None:
+def check_validation(session: Session) -> None:
     """UserError where something waits for validations that there will not be."""
-    settings = work.resolved.settings
+    settings = session.resolved.settings
     for key in ("early_stopping_patience", "early_stopping_metric", "save_best", "sample_prompts"):
-        if getattr(settings, key) not in (None, 0) and not work.evaluates("valid"):
+        if getattr(settings, key) not in (None, 0) and not session.evaluates("valid"):
             raise UserError(f"{key}: there is nothing to validate on. Give valid rows and val_batches other than 0.")
 
 
 def train_policy(
-    work: Work,
+    session: Session,
     reference: References,
     adapter_file: Path,
     callback: Any,
@@ -215,14 +215,14 @@ def train_policy(
     Returns:
         Whether there was anything left to train.
     """
-    settings, model, ranks = work.resolved.settings, work.model, work.ranks
+    settings, model, ranks = session.resolved.settings, session.model, session.ranks
     folder = adapter_file.parent
     if settings.resume_adapter_file and state is None:
         load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
     if ranks.first and settings.sample_prompts:
-        prompts = first_prompts(work.rows["valid"], settings.sample_prompts)
+        prompts = first_prompts(session.rows["valid"], settings.sample_prompts)
         tokens, going_on = settings.sample_tokens, state is not None
-        callback = Samples(folder, model, work.tokenizer, prompts, tokens, going_on, callback, loggers)
+        callback = Samples(folder, model, session.tokenizer, prompts, tokens, going_on, callback, loggers)
     models.make_ready(model, settings)
 
     model.update(tree_map(ranks.from_first, model.trainable_parameters()))
@@ -239,7 +239,7 @@ def train_policy(
 
     return train(
         training_inputs(
-            work,
+            session,
             reference,
             optimizer=build_optimizer(settings),
             save=save,
@@ -251,29 +251,29 @@ def train_policy(
             loggers=loggers,
             ranks=ranks,
             resumed=state,
-            fingerprint=known_by if known_by is not None else fingerprint(work),
+            fingerprint=known_by if known_by is not None else fingerprint(session),
         )
     )
 
 
 def test_policy(
-    work: Work, reference: References, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
+    session: Session, reference: References, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
 ) -> None:
     """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss).
 
     metrics: where the figures are kept, or None. loggers: who gets them too.
     """
     print_section("Testing")
-    resolved = work.resolved
+    resolved = session.resolved
     rows = 0
 
     def counted() -> Iterator[Batch]:
         nonlocal rows
-        for batch in evaluation(work, "test", reference):
+        for batch in evaluation(session, "test", reference):
             rows += batch.units()["examples"]
             yield batch
 
-    means = resolved.trainer.evaluate(work.policy, counted(), resolved.options, trainer_state(resolved))
+    means = resolved.trainer.evaluate(session.policy, counted(), resolved.options, trainer_state(resolved))
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     if {"rewards/chosen", "rewards/rejected"} <= set(means):
         rewards = f"{means['rewards/chosen']:.3f}, {means['rewards/rejected']:.3f}"

@@ -20,8 +20,8 @@ from ...engine.logprobs.select import choose_policy
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
 from ...errors import UserError
 from ...losses import loss_names
-from ...plugin import Batch, Policy
-from ...plugin.protocol import Rows
+from ...plugin import Batch, Scorer
+from ...plugin.protocol import RowKind
 from ...settings import RunSettings
 from .. import models
 from ..config.resolve import Resolved
@@ -31,7 +31,7 @@ DEFAULT_ITERS = SFTTrainingArgs().iters
 """What the host takes where neither `iters` nor `epochs` is given."""
 
 
-def kind_of(resolved: Resolved) -> Rows:
+def kind_of(resolved: Resolved) -> RowKind:
     """The kind of rows that the mode needs with these options."""
     return resolved.trainer.rows_of(resolved.options)
 
@@ -84,7 +84,7 @@ LONGEST = 2048
 """Tokens of the longest row that the engine is tried on before the run: some seconds at most."""
 
 
-class Work:
+class Session:
     """The model, the rows and the order in which a run visits them."""
 
     def __init__(
@@ -205,11 +205,11 @@ class Work:
         """Whether there is anything to evaluate on."""
         return split in self.rows and self.limits[split] != 0
 
-    def policy_of(self, model: nn.Module) -> Policy:
+    def policy_of(self, model: nn.Module) -> Scorer:
         """The way that log-probs of a model are computed in this run."""
         if model is self.model:
             return self.policy
         return self._shared(choose_policy(model, self.resolved.settings, self._long_example()).policy)
 
-    def _shared(self, policy: Policy) -> Policy:
+    def _shared(self, policy: Scorer) -> Scorer:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy

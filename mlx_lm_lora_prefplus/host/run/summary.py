@@ -18,7 +18,7 @@ from ..config.presets import PRESETS
 from ..config.resolve import Resolved
 from ..output import fuse
 from .references import ReferencePass
-from .session import Work
+from .session import Session
 
 ALWAYS_SHOWN = ("cpo_alpha", "sft_weight")
 """Options that change the objective even where they are left alone: whether an NLL is added must be seen."""
@@ -33,13 +33,13 @@ TOKENS = {
 """What the completions of each kind of rows are called where their tokens are counted."""
 
 
-def lines(work: Work, splits: dict[str, Split], planned: ReferencePass) -> list[str]:
+def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) -> list[str]:
     """The summary of a run."""
-    resolved, model = work.resolved, work.model
+    resolved, model = session.resolved, session.model
     told = [
         f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
         f"Objective: {objective(resolved)}",
-        f"Reference: {reference(work, planned)}",
+        f"Reference: {reference(session, planned)}",
         f"Prompt format: {prompt_format(resolved.data)}",
     ]
     if preset := resolved.settings.preset:
@@ -52,7 +52,7 @@ def lines(work: Work, splits: dict[str, Split], planned: ReferencePass) -> list[
         told.append(f"Preset: {preset} ({PRESETS[preset].source}): {values or 'every value of it is overridden'}")
     told += [rows(name, split) for name, split in splits.items()]
     if resolved.settings.train:
-        told += [training(resolved.settings, model), schedule(work)]
+        told += [training(resolved.settings, model), schedule(session)]
         if resolved.settings.fuse:
             size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
             told.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
@@ -88,10 +88,10 @@ def written(value: object) -> str:
     return str(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
 
 
-def reference(work: Work, planned: ReferencePass) -> str:
+def reference(session: Session, planned: ReferencePass) -> str:
     """Where the reference comes from, and how much of it is known from earlier runs."""
-    settings = work.resolved.settings
-    if not work.resolved.trainer.needs_reference(work.resolved.options):
+    settings = session.resolved.settings
+    if not session.resolved.trainer.needs_reference(session.resolved.options):
         return "none"
     known, wanted = planned.counts()
     from_cache = f", {known} of {wanted} rows from the cache"
@@ -101,9 +101,9 @@ def reference(work: Work, planned: ReferencePass) -> str:
     if settings.train_type == "full":
         return f"the model before the first step{from_cache}"
     text = f"the model with its adapters off, no second model{from_cache}"
-    trunk = work.engine.trunk
+    trunk = session.engine.trunk
     if trunk and known < wanted and planned.in_steps:
-        count = len(work.model.layers or ())
+        count = len(session.model.layers or ())
         text += (
             "; a training row that is not there is computed in its first step, where layers 1 to "
             f"{trunk.size} of {count} run once for policy and reference"
@@ -148,16 +148,16 @@ def training(settings: RunSettings, model: nn.Module) -> str:
     return f"Trained: {kind[settings.train_type]}, {trained:,} numbers"
 
 
-def schedule(work: Work) -> str:
+def schedule(session: Session) -> str:
     """How many micro-batches, epochs and updates, and how much of a batch is padding."""
-    settings, plan, lengths = work.resolved.settings, work.plan("train"), work.lengths("train")
-    shared_prompt = type(work.engine.policy) not in (PlainPolicy, HeadPolicy)
-    examples = EXAMPLES[work.kind]
+    settings, plan, lengths = session.resolved.settings, session.plan("train"), session.lengths("train")
+    shared_prompt = type(session.engine.policy) not in (PlainPolicy, HeadPolicy)
+    examples = EXAMPLES[session.kind]
     size = f"{settings.batch_size} {examples}"
     if settings.token_budget:
         size = f"{len(plan.order) / len(plan):.1f} {examples} on average (token_budget {settings.token_budget})"
     return (
-        f"Plan: {work.iters} micro-batches of {size} ({work.iters / len(plan):.2f} epochs), "
-        f"{-(-work.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
-        f"{plan.padding(lengths, work.multiple, shared_prompt):.2f} tokens with padding for each without"
+        f"Plan: {session.iters} micro-batches of {size} ({session.iters / len(plan):.2f} epochs), "
+        f"{-(-session.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
+        f"{plan.padding(lengths, session.multiple, shared_prompt):.2f} tokens with padding for each without"
     )

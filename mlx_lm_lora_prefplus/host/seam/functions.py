@@ -21,7 +21,7 @@ from ..run import summary
 from ..run.references import ReferencePass
 from ..run.resume import check_same_run, find_state, fingerprint
 from ..run.run import test_policy, train_policy
-from ..run.session import Work, kind_of, read_rows
+from ..run.session import Session, kind_of, read_rows
 from .studio_modes import check_has_pipeline
 
 
@@ -55,17 +55,17 @@ def train_model(
 ) -> None:
     """The host's function in our modes; the sets come from `load_dataset` or the host's classes, bare or cached."""
     resolved = _resolved(args)
-    work = Work(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
+    session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
     file = Path(adapter_file)
-    state = find_state(work.resolved.settings, file)
-    known_by = fingerprint(work)
+    state = find_state(session.resolved.settings, file)
+    known_by = fingerprint(session)
     if state is not None:
-        check_same_run(state, known_by, work.resolved.settings)
-    settings = work.resolved.settings
-    reference = ReferencePass(work, reference_model).logps(done=state.iteration if state else 0)
-    with open_loggers(settings, work.resolved.values) as loggers:
+        check_same_run(state, known_by, session.resolved.settings)
+    settings = session.resolved.settings
+    reference = ReferencePass(session, reference_model).logps(done=state.iteration if state else 0)
+    with open_loggers(settings, session.resolved.values) as loggers:
         train_policy(
-            work,
+            session,
             reference,
             file,
             training_callback,
@@ -91,17 +91,17 @@ def evaluate_model(
     one that `args.model` names, loaded again.
     """
     resolved = _resolved(args)
-    work = Work(resolved, model, tokenizer, _given_rows(resolved, test=test_set))
-    if reference_model is None and _lost_its_start(work):
+    session = Session(resolved, model, tokenizer, _given_rows(resolved, test=test_set))
+    if reference_model is None and _lost_its_start(session):
         reference_model = models.load_base(resolved.settings)[0]
-    test_policy(work, ReferencePass(work, reference_model).logps())
+    test_policy(session, ReferencePass(session, reference_model).logps())
 
 
-def _lost_its_start(work: Work) -> bool:
+def _lost_its_start(session: Session) -> bool:
     """Whether the model that training began with is the reference and can only be had by loading it."""
-    resolved = work.resolved
+    resolved = session.resolved
     compares = resolved.trainer.needs_reference(resolved.options) and not resolved.settings.reference_model_path
-    return compares and not adapter_layers(work.model)
+    return compares and not adapter_layers(session.model)
 
 
 def _resolved(args: Any) -> Resolved:

@@ -7,10 +7,10 @@ from typing import Any
 from ...losses import loss_names
 from ...plugin.installed import registry
 from ...plugin.manager import Registered
-from ...plugin.protocol import Rows
+from ...plugin.protocol import RowKind
 from ...settings import OWN_KEYS
 
-COLUMNS: Mapping[Rows, str] = {
+COLUMNS: Mapping[RowKind, str] = {
     "paired": "prompt, chosen, rejected",
     "unpaired": "prompt, completion, label (true or false)",
     "ranked": "prompt, responses, scores",

@@ -13,10 +13,10 @@ from pydantic.fields import FieldInfo
 from ...errors import UserError
 from ...losses import Loss
 from ...plugin.manager import Registry
-from ...plugin.protocol import Rows, Trainer
+from ...plugin.protocol import RowKind, Trainer
 from ..config.flags import option_fields
 
-COLUMNS: dict[Rows, tuple[str, ...]] = {
+COLUMNS: dict[RowKind, tuple[str, ...]] = {
     "paired": ("prompt", "chosen", "rejected"),
     "unpaired": ("prompt", "completion", "label"),
     "ranked": ("prompt", "responses", "scores"),
@@ -53,7 +53,7 @@ class Description:
     reference: bool
     means: bool
     log_probs: str
-    rows: Rows
+    rows: RowKind
     columns: tuple[str, ...]
     options: tuple[Option, ...]
     value: str

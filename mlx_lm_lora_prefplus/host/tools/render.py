@@ -14,7 +14,7 @@ from ...plugin.manager import Registry
 from ..config.presets import Preset
 from .describe import Description, Option, mode_options
 
-KINDS = {"paired": "pairs", "unpaired": "labelled rows", "ranked": "lists"}
+KINDS = {"paired": "pairs", "unpaired": "unpaired rows", "ranked": "lists"}
 NOTATION = " ".join((examples.__doc__ or "").split("Notation in the formulas: ")[-1].split())
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 from ...errors import UserError
 from ...validation import validated
 from .. import options as keys
-from ..inputs import Labelled, Lists, Pairs
+from ..inputs import Lists, Pairs, Unpaired
 from ..modifiers import token_weights, wpo_weights
 from ..objective import needs_state, objective
 from ..options import idle_options, loss_names
@@ -90,7 +90,7 @@ def compute(
     elif listwise:
         examples = _lists(sums, columns["scores"])
     else:
-        examples = _labelled(mode, sums, label, mismatched_logratios)
+        examples = _unpaired(mode, sums, label, mismatched_logratios)
 
     count = examples[0].shape[0]
     weight = NLL_WEIGHTS.get(mode, 0.0)
@@ -208,13 +208,13 @@ def _lists(sums: _Sums, scores: mx.array) -> Lists:
     return Lists(*(value.reshape(-1, scores.shape[1]).T for value in flat))
 
 
-def _labelled(mode: str, sums: _Sums, label: Any, mismatched_logratios: Any) -> Labelled:
+def _unpaired(mode: str, sums: _Sums, label: Any, mismatched_logratios: Any) -> Unpaired:
     if label is None:
         raise UserError(f"Mode {mode} needs label.")
     rows = len(sums.tokens)
     mismatched = [0.0] * rows if mismatched_logratios is None else mismatched_logratios
     mismatched = _shaped("mismatched_logratios", mismatched, rows)
-    return Labelled(sums.policy, sums.reference, sums.tokens, _shaped("label", label, rows), mismatched)
+    return Unpaired(sums.policy, sums.reference, sums.tokens, _shaped("label", label, rows), mismatched)
 
 
 def _array(values: Any) -> mx.array:

@@ -6,14 +6,14 @@ The notation is that of `examples`. Each is a function of ±u, + for a desirable
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..inputs import Labelled
+from ..inputs import Unpaired
 
 
-def kto(labelled: Labelled, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> mx.array:
+def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> mx.array:
     """λ_D·(1 − σ(β(u − z))) if desirable, λ_U·(1 − σ(β(z − u))) if not, z = max(0, mean of u of mismatched rows).
 
     Args:
-        labelled: summed log-probs; z is the mean over the rows of this call, so the result depends on which are
+        unpaired: summed log-probs; z is the mean over the rows of this call, so the result depends on which are
             together (at least 2 are needed for a mismatch). No gradient is taken of z.
         beta: β > 0, per nat.
         desirable_weight: λ_D ≥ 0. λ_D·n_D/(λ_U·n_U) is best in [1, 4/3], n the number of rows of each label.
@@ -25,18 +25,18 @@ def kto(labelled: Labelled, *, beta: float, desirable_weight: float = 1.0, undes
     References:
         Ethayarajh et al. 2024 (KTO), arXiv:2402.01306.
     """
-    z = mx.stop_gradient(mx.maximum(0, labelled.mismatched_logratio.mean()))
-    weight = _weights(labelled, desirable_weight, undesirable_weight)
-    return weight * mx.sigmoid(-beta * _sign(labelled) * (labelled.logratio - z))
+    z = mx.stop_gradient(mx.maximum(0, unpaired.mismatched_logratio.mean()))
+    weight = _weights(unpaired, desirable_weight, undesirable_weight)
+    return weight * mx.sigmoid(-beta * _sign(unpaired) * (unpaired.logratio - z))
 
 
 def apo_zero_unpaired(
-    labelled: Labelled, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+    unpaired: Unpaired, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
 ) -> mx.array:
     """λ_D·(1 − σ(βu)) if desirable, λ_U·σ(βu) if not: `kto` with the reference point at 0.
 
     Args:
-        labelled: summed log-probs; `mismatched_logratio` is not used.
+        unpaired: summed log-probs; `mismatched_logratio` is not used.
         beta: β > 0, per nat.
         desirable_weight: λ_D ≥ 0.
         undesirable_weight: λ_U ≥ 0.
@@ -47,12 +47,12 @@ def apo_zero_unpaired(
     References:
         D'Oosterlinck et al. 2024 (APO), arXiv:2408.06266, eq. 7, a row at a time; the weights are those of KTO.
     """
-    weight = _weights(labelled, desirable_weight, undesirable_weight)
-    return weight * mx.sigmoid(-beta * _sign(labelled) * labelled.logratio)
+    weight = _weights(unpaired, desirable_weight, undesirable_weight)
+    return weight * mx.sigmoid(-beta * _sign(unpaired) * unpaired.logratio)
 
 
 def bco(
-    labelled: Labelled,
+    unpaired: Unpaired,
     *,
     beta: float,
     baseline: float | mx.array = 0.0,
@@ -62,7 +62,7 @@ def bco(
     """−λ_D·log σ(βu − δ) if desirable, −λ_U·log σ(−(βu − δ)) if not: a classifier of completions with threshold δ.
 
     Args:
-        labelled: summed log-probs; `mismatched_logratio` is not used.
+        unpaired: summed log-probs; `mismatched_logratio` is not used.
         beta: β > 0, per nat.
         baseline: δ, the running mean of the rewards β·u over both labels; no gradient is taken of it.
         desirable_weight: λ_D ≥ 0; 1 in the paper.
@@ -75,13 +75,13 @@ def bco(
         Jung et al. 2024 (BCO), arXiv:2404.04656, without its weights for a shift between the prompts of both labels.
     """
     baseline = mx.stop_gradient(mx.array(baseline))
-    reward = beta * labelled.logratio - baseline
-    return -_weights(labelled, desirable_weight, undesirable_weight) * nn.log_sigmoid(_sign(labelled) * reward)
+    reward = beta * unpaired.logratio - baseline
+    return -_weights(unpaired, desirable_weight, undesirable_weight) * nn.log_sigmoid(_sign(unpaired) * reward)
 
 
-def _sign(labelled: Labelled) -> mx.array:
-    return mx.where(labelled.label > 0, 1.0, -1.0)
+def _sign(unpaired: Unpaired) -> mx.array:
+    return mx.where(unpaired.label > 0, 1.0, -1.0)
 
 
-def _weights(labelled: Labelled, desirable: float, undesirable: float) -> mx.array:
-    return mx.where(labelled.label > 0, desirable, undesirable)
+def _weights(unpaired: Unpaired, desirable: float, undesirable: float) -> mx.array:
+    return mx.where(unpaired.label > 0, desirable, undesirable)

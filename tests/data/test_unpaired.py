@@ -1,4 +1,4 @@
-"""Rows with one completion and a label, and labelled rows from pairs and lists."""
+"""Rows with one completion and a label, and unpaired rows from pairs and lists."""
 
 import pytest
 
@@ -122,7 +122,7 @@ def test_dropped_with_a_reason(name):
 
 
 @pytest.mark.parametrize("kind", ["paired", "ranked"])
-def test_labelled_rows_are_nothing_else(kind):
+def test_unpaired_rows_are_nothing_else(kind):
     with pytest.raises(UserError, match=r"rows.jsonl: each row holds one completion with a label .* such as kto"):
         read(SHAPES["text"][0], kind=kind)
 

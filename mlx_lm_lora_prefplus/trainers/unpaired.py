@@ -1,4 +1,4 @@
-"""The modes of labelled rows: a prompt with one completion that is desirable or not."""
+"""The modes of unpaired rows: a prompt with one completion that is desirable or not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..losses import Labelled, loss_names, objective, outcome
-from ..plugin import Batch, LossOutput, Policy, Scores
-from ..plugin.protocol import Rows
+from ..losses import Unpaired, loss_names, objective, outcome
+from ..plugin import Batch, LossOutput, Scorer, Scores
+from ..plugin.protocol import RowKind
 from .tabled import TableTrainer, reward_rounding, summed
 
 
 @dataclass(frozen=True)
-class LabelledTrainer(TableTrainer):
+class UnpairedTrainer(TableTrainer):
     """A trainer of single completions with a label.
 
     mismatched: whether each row brings the completion of another row along, from which the KL to the reference is
@@ -21,17 +21,17 @@ class LabelledTrainer(TableTrainer):
     """
 
     reference: bool = True
-    rows: Rows = "unpaired"
+    rows: RowKind = "unpaired"
 
     def reference_key(self, options: Any) -> None:
         """None: every token counts 1."""
 
-    def loss(self, policy: Policy, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the loss over the rows."""
         scores = policy(batch, statistics=True)
         rows = batch.ids.shape[0]
         logratios = scores.logps - batch.reference_logps
-        examples = Labelled(
+        examples = Unpaired(
             policy=scores.logps[:rows],
             reference=batch.reference_logps[:rows],
             tokens=batch.completion_lengths[:rows],

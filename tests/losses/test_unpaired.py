@@ -1,4 +1,4 @@
-"""Losses of labelled rows against float64 formulas, finite differences, worked numbers and limits."""
+"""Losses of unpaired rows against float64 formulas, finite differences, worked numbers and limits."""
 
 import math
 
@@ -6,27 +6,27 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.losses.formulas import unpaired as labelled
-from mlx_lm_lora_prefplus.losses.inputs import Labelled
+from mlx_lm_lora_prefplus.losses.formulas import unpaired as unpaired
+from mlx_lm_lora_prefplus.losses.inputs import Unpaired
 from tests.losses import formulas
 
 LABEL = np.array([1, 0, 1, 1, 0, 0])
 MISMATCHED = np.array([0.4, -0.3, 1.0, 0.2, -0.1, 0.6])  # mean 0.3
 CASES = {
-    "kto": (labelled.kto, {"beta": 0.1, "desirable_weight": 1.2, "undesirable_weight": 0.8}),
+    "kto": (unpaired.kto, {"beta": 0.1, "desirable_weight": 1.2, "undesirable_weight": 0.8}),
     "apo_zero_unpaired": (
-        labelled.apo_zero_unpaired,
+        unpaired.apo_zero_unpaired,
         {"beta": 0.5, "desirable_weight": 1.2, "undesirable_weight": 0.8},
     ),
-    "bco": (labelled.bco, {"beta": 0.1, "baseline": 0.35, "desirable_weight": 1.2, "undesirable_weight": 0.8}),
+    "bco": (unpaired.bco, {"beta": 0.1, "baseline": 0.35, "desirable_weight": 1.2, "undesirable_weight": 0.8}),
 }
 each = pytest.mark.parametrize("name", CASES)
 
 
-def make(policy, reference=0.0, label=LABEL, mismatched=MISMATCHED) -> Labelled:
+def make(policy, reference=0.0, label=LABEL, mismatched=MISMATCHED) -> Unpaired:
     policy = np.asarray(policy, np.float32)
     full = lambda value: mx.array(np.array(np.broadcast_to(value, policy.shape), np.float32))  # noqa: E731
-    return Labelled(full(policy), full(reference), full(5), full(label), full(mismatched))
+    return Unpaired(full(policy), full(reference), full(5), full(label), full(mismatched))
 
 
 def draw(seed=0) -> tuple[np.ndarray, np.ndarray]:
@@ -66,24 +66,24 @@ def test_weights_are_one_unless_given():
     for function, _ in CASES.values():
         plain = np.array(function(x, beta=0.1))
         np.testing.assert_array_equal(plain, np.array(function(x, beta=0.1, desirable_weight=1, undesirable_weight=1)))
-    np.testing.assert_array_equal(np.array(labelled.bco(x, beta=0.1, baseline=0.0)), plain)
+    np.testing.assert_array_equal(np.array(unpaired.bco(x, beta=0.1, baseline=0.0)), plain)
 
 
 def test_kto_by_hand():
     """u = 0.3 for all, z = mean of the mismatched = 0.3: β(u − z) = 0, so half the weight of the label."""
-    loss = labelled.kto(make(np.full(6, -1.7), -2.0), beta=0.1, desirable_weight=1.0, undesirable_weight=1.33)
+    loss = unpaired.kto(make(np.full(6, -1.7), -2.0), beta=0.1, desirable_weight=1.0, undesirable_weight=1.33)
     np.testing.assert_allclose(np.array(loss), np.where(LABEL > 0, 0.5, 0.665), rtol=1e-6)
 
 
 def test_kto_has_no_negative_reference_point():
     """z = max(0, −0.2) = 0: at u = 0 half the weight."""
-    loss = labelled.kto(make(np.full(6, -2.0), -2.0, mismatched=-0.2), beta=0.1)
+    loss = unpaired.kto(make(np.full(6, -2.0), -2.0, mismatched=-0.2), beta=0.1)
     np.testing.assert_allclose(np.array(loss), 0.5, rtol=1e-6)
 
 
 def test_no_gradient_through_the_reference_point():
     x = make(*draw())
-    loss = lambda mismatched: labelled.kto(x._replace(mismatched_logratio=mismatched), beta=0.1).sum()  # noqa: E731
+    loss = lambda mismatched: unpaired.kto(x._replace(mismatched_logratio=mismatched), beta=0.1).sum()  # noqa: E731
     value, slope = mx.value_and_grad(loss)(x.mismatched_logratio)
     assert (slope == 0).all()
     assert value.item() != pytest.approx(loss(x.mismatched_logratio + 5).item(), rel=1e-3)
@@ -91,17 +91,17 @@ def test_no_gradient_through_the_reference_point():
 
 def test_apo_zero_unpaired_is_kto_at_zero():
     x = make(*draw(), mismatched=0.0)
-    ours = labelled.apo_zero_unpaired(x, beta=0.1, undesirable_weight=1.33)
-    np.testing.assert_allclose(np.array(ours), np.array(labelled.kto(x, beta=0.1, undesirable_weight=1.33)))
+    ours = unpaired.apo_zero_unpaired(x, beta=0.1, undesirable_weight=1.33)
+    np.testing.assert_allclose(np.array(ours), np.array(unpaired.kto(x, beta=0.1, undesirable_weight=1.33)))
 
 
 def test_bco_where_policy_equals_reference():
-    np.testing.assert_allclose(np.array(labelled.bco(make(np.full(6, -2.0), -2.0), beta=0.1)), math.log(2), rtol=1e-6)
+    np.testing.assert_allclose(np.array(unpaired.bco(make(np.full(6, -2.0), -2.0), beta=0.1)), math.log(2), rtol=1e-6)
 
 
 def test_no_gradient_through_the_baseline():
     x = make(*draw())
-    assert mx.grad(lambda baseline: labelled.bco(x, beta=0.1, baseline=baseline).sum())(mx.array(0.2)).item() == 0
+    assert mx.grad(lambda baseline: unpaired.bco(x, beta=0.1, baseline=baseline).sum())(mx.array(0.2)).item() == 0
 
 
 @each
