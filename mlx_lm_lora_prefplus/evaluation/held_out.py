@@ -79,7 +79,7 @@ def score(session: Session) -> HeldOut:
     """Score the rows with the reference, then put the trained adapters on and score them with the policy."""
     resolved, computed_by = session.resolved, session.engine.policy
     trainer = resolved.trainer
-    reference = ReferencePass(session).logps()["test"]
+    reference = ReferencePass(session).source().stored["test"]
     plain = reference
     if reference is None or session.token_weights(next(session.batches("test"))) is not None:
         plain = ReferenceStore(None, len(session.rows["test"]), completions=int(session.lengths("test").count.max()))

@@ -3,7 +3,6 @@
 import io
 import statistics
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, redirect_stdout
 from itertools import repeat
 from pathlib import Path
@@ -15,14 +14,13 @@ from tqdm import tqdm
 from ..engine.logprobs.frozen_trunk import reference_logps_sharing_trunk
 from ..engine.model.adapters import adapters_off
 from ..engine.model.gradient_checkpointing import gradient_checkpointing
-from ..engine.reference.precompute import reference_logps, with_reference
+from ..engine.reference.precompute import reference_logps
 from ..engine.reference.store import ReferenceStore
-from ..engine.train.inputs import TrainingInputs
 from ..engine.train.interrupts import StopRequest
 from ..engine.train.loop import Loop
 from ..host import models
-from ..host.run.assemble import fake_quantization, moving_reference, step_reference
-from ..host.run.references import ReferencePass
+from ..host.run.assemble import training_inputs
+from ..host.run.references import ReferencePass, reference_source
 from ..host.run.run import build_optimizer
 from ..host.run.session import Session
 from ..plugin import Batch
@@ -108,10 +106,9 @@ def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
     """The loop of the run, with one batch for all, without validation, reports and files."""
     settings = session.resolved.settings
     models.make_ready(session.model, settings)
-    moving = moving_reference(session)
-    if moving:
-        moving.every = 1
-    in_step = step_reference(session, store, moving)
+    reference = reference_source(session, {"train": store})
+    if reference.following:
+        reference.following.every = 1
     settings = settings.model_copy(
         update={
             **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
@@ -122,33 +119,21 @@ def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
         }
     )
 
-    def batches(epoch: int, first: int) -> Iterator[Batch]:
-        if in_step:
-            return repeat(batch)
-        return (moving.fill if moving else with_reference)(repeat(batch), store)
-
     def save(iteration: int | None) -> tuple[Path, None]:
         raise AssertionError("a trial saves nothing")
 
     session.model.train()
-    return Loop(
-        TrainingInputs(
-            trainer=session.resolved.trainer,
-            options=session.resolved.options,
-            policy=session.engine.policy,
-            optimizer=build_optimizer(settings),
-            settings=settings,
-            iters=NEVER,
-            epoch_batches=batches,
-            validation=None,
-            save=save,
-            qat=fake_quantization(session.model, settings),
-            compiled=session.compiled,
-            moving_reference=moving,
-            step_reference=in_step,
-        ),
-        StopRequest(),
+    inputs = training_inputs(
+        session,
+        reference,
+        settings,
+        optimizer=build_optimizer(settings),
+        iters=NEVER,
+        epoch_batches=lambda epoch, first: reference.fill(repeat(batch), "train"),
+        validation=None,
+        save=save,
     )
+    return Loop(inputs, StopRequest())
 
 
 def _timed(loop: Loop, bar: tqdm) -> float:

@@ -183,7 +183,7 @@ def test_of_another_reference_nothing_is_made_up():
     policy, one = SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))), batch()
     reference = in_step(policy, ReferenceStore(None, len(ROWS)))
     reference.store.growing = False
-    filled, parameters = reference.of(one)
+    filled, parameters = reference.lookup(one)
     assert parameters is None and np.isnan(np.array(filled.reference_logps)).all()
 
 

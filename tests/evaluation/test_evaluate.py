@@ -15,7 +15,7 @@ from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.evaluation import evaluate as module
 from mlx_lm_lora_prefplus.evaluation import held_out, judges
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
-from mlx_lm_lora_prefplus.host.run.references import ReferencePass, evaluation
+from mlx_lm_lora_prefplus.host.run.references import ReferencePass
 
 
 def plain_logps(model, tokenizer, row: dict, sides=("chosen", "rejected")) -> list[float]:
@@ -51,10 +51,10 @@ def test_the_figures_are_those_of_testing(adapters, words):
     """Those of `--test`, whatever the loss makes of the log-probs."""
     resolved = settings_of([*adapters(), *words], "", train_mode="dpo")
     session, _, _ = held_out.open_held_out(resolved)
-    reference = ReferencePass(session).logps()
+    reference = ReferencePass(session).source()
     report = held_out.summary(held_out.score(session), seed=0)
     means = resolved.trainer.evaluate(
-        session.engine.policy, evaluation(session, "test", reference), resolved.options, {}
+        session.engine.policy, reference.fill(session.batches("test"), "test"), resolved.options, {}
     )
     assert report["margin"]["value"] == pytest.approx(means["rewards/margins"], abs=1e-5)
     assert report["accuracy"]["value"] == pytest.approx(means["rewards/accuracies"])

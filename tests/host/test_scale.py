@@ -66,7 +66,7 @@ class Start:
             self.planned = ReferencePass(self.session)
             self.lines = summary.lines(self.session, self.splits, self.planned)
         with self.part("reference"):
-            self.reference = self.planned.logps()
+            self.reference = self.planned.source()
         with self.part("first batch"):
             self.batch = next(self.session.batches("train"))
 
@@ -101,7 +101,7 @@ def test_a_cached_start_makes_no_object_for_each_row(model_folder, tmp_path, mon
     )
     assert len(rows) == count and start.splits["train"].report.cached
     assert any(f"{count} of {count} rows from the cache" in line for line in start.lines)
-    assert start.reference["train"].logps.nbytes == 8 * count
+    assert start.reference.stored["train"].logps.nbytes == 8 * count
 
 
 def resident() -> dict[str, float]:

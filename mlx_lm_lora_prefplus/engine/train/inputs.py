@@ -14,8 +14,7 @@ from ..distributed import Ranks
 from ..files.metrics_file import Logger, MetricsFile
 from ..files.run_state import RunState, StateFiles
 from ..model.qat import FakeQuantization
-from ..reference.in_step import StepReference
-from ..reference.tr_dpo import MovingReference
+from ..reference.source import ReferenceSource
 
 EpochBatches = Callable[[int, int], Iterator[Batch]]
 
@@ -57,15 +56,14 @@ class TrainingInputs:
     """All that a run of the loop needs.
 
     iters: micro-batches to train.
-    epoch_batches: epoch (from 0), number of its first batches to leave out → the others, reference filled in unless
-        there is a step_reference.
-    validation: the batches to evaluate on, or None.
+    epoch_batches: epoch (from 0), number of its first batches to leave out → the others, filled by `reference`.
+    validation: the batches to evaluate on, filled by `reference`, or None.
     save: iteration (or None at the end) → the adapter file and the numbered file it wrote. None saves nothing.
     save_best: keeps the adapters as the best so far, and returns their file.
     begin: called once it is known that there is something to train, before the first step.
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
-    moving_reference: a reference that follows the policy, or None. step_reference: fills in the reference in the step.
+    reference: where the batches get the reference's log-probs from.
     states, metrics: where the state and the metrics of the run are kept; None: nowhere. loggers: who gets them too.
     resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
     ranks: the processes that train together; all come here with the same, and only the first has files.
@@ -85,8 +83,7 @@ class TrainingInputs:
     callback: Any = None
     qat: FakeQuantization | None = None
     compiled: bool = False
-    moving_reference: MovingReference | None = None
-    step_reference: StepReference | None = None
+    reference: ReferenceSource = field(default_factory=lambda: ReferenceSource({}))
     states: StateFiles | None = None
     metrics: MetricsFile | None = None
     loggers: Sequence[Logger] = ()

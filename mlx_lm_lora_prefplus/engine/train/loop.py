@@ -175,8 +175,8 @@ class Loop:
     def optimizer_step(self, bar: tqdm) -> None:
         """Accumulate the gradients of the micro-batches, exactly, and update the parameters once."""
         counters = self.state.counters
-        if self.inputs.moving_reference and counters.step and not counters.done:
-            self.inputs.moving_reference.after_update(counters.step)
+        if counters.step and not counters.done:
+            self.inputs.reference.after_update(counters.step)
         batches = self._batches_of_step()
         units: dict[Unit, int] = {}
         for batch in batches:
@@ -227,7 +227,7 @@ class Loop:
         if active not in self._gradients:
             # A compiled graph keeps the layers it was traced with: one for each state of the layers.
             self._gradients[active] = GradientStep(
-                inputs.trainer, inputs.policy, inputs.options, inputs.compiled, inputs.step_reference
+                inputs.trainer, inputs.policy, inputs.options, inputs.compiled, inputs.reference.in_step
             )
         step = self._gradients[active]
         with context:
@@ -402,8 +402,7 @@ class Loop:
         inputs = self.inputs
         if inputs.metrics:
             inputs.metrics.sync()
-        if self.inputs.step_reference:
-            self.inputs.step_reference.store.save()  # a run that goes on computes no row again, in another batch
+        inputs.reference.save()
         state = snapshot(inputs, self.state)  # in every process: their gradients are added up
         if self.inputs.states:
             self.inputs.states.save(state)

@@ -90,7 +90,7 @@ def snapshot(inputs: TrainingInputs, state: LoopState) -> RunState:
         "optimizer": dict(tree_flatten(inputs.optimizer.state)),
         "gradient": gradient,
         "trainer": dict(state.trainer),
-        "reference": dict(inputs.moving_reference.parameters) if inputs.moving_reference else {},
+        "reference": inputs.reference.parameters,
         "numpy": {"keys": mx.array(keys)},
     }
     values = {
@@ -125,8 +125,7 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
         optimizer.learning_rate = rate  # the same, unless it was changed and the user forced it
     state.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
     state.trainer = _refilled(state.trainer, arrays, "trainer")
-    if inputs.moving_reference:
-        inputs.moving_reference.parameters = dict(arrays.get("reference", {}))
+    inputs.reference.restore(arrays.get("reference", {}))
     state.counters = Counters(**values["progress"])
     state.sums.load(values["totals"])
     state.timer.load(values["laps"])

@@ -11,7 +11,6 @@ from mlx_lm_lora.visuals import print_info
 from ...engine.log.console import host_metrics
 from ...plugin import Batch
 from ..config.resolve import Resolved
-from ..run.references import evaluation
 from .losses import cpo_loss, dpo_loss
 from .session import check_reference, describe_reference, reference_of, session_of
 from .settings import resolved_settings
@@ -104,7 +103,7 @@ def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> E
 
     def counted() -> Iterator[Batch]:
         nonlocal tokens
-        for batch in evaluation(session, "test", reference):
+        for batch in reference.fill(session.batches("test"), "test"):
             tokens += int(np.asarray(batch.completion_lengths).sum())
             yield batch
 

@@ -11,61 +11,42 @@ from mlx_lm_lora.trainer import sft_trainer
 
 from ...engine.files.run_state import newest_state
 from ...engine.model.qat import FakeQuantization, effective_linears
-from ...engine.reference.in_step import StepReference
-from ...engine.reference.precompute import with_reference
-from ...engine.reference.store import ReferenceStore
-from ...engine.reference.tr_dpo import MovingReference
+from ...engine.reference.source import ReferenceSource
 from ...engine.train.inputs import TrainingInputs
 from ...plugin import Batch
 from ...settings import RunSettings
 from ..config.resolve import Resolved
-from .references import References
 from .session import Session
 
 
-def training_inputs(session: Session, reference: References, **rest: Any) -> TrainingInputs:
-    """What the loop does with a run's work. rest: the other fields of `TrainingInputs`."""
-    resolved, moving = session.resolved, moving_reference(session)
-    fill = moving.fill if moving else with_reference
-    in_step = step_reference(session, reference["train"], moving)
+def training_inputs(
+    session: Session, reference: ReferenceSource, settings: RunSettings | None = None, **others: Any
+) -> TrainingInputs:
+    """What the loop needs to train a session.
+
+    settings: instead of the session's. others: further fields of `TrainingInputs`, and those that shall differ.
+    """
+    resolved = session.resolved
+    settings = settings or resolved.settings
 
     def epoch_batches(epoch: int, first: int) -> Iterator[Batch]:
-        batches = islice(session.batches("train", epoch), first, None)
-        return batches if in_step else fill(batches, reference["train"])
+        return reference.fill(islice(session.batches("train", epoch), first, None), "train")
 
-    return TrainingInputs(
-        trainer=resolved.trainer,
-        options=resolved.options,
-        policy=session.policy,
-        settings=resolved.settings,
-        iters=session.iters,
-        epoch_batches=epoch_batches,
-        validation=(lambda: fill(session.batches("valid"), reference["valid"])) if session.evaluates("valid") else None,
-        qat=fake_quantization(session.model, resolved.settings),
-        compiled=session.compiled,
-        moving_reference=moving,
-        step_reference=in_step,
-        **rest,
-    )
-
-
-def moving_reference(session: Session) -> MovingReference | None:
-    """The reference that follows the policy, where the options ask for it."""
-    options = session.resolved.options
-    if not getattr(options, "sync_ref_model", False):
-        return None
-    every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
-    return MovingReference(session.policy, every, alpha, session.token_weights)
-
-
-def step_reference(
-    session: Session, store: ReferenceStore | None, moving: MovingReference | None
-) -> StepReference | None:
-    """The reference in the steps, where they compute it; store: what is known of it, None without a reference."""
-    trunk = session.engine.trunk if session.shares_trunk else None
-    if store is None or trunk is None:
-        return None
-    return StepReference(session.policy, trunk, session.token_weights, store, moving)
+    fields = {
+        "trainer": resolved.trainer,
+        "options": resolved.options,
+        "policy": session.policy,
+        "settings": settings,
+        "iters": session.iters,
+        "epoch_batches": epoch_batches,
+        "validation": (lambda: reference.fill(session.batches("valid"), "valid"))
+        if session.evaluates("valid")
+        else None,
+        "qat": fake_quantization(session.model, settings),
+        "compiled": session.compiled,
+        "reference": reference,
+    }
+    return TrainingInputs(**{**fields, **others})
 
 
 def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +16,14 @@ from ...data.batches.plan import ORDER
 from ...data.tokens import cache
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
-from ...engine.reference.precompute import reference_logps, with_reference
+from ...engine.reference.in_step import StepReference
+from ...engine.reference.precompute import reference_logps
+from ...engine.reference.source import ReferenceSource
 from ...engine.reference.store import ENGINE, ReferenceStore
-from ...plugin import Batch
+from ...engine.reference.tr_dpo import MovingReference
 from ...settings import RunSettings
 from .. import models
 from .session import Session
-
-References = Mapping[str, ReferenceStore | None]
-"""Split → reference log-probs; None where the mode has no reference."""
 
 
 class ReferencePass:
@@ -66,10 +65,10 @@ class ReferencePass:
         known = sum(int(store.has(self.visited[name]).sum()) for name, store in self.stores.items())
         return known, sum(map(len, self.visited.values()))
 
-    def logps(self, done: int = 0) -> References:
-        """The log-probs of all rows that the run visits but those that are left to its steps.
+    def source(self, done: int = 0) -> ReferenceSource:
+        """Compute what is missing of the rows that the run visits, but for those that are left to its steps.
 
-        A model is loaded for it only where some are missing. done: micro-batches that are trained already.
+        A model is loaded for it only where something is missing. done: micro-batches that are trained already.
         """
         wanted = dict(self.visited)
         if self.in_steps and "train" in wanted:
@@ -77,7 +76,7 @@ class ReferencePass:
         missing = {name: int((~self.stores[name].has(rows)).sum()) for name, rows in wanted.items()}
         if any(missing.values()):
             self._compute(missing, {"train": done} if self.in_steps else {})
-        return {name: self.stores.get(name) for name in self.used}
+        return reference_source(self.session, {name: self.stores.get(name) for name in self.used})
 
     def _compute(self, missing: dict[str, int], batches: dict[str, int]) -> None:
         """missing: split → rows to compute. batches: split → how many of its batches, where not all are wanted."""
@@ -135,9 +134,22 @@ class ReferencePass:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def evaluation(session: Session, split: str, reference: References) -> Iterator[Batch]:
-    """The batches to evaluate a split on, with their reference."""
-    return with_reference(session.batches(split), reference[split])
+def reference_source(session: Session, stored: Mapping[str, ReferenceStore | None]) -> ReferenceSource:
+    """The form of the reference that the run's settings ask for.
+
+    stored: split → the log-probs that are known before training; None where the mode has no reference.
+    """
+    options, store = session.resolved.options, stored.get("train")
+    if store is None:
+        return ReferenceSource(stored)
+    following = None
+    if getattr(options, "sync_ref_model", False):
+        every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
+        following = MovingReference(session.policy, every, alpha, session.token_weights)
+    in_step = None
+    if session.shares_trunk and session.engine.trunk is not None:
+        in_step = StepReference(session.policy, session.engine.trunk, session.token_weights, store, following)
+    return ReferenceSource(stored, following, in_step)
 
 
 def _named(settings: RunSettings, model: nn.Module) -> str:

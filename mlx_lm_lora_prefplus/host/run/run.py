@@ -25,6 +25,7 @@ from ...engine.files.adapter_files import (
 from ...engine.files.metrics_file import Logger, MetricsFile
 from ...engine.files.run_state import RunState, StateFiles
 from ...engine.log.console import host_metrics
+from ...engine.reference.source import ReferenceSource
 from ...engine.train.interrupts import stop_at_once
 from ...engine.train.loop import train
 from ...errors import UserError
@@ -43,7 +44,7 @@ from ..output.record import write_record
 from . import summary
 from .assemble import trainer_state, training_inputs
 from .findings import findings
-from .references import ReferencePass, References, evaluation
+from .references import ReferencePass
 from .resume import check_same_run, find_state, fingerprint
 from .session import Session, read_rows
 
@@ -79,7 +80,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
         if state is not None:
             check_same_run(state, known_by, settings)
         check_validation(session)
-    reference = planned.logps(done=state.iteration if state else 0)
+    reference = planned.source(done=state.iteration if state else 0)
     if settings.train:
         print_section("Training")
         file = adapters_in(settings)
@@ -199,7 +200,7 @@ def check_validation(session: Session) -> None:
 
 def train_policy(
     session: Session,
-    reference: References,
+    reference: ReferenceSource,
     adapter_file: Path,
     callback: Any,
     *,
@@ -257,7 +258,7 @@ def train_policy(
 
 
 def test_policy(
-    session: Session, reference: References, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
+    session: Session, reference: ReferenceSource, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
 ) -> None:
     """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss).
 
@@ -269,7 +270,7 @@ def test_policy(
 
     def counted() -> Iterator[Batch]:
         nonlocal rows
-        for batch in evaluation(session, "test", reference):
+        for batch in reference.fill(session.batches("test"), "test"):
             rows += batch.units()["examples"]
             yield batch
 

@@ -62,7 +62,7 @@ def train_model(
     if state is not None:
         check_same_run(state, known_by, session.resolved.settings)
     settings = session.resolved.settings
-    reference = ReferencePass(session, reference_model).logps(done=state.iteration if state else 0)
+    reference = ReferencePass(session, reference_model).source(done=state.iteration if state else 0)
     with open_loggers(settings, session.resolved.values) as loggers:
         train_policy(
             session,
@@ -94,7 +94,7 @@ def evaluate_model(
     session = Session(resolved, model, tokenizer, _given_rows(resolved, test=test_set))
     if reference_model is None and _lost_its_start(session):
         reference_model = models.load_base(resolved.settings)[0]
-    test_policy(session, ReferencePass(session, reference_model).logps())
+    test_policy(session, ReferencePass(session, reference_model).source())
 
 
 def _lost_its_start(session: Session) -> bool:
