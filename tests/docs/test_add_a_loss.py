@@ -16,8 +16,8 @@ EDITS = (
     ("mlx_lm_lora_prefplus/losses/formulas/pairs.py", None),
     ("mlx_lm_lora_prefplus/losses/catalogue.py", "DPO: dict[str, Loss] = {\n"),
     ("mlx_lm_lora_prefplus/losses/options.py", "    table: ClassVar[Mapping[str, Loss]] = tables.DPO\n"),
-    ("tests/losses/formulas.py", None),
-    ("tests/losses/test_pairs.py", "CASES = {\n"),
+    ("tests/losses/in_float64.py", None),
+    ("tests/losses/formulas/test_pairs.py", "CASES = {\n"),
 )
 """The file of each code block of the page, and the line that it goes behind (None: the end of the file)."""
 

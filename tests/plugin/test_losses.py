@@ -19,7 +19,7 @@ from mlx_lm_lora_prefplus.losses import Loss
 from mlx_lm_lora_prefplus.plugin import hookimpl, manager
 from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
-from tests.host.test_run import go  # noqa: F401
+from tests.host.run.test_run import go  # noqa: F401
 
 activate(host)
 

@@ -1,0 +1,65 @@
+"""How a run batches its rows: by pairs or by tokens, and what the summary says of it."""
+
+import re
+
+import pytest
+
+from mlx_lm_lora_prefplus.host.run.session import Session
+from tests.host.run.test_run import go  # noqa: F401
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The `Session` of each run."""
+    made: list[Session] = []
+
+    class Kept(Session):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.run.Work", Kept)
+    return made
+
+
+def test_a_token_budget_takes_the_place_of_batch_size(go, seen):  # noqa: F811
+    out, told = go(token_budget=40, iters=None, epochs=2, val_batches=1)
+    batches = list(seen[0].batches("train"))
+    for batch in batches:
+        padded = batch.prompts.size + batch.completions.size
+        assert padded <= 40 or len(batch.ids) == 1
+    assert sorted(i for batch in batches for i in batch.ids.tolist()) == list(range(10))
+    assert 3 < len(batches) < 10
+    assert seen[0].iters == sum(len(list(seen[0].batches("train", epoch))) for epoch in (0, 1))
+    assert told.train[-1]["iteration"] == seen[0].iters
+    assert re.search(r"Plan: \d+ micro-batches of \d\.\d pairs on average \(token_budget 40\) \(2\.0\d epochs\)", out)
+    assert "batch_size has no effect beside token_budget" in out
+
+
+def test_rows_that_stand_alone_are_told(go):  # noqa: F811
+    assert "All micro-batches hold one example alone" in go(loss_type="aot", token_budget=1)[0]
+    assert "one example alone" not in go(loss_type="aot", adapter_path="other")[0]
+
+
+def test_more_layers_than_there_are_is_told(go):  # noqa: F811
+    assert "num_layers 99: the model has 2 layers, and all of them get adapters." in go(num_layers=99)[0]
+    assert "all of them" not in go(num_layers=2, adapter_path="other")[0]
+
+
+def test_the_plan_is_what_is_trained(go, seen):  # noqa: F811
+    go(iters=2, val_batches=1)
+    planned = [ids.tolist() for ids in seen[0].plan("train")]
+    assert [batch.ids.tolist() for batch in seen[0].batches("train")] == planned
+    assert seen[0].visited_rows("train").tolist() == planned[0] + planned[1]
+    assert seen[0].visited_rows("valid").tolist() == [0, 1, 2]
+
+
+def test_the_summary_says_how_much_is_padding(go, seen):  # noqa: F811
+    out, _ = go()
+    found = re.search(r"Plan: 4 micro-batches of 4 pairs .*; (\d\.\d\d) tokens with padding for each without", out)
+    batches = list(seen[0].batches("train"))
+    padded = sum(batch.prompts.size + batch.completions.size for batch in batches)
+    real = sum(
+        (batch.completion_lengths.sum() + batch.prompt_lengths[: len(batch.ids)].sum()).item() for batch in batches
+    )
+    assert float(found[1]) == pytest.approx(padded / real, abs=0.006)
