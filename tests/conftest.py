@@ -11,7 +11,8 @@ import pytest
 from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-SHARED = Path(__file__).parents[2] / "shared"
+from tests.paths import SHARED
+
 VOCABULARY = 64
 
 

@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 import sysconfig
-from pathlib import Path
 
 import pytest
 
 from mlx_lm_lora_prefplus import backend
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 STARTUP = ROOT / "mlx_lm_lora_prefplus/host/startup"
 
 BLOCKER = """

@@ -1,10 +1,6 @@
 """Run by `mlx.launch`: the step of several processes against that of one, for every loss. Prints a JSON line each."""
 
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import mlx.core as mx
 import numpy as np

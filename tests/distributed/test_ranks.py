@@ -17,10 +17,10 @@ import pytest
 from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.distributed import share
 from tests.conftest import random_rows, write_pairs
+from tests.paths import ROOT
 
 RANKS = int(os.environ.get("MLX_LM_LORA_PREFPLUS_RANKS", "2"))
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
-ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.skipif(not LAUNCH.exists(), reason="mlx.launch is not beside this Python"),

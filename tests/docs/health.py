@@ -11,8 +11,8 @@ import mlx_lm_lora.train as host
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.quickstart import files
 from mlx_lm_lora_prefplus.quickstart.model import make_model
-from tests.docs.pages import DOCS
 from tests.docs.plots import COLOURS, GREY, STYLE, save
+from tests.paths import DOCS
 
 RUNS = {
     "healthy": {"learning_rate": 2e-4, "sft_weight": 2.0},

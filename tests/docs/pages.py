@@ -18,8 +18,8 @@ from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
 from tests.docs.configuration import configuration
 from tests.docs.curves import curves
 from tests.docs.papers import papers
+from tests.paths import DOCS
 
-DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "losses"
 MADE = "Made by `python -m tests.docs.pages` from the tables, docstrings and config keys; do not edit it by hand.\n"
 

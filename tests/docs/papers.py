@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from mlx_lm_lora_prefplus.host.config.flags import option_fields
 from mlx_lm_lora_prefplus.host.config.presets import PRESETS
 from mlx_lm_lora_prefplus.host.tools.describe import description_of
+from tests.paths import ROOT
 
-PACKAGE = Path(__file__).parents[2] / "mlx_lm_lora_prefplus"
+PACKAGE = ROOT / "mlx_lm_lora_prefplus"
 CITED = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 
 PAPERS = {

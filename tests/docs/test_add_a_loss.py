@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "add-a-loss.md").read_text(encoding="utf-8")
+from tests.paths import DOCS, ROOT
+
+PAGE = (DOCS / "add-a-loss.md").read_text(encoding="utf-8")
 EDITS = (
     ("mlx_lm_lora_prefplus/losses/formulas/pairs.py", None),
     ("mlx_lm_lora_prefplus/losses/catalogue.py", "DPO: dict[str, Loss] = {\n"),

@@ -11,10 +11,11 @@ import yaml
 
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
+from tests.paths import DOCS
 
 activate(host)
 
-FOLDER = Path(__file__).parents[2] / "docs/cookbook"
+FOLDER = DOCS / "cookbook"
 FILES = sorted(FOLDER.glob("*.yaml"))
 TOLD = set(re.findall(r"`([^`]+)`", (FOLDER.parent / "metrics.md").read_text("utf-8").split("## A healthy run")[0]))
 

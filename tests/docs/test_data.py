@@ -2,15 +2,14 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-
 from tests.data.messages import read
+from tests.paths import DOCS
 
-PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+PAGE = DOCS / "data.md"
 BLOCK = re.compile(r"^## Shapes of ([a-z ]+)$|^```jsonl( together)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KINDS = {"pairs": "paired", "unpaired rows": "unpaired", "lists": "ranked"}
 

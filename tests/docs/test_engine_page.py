@@ -3,7 +3,6 @@
 import math
 import re
 from itertools import islice
-from pathlib import Path
 
 import mlx.optimizers as optim
 import numpy as np
@@ -22,8 +21,9 @@ from mlx_lm_lora_prefplus.engine.train.loop import train
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import DPO
 from tests.conftest import random_rows, tiny_llama, with_lora, write_pairs
+from tests.paths import DOCS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "engine-in-one-page.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "engine-in-one-page.md").read_text(encoding="utf-8")
 ROWS = random_rows(8, seed=3)
 
 

@@ -16,7 +16,8 @@ from mlx_lm_lora_prefplus.host.config.flags import option_fields
 from mlx_lm_lora_prefplus.host.config.resolve import FILE_KEYS
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
-from tests.docs.pages import DOCS, trainers
+from tests.docs.pages import trainers
+from tests.paths import DOCS
 
 PAGES = [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"]
 

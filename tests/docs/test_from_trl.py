@@ -1,14 +1,14 @@
 """docs/from-trl.md names keys that exist here, and keys of TRL that exist there."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from mlx_lm_lora_prefplus.host.config.resolve import FILE_KEYS
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
+from tests.paths import DOCS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "from-trl.md").read_text("utf-8")
+PAGE = (DOCS / "from-trl.md").read_text("utf-8")
 INSIDE = {"config", "path", "train_split", "valid_split", "lora", "full"}
 """Names that stand inside a key, or are values."""
 
@@ -31,7 +31,7 @@ def test_keys_of_ours_are_known():
 
 
 def test_the_page_is_linked():
-    index = (Path(__file__).parents[2] / "docs" / "index.md").read_text("utf-8")
+    index = (DOCS / "index.md").read_text("utf-8")
     assert "\nfrom-trl\n" in index
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS
+from tests.paths import DOCS
 
 PAGE = (DOCS / "getting-started.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(bash|json|yaml|text)\n(.*?)```", PAGE, re.DOTALL)

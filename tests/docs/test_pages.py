@@ -5,8 +5,9 @@ import pytest
 
 from tests.docs.configuration import missing
 from tests.docs.curves import curves, values
-from tests.docs.pages import DOCS, FOLDER, pages, trainers
+from tests.docs.pages import FOLDER, pages, trainers
 from tests.docs.papers import PAPERS, citations
+from tests.paths import DOCS
 
 LOSSES = [pytest.param(trainer, name, id=f"{trainer.mode}-{name}") for trainer in trainers() for name in trainer.losses]
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from mlx_lm_lora_prefplus.plugin import hookspecs
+from tests.paths import DOCS
 
 HERE = Path(__file__).parent / "example_package"
-DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "write-a-trainer.md").read_text(encoding="utf-8")
 FILES = [*HERE.glob("*.py"), HERE / "pyproject.toml"]
 

@@ -4,7 +4,6 @@ import math
 import re
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
 
@@ -20,10 +19,11 @@ from mlx_lm_lora_prefplus.plugin import hookimpl, manager
 from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 from tests.host.run.test_run import go  # noqa: F401
+from tests.paths import DOCS
 
 activate(host)
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-loss.md"
+PAGE = DOCS / "add-a-loss.md"
 
 
 def page_block() -> str:

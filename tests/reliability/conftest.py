@@ -14,6 +14,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
+from tests.paths import ROOT
 
 activate(host)
 
@@ -63,7 +64,7 @@ class World:
         file.write_text(json.dumps(self.config(**changes)))
         environment = {
             **os.environ,
-            **{"PYTHONPATH": str(CHILD.parents[2]), "CHILD_SLEEP": str(sleep)},
+            **{"PYTHONPATH": str(ROOT), "CHILD_SLEEP": str(sleep)},
             **{"MLX_LM_LORA_PREFPLUS_CACHE": str(self.folder / "cache")},
         }
         return subprocess.Popen(

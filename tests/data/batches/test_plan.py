@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.data.batches.lengths import Lengths, lengths_of
 from mlx_lm_lora_prefplus.data.batches.plan import plan_epoch, widths
-
 from tests.data.conftest import token_rows
 
 KINDS = ("paired", "unpaired", "ranked")

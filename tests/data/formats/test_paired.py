@@ -6,7 +6,6 @@ import pytest
 
 from mlx_lm_lora_prefplus.data.formats.example import PAIR, Dropped, Example
 from mlx_lm_lora_prefplus.errors import UserError
-
 from tests.data.messages import bot, read, read_one, system, user
 
 PLAIN = Example(1, [user("Q")], [[bot("A")], [bot("B")]], PAIR)

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-
 from tests.data.messages import bot, read, read_one, system, user
 
 ASKED, TOM, REX = [user("Name a cat.")], [bot("Tom")], [bot("Rex")]

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.data.formats.example import PAIR, Dropped, Example
 from mlx_lm_lora_prefplus.errors import UserError
-
 from tests.data.messages import bot, read, read_one, system, user
 
 LIST = Example(1, [user("Q")], [[bot("A")], [bot("B")], [bot("C")]], [3.0, 2.0, 1.0])

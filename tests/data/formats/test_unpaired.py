@@ -4,7 +4,6 @@ import pytest
 
 from mlx_lm_lora_prefplus.data.formats.example import PAIR, Dropped, Example
 from mlx_lm_lora_prefplus.errors import UserError
-
 from tests.data.messages import bot, read, read_one, system, user
 
 GOOD = Example(1, [user("Q")], [[bot("A")]], [1.0])

@@ -11,7 +11,6 @@ from mlx_lm_lora_prefplus.data.sources import files
 from mlx_lm_lora_prefplus.data.sources.read import find_sources
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import DataSettings
-
 from tests.data.conftest import PAIR, write
 
 ALL = ("train", "valid", "test")

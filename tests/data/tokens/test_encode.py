@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from mlx_lm_lora_prefplus.data.tokens.truncation import fit
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import DataSettings
-
 from tests.data.conftest import CHATML, HOST_FALLBACK, LLAMA, PAIR, STRICT, TEMPLATES, make_tokenizer
 
 

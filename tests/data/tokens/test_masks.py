@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.data.tokens.spans import find_turns
-
 from tests.data.conftest import CHATML, TEMPLATES, make_tokenizer
 from tests.data.messages import bot, user
 from tests.data.templates import FORMS, tokenizer_of

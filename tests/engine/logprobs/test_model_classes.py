@@ -4,7 +4,6 @@ A choice of classes always; all of them with MLX_LM_LORA_PREFPLUS_ALL_MODELS=1 (
 """
 
 import os
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,6 +21,7 @@ from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.engine import model_zoo
 from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, WAYS, batch_of, examine, gradient
 from tests.engine.support_table import in_double
+from tests.paths import DOCS
 
 ALL = os.environ.get("MLX_LM_LORA_PREFPLUS_ALL_MODELS") == "1"
 CHOICE = [
@@ -45,7 +45,7 @@ DOUBLE = NAMES if ALL else ["llama", "gemma2", "gpt_oss", "ministral3", "afm7"]
 
 def table() -> dict[str, list[str]]:
     """Class → way and errors, from the docs."""
-    lines = (Path(__file__).parents[2] / "docs/models.md").read_text().splitlines()
+    lines = (DOCS / "models.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return {name: rest for name, *rest in cells}
 

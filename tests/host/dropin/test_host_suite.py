@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.tools.test_studio import ROOT, START_UP
+from tests.host.tools.test_studio import START_UP
+from tests.paths import ROOT
 
 SOURCE = os.environ.get("MLX_LM_LORA_SOURCE")
 FILES = ("test_training_algorithms.py", "test_preference_masking.py", "test_dsla.py", "test_mcp_server.py")

@@ -33,6 +33,7 @@ from mlx_lm_lora_prefplus.host.dropin.settings import FILE, VARIABLE
 from mlx_lm_lora_prefplus.host.seam import install as activate
 from mlx_lm_lora_prefplus.settings import DataSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
+from tests.paths import ROOT
 
 MODULES = {"dpo": dpo_trainer, "cpo": cpo_trainer, "orpo": orpo_trainer}
 HOOK = Path(originals.__file__).parent / "startup" / "_mlx_lm_lora_prefplus_hook.py"
@@ -165,7 +166,7 @@ def test_they_stand_in_the_hosts_modules_where_that_is_asked_for(patch):
         [sys.executable, "-c", PROBE.format(hook=str(HOOK))],
         capture_output=True,
         text=True,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**environment, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     ours = json.loads(done.stdout.splitlines()[-1])

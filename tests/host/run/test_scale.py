@@ -1,7 +1,7 @@
 """The start of a run on many rows: memory-mapped, planned without reading rows, no object for each row.
 
-`python -m tests.host.run.test_scale 200000 fill` makes the rows and the cache, and without `fill` measures a cached start:
-seconds of each part, and the memory it adds (Linux).
+`python -m tests.host.run.test_scale 200000 fill` makes the rows and the cache, and without `fill` measures a cached
+start: seconds of each part, and the memory it adds (Linux).
 """
 
 import gc

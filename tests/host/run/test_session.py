@@ -18,7 +18,7 @@ def seen(monkeypatch):
             super().__init__(*given)
             made.append(self)
 
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.run.Work", Kept)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.run.Session", Kept)
     return made
 
 

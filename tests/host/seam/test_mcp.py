@@ -16,7 +16,8 @@ from mlx_lm_lora_prefplus.host.seam import install as activate
 from mlx_lm_lora_prefplus.host.seam import mcp
 from mlx_lm_lora_prefplus.plugin import installed
 from tests.conftest import write_pairs
-from tests.host.tools.test_studio import ROOT, START_UP
+from tests.host.tools.test_studio import START_UP
+from tests.paths import ROOT
 
 OURS = {"simpo", "kto", "bco"}
 

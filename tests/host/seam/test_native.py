@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_pairs
-from tests.host.tools.test_studio import ROOT, START_UP
+from tests.host.tools.test_studio import START_UP
+from tests.paths import ROOT
 
 PATCH = ROOT / "docs/upstream/native-discovery.patch"
 GROUP = "[mlx_lm_lora.trainers]\n"

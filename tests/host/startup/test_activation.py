@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_pairs
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 OURS, HOST = "mlx-lm-lora-prefplus", "mlx-lm-lora"
 NONSENSE = ("--train-mode", "cpo", "--loss-type", "nonsense")
 OUR_ERROR = "'nonsense' (command line) is no loss of mode cpo"

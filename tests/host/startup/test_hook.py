@@ -4,11 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-STARTUP = Path(__file__).parents[2] / "mlx_lm_lora_prefplus" / "host" / "startup"
+from tests.paths import ROOT
+
+STARTUP = ROOT / "mlx_lm_lora_prefplus" / "host" / "startup"
 HOOK = "_mlx_lm_lora_prefplus_hook"
 INSTALL = f"import {HOOK}; {HOOK}.install()"
 

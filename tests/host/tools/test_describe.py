@@ -2,7 +2,6 @@
 
 import dataclasses
 import runpy
-from pathlib import Path
 
 import pytest
 
@@ -11,6 +10,7 @@ from mlx_lm_lora_prefplus.host.tools.describe import describe, mode_options, sec
 from mlx_lm_lora_prefplus.host.tools.render import said, sentence
 from mlx_lm_lora_prefplus.plugin.manager import Registered, Registry
 from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_choices_and_bounds(registry):
 
 
 def test_a_mode_of_another_package():
-    example = runpy.run_path(str(Path(__file__).parents[1] / "plugin/example_package/mlx_lm_lora_slic.py"))
+    example = runpy.run_path(str(ROOT / "tests/plugin/example_package/mlx_lm_lora_slic.py"))
     slic = Registry({"slic": Registered(example["SLIC"], "theirs")})
     (loss,) = describe(slic)
     assert (loss.formula, loss.meaning[:10]) == ("max(0, δ − log p_w + log p_l)", "the chosen")

@@ -15,8 +15,8 @@ import pytest
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.tools import studio
 from tests.conftest import write_pairs
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOOK = ROOT / "mlx_lm_lora_prefplus/host/startup/_mlx_lm_lora_prefplus_hook.py"
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,6 @@
 """`losses.compute` against TRL 1.16.0: the same log-probs, its loss and, where it is known, its gradient."""
 
 import json
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -9,9 +8,10 @@ import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.losses import compute
+from tests.paths import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "oracles" / "trl_1.16.0.json"
-ORACLE = json.loads(SHARED.read_text()) if SHARED.is_file() else {"values": {}}
+FILE = SHARED / "oracles" / "trl_1.16.0.json"
+ORACLE = json.loads(FILE.read_text()) if FILE.is_file() else {"values": {}}
 LABEL = [True, False, True, True, False, False, True, False]
 MISMATCHED = [0.3, -0.2, 0.5, 0.1, 0.4, -0.1, 0.2, 0.6]
 
