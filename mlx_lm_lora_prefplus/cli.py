@@ -160,8 +160,8 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """Show what is kept from earlier runs (tokens of data sets, log-probs of references), and clear it."""
-    from .data.tokens.cache import cache_folder, entries
-    from .data.tokens.cache import clear as clear_cache
+    from .storage.cache_folder import cache_folder, entries
+    from .storage.cache_folder import clear as clear_cache
 
     found = entries()
     if clear:

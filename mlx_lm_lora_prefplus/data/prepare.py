@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..plugin.protocol import RowKind
 from ..settings import DataSettings
+from ..storage import cache_folder
 from .formats.convert import Pairing
 from .formats.detect import read_examples
 from .formats.example import Dropped, Example
@@ -60,7 +61,7 @@ def prepare(
     add_bos: put the BOS token first where the template leaves it out and the tokenizer itself would not.
     add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row (see `Encoder`).
     progress: show how many rows are done.
-    cache_dir: where to keep token rows (default: see `cache.folder`).
+    cache_dir: where to keep token rows (default: see `cache_folder.folder`).
 
     Raises UserError for data that cannot work, naming file, row and column.
     """
@@ -71,7 +72,7 @@ def prepare(
         return {}
     encoder = Encoder(tokenizer, settings, add_bos=add_bos, add_ends=add_ends, apart=kind == "unpaired")
     work = _Preparation(kind, settings.pairing, encoder, progress)
-    folder = cache.folder("tokens", cache_dir)
+    folder = cache_folder.folder("tokens", cache_dir)
     return {split: work.split(sources[split], folder) for split in splits if split in sources}
 
 

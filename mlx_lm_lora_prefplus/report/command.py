@@ -14,8 +14,8 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page about runs: did it work, curves, warnings, samples, settings, data. It needs no network."""
-    from ..engine.files.atomic import whole_file
     from ..errors import UserError
+    from ..storage.atomic import whole_file
     from .evidence import evidence_of
     from .page import page
     from .runs import read_runs

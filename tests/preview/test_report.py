@@ -198,10 +198,10 @@ def test_a_run_that_does_not_fit(call, config, monkeypatch):
 
 
 def test_looking_writes_no_reference_and_no_files(config, tmp_path, tmp_path_factory, monkeypatch):
-    from mlx_lm_lora_prefplus.data.tokens import cache
+    from mlx_lm_lora_prefplus.storage import cache_folder
 
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
     report = look([config()])
     assert report["can_start"]
-    assert not [entry for entry in cache.entries() if entry.kind == "reference"]
+    assert not [entry for entry in cache_folder.entries() if entry.kind == "reference"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run.yaml"]

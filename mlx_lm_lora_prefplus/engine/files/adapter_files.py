@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...errors import UserError
-from .atomic import TEMPORARY, whole_file
+from ...storage.atomic import TEMPORARY, whole_file
 
 WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
 """In the header of the adapter files that this package writes, so that it knows them from those of other programs."""

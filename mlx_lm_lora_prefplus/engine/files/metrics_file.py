@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import UserError
-from .atomic import whole_file
+from ...storage.atomic import whole_file
 
 NAME = "metrics.jsonl"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .atomic import TEMPORARY, whole_file
+from ...storage.atomic import TEMPORARY, whole_file
 
 FORMAT = 1
 """Raised when states of before cannot be read any more."""

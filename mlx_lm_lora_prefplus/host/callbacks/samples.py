@@ -11,11 +11,11 @@ import mlx.nn as nn
 from mlx_lm import generate
 from mlx_lm.tuner.callbacks import TrainingCallback
 
-from ...engine.files.atomic import whole_file
 from ...engine.files.metrics_file import Logger
 from ...engine.model.adapters import adapter_layers, adapters_off
 from ...errors import UserError
 from ...report.runs import SAMPLES
+from ...storage.atomic import whole_file
 
 
 class Samples(TrainingCallback):

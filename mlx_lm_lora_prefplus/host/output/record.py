@@ -13,9 +13,9 @@ import mlx.core as mx
 
 from ... import __version__
 from ...data import Split
-from ...engine.files.atomic import whole_file
 from ...report.runs import RECORD
 from ...settings import DataSettings, RunSettings
+from ...storage.atomic import whole_file
 from ..config.resolve import Resolved
 from .previous import KEPT_IN
 

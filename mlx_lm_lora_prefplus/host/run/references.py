@@ -13,7 +13,6 @@ import numpy as np
 from mlx_lm.utils import _download
 
 from ...data.batches.plan import ORDER
-from ...data.tokens import cache
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
 from ...engine.reference.in_step import StepReference
@@ -22,6 +21,7 @@ from ...engine.reference.source import ReferenceSource
 from ...engine.reference.store import ENGINE, ReferenceStore
 from ...engine.reference.tr_dpo import MovingReference
 from ...settings import RunSettings
+from ...storage import cache_folder
 from .. import models
 from .session import Session
 
@@ -45,7 +45,7 @@ class ReferencePass:
         if not session.resolved.trainer.needs_reference(session.resolved.options):
             return
         known_by = self._known_by()
-        folder = cache.folder("reference") if known_by else None
+        folder = cache_folder.folder("reference") if known_by else None
         for name in self.used:
             file = folder / f"{self._key(name, known_by)}.npy" if folder else None
             about = {"model": session.resolved.settings.reference_model_path or session.resolved.settings.model}

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ...engine.files.atomic import whole_file
 from ...errors import UserError
+from ...storage.atomic import whole_file
 from ..dropin.settings import FILE, VARIABLE
 from ..originals import MARK
 

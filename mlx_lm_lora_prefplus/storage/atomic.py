@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...errors import UserError
+from ..errors import UserError
 
 TEMPORARY = ".tmp-"
 """Begins the names of files that are not yet whole."""
