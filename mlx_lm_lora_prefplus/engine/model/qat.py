@@ -38,6 +38,12 @@ class FakeQuantization:
         return swapped_classes(self._swaps) if active else nullcontext()
 
 
+def quantized(qat: FakeQuantization | None, step: int) -> tuple[bool, AbstractContextManager[None]]:
+    """Whether optimiser step `step` (from 1) sees fake-quantised weights, and the context in which it does."""
+    active = qat is not None and qat.active(step)
+    return active, qat.during(active) if qat else nullcontext()
+
+
 def effective_linears(model: nn.Module) -> int:
     """How many layers fake quantisation reaches: plain `nn.Linear`s, except those that DoRA reads itself."""
     hidden = {id(m["linear"]) for _, m in model.named_modules() if "lora_a" in m and "m" in m and "linear" in m}

@@ -1,5 +1,6 @@
 """Evaluation: the same loss as in training, without gradients, averaged over all rows."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,7 +8,17 @@ import mlx.core as mx
 
 from ...errors import UserError
 from ...plugin import Batch, Scorer, Trainer
-from .metric_sums import MetricSums, flatten
+from ..log.console import report_validation
+from ..log.journal import Journal
+from ..log.nonfinite import not_finite_error
+from ..log.notices import tell
+from ..model.qat import quantized
+from ..rate import learning_rate
+from .inputs import TrainingInputs
+from .interrupts import StepTimer, Stopped, StopRequest
+from .metric_sums import MetricSums, flatten, is_finite
+from .snapshot import random_seed
+from .state import LoopState
 
 
 def evaluate(
@@ -24,16 +35,75 @@ def evaluate(
     Raises:
         UserError: there is no batch.
     """
-    totals = MetricSums()
+    sums = MetricSums()
     training = policy.model.training
     policy.model.eval()
     try:
         for batch in batches:
             layout, values = flatten(trainer.loss(policy, batch, options, state))
-            totals.add(batch.units(), layout, values)
+            sums.add(batch.units(), layout, values)
     finally:
         policy.model.train(training)
-    means = totals.means()
+    means = sums.means()
     if not means:
         raise UserError("There are no rows to evaluate.")
     return means
+
+
+class Validator:
+    """Evaluates a run on its validation rows and keeps the best adapters."""
+
+    def __init__(self, inputs: TrainingInputs, state: LoopState, stop: StopRequest, journal: Journal):
+        self.inputs, self.state, self.stop, self.journal = inputs, state, stop, journal
+        self._rows = 0
+
+    def validate(self, iteration: int) -> None:
+        """Evaluate the weights as they are now, as the last step saw them, and report it under this iteration.
+
+        Raises:
+            Stopped: a signal asks for the end. The validation will be done again from its start.
+            UserError: the loss is not finite.
+        """
+        inputs, counters = self.inputs, self.state.counters
+        assert inputs.validation is not None
+        timer, seed, pauses, start = StepTimer(self.stop), random_seed(), self.stop.pauses, time.perf_counter()
+        self._rows = 0
+        _, context = quantized(inputs.qat, max(1, counters.step + bool(counters.done)))
+        try:
+            with context:
+                means = inputs.trainer.evaluate(
+                    inputs.policy, self._timed(inputs.validation(), timer), inputs.options, self.state.trainer
+                )
+        except Stopped:
+            mx.random.seed(seed)
+            raise
+        seconds = time.perf_counter() - start if self.stop.pauses == pauses else timer.seconds
+        inputs.policy.model.train()
+        rate = learning_rate(inputs.optimizer)
+        if not is_finite(means):
+            problem = f"The validation loss is not finite at iteration {iteration}."
+            if inputs.settings.on_nonfinite == "stop":
+                raise not_finite_error(problem, inputs.settings, inputs.options, rate, counters.step)
+            return self.journal.warn("not_finite", problem.replace("loss", "objective"), counters.iteration)
+        report_validation(inputs.callback, iteration, means, seconds)
+        self.journal.record("valid", iteration, {**means, "rows": self._rows, "seconds": seconds}, rate)
+        self._keep_best(means, iteration)
+
+    def _keep_best(self, means: dict[str, float], iteration: int) -> None:
+        watched, *saved = self.state.bests
+        watched.update(means, iteration)
+        if self.inputs.save_best and saved and saved[0].update(means, iteration):
+            best, folder = saved[0], self.inputs.save_best()
+            line = f"Best {best.words} so far: {best.value:.3f} at iteration {iteration}, kept in {folder}."
+            tell(self.inputs.callback, line)
+
+    def _timed(self, batches: Iterator[Batch], timer: StepTimer) -> Iterator[Batch]:
+        """The batches, timed and their rows counted, as long as no signal asks any process for the end."""
+        for batch in batches:
+            self._rows += batch.units()["examples"]
+            with timer.lap():
+                yield batch
+            (signal,) = self.inputs.ranks.largest(self.stop.signal or 0)
+            if signal:
+                self.stop.signal = signal
+                raise Stopped

@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 Handler = Callable[[int, FrameType | None], None]
 
 
+class Stopped(Exception):
+    """A signal asks for the end of training, and everything is as it was after the last micro-batch."""
+
+
 class StopRequest:
     """What signals have asked of a run so far.
 

@@ -1,44 +1,40 @@
 """The one training loop. It drives any trainer and knows no loss, no mode and no file format."""
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
-from dataclasses import fields
-from pathlib import Path
+from contextlib import ExitStack
 from signal import Signals
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 from tqdm import tqdm
 
 from ...errors import UserError
 from ...plugin import Batch
 from ...plugin.protocol import Unit
 from ..distributed import is_lost_peer
-from ..log.console import bar_text, report_training, report_validation
+from ..log.console import bar_text, report_training
 from ..log.journal import Journal
+from ..log.nonfinite import not_finite_error
 from ..log.notices import tell
 from ..model import memory
 from ..model.gradient_checkpointing import gradient_checkpointing
+from ..model.qat import quantized
 from ..rate import learning_rate
 from .early_stopping import BestMetric
+from .evaluate import Validator
 from .gradient import GradientStep
 from .inputs import BatchStream, DataPosition, TrainingInputs
-from .interrupts import StepTimer, StopRequest, leave, stop_after_step
+from .interrupts import StepTimer, Stopped, StopRequest, leave, stop_after_step
 from .metric_sums import MetricSums, is_finite
-from .snapshot import random_seed, restore, snapshot
+from .saving import Saver
+from .snapshot import restore
 from .state import LoopState
 
 MOST_SKIPPED = 10
 """After so many updates in a row that had to be left out, going on is of no use."""
-
-
-class _Stopped(Exception):
-    """A signal asks for the end, and everything is as it was after the last micro-batch."""
 
 
 def train(inputs: TrainingInputs) -> bool:
@@ -73,30 +69,30 @@ def train(inputs: TrainingInputs) -> bool:
             loop.begin(bar)
             while not loop.finished:
                 loop.optimizer_step(bar)
-        except _Stopped:
+        except Stopped:
             pass
         except (RuntimeError, MemoryError) as error:
             if is_lost_peer(error):
                 raise UserError(
                     f"Another process of this run is gone ({error}). What was saved up to iteration "
-                    f"{loop.saved_at} is whole: start all of them again with --resume."
+                    f"{loop.saver.saved_at} is whole: start all of them again with --resume."
                 ) from error
             if memory.is_out_of_memory(error):
                 raise UserError(memory.advice(error, inputs.policy.model, loop.batch, inputs.settings)) from error
             raise
-        adapter_file = loop.save_last()
-        asked = loop.stop.signal
-    if asked is not None:
+        adapter_file = loop.saver.save_last()
+        signal = loop.stop.signal
+    if signal is not None:
         tell(
             inputs.callback,
-            f"Stopped by {Signals(asked).name} after iteration {loop.state.counters.iteration} of {inputs.iters}. "
+            f"Stopped by {Signals(signal).name} after iteration {loop.state.counters.iteration} of {inputs.iters}. "
             + (
                 inputs.states.how_to_go_on
                 if inputs.states
                 else f"Adapters are saved in {adapter_file}." * bool(adapter_file)
             ),
         )
-        leave(asked)
+        leave(signal)
     if loop.ended_early:
         best = loop.state.bests[0]
         tell(
@@ -113,7 +109,6 @@ class Loop:
     """Runs the steps. What goes into a saved state is in `state`.
 
     inputs: all that the run is given. stop: what signals ask for. batch: the micro-batch under way.
-    validated_rows: rows of the last validation. saved_at: the iteration of the last saved state.
     """
 
     def __init__(self, inputs: TrainingInputs, stop: StopRequest):
@@ -136,10 +131,10 @@ class Loop:
             inputs.metrics,
             inputs.loggers,
         )
-        self.validated_rows = 0
+        self.validator = Validator(inputs, self.state, stop, self.journal)
+        self.saver = Saver(inputs, self.state)
         self._gradients: dict[bool, GradientStep] = {}
         self._stream: BatchStream | None = None
-        self.saved_at, self._saved_when = -1, time.monotonic()
         inputs.optimizer.init(inputs.policy.model.trainable_parameters())
 
     @property
@@ -167,10 +162,10 @@ class Loop:
         """Validate before the first update, or do what a signal kept the last micro-batch from."""
         if not self.state.counters.iteration and not self.state.counters.validated_untrained:
             if self.inputs.validation is not None:
-                self._validate(1)
+                self.validator.validate(1)
             self.state.counters.validated_untrained = True
         elif self._validation_is_due:
-            self._tell(bar)
+            self._after_batch(bar)
 
     def optimizer_step(self, bar: tqdm) -> None:
         """Accumulate the gradients of the micro-batches, exactly, and update the parameters once."""
@@ -191,20 +186,21 @@ class Loop:
                 if counters.done == counters.size:
                     self._update(batches)
             bar.update()
-            self._tell(bar)
+            self._after_batch(bar)
             if self.ended_early:
                 return
 
-    def _tell(self, bar: tqdm) -> None:
+    def _after_batch(self, bar: tqdm) -> None:
         """What follows a micro-batch: validation, report and save where they are due, and the end if a signal asks."""
         if self._validation_is_due:
-            self._validate(self.state.counters.iteration)
+            self.validator.validate(self.state.counters.iteration)
             self.state.counters.validated = self.state.counters.iteration
         self._report(bar)
-        if self._agreed():
-            self._save()
+        overdue = self._share_signal()
+        if overdue or self.state.counters.iteration % self.inputs.settings.save_every == 0:
+            self.saver.save()
         if self.stop.signal is not None:
-            raise _Stopped
+            raise Stopped
 
     def _batches_of_step(self) -> list[Batch]:
         """The micro-batches of the optimiser step under way; the last step holds what is left of `iters`."""
@@ -215,15 +211,9 @@ class Loop:
             counters.size = min(inputs.settings.gradient_accumulation_steps, inputs.iters - counters.iteration)
         return self._stream.take(counters.size)
 
-    def _quantized(self, step: int):
-        """Whether an optimiser step sees fake-quantised weights, and the context for it."""
-        qat = self.inputs.qat
-        active = qat is not None and qat.active(step)
-        return active, qat.during(active) if qat else nullcontext()
-
     def _accumulate(self, batch: Batch, units: dict[Unit, int]) -> None:
         inputs, counters = self.inputs, self.state.counters
-        active, context = self._quantized(counters.step + 1)
+        active, context = quantized(inputs.qat, counters.step + 1)
         if active not in self._gradients:
             # A compiled graph keeps the layers it was traced with: one for each state of the layers.
             self._gradients[active] = GradientStep(
@@ -234,9 +224,9 @@ class Loop:
             values, new, state = step(batch, units, self.state.trainer)
             gradient = new if self.state.gradient is None else tree_map(mx.add, self.state.gradient, new)
             mx.eval(values, gradient, state)
-        totals = MetricSums()
-        totals.add(batch.units(), step.layout, values)
-        if not is_finite(totals.means()):
+        sums = MetricSums()
+        sums.add(batch.units(), step.layout, values)
+        if not is_finite(sums.means()):
             return self._not_finite("loss", [batch])
         self.state.gradient, self.state.trainer = gradient, state
         self.state.sums.add(batch.units(), step.layout, values)
@@ -277,7 +267,7 @@ class Loop:
             in_a_row = (
                 f" (after {counters.skipped_in_a_row} updates in a row that were left out)" if counters.skipped else ""
             )
-            raise self._stop(f"The {what} is not finite at iteration {counters.iteration}{in_a_row} on rows {rows}.")
+            raise self._error(f"The {what} is not finite at iteration {counters.iteration}{in_a_row} on rows {rows}.")
         if not counters.left_out:
             counters.left_out, counters.skipped, counters.skipped_in_a_row = (
                 True,
@@ -288,55 +278,9 @@ class Loop:
         text = f"the {what} is not finite on rows {rows}; the update is left out ({counters.skipped} so far)"
         self.journal.warn("not_finite", text, counters.iteration)
 
-    def _stop(self, what: str) -> UserError:
-        return UserError(
-            f"{what} Settings: learning_rate {self._rate:.3e}, max_grad_norm {self.inputs.settings.max_grad_norm}"
-            f"{_words(self.inputs.options)}. Training stopped before the update (optimiser step "
-            f"{self.state.counters.step + 1}); what was saved earlier is whole. Try a smaller learning_rate, set "
-            "max_grad_norm: 1.0, look at these rows, or let on_nonfinite: skip leave such updates out."
-        )
-
-    def _validate(self, iteration: int) -> None:
-        """Validate the weights as they are now, as the last step saw them, and report it under this iteration."""
-        inputs, settings = self.inputs, self.inputs.settings
-        assert inputs.validation is not None
-        laps, seed, pauses, start = StepTimer(self.stop), random_seed(), self.stop.pauses, time.perf_counter()
-        self.validated_rows = 0
-        try:
-            with self._quantized(max(1, self.state.counters.step + bool(self.state.counters.done)))[1]:
-                means = inputs.trainer.evaluate(
-                    inputs.policy, self._timed(inputs.validation(), laps), inputs.options, self.state.trainer
-                )
-        except _Stopped:
-            mx.random.seed(seed)  # it will be done again from the start
-            raise
-        seconds = time.perf_counter() - start if self.stop.pauses == pauses else laps.seconds
-        inputs.policy.model.train()
-        if not is_finite(means):
-            what = f"The validation loss is not finite at iteration {iteration}."
-            if settings.on_nonfinite == "stop":
-                raise self._stop(what)
-            return self.journal.warn("not_finite", what.replace("loss", "objective"), self.state.counters.iteration)
-        report_validation(inputs.callback, iteration, means, seconds)
-        self.journal.record("valid", iteration, {**means, "rows": self.validated_rows, "seconds": seconds}, self._rate)
-        self.state.bests[0].update(means, iteration)
-        if inputs.save_best and len(self.state.bests) > 1 and self.state.bests[1].update(means, iteration):
-            best = self.state.bests[1]
-            tell(
-                inputs.callback,
-                f"Best {best.words} so far: {best.value:.3f} at iteration {iteration}, kept in {inputs.save_best()}.",
-            )
-
-    def _timed(self, batches: Iterator[Batch], laps: StepTimer) -> Iterator[Batch]:
-        """The batches of an evaluation, each a lap, their rows counted, as long as no signal asks for the end."""
-        for batch in batches:
-            self.validated_rows += batch.units()["examples"]
-            with laps.lap():
-                yield batch
-            (signal,) = self.inputs.ranks.largest(self.stop.signal or 0)
-            if signal:
-                self.stop.signal = signal
-                raise _Stopped
+    def _error(self, problem: str) -> UserError:
+        inputs = self.inputs
+        return not_finite_error(problem, inputs.settings, inputs.options, self._rate, self.state.counters.step)
 
     def _report(self, bar: tqdm) -> None:
         inputs, counters = self.inputs, self.state.counters
@@ -369,57 +313,9 @@ class Loop:
         """The learning rate of the last update."""
         return learning_rate(self.inputs.optimizer)
 
-    def _agreed(self) -> bool:
-        """Whether to save now; and a signal that came to one process has come to all."""
-        settings = self.inputs.settings
-        minutes = (time.monotonic() - self._saved_when) / 60
-        late = settings.save_every_minutes is not None and minutes >= settings.save_every_minutes
-        signal, late = self.inputs.ranks.largest(self.stop.signal or 0, int(late))
+    def _share_signal(self) -> bool:
+        """Let a signal that came to one process come to all; returns whether one of them is overdue to save."""
+        signal, overdue = self.inputs.ranks.largest(self.stop.signal or 0, int(self.saver.is_overdue))
         if signal:  # else one may have come meanwhile
             self.stop.signal = signal
-        return bool(late) or self.state.counters.iteration % settings.save_every == 0
-
-    def _save(self) -> None:
-        self._check_weights()
-        if self.inputs.save is None:
-            return
-        adapter_file, numbered = self.inputs.save(self.state.counters.iteration)
-        self._save_state()
-        tqdm.write(f"Iter {self.state.counters.iteration}: Saved adapter weights to {adapter_file} and {numbered}.")
-
-    def save_last(self) -> Path | None:
-        """Save at the end, or where a signal ends the run; returns the adapter file."""
-        self._check_weights()
-        if self.inputs.save is None:
-            return None
-        adapter_file, _ = self.inputs.save(None)
-        if self.saved_at != self.state.counters.iteration:
-            self._save_state()
-        return adapter_file
-
-    def _save_state(self) -> None:
-        """After the adapters: where the state is, they are."""
-        inputs = self.inputs
-        if inputs.metrics:
-            inputs.metrics.sync()
-        inputs.reference.save()
-        state = snapshot(inputs, self.state)  # in every process: their gradients are added up
-        if self.inputs.states:
-            self.inputs.states.save(state)
-        self.saved_at, self._saved_when = self.state.counters.iteration, time.monotonic()
-
-    def _check_weights(self) -> None:
-        """No weight that is not finite takes the place of a good one."""
-        weights = dict[str, mx.array](tree_flatten(self.inputs.policy.model.trainable_parameters())).values()
-        if not mx.all(mx.stack([mx.isfinite(value).all() for value in weights])).item():
-            raise self._stop(f"The weights are not finite at iteration {self.state.counters.iteration}.")
-
-
-def _words(options: Any) -> str:
-    """The loss, β and whatever else differs from its default."""
-    shown = {
-        one.name: getattr(options, one.name)
-        for one in fields(options)
-        if one.name in ("loss_type", "beta") or getattr(options, one.name) != one.default
-    }
-    return "".join(f", {key} {value}" for key, value in shown.items())
+        return bool(overdue)

@@ -1,0 +1,74 @@
+"""Saves what a run has reached: the adapters first, then the state that a later run goes on from."""
+
+import time
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from tqdm import tqdm
+
+from ..log.nonfinite import not_finite_error
+from ..rate import learning_rate
+from .inputs import TrainingInputs
+from .snapshot import snapshot
+from .state import LoopState
+
+
+class Saver:
+    """Writes the adapters, the state and the metrics of a run.
+
+    saved_at: the iteration of the last saved state; -1 before the first.
+    """
+
+    def __init__(self, inputs: TrainingInputs, state: LoopState):
+        self.inputs, self.state = inputs, state
+        self.saved_at, self._saved_when = -1, time.monotonic()
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether `save_every_minutes` have passed since the last state was saved."""
+        minutes = self.inputs.settings.save_every_minutes
+        return minutes is not None and (time.monotonic() - self._saved_when) / 60 >= minutes
+
+    def save(self) -> None:
+        """Save in the middle of a run, with a numbered copy of the adapters.
+
+        Raises:
+            UserError: a weight is not finite; it does not take the place of a good one.
+        """
+        self._check_weights()
+        if self.inputs.save is None:
+            return
+        iteration = self.state.counters.iteration
+        adapter_file, numbered = self.inputs.save(iteration)
+        self._save_state()
+        tqdm.write(f"Iter {iteration}: Saved adapter weights to {adapter_file} and {numbered}.")
+
+    def save_last(self) -> Path | None:
+        """Save at the end, or where a signal ends the run; returns the adapter file. Raises as `save` does."""
+        self._check_weights()
+        if self.inputs.save is None:
+            return None
+        adapter_file, _ = self.inputs.save(None)
+        if self.saved_at != self.state.counters.iteration:
+            self._save_state()
+        return adapter_file
+
+    def _save_state(self) -> None:
+        """The state comes after the adapters: where a state is, its adapters are."""
+        inputs = self.inputs
+        if inputs.metrics:
+            inputs.metrics.sync()
+        inputs.reference.save()
+        state = snapshot(inputs, self.state)  # in every process: their gradients are added up
+        if inputs.states:
+            inputs.states.save(state)
+        self.saved_at, self._saved_when = self.state.counters.iteration, time.monotonic()
+
+    def _check_weights(self) -> None:
+        inputs, counters = self.inputs, self.state.counters
+        weights = dict[str, mx.array](tree_flatten(inputs.policy.model.trainable_parameters())).values()
+        if not mx.all(mx.stack([mx.isfinite(value).all() for value in weights])).item():
+            problem = f"The weights are not finite at iteration {counters.iteration}."
+            rate = learning_rate(inputs.optimizer)
+            raise not_finite_error(problem, inputs.settings, inputs.options, rate, counters.step)
