@@ -176,7 +176,7 @@ def test_speed_does_not_count_validation(monkeypatch):
     """On a clock that only evaluation (100 s each) and forwards (1 s each) move: two steps in two seconds."""
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
-    for module in ("loop", "interrupts"):
+    for module in ("evaluate", "interrupts"):
         monkeypatch.setattr(f"mlx_lm_lora_prefplus.engine.train.{module}.time", fake)
     step, evaluation = GradientStep.__call__, type(CPO).evaluate
 
@@ -520,3 +520,8 @@ def test_a_signal_ends_the_run_with_its_state(number, during, tmp_path, monkeypa
     assert all(np.array_equal(a, b) for a, b in zip(lora_b(whole), lora_b(rest), strict=True))
     assert events[0][:2] == ("validate", 4)  # that of iteration 4 is done again, and its report and save follow it
     assert without_timing(events) == without_timing(all_events[-len(events) :])
+
+
+def test_the_progress_bar_says_training(capsys):
+    run(iters=1)
+    assert "Training: 100%" in capsys.readouterr().err
