@@ -181,6 +181,13 @@ def test_no_hook(examined, monkeypatch):
     assert "cannot be imported" in examined(active=False)[1]
 
 
+def test_a_damaged_hook(examined, monkeypatch, tmp_path):
+    (tmp_path / "_damaged_hook_of_a_test.py").write_text("def install(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "HOOK", "_damaged_hook_of_a_test")
+    assert "cannot be imported (SyntaxError: " in examined(active=False)[1]
+
+
 def test_hidden_files(examined, monkeypatch):
     monkeypatch.setattr(doctor, "_is_hidden", lambda path: path.suffix == ".pth")
     assert "hidden flag" in examined(active=False)[1]

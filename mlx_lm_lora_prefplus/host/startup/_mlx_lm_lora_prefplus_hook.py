@@ -3,7 +3,9 @@
 Every interpreter of the environment imports this file, so it imports only `sys` and does one thing: when
 somebody imports one of the modules of mlx-lm-lora below, and only then, it hands the module that has just been
 loaded to mlx-lm-lora-prefplus, which takes over its preference modes. No file of the host is touched, and nothing
-here may break an interpreter: whatever goes wrong is told on stderr and the host runs as it is.
+here may break an interpreter: whatever goes wrong is told on stderr and the host runs as it is, even if our package
+exits while it is imported. Only Ctrl-C (KeyboardInterrupt) ends the program, as it would without us. The `.pth` line
+ignores every error, so that a damaged hook is silent; `mlx_lm_lora.prefplus doctor` names the damage.
 
 MLX_LM_LORA_PREFPLUS=0 turns it off; =strict raises what would be a warning.
 MLX_LM_LORA_PREFPLUS_PATCH=1 extends it to the functions that programs call by themselves (`train_dpo`, …).
@@ -86,7 +88,9 @@ class Loader:
             raise
         try:
             activate(module)
-        except Exception as error:
+        except KeyboardInterrupt:  # from the person at the keyboard
+            raise
+        except BaseException as error:  # SystemExit too: what we raise must not end the host
             complain(error)
 
     def get_code(self, name):
@@ -113,7 +117,9 @@ def explain(error, module):
         from mlx_lm_lora_prefplus.backend import problem
 
         found = problem()
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return
     if found and is_command(module):
         raise SystemExit("[ERROR] " + found) from None
@@ -142,9 +148,11 @@ def complain(error):
     """Say on stderr what went wrong, or raise it where the switch says strict."""
     if switch() == "strict":
         raise error
-    if sys.stderr is not None:
-        kind = type(error).__name__
+    try:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         sys.stderr.write(
-            f"[mlx-lm-lora-prefplus] not active ({kind}: {error}); mlx_lm_lora runs as it is. "
+            f"[mlx-lm-lora-prefplus] not active ({reason}); mlx_lm_lora runs as it is. "
             f"`mlx_lm_lora.prefplus doctor` says more; {SWITCH}=0 turns this off.\n"
         )
+    except Exception:  # stderr is closed or full, or the error has no text: there is nobody to tell
+        pass

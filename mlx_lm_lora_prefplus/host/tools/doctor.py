@@ -131,6 +131,8 @@ def _file_problems() -> list[tuple[str, str]]:
         found.append((f"{PTH} is in none of the folders whose .pth files are read ({where})", again))
     if hook is None:
         found.append((f"the module {HOOK} cannot be imported", again))
+    elif reason := _hook_error():
+        found.append((f"{hook} cannot be imported ({reason}), and Python ignores it", again))
     for path in (pth, hook):
         if path and _is_hidden(path):
             fix = f"chflags nohidden {path}, {WITHOUT_HOOK}"
@@ -155,6 +157,15 @@ def _pth() -> Path | None:
 def _hook() -> Path | None:
     spec = importlib.util.find_spec(HOOK)
     return Path(spec.origin) if spec and spec.origin else None
+
+
+def _hook_error() -> str | None:
+    """Why the hook cannot be imported. The `.pth` line keeps quiet about it, because every Python start runs it."""
+    try:
+        importlib.import_module(HOOK)
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _vendored(file: Path) -> str | None:

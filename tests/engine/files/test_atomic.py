@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def calls(monkeypatch):
         fsync(handle)
 
     def traced_replace(source, target):
-        made.append(("replace", os.path.basename(target)))
+        made.append(("replace", Path(target).name))
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", traced_fsync)

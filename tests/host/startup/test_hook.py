@@ -66,10 +66,6 @@ def world(tmp_path):
 IMPORT = ("-c", "import mlx_lm_lora.train as t; t.main()")
 
 
-def test_the_pth_file_is_one_readable_line():
-    assert (STARTUP / "mlx_lm_lora_prefplus.pth").read_text() == f"{INSTALL}\n"
-
-
 def test_it_activates_after_the_host_was_loaded(world):
     done = world.run(*IMPORT)
     assert (done.stdout, done.stderr) == ("loaded mlx_lm_lora.train\nmain of mlx_lm_lora.train ['host', 'seam']\n", "")
