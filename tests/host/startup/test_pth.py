@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-STARTUP = Path(__file__).parents[3] / "mlx_lm_lora_prefplus" / "host" / "startup"
+from tests.paths import ROOT
+
+STARTUP = ROOT / "mlx_lm_lora_prefplus" / "host" / "startup"
 PTH, HOOK = "mlx_lm_lora_prefplus.pth", "_mlx_lm_lora_prefplus_hook.py"
 HOST = """
 state = ["host"]

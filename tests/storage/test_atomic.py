@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_lm_lora_prefplus.engine.files.atomic import whole_file
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.storage.atomic import whole_file
 
 
 @pytest.fixture
