@@ -4,14 +4,25 @@ import sys
 
 from ..renamed import renamed
 from .advice import advice
-from .api.compute import NLL_WEIGHTS, OPTIONS, compute
+from .api.compute import compute
 from .api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
 from .formulas.policy_only import alphapo_reward
 from .inputs import Lists, Pairs, Unpaired
 from .loss import Loss
 from .modifiers import token_weights, wpo_weights
 from .objective import Objective, is_separable, needs_state, objective
-from .options import LossOptions, PairedOptions, borrowed_defaults, idle_options, loss_names, weighing_options
+from .options import (
+    NLL_WEIGHTS,
+    OPTIONS,
+    LossOptions,
+    ModeDefault,
+    PairedOptions,
+    borrowed_defaults,
+    idle_options,
+    loss_names,
+    mode_default,
+    weighing_options,
+)
 from .outcome import outcome, pair_rounding, sum_rounding
 from .running_mean import START
 
@@ -24,6 +35,7 @@ __all__ = [
     "Lists",
     "Loss",
     "LossOptions",
+    "ModeDefault",
     "ORPOLoss",
     "Objective",
     "PairedOptions",
@@ -38,6 +50,7 @@ __all__ = [
     "idle_options",
     "is_separable",
     "loss_names",
+    "mode_default",
     "needs_state",
     "objective",
     "outcome",

@@ -1,5 +1,6 @@
 """The losses of each mode, a row for each: what `--help`, the checks, the docs and the training loop know of them."""
 
+from . import rules
 from .formulas import absolute, pairs, policy_only, unpaired
 from .formulas import ranked as lists
 from .loss import Loss
@@ -33,6 +34,7 @@ DPO: dict[str, Loss] = {
         defaults={"label_smoothing": 0.1},
         divergence=True,
         when="a known share of the labels is wrong: label_smoothing is that share",
+        advice=(rules.robust_advice,),
     ),
     "exo_pair": Loss(
         pairs.exo_pair,
@@ -40,21 +42,38 @@ DPO: dict[str, Loss] = {
         defaults={"label_smoothing": 1e-3},
         divergence=True,
         when="match the optimal policy in the reverse KL; keeps to what the policy does already",
+        check=rules.exo_pair_check,
     ),
     "nca_pair": Loss(
-        absolute.nca_pair, ("beta",), defaults={"beta": 0.01}, when="keep the likelihood of the chosen from falling"
+        absolute.nca_pair,
+        ("beta",),
+        defaults={"beta": 0.01},
+        when="keep the likelihood of the chosen from falling",
+        advice=(rules.large_beta("nca_pair", 0.05, "0.01 is published."),),
     ),
     "bco_pair": Loss(
         absolute.bco_pair, ("beta",), baseline=True, when="pairs whose sides could stand alone; also a part of MPO"
     ),
     "sppo_hard": Loss(
-        absolute.sppo_hard, ("beta",), defaults={"beta": 0.001}, when="rounds of self-play with fresh pairs"
+        absolute.sppo_hard,
+        ("beta",),
+        defaults={"beta": 0.001},
+        when="rounds of self-play with fresh pairs",
+        advice=(rules.large_beta("sppo_hard", 0.01, "its targets are ±1/(2β) nats. 0.001 is published."),),
     ),
     "aot": Loss(
-        pairs.aot, _SMOOTHED, separable=False, when="chosen better as a whole (sorted over the batch), not pair by pair"
+        pairs.aot,
+        _SMOOTHED,
+        separable=False,
+        when="chosen better as a whole (sorted over the batch), not pair by pair",
+        alone="there is nothing to sort, so aot is DPO",
     ),
     "aot_unpaired": Loss(
-        pairs.aot_unpaired, _SMOOTHED, separable=False, when="as aot where chosen and rejected answer different prompts"
+        pairs.aot_unpaired,
+        _SMOOTHED,
+        separable=False,
+        when="as aot where chosen and rejected answer different prompts",
+        alone="there is nothing to sort, so aot_unpaired is DPO",
     ),
     "apo_zero": Loss(
         absolute.apo_zero,
@@ -77,6 +96,7 @@ DPO: dict[str, Loss] = {
         means=True,
         divergence=True,
         when="answers grow longer during training: log-ratios a token instead of sums",
+        advice=(rules.small_beta("sigmoid_norm"),),
     ),
     "cal_dpo": Loss(
         absolute.cal_dpo,
@@ -102,7 +122,10 @@ DPO: dict[str, Loss] = {
         when="each pair has a probability that the chosen is better",
     ),
     "chi_po": Loss(
-        pairs.chi_po, ("beta", "chi_po_clip"), when="few data that cover little: a chi-squared bound on what is learned"
+        pairs.chi_po,
+        ("beta", "chi_po_clip"),
+        when="few data that cover little: a chi-squared bound on what is learned",
+        check=rules.chi_po_check,
     ),
     "plackett_luce": Loss(
         lists.plackett_luce, ("beta",), rows="ranked", when="more than two responses with scores or ranks"
@@ -123,6 +146,7 @@ CPO: dict[str, Loss] = {
         defaults={"beta": 2.0, "simpo_gamma": 1.0},
         means=True,
         when="no reference and no preference for length; with cpo_alpha it is CPO-SimPO",
+        advice=(rules.small_beta("simpo"), rules.simpo_advice),
     ),
     "alphapo": Loss(
         policy_only.alphapo,
@@ -131,6 +155,8 @@ CPO: dict[str, Loss] = {
         defaults={"beta": 2.5, "simpo_gamma": 0.1},
         means=True,
         when="simpo with a reward whose shape α bends, against likelihoods that fall",
+        advice=(rules.small_beta("alphapo"), rules.simpo_advice, rules.alphapo_advice),
+        reward=lambda logps, options: policy_only.alphapo_reward(logps, options.alphapo_alpha),
     ),
     "simper": Loss(policy_only.simper, means=True, when="no hyper-parameter to tune: inverse perplexities"),
 }
@@ -149,7 +175,14 @@ ORPO: dict[str, Loss] = {
 _WEIGHTED = ("beta", "desirable_weight", "undesirable_weight")
 
 KTO: dict[str, Loss] = {
-    "kto": Loss(unpaired.kto, _WEIGHTED, mismatched=True, separable=False, when="thumbs up or down instead of pairs"),
+    "kto": Loss(
+        unpaired.kto,
+        _WEIGHTED,
+        mismatched=True,
+        separable=False,
+        when="thumbs up or down instead of pairs",
+        alone="the estimate of the KL that kto takes is then one row's",
+    ),
     "apo_zero_unpaired": Loss(
         unpaired.apo_zero_unpaired, _WEIGHTED, when="as kto without the estimate of the KL: rows stand alone"
     ),

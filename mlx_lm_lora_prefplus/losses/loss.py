@@ -28,6 +28,12 @@ class Loss:
     mismatched: whether it takes the log-ratio of another row's completion.
     baseline: whether it takes `baseline`, the running mean of the rewards (see `losses.running_mean`).
     when: when to use it, in a line.
+    check: given the options of the mode (defaults filled in), what makes the loss impossible, or None: what was given,
+        what is allowed and what to do, in a sentence that begins with the key. A run with it is refused.
+    advice: rules as `check`, of values that are allowed and known to fail. A run warns with them.
+    alone: what is lost where an example stands alone in its micro-batch, in words; for a loss that is not separable.
+    reward: (rows,) mean log-probs and the options → (rows,) what metrics report, before the factor β, in a mode without
+        a reference; None: the mean.
     """
 
     function: Callable[..., mx.array] | None
@@ -43,3 +49,7 @@ class Loss:
     baseline: bool = False
     when: str = ""
     keys: type | None = None
+    check: Callable[[Any], str | None] | None = None
+    advice: tuple[Callable[[Any], str | None], ...] = ()
+    alone: str = ""
+    reward: Callable[[mx.array, Any], mx.array] | None = None

@@ -11,7 +11,6 @@ from ..losses import (
     Objective,
     PairedOptions,
     Pairs,
-    alphapo_reward,
     loss_names,
     objective,
     outcome,
@@ -82,16 +81,14 @@ class PairedTrainer(TableTrainer):
         """(rows,) what TRL logs as rewards.
 
         With a reference β·log-ratio, of sums whatever the loss is given. In a mode without one β·log-prob, of means
-        where the first loss is given means; of `alphapo` its own reward, (1 − e^(−αp̄))/α in place of the mean p̄.
+        where the first loss is given means; of a loss with a reward of its own (`Loss.reward`), β times that.
         """
-        name = loss_names(options.loss_type)[0]
-        beta = 1.0 if options.beta is None else options.beta
+        row, beta = self.losses[loss_names(options.loss_type)[0]], options.beta
         if self.reference:
             return beta * (scores.weighted_logps - batch.reference_logps)
-        tokens = mx.maximum(batch.completion_lengths, 1) if self.losses[name].means else 1
+        tokens = mx.maximum(batch.completion_lengths, 1) if row.means else 1
         logps = scores.weighted_logps / tokens
-        alpha = options.alphapo_alpha if name == "alphapo" else 0
-        return beta * (alphapo_reward(logps, alpha) if alpha else logps)
+        return beta * (row.reward(logps, options) if row.reward else logps)
 
     def _metrics(
         self, policy: Scorer, scores: Scores, batch: Batch, result: Objective, options: Any

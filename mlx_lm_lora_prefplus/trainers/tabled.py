@@ -30,6 +30,15 @@ class TableTrainer(BaseTrainer):
     mismatched: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        """Raises ValueError if rows have defaults or rules, and the options do not have the rows to apply them."""
+        ruled = [name for name, row in self.losses.items() if row.defaults or row.check]
+        if ruled and getattr(self.options, "table", None) != self.losses:
+            raise ValueError(
+                f"mode {self.mode}: loss {ruled[0]} has a default or a check, which its options apply; set `table` of "
+                f"{self.options.__name__} to the losses of the mode"
+            )
+
     def with_losses(self, losses: Mapping[str, Any]) -> Self:
         """The same trainer with further losses, and with the config keys that they bring."""
         if taken := sorted(set(losses) & set(self.losses)):

@@ -40,10 +40,11 @@ def curves(trainer: Any, name: str) -> Curves:
     row, loss = trainer.losses[name], description_of(trainer, name)
     options = {option.key: option.default for option in loss.options if option.key in row.options}
     options |= {key: value for key, value in OPTIONS.items() if key in options}
-    reach = REACH.get(name, 6.0)
     per_token = " a token" if row.means else ""
+    reach = REACH.get(name, 6.0)
     held = [f"{key} {said(value)}" for key, value in options.items()]
     held += [f"{key} {said(value)}" for key, value in COLUMNS.items() if key in row.columns]
+    options |= {"baseline": 0.0} if row.baseline else {}
     beta = options.get("beta", 1.0)
     unit = "β" if "beta" in options else ""
 

@@ -16,7 +16,7 @@ PAGE = (DOCS / "add-a-loss.md").read_text(encoding="utf-8")
 EDITS = (
     ("mlx_lm_lora_prefplus/losses/formulas/pairs.py", None),
     ("mlx_lm_lora_prefplus/losses/catalogue.py", "DPO: dict[str, Loss] = {\n"),
-    ("mlx_lm_lora_prefplus/losses/options.py", "    table: ClassVar[Mapping[str, Loss]] = tables.DPO\n"),
+    ("mlx_lm_lora_prefplus/losses/options/dpo.py", "    table: ClassVar[Mapping[str, Loss]] = tables.DPO\n"),
     ("tests/losses/in_float64.py", None),
     ("tests/losses/formulas/test_pairs.py", "CASES = {\n"),
 )

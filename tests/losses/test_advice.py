@@ -50,7 +50,7 @@ def test_no_warning(mode, given):
     [
         ("kto", {}, "the estimate of the KL that kto takes is then one row's"),
         ("dpo", {"loss_type": "aot"}, "there is nothing to sort, so aot is DPO"),
-        ("dpo", {"loss_type": "aot, aot_unpaired"}, "so aot and aot_unpaired is DPO"),
+        ("dpo", {"loss_type": "aot, aot_unpaired"}, "so aot is DPO; there is nothing to sort, so aot_unpaired is DPO"),
         ("dpo", {"dr_dpo_beta": 1.0}, "dr_dpo_beta has no effect"),
     ],
 )

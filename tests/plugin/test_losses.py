@@ -14,7 +14,7 @@ from pydantic import Field
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.host.tools.describe import describe
-from mlx_lm_lora_prefplus.losses import Loss
+from mlx_lm_lora_prefplus.losses import Loss, advice
 from mlx_lm_lora_prefplus.plugin import hookimpl, manager
 from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
@@ -97,6 +97,26 @@ def test_a_key_of_its_own_is_a_key_of_the_mode(installed, go):  # noqa: F811
     assert seen.val[0]["val_loss"] == pytest.approx(3.0, rel=1e-6)
     with pytest.raises(UserError, match="steepness"):
         go(loss_type="steep", steepness=-1.0)
+
+
+def test_what_it_cannot_work_with_is_refused_and_warned_of_as_ours_is(installed, go):  # noqa: F811
+    def check(options):
+        return "steepness: more than 8 was given, and steep takes 8 at most" if options.steepness > 8 else None
+
+    def advise(options):
+        return f"steepness {options.steepness:g} is large: 1 to 4 are usual." if options.steepness > 4 else None
+
+    row = Loss(steep, ("beta", "steepness"), keys=Keys, defaults={"beta": 0.7}, check=check, advice=(advise,))
+    options = installed(plugin({"dpo": {"steep": row}}))["dpo"].trainer.options
+    assert options(loss_type="steep").beta == 0.7
+    with pytest.raises(ValueError, match="takes 8 at most"):
+        options(loss_type=["sigmoid", "steep"], steepness=9.0)
+    assert options(loss_type="sigmoid", steepness=9.0).steepness == 9.0, "a rule holds where its loss is chosen"
+    with pytest.raises(UserError, match="takes 8 at most"):
+        go(loss_type="steep", steepness=9.0)
+    assert advice(options(loss_type="steep", steepness=5.0)) == ["steepness 5 is large: 1 to 4 are usual."]
+    out, _ = go(loss_type="steep", steepness=5.0)
+    assert "1 to 4 are usual" in out
 
 
 def test_it_is_listed_beside_ours(installed):

@@ -261,6 +261,10 @@ def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
         ({"loss_type": ["sigmoid", "plackett_luce"]}, "cannot be added"),
         ({"loss_type": "aot", "use_weighting": True}, "compares sorted pairs"),
         ({"loss_type": "chi_po"}, "chi_po needs it"),
+        (
+            {"loss_type": "plackett_luce", "ld_alpha": 0.0, "use_weighting": True},
+            "leave ld_alpha and use_weighting",
+        ),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "not as many as the losses"),
         ({"loss_type": ["sigmoid", "sigmoid"]}, "names a loss twice"),
         ({"loss_type": []}, "the list is empty"),

@@ -59,7 +59,7 @@ def _written(value: Any) -> str:
 
 def checked(schema: type, joined: Joined, problems: Problems) -> Any:
     """An instance of a pydantic model or dataclass made of its keys in `joined`; None where there are problems."""
-    keys = getattr(schema, "model_fields", None) or schema.__dataclass_fields__  # type: ignore[attr-defined]
+    keys = getattr(schema, "model_fields", None) or option_fields(schema)
     made, wrong = validated(schema, {key: joined.values[key] for key in keys if key in joined.values})
     for key, messages in wrong.items():
         if key:

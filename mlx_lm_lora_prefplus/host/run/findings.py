@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from ...data import SplitReport, statistics
 from ...engine.model.qat import effective_linears
-from ...losses import LossOptions, advice, loss_names
+from ...losses import LossOptions, advice
 from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..output import fuse
 from .session import Session
@@ -61,7 +61,7 @@ def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> list[s
         if resolved.trainer.rows == "unpaired" and "train" in reports:
             labels = reports["train"].desirable, reports["train"].undesirable
         told += advice(resolved.options, float((np.diff(session.plan("train").starts) == 1).mean()), labels)
-        if "odpo" in loss_names(resolved.options.loss_type):
+        if any("chosen_score" in row.columns for row in resolved.options.chosen_losses.values()):
             told += unordered_scores(session.rows["train"])
     if settings.qat_enable and not effective_linears(model):
         told.append(

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from ...errors import UserError
-from ...losses import Loss
+from ...losses import Loss, mode_default
 from ...plugin.manager import Registry
 from ...plugin.protocol import RowKind, Trainer
 from ..config.flags import option_fields
@@ -131,7 +131,7 @@ def _log_probs(row: Loss, arguments: str) -> str:
 def _option(key: str, field: FieldInfo, trainer: Trainer, row: Loss | None = None) -> Option:
     default = field.get_default(call_default_factory=True)
     if default is None:
-        default = (row.defaults if row else {}).get(key, getattr(trainer.options, "fallbacks", {}).get(key))
+        default = (row.defaults if row else {}).get(key, mode_default(trainer.options, key))
     return Option(key, default, _bounds(field), field.description or "")
 
 

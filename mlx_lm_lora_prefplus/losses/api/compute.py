@@ -1,31 +1,18 @@
 """One call from per-token log-probs to the training loss, through the functions that training uses."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ...errors import UserError
 from ...validation import validated
-from .. import options as keys
 from ..inputs import Lists, Pairs, Unpaired
 from ..modifiers import token_weights, wpo_weights
 from ..objective import needs_state, objective
-from ..options import idle_options, loss_names
+from ..options import NLL_WEIGHTS, OPTIONS, LossOptions, idle_options, loss_names
 from ..running_mean import START
-
-OPTIONS: dict[str, type[keys.LossOptions]] = {
-    "cpo": keys.CPOOptions,
-    "dpo": keys.DPOOptions,
-    "orpo": keys.ORPOOptions,
-    "simpo": keys.SimPOOptions,
-    "kto": keys.KTOOptions,
-    "bco": keys.BCOOptions,
-}
-"""The config keys of each mode."""
-
-NLL_WEIGHTS: dict[str, str | float] = {"cpo": "cpo_alpha", "dpo": "sft_weight", "orpo": 1.0, "simpo": "cpo_alpha"}
-"""What weighs the NLL of the chosen completions in a mode: a config key, or a number."""
 
 
 def compute(
@@ -114,22 +101,23 @@ def compute(
     return total
 
 
-def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> keys.LossOptions:
+def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> LossOptions:
     """The options of a mode, checked as those of a config file are."""
     if mode not in OPTIONS:
         raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
     kind = OPTIONS[mode]
     names = loss_names(loss_type)
     unknown = [name for name in names if not isinstance(name, str) or name not in kind.table]
-    unknown += [key for key in options if key not in kind.__dataclass_fields__]
+    known = {field.name: field for field in fields(kind)}
+    unknown += [key for key in options if key not in known]
     if unknown:
         raise UserError(
             f"Mode {mode} has no loss or option {', '.join(map(repr, unknown))}. Losses: "
-            f"{', '.join(kind.table)}; options: {', '.join(kind.__dataclass_fields__)}."
+            f"{', '.join(kind.table)}; options: {', '.join(known)}."
         )
     chosen, wrong = validated(kind, {"loss_type": loss_type, **options})
     told = [f"{key}: {said}".removeprefix(": ") for key, sentences in wrong.items() for said in sentences]
-    changed = {key for key, value in options.items() if value != kind.__dataclass_fields__[key].default}
+    changed = {key for key, value in options.items() if value != known[key].default}
     for key, users in idle_options(kind.table, names, changed - {"beta"}).items():  # β scales the rewards of any loss
         told.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
     if told:
@@ -172,7 +160,7 @@ class _Sums(NamedTuple):
     tokens: mx.array
 
 
-def _summed(given: _Tokens, options: keys.LossOptions | None) -> _Sums:
+def _summed(given: _Tokens, options: LossOptions | None) -> _Sums:
     """options: of pairs, whose tokens may have weights."""
     tokens = given.mask.sum(1)
     weighing = given.mask

@@ -254,7 +254,7 @@ class SimPOLoss(PreferenceLossBase):
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
         """(pairs,): `simpo` on the means."""
-        return simpo(pairs.means(), beta=self.beta, simpo_gamma=self.gamma)
+        return simpo(pairs.means(), beta=self.beta, simpo_gamma=self.gamma, label_smoothing=0.0)
 
 
 class CPOLoss(PreferenceLossBase):
@@ -294,7 +294,7 @@ class CPOLoss(PreferenceLossBase):
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
         """(pairs,): `sigmoid` without a reference."""
-        return sigmoid(pairs, beta=self.beta)
+        return sigmoid(pairs, beta=self.beta, label_smoothing=0.0)
 
 
 class ORPOLoss(PreferenceLossBase):

@@ -26,7 +26,7 @@ def nca_pair(pairs: Pairs, *, beta: float) -> mx.array:
     return -nn.log_sigmoid(chosen) - 0.5 * (nn.log_sigmoid(-chosen) + nn.log_sigmoid(-rejected))
 
 
-def bco_pair(pairs: Pairs, *, beta: float, baseline: float | mx.array = 0.0) -> mx.array:
+def bco_pair(pairs: Pairs, *, beta: float, baseline: float | mx.array) -> mx.array:
     """−log σ(βu_w − δ) − log σ(−(βu_l − δ)): a classifier of good and bad completions with threshold δ.
 
     Args:

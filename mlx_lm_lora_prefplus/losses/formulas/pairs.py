@@ -13,7 +13,7 @@ from ..inputs import Pairs
 from .divergences import MAX_EXPONENT
 
 
-def logistic(z: mx.array, label_smoothing: float = 0.0) -> mx.array:
+def logistic(z: mx.array, label_smoothing: float) -> mx.array:
     """−(1−ε)·log σ(z) − ε·log σ(−z): what the logistic losses have in common.
 
     Args:
@@ -29,7 +29,7 @@ def logistic(z: mx.array, label_smoothing: float = 0.0) -> mx.array:
     return loss
 
 
-def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> mx.array:
+def sigmoid(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
     """−(1−ε)·log σ(βΔ) − ε·log σ(−βΔ): the original DPO loss; ε > 0 assumes that a share ε of labels is wrong.
 
     Args:
@@ -94,7 +94,7 @@ def dpop(pairs: Pairs, *, beta: float, delta: float) -> mx.array:
     References:
         The form of mlx-lm-lora. Pal et al. 2024 (Smaug), arXiv:2402.13228, eq. 3 puts the penalty inside σ.
     """
-    return sigmoid(pairs, beta=beta) + delta * mx.maximum(0, -pairs.chosen_logratio)
+    return -nn.log_sigmoid(beta * pairs.delta) + delta * mx.maximum(0, -pairs.chosen_logratio)
 
 
 def dpop_policy(pairs: Pairs, *, beta: float, delta: float) -> mx.array:
@@ -111,7 +111,7 @@ def dpop_policy(pairs: Pairs, *, beta: float, delta: float) -> mx.array:
     References:
         The form of mlx-lm-lora's CPO; no paper.
     """
-    return sigmoid(pairs, beta=beta) + delta * mx.maximum(0, pairs.rejected - pairs.chosen)
+    return -nn.log_sigmoid(beta * pairs.delta) + delta * mx.maximum(0, pairs.rejected - pairs.chosen)
 
 
 def dpop_paper(pairs: Pairs, *, beta: float, dpop_lambda: float) -> mx.array:
@@ -151,7 +151,7 @@ def robust(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
     return -smoothed / (1 - 2 * label_smoothing)
 
 
-def exo_pair(pairs: Pairs, *, beta: float, label_smoothing: float = 1e-3) -> mx.array:
+def exo_pair(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
     """s·(log σ(βΔ) − ln(1−ε)) + (1−s)·(log σ(−βΔ) − ln ε), s = σ(βΔ): reverse KL from the policy's preference
     to the label's.
 
@@ -173,7 +173,7 @@ def exo_pair(pairs: Pairs, *, beta: float, label_smoothing: float = 1e-3) -> mx.
     return won + lost
 
 
-def discopop(pairs: Pairs, *, beta: float, discopop_tau: float = 0.05) -> mx.array:
+def discopop(pairs: Pairs, *, beta: float, discopop_tau: float) -> mx.array:
     """(1−m)·(−log σ(x)) + m·e^(−x), x = βΔ, m = σ(x/τ): logistic for lost pairs, exponential for won ones.
 
     Args:
@@ -247,7 +247,7 @@ def margin(pairs: Pairs, *, beta: float) -> mx.array:
     return -nn.log_sigmoid(beta * pairs.delta - pairs.columns["margin"])
 
 
-def odpo(pairs: Pairs, *, beta: float, odpo_alpha: float = 1.0) -> mx.array:
+def odpo(pairs: Pairs, *, beta: float, odpo_alpha: float) -> mx.array:
     """−log σ(βΔ − α·ln(s_w − s_l)): DPO with an offset; the more the scores differ, the more the rewards shall.
 
     Args:
@@ -304,7 +304,7 @@ def dpo_shift(pairs: Pairs, *, beta: float, dpo_shift_lambda: float) -> mx.array
     return -nn.log_sigmoid(beta * (pairs.chosen_logratio - dpo_shift_lambda * pairs.rejected_logratio))
 
 
-def aot(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> mx.array:
+def aot(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
     """ℓ(β(sort(p_w − p_l) − sort(q_w − q_l))), ℓ(x) = −(1−ε)·log σ(x) − ε·log σ(−x): the *distribution* of the policy's
     margins shall lie above that of the reference's.
 
@@ -325,7 +325,7 @@ def aot(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> mx.array:
     return logistic(beta * (policy - reference), label_smoothing)
 
 
-def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> mx.array:
+def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
     """ℓ(β(sort(u_w) − sort(u_l))), ℓ as in `aot`: the distribution of chosen rewards shall lie above that of rejected
     ones, whichever prompts they answer.
 

@@ -14,7 +14,7 @@ from .pairs import logistic
 MAX_ALPHAPO_EXPONENT = 60.0  # so that β·e^60/α is finite in float32 down to α = 1e-10
 
 
-def slic(pairs: Pairs, *, delta: float = 1.0) -> mx.array:
+def slic(pairs: Pairs, *, delta: float) -> mx.array:
     """max(0, δ − d): the chosen log-prob shall lie δ nats above the rejected.
 
     Args:
@@ -31,7 +31,7 @@ def slic(pairs: Pairs, *, delta: float = 1.0) -> mx.array:
     return nn.relu(delta - (pairs.chosen - pairs.rejected))
 
 
-def simpo(pairs: Pairs, *, beta: float, simpo_gamma: float, label_smoothing: float = 0.0) -> mx.array:
+def simpo(pairs: Pairs, *, beta: float, simpo_gamma: float, label_smoothing: float) -> mx.array:
     """−(1−ε)·log σ(βd − γ) − ε·log σ(−(βd − γ)): the mean log-prob is the reward, to be won by γ.
 
     Args:
@@ -49,9 +49,7 @@ def simpo(pairs: Pairs, *, beta: float, simpo_gamma: float, label_smoothing: flo
     return logistic(beta * (pairs.chosen - pairs.rejected) - simpo_gamma, label_smoothing)
 
 
-def alphapo(
-    pairs: Pairs, *, beta: float, alphapo_alpha: float, simpo_gamma: float, label_smoothing: float = 0.0
-) -> mx.array:
+def alphapo(pairs: Pairs, *, beta: float, alphapo_alpha: float, simpo_gamma: float, label_smoothing: float) -> mx.array:
     """`simpo` on the reward (1 − π̄^(−α))/α = (1 − e^(−αp̄))/α: α bends the reward, against falling likelihoods.
 
     Args:
@@ -68,10 +66,8 @@ def alphapo(
     References:
         Gupta et al. 2025 (AlphaPO), arXiv:2501.03884. The exponent −αp̄ is bounded at 60, a departure.
     """
-    if alphapo_alpha:
-        pairs = pairs._replace(
-            chosen=alphapo_reward(pairs.chosen, alphapo_alpha), rejected=alphapo_reward(pairs.rejected, alphapo_alpha)
-        )
+    chosen, rejected = (alphapo_reward(logps, alphapo_alpha) for logps in (pairs.chosen, pairs.rejected))
+    pairs = pairs._replace(chosen=chosen, rejected=rejected)
     return simpo(pairs, beta=beta, simpo_gamma=simpo_gamma, label_smoothing=label_smoothing)
 
 
@@ -111,8 +107,8 @@ def orpo(pairs: Pairs, *, beta: float) -> mx.array:
 
 
 def alphapo_reward(logps: mx.array, alpha: float) -> mx.array:
-    """(1 − e^(−αp̄))/α of mean log-probs p̄ (rows,); α ≠ 0. The exponent is bounded, see `alphapo`."""
-    return -mx.expm1(mx.minimum(-alpha * logps, MAX_ALPHAPO_EXPONENT)) / alpha
+    """(1 − e^(−αp̄))/α of mean log-probs p̄ (rows,); p̄ where α is 0. The exponent is bounded, see `alphapo`."""
+    return logps if not alpha else -mx.expm1(mx.minimum(-alpha * logps, MAX_ALPHAPO_EXPONENT)) / alpha
 
 
 def _log_odds(logps: mx.array) -> mx.array:

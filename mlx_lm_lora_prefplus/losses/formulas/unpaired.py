@@ -9,7 +9,7 @@ import mlx.nn as nn
 from ..inputs import Unpaired
 
 
-def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> mx.array:
+def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float, undesirable_weight: float) -> mx.array:
     """λ_D·(1 − σ(β(u − z))) if desirable, λ_U·(1 − σ(β(z − u))) if not, z = max(0, mean of u of mismatched rows).
 
     Args:
@@ -31,7 +31,7 @@ def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float = 1.0, undes
 
 
 def apo_zero_unpaired(
-    unpaired: Unpaired, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+    unpaired: Unpaired, *, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> mx.array:
     """λ_D·(1 − σ(βu)) if desirable, λ_U·σ(βu) if not: `kto` with the reference point at 0.
 
@@ -55,9 +55,9 @@ def bco(
     unpaired: Unpaired,
     *,
     beta: float,
-    baseline: float | mx.array = 0.0,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    baseline: float | mx.array,
+    desirable_weight: float,
+    undesirable_weight: float,
 ) -> mx.array:
     """−λ_D·log σ(βu − δ) if desirable, −λ_U·log σ(−(βu − δ)) if not: a classifier of completions with threshold δ.
 

@@ -157,6 +157,7 @@ LOGPS = -np.ones((4, 5), np.float32)
         ("cpo", ["ipo", "hinge"], {"simpo_gamma": 2.0}, "is not used by ipo, hinge; it belongs to simpo, alphapo"),
         ("dpo", [], {}, "^Mode dpo: loss_type: the list is empty"),
         ("dpo", {}, {}, "has no loss or option"),
+        ("dpo", "sigmoid", {"table": {}}, "has no loss or option 'table'"),
         ("kto", "kto", {"label": [True]}, "label: the shape"),
         ("kto", "kto", {"label": [True] * 4, "mismatched_logratios": [0.0]}, "mismatched_logratios: the shape"),
     ],

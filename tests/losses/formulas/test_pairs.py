@@ -51,10 +51,12 @@ class Case:
 
 
 B = {"beta": 0.1}
+S = {**B, "label_smoothing": 0.0}
+ALPHAPO = {"beta": 2.5, "simpo_gamma": 0.1, "label_smoothing": 0.0}
 CASES = {
-    "sigmoid": Case(pairs.sigmoid, B, LN2),
+    "sigmoid": Case(pairs.sigmoid, S, LN2),
     "sigmoid smoothed": Case(pairs.sigmoid, {**B, "label_smoothing": 0.2}, LN2),
-    "sigmoid_norm": Case(pairs.sigmoid, {"beta": 5.0}, LN2, means=True),
+    "sigmoid_norm": Case(pairs.sigmoid, {"beta": 5.0, "label_smoothing": 0.0}, LN2, means=True),
     "hinge": Case(pairs.hinge, B, 1.0),
     "ipo": Case(pairs.ipo, B, 25.0, means=True),
     "dpop": Case(pairs.dpop, {**B, "delta": 50.0}, LN2),
@@ -79,8 +81,8 @@ CASES = {
     "apo_down": Case(absolute.apo_down, B, 1.0),
     "slic": Case(policy_only.slic, {"delta": 1.0}, 1.0),
     "simpo": Case(policy_only.simpo, {"beta": 2.0, "simpo_gamma": 1.0, "label_smoothing": 0.1}, means=True),
-    "alphapo": Case(policy_only.alphapo, {"beta": 2.5, "simpo_gamma": 0.1, "alphapo_alpha": 0.25}, means=True),
-    "alphapo negative": Case(policy_only.alphapo, {"beta": 2.5, "simpo_gamma": 0.1, "alphapo_alpha": -0.5}, means=True),
+    "alphapo": Case(policy_only.alphapo, {**ALPHAPO, "alphapo_alpha": 0.25}, means=True),
+    "alphapo negative": Case(policy_only.alphapo, {**ALPHAPO, "alphapo_alpha": -0.5}, means=True),
     "simper": Case(policy_only.simper, {}, 0.0, means=True),
     "orpo": Case(policy_only.orpo, B, 0.1 * LN2, means=True),
     "orpo scored": Case(policy_only.orpo, B, means=True, columns=("preference_score",)),
@@ -263,23 +265,21 @@ FREE = make_pairs(np.concatenate([VALUES[:2], np.zeros((2, 6))]), columns=COLUMN
             lambda: pairs.soft_label(X._replace(columns={"preference_prob": mx.ones(6)}), beta=0.1), id="soft_label P=1"
         ),
         pytest.param(
-            lambda: mx.concatenate([pairs.aot(Pairs(*(v[i : i + 1] for v in X[:6])), beta=0.1) for i in range(6)]),
+            lambda: mx.concatenate([pairs.aot(Pairs(*(v[i : i + 1] for v in X[:6])), **S) for i in range(6)]),
             id="aot of one pair",
         ),
         pytest.param(
-            lambda: mx.concatenate(
-                [pairs.aot_unpaired(Pairs(*(v[i : i + 1] for v in X[:6])), beta=0.1) for i in range(6)]
-            ),
+            lambda: mx.concatenate([pairs.aot_unpaired(Pairs(*(v[i : i + 1] for v in X[:6])), **S) for i in range(6)]),
             id="aot_unpaired of one pair",
         ),
     ],
 )
 def test_reduces_to_sigmoid(reduced):
-    same(reduced(), pairs.sigmoid(X, beta=0.1))
+    same(reduced(), pairs.sigmoid(X, **S))
 
 
 def test_without_a_reference_dpo_is_cpo():
-    same(pairs.sigmoid(FREE, beta=0.1), -formulas.log_sigmoid(0.1 * (VALUES[0] - VALUES[1])))
+    same(pairs.sigmoid(FREE, **S), -formulas.log_sigmoid(0.1 * (VALUES[0] - VALUES[1])))
 
 
 def test_soft_label_with_one_probability_is_smoothing():
@@ -297,7 +297,7 @@ def test_robust_is_unbiased():
     swapped = Pairs(X.rejected, X.chosen, X.reference_rejected, X.reference_chosen, X.rejected_tokens, X.chosen_tokens)
     eps = 0.2
     loss, flipped = (pairs.robust(x, beta=0.1, label_smoothing=eps) for x in (X, swapped))
-    same((1 - eps) * loss + eps * flipped, pairs.sigmoid(X, beta=0.1), rtol=1e-4)
+    same((1 - eps) * loss + eps * flipped, pairs.sigmoid(X, **S), rtol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [1e-4, -1e-4])
@@ -309,7 +309,8 @@ def test_alphapo_tends_to_simpo(alpha):
 
 
 def test_simpo_without_a_margin_is_sigmoid_on_means():
-    same(policy_only.simpo(FREE.means(), beta=2.0, simpo_gamma=0.0), pairs.sigmoid(FREE.means(), beta=2.0))
+    options = {"beta": 2.0, "label_smoothing": 0.0}
+    same(policy_only.simpo(FREE.means(), simpo_gamma=0.0, **options), pairs.sigmoid(FREE.means(), **options))
 
 
 def test_the_length_penalty_favours_no_longer_answer():
@@ -321,13 +322,13 @@ def test_the_length_penalty_favours_no_longer_answer():
 def test_the_offset_of_odpo_by_hand():
     """Δ = 0, scores 5 and 2, α = 1: log(1 + 3) = 1.386; scores half a point apart ask for less: log(1 + 0.5)."""
     level = make_pairs(np.full((4, 2), -3.0), columns={"chosen_score": [5.0, 2.0], "rejected_score": [2.0, 1.5]})
-    same(pairs.odpo(level, beta=0.1), [math.log(4), math.log(1.5)])
+    same(pairs.odpo(level, beta=0.1, odpo_alpha=1.0), [math.log(4), math.log(1.5)])
 
 
 @pytest.mark.parametrize("scores", [(2.0, 2.0), (1.0, 3.0)], ids=["tie", "reversed"])
 def test_odpo_asks_nothing_of_a_pair_without_a_difference(scores):
     tie = make_pairs(np.full((4, 1), -3.0), columns={"chosen_score": [scores[0]], "rejected_score": [scores[1]]})
-    assert 0 <= pairs.odpo(tie, beta=0.1).item() < 2e-6
+    assert 0 <= pairs.odpo(tie, beta=0.1, odpo_alpha=1.0).item() < 2e-6
 
 
 def test_chi_po_by_hand_and_its_clip():
@@ -377,33 +378,11 @@ def test_the_odds_keep_their_digits(p):
 def test_the_bound_of_alphapo():
     """−αp̄ counts up to 60: beyond, the reward stays and has no slope."""
     x = make_pairs([[-50.0, -61.0], [0.0, 0.0], [0.0] * 2, [0.0] * 2], n_w=[1, 1], n_l=[1, 1])
-    options = {"beta": 1e-20, "simpo_gamma": 0.0, "alphapo_alpha": 1.0}
+    options = {"beta": 1e-20, "simpo_gamma": 0.0, "alphapo_alpha": 1.0, "label_smoothing": 0.0}
     loss = lambda p: policy_only.alphapo(x._replace(chosen=p), **options)  # noqa: E731
     slope = mx.grad(lambda p: loss(p).sum())(x.chosen)
     assert slope[0].item() < 0 and slope[1].item() == 0
     assert loss(x.chosen)[1].item() == pytest.approx(1e-20 * math.exp(60), rel=1e-4)
-
-
-DEFAULTS = {
-    pairs.sigmoid: {"label_smoothing": 0.0},
-    pairs.exo_pair: {"label_smoothing": 1e-3},
-    pairs.discopop: {"discopop_tau": 0.05},
-    pairs.odpo: {"odpo_alpha": 1.0},
-    pairs.aot: {"label_smoothing": 0.0},
-    pairs.aot_unpaired: {"label_smoothing": 0.0},
-    absolute.bco_pair: {"baseline": 0.0},
-    policy_only.slic: {"delta": 1.0},
-    policy_only.simpo: {"label_smoothing": 0.0},
-    policy_only.alphapo: {"label_smoothing": 0.0},
-}
-
-
-@pytest.mark.parametrize("module", [pairs, absolute, policy_only], ids=lambda module: module.__name__.split(".")[-1])
-def test_defaults(module):
-    """No other option has one: β and the weights have to be said."""
-    for _, function in inspect.getmembers(module, inspect.isfunction):
-        if function.__module__ == module.__name__ and not function.__name__.startswith("_"):
-            assert (function.__kwdefaults__ or {}) == DEFAULTS.get(function, {})
 
 
 DOWNHILL = [
@@ -463,7 +442,7 @@ def test_value_and_gradient_equal_the_host(mode, name):
     x = X if mode == "dpo" else FREE
     scored = x.means() if name == "ipo" else x
     function = pairs.dpop_policy if (mode, name) == ("cpo", "dpop") else getattr(pairs, name)
-    options = {"beta": 0.1, "delta": 50.0} if name == "dpop" else B
+    options = {"dpop": {**B, "delta": 50.0}, "sigmoid": S}.get(name, B)
     chosen_masks, rejected_masks = masks(x)
 
     def host(chosen, rejected):

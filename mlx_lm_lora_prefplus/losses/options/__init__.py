@@ -1,0 +1,33 @@
+"""The config keys of the modes: names, types, bounds and defaults."""
+
+from .base import LossOptions, ModeDefault, borrowed_defaults, idle_options, loss_names, mode_default, weighing_options
+from .cpo import CPOOptions, ORPOOptions, SimPOOptions
+from .dpo import DPOOptions
+from .kto import BCOOptions, KTOOptions
+from .paired import PairedOptions
+
+__all__ = [
+    "NLL_WEIGHTS",
+    "OPTIONS",
+    "LossOptions",
+    "ModeDefault",
+    "PairedOptions",
+    "borrowed_defaults",
+    "idle_options",
+    "loss_names",
+    "mode_default",
+    "weighing_options",
+]
+
+OPTIONS: dict[str, type[LossOptions]] = {
+    "cpo": CPOOptions,
+    "dpo": DPOOptions,
+    "orpo": ORPOOptions,
+    "simpo": SimPOOptions,
+    "kto": KTOOptions,
+    "bco": BCOOptions,
+}
+"""The config keys of each mode."""
+
+NLL_WEIGHTS: dict[str, str | float] = {"cpo": "cpo_alpha", "dpo": "sft_weight", "orpo": 1.0, "simpo": "cpo_alpha"}
+"""What weighs the NLL of the chosen completions in a mode: a config key, or a number."""

@@ -1,0 +1,88 @@
+"""The config keys of the paired modes without a reference: `cpo`, `simpo` and `orpo`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from .. import catalogue as tables
+from ..loss import Loss
+from .base import LossNames, Number
+from .paired import PairedOptions, PreferenceOptions, SeveralOptions
+
+
+@dataclass(frozen=True)
+class MarginOptions(SeveralOptions):
+    """The config keys that modes `cpo` and `simpo` share."""
+
+    simpo_gamma: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="simpo, alphapo: the margin γ by which β times the difference must win (default: 1.0 for "
+            "simpo, 0.1 for alphapo).",
+        ),
+    ] = None
+    gamma_beta_ratio: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="simpo, alphapo: γ/β, instead of simpo_gamma (the SimPO repository's way of saying it).",
+        ),
+    ] = None
+    alphapo_alpha: Annotated[
+        Number, Field(description="alphapo: α of the reward (1 − exp(−α·mean log-prob))/α; 0 is simpo.")
+    ] = 0.25
+    cpo_alpha: Annotated[
+        Number,
+        Field(
+            ge=0,
+            description="Weight of the NLL of the chosen completions. In mode cpo 1 is the paper's and recommended; "
+            "0 is the host's CPO.",
+        ),
+    ] = 0.0
+
+    def fill_in(self) -> None:
+        """Also `simpo_gamma` from `gamma_beta_ratio`."""
+        given = self.simpo_gamma
+        super().fill_in()
+        if self.gamma_beta_ratio is None:
+            return
+        assert self.beta is not None
+        gamma = self.gamma_beta_ratio * self.beta
+        if given is not None and abs(given - gamma) > 1e-9:
+            raise ValueError("simpo_gamma and gamma_beta_ratio are two names of one thing: give one of them")
+        object.__setattr__(self, "simpo_gamma", gamma)
+
+
+@dataclass(frozen=True)
+class CPOOptions(MarginOptions, PreferenceOptions):
+    """Config keys of mode `cpo`."""
+
+    table: ClassVar[Mapping[str, Loss]] = tables.CPO
+
+
+@dataclass(frozen=True)
+class SimPOOptions(MarginOptions):
+    """Config keys of mode `simpo`."""
+
+    table: ClassVar[Mapping[str, Loss]] = tables.SIMPO
+    loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with.")] = "simpo"
+
+
+@dataclass(frozen=True)
+class ORPOOptions(PairedOptions):
+    """Config keys of mode `orpo`."""
+
+    table: ClassVar[Mapping[str, Loss]] = tables.ORPO
+    loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with.")] = "orpo"
+    sft_normalization: Annotated[
+        Literal["token", "sequence"],
+        Field(
+            description="What the NLL of the chosen completions is averaged over: the completions, each by its own "
+            "mean (the host's and the paper's), or all their tokens."
+        ),
+    ] = "sequence"

@@ -1,0 +1,115 @@
+"""The config keys of mode `dpo`. Names are TRL's where TRL has them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from .. import catalogue as tables
+from ..loss import Loss
+from .base import Number, WeighsTokens, weighing_options
+from .paired import PreferenceOptions
+
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+
+@dataclass(frozen=True)
+class DPOOptions(PreferenceOptions):
+    """Config keys of mode `dpo`."""
+
+    table: ClassVar[Mapping[str, Loss]] = tables.DPO
+    dpop_lambda: Annotated[
+        Number, Field(ge=0, description="dpop_paper: weight λ of the penalty inside the sigmoid.")
+    ] = 50.0
+    discopop_tau: Annotated[Number, Field(gt=0, description="discopop: temperature τ of the blend.")] = 0.05
+    dpo_shift_lambda: Annotated[
+        Number, Field(gt=0, le=1, description="dpo_shift: weight λ of the rejected log-ratio; 1 is DPO.")
+    ] = 0.75
+    r_dpo_alpha: Annotated[Number, Field(ge=0, description="r_dpo: penalty α of each token of length, in nats.")] = 0.01
+    odpo_alpha: Annotated[Number, Field(ge=0, description="odpo: weight α of the log of the score difference.")] = 1.0
+    chi_po_clip: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="chi_po: bound of the reward difference, in nats; it has no usual value.",
+        ),
+    ] = None
+    sft_weight: Annotated[Number, Field(ge=0, description="Weight of an added NLL of the chosen completions.")] = 0.0
+    reference_free: Annotated[
+        bool, Field(description="Take 0 for the reference's log-probs instead of the reference model.")
+    ] = False
+    f_divergence_type: Annotated[
+        Divergence, Field(description="The divergence that holds the policy to the reference (arXiv:2309.16240).")
+    ] = "reverse_kl"
+    f_alpha_divergence_coef: Annotated[
+        Number, Field(description="alpha_divergence: a, which is 1 − α of the paper; near 1 it is reverse_kl.")
+    ] = 0.5
+    ld_alpha: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="LD-DPO: what tokens beyond the length of the shorter completion count (arXiv:2409.06411; "
+            "default: 1, off).",
+        ),
+        WeighsTokens,
+    ] = None
+    sampo: Annotated[
+        bool,
+        Field(
+            description="SamPO: sum over as many tokens of either completion as the shorter has, drawn once for each "
+            "row by the seed 0 (arXiv:2406.10957)."
+        ),
+        WeighsTokens,
+    ] = False
+    use_weighting: Annotated[
+        bool, Field(description="WPO: weigh each pair by how likely the policy would write it (arXiv:2406.11827).")
+    ] = False
+    dr_dpo_beta: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Dr. DPO: β' of −β' log mean exp(−loss/β') over the pairs of a micro-batch, against wrong "
+            "labels (arXiv:2407.07880; 1 in the paper; default: off).",
+        ),
+    ] = None
+    sync_ref_model: Annotated[
+        bool, Field(description="TR-DPO: let the reference follow the policy (arXiv:2404.09656).")
+    ] = False
+    ref_model_sync_steps: Annotated[
+        int, Field(gt=0, description="TR-DPO: optimiser steps from one update of the reference to the next.")
+    ] = 512
+    ref_model_mixup_alpha: Annotated[
+        Number, Field(gt=0, le=1, description="TR-DPO: share of the policy in the new reference; 1 replaces it.")
+    ] = 0.6
+
+    def problems(self) -> Iterator[str]:
+        """What cannot stand together; rules of one loss stand in its row."""
+        yield from super().problems()
+        if self.ld_alpha is not None and self.sampo:
+            yield "ld_alpha and sampo both weigh tokens: give one of them"
+        if self.sync_ref_model and self.reference_free:
+            yield "sync_ref_model needs a reference: leave out reference_free"
+        kinds = {row.rows for row in self.chosen_losses.values() if row.function}
+        if len(kinds) > 1:
+            yield "loss_type: losses of pairs and losses of lists cannot be added: name losses of one kind"
+        for name, row in self.chosen_losses.items():
+            yield from self._problems_with(name, row)
+
+    def _problems_with(self, name: str, row: Loss) -> Iterator[str]:
+        """What the row of a chosen loss does not allow."""
+        if self.f_divergence_type != "reverse_kl" and row.function and not row.divergence:
+            able = ", ".join(name for name, row in self.table.items() if row.divergence)
+            yield (
+                f"f_divergence_type: {self.f_divergence_type} has no meaning with loss_type {name}; it can stand with "
+                f"{able}"
+            )
+        weighing = {**weighing_options(self), "use_weighting": self.use_weighting}
+        keys = [key for key, value in weighing.items() if value is not None and value is not False]
+        if row.rows == "ranked" and keys:
+            yield f"{', '.join(keys)}: for pairs only, and loss_type {name} takes lists; leave {' and '.join(keys)} out"
+        if self.use_weighting and not row.separable:
+            yield f"use_weighting weighs pairs, and {name} compares sorted pairs: leave one out"

@@ -1,0 +1,62 @@
+"""The config keys that several paired modes have."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from .base import LossOptions, ModeDefault, listed, loss_names
+
+
+@dataclass(frozen=True)
+class PairedOptions(LossOptions):
+    """The config keys that every paired mode has; extend it with those of your losses."""
+
+
+@dataclass(frozen=True)
+class SeveralOptions(PairedOptions):
+    """The config keys of modes whose losses can be added to one another, with an NLL of the chosen completions."""
+
+    loss_weights: Annotated[
+        list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None,
+        BeforeValidator(listed),
+        Field(description="With several losses: the weight of each (default: 1)."),
+    ] = None
+    sft_normalization: Annotated[
+        Literal["token", "sequence"],
+        Field(
+            description="What the NLL of the chosen completions is averaged over: all their tokens, or the "
+            "completions, each by its own mean."
+        ),
+    ] = "token"
+    label_smoothing: Annotated[
+        float | None,
+        Field(ge=0, lt=0.5, description="Share ε of preferences assumed to be wrong, in [0, 0.5) (default: 0)."),
+        ModeDefault(0.0),
+    ] = None
+
+    def problems(self) -> Iterator[str]:
+        """Weights must be as many as losses."""
+        names = loss_names(self.loss_type)
+        if self.loss_weights is not None and len(self.loss_weights) != len(names):
+            yield (
+                f"loss_weights: {self.loss_weights} are not as many as the losses: {', '.join(names)}; give "
+                f"{len(names)}, or leave them out"
+            )
+        yield from super().problems()
+
+
+@dataclass(frozen=True)
+class PreferenceOptions(SeveralOptions):
+    """The config keys that modes `cpo` and `dpo` share."""
+
+    delta: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="dpop: weight δ of the penalty, per nat (default: 50). slic: the margin, in nats (default: 1).",
+        ),
+        ModeDefault(50.0),
+    ] = None
