@@ -1,4 +1,4 @@
-"""Settings and a tokenizer → the token rows of each split, with a report of what became of the data."""
+"""Settings and a tokenizer → the token rows of each split, with a report of the rows used and dropped."""
 
 import contextlib
 import hashlib
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMAT = 5
-"""Raised when the same data and settings become other tokens than before, so that old caches are not used."""
+"""Increase it when the same data and settings give other tokens than before: old caches are then not used."""
 
 BATCH = 512
-"""Examples tokenised and written at a time."""
+"""Number of examples that are tokenised and written together."""
 
 
 class Split(NamedTuple):
-    """rows: memory-mapped; columns as `Trainer.collate` has them (token ids int32, the completions without the
-    prompt; numbers float32), and row (row number in the source, from 1; in JSON Lines the line number).
+    """The rows of one split.
+
+    rows: memory-mapped. The columns are those that `Trainer.collate` takes (token ids int32, completions without the
+        prompt; numbers float32) and `row` (row number in the source, from 1; in JSON Lines the line number).
     """
 
     rows: "Dataset"
@@ -54,16 +56,16 @@ def prepare(
 ) -> dict[str, Split]:
     """Find, read, tokenise and store the rows of `splits` ("train", "valid", "test").
 
-    A split that does not exist is left out. Rows are streamed to disk and kept there for the next start.
+    The result omits splits that do not exist. Rows are streamed to disk and reused at the next start.
 
     tokenizer: mlx_lm's TokenizerWrapper with a chat template.
-    kind: of the rows to make. Pairs and lists become rows of any kind; unpaired rows can be nothing else.
-    add_bos: put the BOS token first where the template leaves it out and the tokenizer itself would not.
+    kind: the kind of rows to make. Pairs and lists can become rows of any kind; unpaired rows stay unpaired.
+    add_bos: put the BOS token first where the template omits it and the tokenizer's own `encode` adds it.
     add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row (see `Encoder`).
-    progress: show how many rows are done.
-    cache_dir: where to keep token rows (default: see `cache_folder.folder`).
+    progress: show a progress line with the number of rows read.
+    cache_dir: folder for token rows (default: see `cache_folder.folder`).
 
-    Raises UserError for data that cannot work, naming file, row and column.
+    Raises UserError, which names file, row and column, for data that cannot be used.
     """
     if unknown := [name for name in splits if name not in ("train", "valid", "test")]:
         raise ValueError(f"splits: {unknown} unknown; allowed are train, valid, test")
@@ -71,14 +73,14 @@ def prepare(
     if not sources:
         return {}
     encoder = Encoder(tokenizer, settings, add_bos=add_bos, add_ends=add_ends, apart=kind == "unpaired")
-    work = _Preparation(kind, settings.pairing, encoder, progress)
+    preparation = _Preparation(kind, settings.pairing, encoder, progress)
     folder = cache_folder.folder("tokens", cache_dir)
-    return {split: work.split(sources[split], folder) for split in splits if split in sources}
+    return {split: preparation.split(sources[split], folder) for split in splits if split in sources}
 
 
 @dataclass(frozen=True)
 class _Preparation:
-    """How the rows of all splits are made."""
+    """Makes the rows of each split, all in the same way."""
 
     kind: RowKind
     pairing: Pairing
@@ -88,9 +90,9 @@ class _Preparation:
     def split(self, sources: list[Source], folder: Path) -> Split:
         name = " + ".join(source.name for source in sources)
         digest = self.digest(sources)
-        kept = cache.load(folder, digest)
-        cached = kept is not None
-        if kept is None:
+        stored = cache.load(folder, digest)
+        cached = stored is not None
+        if stored is None:
             tally = Tally(self.kind)
             with (
                 cache.Writer(folder, digest, LAYOUTS[self.kind]) as writer,
@@ -99,14 +101,14 @@ class _Preparation:
                 for source in sources:
                     self.tokenise(source, writer, tally, advance)
                 writer.keep(asdict(tally.report(name, digest)))
-            kept = cache.load(folder, digest)
-        if kept is None:
+            stored = cache.load(folder, digest)
+        if stored is None:
             raise OSError(f"{folder}: the token rows just written cannot be read back")
-        rows, report = kept
+        rows, report = stored
         return Split(rows, SplitReport(**{**report, "source": name, "cached": cached, "digest": digest}))
 
     def digest(self, sources: list[Source]) -> str:
-        """Of all that the rows depend on."""
+        """Hash everything that the rows depend on."""
         pairing = self.pairing if self.kind == "paired" else None
         content = [[source.digest(), dict(source.features)] for source in sources]
         inputs = [FORMAT, self.kind, pairing, self.encoder.digest(), *content]
@@ -130,18 +132,18 @@ class _Preparation:
 
 
 @contextlib.contextmanager
-def _bar(name: str, show: bool) -> Iterator[Any]:
-    """A progress line without a rate; yields the function that advances it by n rows.
+def _bar(name: str, visible: bool) -> Iterator[Any]:
+    """Show a progress line without a rate; yield the function that advances it by n rows.
 
-    Standard error may be an object with only `write` and `flush`, or not be there at all.
+    Standard error may be None, or an object that has only `write` and `flush`.
     """
     from tqdm import tqdm
 
     bar = tqdm(
         desc=name,
-        bar_format="Tokenising, {n_fmt} rows, {elapsed}: {desc}",  # the end of a long line is cut off
+        bar_format="Tokenising, {n_fmt} rows, {elapsed}: {desc}",  # tqdm truncates the end of a long line
         file=sys.stderr,
-        disable=not show or sys.stderr is None,
+        disable=not visible or sys.stderr is None,
         mininterval=0.5,
         ncols=100,
     )

@@ -1,4 +1,4 @@
-"""The folder of what is kept between runs: token rows and log-probs of references."""
+"""The cache folder: token rows and reference log-probs that later runs reuse."""
 
 import atexit
 import json
@@ -10,36 +10,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 KINDS = {"tokens": ".arrow", "reference": ".npy"}
-"""Subfolder of the cache → how the names of its files end; beside each lies a .json that tells of it."""
+"""Subfolder of the cache → ending of its files. A .json file beside each one describes it."""
 
 ABANDONED = 24 * 3600
-"""Seconds after which a temporary file must be of a process that was killed."""
+"""Age in seconds from which a temporary file must belong to a process that was killed."""
 
 
 def folder(kind: str, cache_dir: Path | None = None) -> Path:
-    """The folder for files of one kind, made if missing; a temporary one for this process if it cannot be written.
+    """Return the folder for files of one kind; if it cannot be written, a temporary folder for this process.
 
-    kind: one of `KINDS`.
-    cache_dir: given by the caller; else see `cache_folder`.
+    kind: one of `KINDS`. cache_dir: the cache; None means `cache_folder`.
     """
     try:
         place = (cache_dir or cache_folder()).expanduser() / kind
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
             pass
-        for left in place.glob("*.tmp"):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink(missing_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
+        for leftover in place.glob("*.tmp"):
+            if time.time() - leftover.stat().st_mtime > ABANDONED:
+                leftover.unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no home folder
         place = Path(tempfile.mkdtemp(prefix="mlx-lm-lora-prefplus-"))
         atexit.register(shutil.rmtree, place, ignore_errors=True)
     return place
 
 
 def cache_folder() -> Path:
-    """$MLX_LM_LORA_PREFPLUS_CACHE, else mlx-lm-lora-prefplus in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("MLX_LM_LORA_PREFPLUS_CACHE"):
-        return Path(own)
+    """Return $MLX_LM_LORA_PREFPLUS_CACHE, else mlx-lm-lora-prefplus in $XDG_CACHE_HOME or ~/.cache."""
+    if path := os.environ.get("MLX_LM_LORA_PREFPLUS_CACHE"):
+        return Path(path)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "mlx-lm-lora-prefplus"
 
@@ -47,8 +46,8 @@ def cache_folder() -> Path:
 class Entry(NamedTuple):
     """One file of the cache.
 
-    size: bytes of the file and what tells of it. changed: seconds since 1970. rows: how many it holds.
-    source: the data, or the model whose log-probs these are.
+    size: bytes of the file and its .json. changed: seconds since 1970. rows: number of rows.
+    source: the data of token rows, the model of reference log-probs.
     """
 
     kind: str
@@ -60,28 +59,28 @@ class Entry(NamedTuple):
 
 
 def entries() -> list[Entry]:
-    """The files in the user's cache, the newest first."""
-    found = [
+    """Return the files in the user's cache, the newest first."""
+    files = [
         _entry(kind, file) for kind, ending in KINDS.items() for file in (cache_folder() / kind).glob(f"*{ending}")
     ]
-    return sorted(found, key=lambda entry: -entry.changed)
+    return sorted(files, key=lambda entry: -entry.changed)
 
 
 def _entry(kind: str, file: Path) -> Entry:
-    told = file.with_suffix(".json")
+    details = file.with_suffix(".json")
     try:
-        about = json.loads(told.read_text(encoding="utf-8"))
-        size = told.stat().st_size
+        content = json.loads(details.read_text(encoding="utf-8"))
+        size = details.stat().st_size
     except (OSError, ValueError):
-        about, size = {}, 0
+        content, size = {}, 0
     state = file.stat()
-    rows = about.get("known", about.get("used"))
-    source = str(about.get("model") or about.get("source") or "damaged")
+    rows = content.get("known", content.get("used"))
+    source = str(content.get("model") or content.get("source") or "damaged")
     return Entry(kind, file.stem, size + state.st_size, state.st_mtime, rows, source)
 
 
 def clear() -> None:
-    """Delete all files that this package keeps in the user's cache, and nothing else that may lie there."""
+    """Delete the files of this package from the user's cache, and no others."""
     for kind, ending in KINDS.items():
         for file in (cache_folder() / kind).glob("*"):
             if file.suffix in (ending, ".json", ".tmp"):

@@ -166,8 +166,8 @@ def test_oddities_of_the_data(looked, config, rows):
     assert sum(one["rows"] for one in train["histogram"]) == 22
     told = "\n".join(report["warnings"])
     for words in (
-        "1 rows say the opposite of an earlier row",
-        "1 rows are there more than once",
+        "1 rows contradict an earlier row",
+        "1 rows repeat an earlier row",
         "chosen is longer than rejected in 95%",
         "valid: the prompts of 1 of 2 rows are also in train",
     ):

@@ -13,40 +13,46 @@ from .lengths import Mismatched, completions_of, lengths_of, masks_of
 from .plan import plan_epoch, widths
 
 Row = Mapping[str, Any]
-"""A token row, its columns as `Trainer.collate` has them."""
+"""A token row with the columns that `Trainer.collate` takes."""
 
 Collate = Callable[[Sequence[Row], np.ndarray, int], Batch]
-"""Rows, their positions, the multiple of widths → a batch: see `Trainer.collate`."""
+"""Function (rows, their positions, the multiple of widths) → batch; see `Trainer.collate`."""
 
 
 def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
     """Pad rows of one kind into a `Batch`; reference log-probs are zeros.
 
-    A list that is shorter than the longest is filled up with empty completions, whose score is its lowest.
+    Shorter lists are filled up with empty completions, which get the list's lowest score.
     """
     prompts = [np.asarray(row["prompt"], np.int32) for row in rows]
-    each = [completions_of(row) for row in rows]
-    most = max(map(len, each))
-    completions = [np.asarray(own[k] if k < len(own) else [], np.int32) for k in range(most) for own in each]
-    whole = [np.concatenate(both) for both in zip(prompts * most, completions, strict=True)]
-    tokens, lengths = _padded(whole, multiple)
+    completions_by_row = [completions_of(row) for row in rows]
+    longest_list = max(map(len, completions_by_row))
+    completions = [
+        np.asarray(candidates[k] if k < len(candidates) else [], np.int32)
+        for k in range(longest_list)
+        for candidates in completions_by_row
+    ]
+    sequences = [np.concatenate(both) for both in zip(prompts * longest_list, completions, strict=True)]
+    tokens, lengths = _padded(sequences, multiple)
     prompt_tokens, prompt_lengths = _padded(prompts, multiple)
     completion_tokens, completion_lengths = _padded(completions, multiple)
-    counted = np.arange(completion_tokens.shape[1]) < completion_lengths[:, None]
-    masked = _mask_holes(counted, rows, most)
-    scored = np.flatnonzero(counted)
+    loss_mask = np.arange(completion_tokens.shape[1]) < completion_lengths[:, None]
+    has_mask = _mask_holes(loss_mask, rows, longest_list)
+    scored = np.flatnonzero(loss_mask)
     spare = -len(scored) % (multiple * multiple)
     return Batch(
         tokens=mx.array(tokens),
         prompts=mx.array(prompt_tokens),
         completions=mx.array(completion_tokens),
         scored=mx.array(np.pad(scored, (0, spare), constant_values=completion_tokens.size).astype(np.int32)),
-        prompt_lengths=mx.array(np.tile(prompt_lengths, most)),
+        prompt_lengths=mx.array(np.tile(prompt_lengths, longest_list)),
         lengths=mx.array(lengths),
         reference_logps=mx.zeros(len(completions)),
         ids=mx.array(np.asarray(ids, np.int32)),
-        columns={name: mx.array(np.asarray(values, np.float32)) for name, values in _numbers(rows, most).items()},
-        loss_mask=mx.array(counted) if masked else None,
+        columns={
+            name: mx.array(np.asarray(values, np.float32)) for name, values in _numbers(rows, longest_list).items()
+        },
+        loss_mask=mx.array(loss_mask) if has_mask else None,
     )
 
 
@@ -61,9 +67,9 @@ def iterate_batches(
     multiple: int = 1,
     mismatched: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the batches of one epoch: every row once. The columns tell which kind of rows they are.
+    """Yield the batches of one epoch, which hold every row once. The columns determine the kind of the rows.
 
-    The arguments are those of `plan_epoch`; mismatched: see `planned_batches`.
+    For the arguments see `plan_epoch`; for mismatched see `planned_batches`.
     """
     plan = plan_epoch(
         lengths_of(rows, mismatched=mismatched),
@@ -85,11 +91,11 @@ def planned_batches(
     mismatched: bool = False,
     collate: Collate = collate,
 ) -> Iterator[Batch]:
-    """The batches whose rows `plan` names, in its order.
+    """Yield the batches of `plan`, in its order.
 
     rows: mappings to lists of token ids, or a `datasets.Dataset`.
-    mismatched: give each unpaired row a second completion, that of another row (see `Mismatched`). The second half of a
-        batch's rows are these.
+    mismatched: give each unpaired row the completion of another row as a second one (see `Mismatched`). Second
+        completions form the second half of a batch.
     collate: pads the rows of a batch, as `Trainer.collate` does.
     """
     row = _reader(rows)
@@ -100,27 +106,38 @@ def planned_batches(
 
 
 def _mask_holes(counted: np.ndarray, rows: Sequence[Row], most: int) -> bool:
-    """Make `counted`, (rows of the batch, width) bool, false at tokens that do not count. Whether the rows say so."""
+    """Set `counted`, (rows of the batch, width) bool, to false at tokens that do not count.
+
+    Returns whether the rows have masks.
+    """
     masks = [masks_of(row) for row in rows]
-    for i, own in enumerate(masks):
-        for k, mask in enumerate(own or []):
+    for i, row_masks in enumerate(masks):
+        for k, mask in enumerate(row_masks or []):
             if mask is not None:
                 counted[k * len(rows) + i, : len(mask)] &= np.asarray(mask, bool)
-    return any(own is not None for own in masks)
+    return any(row_masks is not None for row_masks in masks)
 
 
-def _numbers(rows: Sequence[Row], most: int) -> dict[str, list[float]]:
-    """The columns of numbers: one a row, or the scores of up to `most` completions in the order of `Batch`."""
+def _numbers(rows: Sequence[Row], longest_list: int) -> dict[str, list[float]]:
+    """Return the columns of numbers: one number a row, or the scores of all completions in the order of `Batch`."""
     if "scores" in rows[0]:
         scores = [list(row["scores"]) for row in rows]
-        return {"scores": [own[k] if k < len(own) else min(own) for k in range(most) for own in scores]}
+        return {
+            "scores": [
+                row_scores[k] if k < len(row_scores) else min(row_scores)
+                for k in range(longest_list)
+                for row_scores in scores
+            ]
+        }
     names = [name for name, value in rows[0].items() if isinstance(value, Real) and name != "row"]
     return {name: [row[name] for row in rows] for name in names}
 
 
 def _reader(rows: Any) -> Callable[[int], Row]:
-    """Access to rows by position. Arrow columns are read where they lie: a data set's own access by row takes some
-    twenty times as long."""
+    """Return a function that reads the row at a position.
+
+    It reads Arrow columns in place: a data set's own access by row takes about twenty times as long.
+    """
     table, indices = getattr(rows, "data", None), getattr(rows, "_indices", None)
     if table is None:
         return lambda i: rows[i]
@@ -134,7 +151,7 @@ def _reader(rows: Any) -> Callable[[int], Row]:
 
 
 def _value(scalar: Any) -> Any:
-    """An Arrow scalar: a number, an array of numbers, or a list of arrays."""
+    """Convert an Arrow scalar to a number, an array of numbers or a list of arrays."""
     values = getattr(scalar, "values", None)
     if values is None:
         return scalar.as_py()
@@ -145,22 +162,22 @@ def _value(scalar: Any) -> Any:
 
 
 def _with_second(row: Callable[[int], Row], others: Mismatched) -> Callable[[int], Row]:
-    """Unpaired rows as lists of two: the own completion and that of the partner, cut."""
+    """Return a reader that gives unpaired rows a second completion: that of their partner, truncated."""
 
-    def both(i: int) -> Row:
-        own = row(i)
+    def read_pair(i: int) -> Row:
+        first = row(i)
         other, room = row(int(others.partner[i])), others.room[i]
-        found = {**own, "completions": [own["completion"], other["completion"][:room]]}
-        if "completion_mask" in own:
+        combined = {**first, "completions": [first["completion"], other["completion"][:room]]}
+        if "completion_mask" in first:
             mask = other["completion_mask"]
-            found["completion_masks"] = [own["completion_mask"], None if mask is None else mask[:room]]
-        return found
+            combined["completion_masks"] = [first["completion_mask"], None if mask is None else mask[:room]]
+        return combined
 
-    return both
+    return read_pair
 
 
 def _padded(sequences: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences padded on the right with zeros to a common width, (rows, width) int32; their lengths, (rows,)."""
+    """Pad sequences on the right with zeros. Returns (rows, width) int32 and the lengths, (rows,)."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     tokens = np.zeros((len(sequences), int(widths(lengths.max(), multiple))), np.int32)
     for i, sequence in enumerate(sequences):

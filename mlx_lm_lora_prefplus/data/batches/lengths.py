@@ -1,4 +1,4 @@
-"""How long token rows are, told by the offsets of their columns, and the second completions of unpaired rows."""
+"""Lengths of token rows, read from the offsets of their columns, and second completions of unpaired rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ import numpy as np
 from ...errors import UserError
 
 SIDES = ("chosen", "rejected", "completion")
-"""The columns with one completion a row: two of a pair, one of a unpaired row. A list has `completions`."""
+"""Columns with one completion a row: a pair has two, an unpaired row one. Ranked rows have `completions` instead."""
 
 
 class Lengths(NamedTuple):
-    """What is known of the size of each row, (rows,) int64 each.
+    """Sizes of rows, (rows,) int64 each.
 
     prompt: tokens of the prompt. completion: tokens of the longest completion, without the prompt.
-    total: tokens of all completions together. count: completions.
+    total: tokens of all completions together. count: number of completions.
     """
 
     prompt: np.ndarray
@@ -25,14 +25,14 @@ class Lengths(NamedTuple):
 
 
 def lengths_of(rows: Any, *, mismatched: bool = False) -> Lengths:
-    """The lengths of token rows of any kind.
+    """Return the lengths of token rows of any kind.
 
-    rows: mappings to lists, or a `datasets.Dataset`, where the offsets of the Arrow columns tell: no token is read.
-    mismatched: of unpaired rows, that of `Mismatched` as a second completion of each.
+    rows: mappings to lists, or a `datasets.Dataset`, whose Arrow offsets give the lengths: no token is read.
+    mismatched: count a second completion for each unpaired row (see `Mismatched`).
     """
     table = getattr(rows, "data", None)
     lengths = _of_mappings(rows) if table is None else _of_arrow(table)
-    indices = getattr(rows, "_indices", None)  # of rows that were selected or shuffled
+    indices = getattr(rows, "_indices", None)  # set where rows were selected or shuffled
     if table is not None and indices is not None:
         picked = indices.column(0).to_numpy()
         lengths = Lengths(*(column[picked] for column in lengths))
@@ -40,14 +40,14 @@ def lengths_of(rows: Any, *, mismatched: bool = False) -> Lengths:
 
 
 def completions_of(row: Mapping[str, Any]) -> list[Any]:
-    """The completions of a row of any kind, the best first."""
+    """Return the completions of a row of any kind, the best first."""
     return list(row["completions"]) if "completions" in row else [row[side] for side in SIDES if side in row]
 
 
 def masks_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """Which tokens of each completion of `completions_of` count, 1 or 0 each; None for a completion of which all do.
+    """Return which tokens count (1 or 0), one mask for each of `completions_of`.
 
-    None in place of the list where the rows have no such column.
+    A mask is None where all tokens of that completion count. Returns None if the rows have no mask columns.
     """
     if "completions" not in row:
         sides = [f"{side}_mask" for side in SIDES if side in row]
@@ -59,8 +59,13 @@ def masks_of(row: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _of_mappings(rows: Sequence[Mapping[str, Any]]) -> Lengths:
-    each = [[len(ids) for ids in completions_of(row)] for row in rows]
-    columns = [len(row["prompt"]) for row in rows], map(max, each), map(sum, each), map(len, each)
+    completion_lengths = [[len(ids) for ids in completions_of(row)] for row in rows]
+    columns = (
+        [len(row["prompt"]) for row in rows],
+        map(max, completion_lengths),
+        map(sum, completion_lengths),
+        map(len, completion_lengths),
+    )
     return Lengths(*(np.fromiter(column, np.int64, len(rows)) for column in columns))
 
 
@@ -81,16 +86,16 @@ def _of_arrow(table: Any) -> Lengths:
 
 
 class Mismatched:
-    """A second completion for each unpaired row: that of another row, so that it answers another prompt.
+    """A second completion for each unpaired row, taken from another row, so that it does not fit the prompt.
 
     KTO (Ethayarajh et al. 2024, arXiv:2402.01306) estimates its reference point z on such pairs. The paper shifts the
-    completions within each batch; here the other row is the same in every epoch, whatever the seed, so that the
-    reference's log-probs of the second completions are computed once, as those of the first are.
+    completions within each batch; here each row keeps its partner in every epoch and for every seed, so that the
+    reference log-probs of second completions are computed only once too.
 
-    lengths: of the rows alone. Raises UserError if there is no other row.
+    lengths: of the rows without second completions. Raises UserError if there is only one row.
 
-    partner: (rows,) the row whose completion it is: all rows form one random cycle.
-    room: (rows,) tokens that it is cut to, at least 1: prompt and completion are no longer than the longest row.
+    partner: (rows,) the row that gives the second completion: all rows form one random cycle.
+    room: (rows,) its largest number of tokens, at least 1, so that no row becomes longer than the longest one.
     """
 
     def __init__(self, lengths: Lengths) -> None:

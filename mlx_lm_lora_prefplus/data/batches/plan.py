@@ -1,4 +1,4 @@
-"""Which rows stand together in a batch and when their turn comes, from their lengths alone: no token is read."""
+"""Plan which rows form a batch, and the order of batches, from the lengths of rows alone: no token is read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 from .lengths import Lengths
 
 ORDER = 2
-"""Raised when the same settings and rows give other batches than before."""
+"""Increase it when the same settings and rows give other batches than before."""
 
 HALVINGS = 6
-"""Rows of like lengths are put together within pools of 2**HALVINGS batches, so that who meets whom stays random."""
+"""Rows are sorted by length within random pools of 2**HALVINGS batches, so that batches stay random."""
 
 STEPS = 8
-"""Widths between a power of two and the next, where widths are rounded: at most one part in STEPS is rounding."""
+"""Number of rounded widths between two powers of two: rounding adds at most 1/STEPS to a width."""
 
 ABSENT = np.iinfo(np.int64).max // 4
-"""The length that fills up a pool in which rows are missing."""
+"""Length of the rows that fill up an incomplete pool."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,23 @@ class Plan:
         return (self.order[start:end] for start, end in zip(self.starts[:-1], self.starts[1:], strict=True))
 
     def rows(self, batches: int | None = None) -> np.ndarray:
-        """The rows of the first so many batches."""
+        """Return the rows of the first `batches` batches; None means all."""
         return self.order if batches is None else self.order[: self.starts[min(batches, len(self))]]
 
     def padding(self, lengths: Lengths, multiple: int, shared_prompt: bool) -> float:
-        """Tokens computed, padding included, for each token of the rows.
+        """Return the tokens computed, padding included, for each token of the rows.
 
-        shared_prompt: whether a prompt is computed once for all its completions, or with each of them.
+        shared_prompt: whether a prompt is computed once for all its completions instead of once for each.
         """
         prompt, completion, _, count = (column[self.order] for column in lengths)
         real = (lengths.prompt * (1 if shared_prompt else lengths.count) + lengths.total).sum()
         most = lambda values: np.maximum.reduceat(values, self.starts[:-1])  # noqa: E731
         width = lambda values: widths(most(values), multiple)  # noqa: E731
         if shared_prompt:
-            each = width(prompt) + most(count) * width(completion)
+            row_tokens = width(prompt) + most(count) * width(completion)
         else:
-            each = most(count) * width(prompt + completion)
-        return float((each * np.diff(self.starts)).sum() / real)
+            row_tokens = most(count) * width(prompt + completion)
+        return float((row_tokens * np.diff(self.starts)).sum() / real)
 
 
 def plan_epoch(
@@ -66,18 +66,21 @@ def plan_epoch(
     shuffle: bool = True,
     multiple: int = 1,
 ) -> Plan:
-    """Put every row into one batch. With `shuffle`, rows of like prompts and completions meet, in a random order.
+    """Put every row into one batch. With `shuffle`, a batch holds rows of similar lengths, and batches come in random
+    order.
 
-    batch_size: rows in a batch (one batch may hold fewer); without effect beside `token_budget`.
-    token_budget: as many rows in a batch as keep prompts and completions, padded, within so many tokens; a row that
-        is longer by itself is a batch of its own.
-    epoch, seed: fix the order. multiple: see `widths`.
+    batch_size: rows in a batch (one batch may hold fewer); ignored if `token_budget` is set.
+    token_budget: largest number of tokens in a batch, padded prompts and completions together. A row that exceeds it
+        forms a batch alone.
+    epoch, seed: determine the order. multiple: see `widths`.
     """
     count = len(lengths.prompt)
     costs = widths(lengths.prompt, multiple), widths(lengths.completion, multiple), lengths.count
     if not shuffle:
         order = np.arange(count)
-        starts = _cut(order, *costs, token_budget, None) if token_budget else _starts(count, batch_size)
+        starts = (
+            _starts_within_budget(order, *costs, token_budget, None) if token_budget else _starts(count, batch_size)
+        )
         return Plan(order, starts)
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(count)
@@ -85,7 +88,7 @@ def plan_epoch(
         mean = float((costs[0] + costs[1] * costs[2]).mean())
         usual = max(1, round(token_budget / mean))
         order, pool = _by_length(order, lengths, usual, finest=1)
-        starts = _cut(order, *costs, token_budget, pool)
+        starts = _starts_within_budget(order, *costs, token_budget, pool)
     else:
         order, _ = _by_length(order, lengths, batch_size, finest=batch_size)
         starts = _starts(count, batch_size)
@@ -93,10 +96,10 @@ def plan_epoch(
 
 
 def widths(longest: np.ndarray, multiple: int) -> np.ndarray:
-    """The widths that batches with such longest rows are padded to.
+    """Return the widths to which batches with these longest rows are padded.
 
-    With `multiple` above 1 they are multiples of it, and of an eighth of the power of two below: few different widths,
-    so that few graphs are compiled.
+    With `multiple` above 1 they are multiples of it, and of an eighth of the power of two below, so that there are few
+    different widths and few graphs to compile.
     """
     longest = np.asarray(longest, np.int64)
     if multiple == 1:
@@ -111,41 +114,41 @@ def _starts(count: int, batch_size: int) -> np.ndarray:
 
 
 def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int) -> tuple[np.ndarray, int]:
-    """Sort within pools of 2**HALVINGS batches, all pools at once; returns the order and the rows in a pool.
+    """Sort rows within pools of 2**HALVINGS batches, all pools at once; return the order and the rows in a pool.
 
-    Each pool is halved at the median of its prompts, of its completions or of how many completions there are, whichever
-    makes for more tokens (a token of all completions counts as often as there are completions), then each half, until
-    `finest` rows are left. Against sorting by one of them this saves padding of the others.
+    Each pool is halved at the median of prompt lengths, completion lengths or completion counts, whichever spread costs
+    the most tokens (a completion token counts once for each completion). Each half is halved in the same way until
+    groups have at most `finest` rows. Compared with sorting by one length this saves padding of the others.
     """
     pool = batch_size << HALVINGS
-    rows, missing = len(order), -len(order) % pool
-    # Rows that do not exist are longer than any, so that they gather at the end.
+    rows, absent = len(order), -len(order) % pool
+    # Absent rows get the largest length, so that they gather at the end.
     columns = [np.append(column, ABSENT) for column in (lengths.prompt, lengths.completion, lengths.count)]
-    parts = np.append(order, np.full(missing, rows)).reshape(-1, pool)
-    while parts.shape[1] % 2 == 0 and parts.shape[1] > finest:
-        prompt, completion, count = values = [column[parts] for column in columns]
+    groups = np.append(order, np.full(absent, rows)).reshape(-1, pool)
+    while groups.shape[1] % 2 == 0 and groups.shape[1] > finest:
+        prompt, completion, count = values = [column[groups] for column in columns]
         tokens = [_spread(prompt), _most(count) * _spread(completion), _most(completion) * _spread(count)]
         key = np.choose(np.argmax(tokens, axis=0)[:, None], values)
         places = np.argsort(key, axis=1, kind="stable")
-        parts = np.take_along_axis(parts, places, axis=1).reshape(-1, parts.shape[1] // 2)
-    order = parts.reshape(-1)
+        groups = np.take_along_axis(groups, places, axis=1).reshape(-1, groups.shape[1] // 2)
+    order = groups.reshape(-1)
     return order[order < rows], pool
 
 
 def _most(values: np.ndarray) -> np.ndarray:
-    """The largest value of each part, of rows that exist."""
+    """Return the largest value of each group, absent rows excluded."""
     return np.where(values == ABSENT, 0, values).max(axis=1)
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
-    """Difference of the largest and the smallest value of each part, of rows that exist."""
+    """Return the largest minus the smallest value of each group, absent rows excluded."""
     return np.maximum(_most(values) - values.min(axis=1), 0)
 
 
-def _cut(
+def _starts_within_budget(
     order: np.ndarray, prompt: np.ndarray, completion: np.ndarray, count: np.ndarray, budget: int, pool: int | None
 ) -> np.ndarray:
-    """Where batches start that take rows one after another as long as they keep within the budget, pool by pool."""
+    """Fill batches with consecutive rows up to the budget, pool by pool; return where each batch starts."""
     starts, start, widest = [0], 0, (0, 0, 0)
     pool = pool or len(order)
     for i, row in enumerate(zip(*(column[order].tolist() for column in (prompt, completion, count)), strict=True)):
@@ -159,7 +162,7 @@ def _cut(
 
 
 def _shuffled(order: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> Plan:
-    """The same batches in a random order."""
+    """Return the same batches in a random order."""
     places = rng.permutation(len(starts) - 1)
     sizes = np.diff(starts)[places]
     new = np.append(0, np.cumsum(sizes))

@@ -1,4 +1,4 @@
-"""Some examples of a batch as a batch of their own."""
+"""Slices of a batch along its examples."""
 
 import mlx.core as mx
 import numpy as np
@@ -7,13 +7,13 @@ from ...plugin.protocol import Batch
 
 
 def rows_of(batch: Batch, start: int, stop: int) -> mx.array:
-    """The rows of examples `start` to `stop` (not included), in the order they have in a batch of their own."""
+    """Return the rows of examples `start` to `stop` (exclusive), in the order of `slice_batch`."""
     rows = np.arange(batch.lengths.shape[0]).reshape(-1, batch.ids.shape[0])
     return mx.array(rows[:, start:stop].reshape(-1))
 
 
 def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    """Examples `start` to `stop` (not included), padded no wider than they need."""
+    """Return examples `start` to `stop` (exclusive) as a batch, padded only to their own longest row."""
     rows = rows_of(batch, start, stop)
     lengths, prompt_lengths = np.array(batch.lengths[rows]), np.array(batch.prompt_lengths[rows])
     completion_lengths = lengths - prompt_lengths

@@ -1,11 +1,11 @@
-"""A prompt and completions, as text or messages, repeated or not → one prompt and what follows it."""
+"""A prompt and completions, as text or messages, repeated or not → one prompt and the completions after it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import messages as chat
 from .example import Dropped, Example
-from .messages import GIVEN, Messages
+from .messages import CONTEXT_ROLES, Messages
 from .sample import Columns
 
 ASKING = ("user", "system", "developer")
@@ -20,30 +20,32 @@ def read_example(
     answers: Sequence[tuple[str, Any]],
     scores: Sequence[float],
 ) -> Example | Dropped:
-    """A row of messages, or of text with a prompt column.
+    """Read a row of messages, or of text with a prompt column.
 
-    answers: the completions, none of them empty, each with its column. Each may repeat the prompt.
-    where: file and row. Raises UserError if a value has the wrong type.
+    answers: (column, completion) for each completion; none is empty, each may repeat the prompt.
+    where: file and row, for messages. Raises UserError if a value has the wrong type.
     """
-    given = row.get(columns.prompt) if columns.prompt else None
+    prompt_value = row.get(columns.prompt) if columns.prompt else None
     values = [value for _, value in answers]
-    if columns.raw and isinstance(given, str) and all(isinstance(value, str) for value in values):
+    if columns.raw and isinstance(prompt_value, str) and all(isinstance(value, str) for value in values):
         extra = row.get(columns.extra) if columns.extra else None
-        return Example(number, f"{given}\n{extra}" if extra else given, values, scores)
-    if isinstance(given, str) and chat.is_transcript(given):
-        start = chat.parse_transcript(given)
-        values = [text.removeprefix(given).removeprefix(" ") if isinstance(text, str) else text for text in values]
-    elif given is None:
+        return Example(number, f"{prompt_value}\n{extra}" if extra else prompt_value, values, scores)
+    if isinstance(prompt_value, str) and chat.is_transcript(prompt_value):
+        start = chat.parse_transcript(prompt_value)
+        values = [
+            text.removeprefix(prompt_value).removeprefix(" ") if isinstance(text, str) else text for text in values
+        ]
+    elif prompt_value is None:
         start = []
     else:
-        start = chat.as_prompt(given, where, columns.prompt or "")
+        start = chat.as_prompt(prompt_value, where, columns.prompt or "")
         if start and columns.extra and isinstance(row.get(columns.extra), str) and row[columns.extra]:
             start[-1]["content"] += "\n" + row[columns.extra]
     turns = [
         chat.as_messages(value, where, name, "assistant") for (name, _), value in zip(answers, values, strict=True)
     ]
-    prompt, completions = _split(start, turns, replace=isinstance(given, str))
-    if reason := _unusable(prompt, completions, prompt_expected=columns.prompt is not None and given is None):
+    prompt, completions = _split(start, turns, replace=isinstance(prompt_value, str))
+    if reason := _unusable(prompt, completions, prompt_expected=columns.prompt is not None and prompt_value is None):
         return Dropped(number, reason)
     if columns.system and (system := row.get(columns.system)):
         if not isinstance(system, str):
@@ -55,7 +57,7 @@ def read_example(
 
 
 def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bool) -> str | None:
-    """Why a row cannot be used. prompt_expected: there is a column for it, and nothing in it."""
+    """Return why a row cannot be used, or None. prompt_expected: the row has a prompt column, which is empty."""
     alone = len(completions) == 1
     if not prompt and (prompt_expected or alone):
         return "empty prompt"
@@ -64,25 +66,28 @@ def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bo
         return f"{'chosen and rejected' if len(completions) == 2 else 'the completions'} have different prompts"
     if not all(completion and completion[-1]["role"] not in ASKING for completion in completions):
         return "no assistant turn at the end of the conversation"
-    if any(all(message["role"] in GIVEN for message in completion) for completion in completions):
+    if any(all(message["role"] in CONTEXT_ROLES for message in completion) for completion in completions):
         return "no assistant turn in a completion"
     return None
 
 
 def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Messages, list[Messages]]:
-    """Prompt messages, and each completion.
+    """Split conversations into the messages of the prompt and those of each completion.
 
-    start: the prompt column. answers: completions alone, or whole conversations; then the prompt column is left out
-    where it was bare text (replace) or is repeated. The prompt ends where the conversations part, which may be before
-    the last turn of the user. Of one conversation it is the prompt column, or all up to the last turn of the user.
+    start: the prompt column. answers: completions alone, or whole conversations, which replace the prompt column if
+    they repeat it or if it is plain text (replace). The prompt of several conversations is their shared start, which
+    may end before the last user turn. The prompt of a single conversation is the prompt column; without one it is
+    everything up to the last user turn.
     """
-    whole = all(answer[: len(start)] == start for answer in answers)
-    given = 0 if replace else len(start)
-    if not whole and not (replace and any(answer[0]["role"] in ASKING for answer in answers)):
-        answers, given = [start + answer for answer in answers], len(start)
+    all_repeat_prompt = all(answer[: len(start)] == start for answer in answers)
+    prompt_length = 0 if replace else len(start)
+    if not all_repeat_prompt and not (replace and any(answer[0]["role"] in ASKING for answer in answers)):
+        answers, prompt_length = [start + answer for answer in answers], len(start)
     first, *others = answers
     if others:
         shared = min(*(chat.shared_start(first, other) for other in others), *(len(answer) - 1 for answer in answers))
     else:
-        shared = given or max((i + 1 for i, message in enumerate(first) if message["role"] in ASKING), default=0)
+        shared = prompt_length or max(
+            (i + 1 for i, message in enumerate(first) if message["role"] in ASKING), default=0
+        )
     return first[:shared], [answer[shared:] for answer in answers]

@@ -1,4 +1,4 @@
-"""Rows of one kind as examples of the kind that a mode reads."""
+"""Convert rows of one kind to examples of the kind that a mode reads."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -8,31 +8,31 @@ from ...plugin.protocol import RowKind
 from .example import PAIR, Dropped, Example
 
 Pairing = Literal["best_worst", "all_pairs"]
-"""Which pairs are made of a scored list: the best against the worst, or every two that differ in score."""
+"""How a scored list becomes pairs: the best against the worst, or every two that differ in score."""
 
 Examples = Iterator[Example | Dropped]
 
-WORDS = {
+CONVERSIONS = {
     ("paired", "unpaired"): ", each pair as a desirable and an undesirable row",
     ("paired", "ranked"): ", each pair as a list of two",
     ("ranked", "unpaired"): ": the best as desirable, the worst as undesirable",
 }
-PAIRING_WORDS = {"best_worst": ": best against worst", "all_pairs": ": every two with different scores"}
+PAIRINGS = {"best_worst": ": best against worst", "all_pairs": ": every two with different scores"}
 
 
 def as_kind(examples: Examples, have: RowKind, want: RowKind, pairing: Pairing) -> tuple[str, Examples]:
-    """What is made of the examples, in words that follow those of the shape, and the examples.
+    """Convert examples. Returns a description of the conversion, to append to that of the row format, and the examples.
 
-    have, want: not both `unpaired` and another. Pairs and unpaired rows stay examples of two completions and of one:
-    unpaired rows are made of a pair when its tokens are known.
+    have, want: unpaired rows cannot become another kind. Pairs stay examples of two completions also where unpaired
+    rows are wanted: the encoder makes two rows of each.
     """
     if have != "ranked":
-        return WORDS.get((have, want), ""), examples
+        return CONVERSIONS.get((have, want), ""), examples
     if want == "ranked":
         return "", _each(examples, lambda example: [_sorted(example)])
     if want == "unpaired" or pairing == "best_worst":
-        return WORDS.get((have, want), PAIRING_WORDS[pairing]), _each(examples, lambda example: [_best_worst(example)])
-    return PAIRING_WORDS[pairing], _each(examples, _all_pairs)
+        return CONVERSIONS.get((have, want), PAIRINGS[pairing]), _each(examples, lambda example: [_best_worst(example)])
+    return PAIRINGS[pairing], _each(examples, _all_pairs)
 
 
 def _each(examples: Examples, make: Callable[[Example], Sequence[Example]]) -> Examples:
@@ -46,7 +46,7 @@ def _each(examples: Examples, make: Callable[[Example], Sequence[Example]]) -> E
 
 
 def _sorted(example: Example) -> Example:
-    """The best first; equal scores keep their order."""
+    """Sort completions, the best first; equal scores keep their order."""
     order = sorted(range(len(example.scores)), key=lambda i: -example.scores[i])
     return example._replace(
         completions=[example.completions[i] for i in order], scores=[example.scores[i] for i in order]

@@ -1,4 +1,4 @@
-"""Which rows are these? The shape of a source is found from its first rows; each row becomes examples of one kind."""
+"""Detect the format of a source from its first rows, and read its rows as examples of one kind."""
 
 import difflib
 import itertools
@@ -17,28 +17,28 @@ from .example import Dropped, Example
 from .sample import RowFormat, SourceSample
 
 SAMPLE = 100
-"""Rows looked at to find the shape."""
+"""Number of rows from which the format is detected."""
 
 FINDERS = {
     "paired": (paired.find, scored.find, unpaired.find),
     "unpaired": (unpaired.find, paired.find, scored.find),
     "ranked": (scored.find, paired.find, unpaired.find),
 }
-"""What a source is taken for, by the kind that is wanted; the first that fits."""
+"""Required kind → the finders of formats, in the order they are tried."""
 
 NAMES = {
     "paired": ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature"),
     "unpaired": ("prompt_feature", "completion_feature", "label_feature", "system_feature"),
     "ranked": ("prompt_feature", "responses_feature", "scores_feature", "system_feature"),
 }
-"""The keys that name columns of such rows."""
+"""Required kind → settings keys that name its columns."""
 
 UNUSED = {
     "paired": ("completion_feature", "label_feature"),
     "unpaired": ("preference_score_feature",),
     "ranked": ("completion_feature", "label_feature", "preference_score_feature"),
 }
-"""Keys without effect: the columns they name need not be there."""
+"""Required kind → settings keys without effect, whose columns may be missing."""
 
 ACCEPTED = """\
 prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input, and the others \
@@ -60,13 +60,14 @@ def read_examples(
     raw: bool = False,
     usage: "Usage | None" = None,
 ) -> tuple[str, Iterator[Example | Dropped]]:
-    """The shape of a source in words, and its rows as examples of one kind.
+    """Return the format of a source in words, and its rows as examples of one kind.
 
-    An example of a pair has two completions, also where unpaired rows are wanted; that of a list has two or more.
+    An example made of a pair has two completions, also where unpaired rows are required; one made of a list has two or
+    more.
 
-    source: file or hub name for messages. features: column overrides by settings key, None to detect.
-    raw: whether rows of text stay text instead of becoming messages. usage: told which columns are read.
-    Raises UserError if the source is empty, the columns fit no shape, or a value has the wrong type.
+    source: file or hub name, for messages. features: column overrides by settings key, None to detect.
+    raw: keep rows of text as text instead of making messages of them. usage: records which columns are used.
+    Raises UserError if the source is empty, the columns fit no format, or a value has the wrong type.
     """
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
@@ -75,84 +76,85 @@ def read_examples(
     sample = SourceSample([row for _, row in first], source, features, raw)
     shape = detect(sample, kind)
     if usage:
-        usage.seen.update(dict.fromkeys(column for _, row in first for column in row))
-        first = [(number, _Watched(row, usage.read)) for number, row in first]
-    words, examples = as_kind(shape.examples(itertools.chain(first, rows)), shape.kind, kind, pairing)
-    if raw and sample.typical(sample.columns.system) and isinstance(sample.typical(sample.columns.prompt), str):
-        words += f"; {sample.columns.system} is not used with prompt_format: raw"
-    return shape.words + words, examples
+        usage.columns.update(dict.fromkeys(column for _, row in first for column in row))
+        first = [(number, _RecordedRow(row, usage.used)) for number, row in first]
+    conversion, examples = as_kind(shape.examples(itertools.chain(first, rows)), shape.kind, kind, pairing)
+    if raw and sample.first_value(sample.columns.system) and isinstance(sample.first_value(sample.columns.prompt), str):
+        conversion += f"; {sample.columns.system} is not used with prompt_format: raw"
+    return shape.description + conversion, examples
 
 
 @dataclass
 class Usage:
-    """The columns of the first rows of some sources. seen: all, in order. read: those that examples are made of."""
+    """Columns of the first rows of some sources. columns: all, in order. used: those that examples are made of."""
 
-    seen: dict[str, None] = field(default_factory=dict)
-    read: set[str] = field(default_factory=set)
+    columns: dict[str, None] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
 
     @property
     def unused(self) -> list[str]:
         """The columns that no example is made of."""
-        return [column for column in self.seen if column not in self.read]
+        return [column for column in self.columns if column not in self.used]
 
 
-class _Watched(dict[str, Any]):
-    """A row that notes which of its values are read."""
+class _RecordedRow(dict[str, Any]):
+    """A row that records which of its columns are read."""
 
-    def __init__(self, row: Mapping[str, Any], read: set[str]):
+    def __init__(self, row: Mapping[str, Any], used: set[str]):
         super().__init__(row)
-        self._read = read
+        self._used = used
 
     def __getitem__(self, key: str) -> Any:
-        self._read.add(key)
+        self._used.add(key)
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self._read.add(key)
+        self._used.add(key)
         return super().get(key, default)
 
 
 def detect(sample: SourceSample, kind: RowKind) -> RowFormat:
-    """The shape of the rows, one that examples of this kind can be made of."""
+    """Return the format of the rows. Raises UserError if they cannot become examples of this kind."""
     for key, column in sample.features.items():
-        if column and column not in sample.seen:
-            near = difflib.get_close_matches(column, sample.seen, 1)
+        if column and column not in sample.column_names:
+            near = difflib.get_close_matches(column, sample.column_names, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
                 f"{sample.source}: {key} names column {column!r}, which is not there.{hint} "
-                f"Columns seen: {_list(sample.seen)}. {typed({key: near[0] if near else None})}"
+                f"Columns: {_list(sample.column_names)}. {column_flags({key: near[0] if near else None})}"
             )
     shape = next(filter(None, (find(sample) for find in FINDERS[kind])), None)
     if shape is None:
         raise _unknown(sample, kind)
     if shape.kind == "unpaired" != kind:
         raise UserError(
-            f"{sample.source}: each row holds one completion with a label ({shape.words}), and this mode compares "
-            "completions of one prompt. Choose a mode for unpaired rows, such as kto, or give chosen and rejected."
+            f"{sample.source}: each row holds one completion with a label ({shape.description}), but this mode "
+            "compares completions of one prompt. Choose a mode for unpaired rows, such as kto, or give chosen and "
+            "rejected."
         )
     return shape
 
 
 def _unknown(sample: SourceSample, kind: RowKind) -> UserError:
     keys = NAMES[kind]
-    wanted = {key: sample.features.get(key) or key.removesuffix("_feature") for key in keys[1:3]}
-    found = {
-        key: next(iter(difflib.get_close_matches(column, sample.seen, 1)), None)
-        for key, column in wanted.items()
-        if column not in sample.seen
+    expected = {key: sample.features.get(key) or key.removesuffix("_feature") for key in keys[1:3]}
+    matches = {
+        key: next(iter(difflib.get_close_matches(column, sample.column_names, 1)), None)
+        for key, column in expected.items()
+        if column not in sample.column_names
     }
-    near = [f"{name!r} (for {wanted[key]})" for key, name in found.items() if name]
+    near = [f"{name!r} (for {expected[key]})" for key, name in matches.items() if name]
     hint = f" Close: {', '.join(near)}." if near else ""
     accepted = f"prompt, completion, label; {ACCEPTED}" if kind == "unpaired" else ACCEPTED
     return UserError(
-        f"{sample.source}: these columns fit no shape of preference rows: {_list(sample.seen)}.{hint} "
+        f"{sample.source}: these columns fit no shape of preference rows: {_list(sample.column_names)}.{hint} "
         f"Accepted: {accepted}. Other names: set {', '.join(keys)}. "
-        f"{typed(found if near else dict.fromkeys(keys[:3]))}"
+        f"{column_flags(matches if near else dict.fromkeys(keys[:3]))}"
     )
 
 
-def typed(columns: Mapping[str, str | None]) -> str:
-    """What to type to name columns: settings key → column, None where only the user knows."""
+def column_flags(columns: Mapping[str, str | None]) -> str:
+    """Return the flags that name columns. columns: settings key → column, None where only the user can tell."""
     flags = [
         f"--{key.replace('_', '-')} {shlex.quote(str(column)) if column else 'COLUMN'}"
         for key, column in columns.items()

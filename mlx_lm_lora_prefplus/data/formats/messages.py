@@ -1,4 +1,4 @@
-"""One value of a row → chat messages, whichever way it was written."""
+"""One value of a row, in any of the usual formats → chat messages."""
 
 import json
 import math
@@ -10,25 +10,32 @@ from ...errors import UserError
 from ...settings import TAKEN
 
 Messages = list[dict[str, Any]]
-"""[{"role": …, "content": …, …}, …]: what a chat template takes. `content` is always text."""
+"""[{"role": …, "content": …, …}, …], as a chat template takes them. `content` is always text."""
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 HELPSTEER_TURN = re.compile(r"<extra_id_1>(User|Assistant)\n")
 
 
-def wrong_type(where: str, column: str, value: Any, wanted: str) -> UserError:
-    """The error for a value that is neither text nor messages. where: file and row."""
-    found = {str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
-    kind = "nothing" if value is None else found.get(type(value), type(value).__name__)
-    return UserError(f"{where}, column {column!r}: found {kind} ({value!r:.60}), wanted {wanted}.")
+def wrong_type(where: str, column: str, value: Any, expected: str) -> UserError:
+    """Return the error for a value of the wrong type. where: file and row. expected: the allowed values, in words."""
+    type_names = {
+        str: "text",
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    kind = "nothing" if value is None else type_names.get(type(value), type(value).__name__)
+    return UserError(f"{where}, column {column!r}: found {kind} ({value!r:.60}), expected {expected}.")
 
 
 def as_messages(value: Any, where: str, column: str, role: str) -> Messages:
-    """Text, one message, a list of messages, or {"messages": […]} → messages.
+    """Convert text, one message, a list of messages or {"messages": […]} to messages.
 
-    role: the speaker of bare text. Keys whose value is null (Arrow fills them in) are left out.
-    Raises UserError on anything else.
+    role: the role of plain text. Keys whose value is null (Arrow fills them in) are removed.
+    Raises UserError for anything else.
     """
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]
@@ -42,25 +49,25 @@ def as_messages(value: Any, where: str, column: str, role: str) -> Messages:
 
 
 def as_prompt(value: Any, where: str, column: str) -> Messages:
-    """As `as_messages`; text that HelpSteer2 marked as turns becomes these."""
+    """Convert as `as_messages` does, and split text with HelpSteer2's turn markers into turns."""
     if isinstance(value, str) and HELPSTEER_TURN.search(value):
         return parse_helpsteer(value)
     return as_messages(value, where, column, "user")
 
 
 def as_number(value: Any, where: str, column: str) -> float:
-    """A finite number, perhaps written as text (CSV). Raises UserError if it is none."""
+    """Read a finite number, perhaps written as text (CSV). Raises UserError if it is none."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise wrong_type(where, column, value, "a finite number (name the column otherwise if it is not meant as one)")
+        raise wrong_type(where, column, value, "a finite number (rename the column if it holds something else)")
     return number
 
 
 def as_tools(value: Any, where: str, column: str = "tools") -> list[Any] | None:
-    """The tool definitions of a row (a list, or JSON text of one); None where there are none."""
+    """Read the tool definitions of a row (a list, or JSON text of one); None if there are none."""
     if value is None or value in ("", []):
         return None
     try:
@@ -73,20 +80,20 @@ def as_tools(value: Any, where: str, column: str = "tools") -> list[Any] | None:
 
 
 def as_template_kwargs(value: Any, where: str, column: str = "chat_template_kwargs") -> dict[str, Any]:
-    """What the chat template is given for a row: an object, or JSON text of one; empty where there is none."""
+    """Read the chat template arguments of a row (an object, or JSON text of one); empty if there are none."""
     try:
         kwargs = json.loads(value) if isinstance(value, str) and value else value or {}
     except json.JSONDecodeError as error:
         raise UserError(f"{where}, column {column!r}: not valid JSON ({error}).") from error
     if not isinstance(kwargs, dict):
         raise wrong_type(where, column, value, 'an object such as {"enable_thinking": true}')
-    if taken := TAKEN.intersection(kwargs):
-        raise UserError(f"{where}, column {column!r}: {', '.join(sorted(taken))} cannot be set here. Leave it out.")
+    if reserved := TAKEN.intersection(kwargs):
+        raise UserError(f"{where}, column {column!r}: {', '.join(sorted(reserved))} cannot be set here. Leave it out.")
     return _without_nulls(kwargs)
 
 
 def is_empty(completion: Any) -> bool:
-    """Whether a completion says nothing: null, blank text, no messages, or messages without content."""
+    """Whether a completion is null, blank text, an empty list, or ends with a message without content."""
     if isinstance(completion, str):
         return not completion.strip()
     if isinstance(completion, dict):
@@ -106,10 +113,10 @@ def is_transcript(text: str) -> bool:
 
 
 def parse_transcript(text: str) -> Messages:
-    """An HH transcript → messages. An open "Assistant:" at the end is left out.
+    """Convert an HH transcript to messages. An open "Assistant:" at the end is removed.
 
-    Turns lose the blanks around them (the last only its leading space); neighbouring turns of one speaker
-    become one, since chat templates want speakers to alternate.
+    Turns are stripped of surrounding whitespace (the last turn only of its leading space). Consecutive turns of one
+    speaker are merged, since chat templates require alternating roles.
     """
     pieces = TURN.split(text)
     messages: Messages = []
@@ -127,7 +134,7 @@ def parse_transcript(text: str) -> Messages:
 
 
 def parse_helpsteer(text: str) -> Messages:
-    """A HelpSteer2 prompt → messages: text, then turns set off by `<extra_id_1>User` or `…Assistant` lines."""
+    """Convert a HelpSteer2 prompt to messages: text, then turns after `<extra_id_1>User` or `…Assistant` lines."""
     pieces = HELPSTEER_TURN.split(text)
     speakers = ["User", *pieces[1::2]]
     contents = [*(content.rstrip("\n") for content in pieces[:-1:2]), pieces[-1]]
@@ -139,7 +146,7 @@ def parse_helpsteer(text: str) -> Messages:
 
 
 def shared_start(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many leading items two sequences have in common."""
+    """Return the number of leading items that two sequences share."""
     length = min(len(first), len(second))
     for index in range(length):
         if first[index] != second[index]:
@@ -148,25 +155,25 @@ def shared_start(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def _message(value: Any, where: str, column: str) -> dict[str, Any]:
-    wanted = 'messages of the form {"role": …, "content": …}'
+    expected = 'messages of the form {"role": …, "content": …}'
     if not isinstance(value, dict):
-        raise wrong_type(where, column, value, wanted)
+        raise wrong_type(where, column, value, expected)
     message = _without_nulls(value)
     if "role" not in message and "from" in message:
         speaker = message.pop("from")
         message["role"] = SHAREGPT_ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
         message["content"] = message.pop("value", "")
     if not isinstance(message.get("role"), str):
-        raise wrong_type(where, column, value, wanted)
+        raise wrong_type(where, column, value, expected)
     content = message.get("content", "")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) < len(parts):
+        items = [item.get("text") if isinstance(item, dict) else item for item in content]
+        texts = [item for item in items if isinstance(item, str)]
+        if len(texts) < len(items):
             raise wrong_type(where, column, content, "text content (images and sound cannot be read)")
         content = "".join(texts)
     if not isinstance(content, str):
-        raise wrong_type(where, column, content, f"text as the content of {wanted}")
+        raise wrong_type(where, column, content, f"text as the content of {expected}")
     return {**message, "content": content}
 
 
@@ -178,5 +185,5 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-GIVEN = ("user", "system", "developer", "tool", "function", "ipython", "observation")
-"""Roles whose words are given to the model. All others are the assistant's."""
+CONTEXT_ROLES = ("user", "system", "developer", "tool", "function", "ipython", "observation")
+"""Roles whose messages the model reads. All other roles are the assistant's, which the model writes."""

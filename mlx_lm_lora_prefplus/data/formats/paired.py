@@ -11,58 +11,57 @@ from .example import NUMBERS, PAIR, Dropped, Example
 from .sample import RowFormat, SourceSample
 
 OTHER_NAMES = {"chosen_score": "score_chosen", "rejected_score": "score_rejected"}
-"""Of numbers, as UltraFeedback-binarized has them."""
+"""Number → its column in UltraFeedback-binarized."""
 
-STATED = {
+PREFERENCE_SCHEMAS = {
     "HelpSteer2-preference": ("response_1", "response_2", "preference_strength"),
     "HelpSteer3": ("response1", "response2", "overall_preference"),
 }
-"""Data sets whose rows hold two responses and which is better (Wang et al. 2024, 2410.01257; 2025, 2505.11475)."""
+"""Data sets with two responses and a preference in each row (Wang et al. 2024, 2410.01257; 2025, 2505.11475)."""
 
 Sides = tuple[str, str]
 """The columns of chosen and rejected."""
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """The shape of rows that hold pairs."""
-    chosen = sample.named("chosen_feature", "chosen", "chosen_response")
-    rejected = sample.named("rejected_feature", "rejected", "rejected_response")
+    """Return the format of rows that hold pairs, or None."""
+    chosen = sample.find_column("chosen_feature", "chosen", "chosen_response")
+    rejected = sample.find_column("rejected_feature", "rejected", "rejected_response")
     if chosen and rejected and sample.has(chosen, rejected):
         sides = chosen, rejected
         return _preference(sample.without_prompt() if _repeats(sample, chosen) else sample, sides)
-    for name, (first, second, strength) in STATED.items():
+    for name, (first, second, strength) in PREFERENCE_SCHEMAS.items():
         if sample.columns.prompt and sample.has(first, second, strength):
-            words = f"two responses with a preference ({name})"
-            return RowFormat(
-                words, "paired", partial(_stated, sample=sample, first=first, second=second, strength=strength)
-            )
+            description = f"two responses with a preference ({name})"
+            read = partial(_preference_rows, sample=sample, first=first, second=second, strength=strength)
+            return RowFormat(description, "paired", read)
     return None
 
 
 def _repeats(sample: SourceSample, chosen: str) -> bool:
-    """Whether the prompt column is a whole conversation, as the chosen one is: its answer must not be in the prompt."""
-    given, whole = sample.typical(sample.columns.prompt), sample.typical(chosen)
-    if sample.features.get("prompt_feature") or not isinstance(given, list) or not isinstance(whole, list):
+    """Whether the prompt column repeats the conversation of the chosen one, and so holds the answer too."""
+    prompt, conversation = sample.first_value(sample.columns.prompt), sample.first_value(chosen)
+    if sample.features.get("prompt_feature") or not isinstance(prompt, list) or not isinstance(conversation, list):
         return False
-    last = given[-1] if isinstance(given[-1], dict) else {}
-    return given[0] == whole[0] and (last.get("role") or last.get("from")) in ("assistant", "gpt")
+    last = prompt[-1] if isinstance(prompt[-1], dict) else {}
+    return prompt[0] == conversation[0] and (last.get("role") or last.get("from")) in ("assistant", "gpt")
 
 
 def _preference(sample: SourceSample, sides: Sides) -> RowFormat:
-    prompt, chosen = sample.columns.prompt, sample.typical(sides[0])
-    read: Callable[..., Example | Dropped] = _row
+    prompt, chosen = sample.columns.prompt, sample.first_value(sides[0])
+    read_row: Callable[..., Example | Dropped] = _row
     if prompt is None and isinstance(chosen, str):
         if sample.raw:
-            words, read = "chosen and rejected as text (the shared start is the prompt)", _raw_row
+            description, read_row = "chosen and rejected as text (the shared start is the prompt)", _raw_row
         elif chat.is_transcript(chosen):
-            words, read = "Human/Assistant transcripts", _transcript_row
+            description, read_row = "Human/Assistant transcripts", _transcript_row
         else:
-            words, read = "chosen and rejected as plain text (the shared start is the prompt)", _plain_row
+            description, read_row = "chosen and rejected as plain text (the shared start is the prompt)", _plain_row
     elif prompt is None:
-        words = "chosen and rejected as conversations (the shared start is the prompt)"
+        description = "chosen and rejected as conversations (the shared start is the prompt)"
     else:
         answers = "text" if isinstance(chosen, str) else "messages"
-        words = f"{prompt} as {sample.written(prompt)}, {sides[0]} and {sides[1]} as {answers}"
+        description = f"{prompt} as {sample.value_format(prompt)}, {sides[0]} and {sides[1]} as {answers}"
     numbers = _number_columns(sample)
 
     def examples(rows: Rows) -> Iterator[Example | Dropped]:
@@ -70,12 +69,12 @@ def _preference(sample: SourceSample, sides: Sides) -> RowFormat:
             if any(chat.is_empty(row.get(side)) for side in sides):
                 yield Dropped(number, "empty completion")
                 continue
-            example = read(row, number, sample, sides)
+            example = read_row(row, number, sample, sides)
             if isinstance(example, Example) and numbers:
                 example = example._replace(numbers=_numbers(row, numbers, sample.where(number)))
             yield example
 
-    return RowFormat(words, "paired", examples)
+    return RowFormat(description, "paired", examples)
 
 
 def _row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:
@@ -84,7 +83,7 @@ def _row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -
 
 
 def _transcript_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:
-    """HH: both columns hold the whole dialogue; the last assistant turn is the completion."""
+    """Read a row of HH: both columns hold the whole dialogue, whose last assistant turn is the completion."""
     parsed = {}
     for side in sides:
         if not isinstance(row[side], str):
@@ -103,20 +102,22 @@ def _plain_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Si
 
 
 def _raw_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example:
-    """As TRL's `extract_prompt`: the shared characters are the prompt, but for a blank at their end.
+    """Split text as TRL's `extract_prompt` does: the prompt is the shared start, without a blank at its end.
 
-    Where one text begins with the other, the last character of the shorter one belongs to the completions.
+    If one text is the beginning of the other, the last character of the shorter one belongs to the completions.
     """
-    whole = _plain_row(row, number, sample, sides)
-    texts = [str(text) for text in whole.completions]
+    example = _plain_row(row, number, sample, sides)
+    texts = [str(text) for text in example.completions]
     end = min(chat.shared_start(*texts), *(len(text) - 1 for text in texts))
     if texts[0][:end].endswith(" ") and texts[0][end] != texts[1][end]:
         end -= 1
-    return whole._replace(prompt=texts[0][:end], completions=[text[end:] for text in texts])
+    return example._replace(prompt=texts[0][:end], completions=[text[end:] for text in texts])
 
 
-def _stated(rows: Rows, *, sample: SourceSample, first: str, second: str, strength: str) -> Iterator[Example | Dropped]:
-    """Rows that say how much better the second response is; below 0 the first is better."""
+def _preference_rows(
+    rows: Rows, *, sample: SourceSample, first: str, second: str, strength: str
+) -> Iterator[Example | Dropped]:
+    """Read rows with two responses and a signed preference: above 0 the second is better, below 0 the first."""
     for number, row in rows:
         where = sample.where(number)
         if row.get(strength) is None:
@@ -133,15 +134,15 @@ def _stated(rows: Rows, *, sample: SourceSample, first: str, second: str, streng
 
 
 def _number_columns(sample: SourceSample) -> dict[str, str]:
-    """Of `NUMBERS`, those that the source has, with their columns."""
-    columns = {name: sample.named(f"{name}_feature", name, OTHER_NAMES.get(name, name)) for name in NUMBERS}
+    """Return the `NUMBERS` that the source has, each with its column."""
+    columns = {name: sample.find_column(f"{name}_feature", name, OTHER_NAMES.get(name, name)) for name in NUMBERS}
     return {name: column for name, column in columns.items() if column}
 
 
 def _numbers(row: dict[str, Any], columns: dict[str, str], where: str) -> dict[str, float]:
-    """The numbers that a row has. Raises UserError if one is no finite number, or a probability outside [0, 1]."""
-    given = {name: (column, row[column]) for name, column in columns.items() if row.get(column) not in (None, "")}
-    numbers = {name: chat.as_number(value, where, column) for name, (column, value) in given.items()}
-    if not 0 <= numbers.get("preference_prob", 0) <= 1:
-        raise chat.wrong_type(where, *given["preference_prob"], "a probability from 0 to 1")
-    return numbers
+    """Read the numbers of a row. Raises UserError if one is not finite, or a probability lies outside [0, 1]."""
+    values = {name: (column, row[column]) for name, column in columns.items() if row.get(column) not in (None, "")}
+    parsed = {name: chat.as_number(value, where, column) for name, (column, value) in values.items()}
+    if not 0 <= parsed.get("preference_prob", 0) <= 1:
+        raise chat.wrong_type(where, *values["preference_prob"], "a probability from 0 to 1")
+    return parsed

@@ -13,20 +13,23 @@ from .sample import RowFormat, SourceSample
 
 RESPONSES = ("responses", "completions")
 RANKS = ("ranks", "rank")
-"""Columns whose numbers count from 1, the best. All others are scores, the higher the better."""
+"""Columns of ranks, where 1 is the best. All others are scores, where higher is better."""
 
 SCORES = ("scores", *RANKS)
 KEYS = ("overall_score", "fine-grained_score", "score")
-"""Where a response that is an object has its score."""
+"""Keys that hold the score of a response that is an object, in order of preference."""
 
 FEW = "fewer than two scored completions"
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """The shape of rows that hold scored or ranked completions."""
+    """Return the format of rows that hold scored or ranked completions, or None."""
     if sample.columns.prompt is None:
         return None
-    responses, scores = sample.named("responses_feature", *RESPONSES), sample.named("scores_feature", *SCORES)
+    responses, scores = (
+        sample.find_column("responses_feature", *RESPONSES),
+        sample.find_column("scores_feature", *SCORES),
+    )
     if responses and sample.has(responses):
         if scores and sample.has(scores):
             return RowFormat(
@@ -41,30 +44,30 @@ def find(sample: SourceSample) -> RowFormat | None:
 
 
 def _lists(rows: Rows, *, sample: SourceSample, columns: tuple[str, str]) -> Iterator[Example | Dropped]:
-    """A list of responses beside a list of their scores or ranks."""
+    """Read rows with a list of responses and a list of their scores or ranks."""
     responses, scores = columns
     sign = -1 if scores in RANKS else 1
     for number, row in rows:
         where = sample.where(number)
-        answers, given = ([] if row.get(name) is None else row[name] for name in columns)
-        for name, value in ((responses, answers), (scores, given)):
+        answers, row_scores = ([] if row.get(name) is None else row[name] for name in columns)
+        for name, value in ((responses, answers), (scores, row_scores)):
             if not isinstance(value, list):
                 raise chat.wrong_type(where, name, value, "a list")
-        if len(answers) != len(given):
-            raise chat.wrong_type(where, scores, given, f"as many as there are {responses}: {len(answers)}")
-        scored = [(answer, score) for answer, score in zip(answers, given, strict=True) if score is not None]
+        if len(answers) != len(row_scores):
+            raise chat.wrong_type(where, scores, row_scores, f"as many as there are {responses}: {len(answers)}")
+        scored = [(answer, score) for answer, score in zip(answers, row_scores, strict=True) if score is not None]
         values = [sign * chat.as_number(score, where, scores) for _, score in scored]
         yield _example(row, number, sample, responses, [answer for answer, _ in scored], values)
 
 
 def _objects(rows: Rows, *, sample: SourceSample, column: str) -> Iterator[Example | Dropped]:
-    """UltraFeedback (Cui et al. 2023, 2310.01377): a list of responses that have their scores in them."""
+    """Read rows as in UltraFeedback (Cui et al. 2023, 2310.01377): a list of objects, each a response with a score."""
     for number, row in rows:
         where = sample.where(number)
         answers = [] if row.get(column) is None else row[column]
         if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
-            wanted = 'a list of {"response": …, "overall_score": …}, or a column of scores beside it'
-            raise chat.wrong_type(where, column, answers, wanted)
+            expected = 'a list of {"response": …, "overall_score": …}, or a column of scores beside it'
+            raise chat.wrong_type(where, column, answers, expected)
         key = next((key for key in KEYS if all(answer.get(key) is not None for answer in answers)), None)
         if key is None:
             yield Dropped(number, FEW)
@@ -74,7 +77,7 @@ def _objects(rows: Rows, *, sample: SourceSample, column: str) -> Iterator[Examp
 
 
 def _rated(rows: Rows, *, sample: SourceSample) -> Iterator[Example | Dropped]:
-    """HelpSteer (Wang et al. 2023, 2311.09528): consecutive rows of one prompt, each with a rated response."""
+    """Read rows as in HelpSteer (Wang et al. 2023, 2311.09528): one rated response a row, rows of a prompt together."""
     prompt = sample.columns.prompt or ""
     for _, group in itertools.groupby(rows, key=lambda item: item[1].get(prompt)):
         rated, number = [], 0
@@ -92,9 +95,9 @@ def _rated(rows: Rows, *, sample: SourceSample) -> Iterator[Example | Dropped]:
 def _example(
     row: dict[str, Any], number: int, sample: SourceSample, column: str, answers: list[Any], scores: list[float]
 ) -> Example | Dropped:
-    """Completions that say nothing are left out, and their scores with them."""
-    kept = [i for i, answer in enumerate(answers) if not chat.is_empty(answer)]
-    if len(kept) < 2:
+    """Make an example of all completions that are not empty."""
+    places = [i for i, answer in enumerate(answers) if not chat.is_empty(answer)]
+    if len(places) < 2:
         return Dropped(number, FEW)
-    said = [(column, answers[i]) for i in kept]
-    return read_example(row, number, sample.where(number), sample.columns, said, [scores[i] for i in kept])
+    completions = [(column, answers[i]) for i in places]
+    return read_example(row, number, sample.where(number), sample.columns, completions, [scores[i] for i in places])

@@ -1,4 +1,4 @@
-"""What the first rows of a source show, and the shape that they have."""
+"""The first rows of a source, and the description of a row format."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +15,10 @@ PROMPTS = ("prompt", "question", "instruction", "input", "context", "conversatio
 
 
 class Columns(NamedTuple):
-    """Columns beside the completions, None where there is none.
+    """Columns other than the completions, None where there is none.
 
     extra: text after the prompt, as Alpaca's `input`.
-    raw: whether a row of text stays text instead of becoming messages (`prompt_format: raw`).
+    raw: whether rows of text stay text instead of becoming messages (`prompt_format: raw`).
     """
 
     prompt: str | None
@@ -30,11 +30,11 @@ class Columns(NamedTuple):
 class RowFormat(NamedTuple):
     """How the rows of a source are read.
 
-    words: for people. kind: what the rows are as they stand.
-    examples: the rows of a stream, each as an `Example` or with the reason it is none.
+    description: in words, for messages. kind: the kind of the rows before any conversion.
+    examples: reads a stream of rows, each as an `Example`, or as `Dropped` with the reason.
     """
 
-    words: str
+    description: str
     kind: RowKind
     examples: Callable[[Rows], Iterator[Example | Dropped]]
 
@@ -50,40 +50,40 @@ class SourceSample:
         self, sample: list[dict[str, Any]], source: str, features: Mapping[str, str | None], raw: bool = False
     ) -> None:
         self.sample, self.source, self.features, self.raw = sample, source, features, raw
-        self.seen = list(dict.fromkeys(column for row in sample for column in row))
+        self.column_names = list(dict.fromkeys(column for row in sample for column in row))
 
-    def named(self, key: str, *usual: str) -> str | None:
-        """The column that the settings name, else the first of the usual ones that is there."""
-        return self.features.get(key) or next((name for name in usual if name in self.seen), None)
+    def find_column(self, key: str, *usual: str) -> str | None:
+        """Return the column that settings key `key` names, else the first of the `usual` names that exists."""
+        return self.features.get(key) or next((name for name in usual if name in self.column_names), None)
 
     def has(self, *columns: str | None) -> bool:
-        """Whether all these columns are there."""
-        return all(column in self.seen for column in columns)
+        """Whether all these columns exist."""
+        return all(column in self.column_names for column in columns)
 
-    def typical(self, column: str | None) -> Any:
-        """A value of a column that is not empty; None if there is none."""
+    def first_value(self, column: str | None) -> Any:
+        """Return the first value of a column that is not empty; None if there is none."""
         return next((row[column] for row in self.sample if column and row.get(column)), None)
 
-    def written(self, column: str | None) -> str:
-        """How the values of a column are written, in words."""
-        value = self.typical(column)
+    def value_format(self, column: str | None) -> str:
+        """Describe the format of the values of a column."""
+        value = self.first_value(column)
         if not isinstance(value, str):
             return "messages"
         return "a Human/Assistant transcript" if chat.is_transcript(value) and not self.raw else "text"
 
     @cached_property
     def columns(self) -> Columns:
-        """Where prompt and system turn are."""
-        prompt = self.named("prompt_feature", *PROMPTS)
+        """The columns of the prompt and the system message."""
+        prompt = self.find_column("prompt_feature", *PROMPTS)
         extra = "input" if prompt == "instruction" and self.has("input") else None
-        return Columns(prompt, self.named("system_feature", "system"), extra, self.raw)
+        return Columns(prompt, self.find_column("system_feature", "system"), extra, self.raw)
 
     def without_prompt(self) -> "SourceSample":
-        """The same rows, read as if they had no prompt column."""
+        """Return the same rows, read as if they had no prompt column."""
         other = copy.copy(self)
         other.columns = self.columns._replace(prompt=None)
         return other
 
     def where(self, number: int) -> str:
-        """A row, for messages."""
+        """Name a row, for messages."""
         return f"{self.source}, row {number}"

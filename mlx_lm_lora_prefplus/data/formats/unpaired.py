@@ -1,4 +1,4 @@
-"""Rows with one completion and a label: good or bad."""
+"""Rows with one completion and a label: desirable or undesirable."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,30 +13,34 @@ COMPLETIONS = ("completion", "response", "output")
 """Names of the completion column, in order of preference."""
 
 CONVERSATIONS = ("messages", "conversations")
-"""Columns that hold prompt and completion together, where there is no column of completions."""
+"""Columns that hold prompt and completion together; used where there is no column of completions."""
 
-WORDS = {
+SPELLINGS = {
     1.0: "true yes 1 1.0 good desirable positive chosen like up thumbs_up thumbs-up thumbsup 👍",
     0.0: "false no 0 0.0 bad undesirable negative rejected dislike down thumbs_down thumbs-down thumbsdown 👎",
 }
-"""What a label may say in words; capitals make no difference, nor does a blank in place of `_`."""
+"""Label → its spellings. Case does not matter, and a blank may stand in place of `_`."""
 
-LABELS = {word: label for label, words in WORDS.items() for word in words.split()}
+LABELS = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings.split()}
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """The shape of rows that hold unpaired completions."""
-    label, completion = sample.named("label_feature", "label"), sample.named("completion_feature", *COMPLETIONS)
+    """Return the format of rows that hold unpaired completions, or None."""
+    label, completion = (
+        sample.find_column("label_feature", "label"),
+        sample.find_column("completion_feature", *COMPLETIONS),
+    )
     columns = sample.columns
     if not label or not sample.has(label):
         return None
     if completion and sample.has(completion):
-        words = f"{columns.prompt} as {sample.written(columns.prompt)}, {completion} as {sample.written(completion)}"
+        forms = [f"{name} as {sample.value_format(name)}" for name in (columns.prompt, completion)]
+        description = ", ".join(forms)
         if columns.prompt is None:
-            words = f"{completion} as conversations (its last answer is the completion)"
+            description = f"{completion} as conversations (its last answer is the completion)"
     elif columns.prompt in CONVERSATIONS:
         completion, columns = columns.prompt, columns._replace(prompt=None)
-        words = f"{completion} as conversations (the last answer is the completion)"
+        description = f"{completion} as conversations (the last answer is the completion)"
     else:
         return None
 
@@ -53,13 +57,13 @@ def find(sample: SourceSample) -> RowFormat | None:
                 score = as_label(row[label], where, label)
                 yield read_example(row, number, where, columns, [(completion, value)], [score])
 
-    return RowFormat(f"{words}, {label}", "unpaired", examples)
+    return RowFormat(f"{description}, {label}", "unpaired", examples)
 
 
 def as_label(value: Any, where: str, column: str) -> float:
-    """A label → 1.0 (good) or 0.0 (bad). Raises UserError if it is neither for certain."""
-    if isinstance(value, str) and (said := value.strip().lower().replace(" ", "_")) in LABELS:
-        return LABELS[said]
+    """Convert a label to 1.0 (desirable) or 0.0 (undesirable). Raises UserError if it is neither."""
+    if isinstance(value, str) and (spelling := value.strip().lower().replace(" ", "_")) in LABELS:
+        return LABELS[spelling]
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return float(value)
     raise chat.wrong_type(where, column, value, "true or false, 1 or 0, or one of " + ", ".join(LABELS))

@@ -1,4 +1,4 @@
-"""One file → a stream of rows. Every error names the file and the place in it."""
+"""One file → a stream of rows. Every error names the file and the line or row."""
 
 import csv
 import json
@@ -11,20 +11,20 @@ from typing import Any, TextIO
 from ...errors import UserError
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
-"""Row number, counted from 1 (the line number in JSON Lines), and the row."""
+"""(row number, row) of each row. Numbers count from 1; in JSON Lines they are line numbers."""
 
 BLOCK = 1 << 20
-"""Characters read at a time from a JSON array."""
+"""Number of characters read at once from a JSON array."""
 
 DEEPEST = 100
-"""So many objects and lists may stand in one another in a row."""
+"""Largest nesting depth of objects and lists in a row."""
 
 BETWEEN = (re.compile(r"\s*"), re.compile(r"\s*,?\s*"))
-"""What may stand before the first item of a JSON array, and before the others."""
+"""Separators before the first item of a JSON array, and before the others."""
 
 
 def read_jsonl(path: Path) -> Rows:
-    """Rows of a JSON Lines file, one line at a time. Blank lines are skipped. A JSON array in it is read as one."""
+    """Read a JSON Lines file line by line, skipping blank lines. A file that holds a JSON array is read as an array."""
     if _is_array(path):
         yield from read_json(path)
         return
@@ -43,17 +43,17 @@ def read_jsonl(path: Path) -> Rows:
 
 
 def read_json(path: Path) -> Rows:
-    """Rows of a JSON file: an array of objects, one object that holds such an array, or JSON Lines."""
+    """Read a JSON file: an array of objects, an object that holds such an array, or JSON Lines."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             is_array = file.read(BLOCK).lstrip().startswith("[")
             file.seek(0)
             line = "" if is_array else next((line for line in file if line.strip()), "")
-            rest = not is_array and any(line.strip() for line in file)
+            has_more_lines = not is_array and any(line.strip() for line in file)
         if is_array:
             for number, row in enumerate(_array_items(path), 1):
                 yield number, _row(row, f"{path}, row {number}")
-        elif rest and _is_json(line):
+        elif has_more_lines and _is_json(line):
             yield from read_jsonl(path)
         else:
             yield from _wrapped_rows(path)
@@ -62,7 +62,7 @@ def read_json(path: Path) -> Rows:
 
 
 def read_csv(path: Path) -> Rows:
-    """Rows of a comma-separated file whose first line names the columns. All values are text."""
+    """Read a comma-separated file whose first line names the columns. All values are text."""
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
@@ -83,7 +83,7 @@ def read_csv(path: Path) -> Rows:
 
 
 def read_parquet(path: Path) -> Rows:
-    """Rows of a Parquet file, read in batches."""
+    """Read a Parquet file in batches."""
     import pyarrow
     import pyarrow.parquet
 
@@ -93,7 +93,7 @@ def read_parquet(path: Path) -> Rows:
             for batch in file.iter_batches(batch_size=1000):
                 for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020
                     yield number, row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError: damaged; ValueError: text that is none
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError: damaged; ValueError: invalid text
         reason = " ".join(str(error).split())
         raise UserError(f"{path}, after row {number}: cannot be read as Parquet ({reason:.300}).") from error
 
@@ -108,7 +108,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 def _is_array(path: Path) -> bool:
-    """Whether a file begins as a JSON array does: no row of JSON Lines begins with a bracket."""
+    """Whether a file begins with a bracket, as a JSON array does and no row of JSON Lines."""
     with path.open("rb") as file:
         start = file.read(BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip()
     return start.startswith(b"[")
@@ -126,11 +126,13 @@ def _row(value: Any, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: a row must be a JSON object with named columns, found {value!r:.80}.")
     level: list[Any] = [value]
     for _ in range(DEEPEST):
-        parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
-        if not (level := [part for part in parts if isinstance(part, (dict, list))]):
+        children = (
+            child for container in level for child in (container.values() if isinstance(container, dict) else container)
+        )
+        if not (level := [child for child in children if isinstance(child, (dict, list))]):
             break
     if level:
-        raise UserError(f"{where}: objects and lists stand more than {DEEPEST} deep in one another; leave out the row.")
+        raise UserError(f"{where}: objects and lists are nested more than {DEEPEST} deep. Remove the row.")
     return value
 
 
@@ -143,23 +145,23 @@ def _is_json(text: str) -> bool:
 
 
 def _wrapped_rows(path: Path) -> Rows:
-    """The rows of {"data": [{…}, …]}, whatever the key; else the object itself as the only row."""
+    """Read the rows of {"data": [{…}, …]}, whatever the key; read any other object as the only row."""
     try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}). Give an array of objects, or one object a line.") from error
-    inner = next(iter(whole.values())) if isinstance(whole, dict) and len(whole) == 1 else None
+    inner = next(iter(content.values())) if isinstance(content, dict) and len(content) == 1 else None
     if isinstance(inner, list):
         for number, row in enumerate(inner, 1):
             yield number, _row(row, f"{path}, row {number}")
     else:
-        yield 1, _row(whole, f"{path}, row 1")
+        yield 1, _row(content, f"{path}, row 1")
 
 
 def _array_items(path: Path) -> Iterator[Any]:
-    """The items of a JSON array, decoded one by one so that the file is never whole in memory."""
+    """Decode the items of a JSON array one by one, so that memory never holds the whole file."""
     decode = json.JSONDecoder().raw_decode
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(BLOCK)
@@ -175,22 +177,22 @@ def _array_items(path: Path) -> Iterator[Any]:
             except RecursionError as error:
                 raise UserError(f"{path}, row {count + 1}: not valid JSON ({error}).") from error
             except ValueError as error:
-                more = file.read(max(BLOCK, len(text) - at))
-                if not more:
+                block = file.read(max(BLOCK, len(text) - at))
+                if not block:
                     raise UserError(f"{path}, row {count + 1}: not valid JSON ({error}).") from error
-                text, at = text[at:] + more, 0
+                text, at = text[at:] + block, 0
                 continue
             count += 1
             yield item
-        _nothing_follows(text[at + 1 :], file, path, count)
+        _check_end(text[at + 1 :], file, path, count)
 
 
-def _nothing_follows(rest: str, file: TextIO, path: Path, count: int) -> None:
-    """Make sure that the array was all: files put together one after the other would lose all but the first."""
-    while rest.isspace() or not rest:
-        if not (rest := file.read(BLOCK)):
+def _check_end(text: str, file: TextIO, path: Path, count: int) -> None:
+    """Raise UserError if anything follows the array: of concatenated files only the first would be read."""
+    while text.isspace() or not text:
+        if not (text := file.read(BLOCK)):
             return
     raise UserError(
-        f"{path}, after row {count}: the array ends, and more follows ({rest.strip()[:40]!r}). Put all rows into one "
-        "array, or write one JSON object a line (.jsonl)."
+        f"{path}, after row {count}: there is text after the end of the array ({text.strip()[:40]!r}). Put all rows "
+        "into one array, or write one JSON object a line (.jsonl)."
     )

@@ -1,4 +1,4 @@
-"""Data sets that the `datasets` library loads: hub names, folders made for it, folders it saved."""
+"""Data sets that the `datasets` library loads: hub names, folders with split files, folders of `save_to_disk`."""
 
 import os
 import re
@@ -16,7 +16,7 @@ BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "c
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether `path` looks like a folder for `load_dataset` (split names inside) or one of `save_to_disk`."""
+    """Whether `path` looks like a folder for `load_dataset` (with split names inside) or of `save_to_disk`."""
     if _saved(path) or (path / "README.md").is_file():
         return True
     word = re.compile(r"(?<![a-z])(train(ing)?|valid(ation)?|val|dev|test|eval(uation)?)(?![a-z])")
@@ -28,9 +28,9 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def split_names(path: str) -> list[str]:
-    """The splits of a data set, without loading it.
+    """Return the splits of a data set without loading it.
 
-    Raises UserError if it cannot be found or has several configurations.
+    Raises UserError if the data set does not exist or has several configurations.
     """
     import datasets
 
@@ -44,10 +44,10 @@ def split_names(path: str) -> list[str]:
 
 
 def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
-    """One split, memory-mapped.
+    """Load one split, memory-mapped.
 
     path: hub name, folder or file. split: name or slice, such as "train[:80%]".
-    config: further arguments of `load_dataset`, such as {"name": "default"}.
+    config: other arguments of `load_dataset`, such as {"name": "default"}.
     """
     import datasets
 
@@ -65,7 +65,7 @@ def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
 
 
 def rows(dataset: "Dataset") -> Rows:
-    """The rows of a data set, read in batches, numbered from 1."""
+    """Yield the rows of a data set, numbered from 1."""
     for number, row in enumerate(dataset, 1):
         yield number, dict(row)
 
@@ -81,16 +81,16 @@ def _load_saved(path: Path, split: str) -> "Dataset":
     name, slice_ = re.fullmatch(r"([^\[]+)(\[.*\])?", split).groups()  # pyright: ignore
     if slice_:
         raise UserError(
-            f"{path}, split {split!r}: a folder written by save_to_disk can be read by whole splits only. "
-            f"Give {name!r}, or save the parts as splits of their own."
+            f"{path}, split {split!r}: from a folder of save_to_disk only whole splits can be read. "
+            f"Give {name!r}, or save the parts as separate splits."
         )
     return loaded[name] if isinstance(loaded, datasets.DatasetDict) else loaded
 
 
-def _failed(what: str, error: Exception) -> UserError:
+def _failed(source: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split()) or "no further reason given"
     return UserError(
-        f"{what}: cannot be loaded as a data set. {type(error).__name__}: {reason[:600].rstrip('.')}. "
+        f"{source}: cannot be loaded as a data set. {type(error).__name__}: {reason[:600].rstrip('.')}. "
         "Check the name, the split and (for several configurations) hf_dataset: {path: …, config: {name: …}}; "
         "without a network use local files."
     )

@@ -1,4 +1,4 @@
-"""Where the rows are: the files, folders and hub names of the settings → one list of sources a split."""
+"""Files, folders and hub names of the settings → one list of sources for each split."""
 
 import difflib
 import hashlib
@@ -21,30 +21,30 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "test": ("test_prefs", "test"),
 }
-"""Split → the names it goes by in files and on the hub; the first that exists is taken."""
+"""Split → its names in files and on the hub; the first that exists is used."""
 
 FEATURES = (
     *("prompt_feature", "chosen_feature", "rejected_feature", "system_feature"),
     *("completion_feature", "label_feature", "responses_feature", "scores_feature", "preference_score_feature"),
 )
-"""Settings that name columns, for the run and for each entry of `hf_dataset`."""
+"""Keys that name columns, in the settings and in each entry of `hf_dataset`."""
 
 ENTRY_KEYS = ("path", "config", "train_split", "valid_split", "test_split", *FEATURES)
 HOST_KEYS = frozenset(("text_feature", "chat_feature", "type_feature", "answer_feature", "mask_prompt"))
-"""Keys of an `hf_dataset` entry that serve other modes of the host: accepted, not used here."""
+"""Keys of an `hf_dataset` entry that other modes of the host use: accepted and ignored here."""
 
 DEFAULT_SPLITS = {"train": "train[:80%]", "valid": "train[-10%:]", "test": None}
-"""The host's: the slices of an `hf_dataset` entry that does not say."""
+"""The host's default slices for an `hf_dataset` entry."""
 
 
 @dataclass(frozen=True)
 class Source:
     """One stream of rows.
 
-    name: file, or hub name with its split, as messages show it.
-    rows: opens the stream: (row number counted from 1, row).
-    digest: a digest of the content, the same as long as the rows are the same.
-    features: column overrides by their settings key (`prompt_feature`, …); None where to detect.
+    name: file, or hub name with its split, for messages.
+    rows: opens the stream of (row number from 1, row).
+    digest: computes a digest of the content.
+    features: settings key (`prompt_feature`, …) → column; None to detect it.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Source:
 
 
 def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, list[Source]]:
-    """The sources of each of `splits` ("train", "valid", "test"); a split that does not exist is left out.
+    """Return the sources of each of `splits` ("train", "valid", "test"), without splits that do not exist.
 
-    Raises UserError if nothing at all is found, or an entry of `hf_dataset` is malformed.
+    Raises UserError if there is no data at all, or an entry of `hf_dataset` is malformed.
     """
-    features = {key: _named(getattr(settings, key)) for key in FEATURES}
+    features = {key: _column(getattr(settings, key)) for key in FEATURES}
     if settings.hf_dataset:
         return _mixture(settings.hf_dataset, splits, features)
     path = Path(settings.data).expanduser()
@@ -68,10 +68,10 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
         return _folder(path, splits, features)
     if path.suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", settings.data):
         default = DataSettings.model_fields["data"].default
-        given = " (the default: no data was given)" if settings.data == default else ""
+        note = " (the default, since data is not set)" if settings.data == default else ""
         raise UserError(
-            f"data: there is no file or folder {settings.data!r}{given}. Give a folder with "
-            f"{_wanted()}, one such file, or the name of a data set on the hub (owner/name)."
+            f"data: there is no file or folder {settings.data!r}{note}. Give a folder with "
+            f"{_split_files_text()}, one such file, or the name of a data set on the hub (owner/name)."
         )
     try:
         return _hub(settings.data, splits, features)
@@ -80,18 +80,18 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
         raise UserError(f"data: {where}. From the hub, {error}") from error
 
 
-def _named(feature: str | None) -> str | None:
+def _column(feature: str | None) -> str | None:
     return None if feature in (None, "", "auto") else feature
 
 
-def _wanted() -> str:
+def _split_files_text() -> str:
     return f"train, valid and test files ({', '.join(READERS)})"
 
 
 def _file(path: Path, features: Mapping[str, str | None]) -> Source:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"data: {path} ends in {path.suffix or 'nothing'!r}; readable are {', '.join(READERS)}.")
+        raise UserError(f"data: {path} ends in {path.suffix or 'nothing'!r}; allowed are {', '.join(READERS)}.")
 
     def digest() -> str:
         with path.open("rb") as file:
@@ -101,37 +101,37 @@ def _file(path: Path, features: Mapping[str, str | None]) -> Source:
 
 
 def _folder(path: Path, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
-    """Files named after the splits; else a folder made for (or by) the `datasets` library."""
+    """Find files named after the splits; otherwise read the folder with the `datasets` library."""
     files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
-    found = {}
+    split_files = {}
     for split, names in SPLIT_NAMES.items():
         candidates = (files.get(name + ending) for name in names for ending in READERS)
         if file := next(filter(None, candidates), None):
-            found[split] = file
-    if found:
-        return {split: [_file(file, features)] for split, file in found.items() if split in splits}
+            split_files[split] = file
+    if split_files:
+        return {split: [_file(file, features)] for split, file in split_files.items() if split in splits}
     if hub.is_dataset_folder(path):
         return _hub(str(path), splits, features)
-    seen = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
+    contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
     raise UserError(
-        f"data: no rows found in {path}. Looked for {_wanted()}; also accepted: validation, val, dev, eval for "
-        f"valid, and train_prefs, test_prefs. The folder holds: {seen}."
+        f"data: {path} holds no data files. Expected {_split_files_text()}; also accepted: validation, val, dev, eval "
+        f"for valid, and train_prefs, test_prefs. The folder holds: {contents}."
     )
 
 
 def _hub(path: str, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
-    """Splits of a hub data set, or of a local folder that `datasets` can load, found by their names."""
-    have = hub.split_names(path)
-    found = {}
+    """Find the splits of a hub data set, or of a local folder that `datasets` can load, by their names."""
+    available = hub.split_names(path)
+    split_names = {}
     for split, names in SPLIT_NAMES.items():
-        if name := next((name for name in names if name in have), None):
-            found[split] = name
-    if not found:
+        if name := next((name for name in names if name in available), None):
+            split_names[split] = name
+    if not split_names:
         raise UserError(
-            f"data: {path} has none of the splits {', '.join(SPLIT_NAMES)}; it has: {', '.join(have) or 'none'}. "
+            f"data: {path} has none of the splits {', '.join(SPLIT_NAMES)}; it has: {', '.join(available) or 'none'}. "
             "Name its splits with hf_dataset: {path: …, train_split: …, valid_split: …}."
         )
-    return {split: [_from_hub(path, name, {}, features)] for split, name in found.items() if split in splits}
+    return {split: [_from_hub(path, name, {}, features)] for split, name in split_names.items() if split in splits}
 
 
 def _from_hub(path: str, split: str, config: Mapping[str, Any], features: Mapping[str, str | None]) -> Source:
@@ -144,20 +144,20 @@ def _from_hub(path: str, split: str, config: Mapping[str, Any], features: Mappin
     )
 
 
-def _mixture(given: Any, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
-    """The entries of `hf_dataset`, one after the other in each split."""
-    entries = [given] if isinstance(given, Mapping) else list(given)
-    found: dict[str, list[Source]] = {}
+def _mixture(hf_dataset: Any, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
+    """Return the sources of all entries of `hf_dataset`, in their order, for each split."""
+    entries = [hf_dataset] if isinstance(hf_dataset, Mapping) else list(hf_dataset)
+    sources: dict[str, list[Source]] = {}
     for number, entry in enumerate(entries, 1):
         where = f"hf_dataset, entry {number}"
         _check_entry(entry, where)
-        own = {**features, **{key: _named(entry[key]) for key in FEATURES if _named(entry.get(key))}}
+        entry_features = {**features, **{key: _column(entry[key]) for key in FEATURES if _column(entry.get(key))}}
         for split in splits:
             name = entry.get(f"{split}_split", DEFAULT_SPLITS[split])
             if name:
-                source = _from_hub(entry["path"], name, entry.get("config") or {}, own)
-                found.setdefault(split, []).append(source)
-    return found
+                source = _from_hub(entry["path"], name, entry.get("config") or {}, entry_features)
+                sources.setdefault(split, []).append(source)
+    return sources
 
 
 def _check_entry(entry: Any, where: str) -> None:

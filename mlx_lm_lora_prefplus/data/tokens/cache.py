@@ -1,4 +1,4 @@
-"""Token rows on disk: written batch by batch, read back memory-mapped, kept for the next start."""
+"""Token rows on disk: written batch by batch, read memory-mapped, reused at the next start."""
 
 import contextlib
 import hashlib
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
-    """The rows and the report kept under `digest`; None if there are none or they are damaged.
+    """Load the rows and the report stored under `digest`; None if they are missing or damaged.
 
-    Of the columns in the file, those that the report names.
+    Only the columns that the report names are loaded.
     """
     from datasets import Dataset
 
@@ -29,9 +29,9 @@ def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
         rows = Dataset.from_file(str(file))
         if rows.column_names != report["columns"]:
             rows = rows.select_columns(report["columns"])
-        rows._fingerprint = digest  # goes with the rows wherever they are handed to
+        rows._fingerprint = digest  # identifies the rows wherever they are used
         return (rows, report) if len(rows) == report["used"] else None
-    except Exception:  # whatever is wrong with a cache, the answer is to build it again
+    except Exception:  # a damaged cache is built again, whatever the damage
         return None
 
 
@@ -41,10 +41,10 @@ def _digest(file: Path) -> str:
 
 
 class Writer:
-    """Writes token rows to a temporary file; `keep` gives it its name, leaving the block without it drops it.
+    """Writes token rows to a temporary file, which `keep` gives its final name; otherwise it is deleted.
 
-    columns: name → its type, such as "float32", "int32 list" or "int32 list list".
-    Raises UserError if the disk does not take the rows.
+    columns: name → type, such as "float32", "int32 list" or "int32 list list".
+    Raises UserError if the rows cannot be written.
     """
 
     def __init__(self, folder: Path, digest: str, columns: Mapping[str, str]) -> None:
@@ -66,13 +66,13 @@ class Writer:
         return self
 
     def write(self, columns: Mapping[str, list[Any]]) -> None:
-        """Add rows, given as the values of each column."""
+        """Add rows. columns: name → the values of the rows."""
         if any(columns.values()):
             with self._writing():
                 self.arrow.write_batch(dict(columns))
 
     def keep(self, report: dict[str, Any]) -> None:
-        """Complete the file; `report` is written last, so rows without a report are never taken for whole."""
+        """Complete the file. The report is written last: rows without a report are incomplete and never used."""
         with self._writing():
             self.arrow.finalize()
             content = _digest(self.temporary)

@@ -31,21 +31,21 @@ LAYOUTS: dict[RowKind, dict[str, str]] = {
         "completion_masks": "uint8 list list",
     },
 }
-"""Name → type, as `cache.Writer` takes them. `NUMBERS` may be missing, and are then left out of the whole split; so are
-`MASKS` where all tokens count."""
+"""Kind → name → type, as `cache.Writer` takes them. A split omits `NUMBERS` that not all rows have, and `MASKS` if all
+tokens count."""
 
 MASKS = ("chosen_mask", "rejected_mask", "completion_mask", "completion_masks")
-"""Columns that say which completion tokens count, 1 or 0 each; null in rows where all do."""
+"""Columns of masks: 1 for completion tokens that count, 0 for others; null in rows where all count."""
 
 
 def columns_of(kind: RowKind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:
-    """The values of each column."""
+    """Return the values of each column."""
     columns: dict[str, list[Any]] = {"prompt": [row.prompt for row in rows], "row": [row.row for row in rows]}
     if kind == "paired":
         columns["chosen"], columns["rejected"] = ([row.completions[side] for row in rows] for side in (0, 1))
         columns |= {name: [row.numbers.get(name) for row in rows] for name in NUMBERS}
         masks = [row.masks or (None, None) for row in rows]
-        columns["chosen_mask"], columns["rejected_mask"] = ([own[side] for own in masks] for side in (0, 1))
+        columns["chosen_mask"], columns["rejected_mask"] = ([row_masks[side] for row_masks in masks] for side in (0, 1))
     elif kind == "unpaired":
         columns["completion"] = [row.completions[0] for row in rows]
         columns["label"] = [row.scores[0] for row in rows]
@@ -53,12 +53,12 @@ def columns_of(kind: RowKind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:
     else:
         columns["completions"] = [row.completions for row in rows]
         columns["scores"] = [row.scores for row in rows]
-        columns["completion_masks"] = [_filled(row) for row in rows]
+        columns["completion_masks"] = [_full_masks(row) for row in rows]
     return {name: columns[name] for name in LAYOUTS[kind]}
 
 
-def _filled(row: TokenRow) -> list[list[int]] | None:
-    """The masks of a list, those written out of which all tokens count."""
+def _full_masks(row: TokenRow) -> list[list[int]] | None:
+    """Return the masks of a list, with ones for completions whose tokens all count."""
     if row.masks is None:
         return None
     return [mask or [1] * len(ids) for mask, ids in zip(row.masks, row.completions, strict=True)]

@@ -1,4 +1,4 @@
-"""Examples → token ids. The end of the prompt is found on the tokens themselves, never by counting text."""
+"""Examples → token ids. The end of the prompt is found by comparing tokens, never from lengths of text."""
 
 import hashlib
 import json
@@ -13,16 +13,17 @@ from .masks import ALL, Marker, Marks
 from .truncation import Ids, fit
 
 Texts = tuple[str | None, list[str]]
-"""Prompt (with the opening of the answer) and each whole conversation. The prompt is None where the shared start of the
-conversations is all the prompt there is."""
+"""Prompt (with the opening of the answer), and whole conversations. The prompt is None if it is only known as the
+shared start of the conversations."""
 
 
 class TokenRow(NamedTuple):
-    """Token ids of one row; the completions come without the prompt.
+    """Token ids of one row; completions without the prompt.
 
-    completions, scores, row, numbers: as in `Example`. truncated: whether anything was cut to fit max_seq_length.
-    masks: which tokens of each completion count, 1 or 0 each; None in place of one, or of all, whose tokens all count.
-    certain: whether the tokens that should not count could be found.
+    completions, scores, row, numbers: as in `Example`. truncated: whether the row was cut to max_seq_length.
+    masks: for each completion 1 for tokens that count and 0 for others, or None if all count; None instead of the list
+        if all tokens of all completions count.
+    certain: whether all tokens that should not count were found.
     """
 
     prompt: Ids
@@ -39,12 +40,11 @@ class Encoder:
     """Turns examples into token rows with one tokenizer and one set of settings.
 
     tokenizer: mlx_lm's TokenizerWrapper (or a Hugging Face tokenizer) with a chat template.
-    add_bos: whether the template leaves the BOS out, so that it must be put first when the tokenizer's own
-        `encode` would put it there.
+    add_bos: put BOS first if the tokenizer's own `encode` does; for templates that omit it.
     add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row, as TRL's CPO and ORPO do. Otherwise
-        these are left to the tokenizer and the template, as in its DPO and KTO.
-    apart: make a row of each completion, cut alone. Where the prompt ends is still found on all of them; with
-        `prompt_format: raw` on each alone, as in TRL's KTO.
+        the tokenizer and the template decide, as in TRL's DPO and KTO.
+    apart: make a row of each completion and truncate it separately. The end of the prompt is still found from all
+        completions together; with `prompt_format: raw` from each one alone, as in TRL's KTO.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class Encoder:
         stops = [stops] if isinstance(stops, int) else stops
         self.stops = frozenset(stops or ([] if self.eos is None else [self.eos]))
         bos = self.inner.bos_token_id
-        own = self.inner.encode("a")
-        self.bos = bos if bos is not None and (own[:1] == [bos] or self.add_ends) else None
+        encoded = self.inner.encode("a")
+        self.bos = bos if bos is not None and (encoded[:1] == [bos] or self.add_ends) else None
         self.mark = Marker(self.inner, self.stops, settings)
 
     def __call__(self, examples: Sequence[Example], source: str) -> Iterator[TokenRow | Dropped]:
-        """The rows of each example, in order. Each different text is encoded once.
+        """Yield the rows of each example, in order. Each distinct text is encoded once.
 
-        Raises UserError if the chat template does not take a row.
+        Raises UserError if the chat template rejects a row.
         """
         texts = [self._texts(example, f"{source}, row {example.row}") for example in examples]
         try:
             ids = self._encode(texts)
         except (TypeError, UnicodeError) as error:
-            raise _refused(examples, texts, source) from error
+            raise _text_error(examples, texts, source) from error
         for example, (prompt, conversations) in zip(examples, texts, strict=True):
             plain = not isinstance(example.prompt, list)
             start = None if prompt is None else self._begin(ids[prompt], plain)
@@ -96,11 +96,11 @@ class Encoder:
                 yield from self._rows(example, start, whole, marks)
 
     def digest(self) -> str:
-        """Changes whenever the same example could become other tokens."""
+        """Hash everything that the tokens of an example depend on."""
         backend = getattr(self.inner, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend else json.dumps(self.inner.get_vocab(), sort_keys=True)
         renderer = getattr(self.tokenizer, "_chat_template", None) or type(self.inner).apply_chat_template
-        parts = [
+        inputs = [
             type(self.inner).__name__,
             vocabulary,
             json.dumps(getattr(self.inner, "chat_template", None), sort_keys=True),
@@ -112,7 +112,7 @@ class Encoder:
                 | {"assistant_only_loss", "mask_thinking", "chat_template_kwargs"}
             ),
         ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\0".join(inputs).encode()).hexdigest()
 
     def _texts(self, example: Example, where: str) -> Texts:
         if example.prompt is None:
@@ -128,82 +128,85 @@ class Encoder:
     def _render(self, messages: list[Any], example: Example, where: str, opening: bool = False) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opening, **self._given(example)
+                messages, tokenize=False, add_generation_prompt=opening, **self._template_kwargs(example)
             )
         except Exception as error:  # a template is a program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"{where}: the model's chat template does not take this row (roles: {roles}). It says: "
+                f"{where}: the model's chat template rejects this row (roles: {roles}): "
                 f"{str(error) or type(error).__name__}. Change or remove the row, or use a model whose template "
-                "takes such conversations."
+                "accepts such conversations."
             ) from error
 
-    def _given(self, example: Example) -> dict[str, Any]:
-        """What the template is given besides the messages."""
-        usual = {} if self.raw else {"enable_thinking": False}
+    def _template_kwargs(self, example: Example) -> dict[str, Any]:
+        """Return the arguments of the template besides the messages."""
+        defaults = {} if self.raw else {"enable_thinking": False}
         tools = {"tools": example.tools} if example.tools else {}
-        return {**usual, **self.settings.chat_template_kwargs, **example.template_kwargs, **tools}
+        return {**defaults, **self.settings.chat_template_kwargs, **example.template_kwargs, **tools}
 
     def _marks(self, example: Example, texts: list[str], ids: Mapping[str, Ids], source: str) -> list[Marks]:
-        """Which tokens of each conversation count."""
+        """Mark the tokens of each conversation that count."""
         if not isinstance(example.prompt, list):
             return [ALL] * len(texts)
         start, where = example.prompt, f"{source}, row {example.row}"
         render = lambda messages, opening: self._render(messages, example, where, opening)  # noqa: E731
-        given = self._given(example)
+        kwargs = self._template_kwargs(example)
         if key := getattr(self.tokenizer, "_thinking_kwarg", None):  # as mlx_lm's wrapper does
-            given = {key if name == "enable_thinking" else name: value for name, value in given.items()}
-            given.setdefault(key, self.tokenizer.has_thinking)
+            kwargs = {key if name == "enable_thinking" else name: value for name, value in kwargs.items()}
+            kwargs.setdefault(key, self.tokenizer.has_thinking)
         return [
-            self.mark([*start, *answer], len(start), text, ids[text], render, given)
+            self.mark([*start, *answer], len(start), text, ids[text], render, kwargs)
             for answer, text in zip(example.completions, texts, strict=True)
             if not isinstance(answer, str)
         ]
 
     def _encode(self, texts: Iterable[Texts]) -> dict[str, Ids]:
-        """Text → ids without special tokens, each different text once."""
-        different = list(dict.fromkeys(text for row in texts for text in _all(row)))
-        if not different:
+        """Encode each distinct text once, without special tokens. Returns text → ids."""
+        distinct = list(dict.fromkeys(text for row in texts for text in _all_texts(row)))
+        if not distinct:
             return {}
         from transformers import PreTrainedTokenizerBase
 
-        if type(self.inner).encode is not PreTrainedTokenizerBase.encode:  # it does something of its own
-            return {text: self.inner.encode(text, add_special_tokens=False) for text in different}
+        if type(self.inner).encode is not PreTrainedTokenizerBase.encode:  # an overridden `encode`
+            return {text: self.inner.encode(text, add_special_tokens=False) for text in distinct}
         encoded = self.inner(
-            different,
+            distinct,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        return dict(zip(different, encoded["input_ids"], strict=True))
+        return dict(zip(distinct, encoded["input_ids"], strict=True))
 
     def _begin(self, ids: Ids, plain: bool) -> Ids:
-        """With one BOS at the start where there should be one and is none."""
-        wanted = self.bos is not None and (plain or self.add_bos)
-        return [self.bos, *ids] if wanted and ids[:1] != [self.bos] else ids  # pyright: ignore
+        """Add BOS at the start if it is needed and missing."""
+        needs_bos = self.bos is not None and (plain or self.add_bos)
+        return [self.bos, *ids] if needs_bos and ids[:1] != [self.bos] else ids  # pyright: ignore
 
     def _rows(
         self, example: Example, prompt: Ids | None, conversations: list[Ids], marks: list[Marks]
     ) -> Iterator[TokenRow | Dropped]:
-        """prompt: with the opening of the answer, to see where it ends. conversations: whole. marks: of each."""
+        """Make the rows of one example.
+
+        prompt: with the opening of the answer. conversations: prompt and completion. marks: of each conversation.
+        """
         if _all_same(conversations):
-            yield Dropped(example.row, _same(conversations))
+            yield Dropped(example.row, _same_reason(conversations))
             return
         if prompt is None:
             conversations = [self._close(ids) for ids in conversations]
-        kept, boundary = _completed(prompt, conversations)
-        if len(kept) < min(len(conversations), 2):
+        remaining, boundary = _find_boundary(prompt, conversations)
+        if len(remaining) < min(len(conversations), 2):
             yield Dropped(example.row, "no completion left after the prompt")
             return
-        masks = [_of_whole(marks[i], conversations[i]) for i in kept]
+        masks = [_align_mask(marks[i], conversations[i]) for i in remaining]
         if not self.raw:
-            boundary = _to_the_first_counted(boundary, [conversations[i] for i in kept], masks)
-        start = conversations[kept[0]][:boundary] or self._opening()
-        completions = [self._close(conversations[i][boundary:]) for i in kept]
-        masks = [_cut(mask, boundary, len(ids)) for mask, ids in zip(masks, completions, strict=True)]
-        scores = [example.scores[i] for i in kept]
-        certain = all(marks[i].certain for i in kept)
+            boundary = _extend_prompt(boundary, [conversations[i] for i in remaining], masks)
+        start = conversations[remaining[0]][:boundary] or self._opening()
+        completions = [self._close(conversations[i][boundary:]) for i in remaining]
+        masks = [_slice_mask(mask, boundary, len(ids)) for mask, ids in zip(masks, completions, strict=True)]
+        scores = [example.scores[i] for i in remaining]
+        certain = all(marks[i].certain for i in remaining)
         if not start:
             yield Dropped(example.row, "empty prompt")
         elif any(mask is not None and not any(mask) for mask in masks):
@@ -223,97 +226,98 @@ class Encoder:
         masks: list[Ids | None],
         certain: bool,
     ) -> TokenRow | Dropped:
-        """A row cut to its length, so that a token that counts remains of each completion."""
+        """Truncate a row so that at least one token that counts remains in each completion."""
         least = max(mask.index(1) + 1 if mask else 1 for mask in masks)
         fitted = fit(prompt, completions, self.settings, self.inner.bos_token_id, least)
         if fitted is None:
             too_long = "prompt as long as" if self.settings.truncation == "keep_prompt" else "longer than"
             return Dropped(example.row, f"{too_long} max_seq_length")
         if _all_same(fitted[1]):
-            return Dropped(example.row, _same(fitted[1]))
+            return Dropped(example.row, _same_reason(fitted[1]))
         if _all_same(scores):
             return Dropped(example.row, "tie")
-        cut = [_cut(mask, 0, len(ids)) for mask, ids in zip(masks, fitted[1], strict=True)]
-        kept = cut if any(cut) else None
-        whole = fitted == (prompt, completions)
-        return TokenRow(*fitted, scores, example.row, not whole, example.numbers, kept, certain)
+        fitted_masks = [_slice_mask(mask, 0, len(ids)) for mask, ids in zip(masks, fitted[1], strict=True)]
+        row_masks = fitted_masks if any(fitted_masks) else None
+        is_whole = fitted == (prompt, completions)
+        return TokenRow(*fitted, scores, example.row, not is_whole, example.numbers, row_masks, certain)
 
     def _opening(self) -> Ids:
-        """One token to begin with where there is no prompt; none if the tokenizer has none for it."""
+        """Return the one token that replaces an empty prompt; none if the tokenizer has neither BOS nor EOS."""
         opening = self.inner.bos_token_id if self.bos is None else self.bos
         opening = self.eos if opening is None else opening
         return [] if opening is None else [opening]
 
     def _close(self, ids: Ids) -> Ids:
-        """With an end-of-sequence token, added only where there is none."""
+        """Add EOS at the end if no token ends the turn."""
         if self.eos is None or not self.stops.isdisjoint(ids) or (self.raw and not self.add_ends):
             return ids
         return [*ids, self.eos]
 
 
-def _completed(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[int], int]:
-    """Which conversations go on after the prompt, and where it ends: where any two of them or the prompt part.
+def _find_boundary(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[int], int]:
+    """Return the conversations that continue after the prompt, and where the prompt ends.
 
-    One that ends with the prompt is left out, and the end is looked for anew among the others.
+    The prompt ends where any two conversations, or one and the prompt, differ. A conversation without tokens after that
+    is dropped, and the boundary is found again from the others.
     """
-    kept = list(range(len(conversations)))
-    while kept:
-        first, *others = (conversations[i] for i in kept)
+    remaining = list(range(len(conversations)))
+    while remaining:
+        first, *others = (conversations[i] for i in remaining)
         ends = [shared_start(first, other) for other in others]
         boundary = min([*ends, len(first) if prompt is None else shared_start(prompt, first)])
-        longer = [i for i in kept if len(conversations[i]) > boundary]
-        if longer == kept:
-            return kept, boundary
-        kept = longer
+        longer = [i for i in remaining if len(conversations[i]) > boundary]
+        if longer == remaining:
+            return remaining, boundary
+        remaining = longer
     return [], 0
 
 
-def _of_whole(marks: Marks, ids: Ids) -> Ids | None:
-    """The mask of a conversation that may have got a BOS since; None where all counts."""
+def _align_mask(marks: Marks, ids: Ids) -> Ids | None:
+    """Return the mask of a conversation, to which BOS may have been added; None if all tokens count."""
     if marks.counted is None:
         return None
     return [0] * (len(ids) - len(marks.counted)) + marks.counted.astype(int).tolist()
 
 
-def _cut(mask: Ids | None, start: int, length: int) -> Ids | None:
-    """So many marks from `start` on, an appended end of sequence among them; None where all are 1."""
+def _slice_mask(mask: Ids | None, start: int, length: int) -> Ids | None:
+    """Return `length` marks from `start` on, with 1 for an appended EOS; None if all are 1."""
     if mask is None:
         return None
-    part = mask[start : start + length]
-    part += [1] * (length - len(part))
-    return None if all(part) else part
+    marks = mask[start : start + length]
+    marks += [1] * (length - len(marks))
+    return None if all(marks) else marks
 
 
-def _to_the_first_counted(boundary: int, conversations: list[Ids], masks: list[Ids | None]) -> int:
-    """Where the prompt ends that takes in what all conversations share before a token counts in any."""
+def _extend_prompt(boundary: int, conversations: list[Ids], masks: list[Ids | None]) -> int:
+    """Move the end of the prompt forward over shared tokens, up to the first token that counts."""
     firsts = [boundary if mask is None or 1 not in mask[boundary:] else mask.index(1, boundary) for mask in masks]
     first, *others = (ids[: min(firsts)] for ids in conversations)
     return max(boundary, min([len(first), *(shared_start(first, other) for other in others)]))
 
 
-def _all(texts: Texts) -> list[str]:
+def _all_texts(texts: Texts) -> list[str]:
     prompt, conversations = texts
     return conversations if prompt is None else [prompt, *conversations]
 
 
 def _all_same(values: Sequence[Any]) -> bool:
-    """Whether there are several, and no two of them differ."""
+    """Whether there are several values and all are equal."""
     return len(values) > 1 and all(value == values[0] for value in values)
 
 
-def _same(completions: Sequence[Any]) -> str:
+def _same_reason(completions: Sequence[Any]) -> str:
     return f"{'chosen and rejected' if len(completions) == 2 else 'all completions'} are the same"
 
 
-def _refused(examples: Sequence[Example], texts: list[Texts], source: str) -> UserError:
-    """The error for text that is no Unicode text, naming its row."""
+def _text_error(examples: Sequence[Example], texts: list[Texts], source: str) -> UserError:
+    """Return the error for text that is not valid Unicode; it names the row."""
     for example, row in zip(examples, texts, strict=True):
-        for text in _all(row):
+        for text in _all_texts(row):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 return UserError(
                     f"{source}, row {example.row}: the text holds half of a surrogate pair "
-                    f"({error.object[error.start]!a}), which is no character. Remove it from the row."
+                    f"({error.object[error.start]!a}), which is not a character. Remove it from the row."
                 )
-    return UserError(f"{source}, rows {examples[0].row} to {examples[-1].row}: the tokenizer refuses the text.")
+    return UserError(f"{source}, rows {examples[0].row} to {examples[-1].row}: the tokenizer rejects the text.")

@@ -1,4 +1,4 @@
-"""Which tokens of a conversation count in the loss: the assistant's own, told from the rendered text."""
+"""Find the tokens of a conversation that count in the loss: those of the assistant's turns."""
 
 import re
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from .truncation import Ids
 
 
 class Marks(NamedTuple):
-    """counted: (tokens,) bool, which tokens of a conversation count; None where all do.
-    certain: whether what the settings want left out could be found.
+    """counted: (tokens,) bool, true for tokens that count; None if all count.
+    certain: whether all tokens that the settings exclude were found.
     """
 
     counted: np.ndarray | None = None
@@ -28,9 +28,9 @@ UNKNOWN = Marks(None, False)
 
 
 class Marker:
-    """Finds the tokens that count, with one tokenizer and one set of settings.
+    """Finds the tokens that count, for one tokenizer and one set of settings.
 
-    inner: a Hugging Face tokenizer. stops: the ids that end a turn.
+    inner: a Hugging Face tokenizer. stops: ids that end a turn.
     """
 
     def __init__(self, inner: Any, stops: frozenset[int], settings: DataSettings) -> None:
@@ -40,30 +40,30 @@ class Marker:
 
     @cached_property
     def specials(self) -> list[str]:
-        """The texts of special tokens and of those that end a turn."""
+        """The texts of special tokens and of tokens that end a turn."""
         added = getattr(self.inner, "added_tokens_decoder", {})
-        found = {token.content for token in added.values() if token.special}
-        return sorted({*found, *self.inner.convert_ids_to_tokens(sorted(self.stops))})
+        texts = {token.content for token in added.values() if token.special}
+        return sorted({*texts, *self.inner.convert_ids_to_tokens(sorted(self.stops))})
 
     def __call__(
         self, messages: Messages, first: int, text: str, ids: Ids, render: Render, kwargs: Mapping[str, Any]
     ) -> Marks:
-        """The marks of a conversation whose completion begins with message `first`.
+        """Mark a conversation whose completion begins with message `first`.
 
-        text: the conversation as the template renders it. ids: its tokens. render: renders others with the same
-        settings. kwargs: what the template is given for it.
+        text: the rendered conversation. ids: its tokens. render: renders other messages with the same settings.
+        kwargs: arguments of the template.
 
-        In a completion of several messages the assistant's turns count; the template's `{% generation %}` blocks say
-        which these are, or renderings of the conversation's beginnings (`spans`). Of one message all counts. An empty
-        thought that the template has written by itself does not (with `prompt_format: raw` it does, as in TRL), and no
-        thought with `mask_thinking`.
+        In a completion of several messages only the assistant's turns count. They are found from the template's
+        `{% generation %}` blocks, else from renderings of the conversation's beginnings (`spans`). In a completion of
+        one message all tokens count. Excluded are empty thoughts that the template adds (they count with
+        `prompt_format: raw`, as in TRL) and, with `mask_thinking`, all thoughts.
         """
         several = self.settings.assistant_only_loss and len(messages) - first > 1
         if not several and not has_thoughts(text):
             return ALL
         try:
             turns = find_turns(render, messages, first, text, self.specials)
-        except UserError:  # the template refuses the beginning of a conversation
+        except UserError:  # the template rejects an incomplete conversation
             turns = None
         counted = self._blocks(messages, ids, kwargs) if several and self.has_blocks else None
         offsets = None if turns is None else self._offsets(text, ids)
@@ -72,12 +72,12 @@ class Marker:
         return Marks(self._counted(turns, offsets, counted, several))
 
     def _counted(self, turns: list[Turn], offsets: np.ndarray, blocks: np.ndarray | None, several: bool) -> np.ndarray:
-        """A token of which any character counts does; one that is a thought's alone does not."""
+        """Count tokens with any character of a turn, except tokens that lie wholly within an excluded thought."""
         starts, ends = offsets.T
         counted = np.full(len(starts), not several) if blocks is None else blocks
         for turn in turns:
             if several and blocks is None:
-                start, end = turn.words
+                start, end = turn.body
                 counted |= (starts < end) & (ends > start)
         empty_counts = self.settings.prompt_format == "raw"
         for turn in turns:
@@ -87,17 +87,17 @@ class Marker:
         return counted
 
     def _offsets(self, text: str, ids: Ids) -> np.ndarray | None:
-        """(tokens, 2) first and last character (not included) of each token; None if the tokenizer does not tell."""
+        """Return (tokens, 2) the first and the last character (exclusive) of each token; None if unavailable."""
         if not getattr(self.inner, "is_fast", False):
             return None
-        found = self.inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        same = list(found["input_ids"]) == list(ids)
-        return np.array(found["offset_mapping"], np.int64).reshape(-1, 2) if same else None
+        encoded = self.inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        same = list(encoded["input_ids"]) == list(ids)
+        return np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2) if same else None
 
     def _blocks(self, messages: Messages, ids: Ids, kwargs: Mapping[str, Any]) -> np.ndarray | None:
-        """What the template's `{% generation %}` blocks hold; None if they do not tell."""
-        found = self.inner.apply_chat_template(
+        """Return the tokens within the template's `{% generation %}` blocks, (tokens,) bool; None if unavailable."""
+        rendered = self.inner.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **kwargs
         )
-        mask = np.array(found["assistant_masks"], bool)
-        return mask if list(found["input_ids"]) == list(ids) and mask.any() else None
+        mask = np.array(rendered["assistant_masks"], bool)
+        return mask if list(rendered["input_ids"]) == list(ids) and mask.any() else None

@@ -1,4 +1,4 @@
-"""What became of the rows of a split, counted while they are made."""
+"""Counts of the used, dropped and truncated rows of a split, taken while the rows are made."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,22 +15,21 @@ from .encode import TokenRow
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What became of a split.
+    """Counts of a split.
 
-    source: files or hub names. kind: of the rows. shape: the detected shape of the rows, in words.
-    read, used: rows of the source, and pairs, unpaired rows or lists that came of them; these may be more than the
-        rows, where a row gives several. dropped: reason in words → how many.
-    truncated: used rows that were cut to max_seq_length.
-    prompt_tokens: of all used rows (a shared prompt counts once). chosen_tokens: of chosen, desirable or best
-        completions. rejected_tokens: of all others.
-    masked_tokens: of the completions, those that do not count in the loss. unmasked: rows in which such tokens could
-        not be found, because the chat template cannot be taken apart there, so that their completions count as a whole.
-    desirable, undesirable: used rows of either label; 0 where there are none.
+    source: files or hub names. kind: kind of the rows. shape: the detected format of the rows, in words.
+    read: rows of the source. used: pairs, unpaired rows or lists made of them; may be more than the rows read, since a
+        row can give several. dropped: reason in words → rows. truncated: used rows cut to max_seq_length.
+    prompt_tokens: tokens of the prompts (a shared prompt counts once). chosen_tokens: tokens of chosen, desirable or
+        best completions. rejected_tokens: tokens of all other completions.
+    masked_tokens: completion tokens that do not count in the loss. unmasked: rows whose completions count as a whole,
+        because the chat template does not show which tokens should not count.
+    desirable, undesirable: used rows of each label.
     unused: columns of the source that no row is made of.
-    columns: those that the rows have. incomplete: number that pairs bring along (see `examples.NUMBERS`) → used pairs
-        that have it, where that is some and not all, so that the column was left out.
-    cached: whether the rows were ready from an earlier start.
-    digest: of the rows, the tokenizer with its template, and the settings; the rows carry it as their fingerprint.
+    columns: columns of the rows. incomplete: number (see `NUMBERS`) → used pairs that have it, where some lack it; its
+        column is then omitted.
+    cached: whether the rows were loaded from the cache.
+    digest: hash of the rows, the tokenizer with its template, and the settings; also the fingerprint of the rows.
     """
 
     source: str
@@ -60,7 +59,7 @@ class SplitReport:
 
 
 def counted(used: int, read: int, dropped: int) -> str:
-    """`9 of 10` rows, or, where a row gives several examples, how many came of how many rows."""
+    """Format the count of used rows: `9 of 10`, or `12 examples out of 10 rows` where rows give several examples."""
     if used + dropped == read:
         return f"{used} of {read}"
     return f"{used} examples out of {read} rows"
@@ -68,11 +67,11 @@ def counted(used: int, read: int, dropped: int) -> str:
 
 @dataclass
 class Tally:
-    """The numbers of a report while they grow."""
+    """Counts the rows for a report."""
 
     kind: RowKind
     read: int = 0
-    totals: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     numbers: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     shapes: Counter[str] = field(default_factory=Counter)
@@ -91,7 +90,7 @@ class Tally:
         for row in rows:
             lengths = [len(ids) for ids in row.completions]
             good = self.kind != "unpaired" or row.scores[0] > 0
-            self.totals.update(
+            self.counts.update(
                 used=1,
                 truncated=int(row.truncated),
                 prompt_tokens=len(row.prompt),
@@ -101,13 +100,13 @@ class Tally:
                 unmasked=int(not row.certain),
             )
             if self.kind == "unpaired":
-                self.totals["desirable" if good else "undesirable"] += 1
+                self.counts["desirable" if good else "undesirable"] += 1
             if self.kind == "paired":
                 self.numbers.update(row.numbers.keys())
 
     def report(self, source: str, digest: str) -> SplitReport:
-        """Raises UserError if no row could be used."""
-        used = self.totals["used"]
+        """Return the report. Raises UserError if no row can be used."""
+        used = self.counts["used"]
         if not used:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common())
             raise UserError(
@@ -120,7 +119,7 @@ class Tally:
         )
         present = {name for name in LAYOUTS[self.kind] if name not in (*NUMBERS, *MASKS)}
         present |= {name for name in NUMBERS if self.numbers[name] == used}
-        present |= set(MASKS) if self.totals["masked_tokens"] else set()
+        present |= set(MASKS) if self.counts["masked_tokens"] else set()
         return SplitReport(
             source=source,
             kind=self.kind,
@@ -133,5 +132,5 @@ class Tally:
             incomplete={name: count for name, count in self.numbers.items() if count < used},
             cached=False,
             digest=digest,
-            **{name: self.totals[name] for name in names},
+            **{name: self.counts[name] for name in names},
         )

@@ -40,7 +40,7 @@ def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[
         )
     told += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
     told += [text for name, report in reports.items() for text in _unused_columns(name, report)]
-    return told + statistics.warnings(session.rows, cut)
+    return told + statistics.data_warnings(session.rows, cut)
 
 
 def unmasked(name: str, report: SplitReport) -> str:

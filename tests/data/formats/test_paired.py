@@ -298,12 +298,12 @@ def test_dropped_with_a_reason(name):
 
 
 WRONG = {
-    "number": ({"prompt": "Q", "chosen": 3, "rejected": "B"}, "'chosen': found a number (3), wanted text"),
+    "number": ({"prompt": "Q", "chosen": 3, "rejected": "B"}, "'chosen': found a number (3), expected text"),
     "prompt": ({"prompt": 3.5, "chosen": "A", "rejected": "B"}, "'prompt': found a number (3.5)"),
     "bool": ({"prompt": "Q", "chosen": "A", "rejected": True}, "'rejected': found true or false"),
     "list of numbers": (
         {"prompt": "Q", "chosen": [3], "rejected": "B"},
-        "'chosen': found a number (3), wanted messages",
+        "'chosen': found a number (3), expected messages",
     ),
     "no role": ({"prompt": "Q", "chosen": [{"content": "A"}], "rejected": "B"}, "'chosen': found an object"),
     "number as content": ({"prompt": [user(3)], "chosen": "A", "rejected": "B"}, "'prompt': found a number (3)"),
@@ -314,12 +314,12 @@ WRONG = {
     "system": ({"prompt": "Q", "chosen": "A", "rejected": "B", "system": ["S"]}, "'system': found a list"),
     "tools": ({"prompt": "Q", "chosen": "A", "rejected": "B", "tools": 3}, "'tools': found a number"),
     "tools text": ({"prompt": "Q", "chosen": "A", "rejected": "B", "tools": "[{"}, "'tools': not valid JSON"),
-    "transcript and list": ({"chosen": HH + " A", "rejected": [bot("B")]}, "wanted a Human/Assistant transcript"),
-    "plain and list": ({"chosen": "Q A", "rejected": [bot("B")]}, "wanted text, as in the first rows"),
+    "transcript and list": ({"chosen": HH + " A", "rejected": [bot("B")]}, "expected a Human/Assistant transcript"),
+    "plain and list": ({"chosen": "Q A", "rejected": [bot("B")]}, "expected text, as in the first rows"),
     "completions": ({"instruction": "Q", "completions": "A"}, "'completions': found text ('A')"),
     "score": (
         {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": "much"},
-        "wanted a finite number",
+        "expected a finite number",
     ),
 }
 
@@ -344,7 +344,7 @@ def test_an_override_that_is_not_there_names_the_nearest():
         read_one({"prompt": "Q", "chosen_text": "A", "rejected": "B"}, chosen_feature="chosen_txt")
     assert str(error.value) == (
         "rows.jsonl: chosen_feature names column 'chosen_txt', which is not there. Did you mean 'chosen_text'? "
-        "Columns seen: prompt, chosen_text, rejected. Type: --chosen-feature chosen_text"
+        "Columns: prompt, chosen_text, rejected. Type: --chosen-feature chosen_text"
     )
 
 
@@ -412,13 +412,13 @@ def test_the_column_of_the_preference_score_has_a_key():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"margin": "wide"}, "'margin': found text ('wide'), wanted a finite number"),
-        ({"margin": [1]}, "'margin': found a list ([1]), wanted a finite number"),
-        ({"chosen_score": float("nan")}, "'chosen_score': found a number (nan), wanted a finite number"),
-        ({"score_rejected": float("inf")}, "'score_rejected': found a number (inf), wanted a finite number"),
+        ({"margin": "wide"}, "'margin': found text ('wide'), expected a finite number"),
+        ({"margin": [1]}, "'margin': found a list ([1]), expected a finite number"),
+        ({"chosen_score": float("nan")}, "'chosen_score': found a number (nan), expected a finite number"),
+        ({"score_rejected": float("inf")}, "'score_rejected': found a number (inf), expected a finite number"),
         ({"preference_score": True}, "'preference_score': found true or false (True)"),
-        ({"preference_prob": 1.01}, "'preference_prob': found a number (1.01), wanted a probability from 0 to 1"),
-        ({"preference_prob": -0.5}, "'preference_prob': found a number (-0.5), wanted a probability from 0 to 1"),
+        ({"preference_prob": 1.01}, "'preference_prob': found a number (1.01), expected a probability from 0 to 1"),
+        ({"preference_prob": -0.5}, "'preference_prob': found a number (-0.5), expected a probability from 0 to 1"),
     ],
     ids=str,
 )

@@ -118,15 +118,18 @@ def test_dropped_with_a_reason(name, kind):
 
 
 WRONG = {
-    "text": ({"prompt": "Q", "responses": "AB", "scores": [1, 2]}, "'responses': found text ('AB'), wanted a list"),
-    "one score": ({"prompt": "Q", "responses": ["A", "B"], "scores": 3}, "'scores': found a number (3), wanted a list"),
+    "text": ({"prompt": "Q", "responses": "AB", "scores": [1, 2]}, "'responses': found text ('AB'), expected a list"),
+    "one score": (
+        {"prompt": "Q", "responses": ["A", "B"], "scores": 3},
+        "'scores': found a number (3), expected a list",
+    ),
     "lengths": (
         {"prompt": "Q", "responses": ["A", "B"], "scores": [1, 2, 3]},
-        "'scores': found a list ([1, 2, 3]), wanted as many as there are responses: 2",
+        "'scores': found a list ([1, 2, 3]), expected as many as there are responses: 2",
     ),
     "no number": (
         {"prompt": "Q", "responses": ["A", "B"], "scores": [1, "x"]},
-        "'scores': found text ('x'), wanted a finite",
+        "'scores': found text ('x'), expected a finite",
     ),
     "infinite": ({"prompt": "Q", "responses": ["A", "B"], "ranks": [1, float("inf")]}, "'ranks': found a number (inf)"),
     "no scores at all": ({"prompt": "Q", "responses": ["A", "B"]}, "or a column of scores beside it"),

@@ -71,7 +71,7 @@ def test_labels(value, label):
 
 @pytest.mark.parametrize("value", [-1, 2, 0.5, "perhaps", "-1", [True], float("nan"), {}], ids=repr)
 def test_labels_that_say_neither_are_refused(value):
-    with pytest.raises(UserError, match=r"rows.jsonl, row 2, column 'label': found .* wanted true or false, 1 or 0"):
+    with pytest.raises(UserError, match=r"rows.jsonl, row 2, column 'label': found .* expected true or false, 1 or 0"):
         read(
             {"prompt": "Q", "completion": "A", "label": 1},
             {"prompt": "Q", "completion": "A", "label": value},

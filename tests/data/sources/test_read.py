@@ -114,7 +114,7 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_called_so(tmp_path, monkeypa
     assert str(error.value).startswith(
         f"data: there is no file or folder 'my_rows' in {tmp_path}. From the hub, my_rows: cannot be loaded"
     )
-    with pytest.raises(UserError, match=r"no file or folder 'data/' \(the default: no data was given\)"):
+    with pytest.raises(UserError, match=r"no file or folder 'data/' \(the default, since data is not set\)"):
         find_sources(DataSettings(), ["train"])
 
 
@@ -137,14 +137,14 @@ BROKEN = {
     "array and more": (
         "train.json",
         b'[{"a": 1}] \n[{"a": 2}]',
-        r"^\S+train.json, after row 1: the array ends, and m",
+        r"^\S+train.json, after row 1: there is text after the end",
     ),
     "array too deep": ("train.json", b"[" * 200_000, r"train.json, row 1: not valid JSON .*recursion"),
     "object too deep": ("train.json", b'{"a": ' * 200_000, r"train.json: not valid JSON .*recursion"),
     "row too deep": (
         "train.jsonl",
         b'{"a": 1}\n{"a": ' + b"[" * 500 + b"]" * 500 + b"}\n",
-        r"train.jsonl, line 2: objects and lists stand more than 100 deep",
+        r"train.jsonl, line 2: objects and lists are nested more than 100 deep",
     ),
     "parquet torn": (
         "train.parquet",
@@ -173,7 +173,7 @@ def test_broken_files_name_file_and_place(tmp_path, name):
 
 def test_nothing_in_the_folder_names_what_is_there(tmp_path):
     write(tmp_path / "preferences.jsonl", rows(1))
-    with pytest.raises(UserError, match=r"Looked for train, valid and test files .*holds: preferences.jsonl"):
+    with pytest.raises(UserError, match=r"Expected train, valid and test files .*holds: preferences.jsonl"):
         find_sources(DataSettings(data=str(tmp_path)), ALL)
 
 
@@ -191,7 +191,7 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch, data):
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "rows.txt").write_text("x")
-    with pytest.raises(UserError, match=r"ends in '.txt'; readable are .jsonl, .json, .parquet, .csv"):
+    with pytest.raises(UserError, match=r"ends in '.txt'; allowed are .jsonl, .json, .parquet, .csv"):
         find_sources(DataSettings(data=str(tmp_path / "rows.txt")), ALL)
 
 

@@ -313,7 +313,7 @@ def test_every_turn_is_found_whatever_it_says(turns, last, name):
     if found is None:
         assert name == "empty_think", "only a template that writes the last turn otherwise may be uncertain"
         return
-    spans = [text[slice(*turn.words)] for turn in found]
+    spans = [text[slice(*turn.body)] for turn in found]
     assert len(spans) == len(own)
     for span, words in zip(spans, own, strict=True):
         assert span.removesuffix("<|im_end|>").removesuffix("</s>") in (words, words + "\n")

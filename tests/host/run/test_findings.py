@@ -54,7 +54,7 @@ def told(model_folder, tmp_path, monkeypatch, capsys):
 def test_rows_that_are_cut_one_sided_and_without_validation(told, tmp_path):
     write(tmp_path / "data", "train", 30, images=["a.png"], source="web")
     text = told(max_seq_length=14)
-    assert "train: 30 of 30 rows are cut to fit max_seq_length" in text
+    assert "train: 30 of 30 rows are truncated to max_seq_length" in text
     assert "train: chosen is longer than rejected in 100% of the pairs" in text
     assert "There is no validation (no valid rows)" in text
     assert "train: column images is not used: the model sees the text alone" in text
