@@ -1,7 +1,6 @@
 """What a key is stands at its field, and every list of keys is made from that."""
 
 import mlx_lm_lora.train as host
-import pytest
 
 from mlx_lm_lora_prefplus.host import originals
 from mlx_lm_lora_prefplus.host.config.resolve import WITHOUT_EFFECT_ON_RESULTS
@@ -9,10 +8,10 @@ from mlx_lm_lora_prefplus.host.dropin.settings import MORE
 from mlx_lm_lora_prefplus.settings import FIELDS, FUNCTIONS, OURS, OWN_KEYS, Effect, keys_with
 
 
-@pytest.mark.parametrize("key", FIELDS)
-def test_every_key_says_what_it_does_to_the_result(key):
-    effects = [mark for mark in FIELDS[key].metadata if isinstance(mark, Effect)]
-    assert len(effects) == 1, f"mark {key} in settings.py with one Effect"
+def test_every_key_says_what_it_does_to_the_result():
+    effects = {key: [mark for mark in field.metadata if isinstance(mark, Effect)] for key, field in FIELDS.items()}
+    wrong = [key for key, marks in effects.items() if len(marks) != 1]
+    assert effects and not wrong, "mark each in settings.py with one Effect"
 
 
 OF_DATA_SETS = {

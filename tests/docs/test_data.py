@@ -6,6 +6,7 @@ import re
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
+from tests.corners import holds_at_every
 from tests.data.messages import read
 from tests.paths import DOCS
 
@@ -28,9 +29,12 @@ def content(completion) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-@pytest.mark.parametrize(("kind", "rows"), sources(), ids=str)
 @pytest.mark.parametrize("wanted", KINDS.values())
-def test_a_row_of_the_page(kind, rows, wanted):
+def test_the_rows_of_the_page(wanted):
+    holds_at_every([(kind, rows, wanted) for kind, rows in sources()], can_be_used)
+
+
+def can_be_used(kind, rows, wanted):
     if kind == "unpaired" != wanted:
         with pytest.raises(UserError, match="one completion with a label"):
             read(*rows, kind=wanted)

@@ -9,6 +9,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
+from tests.corners import holds_at_every
+
 ORACLE = json.loads((Path(__file__).parent / "trl_ids.json").read_text(encoding="utf-8"))
 Completions = list[tuple[list[int], list[int]]]
 """Prompt and completion of each completion of a row."""
@@ -24,12 +26,15 @@ class Case(NamedTuple):
     max_length: int | None
     ids: list[tuple[int, Completions]]
 
+    def __str__(self) -> str:
+        return " · ".join(map(str, self[:-1]))
+
 
 CASES = [Case(*case) for case in ORACLE["cases"]]
 
 
-def named(trainers: tuple[str, ...]) -> list:
-    return [pytest.param(case, id=" · ".join(map(str, case[:-1]))) for case in CASES if case.trainer in trainers]
+def cases_of(trainer: str) -> list[tuple[Case]]:
+    return [(case,) for case in CASES if case.trainer == trainer]
 
 
 @pytest.fixture
@@ -75,31 +80,38 @@ def tokenizer_of(case: Case) -> TokenizerWrapper:
     )
 
 
-@pytest.mark.parametrize("case", named(("dpo", "kto")))
-def test_dpo_and_kto(ours, case):
+@pytest.mark.parametrize("trainer", ["dpo", "kto"])
+def test_dpo_and_kto(ours, trainer):
     """To the token, but for rows without a prompt: here one token always stands before the first scored one."""
-    theirs = sorted(filter(tells_something, case.ids), key=lambda one: one[0])  # KTO: all chosen rows first
-    made, _ = ours(case)
-    assert [number for number, _ in made] == [number for number, _ in theirs]
-    for (_, mine), (_, other) in zip(made, theirs, strict=True):
-        for (prompt, completion), (their_prompt, their_completion) in zip(mine, other, strict=True):
-            assert prompt == (their_prompt or prompt[:1])
-            assert completion == their_completion
+
+    def same(case):
+        theirs = sorted(filter(tells_something, case.ids), key=lambda one: one[0])  # KTO: all chosen rows first
+        made, _ = ours(case)
+        assert [number for number, _ in made] == [number for number, _ in theirs]
+        for (_, mine), (_, other) in zip(made, theirs, strict=True):
+            for (prompt, completion), (their_prompt, their_completion) in zip(mine, other, strict=True):
+                assert prompt == (their_prompt or prompt[:1])
+                assert completion == their_completion
+
+    holds_at_every(cases_of(trainer), same)
 
 
-@pytest.mark.parametrize("case", named(("cpo",)))
-def test_cpo_and_orpo(ours, case):
+def test_cpo_and_orpo(ours):
     """The same ids, but for what stays theirs: see `as_theirs`. Rows that they refuse are not refused here."""
-    made, tokenizer = ours(case)
-    made = dict(made)
-    theirs = list(filter(tells_something, case.ids))
-    assert theirs and {number for number, _ in theirs} <= set(made)
-    for number, other in theirs:
-        for (prompt, completion), (their_prompt, their_completion) in zip(made[number], other, strict=True):
-            if "tools" in case.rows:  # they leave them out
-                assert len(prompt) > len(their_prompt) and completion == their_completion[: len(completion)]
-                continue
-            as_theirs(prompt, completion, their_prompt, their_completion, tokenizer)
+
+    def same(case):
+        made, tokenizer = ours(case)
+        made = dict(made)
+        theirs = list(filter(tells_something, case.ids))
+        assert theirs and {number for number, _ in theirs} <= set(made)
+        for number, other in theirs:
+            for (prompt, completion), (their_prompt, their_completion) in zip(made[number], other, strict=True):
+                if "tools" in case.rows:  # they leave them out
+                    assert len(prompt) > len(their_prompt) and completion == their_completion[: len(completion)]
+                    continue
+                as_theirs(prompt, completion, their_prompt, their_completion, tokenizer)
+
+    holds_at_every(cases_of("cpo"), same)
 
 
 def as_theirs(prompt, completion, their_prompt, their_completion, tokenizer):

@@ -10,6 +10,7 @@ import pytest
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.losses import compute
 from mlx_lm_lora_prefplus.losses.api.compute import OPTIONS
+from tests.corners import holds_at_every
 
 CASES = [(mode, name) for mode, kind in OPTIONS.items() for name in kind.table]
 each = pytest.mark.parametrize("mode, name", CASES, ids=[f"{mode}/{name}" for mode, name in CASES])
@@ -87,36 +88,39 @@ def test_what_is_masked_does_not_matter(mode, name):
 
 
 @each
-@pytest.mark.parametrize("empty", [(0,), (ROWS - 1,), (0, ROWS - 1), (1, 4), tuple(range(ROWS))])
-def test_finite_with_empty_completions(mode, name, empty):
-    policy, reference, mask = draw(2)
-    mask[list(empty)] = False
-    value, gradient = value_and_gradient(mode, name, policy, reference, mask)
-    assert math.isfinite(value) and np.isfinite(gradient).all()
+def test_finite_with_empty_completions(mode, name):
+    def finite(*empty):
+        policy, reference, mask = draw(2)
+        mask[list(empty)] = False
+        value, gradient = value_and_gradient(mode, name, policy, reference, mask)
+        assert math.isfinite(value) and np.isfinite(gradient).all()
+
+    holds_at_every([(0,), (ROWS - 1,), (0, ROWS - 1), (1, 4), tuple(range(ROWS))], finite)
 
 
 @each
-@pytest.mark.parametrize("which", ["policy", "reference", "chosen", "rejected", "all", "none"])
-def test_finite_with_log_probs_of_minus_1e5(mode, name, which):
+def test_finite_with_log_probs_of_minus_1e5(mode, name):
     """One token in a completion, all of it nearly impossible or certain."""
-    policy, reference, mask = np.zeros((ROWS, 1), np.float32), np.zeros((ROWS, 1), np.float32), np.ones((ROWS, 1), bool)
-    sunk = np.float32(-1e5)
-    if which in ("policy", "all"):
-        policy[:] = sunk
-    if which in ("reference", "all"):
-        reference[:] = sunk
-    if which == "chosen":
-        policy[: ROWS // 2] = sunk
-    if which == "rejected":
-        policy[ROWS // 2 :] = sunk
-    value, gradient = value_and_gradient(mode, name, policy, reference, mask)
-    assert math.isfinite(value) and np.isfinite(gradient).all()
+    chosen, rejected, every = slice(0, ROWS // 2), slice(ROWS // 2, ROWS), slice(None)
+
+    def finite(corner, of_policy, of_reference):
+        policy, reference = np.zeros((2, ROWS, 1), np.float32)
+        policy[of_policy], reference[of_reference] = -1e5, -1e5
+        value, gradient = value_and_gradient(mode, name, policy, reference, np.ones((ROWS, 1), bool))
+        assert math.isfinite(value) and np.isfinite(gradient).all()
+
+    none = slice(0)
+    corners = [("policy", every, none), ("reference", none, every), ("all", every, every), ("none", none, none)]
+    holds_at_every([*corners, ("chosen", chosen, none), ("rejected", rejected, none)], finite)
 
 
-@pytest.mark.parametrize("options", MODIFIERS, ids=lambda options: " ".join(options))
 @pytest.mark.parametrize("name", list(OPTIONS["dpo"].table))
-def test_modifiers_are_finite_or_refused(name, options):
+def test_modifiers_are_finite_or_refused(name):
     """And those that are taken change the loss."""
+    holds_at_every([(name, options) for options in MODIFIERS], finite_or_refused)
+
+
+def finite_or_refused(name, options):
     row = OPTIONS["dpo"].table[name]
     divergence = "f_divergence_type" in options and not (row.divergence or row.function is None)
     of_pairs = row.rows == "ranked" and {"ld_alpha", "sampo", "use_weighting"} & set(options)

@@ -1,6 +1,7 @@
 """Every loss of a pair against float64 formulas, finite differences, worked numbers, its identities and its limits."""
 
 import inspect
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from mlx_lm_lora.trainer import cpo_trainer, dpo_trainer, orpo_trainer
 
 from mlx_lm_lora_prefplus.losses.formulas import absolute, pairs, policy_only
 from mlx_lm_lora_prefplus.losses.inputs import Pairs
+from tests.corners import holds_at_every
 from tests.losses import in_float64 as formulas
 
 LN2 = math.log(2)
@@ -115,27 +117,27 @@ def draw(case: Case, seed=0, spread=6.0) -> np.ndarray:
 
 
 @each
-@pytest.mark.parametrize("seed", range(3))
-def test_matches_the_formula_in_float64(case, seed):
-    values = draw(case, seed)
-    np.testing.assert_allclose(np.array(case(of(case, values))), case.oracle(values), rtol=5e-5, atol=2e-6)
+def test_matches_the_formula_in_float64(case):
+    for seed in range(3):
+        values = draw(case, seed)
+        np.testing.assert_allclose(np.array(case(of(case, values))), case.oracle(values), rtol=5e-5, atol=2e-6)
 
 
 @each
-@pytest.mark.parametrize("side", [0, 1], ids=["chosen", "rejected"])
-def test_gradient_matches_finite_differences(case, side):
+def test_gradient_matches_finite_differences(case):
     """Central differences of the float64 formula; the draw lies away from the kinks."""
     values = draw(case, seed=3)
     x = of(case, values)
-    names = ("chosen", "rejected")
-    ours = mx.grad(lambda logps: case(x._replace(**{names[side]: logps})).sum())(x[side])
-    slopes, h = np.empty(6), 1e-5
-    for i in range(6):
-        up, down = values.copy(), values.copy()
-        up[side, i] += h
-        down[side, i] -= h
-        slopes[i] = (case.oracle(up).sum() - case.oracle(down).sum()) / (2 * h)
-    np.testing.assert_allclose(np.array(ours), slopes, rtol=2e-3, atol=1e-5 * max(1.0, np.abs(slopes).max()))
+    for side, name in enumerate(("chosen", "rejected")):
+        ours = mx.grad(lambda logps, name=name: case(x._replace(**{name: logps})).sum())(x[side])
+        slopes, h = np.empty(6), 1e-5
+        for i in range(6):
+            up, down = values.copy(), values.copy()
+            up[side, i] += h
+            down[side, i] -= h
+            slopes[i] = (case.oracle(up).sum() - case.oracle(down).sum()) / (2 * h)
+        atol = 1e-5 * max(1.0, np.abs(slopes).max())
+        np.testing.assert_allclose(np.array(ours), slopes, rtol=2e-3, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.at_zero is not None])
@@ -176,36 +178,41 @@ def test_separable_losses_can_be_cut(case):
 
 
 @each
-@pytest.mark.parametrize("beta_delta", [1e4, -1e4, 200.0, -200.0])
-def test_finite_where_rewards_are_far_apart(case, beta_delta):
+def test_finite_where_rewards_are_far_apart(case):
     """|β·Δ| up to 1e4, in means where the loss takes them: no log-prob above 0, so one side or its reference sinks."""
-    gap = abs(beta_delta) / case.options.get("beta", 1.0) * (TOKENS[0] if case.means else 1)
-    for row in (0, 3) if beta_delta < 0 else (1, 2):
+
+    def finite(size, row):
         values = np.full((4, 6), -3.0)
-        values[row] -= gap
+        values[row] -= size / case.options.get("beta", 1.0) * (TOKENS[0] if case.means else 1)
         assert_finite(case, of(case, values, n_w=np.full(6, TOKENS[0]), n_l=np.full(6, TOKENS[0])))
 
+    holds_at_every(itertools.product((1e4, 200.0), range(4)), finite)
 
-@each
-@pytest.mark.parametrize(
-    "logps", [(-1e5, -1.0), (-1.0, -1e5), (-1e5, -1e5), (0.0, 0.0), (-1e-8, -1e-8), (-1e-3, -40.0)]
-)
-@pytest.mark.parametrize("reference", [(0.0, 0.0), (-1e5, -1.0), (-1.0, -1e5)])
-@pytest.mark.parametrize("tokens", [1, 400])
-def test_finite_for_extreme_log_probs(case, logps, reference, tokens):
-    values = np.repeat(np.array([*logps, *reference])[:, None], 6, axis=1)
-    assert_finite(case, of(case, values, n_w=np.full(6, tokens), n_l=np.full(6, tokens)))
+
+EXTREMES = [(-1e5, -1.0), (-1.0, -1e5), (-1e5, -1e5), (0.0, 0.0), (-1e-8, -1e-8), (-1e-3, -40.0)]
+EXTREME_REFERENCES = [(0.0, 0.0), (-1e5, -1.0), (-1.0, -1e5)]
 
 
 @each
-@pytest.mark.parametrize("empty", ["chosen", "rejected", "both"])
-def test_finite_for_empty_completions(case, empty):
+def test_finite_for_extreme_log_probs(case):
+    def finite(logps, reference, tokens):
+        values = np.repeat(np.array([*logps, *reference])[:, None], 6, axis=1)
+        assert_finite(case, of(case, values, n_w=np.full(6, tokens), n_l=np.full(6, tokens)))
+
+    holds_at_every(itertools.product(EXTREMES, EXTREME_REFERENCES, (1, 400)), finite)
+
+
+@each
+def test_finite_for_empty_completions(case):
     """No tokens: log-probs 0, count 0."""
-    values, counts = np.full((4, 6), -5.0), [np.full(6, 3), np.full(6, 3)]
-    for side, name in enumerate(("chosen", "rejected")):
-        if empty in (name, "both"):
+
+    def finite(*empty):
+        values, counts = np.full((4, 6), -5.0), [np.full(6, 3), np.full(6, 3)]
+        for side in empty:
             values[[side, side + 2]], counts[side] = 0.0, np.zeros(6, int)
-    assert_finite(case, of(case, values, n_w=counts[0], n_l=counts[1]))
+        assert_finite(case, of(case, values, n_w=counts[0], n_l=counts[1]))
+
+    holds_at_every([(0,), (1,), (0, 1)], finite)
 
 
 def assert_finite(case: Case, x: Pairs):
