@@ -5,14 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.files.metrics_file import NAME as METRICS
+from ..engine.files.names import METRICS, RECORD, SAMPLES
 from ..errors import UserError
-
-RECORD = "run.json"
-"""What a run was started with: settings with their sources, data, versions."""
-
-SAMPLES = "samples.jsonl"
-"""Completions at each evaluation."""
 
 Report = dict[str, float]
 """What was reported at one iteration: metric → a finite value."""

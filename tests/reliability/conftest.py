@@ -58,8 +58,8 @@ class World:
             **changes,
         }
 
-    def start(self, instant: int | str = 0, what: str = "SIGKILL", flags=(), sleep: float = 0, **changes):
-        """The process; `what` happens to it at an instant: see child.py."""
+    def start(self, instant: int | str = 0, what: str = "SIGKILL", flags=(), sleep: float = 0, prefix=(), **changes):
+        """The process; `what` happens to it at an instant: see child.py. prefix: a command that starts it."""
         file = self.folder / f"config-{changes.get('adapter_path', 'adapters')}.json"
         file.write_text(json.dumps(self.config(**changes)))
         environment = {
@@ -68,7 +68,7 @@ class World:
             **{"MLX_LM_LORA_PREFPLUS_CACHE": str(self.folder / "cache")},
         }
         return subprocess.Popen(
-            [sys.executable, str(CHILD), str(file), str(instant), what, *flags],
+            [*prefix, sys.executable, str(CHILD), str(file), str(instant), what, *flags],
             **{"cwd": self.folder, "env": environment, "text": True},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
         )

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-STOPS = {"SIGTERM": 143, "SIGINT": 130}
+STOPS = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
 
 
 @pytest.mark.parametrize("what", STOPS)
@@ -44,6 +44,16 @@ def test_in_the_reference_pass_what_is_done_is_kept(world, what):
     kept = int(re.search(r"(\d+) of 14 rows from the cache", again.out)[1])
     assert kept in (6, 9), again.out
     assert "Nothing to resume in adapters: starting afresh" in again.out
+
+
+def test_under_nohup_a_closed_terminal_does_not_stop_it(world):
+    process = world.start(sleep=0.1, prefix=("nohup",))
+    for line in process.stdout:
+        if line.startswith("Iter 3:"):
+            break
+    process.send_signal(signal.SIGHUP)
+    out = process.communicate(timeout=100)[0]
+    assert process.returncode == 0 and "Iter 14:" in out and "Stopped" not in out, out
 
 
 def test_a_pause_is_no_part_of_the_speed(world):

@@ -11,15 +11,10 @@ from mlx.utils import tree_flatten
 
 from ...errors import UserError
 from ...storage.atomic import TEMPORARY, whole_file
+from .names import CONFIG, NUMBERED_ADAPTERS, unfinished_files
 
 WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
 """In the header of the adapter files that this package writes, so that it knows them from those of other programs."""
-
-TORN = (
-    f"{TEMPORARY}writable",
-    *(f"{place}{TEMPORARY}*.{end}" for place in ("", "best/") for end in ("safetensors", "json*")),
-)
-"""Patterns of such files in an adapter folder."""
 
 
 def save_adapters(
@@ -39,27 +34,32 @@ def save_adapters(
     """
     weights = dict(tree_flatten(model.trainable_parameters()))
     folder = adapter_file.parent
-    with whole_file(folder / "adapter_config.json") as file:
+    with whole_file(folder / CONFIG) as file:
         file.write_text(json.dumps(config, indent=4))
-    numbered = folder / f"{iteration:07d}_adapters.safetensors" if iteration is not None else None
+    numbered = folder / NUMBERED_ADAPTERS.format(iteration) if iteration is not None else None
     for target in (adapter_file, numbered) if numbered else (adapter_file,):
         with whole_file(target) as file:
             mx.save_safetensors(str(file), weights, {"format": "mlx", **WRITTEN_BY})
     return numbered
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder, and make sure that a file can be written in it; what a killed run left half-written goes.
+def check_writable(adapter_file: Path) -> None:
+    """Make the folder of the adapters, and make sure that a file can be written in it.
+
+    What a killed run left half-written there is removed.
 
     Raises:
         UserError: it cannot.
     """
+    folder = adapter_file.parent
     probe = folder / f"{TEMPORARY}writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        for torn in (file for pattern in TORN for file in folder.glob(pattern)):
-            torn.unlink()
+        probe.unlink()
+        for place in (folder, folder / "best"):
+            for unfinished in unfinished_files(place, TEMPORARY, adapter_file.name):
+                unfinished.unlink()
     except OSError as error:
         raise UserError(
             f"adapter_path: {folder} cannot be written ({error.strerror}). Choose another folder with adapter_path."

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 from ...errors import UserError
 from ...storage.atomic import whole_file
-
-NAME = "metrics.jsonl"
+from .names import METRICS
 
 
 class Logger(Protocol):
@@ -39,7 +38,7 @@ class MetricsFile:
     """
 
     def __init__(self, folder: Path):
-        self.file = folder / NAME
+        self.file = folder / METRICS
         self.lines = 0
 
     def begin(self, lines: int) -> None:

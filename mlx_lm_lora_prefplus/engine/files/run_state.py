@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ...storage.atomic import TEMPORARY, whole_file
+from .names import STATE, number_in, numbered_files
 
 FORMAT = 1
 """Raised when states of before cannot be read any more."""
-
-NAME = "state-{:07d}.safetensors"
-PATTERN = "state-*.safetensors"
 
 BLANK = b"0" * 64
 """Stands in the file for its digest while the digest is computed."""
@@ -56,8 +54,8 @@ class StateFiles:
     def __init__(self, folder: Path, keep: int, resumed: int | None = None):
         self.folder, self.keep = folder, keep
         self.how_to_go_on = f"Adapters and state are saved in {folder}; with --resume the run goes on from here."
-        last = "" if resumed is None else NAME.format(resumed)
-        self.own = [file for file in sorted(folder.glob(PATTERN)) if file.name <= last]
+        last = -1 if resumed is None else resumed
+        self.own = [file for file in states_in(folder) if _number(file) <= last]
 
     def save(self, state: RunState) -> Path:
         """Write a state, then remove the oldest; states of another run in this folder go with the first save.
@@ -65,14 +63,14 @@ class StateFiles:
         Raises:
             UserError: it cannot be written; those written before are whole.
         """
-        target = self.folder / NAME.format(state.iteration)
+        target = self.folder / STATE.format(state.iteration)
         arrays = {f"{tree}/{name}": value for tree, group in state.arrays.items() for name, value in group.items()}
         header = {"sha256": BLANK.decode(), "values": json.dumps({**state.values, "format": FORMAT})}
         with whole_file(target) as temporary:
             mx.save_safetensors(str(temporary), arrays, header)
             _seal(temporary)
-            for file in {*self.folder.glob(PATTERN), *self.folder.glob(f"{TEMPORARY}{PATTERN}")}:
-                if file not in (*self.own, temporary) and file.is_file():
+            for file in (*states_in(self.folder), *numbered_files(self.folder, f"{TEMPORARY}{STATE}")):
+                if file not in (*self.own, temporary):
                     file.unlink()
         self.own = [*(file for file in self.own if file != target), target]
         for file in self.own[: -self.keep]:
@@ -81,16 +79,31 @@ class StateFiles:
         return target
 
 
+def states_in(folder: Path) -> list[Path]:
+    """The states in a folder, the oldest first. Copies and backups beside them, under other names, are none."""
+    return numbered_files(folder, STATE)
+
+
+def is_state(file: Path) -> bool:
+    """Whether a file has the name of a state."""
+    return number_in(file.name, STATE) is not None
+
+
+def _number(file: Path) -> int:
+    number = number_in(file.name, STATE)
+    assert number is not None
+    return number
+
+
 def newest_name(folder: Path) -> int | None:
     """The iteration of the newest state in a folder by its name alone; None where there is none."""
-    numbers = [int(name) for file in folder.glob(PATTERN) if (name := file.stem.removeprefix("state-")).isdigit()]
-    return max(numbers, default=None)
+    return max(map(_number, states_in(folder)), default=None)
 
 
 def newest_state(folder: Path) -> tuple[RunState | None, list[str]]:
     """The newest state in a folder that is whole, and a sentence for each newer one that is not."""
     damaged = []
-    for file in sorted(folder.glob(PATTERN), reverse=True):
+    for file in reversed(states_in(folder)):
         try:
             return read_state(file), damaged
         except Damaged as error:

@@ -1,5 +1,8 @@
-"""SIGINT and SIGTERM: at once where nothing is lost by it, after the step while training. SIGCONT is counted, and
-pauses are no part of the time of a step."""
+"""SIGINT, SIGTERM and SIGHUP: at once where nothing is lost by it, after the step while training. SIGCONT is counted,
+and pauses are no part of the time of a step.
+
+SIGHUP comes when the terminal or the ssh connection closes. Under `nohup` it is ignored, and training goes on.
+"""
 
 import os
 import signal
@@ -20,7 +23,7 @@ class Stopped(Exception):
 class StopRequest:
     """What signals have asked of a run so far.
 
-    signal: the first SIGINT or SIGTERM that came; None until then.
+    signal: the first SIGINT, SIGTERM or SIGHUP that came; None until then.
     pauses: how often the process went on after it had been stopped (SIGSTOP, Ctrl-Z). A stop cannot be seen itself.
     """
 
@@ -31,11 +34,16 @@ class StopRequest:
 
 @contextmanager
 def stop_after_step() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM are noted, for the loop to look at; a second one ends the process at once (see `leave`)."""
+    """SIGINT, SIGTERM and SIGHUP are noted, for the loop to look at; a second one ends the process (see `leave`).
+
+    SIGHUP is never that second one: a closed terminal sends it more than once, and systemd sends it after SIGTERM.
+    """
     request = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if request.signal is not None:
+            if number == signal.SIGHUP:
+                return
             leave(number)
         request.signal = number
         with suppress(OSError):  # print may be what was interrupted, and cannot be entered twice
@@ -44,18 +52,18 @@ def stop_after_step() -> Iterator[StopRequest]:
     def went_on(number: int, frame: FrameType | None) -> None:
         request.pauses += 1
 
-    with _handlers({signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGCONT: went_on}):
+    with _handlers({signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGHUP: ask, signal.SIGCONT: went_on}):
         yield request
 
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """SIGTERM ends the process as SIGINT does, by an exception: what is under way puts its things in order."""
+    """SIGTERM and SIGHUP end the process as SIGINT does, by an exception: what is under way can put things in order."""
 
     def end(number: int, frame: FrameType | None) -> None:
         leave(number)
 
-    with _handlers({signal.SIGTERM: end}):
+    with _handlers({signal.SIGTERM: end, signal.SIGHUP: end}):
         yield
 
 

@@ -41,9 +41,9 @@ def train(inputs: TrainingInputs) -> bool:
     """Train until `inputs.iters` micro-batches are done: validate, step, report and save as the settings say.
 
     Validation at iteration N is of the weights after N micro-batches: every `steps_per_eval`, and at the last, so that
-    the weights that are saved were validated. The one at iteration 1 comes before the first update. SIGINT and
-    SIGTERM end it when the micro-batch under way is done: the state is saved and KeyboardInterrupt or SystemExit
-    raised.
+    the weights that are saved were validated. The one at iteration 1 comes before the first update. SIGINT,
+    SIGTERM and SIGHUP end it when the micro-batch under way is done: the state is saved and KeyboardInterrupt or
+    SystemExit raised.
 
     Returns:
         Whether there was anything left to train. If not, nothing is written.

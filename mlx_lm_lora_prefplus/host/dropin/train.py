@@ -13,6 +13,7 @@ from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
 
 from ...engine.files.adapter_files import check_writable, save_adapters
 from ...engine.files.metrics_file import MetricsFile
+from ...engine.files.names import NUMBERED_ADAPTERS
 from ...engine.files.run_state import RunState, StateFiles
 from ...engine.rate import sets_its_own
 from ...engine.train.loop import train
@@ -129,7 +130,7 @@ def _train(
     callback: Any,
 ) -> None:
     if args.adapter_file is not None:
-        check_writable(file_of(args.adapter_file).parent)
+        check_writable(file_of(args.adapter_file))
     make_ready(model, resolved.settings)
     session = session_of(resolved, model, train=train_dataset, valid=val_dataset)
     check_validation(session)
@@ -184,7 +185,7 @@ class _Stopped(StateFiles):
 
     def save(self, state: RunState) -> Path:
         """The numbered adapters of an iteration that is not the last, if they are not there."""
-        numbered = self.folder / f"{state.iteration:07d}_adapters.safetensors"
+        numbered = self.folder / NUMBERED_ADAPTERS.format(state.iteration)
         if state.iteration < self.iters and not numbered.exists():
             self.save_adapters(state.iteration)
         return numbered

@@ -16,23 +16,28 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ...engine.files.adapter_files import WRITTEN_BY
-from ...engine.files.metrics_file import NAME as METRICS
-from ...engine.files.run_state import PATTERN as STATES
-from ...engine.files.run_state import Damaged, read_state
+from ...engine.files.names import (
+    CONFIG,
+    METRICS,
+    NUMBERED_ADAPTERS,
+    PAGE,
+    RECORD,
+    SAMPLES,
+    number_in,
+    numbered_files,
+)
+from ...engine.files.run_state import Damaged, is_state, read_state, states_in
 from ...errors import UserError
-from ...report.runs import RECORD, SAMPLES
 
 FOLDER = "previous-{}"
-
-NUMBERED = "[0-9]*_adapters.safetensors"
 
 UNFUSED = ".unfused"
 """A file in the adapter folder from the start of training until the fused model is written."""
 
-COMPANIONS = ("adapter_config.json", "best/adapter_config.json", RECORD, METRICS, SAMPLES, "report.html", UNFUSED)
+COMPANIONS = (CONFIG, f"best/{CONFIG}", RECORD, METRICS, SAMPLES, PAGE, UNFUSED)
 """Files of a run that say what its weights are; they go where the weights go."""
 
-MODEL_WEIGHTS = ("model*.safetensors",)
+MODEL_WEIGHTS = ("model*.safetensors",)  # mlx_lm.load reads all of them: beside a fused model none else may stand
 MODEL_COMPANIONS = (
     *("model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*", "README.md"),
@@ -73,10 +78,10 @@ def find_previous(adapter_file: Path, *, resumed: bool, fuses: bool) -> Previous
         fuses: whether the run writes a fused model into the folder.
     """
     folder = adapter_file.parent
-    weights = [*sorted(folder.glob(STATES)), adapter_file, *sorted(folder.glob(NUMBERED))]
+    weights = [*states_in(folder), adapter_file, *numbered_files(folder, NUMBERED_ADAPTERS)]
     weights = [file for file in [*weights, folder / "best" / adapter_file.name] if file.is_file()]
     if resumed:
-        weights = [file for file in weights if not file.match(STATES) and not _of_the_run(file, adapter_file)]
+        weights = [file for file in weights if not is_state(file) and not _of_the_run(file, adapter_file)]
     newest = newest_previous(folder)
     weights = [file for file in weights if not (newest and _same(file, newest / file.relative_to(folder)))]
     names = COMPANIONS[:1] if resumed else COMPANIONS
@@ -85,14 +90,14 @@ def find_previous(adapter_file: Path, *, resumed: bool, fuses: bool) -> Previous
         files += _model_of_others(folder)
     if not files:
         return None
-    target = folder / FOLDER.format(1 + (int(newest.name.rpartition("-")[2]) if newest else 0))
+    target = folder / FOLDER.format(1 + (number_in(newest.name, FOLDER) or 0 if newest else 0))
     return Previous(folder, tuple(file.relative_to(folder) for file in files), target)
 
 
 def newest_previous(folder: Path) -> Path | None:
     """The folder that the last of the earlier runs was moved to."""
-    found = [path for path in folder.glob(FOLDER.format("*")) if path.name.rpartition("-")[2].isdigit()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    found = {path: number for path in folder.glob("*") if (number := number_in(path.name, FOLDER)) is not None}
+    return max(found, key=found.__getitem__, default=None)
 
 
 def set_aside(previous: Previous, stay: Collection[Path] = ()) -> None:
@@ -140,10 +145,12 @@ def _of_the_run(file: Path, adapter_file: Path) -> bool:
     """
     if not written_by_us(file):
         return False
-    if file != adapter_file or any(_same(file, numbered) for numbered in file.parent.glob(NUMBERED)):
+    if file != adapter_file or any(
+        _same(file, numbered) for numbered in numbered_files(file.parent, NUMBERED_ADAPTERS)
+    ):
         return True
     found: Any = mx.load(str(file))
-    for state_file in sorted(file.parent.glob(STATES), reverse=True):
+    for state_file in reversed(states_in(file.parent)):
         with contextlib.suppress(Damaged):
             kept = read_state(state_file).arrays["weights"]
             if kept.keys() == found.keys() and all(mx.array_equal(kept[name], found[name]) for name in kept):

@@ -6,10 +6,9 @@ from typing import Any
 
 from mlx_lm_lora.utils import find_lmstudio_models_path
 
-from ...engine.files.run_state import PATTERN as STATES
-from ...engine.files.run_state import newest_name
+from ...engine.files.names import ADAPTERS, CONFIG, RECORD
+from ...engine.files.run_state import is_state, newest_name
 from ...errors import UserError
-from ...report.runs import RECORD
 from ...settings import RunSettings
 from ..config.resolve import Resolved
 from ..models import adapter_file as adapters_of
@@ -28,7 +27,7 @@ def previous_of(settings: RunSettings, file: Path, *, resumed: bool) -> Previous
 def told(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
     """What will be moved where, and the ways to use it, for the start of a run."""
     folder, target, named = previous.folder, previous.target, named_files(settings)
-    first = next((file for file in previous.weights if not file.match(STATES)), previous.files[0])
+    first = next((file for file in previous.weights if not is_state(file)), previous.files[0])
     more = len(previous.files) - 1
     files = f"{first} and {more} more file{'s' * (more > 1)}" if more else str(first)
     size = gigabytes(previous.size)
@@ -39,7 +38,7 @@ def told(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
         )
     iteration = None if resumed else newest_name(folder)
     ways = [] if iteration is None else ["--resume goes on with that run"]
-    if (adapters := folder / "adapters.safetensors").is_file():
+    if (adapters := folder / ADAPTERS).is_file():
         ways.append(f"resume_adapter_file: {adapters} starts from those weights")
         ways.append(f"reference_model_path: {adapters} compares with them")
     ways.append("another adapter_path leaves them where they are")
@@ -61,7 +60,7 @@ def named_files(settings: RunSettings) -> set[Path]:
     files = [Path(settings.resume_adapter_file)] if settings.resume_adapter_file else []
     if settings.reference_model_path and (reference := adapters_of(settings.reference_model_path)):
         files.append(reference)
-    return {one.resolve() for file in files for one in (file, file.parent / "adapter_config.json")}
+    return {one.resolve() for file in files for one in (file, file.parent / CONFIG)}
 
 
 def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | None:

@@ -63,7 +63,7 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
 def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     check_start(resolved.settings)
     if resolved.settings.train and ranks.first:
-        check_writable(Path(resolved.settings.adapter_path))
+        check_writable(adapters_in(resolved.settings))
     session, splits, state = open_run(resolved, ranks)
     resolved, settings, model = session.resolved, session.resolved.settings, session.model
     planned = ReferencePass(session)

@@ -19,7 +19,7 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path):
     kept = ("adapter_config.json", ".tmp-notes.txt", "best/adapters.safetensors")
     for name in (*torn, *kept):
         (tmp_path / name).write_text("x")
-    check_writable(tmp_path)
+    check_writable(tmp_path / "adapters.safetensors")
     assert not any((tmp_path / name).exists() for name in torn)
     assert all((tmp_path / name).exists() for name in kept)
 
@@ -57,7 +57,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="adapter_path: .*file/adapters cannot be written"):
-        check_writable(tmp_path / "file" / "adapters")
+        check_writable(tmp_path / "file" / "adapters" / "adapters.safetensors")
 
 
 def test_round_trip(tmp_path):

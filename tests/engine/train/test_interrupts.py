@@ -8,7 +8,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.engine.train.interrupts import StepTimer, StopRequest, stop_after_step, stop_at_once
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGCONT)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT)
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +110,26 @@ def test_laps_that_were_all_stopped_are_as_measured(monkeypatch):
     with laps.lap():
         stop.pauses += 1
     assert (laps.count, laps.seconds) == (1, 7)
+
+
+def test_a_closed_terminal_asks_for_the_end_and_never_ends_at_once():
+    """Shells send SIGHUP as well as the kernel, and systemd sends it after SIGTERM."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with stop_after_step() as stop:
+        send(signal.SIGHUP)
+        send(signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+    with stop_after_step() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGHUP)
+        assert stop.signal == signal.SIGTERM
+    with pytest.raises(SystemExit) as caught, stop_at_once():
+        send(signal.SIGHUP)
+    assert caught.value.code == 129
+
+
+def test_under_nohup_it_is_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_at_once(), stop_after_step() as stop:
+        send(signal.SIGHUP)
+        assert stop.signal is None
