@@ -61,15 +61,15 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-TAKEN = frozenset(
+RESERVED = frozenset(
     ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
 )
 """What a chat template is given by the rows themselves, or by this package."""
 
 
 def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    if taken := TAKEN.intersection(kwargs):
-        raise ValueError(f"{', '.join(sorted(taken))} cannot be set here; leave it out")
+    if reserved := RESERVED.intersection(kwargs):
+        raise ValueError(f"{', '.join(sorted(reserved))} cannot be set here; leave it out")
     return kwargs
 
 

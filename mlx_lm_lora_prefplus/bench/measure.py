@@ -175,7 +175,7 @@ def _described(workload: Workload, method: Method, choice: SelectedMethod) -> di
         **{key: getattr(workload, key) for key in keys},
         **shape,
         "engine": method.engine,
-        "policy": choice.words,
+        "policy": choice.description,
         "beta": method.beta,
         "device": mx.default_device().type.name,
         "clock": "cpu" if mx.default_device().type == mx.cpu else "wall",

@@ -1,8 +1,9 @@
-"""Several processes that train one model: each computes its share of every batch, and all know all of the result.
+"""Several processes that train one model: each computes its share of every batch, and all get the whole result.
 
-What is shared is the log-probs of the rows. Each process then computes the loss of the whole batch, its own rows with a
-gradient and the others' as numbers, so every loss, metric and running mean is that of one process, whichever rows look
-at one another; the gradients of the processes add up to that of the batch.
+The processes exchange the log-probs of their rows. Each then computes the loss of the whole batch, with its own rows
+differentiable and the others' as constants. Invariants: every loss, metric and running mean equals that of a single
+process, also where the loss compares rows with one another; and the gradients of the processes add up to the gradient
+of the batch. All processes make the same collective calls in the same order.
 """
 
 import json
@@ -31,7 +32,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, value: mx.array) -> mx.array:
@@ -47,7 +48,7 @@ class Ranks:
         return summed
 
     def largest(self, *values: int) -> list[int]:
-        """The largest of each number over all processes. All have to ask."""
+        """The largest of each number over all processes. Collective."""
         if self.size == 1:
             return list(values)
         return cast(list[int], mx.distributed.all_max(mx.array(values, mx.int32), group=self.group).tolist())
@@ -72,35 +73,35 @@ class Ranks:
             return value
         # As integers, so that every bit arrives whatever the others hold.
         bits = value.reshape(-1).view(mx.uint8).astype(mx.int32)
-        told = self.sum(bits if self.first else mx.zeros_like(bits))
-        mx.eval(told)
-        return told.astype(mx.uint8).view(value.dtype).reshape(value.shape)
+        shared = self.sum(bits if self.first else mx.zeros_like(bits))
+        mx.eval(shared)
+        return shared.astype(mx.uint8).view(value.dtype).reshape(value.shape)
 
     def state_from_first(self, state: RunState | None) -> RunState | None:
         """The first process's saved state, in each; the others bring None."""
         if self.size == 1:
             return state
-        told: dict[str, Any] | None = None
+        shared: dict[str, Any] | None = None
         if state is not None:
             shapes = {
                 tree: {name: [value.shape, str(value.dtype).rpartition(".")[2]] for name, value in group.items()}
                 for tree, group in state.arrays.items()
             }
-            told = {"values": state.values, "shapes": shapes}
-        text = json.dumps(told).encode() if self.first else b""
+            shared = {"values": state.values, "shapes": shapes}
+        text = json.dumps(shared).encode() if self.first else b""
         (length,) = self.largest(len(text))
         own = np.frombuffer(text, np.uint8) if self.first else np.zeros(length, np.uint8)
-        told = json.loads(bytes(np.array(self.from_first(mx.array(own)))))
-        if told is None:
+        shared = json.loads(bytes(np.array(self.from_first(mx.array(own)))))
+        if shared is None:
             return None
         arrays: dict[str, dict[str, mx.array]] = {}
-        for tree, group in told["shapes"].items():
+        for tree, group in shared["shapes"].items():
             arrays[tree] = {}
             for name, (shape, kind) in group.items():
                 value = state.arrays[tree][name] if state else mx.zeros(shape, getattr(mx, kind))
                 # A half-done step's gradient is there once: the processes add up.
                 arrays[tree][name] = self.from_first(value) if tree != "gradient" else value
-        return RunState(arrays, told["values"])
+        return RunState(arrays, shared["values"])
 
 
 def is_lost_peer(error: Exception) -> bool:
@@ -109,9 +110,9 @@ def is_lost_peer(error: Exception) -> bool:
 
 
 class SharedPolicy:
-    """A policy each of whose calls computes this process's share of the batch; the result is the whole batch's.
+    """Computes this process's share of a batch and returns the scores of the whole batch.
 
-    own: computes the share. Every process has to make the same calls with the same batches.
+    own: computes the share. Every process must make the same calls with the same batches.
     """
 
     def __init__(self, own: Scorer, ranks: Ranks):
@@ -126,8 +127,8 @@ class SharedPolicy:
         whole = mx.zeros((len(fields), rows))
         if start < stop:
             own, places = slice_batch(batch, start, stop), rows_of(batch, start, stop)
-            given = None if weights is None else weights[places, : own.completions.shape[1]]
-            scores = self.own(own, given, statistics=statistics)
+            weights_of_share = None if weights is None else weights[places, : own.completions.shape[1]]
+            scores = self.own(own, weights_of_share, statistics=statistics)
             whole = whole.at[:, places].add(mx.stack([getattr(scores, name).astype(mx.float32) for name in fields]))
         others = self.ranks.sum(mx.stop_gradient(whole)) - whole
         whole = whole + mx.stop_gradient(others)
@@ -135,9 +136,9 @@ class SharedPolicy:
 
 
 def share(batch: Batch, rank: int, size: int) -> tuple[int, int]:
-    """The examples that a process computes, from the first up to the last (not included): even work, by tokens.
+    """The range of examples that a process computes, first and one past the last; shares hold about as many tokens.
 
-    Who takes which share changes from batch to batch, or processes without an example would always be the same.
+    The shares rotate from batch to batch, so that no process is always the one without an example.
     """
     examples = batch.ids.shape[0]
     lengths = np.array(batch.lengths, np.int64).reshape(-1, examples).sum(axis=0)

@@ -205,10 +205,10 @@ def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
     parameters = {key: value for key, value in (config.get("lora_parameters") or {}).items() if key != "num_layers"}
     # The host writes no fine_tune_type, and no lora_parameters after full fine-tuning.
     kind = config.get("fine_tune_type") or ("dora" if parameters.get("use_dora") else "lora" if parameters else "full")
-    made = settings.model_copy(
+    as_trained = settings.model_copy(
         update={"train_type": kind, "num_layers": config.get("num_layers", -1), "lora_parameters": parameters}
     )
-    add_adapters(model, made)
+    add_adapters(model, as_trained)
     load_adapter_weights(model, file, "reference_model_path")
     return model.freeze()
 
@@ -254,13 +254,13 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]
     tables = [one for one in model.modules() if isinstance(one, (nn.Embedding, nn.QuantizedEmbedding))]
     if not tables:
         return
-    known = max(len(one.weight) for one in tables)
-    if max(tokenizer.get_vocab().values(), default=-1) < known:
+    size = max(len(one.weight) for one in tables)
+    if max(tokenizer.get_vocab().values(), default=-1) < size:
         return
     largest = max(map(largest_token, splits), default=-1)
-    if largest >= known:
+    if largest >= size:
         raise UserError(
-            f"model: its tokenizer makes tokens up to number {largest}, and the model knows 0 to {known - 1}. Either "
+            f"model: its tokenizer makes tokens up to number {largest}, and the model knows 0 to {size - 1}. Either "
             "the tokenizer is that of another model, or tokens were added to it and not to the model: take the "
             "tokenizer files that belong to the model."
         )

@@ -116,8 +116,8 @@ def is_active(module: ModuleType) -> bool:
 
 def originals_of(module: ModuleType) -> Mapping[str, Any]:
     """What is the host's own, by name, whether or not ours is in the module."""
-    found = getattr(module, MARK, None)
-    return found or MappingProxyType({name: getattr(module, name) for name in WRAPPED[module.__name__]})
+    value = getattr(module, MARK, None)
+    return value or MappingProxyType({name: getattr(module, name) for name in WRAPPED[module.__name__]})
 
 
 def misfit(module: ModuleType) -> str | None:
@@ -133,28 +133,28 @@ def host_version() -> str | None:
         return getattr(sys.modules.get("mlx_lm_lora"), "__version__", None)
 
 
-def version_misfit(found: str | None) -> str | None:
+def version_misfit(value: str | None) -> str | None:
     """Why this version of the host is not one that this release was made for; None if it is."""
     first, end = HOST_VERSIONS
-    match = re.match(r"(\d+)\.(\d+)", found or "")
+    match = re.match(r"(\d+)\.(\d+)", value or "")
     if match and first <= (int(match[1]), int(match[2])) < end:
         return None
     return (
         f"this release works with mlx-lm-lora >={first[0]}.{first[1]},<{end[0]}, and "
-        f"{found or 'an unknown version'} is installed"
+        f"{value or 'an unknown version'} is installed"
     )
 
 
 def _names_misfit(module: ModuleType) -> str | None:
     for name, parameters in WRAPPED[module.__name__].items():
-        found = getattr(module, name, None)
+        value = getattr(module, name, None)
         if parameters is None:
-            if not isinstance(found, dict):
+            if not isinstance(value, dict):
                 return f"{module.__name__} has no table {name}"
             continue
-        if not callable(found):
+        if not callable(value):
             return f"{module.__name__} has no function {name}"
-        names = tuple(inspect.signature(found).parameters)
+        names = tuple(inspect.signature(value).parameters)
         if names != parameters:
             return f"{module.__name__}.{name} takes ({', '.join(names)}), expected ({', '.join(parameters)})"
     missing = [name for name in USED.get(module.__name__, ()) if not hasattr(module, name)]

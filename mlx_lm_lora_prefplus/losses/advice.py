@@ -18,21 +18,21 @@ def advice(options: Any, alone: float = 0.0, labels: tuple[int, int] | None = No
     """
     chosen = options.chosen_losses
     rules = [rule for row in chosen.values() for rule in row.advice]
-    told = [text for rule in rules if (text := rule(options))]
+    warnings = [text for rule in rules if (text := rule(options))]
     if alone > SOME and (lost := list(_of_single_examples(options))):
-        told.append(f"{_alone(alone)}: {'; '.join(lost)}. {REMEDY}")
-    told += [f"{key} has no effect without {needed}." for key, needed in _without_effect(options)]
+        warnings.append(f"{_alone(alone)}: {'; '.join(lost)}. {REMEDY}")
+    warnings += [f"{key} has no effect without {needed}." for key, needed in _without_effect(options)]
     weighted = getattr(options, "loss_weights", None)
     if chosen and not any(row.function for row in chosen.values()):
-        told.append(
+        warnings.append(
             f"loss_type {next(iter(chosen))} alone learns nothing from the rejected completions. Add a preference loss "
             "to it."
         )
     if weighted and not any(weighted):
-        told.append("loss_weights are all 0: nothing is learned.")
+        warnings.append("loss_weights are all 0: nothing is learned.")
     if labels is not None:
-        told += _of_labels(options, *labels)
-    return told
+        warnings += _of_labels(options, *labels)
+    return warnings
 
 
 WITHOUT = {
@@ -47,16 +47,16 @@ def _without_effect(options: Any) -> list[tuple[str, str]]:
     """Keys that were changed, with what they need and do not have."""
     plain = {field.name: field.default for field in fields(options)}
     changed = {key for key, default in plain.items() if getattr(options, key) != default}
-    told = [
-        (key, words)
-        for key, (other, value, words) in WITHOUT.items()
+    warnings = [
+        (key, text)
+        for key, (other, value, text) in WITHOUT.items()
         if key in changed and getattr(options, other) != value
     ]
     weight = next((key for key in ("cpo_alpha", "sft_weight") if key in plain), None)
     averaged = any(not row.function for row in options.chosen_losses.values()) or (weight and getattr(options, weight))
     if weight and "sft_normalization" in changed and not averaged:
-        told.append(("sft_normalization", weight))
-    return told
+        warnings.append(("sft_normalization", weight))
+    return warnings
 
 
 def _alone(share: float) -> str:

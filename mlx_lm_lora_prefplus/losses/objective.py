@@ -64,7 +64,7 @@ def objective(
         keys = {key: getattr(options, key) for key in row.options}
         if row.baseline:
             keys["baseline"] = state.get("reward_mean", 0.0)
-        losses = row.function(_as_given(row, options, examples), **keys)
+        losses = row.function(_logratio_of(row, options, examples), **keys)
         if pair_weights is not None:
             losses = pair_weights * losses
         total, parts[name] = total + weight * losses, losses.sum()
@@ -80,7 +80,7 @@ def objective(
     return Objective(sums, parts if len(names) > 1 else {}, state)
 
 
-def _as_given(row: Loss, options: Any, examples: Any) -> Any:
+def _logratio_of(row: Loss, options: Any, examples: Any) -> Any:
     """Sums or means, and the log-ratio of the divergence that was asked for."""
     kind = getattr(options, "f_divergence_type", "reverse_kl")
     if row.divergence and kind != "reverse_kl":

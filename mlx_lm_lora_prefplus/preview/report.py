@@ -101,7 +101,7 @@ def _tell(report: Report, session: Session, splits: dict[str, Split], planned: R
         "objective": summary.objective(resolved),
         "reference": summary.reference(session, planned),
         "prompt_format": summary.prompt_format(resolved.data),
-        "engine": session.engine.words,
+        "engine": session.engine.description,
         "data": {name: statistics_of(split) for name, split in splits.items()},
         "rows": shown_rows(next(iter(splits.values())), session.tokenizer),
     }

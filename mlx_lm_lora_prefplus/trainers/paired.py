@@ -115,13 +115,13 @@ def _over_tokens(scores: Scores, batch: Batch, nll: mx.array) -> dict[str, dict[
     """Unit → sums of what is a mean over all tokens, not over completions."""
     tokens = batch.completion_lengths
     chosen, rejected = chosen_and_rejected(scores.mean_logits * tokens, batch)
-    found = {
+    metrics_by_unit = {
         "chosen_tokens": {"nll_loss": nll, "logits/chosen": chosen},
         "rejected_tokens": {"logits/rejected": rejected},
     }
     if scores.entropy is not None:
-        found["completion_tokens"] = {"entropy": scores.entropy * tokens}
-    return {unit: summed(metrics) for unit, metrics in found.items()}
+        metrics_by_unit["completion_tokens"] = {"entropy": scores.entropy * tokens}
+    return {unit: summed(metrics) for unit, metrics in metrics_by_unit.items()}
 
 
 def chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
@@ -134,11 +134,11 @@ def chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.ar
 
 def _pairs(scores: Scores, batch: Batch) -> Pairs:
     columns = {name: value for name, value in batch.columns.items() if value.shape == batch.ids.shape}
-    given = (scores.weighted_logps, batch.reference_logps, batch.completion_lengths)
-    (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in given)
+    values = (scores.weighted_logps, batch.reference_logps, batch.completion_lengths)
+    (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in values)
     return Pairs(p_w, p_l, q_w, q_l, n_w, n_l, columns)
 
 
 def _lists(scores: Scores, batch: Batch) -> Lists:
-    given = (scores.logps, batch.reference_logps, batch.completion_lengths, batch.columns["scores"])
-    return Lists(*(value.reshape(-1, batch.ids.shape[0]).T for value in given))
+    values = (scores.logps, batch.reference_logps, batch.completion_lengths, batch.columns["scores"])
+    return Lists(*(value.reshape(-1, batch.ids.shape[0]).T for value in values))

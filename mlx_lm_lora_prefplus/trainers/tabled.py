@@ -41,8 +41,8 @@ class TableTrainer(BaseTrainer):
 
     def with_losses(self, losses: Mapping[str, Any]) -> Self:
         """The same trainer with further losses, and with the config keys that they bring."""
-        if taken := sorted(set(losses) & set(self.losses)):
-            raise ValueError(f"mode {self.mode} has a loss {taken[0]} already; take another name")
+        if existing := sorted(set(losses) & set(self.losses)):
+            raise ValueError(f"mode {self.mode} has a loss {existing[0]} already; take another name")
         if strange := [name for name, loss in losses.items() if not isinstance(loss, Loss)]:
             raise ValueError(f"{strange[0]} is {losses[strange[0]]!r:.60}, and no mlx_lm_lora_prefplus.losses.Loss")
         table = {**self.losses, **losses}

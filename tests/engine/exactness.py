@@ -112,4 +112,4 @@ def examine(model: nn.Module, batches=BATCHES, **settings) -> Finding:
         error(gradient(choice.policy, batch), plain_gradient(model, batch))
         for batch in (batch_of(lengths, seed) for seed, lengths in enumerate(batches.values()))
     ]
-    return Finding(type(choice.policy), max(errors), choice.words)
+    return Finding(type(choice.policy), max(errors), choice.description)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UserError
-from ...settings import TAKEN
+from ...settings import RESERVED
 
 Messages = list[dict[str, Any]]
 """[{"role": …, "content": …, …}, …], as a chat template takes them. `content` is always text."""
@@ -87,7 +87,7 @@ def as_template_kwargs(value: Any, where: str, column: str = "chat_template_kwar
         raise UserError(f"{where}, column {column!r}: not valid JSON ({error}).") from error
     if not isinstance(kwargs, dict):
         raise wrong_type(where, column, value, 'an object such as {"enable_thinking": true}')
-    if reserved := TAKEN.intersection(kwargs):
+    if reserved := RESERVED.intersection(kwargs):
         raise UserError(f"{where}, column {column!r}: {', '.join(sorted(reserved))} cannot be set here. Leave it out.")
     return _without_nulls(kwargs)
 

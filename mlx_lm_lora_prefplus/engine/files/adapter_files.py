@@ -94,18 +94,18 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{key}: {file} cannot be read as safetensors ({error}).") from error
     assert isinstance(weights, dict)
-    wanted = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
-    given = {name: value.shape for name, value in weights.items()}
+    expected = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
+    shapes = {name: value.shape for name, value in weights.items()}
     problems = [
-        f"{name} is {given[name]}, wanted {wanted[name]}"
-        for name in given
-        if name in wanted and given[name] != wanted[name]
+        f"{name} is {shapes[name]}, wanted {expected[name]}"
+        for name in shapes
+        if name in expected and shapes[name] != expected[name]
     ]
-    problems += [f"{name} is not trained here" for name in given if name not in wanted]
-    problems += [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} is not trained here" for name in shapes if name not in expected]
+    problems += [f"{name} is missing" for name in expected if name not in shapes]
     if problems:
         raise UserError(
-            f"{key}: {file} does not fit ({len(problems)} of {len(wanted)} tensors), first: {problems[0]}. Train "
+            f"{key}: {file} does not fit ({len(problems)} of {len(expected)} tensors), first: {problems[0]}. Train "
             "with the train_type, num_layers and lora_parameters (rank) that the file was made with; "
             "adapter_config.json beside it tells them."
         )

@@ -44,21 +44,21 @@ class MetricsFile:
     def begin(self, lines: int) -> None:
         """Keep so many lines of before: those behind the state that the run goes on from will come again."""
         if self.file.is_file():
-            kept = self._readable()[:lines]
-            self.lines = len(kept)
+            whole = self._readable()[:lines]
+            self.lines = len(whole)
             with whole_file(self.file) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+                temporary.write_text("".join(whole), encoding="utf-8")
 
     def _readable(self) -> list[str]:
         """The lines up to one that is torn."""
-        kept = []
+        whole = []
         try:
             for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
                 json.loads(line)
-                kept += [line] if line.endswith("\n") else []
+                whole += [line] if line.endswith("\n") else []
         except (OSError, ValueError):
             pass
-        return kept
+        return whole
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line.

@@ -12,12 +12,12 @@ from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, values
 
 def warnings(history: History, run: RunInfo) -> dict[str, str]:
     """Name of the watcher → its warning, of those that have something to say."""
-    said: dict[str, str | None] = {}
+    texts: dict[str, str | None] = {}
     for name, watcher in HEALTH_CHECKS.items():
-        said[name] = watcher(history, run)
-        if name == "rate_too_high" and said[name]:
+        texts[name] = watcher(history, run)
+        if name == "rate_too_high" and texts[name]:
             run = run._replace(diverged=True)
-    return {name: text for name, text in said.items() if text}
+    return {name: text for name, text in texts.items() if text}
 
 
 def accuracy_stuck(history: History, run: RunInfo) -> str | None:

@@ -35,10 +35,10 @@ class RunInfo(NamedTuple):
 
         Where the run has diverged, the learning rate comes first.
         """
-        found = [text for needed, text in suggestions if needed is None or needed in self.choices]
-        if self.diverged and SMALLER_RATE in found:
-            found = [SMALLER_RATE, *(text for text in found if text != SMALLER_RATE)]
-        *others, last = found
+        matching = [text for needed, text in suggestions if needed is None or needed in self.choices]
+        if self.diverged and SMALLER_RATE in matching:
+            matching = [SMALLER_RATE, *(text for text in matching if text != SMALLER_RATE)]
+        *others, last = matching
         return f"Try {', '.join(others)} or {last}." if others else f"Try {last}."
 
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 PREFIX = "[prefplus] "
 
-METRIC_WORDS = {"loss": "objective", "it/s": "updates per second", "memory:": "memory "}
+METRIC_NAMES = {"loss": "objective", "it/s": "updates per second", "memory:": "memory "}
 """MLX-LoRA-Studio reads the numbers of a line that holds one of these as metrics: each is written as another word."""
 
 
@@ -32,7 +32,7 @@ def show(callback: Any, line: str) -> None:
 
 def without_metrics(line: str) -> str:
     """The line without anything that MLX-LoRA-Studio would read as a metric or as the progress of the run."""
-    for word, other in METRIC_WORDS.items():
+    for word, other in METRIC_NAMES.items():
         line = re.sub(re.escape(word), other, line, flags=re.IGNORECASE)
     line = re.sub(r"peak[ _](?=mem)", "peak-", line, flags=re.IGNORECASE)
     return re.sub(r"(?<=\d)\s*/\s*(?=\d)", "\N{DIVISION SLASH}", line)  # `3/10` is taken for progress

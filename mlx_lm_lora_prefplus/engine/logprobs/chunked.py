@@ -1,8 +1,17 @@
-"""Long rows, exactly, in the memory of a short piece: forward piece by piece, backward piece by piece in reverse.
+"""Exact gradients of long rows in the memory of a short piece.
 
-The forward keeps what attention layers keep of a piece (keys and values) and what recurrent layers hand on (their
-state), and nothing else. The backward takes the pieces in reverse: each is computed again from what came in, and hands
-the gradient with respect to that to the pieces before it. No gradient is cut at a border.
+The forward runs piece by piece and stores only what later pieces need: the keys and values of attention layers, and
+the states of recurrent layers. The backward visits the pieces in reverse order. It recomputes each piece from the
+stored values and passes the gradient with respect to them on to the earlier pieces, so no gradient is cut at a border.
+
+What `_Run.backward` relies on:
+
+1. When it reaches piece k, `cotangents_of[k]` is complete: every later piece has added its share.
+2. Recomputing a piece gives the bits of the forward, because it starts from the very arrays that the forward stored.
+   (`select` uses this engine for no model with dropout.)
+3. A piece is recomputed only when the pieces after it are finished. MLX is lazy, so `mx.depends` must say so; without
+   it all pieces would be in memory at once.
+4. Tracing leaves placeholders in the model. `ChunkedPolicy._run` puts the arrays back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +30,8 @@ from .plain import scores_of
 from .shared_prefix import HeadPolicy
 from .split_model import SplitModel
 
-Handed = list[list[mx.array]]
-"""What the layers hand on after a piece: for each, its keys and values of the piece, or its state."""
+Carried = list[list[mx.array]]
+"""What a piece leaves to later ones, for each layer: its keys and values of the piece, or its state."""
 
 
 class Piece(NamedTuple):
@@ -67,15 +76,15 @@ class ChunkedPolicy(HeadPolicy):
 
     def _by_example(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
         """As `_run`, one example after the other."""
-        found = []
+        columns = []
         for i in range(batch.ids.shape[0]):
             one, rows = slice_batch(batch, i, i + 1), rows_of(batch, i, i + 1)
             own = None if weights is None else weights[rows, : one.completions.shape[1]]
-            found.append(self._run(_pieces(one, own, self.width), statistics))
-        return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*found, strict=True)]
+            columns.append(self._run(_pieces(one, own, self.width), statistics))
+        return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*columns, strict=True)]
 
     def _run(self, pieces: list[Piece], statistics: bool) -> list[mx.array]:
-        """Sums over the scored tokens of each row, as `score` gives them."""
+        """Sums over the scored tokens of each row; see `score`."""
         trained = tree_flatten(self.model.trainable_parameters())
         names, parameters = [name for name, _ in trained], [value for _, value in trained]
         run = _Run(self, pieces, names, statistics)
@@ -104,7 +113,7 @@ class ChunkedPolicy(HeadPolicy):
 
 
 def _pieces(batch: Batch, weights: mx.array | None, width: int) -> list[Piece]:
-    """The prompts without their last token, then the completions beginning with it, in columns of `width`."""
+    """Columns of `width` tokens: the prompts without their last token, then that token and the completions."""
     lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
     copies = batch.completions.shape[0] // batch.prompts.shape[0]
     prompts = batch.prompts[:, :-1]
@@ -125,109 +134,118 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int) -> list[Piece]:
 
 
 class _Run:
-    """One batch's way through the model, there and back.
+    """The forward and the backward of one batch.
 
     Attributes:
-        handed: what each piece has handed on.
-        trunk_outputs: what has come out of the frozen trunk for each piece; empty without one.
-        frozen: how many layers' caches belong to the trunk. No gradient goes there.
+        templates: the caches that the model makes for itself; they tell which kind each layer needs.
+        carried: what each piece leaves to later ones.
+        trunk_outputs: the output of the frozen trunk for each piece; empty without a trunk.
+        frozen: number of caches that belong to the trunk. No gradient goes there.
     """
 
     def __init__(self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str], statistics: bool):
         self.policy, self.pieces, self.names, self.statistics = policy, pieces, names, statistics
         model: Any = policy.model
-        self.made = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
-        self.handed: list[Handed] = []
+        self.templates = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
+        self.carried: list[Carried] = []
         trunk = find_trunk(model, policy.halves.head_names)
-        self.trunk = trunk if len(self.made) == len(model.layers) else None
+        self.trunk = trunk if len(self.templates) == len(model.layers) else None
         self.trunk_outputs: list[Any] = []
-        self.frozen = sum(len(_flat(made)) for made in self.made[: self.trunk.size]) if self.trunk else 0
+        self.frozen = sum(len(_flat(template)) for template in self.templates[: self.trunk.size]) if self.trunk else 0
 
-    def step(self, parameters: Any, k: int, handed: list[Handed]) -> tuple[list[mx.array], Handed]:
-        """Run piece `k` on what the pieces before it handed on: its scores (none in a prompt), and what it hands on."""
+    def step(self, parameters: Any, k: int, carried: list[Carried]) -> tuple[list[mx.array], Carried]:
+        """Run piece `k` after the earlier ones: its scores (none in a prompt), and what it carries on."""
         piece, model = self.pieces[k], self.policy.model
         model.update(tree_unflatten(list(zip(self.names, parameters, strict=True))))
-        kinds = [kind for made in self.made for kind in _flat(made)]
-        caches = [_cache(kind, piece, [new[layer] for new in handed]) for layer, kind in enumerate(kinds)]
+        kinds = [kind for template in self.templates for kind in _flat(template)]
+        caches = [_cache(kind, piece, [new[layer] for new in carried]) for layer, kind in enumerate(kinds)]
         remaining = iter(caches)
-        states = self.policy.halves.hidden(piece.tokens, [_like(made, remaining) for made in self.made])
+        states = self.policy.halves.hidden(piece.tokens, [_like(template, remaining) for template in self.templates])
         scores = [] if piece.targets is None else self.policy.score(states, piece, self.statistics)
-        return scores, [_handed_on(cache) for cache in caches]
+        return scores, [_carried_on(cache) for cache in caches]
 
     def forward(self, parameters: Any) -> tuple[mx.array, ...]:
         """The sums of `ChunkedPolicy.score` over all pieces."""
-        self.handed, self.trunk_outputs = [], []
-        totals: list[mx.array] = []
+        self.carried, self.trunk_outputs = [], []
+        sums: list[mx.array] = []
         for k in range(len(self.pieces)):
             with self.trunk.recorded(self.trunk_outputs) if self.trunk else nullcontext():
-                scores, new = self.step(parameters, k, self.handed)
-            totals = [a + b for a, b in zip(totals, scores, strict=True)] if totals else scores
-            self.handed.append(new)
-        return tuple(totals)
+                scores, new = self.step(parameters, k, self.carried)
+            sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
+            self.carried.append(new)
+        return tuple(sums)
 
     def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
         """The gradient of Σ cotangent · log-probs, plain and weighted, with respect to the parameters."""
         differentiable = 1 if self.pieces[-1].weights is None else 2
-        trained = [handed[self.frozen :] for handed in self.handed]
-        owed = [[mx.zeros_like(array) for array in _leaves(handed)] for handed in trained]
+        trained = [carried[self.frozen :] for carried in self.carried]
+        cotangents_of = [[mx.zeros_like(array) for array in _leaves(carried)] for carried in trained]
         total = [mx.zeros_like(parameter) for parameter in parameters]
         for k in reversed(range(len(self.pieces))):
             piece = self.pieces[k]
 
-            def again(*arrays: mx.array, k: int = k) -> list[mx.array]:
+            def recompute(*arrays: mx.array, k: int = k) -> list[mx.array]:
                 rest = iter(arrays[len(parameters) :])
-                handed = [
+                carried = [
                     [*whole[: self.frozen], *([next(rest) for _ in layer] for layer in new)]
-                    for whole, new in zip(self.handed[:k], trained, strict=False)
+                    for whole, new in zip(self.carried[:k], trained, strict=False)
                 ]
                 with self.trunk.replayed([self.trunk_outputs[k]]) if self.trunk else nullcontext():
-                    scores, new = self.step(arrays[: len(parameters)], k, handed)
+                    scores, new = self.step(arrays[: len(parameters)], k, carried)
                 return [*scores[:differentiable], *_leaves(new[self.frozen :])]
 
-            # Not before the pieces after it are done, or all of them would be computed again at once.
-            done = [*owed[k], *total]
-            later = lambda array, done=done: None if array is None else mx.depends([array], done)[0]  # noqa: E731
+            # Invariant 3.
+            finished = [*cotangents_of[k], *total]
+            later = lambda array, finished=finished: None if array is None else mx.depends([array], finished)[0]  # noqa: E731
             self.pieces[k] = piece._replace(tokens=later(piece.tokens))
             if self.trunk:
                 self.trunk_outputs[k] = tree_map(later, self.trunk_outputs[k])
             primals = [*parameters, *(array for new in trained[:k] for array in _leaves(new))]
-            wanted = [*([] if piece.targets is None else cotangents[:differentiable]), *owed[k]]
-            _, gradients = mx.vjp(again, primals, wanted)
+            incoming = [*([] if piece.targets is None else cotangents[:differentiable]), *cotangents_of[k]]
+            _, gradients = mx.vjp(recompute, primals, incoming)
             rest = iter(gradients)
             total = [a + next(rest) for a in total]
-            owed[:k] = [[a + next(rest) for a in arrays] for arrays in owed[:k]]
+            cotangents_of[:k] = [[a + next(rest) for a in arrays] for arrays in cotangents_of[:k]]
         return tuple(total)
 
 
-def _leaves(handed: Handed) -> list[mx.array]:
-    return [array for layer in handed for array in layer]
+def _leaves(carried: Carried) -> list[mx.array]:
+    return [array for layer in carried for array in layer]
 
 
-def _flat(made: Any) -> list[Any]:
-    """The caches in a cache of caches."""
-    return [inner for cache in made.caches for inner in _flat(cache)] if isinstance(made, CacheList) else [made]
+def _flat(template: Any) -> list[Any]:
+    """The caches of a cache, which may hold several."""
+    return (
+        [inner for cache in template.caches for inner in _flat(cache)]
+        if isinstance(template, CacheList)
+        else [template]
+    )
 
 
-def _like(made: Any, caches: Iterator[Any]) -> Any:
-    """The next caches, put together as `made` is."""
-    return CacheList(*(_like(inner, caches) for inner in made.caches)) if isinstance(made, CacheList) else next(caches)
+def _like(template: Any, caches: Iterator[Any]) -> Any:
+    """The next of the caches, arranged as in the template."""
+    return (
+        CacheList(*(_like(inner, caches) for inner in template.caches))
+        if isinstance(template, CacheList)
+        else next(caches)
+    )
 
 
-def _cache(made: Any, piece: Piece, handed: list[list[mx.array]]) -> Any:
-    """The cache of a layer before a piece, from what it handed on after each piece before."""
+def _cache(template: Any, piece: Piece, carried: list[list[mx.array]]) -> Any:
+    """The cache of a layer before a piece, from what each earlier piece carried on."""
     rows = piece.tokens.shape[0]
-    if isinstance(made, ArraysCache):
-        cache = ArraysCache(len(made.cache))
-        if handed:
-            cache.cache = [mx.concatenate([array] * (rows // array.shape[0])) for array in handed[-1]]
+    if isinstance(template, ArraysCache):
+        cache = ArraysCache(len(template.cache))
+        if carried:
+            cache.cache = [mx.concatenate([array] * (rows // array.shape[0])) for array in carried[-1]]
         return cache
-    if not handed:
+    if not carried:
         return PieceCache(piece.lengths, piece.prompt_width)
-    pieces = [[mx.concatenate([array] * (rows // array.shape[0])) for array in arrays] for arrays in handed]
+    pieces = [[mx.concatenate([array] * (rows // array.shape[0])) for array in arrays] for arrays in carried]
     keys, values = (mx.concatenate(list(column), axis=2) for column in zip(*pieces, strict=True))
     return PieceCache(piece.lengths, piece.prompt_width, keys, values)
 
 
-def _handed_on(cache: Any) -> list[mx.array]:
+def _carried_on(cache: Any) -> list[mx.array]:
     arrays: Any = cache.cache if isinstance(cache, ArraysCache) else cache.new
     return list(arrays)

@@ -1,4 +1,9 @@
-"""The frozen trunk: the layers below the first that is trained. What comes out of it never changes in a step."""
+"""The frozen trunk: the layers below the first trained one. Policy and reference share its output within a step.
+
+What sharing relies on: the trunk has no trained parameters and no adapters, so policy and reference compute the same
+from the same tokens; `TrunkReusingPolicy` replays an output only for the very arrays that it was computed from; and
+`select` has compared the result with the full computation before any run uses it.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,14 +18,14 @@ from ..model.swap import swapped_classes
 
 
 class Trunk(NamedTuple):
-    """size: how many layers it has. top: the last of them."""
+    """size: number of its layers. top: the last of them."""
 
     size: int
     top: nn.Module
 
     @contextmanager
     def recorded(self, outputs: list[Any]) -> Iterator[None]:
-        """What the trunk gives in the context is appended to `outputs`."""
+        """Append every output of the trunk to `outputs`."""
 
         def call(layer, *args, **kwargs):
             outputs.append(kind.__call__(layer, *args, **kwargs))
@@ -32,7 +37,7 @@ class Trunk(NamedTuple):
 
     @contextmanager
     def replayed(self, outputs: Sequence[Any]) -> Iterator[None]:
-        """The trunk gives `outputs`, one a call: nothing below is computed (MLX is lazy) or differentiated."""
+        """Let the trunk return `outputs`, one a call; MLX is lazy, so nothing below is run or differentiated."""
 
         def call(layer, *args, **kwargs):
             kind.__call__(layer, *args, **kwargs)  # for its cache, which a layer above may read
@@ -44,9 +49,9 @@ class Trunk(NamedTuple):
 
 
 def find_trunk(model: nn.Module, head: Collection[str]) -> Trunk | None:
-    """The trunk of a model, if it has one.
+    """The trunk of a model; None where it has none.
 
-    head: names of the parameters of the head, which may be trained all the same.
+    head: names of the parameters of the head. They may be trained.
     """
     layers: Any = model.layers
     trained = [name for name, _ in tree_flatten(model.trainable_parameters()) if name not in head]
@@ -56,11 +61,11 @@ def find_trunk(model: nn.Module, head: Collection[str]) -> Trunk | None:
 
 
 class TrunkReusingPolicy:
-    """A policy for which the trunk has run over one batch already; any other it computes in full.
+    """Scores one batch from the trunk's stored outputs, and any other batch in full.
 
     Arguments:
-        policy: the way to compute log-probs.
-        outputs: what the trunk gave when `policy` was called with `batch`.
+        policy: computes the scores.
+        outputs: those of the trunk when `policy` was called with `batch`.
     """
 
     def __init__(self, policy: Scorer, trunk: Trunk, batch: Batch, outputs: Sequence[Any]):
@@ -76,13 +81,13 @@ class TrunkReusingPolicy:
 
 
 TOKENS = ("tokens", "prompts", "completions", "prompt_lengths", "lengths")
-"""What of a batch goes through the trunk, and how."""
+"""The fields of a batch that the trunk's output depends on."""
 
 
 def reference_logps_sharing_trunk(
     policy: Scorer, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
 ) -> tuple[mx.array, TrunkReusingPolicy]:
-    """The reference's log-probs of a batch, (rows,) float32, nats, and the policy over the same run of the trunk.
+    """The reference's log-probs of a batch, (rows,) float32, nats, and a policy that reuses the trunk's outputs.
 
     weights: what each completion token counts. as_reference: a context in which the model is the reference.
     """

@@ -73,14 +73,14 @@ def head_logps(
 
 def _in_turn(function: Callable[[mx.array, slice], Columns], hidden: mx.array, positions: int) -> Columns:
     """`function` of some states at a time, one after the other, so that logits die before the next are born."""
-    parts: list[Columns] = []
+    chunks: list[Columns] = []
     for start in range(0, hidden.shape[0], positions):
         where = slice(start, start + positions)
         states = hidden[where]
-        if parts:
-            (states,) = mx.depends([states], list(parts[-1]))
-        parts.append(function(states, where))
-    return tuple(mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+        if chunks:
+            (states,) = mx.depends([states], list(chunks[-1]))
+        chunks.append(function(states, where))
+    return tuple(mx.concatenate(list(column)) for column in zip(*chunks, strict=True))
 
 
 def _scored(logits: mx.array, targets: mx.array, statistics: bool) -> Columns:
@@ -218,16 +218,16 @@ def trained_head_logps(
     @scored.vjp
     def _(arrays, cotangents, outputs):
         *own, hidden = arrays
-        totals, of_states = [mx.zeros_like(value) for value in own], []
+        sums, of_states = [mx.zeros_like(value) for value in own], []
 
         for start in range(0, hidden.shape[0], chunk):
             where = slice(start, start + chunk)
-            (states,) = mx.depends([hidden[where]], [*totals, *of_states[-1:]])  # as in `_in_turn`
+            (states,) = mx.depends([hidden[where]], [*sums, *of_states[-1:]])  # as in `_in_turn`
             logps = lambda *arrays, where=where: scored_chunk(arrays[:-1], arrays[-1], where, False)[0]  # noqa: E731
             *gradients, of_chunk = mx.vjp(logps, [*own, states], [cotangents[0][where]])[1]
-            totals = [total + gradient for total, gradient in zip(totals, gradients, strict=True)]
+            sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
             of_states.append(of_chunk)
-        return *totals, mx.concatenate(of_states)
+        return *sums, mx.concatenate(of_states)
 
     logps, *rest = scored(*(value for _, value in flat), hidden)  # pyright: ignore[reportGeneralTypeIssues]
     return logps, *map(mx.stop_gradient, rest)

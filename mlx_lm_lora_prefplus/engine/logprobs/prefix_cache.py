@@ -83,8 +83,8 @@ def prompt_caches(model: nn.Module) -> list[Any]:
         ValueError: the model uses a cache of another kind than those that are understood here.
     """
     mlx_lm_model: Any = model
-    made = mlx_lm_model.make_cache() if hasattr(model, "make_cache") else [None] * len(mlx_lm_model.layers)
-    return [_prompt_cache(cache) for cache in made]
+    caches = mlx_lm_model.make_cache() if hasattr(model, "make_cache") else [None] * len(mlx_lm_model.layers)
+    return [_prompt_cache(cache) for cache in caches]
 
 
 def has_states(model: nn.Module) -> bool:
@@ -104,14 +104,14 @@ def _holds_state(cache: Any) -> bool:
     return isinstance(cache, ArraysCache) or (isinstance(cache, CacheList) and any(map(_holds_state, cache.caches)))
 
 
-def _prompt_cache(made: Any) -> Any:
-    if type(made) is ArraysCache:
-        return made
-    if type(made) is CacheList:
-        return CacheList(*(_prompt_cache(cache) for cache in made.caches))
-    if made is None or type(made) in (KVCache, RotatingKVCache, ConcatenateKVCache):
+def _prompt_cache(caches: Any) -> Any:
+    if type(caches) is ArraysCache:
+        return caches
+    if type(caches) is CacheList:
+        return CacheList(*(_prompt_cache(cache) for cache in caches.caches))
+    if caches is None or type(caches) in (KVCache, RotatingKVCache, ConcatenateKVCache):
         return PrefixCache()
-    raise ValueError(f"a cache of kind {type(made).__name__} is not understood")
+    raise ValueError(f"a cache of kind {type(caches).__name__} is not understood")
 
 
 def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:

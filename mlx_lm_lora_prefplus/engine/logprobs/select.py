@@ -33,7 +33,7 @@ class SelectedMethod(NamedTuple):
     """
 
     policy: Scorer
-    words: str
+    description: str
     compilable: bool = True
     trunk: Trunk | None = None
 
@@ -76,7 +76,7 @@ class Method(NamedTuple):
     """
 
     make: Callable[[SplitModel], HeadPolicy]
-    words: str
+    description: str
     compilable: bool = True
     small: Callable[[SplitModel], HeadPolicy] | None = None
 
@@ -96,12 +96,14 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     if not settings.efficient_long_context or _dropouts(model):
         return once
     width = settings.long_context_chunk
-    words = f"in pieces of {width} tokens, the prompt once for its completions"
+    description = f"in pieces of {width} tokens, the prompt once for its completions"
     pieces = [
-        Method(partial(ChunkedPolicy, width=width, pairwise=True), f"{words}, prompt by prompt", False, _small(True))
+        Method(
+            partial(ChunkedPolicy, width=width, pairwise=True), f"{description}, prompt by prompt", False, _small(True)
+        )
     ]
     if padded:
-        pieces.insert(0, Method(partial(ChunkedPolicy, width=width), words, False, _small(False)))
+        pieces.insert(0, Method(partial(ChunkedPolicy, width=width), description, False, _small(False)))
     return [*pieces, *once]
 
 
@@ -132,15 +134,15 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> S
         tried.for_gradient = True
         difference = oracle.difference(tried)
         if oracle.passes(difference):
-            made = way.make(halves)
-            if example is not None and not oracle.agrees(made, HeadPolicy(halves), example):
-                refused += f"; {way.words}: not exact on row {int(example.ids[0])} of the data"
+            policy = way.make(halves)
+            if example is not None and not oracle.agrees(policy, HeadPolicy(halves), example):
+                refused += f"; {way.description}: not exact on row {int(example.ids[0])} of the data"
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
-            words = f"{way.words}, the head at completion tokens only ({exactness})"
+            description = f"{way.description}, the head at completion tokens only ({exactness})"
             trunk = _shared_trunk(tried, oracle)
-            return SelectedMethod(made, words, way.compilable and _traceable(tried, oracle.batches[0]), trunk)
-        refused += f"; {way.words}: not exact here"
+            return SelectedMethod(policy, description, way.compilable and _traceable(tried, oracle.batches[0]), trunk)
+        refused += f"; {way.description}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
     return SelectedMethod(plain, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]))

@@ -33,12 +33,14 @@ class HeadPolicy:
         rows, width, size = states.shape
         positions = batch.scored
         logps, *rest = self._score(
-            _taken(states.reshape(-1, size), positions), _taken(batch.completions.reshape(-1), positions), statistics
+            _take(states.reshape(-1, size), positions),
+            _take(batch.completions.reshape(-1), positions),
+            statistics,
         )
         summed = lambda values: _by_row(values, positions, rows, width)  # noqa: E731
         weighted = None
         if weights is not None:
-            weighted = summed(logps * _taken(mx.stop_gradient(weights).reshape(-1), positions))
+            weighted = summed(logps * _take(mx.stop_gradient(weights).reshape(-1), positions))
         return scores_of(batch, summed(logps), weighted, *map(summed, rest))
 
     def _states(self, batch: Batch) -> mx.array:
@@ -102,13 +104,13 @@ def _keyed(key: mx.array) -> type[nn.Dropout]:
     """Dropout that gives the same result whenever it is called."""
 
     def call(self, x):
-        kept = self._p_1
-        return x if kept == 1 or not self.training else mx.random.bernoulli(kept, x.shape, key) * x * (1 / kept)
+        keep = self._p_1
+        return x if keep == 1 or not self.training else mx.random.bernoulli(keep, x.shape, key) * x * (1 / keep)
 
     return type("KeyedDropout", (nn.Dropout,), {"__call__": call})
 
 
-def _taken(values: mx.array, positions: mx.array) -> mx.array:
+def _take(values: mx.array, positions: mx.array) -> mx.array:
     """`values[positions]`; zero at one past the last, where the padding of `Batch.scored` points to."""
     return mx.concatenate([values, mx.zeros_like(values[:1])])[positions]
 

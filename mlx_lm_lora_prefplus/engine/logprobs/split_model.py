@@ -1,8 +1,8 @@
 """The two halves of a model: tokens → hidden states (the backbone), hidden states → logits (the head).
 
-mlx-lm's models are called whole. Here the instance of the backbone gets another class for the length of a call: once
-to catch what it returns and leave the model at that point, once to hand in hidden states of our own. The model's own
-code runs in between, so scales, soft caps, tied and quantised heads need nothing from us.
+mlx-lm's models can only be called as a whole. During a call the backbone instance therefore gets another class: one
+that raises its output as an exception, which leaves the model at that point, or one that returns hidden states of
+ours. The rest is the model's own code, so scales, soft caps, tied and quantised heads need no special care.
 """
 
 from collections.abc import Iterator
@@ -140,17 +140,17 @@ def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
 
 def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
     """What `SplitModel.cuts` says, if the logits of some tokens come out of it."""
-    found = SplitModel(halves.model, halves.backbone)
+    result = SplitModel(halves.model, halves.backbone)
     for path, module in _outside_layers(halves.model):
         if any(name.rpartition(".")[0] == path for name in halves.head_names):
             for key, value in module.items():
                 if isinstance(value, mx.array) and halves.vocabulary in value.shape:
-                    found.cuts.append((module, key, value.shape.index(halves.vocabulary)))
+                    result.cuts.append((module, key, value.shape.index(halves.vocabulary)))
     some = mx.array([halves.vocabulary - 1, 0])
     try:
-        cut = found.logits(hidden, some)
+        cut = result.logits(hidden, some)
     except Exception:  # whatever a model does with fewer tokens than it was made for
         return []
     if cut.shape[-1] == some.size and mx.allclose(cut, logits[..., some], rtol=1e-2, atol=1e-2, equal_nan=True).item():
-        return found.cuts
+        return result.cuts
     return []

@@ -115,17 +115,17 @@ class Oracle:
         if not self.names:
             return {}
         _, gradient = nn.value_and_grad(self.model, function)()
-        taken = {name: value for name, value in arrays(gradient).items() if name in self.names}
-        mx.eval(taken)
-        return taken
+        trained = {name: value for name, value in arrays(gradient).items() if name in self.names}
+        mx.eval(trained)
+        return trained
 
     def difference(self, policy: Callable[[Batch], Scores]) -> Difference:
         """How far a way is from plain forwards, at worst over the batches."""
         try:
-            found = [self._differences(policy, batch) for batch in self.batches]
+            differences = [self._differences(policy, batch) for batch in self.batches]
         except Exception:  # whatever a model raises when it is called in a way it does not know
             return Difference(float("inf"), float("inf"))
-        return Difference(*(max(column) for column in zip(*found, strict=True)))
+        return Difference(*(max(column) for column in zip(*differences, strict=True)))
 
     def passes(self, difference: Difference) -> bool:
         """Whether differences are rounding."""
@@ -141,8 +141,8 @@ class Oracle:
         with in_float32(self.model):
             alone = [simple(slice_batch(rows, i, i + 1)).logps for i in filled.tolist()]
             logps = policy(example).logps
-        wanted = np.array(mx.concatenate(alone))
-        off = np.linalg.norm(np.array(logps)[filled] - wanted) / np.linalg.norm(wanted)
+        expected = np.array(mx.concatenate(alone))
+        off = np.linalg.norm(np.array(logps)[filled] - expected) / np.linalg.norm(expected)
         return bool(off <= self.allowed.logps)
 
     def _differences(self, policy: Callable[[Batch], Scores], batch: Batch) -> Difference:
@@ -150,8 +150,8 @@ class Oracle:
         which = self._which(rows)
         with in_float32(self.model):
             logps = policy(batch).logps
-        wanted = self.logps[which]
-        off = np.linalg.norm(np.array(logps) - wanted) / np.linalg.norm(wanted)
+        expected = self.logps[which]
+        off = np.linalg.norm(np.array(logps) - expected) / np.linalg.norm(expected)
         weights = np.linspace(1.0, -1.5, rows)  # so that no two rows can stand in for one another
         share = np.zeros(len(self.alone))
         np.add.at(share, which, weights)
@@ -159,8 +159,8 @@ class Oracle:
             name: mx.array(sum(s * g[name].astype(mx.float32) for s, g in zip(share.tolist(), self.alone, strict=True)))
             for name in self.names
         }
-        given = self._gradient(lambda: (policy(batch).logps * mx.array(weights.astype(np.float32))).sum())
-        return Difference(_difference(given, expected), float(off) if np.isfinite(off) else float("inf"))
+        gradient = self._gradient(lambda: (policy(batch).logps * mx.array(weights.astype(np.float32))).sum())
+        return Difference(_difference(gradient, expected), float(off) if np.isfinite(off) else float("inf"))
 
 
 def _compared(model: nn.Module) -> frozenset[str]:
@@ -181,11 +181,11 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         model.update(own)
 
 
-def _difference(given: Gradient, wanted: Gradient) -> float:
+def _difference(gradient: Gradient, expected: Gradient) -> float:
     """Relative L2 difference of all tensors together; infinite if anything is not finite."""
-    if not wanted:
+    if not expected:
         return 0.0
-    off = sum(mx.square((given[name] - value).astype(mx.float32)).sum() for name, value in wanted.items())
-    size = sum(mx.square(value.astype(mx.float32)).sum() for value in wanted.values())
+    off = sum(mx.square((gradient[name] - value).astype(mx.float32)).sum() for name, value in expected.items())
+    size = sum(mx.square(value.astype(mx.float32)).sum() for value in expected.values())
     ratio = float(np.sqrt(np.array(off) / max(float(np.array(size)), 1e-30)))
     return ratio if np.isfinite(ratio) else float("inf")

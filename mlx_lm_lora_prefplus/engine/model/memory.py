@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from ...plugin import Batch
 from ...settings import RunSettings
 
-WORDS = (
+OUT_OF_MEMORY = (
     *("out of memory", "unable to allocate", "insufficient memory", "maximum allowed buffer size", "bad_alloc"),
     *(
         "cudamalloc",
@@ -31,7 +31,7 @@ CHECKPOINTED = 0.5
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in WORDS)
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
 def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings: RunSettings) -> str:
@@ -39,21 +39,21 @@ def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings
 
     batch: the micro-batch that was under way.
     """
-    asked = _asked(str(error))
+    requested = _requested_bytes(str(error))
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(model.parameters())).values())
     there = total_memory()
-    step = max(mx.get_peak_memory(), mx.get_active_memory() + (asked or 0)) - weights
+    step = max(mx.get_peak_memory(), mx.get_active_memory() + (requested or 0)) - weights
     of = ""
     if batch is not None:
         rows, width = batch.tokens.shape
         of = f" on {batch.ids.shape[0]} examples ({rows} rows of up to {width} tokens)"
-    said = str(error).rstrip(".") or type(error).__name__
-    wanted = f" MLX asked for {_size(asked)} more." if asked else ""
-    told = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings)][:3]
+    message = str(error).rstrip(".") or type(error).__name__
+    request = f" MLX asked for {_size(requested)} more." if requested else ""
+    savings = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings)][:3]
     return (
-        f"Out of memory{of}: {said}.{wanted} There are {_size(there)} in all; the model takes "
-        f"{_size(weights)}, a step about {_size(step)} besides. What would lower it: {'; '.join(told)}. What was saved "
-        "before is whole: --resume goes on from there (--resume force with another batch_size or max_seq_length)."
+        f"Out of memory{of}: {message}.{request} There are {_size(there)} in all; the model takes "
+        f"{_size(weights)}, a step about {_size(step)} besides. What would lower it: {'; '.join(savings)}. What was "
+        "saved before is whole: --resume goes on from there (--resume force with another batch_size or max_seq_length)."
     )
 
 
@@ -85,10 +85,10 @@ def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, floa
     yield "lora_parameters rank → half", 0.05
 
 
-def _asked(text: str) -> int | None:
+def _requested_bytes(text: str) -> int | None:
     """The number of bytes in MLX's message."""
-    found = re.search(r"(?:allocate|allocating)\D{0,20}(\d+) bytes", text)
-    return int(found[1]) if found else None
+    match = re.search(r"(?:allocate|allocating)\D{0,20}(\d+) bytes", text)
+    return int(match[1]) if match else None
 
 
 def bound_cache() -> None:

@@ -20,7 +20,7 @@ class BestMetric:
         self.iteration = self.stale = 0
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The metric and its direction, for the log, where a line must not hold the word `loss`."""
         name = self.metric.replace("nll_loss", "NLL").replace("loss", "objective")
         return f"{name} ({'lower' if lower_is_better(self.metric) else 'higher'} is better)"

@@ -94,7 +94,7 @@ class Validator:
         watched.update(means, iteration)
         if self.inputs.save_best and saved and saved[0].update(means, iteration):
             best, folder = saved[0], self.inputs.save_best()
-            line = f"Best {best.words} so far: {best.value:.3f} at iteration {iteration}, kept in {folder}."
+            line = f"Best {best.description} so far: {best.value:.3f} at iteration {iteration}, kept in {folder}."
             tell(self.inputs.callback, line)
 
     def _timed(self, batches: Iterator[Batch], timer: StepTimer) -> Iterator[Batch]:

@@ -62,8 +62,8 @@ class GradientStep:
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:
             # The model's state is an output too: tracing leaves placeholders in the model, and this puts arrays back.
-            kept = [policy.model.state, mx.random.state]
-            gradient = mx.compile(gradient, inputs=kept, outputs=kept)
+            state_arrays = [policy.model.state, mx.random.state]
+            gradient = mx.compile(gradient, inputs=state_arrays, outputs=state_arrays)
         self._gradient = gradient
 
     def __call__(

@@ -38,9 +38,9 @@ class BatchStream:
 
     def take(self, size: int) -> list[Batch]:
         """The next micro-batches; `place` moves behind them."""
-        taken = list(islice(self._batches, size))
-        self.place = taken[-1][0]
-        return [batch for _, batch in taken]
+        batches = list(islice(self._batches, size))
+        self.place = batches[-1][0]
+        return [batch for _, batch in batches]
 
     @staticmethod
     def _from(epoch_batches: EpochBatches, place: DataPosition) -> Iterator[tuple[DataPosition, Batch]]:

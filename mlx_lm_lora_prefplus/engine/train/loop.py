@@ -98,7 +98,7 @@ def train(inputs: TrainingInputs) -> bool:
         tell(
             inputs.callback,
             f"Stopped after iteration {loop.state.counters.iteration}: {best.stale} validations without a better "
-            f"{best.words} than {best.value:.3f} at iteration {best.iteration}.",
+            f"{best.description} than {best.value:.3f} at iteration {best.iteration}.",
         )
     if adapter_file:
         tqdm.write(f"Saved final weights to {adapter_file}.")

@@ -34,7 +34,7 @@ class MetricSums:
     def __init__(self, before: "MetricSums | None" = None):
         self._sums: dict[tuple[Unit, str], float] = {}
         self._units: dict[Unit, int] = {}
-        self._known: dict[tuple[Unit, str], float] = before._means() if before else {}
+        self._last_means: dict[tuple[Unit, str], float] = before._means() if before else {}
 
     def add(self, units: dict[Unit, int], layout: Layout, values: mx.array) -> None:
         """Add a micro-batch: its counts, and the sums that `flatten` laid out."""
@@ -53,29 +53,29 @@ class MetricSums:
 
         A metric is left out as long as it had none of one of its units.
         """
-        known, means = self._means(), dict[str, float]()
-        unknown = {name for unit, name in self._sums if (unit, name) not in known} - {"loss"}
-        for (_, name), value in known.items():
-            if name not in unknown:
+        own, means = self._means(), dict[str, float]()
+        replaced = {name for unit, name in self._sums if (unit, name) not in own} - {"loss"}
+        for (_, name), value in own.items():
+            if name not in replaced:
                 means[name] = means.get(name, 0.0) + value
         return means
 
     def _means(self) -> dict[tuple[Unit, str], float]:
         means = {key: value / self._units[key[0]] for key, value in self._sums.items() if self._units[key[0]]}
-        return {**self._known, **means}
+        return {**self._last_means, **means}
 
     def dump(self) -> dict[str, Any]:
         """For the saved state of a run."""
         return {
             "sums": [[*key, value] for key, value in self._sums.items()],
             "units": self._units,
-            "known": [[*key, value] for key, value in self._known.items()],
+            "known": [[*key, value] for key, value in self._last_means.items()],
         }
 
     def load(self, dumped: dict[str, Any]) -> None:
         """Take over what `dump` gave."""
         self._units = dict(dumped["units"])
-        self._sums, self._known = (
+        self._sums, self._last_means = (
             {(unit, name): value for unit, name, value in dumped[key]} for key in ("sums", "known")
         )
 

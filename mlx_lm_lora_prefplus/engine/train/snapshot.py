@@ -148,13 +148,13 @@ def random_seed() -> int:
 
 def _refilled(tree: Any, arrays: dict[str, dict[str, mx.array]], name: str) -> Any:
     """A tree of the same structure with the saved arrays in it."""
-    saved, wanted = arrays.get(name, {}), dict(tree_flatten(tree))
-    wrong = [key for key in {*saved, *wanted} if key not in saved or key not in wanted]
+    saved, expected = arrays.get(name, {}), dict(tree_flatten(tree))
+    wrong = [key for key in {*saved, *expected} if key not in saved or key not in expected]
     form = lambda value: (value.shape, value.dtype)  # noqa: E731
-    wrong += [key for key in wanted if key in saved and form(saved[key]) != form(wanted[key])]
+    wrong += [key for key in expected if key in saved and form(saved[key]) != form(expected[key])]
     if wrong:
         raise UserError(
-            f"resume: the saved {name} does not fit this run ({len(wrong)} of {len(wanted)} arrays), first: "
+            f"resume: the saved {name} does not fit this run ({len(wrong)} of {len(expected)} arrays), first: "
             f"{sorted(wrong)[0]}. Train with the train_type, num_layers, lora_parameters and optimizer of before."
         )
     return tree_map_with_path(lambda key, _: saved[key], tree)

@@ -22,7 +22,7 @@ class Counters:
         validated. validated_untrained: whether the validation before the first update is done.
     epoch, batch: place of the first micro-batch of the optimiser step under way.
     size, done: micro-batches that this step has, and those of them that are done.
-    left_out: whether the update of this step will be left out.
+    left_out: whether the update of this step is left out, because something was not finite.
     tokens: completion tokens since the last report. trained_tokens: those before.
     skipped, skipped_in_a_row: updates left out because something was not finite.
     grad_norm: L2 norm of the last update's gradient before clipping; None before the first.

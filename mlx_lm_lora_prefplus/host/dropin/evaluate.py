@@ -40,8 +40,8 @@ def evaluate_dpo(
     Raises:
         UserError: something given cannot work. It is a ValueError.
     """
-    given = given_loss(loss_fn, dpo_loss, beta=beta, delta=delta, loss_type=loss_type)
-    resolved = _resolved("dpo", given, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
+    loss_of_caller = given_loss(loss_fn, dpo_loss, beta=beta, delta=delta, loss_type=loss_type)
+    resolved = _resolved("dpo", loss_of_caller, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
     return _evaluate(resolved, model, ref_model, dataset)
 
 
@@ -57,8 +57,8 @@ def evaluate_cpo(
     loss_fn: Callable[..., Any] = cpo_loss,
 ) -> Evaluated:
     """The host's function of this name; see `evaluate_dpo`."""
-    given = given_loss(loss_fn, cpo_loss, beta=beta, delta=delta, loss_type=loss_type)
-    resolved = _resolved("cpo", given, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
+    loss_of_caller = given_loss(loss_fn, cpo_loss, beta=beta, delta=delta, loss_type=loss_type)
+    resolved = _resolved("cpo", loss_of_caller, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
     return _evaluate(resolved, model, None, dataset)
 
 
@@ -72,7 +72,7 @@ def evaluate_orpo(
 
 def _resolved(
     mode: str,
-    given: dict[str, Any] | None,
+    loss_of_caller: dict[str, Any] | None,
     batch_size: int,
     num_batches: int,
     max_seq_length: int,
@@ -87,10 +87,10 @@ def _resolved(
         "max_seq_length": max_seq_length,
         "beta": beta,
     }
-    if given is None and loss_type is not None:
+    if loss_of_caller is None and loss_type is not None:
         typed["loss_type"] = loss_type
         typed |= {"delta": delta} if loss_type in ("dpop", "slic") else {}
-    return with_loss(resolved_settings(typed), given)
+    return with_loss(resolved_settings(typed), loss_of_caller)
 
 
 def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> Evaluated:

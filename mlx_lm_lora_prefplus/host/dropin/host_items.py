@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     cut: how many were cut, where that is known."""
 
     rows: Dataset
-    words: str
+    description: str
     cut: int = 0
 
 
@@ -42,16 +42,16 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
     """
     if (ours := unwrapped(dataset)) is not None:
         return Rows(ours, ours.info.description or f"{len(ours)}")
-    made = list(_rows(dataset, settings, name))
-    kept = [row for row, _ in made if row]
-    if not kept:
-        raise UserError(f"{name}: no row is left of {len(made)}. Give rows, and a larger max_seq_length.")
-    dropped = len(made) - len(kept)
-    cut = sum(cut for _, cut in made) - dropped
-    words = f"{len(kept)} of {len(made)}"
-    words += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
-    words += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
-    return Rows(Dataset.from_list(kept), words, cut)
+    all_rows = list(_rows(dataset, settings, name))
+    rows = [row for row, _ in all_rows if row]
+    if not rows:
+        raise UserError(f"{name}: no row is left of {len(all_rows)}. Give rows, and a larger max_seq_length.")
+    dropped = len(all_rows) - len(rows)
+    cut = sum(cut for _, cut in all_rows) - dropped
+    description = f"{len(rows)} of {len(all_rows)}"
+    description += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
+    description += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
+    return Rows(Dataset.from_list(rows), description, cut)
 
 
 class PairRows:
@@ -103,14 +103,14 @@ def _parted(item: Any, where: str) -> tuple[list[int], list[list[int]]]:
     """The prompt, and both completions without it."""
     if not isinstance(item, Mapping) or not {"chosen", "rejected"} <= set(item):
         raise UserError(
-            f"{where}: expected a dictionary with token ids under chosen and rejected, found {_seen(item)}. The host's "
-            "PreferenceDataset classes and load_dataset of this package make such items."
+            f"{where}: expected a dictionary with token ids under chosen and rejected, found {_describe(item)}. The "
+            "host's PreferenceDataset classes and load_dataset of this package make such items."
         )
     both = [np.asarray(item[side], np.int32).reshape(-1).tolist() for side in ("chosen", "rejected")]
-    given = [
+    lengths = [
         item.get(f"{side}_prompt_length") or len(ids) for side, ids in zip(("chosen", "rejected"), both, strict=True)
     ]
-    end = min(shared_start(*both), *given, *(len(ids) - 1 for ids in both))
+    end = min(shared_start(*both), *lengths, *(len(ids) - 1 for ids in both))
     if end < 1:
         raise UserError(
             f"{where}: chosen and rejected must begin with the same token (that of the prompt, or a BOS) and have a "
@@ -119,5 +119,5 @@ def _parted(item: Any, where: str) -> tuple[list[int], list[list[int]]]:
     return both[0][:end], [ids[end:] for ids in both]
 
 
-def _seen(item: Any) -> str:
+def _describe(item: Any) -> str:
     return f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__

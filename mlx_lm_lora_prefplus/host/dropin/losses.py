@@ -124,24 +124,24 @@ class GivenLoss(PairedTrainer):
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """The function's mean, counted once for each pair; see `PairedTrainer`."""
         scores = policy(batch)
-        given = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)
+        arguments = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)
         masks = mx.pad(batch.completion_mask, [(0, 0), (1, 0)]).astype(mx.float32)
-        given["chosen_masks"], given["rejected_masks"] = mx.split(masks, 2)
-        value, rewards, _, metrics = self.function(**given, **self.arguments)
-        said = {"rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
+        arguments["chosen_masks"], arguments["rejected_masks"] = mx.split(masks, 2)
+        value, rewards, _, metrics = self.function(**arguments, **self.arguments)
+        metrics_by_name = {"rewards/chosen": rewards[0], "rewards/rejected": rewards[1]}
         for name, metric in metrics.items():
-            said[NAMES.get(str(name), str(name))] = metric
+            metrics_by_name[NAMES.get(str(name), str(name))] = metric
         pairs = batch.ids.shape[0]
-        means = {name: mx.stop_gradient(metric).astype(mx.float32) * pairs for name, metric in said.items()}
+        means = {name: mx.stop_gradient(metric).astype(mx.float32) * pairs for name, metric in metrics_by_name.items()}
         return LossOutput(sums={"examples": value * pairs}, metrics={"examples": means})
 
     def _for_scores(self, scores: Scores, batch: Batch) -> dict[str, mx.array]:
         tokens = mx.maximum(batch.completion_lengths, 1) if self.arguments.get("loss_type") == "ipo" else 1
         policy, reference = mx.split(scores.logps / tokens, 2), mx.split(batch.reference_logps / tokens, 2)
-        given = {"policy_chosen_score": policy[0], "policy_rejected_score": policy[1]}
+        arguments = {"policy_chosen_score": policy[0], "policy_rejected_score": policy[1]}
         if self.reference:
-            given |= {"reference_chosen_score": reference[0], "reference_rejected_score": reference[1]}
-        return given
+            arguments |= {"reference_chosen_score": reference[0], "reference_rejected_score": reference[1]}
+        return arguments
 
     def _for_odds(self, scores: Scores, batch: Batch) -> dict[str, mx.array]:
         chosen, rejected = mx.split(scores.logps / mx.maximum(batch.completion_lengths, 1), 2)

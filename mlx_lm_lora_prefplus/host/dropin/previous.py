@@ -24,12 +24,12 @@ def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:
     files = [previous.folder / file for file in previous.files]
     if any(_holds(model, previous.folder / file) for file in previous.weights):
         set_aside(previous, {file.resolve() for file in files})
-        told = f"This run goes on from weights in {previous.folder}; they are kept in {previous.target} as well."
+        line = f"This run goes on from weights in {previous.folder}; they are kept in {previous.target} as well."
     else:
         set_aside(previous, {(previous.folder / "adapter_config.json").resolve()})
-        told = f"{previous.folder} held weights that this run did not make: they were moved to {previous.target}."
-    print_info(told)
-    show(callback, told)
+        line = f"{previous.folder} held weights that this run did not make: they were moved to {previous.target}."
+    print_info(line)
+    show(callback, line)
 
 
 def _holds(model: nn.Module, file: Path) -> bool:

@@ -43,21 +43,21 @@ def session_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> GivenSe
         raise UserError(
             "These functions run in one process: start the program without mlx.launch, or train with mlx_lm_lora.train."
         )
-    known: dict[str, Any] = {"train_type": train_type(model)}
+    model_settings: dict[str, Any] = {"train_type": train_type(model)}
     if not hasattr(model, "layers"):  # no model of mlx-lm, in which there is nothing to look for
-        known["engine"] = "plain"
-    resolved = resolved._replace(settings=resolved.settings.model_copy(update=known))
+        model_settings["engine"] = "plain"
+    resolved = resolved._replace(settings=resolved.settings.model_copy(update=model_settings))
     read = {
         split: token_rows(dataset, resolved.data, f"{split} data set")
         for split, dataset in datasets.items()
         if dataset is not None and (split != "valid" or len(dataset))
     }
-    session = GivenSession(resolved, model, _Unknown(), {split: one.rows for split, one in read.items()})
+    session = GivenSession(resolved, model, _UnknownTokenizer(), {split: one.rows for split, one in read.items()})
     session.read = read
     return session
 
 
-class _Unknown:
+class _UnknownTokenizer:
     """A tokenizer of which nothing is known, so that the rows themselves are looked through for tokens too large."""
 
     def get_vocab(self) -> dict[str, int]:
@@ -109,10 +109,10 @@ def announce(session: GivenSession, ref_model: nn.Module | None, callback: Any, 
     """
     resolved = session.resolved
     lines = [
-        f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {session.engine.words}",
+        f"train_{resolved.trainer.mode} is run by {resolved.provider}. Engine: {session.engine.description}",
         f"Objective: {summary.objective(resolved)}",
         *([describe_reference(session, ref_model)] if resolved.trainer.mode == "dpo" else []),
-        *(f"Rows, {split}: {rows.words}" for split, rows in session.read.items()),
+        *(f"Rows, {split}: {rows.description}" for split, rows in session.read.items()),
         summary.training(resolved.settings, session.model),
         summary.schedule(session),
     ]

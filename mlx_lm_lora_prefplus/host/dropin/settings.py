@@ -46,22 +46,22 @@ def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str,
     loss_type: the loss, where the mode has a choice.
     """
     fields = {field.name: field for field in dataclasses.fields(args)}
-    given = {RENAMED.get(name, name): getattr(args, name) for name in fields if name not in LEFT_OUT}
-    given |= {
+    values = {RENAMED.get(name, name): getattr(args, name) for name in fields if name not in LEFT_OUT}
+    values |= {
         name: getattr(args, name)
         for name in OBJECTIVE
         if name in fields and getattr(args, name) != fields[name].default
     }
     if args.seq_step_size is not None:
-        given |= {"efficient_long_context": True, "long_context_chunk": args.seq_step_size}
+        values |= {"efficient_long_context": True, "long_context_chunk": args.seq_step_size}
     if loss_type is not None:
-        given["loss_type"] = loss_type
+        values["loss_type"] = loss_type
     if mode == "dpo" and getattr(args, "reference_free", None) is not None:
-        given["reference_free"] = args.reference_free
-    return {**given, "train_mode": mode, "train": True}
+        values["reference_free"] = args.reference_free
+    return {**values, "train_mode": mode, "train": True}
 
 
-def resolved_settings(given: Mapping[str, Any], folder: Path | None = None) -> Resolved:
+def resolved_settings(values: Mapping[str, Any], folder: Path | None = None) -> Resolved:
     """Resolve and check; what the files of options say goes before what the caller gives.
 
     The seed of the order of rows is drawn from NumPy's, as the host's is, unless one is given: `np.random.seed`
@@ -74,8 +74,8 @@ def resolved_settings(given: Mapping[str, Any], folder: Path | None = None) -> R
         UserError: everything that is wrong, at once.
     """
     if folder is not None:
-        given = {"adapter_path": str(folder), **given}
-    resolved = with_files({"seed": int(np.random.randint(2**31)), **given}, folder)
+        values = {"adapter_path": str(folder), **values}
+    resolved = with_files({"seed": int(np.random.randint(2**31)), **values}, folder)
     kind = resolved.trainer.rows_of(resolved.options)
     if kind != "paired":
         name = ", ".join(loss_names(resolved.options.loss_type))
@@ -83,36 +83,36 @@ def resolved_settings(given: Mapping[str, Any], folder: Path | None = None) -> R
     return resolved
 
 
-def with_files(given: Mapping[str, Any], folder: Path | None) -> Resolved:
+def with_files(values: Mapping[str, Any], folder: Path | None) -> Resolved:
     """Resolve and check what a caller gives, with the files of options over it.
 
     Raises:
         UserError: everything that is wrong, at once.
     """
-    more, notes = _from_files(given, folder)
+    more, notes = _from_files(values, folder)
     if "loss_type" in more or "dpo_cpo_loss_type" in more:
-        given = {key: value for key, value in given.items() if key not in ("loss_type", "dpo_cpo_loss_type")}
-    resolved = resolve({**given, **more}, registry(), read_file=False)
+        values = {key: value for key, value in values.items() if key not in ("loss_type", "dpo_cpo_loss_type")}
+    resolved = resolve({**values, **more}, registry(), read_file=False)
     return resolved._replace(notes=(*notes, *resolved.notes))
 
 
-def _from_files(given: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
+def _from_files(values: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
     """What the files say, and what the user should be told of them."""
     files = [Path(named)] if (named := os.environ.get(VARIABLE)) else []
     if folder is not None:
         files.append(folder / FILE)
-    options = option_fields(registry()[given["train_mode"]].trainer.options)
-    taken = {*MORE, "loss_type", "dpo_cpo_loss_type", *options, *given} - CALLERS
-    found: dict[str, Any] = {}
+    options = option_fields(registry()[values["train_mode"]].trainer.options)
+    usable = {*MORE, "loss_type", "dpo_cpo_loss_type", *options, *values} - CALLERS
+    from_files: dict[str, Any] = {}
     notes: list[str] = []
     for file in files:
         if not file.is_file():
             continue
         content = read_config(str(file), host.yaml_loader)
         notes += [
-            f"{key} ({file}) has no effect on mode {given['train_mode']} here{nearest(key, taken)}"
+            f"{key} ({file}) has no effect on mode {values['train_mode']} here{nearest(key, usable)}"
             for key in content
-            if key not in taken
+            if key not in usable
         ]
-        found |= {key: value for key, value in content.items() if key in taken}
-    return found, notes
+        from_files |= {key: value for key, value in content.items() if key in usable}
+    return from_files, notes

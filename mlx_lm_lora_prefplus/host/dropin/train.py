@@ -57,8 +57,8 @@ def train_dpo(
         UserError: something given cannot work, or the loss is not finite. It is a ValueError.
     """
     loss = loss_type if loss_type != "sigmoid" else args.loss_type
-    given = given_loss(loss_fn, dpo_loss, beta=args.beta, delta=args.delta, loss_type=loss)
-    resolved = _resolved("dpo", args, None if given else loss, given)
+    loss_of_caller = given_loss(loss_fn, dpo_loss, beta=args.beta, delta=args.delta, loss_type=loss)
+    resolved = _resolved("dpo", args, None if loss_of_caller else loss, loss_of_caller)
     _train(resolved, model, ref_model, optimizer, train_dataset, val_dataset, args, training_callback)
 
 
@@ -72,8 +72,8 @@ def train_cpo(
     training_callback: TrainingCallback | None = None,
 ) -> None:
     """CPO as the host's function of this name; see `train_dpo`."""
-    given = given_loss(loss_fn, cpo_loss, beta=args.beta, delta=args.delta, loss_type=args.loss_type)
-    resolved = _resolved("cpo", args, None if given else args.loss_type, given)
+    loss_of_caller = given_loss(loss_fn, cpo_loss, beta=args.beta, delta=args.delta, loss_type=args.loss_type)
+    resolved = _resolved("cpo", args, None if loss_of_caller else args.loss_type, loss_of_caller)
     _train(resolved, model, None, optimizer, train_dataset, val_dataset, args, training_callback)
 
 
@@ -98,14 +98,14 @@ def given_loss(function: Callable[..., Any], stock: Callable[..., Any], **argume
     return {"function": function, "arguments": arguments}
 
 
-def _resolved(mode: str, args: Any, loss_type: str | None, given: dict[str, Any] | None) -> Resolved:
+def _resolved(mode: str, args: Any, loss_type: str | None, loss_of_caller: dict[str, Any] | None) -> Resolved:
     resolved = resolved_settings(settings_of(args, mode, loss_type), folder_of(args.adapter_file))
-    return with_loss(resolved, given)
+    return with_loss(resolved, loss_of_caller)
 
 
-def with_loss(resolved: Resolved, given: dict[str, Any] | None) -> Resolved:
-    """The same with the caller's loss in place of the mode's; `given` as `GivenLoss` takes it, or None."""
-    if given is None:
+def with_loss(resolved: Resolved, loss_of_caller: dict[str, Any] | None) -> Resolved:
+    """The same with the caller's loss in place of the mode's; `loss_of_caller` as `GivenLoss` takes it, or None."""
+    if loss_of_caller is None:
         return resolved
     trainer: Any = resolved.trainer
     own = GivenLoss(
@@ -114,7 +114,7 @@ def with_loss(resolved: Resolved, given: dict[str, Any] | None) -> Resolved:
         trainer.losses,
         reference=trainer.reference,
         odds=trainer.mode == "orpo",
-        **given,
+        **loss_of_caller,
     )
     return resolved._replace(trainer=own)
 
@@ -134,28 +134,28 @@ def _train(
     make_ready(model, resolved.settings)
     session = session_of(resolved, model, train=train_dataset, valid=val_dataset)
     check_validation(session)
-    told = announce(session, ref_model, callback, _unused(args, ref_model, optimizer))
+    messages = announce(session, ref_model, callback, _unused(args, ref_model, optimizer))
     reference = reference_of(session, ref_model)
-    kept = {} if args.adapter_file is None else _kept(session, file_of(args.adapter_file), callback, told)
-    train(training_inputs(session, reference, optimizer=optimizer, callback=callback, **{"save": None, **kept}))
+    saving = {} if args.adapter_file is None else _saving(session, file_of(args.adapter_file), callback, messages)
+    train(training_inputs(session, reference, optimizer=optimizer, callback=callback, **{"save": None, **saving}))
 
 
 def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) -> list[str]:
     """What the caller may believe is used, and is not; a sentence each."""
-    told = []
+    messages = []
     if ref_model is None and (path := getattr(args, "reference_model_path", None)):
-        told.append(f"reference_model_path {path} has no effect here: load that model and pass it as ref_model.")
+        messages.append(f"reference_model_path {path} has no effect here: load that model and pass it as ref_model.")
     if sets_its_own(optimizer) and "learning_rate" in optimizer.state:
-        told.append(
+        messages.append(
             f"{type(optimizer).__name__} sets its own rate of learning: the learning_rate it was given has no effect "
             "unless it is made with relative_step=False."
         )
     if args.adapter_file is None:
-        told.append("adapter_file is None: nothing is saved, and the adapters are in the model alone.")
-    return told
+        messages.append("adapter_file is None: nothing is saved, and the adapters are in the model alone.")
+    return messages
 
 
-def _kept(session: Session, adapter_file: Path, callback: Any, told: Messages) -> dict[str, Any]:
+def _saving(session: Session, adapter_file: Path, callback: Any, messages: Messages) -> dict[str, Any]:
     """What a run that saves gives to the loop."""
     model, config = session.model, adapter_config(session.model, adapter_file.parent)
 
@@ -170,7 +170,7 @@ def _kept(session: Session, adapter_file: Path, callback: Any, told: Messages) -
 
     def begin() -> None:
         keep_previous(model, adapter_file, callback)
-        write_record(adapter_file.parent, session.resolved, session.iters, {}, *told)
+        write_record(adapter_file.parent, session.resolved, session.iters, {}, *messages)
 
     return {"save": save, "save_best": save_best, "states": states, "metrics": metrics, "begin": begin}
 

@@ -67,5 +67,5 @@ def trainer_state(resolved: Resolved) -> dict[str, mx.array]:
     if not initial:
         return {}
     saved, _ = newest_state(Path(resolved.settings.adapter_path))
-    kept = saved.arrays.get("trainer", {}) if saved else {}
-    return kept if set(kept) == set(initial) else initial
+    saved_state = saved.arrays.get("trainer", {}) if saved else {}
+    return saved_state if set(saved_state) == set(initial) else initial

@@ -30,17 +30,17 @@ def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[
         reports do not tell.
     """
     cut = {**{name: report.truncated for name, report in reports.items()}, **(cut or {})}
-    told = [*_of_settings(session, reports), *_of_model(session)]
+    texts = [*_of_settings(session, reports), *_of_model(session)]
     if session.resolved.settings.train and not session.evaluates("valid"):
-        told.append(
+        texts.append(
             "There is no validation ("
             + ("val_batches: 0" if "valid" in session.rows else "no valid rows")
             + "): nothing will tell whether the policy learns more than its rows by heart. A tenth of the rows, in "
             "valid.jsonl, would."
         )
-    told += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
-    told += [text for name, report in reports.items() for text in _unused_columns(name, report)]
-    return told + statistics.data_warnings(session.rows, cut)
+    texts += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
+    texts += [text for name, report in reports.items() for text in _unused_columns(name, report)]
+    return texts + statistics.data_warnings(session.rows, cut)
 
 
 def unmasked(name: str, report: SplitReport) -> str:
@@ -54,52 +54,54 @@ def unmasked(name: str, report: SplitReport) -> str:
 
 
 def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> list[str]:
-    resolved, model, told = session.resolved, session.model, list[str]()
+    resolved, model, texts = session.resolved, session.model, list[str]()
     settings = resolved.settings
     if isinstance(resolved.options, LossOptions) and settings.train:
         labels = None
         if resolved.trainer.rows == "unpaired" and "train" in reports:
             labels = reports["train"].desirable, reports["train"].undesirable
-        told += advice(resolved.options, float((np.diff(session.plan("train").starts) == 1).mean()), labels)
+        texts += advice(resolved.options, float((np.diff(session.plan("train").starts) == 1).mean()), labels)
         if any("chosen_score" in row.columns for row in resolved.options.chosen_losses.values()):
-            told += unordered_scores(session.rows["train"])
+            texts += unordered_scores(session.rows["train"])
     if settings.qat_enable and not effective_linears(model):
-        told.append(
+        texts.append(
             "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
             "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
         )
     if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
-        told.append(f"num_layers {settings.num_layers}: the model has {count} layers, and all of them get adapters.")
-    if settings.token_budget and _given(resolved, "batch_size"):
-        told.append("batch_size has no effect beside token_budget.")
+        texts.append(f"num_layers {settings.num_layers}: the model has {count} layers, and all of them get adapters.")
+    if settings.token_budget and _is_given(resolved, "batch_size"):
+        texts.append("batch_size has no effect beside token_budget.")
     if settings.train and settings.iters and settings.epochs:
-        told.append(f"epochs: {settings.epochs} has no effect beside iters: {settings.iters}. Leave one of them out.")
+        texts.append(f"epochs: {settings.epochs} has no effect beside iters: {settings.iters}. Leave one of them out.")
     if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
-        told.append(f"With the settings as they are {reason}.")
-    return told
+        texts.append(f"With the settings as they are {reason}.")
+    return texts
 
 
 def _of_model(session: Session) -> list[str]:
     """What the model is not made for."""
-    resolved, settings, told = session.resolved, session.resolved.settings, list[str]()
+    resolved, settings, texts = session.resolved, session.resolved.settings, list[str]()
     limit, context = resolved.data.max_seq_length, context_of(session.model)
     if context and limit > context:
         longer = {name: _longer(session, name, context) for name in session.rows}
-        said = ", ".join(f"{count} of {len(session.rows[name])} {name} rows" for name, count in longer.items() if count)
-        if said or _given(resolved, "max_seq_length"):
-            effect = f"{said} are longer than that" if said else "no row is longer than that"
-            told.append(
+        counts = ", ".join(
+            f"{count} of {len(session.rows[name])} {name} rows" for name, count in longer.items() if count
+        )
+        if counts or _is_given(resolved, "max_seq_length"):
+            effect = f"{counts} are longer than that" if counts else "no row is longer than that"
+            texts.append(
                 f"max_seq_length {limit} is beyond the model's context of {context} tokens, and {effect}. Set "
                 f"max_seq_length: {context}."
             )
     if settings.train and settings.train_type == "full" and _quantized(session.model):
         trained = dict(tree_flatten(session.model.trainable_parameters()))
         total = sum(value.size for value in trained.values())
-        told.append(
+        texts.append(
             f"train_type: full on a quantised model trains what is not quantised alone: {len(trained)} tensors of "
             f"{total:,} numbers, mostly norms. Take train_type: lora, or a model that is not quantised."
         )
-    return told
+    return texts
 
 
 def context_of(model: nn.Module) -> int | None:
@@ -128,15 +130,15 @@ def unordered_scores(rows: Dataset) -> list[str]:
 def _unused_columns(name: str, report: SplitReport) -> list[str]:
     media = [column for column in report.unused if column.lower() in MEDIA]
     others = [column for column in report.unused if column not in media]
-    told = []
+    texts = []
     if media:
-        told.append(
+        texts.append(
             f"{name}: column {', '.join(media)} is not used: the model sees the text alone. Leave out rows that "
             "cannot be answered without it."
         )
     if others:
-        told.append(f"{name}: these columns are not used: {', '.join(others)}.")
-    return told
+        texts.append(f"{name}: these columns are not used: {', '.join(others)}.")
+    return texts
 
 
 def _longer(session: Session, split: str, context: int) -> int:
@@ -148,5 +150,5 @@ def _quantized(model: nn.Module) -> bool:
     return any(isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for _, module in model.named_modules())
 
 
-def _given(resolved: Resolved, key: str) -> bool:
+def _is_given(resolved: Resolved, key: str) -> bool:
     return resolved.sources.get(key) not in NOT_GIVEN

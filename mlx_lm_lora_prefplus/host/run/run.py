@@ -67,18 +67,18 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     session, splits, state = open_run(resolved, ranks)
     resolved, settings, model = session.resolved, session.resolved.settings, session.model
     planned = ReferencePass(session)
-    told = [*summary.lines(session, splits, planned), f"Engine: {session.engine.words}"]
+    lines = [*summary.lines(session, splits, planned), f"Engine: {session.engine.description}"]
     warnings = findings(session, {name: split.report for name, split in splits.items()}) if ranks.first else []
-    for line in told:
+    for line in lines:
         print_info(line)
     for warning in warnings:
         print_warning(warning)
 
     if settings.train:
-        known_by = fingerprint(session)
-        check_same_everywhere(known_by, ranks)
+        identity = fingerprint(session)
+        check_same_everywhere(identity, ranks)
         if state is not None:
-            check_same_run(state, known_by, settings)
+            check_same_run(state, identity, settings)
         check_validation(session)
     reference = planned.source(done=state.iteration if state else 0)
     if settings.train:
@@ -91,12 +91,12 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
                 kept_in = keep_previous(settings, file, resumed=state is not None)
                 if settings.fuse:
                     unfused.touch()
-                write_record(file.parent, resolved, session.iters, splits, told, [*resolved.notes, *warnings], kept_in)
+                write_record(file.parent, resolved, session.iters, splits, lines, [*resolved.notes, *warnings], kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
-            given = {"state": state, "known_by": known_by, "begin": begin, "loggers": loggers}
-            trained = train_policy(session, reference, file, training_callback, **given)
+            arguments = {"state": state, "known_by": identity, "begin": begin, "loggers": loggers}
+            trained = train_policy(session, reference, file, training_callback, **arguments)
             if settings.test:
                 test_policy(session, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
         if not trained:
@@ -121,9 +121,9 @@ def silence_other_ranks(ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def check_same_everywhere(known_by: Mapping[str, Any], ranks: Ranks) -> None:
+def check_same_everywhere(identity: Mapping[str, Any], ranks: Ranks) -> None:
     """UserError where the processes were not started with the same."""
-    digests = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in known_by.items()}
+    digests = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in identity.items()}
     if different := ranks.agree(digests):
         raise UserError(
             f"The {ranks.size} processes do not train the same: {', '.join(different)} differ. Start all of them with "
@@ -205,7 +205,7 @@ def train_policy(
     callback: Any,
     *,
     state: RunState | None = None,
-    known_by: dict[str, Any] | None = None,
+    identity: dict[str, Any] | None = None,
     begin: Callable[[], object] | None = None,
     loggers: Sequence[Logger] = (),
 ) -> bool:
@@ -252,7 +252,7 @@ def train_policy(
             loggers=loggers,
             ranks=ranks,
             resumed=state,
-            fingerprint=known_by if known_by is not None else fingerprint(session),
+            fingerprint=identity if identity is not None else fingerprint(session),
         )
     )
 

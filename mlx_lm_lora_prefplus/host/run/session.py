@@ -54,13 +54,13 @@ def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str
 
 def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
     """The splits that this run uses, as tokens."""
-    wanted = [
+    needed = [
         *(["train", "valid"] if resolved.settings.train else []),
         *(["test"] if resolved.settings.test else []),
     ]
-    splits = tokenised(resolved, tokenizer, wanted)
+    splits = tokenised(resolved, tokenizer, needed)
     for name in ("train", "test"):
-        if name in wanted and name not in splits:
+        if name in needed and name not in splits:
             raise UserError(
                 f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder that "
                 f"holds {name}.jsonl (or .json, .parquet, .csv)" + (", or leave out --test." if name == "test" else ".")
@@ -177,9 +177,9 @@ class Session:
         Those of training are cut as its steps cut them: the same padding gives the same bits.
         """
         visited = islice(self.plan(split), self._visits(split, batches))
-        found = self.collated(split, (ids for ids in visited if not known(ids).all()))
+        unseen = self.collated(split, (ids for ids in visited if not known(ids).all()))
         cut = split == "train" and self.cut_at and self.ranks.size == 1
-        return (one for batch in found for one in in_parts(batch)) if cut else found
+        return (one for batch in unseen for one in in_parts(batch)) if cut else unseen
 
     def _visits(self, split: str, batches: int | None) -> int | None:
         if split != "train":

@@ -36,27 +36,27 @@ TOKENS = {
 def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) -> list[str]:
     """The summary of a run."""
     resolved, model = session.resolved, session.model
-    told = [
+    texts = [
         f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
         f"Objective: {objective(resolved)}",
         f"Reference: {reference(session, planned)}",
         f"Prompt format: {prompt_format(resolved.data)}",
     ]
     if preset := resolved.settings.preset:
-        taken = [
+        keys = [
             key
             for key, source in resolved.sources.items()
             if source == f"preset {preset}" and key not in ("train_mode", "dpo_cpo_loss_type")
         ]
-        values = ", ".join(f"{key} {written(resolved.values[key])}" for key in taken)
-        told.append(f"Preset: {preset} ({PRESETS[preset].source}): {values or 'every value of it is overridden'}")
-    told += [rows(name, split) for name, split in splits.items()]
+        values = ", ".join(f"{key} {written(resolved.values[key])}" for key in keys)
+        texts.append(f"Preset: {preset} ({PRESETS[preset].source}): {values or 'every value of it is overridden'}")
+    texts += [rows(name, split) for name, split in splits.items()]
     if resolved.settings.train:
-        told += [training(resolved.settings, model), schedule(session)]
+        texts += [training(resolved.settings, model), schedule(session)]
         if resolved.settings.fuse:
             size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
-            told.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
-    return told
+            texts.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
+    return texts
 
 
 def objective(resolved: Resolved) -> str:
@@ -79,8 +79,8 @@ def objective(resolved: Resolved) -> str:
     }
     if "simpo_gamma" in used:
         shown["γ/β"] = f"{values['simpo_gamma'] / values['beta']:.3g}"
-    told = ", ".join(f"{key} {written(value)}" for key, value in shown.items())
-    return f"{text} ({told})" if told else text
+    texts = ", ".join(f"{key} {written(value)}" for key, value in shown.items())
+    return f"{text} ({texts})" if texts else text
 
 
 def written(value: object) -> str:

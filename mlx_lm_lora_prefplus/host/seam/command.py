@@ -164,9 +164,9 @@ class Seam:
 
 
 def _request_of(args: Any) -> Request:
-    given = args if isinstance(args, dict) else vars(args)
-    config = given.get("config")
-    return Request(given.get("train_mode"), os.fspath(config) if config else None, given.get("preset"))
+    values = args if isinstance(args, dict) else vars(args)
+    config = values.get("config")
+    return Request(values.get("train_mode"), os.fspath(config) if config else None, values.get("preset"))
 
 
 def _is_ours(args: Any) -> bool:

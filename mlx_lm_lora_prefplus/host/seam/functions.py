@@ -33,11 +33,11 @@ def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     check_has_pipeline(args.train_mode)
     resolved = resolve(vars(args), registry(), read_file=False)
     wrapped = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
-    found: dict[str, Any] = {}
+    rows_of_set: dict[str, Any] = {}
     for name, split in read_rows(resolved, wrapped).items():
         split.rows.info.description = summary.rows(name, split).partition(": ")[2]
-        found[name] = PairRows(split.rows) if kind_of(resolved) == "paired" else split.rows
-    train_rows, valid_rows, test_rows = (found.get(name, []) for name in ("train", "valid", "test"))
+        rows_of_set[name] = PairRows(split.rows) if kind_of(resolved) == "paired" else split.rows
+    train_rows, valid_rows, test_rows = (rows_of_set.get(name, []) for name in ("train", "valid", "test"))
     return train_rows, valid_rows, test_rows
 
 
@@ -58,9 +58,9 @@ def train_model(
     session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
     file = Path(adapter_file)
     state = find_state(session.resolved.settings, file)
-    known_by = fingerprint(session)
+    identity = fingerprint(session)
     if state is not None:
-        check_same_run(state, known_by, session.resolved.settings)
+        check_same_run(state, identity, session.resolved.settings)
     settings = session.resolved.settings
     reference = ReferencePass(session, reference_model).source(done=state.iteration if state else 0)
     with open_loggers(settings, session.resolved.values) as loggers:
@@ -70,7 +70,7 @@ def train_model(
             file,
             training_callback,
             state=state,
-            known_by=known_by,
+            identity=identity,
             begin=lambda: keep_previous(settings, file, resumed=state is not None),
             loggers=loggers,
         )
@@ -122,14 +122,14 @@ def _given_rows(resolved: Resolved, **sets: Any) -> dict[str, Dataset]:
     for name, given in sets.items():
         if given is None or not len(given):
             continue
-        found = unwrapped(given)
+        rows_of_set = unwrapped(given)
         inner = getattr(given, "_data", given)
-        if found is None and isinstance(inner, Dataset):
-            found = inner
-        if found is None and kind_of(resolved) != "paired":
+        if rows_of_set is None and isinstance(inner, Dataset):
+            rows_of_set = inner
+        if rows_of_set is None and kind_of(resolved) != "paired":
             raise UserError(
                 f"{name}_set is a {type(inner).__name__}; in mode {resolved.trainer.mode} it must come from "
                 "load_dataset, called with the same train_mode."
             )
-        rows[name] = token_rows(given, resolved.data, f"{name}_set").rows if found is None else found
+        rows[name] = token_rows(given, resolved.data, f"{name}_set").rows if rows_of_set is None else rows_of_set
     return rows

@@ -36,8 +36,8 @@ def activate(module: ModuleType) -> bool:
     if reason:
         (major, minor), end = HOST_VERSIONS
         back = f" The way back: {sys.executable} -m pip install 'mlx-lm-lora>={major}.{minor},<{end[0]}'"
-        told = back if version_misfit(host_version()) else ""
-        _tell(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs as it is.{told}")
+        hint = back if version_misfit(host_version()) else ""
+        _tell(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs as it is.{hint}")
         return False
     originals = {name: getattr(module, name) for name in WRAPPED[module.__name__]}
     for name, replacement in _replacements(module, originals).items():

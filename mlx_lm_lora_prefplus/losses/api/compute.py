@@ -63,17 +63,17 @@ def compute(
     if lacking := lacking - set(columns):
         raise UserError(f"Loss {loss_type} needs columns: {', '.join(sorted(lacking))}.")
 
-    given = _Tokens.of(policy_token_logps, None if free else reference_token_logps, completion_mask)
-    if paired and len(given.mask) % 2:
+    rows = _Tokens.of(policy_token_logps, None if free else reference_token_logps, completion_mask)
+    if paired and len(rows.mask) % 2:
         raise UserError(
-            f"{len(given.mask)} rows are no pairs: give the chosen in the first half, the rejected in the second."
+            f"{len(rows.mask)} rows are no pairs: give the chosen in the first half, the rejected in the second."
         )
-    sums = _summed(given, chosen if paired else None)
+    sums = _summed(rows, chosen if paired else None)
     pair_weights = None
     if paired:
         examples: Any = _pairs(sums, columns)
         if getattr(chosen, "use_weighting", False):
-            pair_weights = _pair_weights(given, sums, token_log_collisions)
+            pair_weights = _pair_weights(rows, sums, token_log_collisions)
     elif listwise:
         examples = _lists(sums, columns["scores"])
     else:
@@ -116,12 +116,12 @@ def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> LossOptio
             f"{', '.join(kind.table)}; options: {', '.join(known)}."
         )
     chosen, wrong = validated(kind, {"loss_type": loss_type, **options})
-    told = [f"{key}: {said}".removeprefix(": ") for key, sentences in wrong.items() for said in sentences]
+    problems = [f"{key}: {sentence}".removeprefix(": ") for key, sentences in wrong.items() for sentence in sentences]
     changed = {key for key, value in options.items() if value != known[key].default}
     for key, users in idle_options(kind.table, names, changed - {"beta"}).items():  # β scales the rewards of any loss
-        told.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
-    if told:
-        raise UserError(f"Mode {mode}: {'; '.join(told)}.")
+        problems.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
+    if problems:
+        raise UserError(f"Mode {mode}: {'; '.join(problems)}.")
     return chosen
 
 
@@ -160,16 +160,16 @@ class _Sums(NamedTuple):
     tokens: mx.array
 
 
-def _summed(given: _Tokens, options: LossOptions | None) -> _Sums:
+def _summed(rows: _Tokens, options: LossOptions | None) -> _Sums:
     """options: of pairs, whose tokens may have weights."""
-    tokens = given.mask.sum(1)
-    weighing = given.mask
-    pairs, width = len(given.mask) // 2, given.mask.shape[1]
+    tokens = rows.mask.sum(1)
+    weighing = rows.mask
+    pairs, width = len(rows.mask) // 2, rows.mask.shape[1]
     if options and (weights := token_weights(options, tokens, width, mx.arange(pairs))) is not None:
-        place = mx.maximum(mx.cumsum(given.mask, axis=1) - 1, 0).astype(mx.int32)
-        weighing = given.mask * mx.take_along_axis(weights, place, axis=1)
-    policy, reference = given.sums(given.policy, weighing), given.sums(given.reference, weighing)
-    return _Sums(policy, reference, -given.sums(given.policy), tokens)
+        place = mx.maximum(mx.cumsum(rows.mask, axis=1) - 1, 0).astype(mx.int32)
+        weighing = rows.mask * mx.take_along_axis(weights, place, axis=1)
+    policy, reference = rows.sums(rows.policy, weighing), rows.sums(rows.reference, weighing)
+    return _Sums(policy, reference, -rows.sums(rows.policy), tokens)
 
 
 def _pairs(sums: _Sums, columns: Mapping[str, mx.array]) -> Pairs:
@@ -178,11 +178,11 @@ def _pairs(sums: _Sums, columns: Mapping[str, mx.array]) -> Pairs:
     return Pairs(p_w, p_l, q_w, q_l, n_w, n_l, numbers)
 
 
-def _pair_weights(given: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
+def _pair_weights(rows: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
     """Of WPO."""
     if log_collisions is None:
         raise UserError("use_weighting needs token_log_collisions.")
-    collisions = given.sums(_shaped("token_log_collisions", log_collisions, *given.mask.shape))
+    collisions = rows.sums(_shaped("token_log_collisions", log_collisions, *rows.mask.shape))
     return wpo_weights(-sums.nll, collisions / mx.maximum(sums.tokens, 1), sums.tokens)
 
 

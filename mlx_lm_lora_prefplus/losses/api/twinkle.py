@@ -353,7 +353,7 @@ def _cut(token_logps: Any, shape: tuple[int, ...]) -> mx.array:
 def _one_of(name: str, value: float | None, alias: str, other: float | None, *, default: float) -> float:
     if value is not None and other is not None and value != other:
         raise ValueError(f"{name} is {value} and {alias} is {other}, which are two names of one thing: give one.")
-    return next((given for given in (value, other) if given is not None), default)
+    return next((one for one in (value, other) if one is not None), default)
 
 
 def _positive(name: str, value: float) -> float:

@@ -293,4 +293,4 @@ def test_the_probe_takes_a_row_with_holes():
     model = with_lora(tiny_llama()).train()
     example = collate(ROWS[1:2], np.arange(1))
     choice = choose_policy(model, RunSettings(), example)
-    assert type(choice.policy) is SharedPrefixPolicy, choice.words
+    assert type(choice.policy) is SharedPrefixPolicy, choice.description

@@ -44,19 +44,19 @@ def for_gradient(way, model):
 def test_the_fastest_way_and_why():
     choice = choose_policy(with_lora(tiny_llama()), AUTO)
     assert type(choice.policy) is SharedPrefixPolicy and choice.compilable
-    assert choice.words.startswith("the prompt once for its completions, the head at completion tokens only")
-    assert "within" in choice.words and "not exact" not in choice.words
+    assert choice.description.startswith("the prompt once for its completions, the head at completion tokens only")
+    assert "within" in choice.description and "not exact" not in choice.description
 
 
 def test_plain_if_asked_for():
     choice = choose_policy(tiny_llama(), RunSettings(engine="plain"))
-    assert type(choice.policy) is PlainPolicy and "engine: plain" in choice.words
+    assert type(choice.policy) is PlainPolicy and "engine: plain" in choice.description
 
 
 def test_reasons_name_every_way_that_was_refused():
     choice = choose_policy(model_zoo.build("minimax_m3_vl").train(), AUTO)
     assert type(choice.policy) is PairwisePrefixPolicy
-    assert choice.words.count("not exact here") == 1
+    assert choice.description.count("not exact here") == 1
 
 
 STATES = ["mamba", "mamba2", "rwkv7", "jamba", "nemotron_h", "olmo_hybrid", "baichuan_m1", "longcat_flash_ngram"]
@@ -121,7 +121,7 @@ def test_heads_are_counted_on_the_loaded_model(monkeypatch):
 def test_unknown_caches_are_not_tried():
     """Llama 4's chunked caches: their masks are not ours."""
     choice = choose_policy(model_zoo.build("llama4").train(), AUTO)
-    assert type(choice.policy) is HeadPolicy and "the prompt once" not in choice.words
+    assert type(choice.policy) is HeadPolicy and "the prompt once" not in choice.description
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -137,7 +137,7 @@ def test_no_pieces_with_dropout():
     long = RunSettings(efficient_long_context=True)
     assert type(choose_policy(with_lora(tiny_llama()), long).policy) is ChunkedPolicy
     choice = choose_policy(with_lora(tiny_llama(), dropout=0.1), long)
-    assert type(choice.policy) is SharedPrefixPolicy and "not in pieces: dropout" in choice.words
+    assert type(choice.policy) is SharedPrefixPolicy and "not in pieces: dropout" in choice.description
 
 
 def test_gradient_checkpointing_takes_no_cache():
@@ -188,7 +188,7 @@ def of_class(cls: type) -> nn.Module:
 def test_padding_that_changes_even_plain_log_probs_is_named():
     choice = choose_policy(of_class(Seeing), AUTO)
     assert type(choice.policy) is PlainPolicy
-    assert "padding changes its log-probs" in choice.words
+    assert "padding changes its log-probs" in choice.description
 
 
 def test_a_model_that_looks_at_values_is_not_compiled():
@@ -199,7 +199,7 @@ def test_a_model_that_looks_at_values_is_not_compiled():
 def test_a_model_without_gradient_is_no_error():
     """It can still be evaluated."""
     choice = choose_policy(of_class(Rounding), AUTO)
-    assert type(choice.policy) is PlainPolicy and "no gradient could be taken" in choice.words
+    assert type(choice.policy) is PlainPolicy and "no gradient could be taken" in choice.description
 
 
 def test_large_models_are_compared_by_their_smallest_tensors(monkeypatch):
@@ -250,7 +250,7 @@ def test_a_way_that_fails_on_long_rows_alone_is_not_taken(monkeypatch):
     assert type(choose_policy(model, settings, example(8)).policy) is Short
     choice = choose_policy(model, settings, example(12))
     assert type(choice.policy) is HeadPolicy
-    assert "short rows: not exact on row 0 of the data" in choice.words
+    assert "short rows: not exact on row 0 of the data" in choice.description
 
 
 @pytest.mark.parametrize("make", [tiny_llama, lambda: with_lora(tiny_llama(), dropout=0.5)])

@@ -26,7 +26,7 @@ def test_best_and_stale():
     again.load(best.dump())
     other.load(best.dump())
     assert again.dump() == best.dump() and other.value is None
-    assert "loss" not in best.words
+    assert "loss" not in best.description
 
 
 def test_an_unknown_metric_names_those_there_are():

@@ -573,7 +573,7 @@ def test_long_items_lose_the_start_of_the_prompt_and_keep_a_completion():
     item = {"chosen": [*range(1, 11), 50, 51], "rejected": [*range(1, 11), 60], "chosen_prompt_length": 10}
     made = rows_of([item], max_seq_length=6)
     assert made.rows[0] == {"prompt": [7, 8, 9, 10], "chosen": [50, 51], "rejected": [60]}
-    assert made.words == "1 of 1, 1 cut to max_seq_length 6"
+    assert made.description == "1 of 1, 1 cut to max_seq_length 6"
 
 
 def test_numbers_of_items_come_along_and_our_own_rows_stay_what_they_are():
