@@ -1,4 +1,4 @@
-"""The probe: it refuses what is wrong on any batch it can be wrong on, is not confused by chance or noise, and leaves
+"""The select: it refuses what is wrong on any batch it can be wrong on, is not confused by chance or noise, and leaves
 the model as it was."""
 
 import mlx.core as mx
@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
-from mlx_lm_lora_prefplus.engine.logprobs import select as probe
+from mlx_lm_lora_prefplus.engine.logprobs import select as select
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
@@ -66,19 +66,19 @@ STATES = ["mamba", "mamba2", "rwkv7", "jamba", "nemotron_h", "olmo_hybrid", "bai
 def test_padded_prompts_are_refused_where_states_run_through_them(name):
     """Even if no cache said that it holds a state: the numbers do."""
     model = model_zoo.build(name)
-    trial = trial_of(model)
-    assert not trial.passes(trial.difference(for_gradient(SharedPrefixPolicy, model)))
-    assert trial.passes(trial.difference(for_gradient(PairwisePrefixPolicy, model)))
+    oracle = trial_of(model)
+    assert not oracle.passes(oracle.difference(for_gradient(SharedPrefixPolicy, model)))
+    assert oracle.passes(oracle.difference(for_gradient(PairwisePrefixPolicy, model)))
 
 
 @pytest.mark.parametrize("name", ["mamba2", "rwkv7", "baichuan_m1", "afm7"])
 def test_noise_of_bfloat16_hides_nothing(name):
     """Gradients are allowed to differ then, log-probs in float32 are not."""
     model = in_bfloat16(model_zoo.build(name))
-    trial = trial_of(model)
-    shared = trial.difference(for_gradient(SharedPrefixPolicy, model))
-    assert shared.logps > 2 * trial.allowed.logps and not trial.passes(shared._replace(gradients=0.0))
-    assert trial.passes(trial.difference(for_gradient(PairwisePrefixPolicy, model)))
+    oracle = trial_of(model)
+    shared = oracle.difference(for_gradient(SharedPrefixPolicy, model))
+    assert shared.logps > 2 * oracle.allowed.logps and not oracle.passes(shared._replace(gradients=0.0))
+    assert oracle.passes(oracle.difference(for_gradient(PairwisePrefixPolicy, model)))
 
 
 @pytest.mark.parametrize("make", [lambda: tiny_llama(), lambda: with_lora(tiny_llama())], ids=["full", "lora"])
@@ -92,27 +92,27 @@ def test_noise_of_bfloat16_is_no_reason_to_refuse(make):
 def test_as_many_rows_as_heads_are_tried():
     """Gemma 2 takes a mask of 8 rows for one of 8 heads, without an error, and is wrong."""
     model = model_zoo.build("gemma2", num_attention_heads=16, num_key_value_heads=8)
-    trial = trial_of(model, {8})
-    assert [batch.tokens.shape[0] for batch in trial.batches] == [4, 6, 8]
-    trial.batches = trial.batches[2:]
-    wrong = trial.difference(for_gradient(SharedPrefixPolicy, model)).gradients
-    assert trial.allowed.gradients < wrong < float("inf")
+    oracle = trial_of(model, {8})
+    assert [batch.tokens.shape[0] for batch in oracle.batches] == [4, 6, 8]
+    oracle.batches = oracle.batches[2:]
+    wrong = oracle.difference(for_gradient(SharedPrefixPolicy, model)).gradients
+    assert oracle.allowed.gradients < wrong < float("inf")
 
 
 def test_odd_numbers_of_heads_are_tried_as_single_completions():
     """Three lists of one completion, or one of three, have as many rows as the layer has heads of keys."""
     model = model_zoo.build("gemma2", num_attention_heads=6, num_key_value_heads=3)
-    trial = trial_of(model, {3})
-    assert [(batch.prompts.shape[0], batch.tokens.shape[0]) for batch in trial.batches] == [(3, 3), (2, 4), (3, 6)]
-    trial.batches = trial.batches[:1]
-    wrong = trial.difference(for_gradient(SharedPrefixPolicy, model)).gradients
-    assert trial.allowed.gradients < wrong < float("inf")
-    assert trial.passes(trial.difference(for_gradient(HeadPolicy, model)))
+    oracle = trial_of(model, {3})
+    assert [(batch.prompts.shape[0], batch.tokens.shape[0]) for batch in oracle.batches] == [(3, 3), (2, 4), (3, 6)]
+    oracle.batches = oracle.batches[:1]
+    wrong = oracle.difference(for_gradient(SharedPrefixPolicy, model)).gradients
+    assert oracle.allowed.gradients < wrong < float("inf")
+    assert oracle.passes(oracle.difference(for_gradient(HeadPolicy, model)))
 
 
 def test_heads_are_counted_on_the_loaded_model(monkeypatch):
     counts = []
-    monkeypatch.setattr(probe, "Trial", lambda model, vocabulary, rows: counts.append(rows) or Oracle(model, 9, rows))
+    monkeypatch.setattr(select, "Oracle", lambda model, vocabulary, rows: counts.append(rows) or Oracle(model, 9, rows))
     for heads in (8, 16):
         choose_policy(model_zoo.build("llama", num_attention_heads=16, num_key_value_heads=heads), AUTO)
     assert counts == [{8}, {16}]
@@ -143,9 +143,9 @@ def test_no_pieces_with_dropout():
 def test_gradient_checkpointing_takes_no_cache():
     model = with_lora(tiny_llama())
     with gradient_checkpointing(model):
-        trial = trial_of(model)
-        lost = trial.difference(for_gradient(SharedPrefixPolicy, model))
-        assert not trial.passes(lost), "else the probe need not exclude it"
+        oracle = trial_of(model)
+        lost = oracle.difference(for_gradient(SharedPrefixPolicy, model))
+        assert not oracle.passes(lost), "else the select need not exclude it"
         assert type(choose_policy(model, RunSettings(grad_checkpoint=True)).policy) is HeadPolicy
 
 
@@ -237,14 +237,14 @@ def test_the_model_is_left_as_it_was():
 
 def test_a_way_that_fails_on_long_rows_alone_is_not_taken(monkeypatch):
     class Short(SharedPrefixPolicy):
-        """As a window that the short rows of the probe do not fill."""
+        """As a window that the short rows of the select do not fill."""
 
         def _states(self, batch):
             return super()._states(batch) * (1 if batch.prompts.shape[1] <= 10 else 1.01)
 
     model, settings = with_lora(tiny_llama()), RunSettings()
-    ways = [probe.Method(Short, "short rows"), probe.Method(HeadPolicy, "together")]
-    monkeypatch.setattr(probe, "_ways", lambda *_: ways)
+    ways = [select.Method(Short, "short rows"), select.Method(HeadPolicy, "together")]
+    monkeypatch.setattr(select, "_ways", lambda *_: ways)
     example = lambda prompt: batch_of([(prompt, 5, 3)], vocabulary=VOCABULARY)  # noqa: E731
     assert type(choose_policy(model, settings).policy) is Short
     assert type(choose_policy(model, settings, example(8)).policy) is Short
