@@ -52,6 +52,20 @@ OURS = Mark()
 FUNCTIONS = Mark()
 """The host's functions (`train_dpo` and the like) have no argument for it: prefplus.yaml may set it for them."""
 
+Format = Literal["paired", "unpaired", "ranked"]
+"""How the rows of a source are written; the kinds of rows that modes read have the same names."""
+
+
+class Column:
+    """Stands at a key that names a data column.
+
+    formats: of which rows it is a column. converts: whether it is read where examples of another kind are made of them.
+    """
+
+    def __init__(self, *formats: Format, converts: bool = True):
+        self.formats, self.converts = formats, converts
+
+
 Place = Annotated[str, AfterValidator(_place), AfterValidator(os.path.expanduser)]
 """A path or hub name. No shell expands the ~ of a config file, so it is done here."""
 
@@ -85,20 +99,60 @@ class DataSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     data: Annotated[Place, Effect.COMPARED] = "data/"
-    hf_dataset: Annotated[list[dict[str, Any]] | dict[str, Any] | None, Effect.COMPARED] = None
-    prompt_feature: Annotated[str | None, Effect.COMPARED] = None
-    chosen_feature: Annotated[str | None, Effect.COMPARED] = None
-    rejected_feature: Annotated[str | None, Effect.COMPARED] = None
-    system_feature: Annotated[str | None, Effect.COMPARED] = None
+    hf_dataset: Annotated[
+        list[dict[str, Any]] | dict[str, Any] | None,
+        Field(description="Hugging Face data sets with their splits and columns, as in mlx-lm; one or a list."),
+        Effect.COMPARED,
+    ] = None
+    prompt_feature: Annotated[
+        str | None,
+        Field(description="The column that holds the prompt (default: found by itself)."),
+        Effect.COMPARED,
+        Column("paired", "unpaired", "ranked"),
+    ] = None
+    chosen_feature: Annotated[
+        str | None,
+        Field(description="The column that holds the better completion (default: found by itself)."),
+        Effect.COMPARED,
+        Column("paired"),
+    ] = None
+    rejected_feature: Annotated[
+        str | None,
+        Field(description="The column that holds the worse completion (default: found by itself)."),
+        Effect.COMPARED,
+        Column("paired"),
+    ] = None
+    system_feature: Annotated[
+        str | None,
+        Field(description="The column that holds a system message (default: found by itself)."),
+        Effect.COMPARED,
+        Column("paired", "unpaired", "ranked"),
+    ] = None
     completion_feature: Annotated[
         str | None,
         Field(description="The column that holds the one completion of a row (default: found by itself)."),
         Effect.COMPARED,
+        Column("unpaired"),
     ] = None
     label_feature: Annotated[
         str | None,
         Field(description="The column that says whether a completion is good (default: found by itself)."),
         Effect.COMPARED,
+        Column("unpaired"),
+        OURS,
+    ] = None
+    responses_feature: Annotated[
+        str | None,
+        Field(description="The column that holds a list of completions (default: found by itself)."),
+        Effect.COMPARED,
+        Column("ranked"),
+        OURS,
+    ] = None
+    scores_feature: Annotated[
+        str | None,
+        Field(description="The column that holds their scores (default: found by itself)."),
+        Effect.COMPARED,
+        Column("ranked"),
         OURS,
     ] = None
     preference_score_feature: Annotated[
@@ -107,18 +161,7 @@ class DataSettings(BaseModel):
             description="orpo: the column with a factor on the chosen log-prob in the odds (default: found by itself)."
         ),
         Effect.COMPARED,
-    ] = None
-    responses_feature: Annotated[
-        str | None,
-        Field(description="The column that holds a list of completions (default: found by itself)."),
-        Effect.COMPARED,
-        OURS,
-    ] = None
-    scores_feature: Annotated[
-        str | None,
-        Field(description="The column that holds their scores (default: found by itself)."),
-        Effect.COMPARED,
-        OURS,
+        Column("paired", converts=False),
     ] = None
     pairing: Annotated[
         Literal["best_worst", "all_pairs"],
@@ -216,17 +259,33 @@ class RunSettings(BaseModel):
     ] = None
     train_type: Annotated[Literal["lora", "dora", "full"], Effect.DECIDES] = "lora"
     num_layers: Annotated[int, Field(le=LARGEST), AfterValidator(_layers), Effect.DECIDES] = -1
-    lora_parameters: Annotated[dict[str, Any], Effect.DECIDES] = Field(
-        default_factory=lambda: {"rank": 8, "dropout": 0.0, "scale": 10.0}
-    )
+    lora_parameters: Annotated[
+        dict[str, Any],
+        Field(
+            description="`rank`, `scale`, `dropout` of the adapters, and `keys`: names of the layers that get one "
+            "(default: every linear layer)."
+        ),
+        Effect.DECIDES,
+    ] = {"rank": 8, "dropout": 0.0, "scale": 10.0}
     load_in_4bits: Annotated[bool, Effect.DECIDES] = False
     load_in_6bits: Annotated[bool, Effect.DECIDES] = False
     load_in_8bits: Annotated[bool, Effect.DECIDES] = False
     load_in_mxfp4: Annotated[bool, Effect.DECIDES] = False
     optimizer: Annotated[Optimizer, Effect.DECIDES] = "adam"
-    optimizer_config: Annotated[dict[str, dict[str, Any]], Effect.DECIDES] = Field(default_factory=dict)
+    optimizer_config: Annotated[
+        dict[str, dict[str, Any]],
+        Field(description="Further arguments of the optimiser, under its name: `{adamw: {weight_decay: 0.01}}`."),
+        Effect.DECIDES,
+    ] = {}
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Effect.DECIDES] = 1e-5
-    lr_schedule: Annotated[dict[str, Any] | None, Effect.DECIDES] = None
+    lr_schedule: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="A schedule of mlx-lm: `{name: cosine_decay, warmup: 100, arguments: [5e-6, 1000]}`, in "
+            "optimiser steps."
+        ),
+        Effect.DECIDES,
+    ] = None
     max_grad_norm: Annotated[
         float | None,
         Field(gt=0, description="Clip the gradient of a step to this L2 norm (default: no clipping)."),
@@ -379,6 +438,14 @@ def keys_with(mark: object) -> tuple[str, ...]:
     """The keys whose field carries a mark: `OURS`, `FUNCTIONS`, or an `Effect`."""
     return tuple(key for key, field in FIELDS.items() if any(one is mark for one in field.metadata))
 
+
+COLUMNS: Mapping[str, Column] = {
+    key: mark for key, field in FIELDS.items() for mark in field.metadata if isinstance(mark, Column)
+}
+"""The keys that name data columns, for the run and for each entry of `hf_dataset`."""
+
+COLUMNS_OF_OTHERS = ("text_feature", "chat_feature", "type_feature", "answer_feature")
+"""Keys of columns that the host reads for its other modes: accepted, without effect in ours."""
 
 OWN_KEYS = keys_with(OURS)
 """Keys that the host does not have: each becomes a flag of our modes."""

@@ -8,7 +8,6 @@ from mlx_lm_lora.train import CONFIG_DEFAULTS
 from pydantic.fields import FieldInfo
 
 from mlx_lm_lora_prefplus.host.config.flags import option_fields
-from mlx_lm_lora_prefplus.host.config.resolve import FILE_KEYS
 from mlx_lm_lora_prefplus.host.tools.describe import _bounds
 from mlx_lm_lora_prefplus.host.tools.render import said
 from mlx_lm_lora_prefplus.settings import OWN_KEYS, DataSettings, RunSettings
@@ -17,7 +16,8 @@ HEAD = """\
 # Configuration
 
 A run takes its settings from a YAML file (`--config FILE`), the command line, or both. Every key below can stand in the
-file; every one but the nested ones has a flag of the same name, with `-` for `_`. For each key the first of these wins:
+file and has a flag of the same name, with `-` for `_`; nested ones take JSON or YAML there. For each key the first of
+these wins:
 
 **command line > config file > preset > default of the mode > default of mlx-lm-lora**
 
@@ -50,24 +50,14 @@ HOST_KEYS = {
     "mlx-lm-lora trains by SFT.",
     "train_type": "What is trained: LoRA or DoRA adapters, or all weights.",
     "num_layers": "How many layers, from the top, get adapters; −1: all.",
-    "lora_parameters": "`rank`, `scale`, `dropout` of the adapters, and `keys`: names of the layers that get one "
-    "(default: every linear layer).",
     "load_in_4bits": "Quantise the base while loading, in groups of 128.",
     "load_in_6bits": "The same with 6 bits.",
     "load_in_8bits": "The same with 8 bits.",
     "load_in_mxfp4": "The same in the format mxfp4, in groups of 32.",
     "data": "A folder with train, valid and test files (jsonl, json, parquet, csv), or a Hugging Face data set.",
-    "hf_dataset": "Hugging Face data sets with their splits and columns, as in mlx-lm; one or a list.",
-    "prompt_feature": "The column that holds the prompt (default: found by itself).",
-    "chosen_feature": "The column that holds the better completion (default: found by itself).",
-    "rejected_feature": "The column that holds the worse completion (default: found by itself).",
-    "system_feature": "The column that holds a system message (default: found by itself).",
     "max_seq_length": "Tokens of a row, prompt and completion together. Longer rows are cut as `truncation` says.",
     "optimizer": "The optimiser.",
-    "optimizer_config": "Further arguments of the optimiser, under its name: `{adamw: {weight_decay: 0.01}}`.",
     "learning_rate": "The learning rate, or its peak with `lr_schedule`.",
-    "lr_schedule": "A schedule of mlx-lm: `{name: cosine_decay, warmup: 100, arguments: [5e-6, 1000]}`, in optimiser "
-    "steps.",
     "seed": "Of adapters, order of rows and dropout: the same command gives the same bytes.",
     "batch_size": "Examples (pairs, lists, unpaired rows) of a micro-batch.",
     "iters": "Micro-batches to train for (default: 1000 if `epochs` is not given either).",
@@ -224,5 +214,4 @@ def missing() -> set[str]:
     twice = {key for key in told if told.count(key) > 1}
     mute = {key for key in told if not (HOST_KEYS.get(key) or FIELDS[key].description)}
     unknown = set(HOST_KEYS) - set(told)
-    host = {key for key in FILE_KEYS if key in FIELDS} - set(told)
-    return (set(FIELDS) ^ set(told)) | twice | mute | unknown | host
+    return (set(FIELDS) ^ set(told)) | twice | mute | unknown

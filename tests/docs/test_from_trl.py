@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from mlx_lm_lora_prefplus.host.config.resolve import FILE_KEYS
 from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 from tests.paths import DOCS
 
@@ -25,7 +24,7 @@ def names(cell: str) -> list[str]:
 
 
 def test_keys_of_ours_are_known():
-    known = {*DataSettings.model_fields, *RunSettings.model_fields, *FILE_KEYS, *INSIDE}
+    known = {*DataSettings.model_fields, *RunSettings.model_fields, *INSIDE}
     named = [name for _, mine in rows() for name in names(mine)]
     assert len(named) > 25 and not set(named) - known
 

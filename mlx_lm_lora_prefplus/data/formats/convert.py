@@ -12,6 +12,13 @@ Pairing = Literal["best_worst", "all_pairs"]
 
 Examples = Iterator[Example | Dropped]
 
+MADE_FROM: dict[RowKind, tuple[RowKind, ...]] = {
+    "paired": ("paired", "ranked"),
+    "unpaired": ("unpaired", "paired", "ranked"),
+    "ranked": ("ranked", "paired"),
+}
+"""Which rows examples of a kind can be made of."""
+
 CONVERSIONS = {
     ("paired", "unpaired"): ", each pair as a desirable and an undesirable row",
     ("paired", "ranked"): ", each pair as a list of two",

@@ -9,10 +9,11 @@ from typing import Any
 
 from ...errors import UserError
 from ...plugin.protocol import RowKind
+from ...settings import COLUMNS
 from ..sources.files import Rows
 from . import paired, unpaired
 from . import ranked as scored
-from .convert import Pairing, as_kind
+from .convert import MADE_FROM, Pairing, as_kind
 from .example import Dropped, Example
 from .sample import RowFormat, SourceSample
 
@@ -26,29 +27,17 @@ FINDERS = {
 }
 """Required kind → the finders of formats, in the order they are tried."""
 
-NAMES = {
-    "paired": ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature"),
-    "unpaired": ("prompt_feature", "completion_feature", "label_feature", "system_feature"),
-    "ranked": ("prompt_feature", "responses_feature", "scores_feature", "system_feature"),
-}
-"""Required kind → settings keys that name its columns."""
+ACCEPTED = "; ".join((*paired.ACCEPTS, *scored.ACCEPTS))
+"""The columns of all rows that hold more than one completion, for messages."""
 
-UNUSED = {
-    "paired": ("completion_feature", "label_feature"),
-    "unpaired": ("preference_score_feature",),
-    "ranked": ("completion_feature", "label_feature", "preference_score_feature"),
-}
-"""Required kind → settings keys without effect, whose columns may be missing."""
 
-ACCEPTED = """\
-prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input, and the others \
-chosen_response and rejected_response); \
-chosen, rejected (conversations or transcripts with a shared start); \
-prompt, responses, scores (or ranks); \
-prompt or instruction, completions (scored responses, as UltraFeedback); \
-prompt, response_1, response_2, preference_strength (HelpSteer2-preference); \
-context, response1, response2, overall_preference (HelpSteer3); \
-prompt, response, helpfulness (HelpSteer)"""
+def without_effect(kind: RowKind) -> frozenset[str]:
+    """The keys that name columns of which nothing is read for rows of this kind: the columns need not be there."""
+    return frozenset(
+        key
+        for key, column in COLUMNS.items()
+        if set(column.formats).isdisjoint(MADE_FROM[kind] if column.converts else (kind,))
+    )
 
 
 def read_examples(
@@ -72,7 +61,8 @@ def read_examples(
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
         raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
-    features = {key: column for key, column in features.items() if key not in UNUSED[kind]}
+    unused = without_effect(kind)
+    features = {key: column for key, column in features.items() if key not in unused}
     sample = SourceSample([row for _, row in first], source, features, raw)
     shape = detect(sample, kind)
     if usage:
@@ -126,7 +116,7 @@ def detect(sample: SourceSample, kind: RowKind) -> RowFormat:
     shape = next(filter(None, (find(sample) for find in FINDERS[kind])), None)
     if shape is None:
         raise _unknown(sample, kind)
-    if shape.kind == "unpaired" != kind:
+    if shape.kind not in MADE_FROM[kind]:
         raise UserError(
             f"{sample.source}: each row holds one completion with a label ({shape.description}), but this mode "
             "compares completions of one prompt. Choose a mode for unpaired rows, such as kto, or give chosen and "
@@ -136,8 +126,9 @@ def detect(sample: SourceSample, kind: RowKind) -> RowFormat:
 
 
 def _unknown(sample: SourceSample, kind: RowKind) -> UserError:
-    keys = NAMES[kind]
-    expected = {key: sample.features.get(key) or key.removesuffix("_feature") for key in keys[1:3]}
+    own = [key for key, column in COLUMNS.items() if column.formats == (kind,) and column.converts]
+    keys = ["prompt_feature", *own, "system_feature"]
+    expected = {key: sample.features.get(key) or key.removesuffix("_feature") for key in own}
     matches = {
         key: next(iter(difflib.get_close_matches(column, sample.column_names, 1)), None)
         for key, column in expected.items()
@@ -145,7 +136,7 @@ def _unknown(sample: SourceSample, kind: RowKind) -> UserError:
     }
     near = [f"{name!r} (for {expected[key]})" for key, name in matches.items() if name]
     hint = f" Close: {', '.join(near)}." if near else ""
-    accepted = f"prompt, completion, label; {ACCEPTED}" if kind == "unpaired" else ACCEPTED
+    accepted = "; ".join((*unpaired.ACCEPTS, ACCEPTED)) if kind == "unpaired" else ACCEPTED
     return UserError(
         f"{sample.source}: these columns fit no shape of preference rows: {_list(sample.column_names)}.{hint} "
         f"Accepted: {accepted}. Other names: set {', '.join(keys)}. "

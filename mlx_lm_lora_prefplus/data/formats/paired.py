@@ -19,6 +19,14 @@ PREFERENCE_SCHEMAS = {
 }
 """Data sets with two responses and a preference in each row (Wang et al. 2024, 2410.01257; 2025, 2505.11475)."""
 
+ACCEPTS = (
+    "prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input, and the "
+    "others chosen_response and rejected_response)",
+    "chosen, rejected (conversations or transcripts with a shared start)",
+    *(f"prompt, {', '.join(columns)} ({name})" for name, columns in STATED.items()),
+)
+"""The columns of the rows that `find` knows, for messages."""
+
 Sides = tuple[str, str]
 """The columns of chosen and rejected."""
 

@@ -19,6 +19,13 @@ SCORES = ("scores", *RANKS)
 KEYS = ("overall_score", "fine-grained_score", "score")
 """Keys that hold the score of a response that is an object, in order of preference."""
 
+ACCEPTS = (
+    "prompt, responses, scores (or ranks)",
+    "prompt, completions (scored responses, as UltraFeedback)",
+    "prompt, response, helpfulness (HelpSteer)",
+)
+"""The columns of the rows that `find` knows, for messages."""
+
 FEW = "fewer than two scored completions"
 
 

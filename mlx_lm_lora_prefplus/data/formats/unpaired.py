@@ -24,6 +24,10 @@ SPELLINGS = {
 LABELS = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings.split()}
 
 
+ACCEPTS = ("prompt, completion, label",)
+"""The columns of the rows that `find` knows, for messages."""
+
+
 def find(sample: SourceSample) -> RowFormat | None:
     """Return the format of rows that hold unpaired completions, or None."""
     label, completion = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...settings import DataSettings
+from ...settings import COLUMNS, COLUMNS_OF_OTHERS, DataSettings
 from . import hub
 from .files import READERS, Rows
 
@@ -23,14 +23,8 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 }
 """Split → its names in files and on the hub; the first that exists is used."""
 
-FEATURES = (
-    *("prompt_feature", "chosen_feature", "rejected_feature", "system_feature"),
-    *("completion_feature", "label_feature", "responses_feature", "scores_feature", "preference_score_feature"),
-)
-"""Keys that name columns, in the settings and in each entry of `hf_dataset`."""
-
-ENTRY_KEYS = ("path", "config", "train_split", "valid_split", "test_split", *FEATURES)
-HOST_KEYS = frozenset(("text_feature", "chat_feature", "type_feature", "answer_feature", "mask_prompt"))
+ENTRY_KEYS = ("path", "config", "train_split", "valid_split", "test_split", *COLUMNS)
+HOST_KEYS = frozenset((*COLUMNS_OF_OTHERS, "mask_prompt"))
 """Keys of an `hf_dataset` entry that other modes of the host use: accepted and ignored here."""
 
 DEFAULT_SPLITS = {"train": "train[:80%]", "valid": "train[-10%:]", "test": None}
@@ -58,7 +52,7 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
 
     Raises UserError if there is no data at all, or an entry of `hf_dataset` is malformed.
     """
-    features = {key: _column(getattr(settings, key)) for key in FEATURES}
+    features = {key: _column(getattr(settings, key)) for key in COLUMNS}
     if settings.hf_dataset:
         return _mixture(settings.hf_dataset, splits, features)
     path = Path(settings.data).expanduser()
@@ -151,7 +145,7 @@ def _mixture(hf_dataset: Any, splits: Sequence[str], features: Mapping[str, str 
     for number, entry in enumerate(entries, 1):
         where = f"hf_dataset, entry {number}"
         _check_entry(entry, where)
-        entry_features = {**features, **{key: _column(entry[key]) for key in FEATURES if _column(entry.get(key))}}
+        entry_features = {**features, **{key: _column(entry[key]) for key in COLUMNS if _column(entry.get(key))}}
         for split in splits:
             name = entry.get(f"{split}_split", DEFAULT_SPLITS[split])
             if name:

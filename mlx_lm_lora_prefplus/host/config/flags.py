@@ -12,15 +12,9 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from ...plugin.manager import Registered, Registry
-from ...settings import Optimizer, own_fields
+from ...settings import FIELDS, Optimizer, own_fields
 from .names import SYNONYMS, near
 from .yaml_file import load_yaml
-
-FEATURES = ("prompt_feature", "chosen_feature", "rejected_feature", "system_feature", "completion_feature")
-"""Column names: the host documents these keys but its parser lacks the flags."""
-
-STRUCTURES = ("lora_parameters", "lr_schedule")
-"""Nested keys: documented by the host, without flags as well."""
 
 
 class ModeParser(argparse.ArgumentParser):
@@ -189,7 +183,9 @@ def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) ->
         return
     choices = choices or _literals(field.annotation)
     text = _help(field) + (f" One of: {', '.join(choices)}." if choices else "")
-    group.add_argument(flag, dest=key, type=_reader(field.annotation), metavar=key.upper(), help=text)
+    reader = _reader(field.annotation)
+    metavar = "YAML" if any(typing.get_origin(member) is dict for member in members) else key.upper()
+    group.add_argument(flag, dest=key, type=reader, metavar=metavar, help=text)
 
 
 def _take_over(action: argparse.Action, field: FieldInfo) -> None:
@@ -200,18 +196,9 @@ def _take_over(action: argparse.Action, field: FieldInfo) -> None:
 
 
 def _add_missing(group: Any, present: set[str]) -> None:
-    for key in FEATURES:
+    for key, field in FIELDS.items():
         if key not in present:
-            column = key.removesuffix("_feature")
-            group.add_argument(
-                "--" + key.replace("_", "-"),
-                help=f"The column that holds the {column} (default: found by itself).",
-            )
-    for key in STRUCTURES:
-        if key not in present:
-            group.add_argument(
-                "--" + key.replace("_", "-"), type=_structure, metavar="YAML", help=f"{key}, as JSON or YAML."
-            )
+            _add(group, key, field)
     group.add_argument(
         "--no-fuse", dest="fuse", action="store_const", const=False, help="Do not write the fused model."
     )
@@ -257,6 +244,6 @@ def _structure(text: str) -> Any:
 
 def _help(field: FieldInfo) -> str:
     text = (field.description or "").replace("%", "%%")
-    if field.is_required() or field.default is None:
+    if field.is_required() or field.default in (None, {}):
         return text
     return f"{text} (default: {str(field.default).replace('%', '%%')})".strip()

@@ -14,9 +14,9 @@ from ...errors import UserError
 from ...losses import LossOptions, borrowed_defaults
 from ...plugin.manager import Registry
 from ...plugin.protocol import Trainer
-from ...settings import OWN_KEYS, DataSettings, Effect, RunSettings, keys_with, own_fields
+from ...settings import COLUMNS_OF_OTHERS, OWN_KEYS, DataSettings, Effect, RunSettings, keys_with, own_fields
 from ..originals import originals_of
-from .flags import FEATURES, actions, option_fields
+from .flags import actions, option_fields
 from .names import near, nearest
 from .nested import check_nested
 from .presets import PRESETS, TWO_NAMES, values_beside
@@ -26,14 +26,6 @@ from .yaml_file import read_config
 COMMAND_LINE = "command line"
 TRAINER_DEFAULT = "trainer default"
 HOST_DEFAULT = "host default"
-
-FILE_KEYS = (
-    *("hf_dataset", "lora_parameters", "lr_schedule", "optimizer_config", "wandb", *FEATURES),
-    *("text_feature", "chat_feature", "completion_feature", "preference_score_feature"),
-    *("type_feature", "answer_feature"),
-)
-"""Keys that the host reads from a file although neither its parser nor its `CONFIG_DEFAULTS` has them all."""
-
 
 WITHOUT_EFFECT_ON_RESULTS = {*keys_with(Effect.SHOWS), "config"}
 """Keys that decide what is shown and kept, not what is trained: a run whose file misspells one starts all the same."""
@@ -94,13 +86,13 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     of_trainer, of_host = _trainer_defaults(trainer), _host_defaults(host)
     problems = Problems()
     joined, notes = _join([*levels, of_trainer, of_host], len(given), trainer, problems)
-    known = {*of_trainer.values, *of_host.values, *FILE_KEYS}
+    known = {*of_trainer.values, *of_host.values, *COLUMNS_OF_OTHERS}
     misspelt = [
         note for level in given for note in _misspelt_keys(level, known, mode, registry, joined.values, problems)
     ]
     notes += [note for level in given for note in _keys_of_others(level, known, mode, registry, problems)]
     notes += misspelt
-    if idle := _idle_keys(given, {*of_trainer.values, *FILE_KEYS}, of_host):
+    if idle := _idle_keys(given, {*of_trainer.values, *COLUMNS_OF_OTHERS}, of_host):
         notes.append(f"not used in mode {mode}: {', '.join(sorted(idle))} (of mlx-lm-lora)")
 
     check_nested(joined, problems)
