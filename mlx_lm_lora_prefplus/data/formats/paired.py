@@ -23,7 +23,7 @@ ACCEPTS = (
     "prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input, and the "
     "others chosen_response and rejected_response)",
     "chosen, rejected (conversations or transcripts with a shared start)",
-    *(f"prompt, {', '.join(columns)} ({name})" for name, columns in STATED.items()),
+    *(f"prompt, {', '.join(columns)} ({name})" for name, columns in PREFERENCE_SCHEMAS.items()),
 )
 """The columns of the rows that `find` knows, for messages."""
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import Any
 
 import pytest
 
@@ -10,9 +11,10 @@ from mlx_lm_lora_prefplus.data.formats.convert import MADE_FROM
 from mlx_lm_lora_prefplus.data.formats.detect import FINDERS, read_examples, without_effect
 from mlx_lm_lora_prefplus.data.formats.example import Example
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.plugin.protocol import RowKind
 from mlx_lm_lora_prefplus.settings import COLUMNS
 
-FORMATS = {"paired": paired, "unpaired": unpaired, "ranked": ranked}
+FORMATS: dict[RowKind, Any] = {"paired": paired, "unpaired": unpaired, "ranked": ranked}
 VALUES = {
     **{"responses": ["a", "b"], "scores": [2, 1], "ranks": [1, 2], "label": True, "helpfulness": 4},
     **{"preference_strength": -2, "overall_preference": 1, "preference_score": 0.5},
@@ -44,7 +46,7 @@ def test_every_format_says_what_it_accepts():
         assert set(FINDERS[kind]) == set(finders)
     for module in finders.values():
         assert module.ACCEPTS
-    for name in paired.STATED:
+    for name in paired.PREFERENCE_SCHEMAS:
         assert any(name in text for text in paired.ACCEPTS)
 
 
