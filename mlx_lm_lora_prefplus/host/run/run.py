@@ -95,7 +95,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
-            arguments = {"state": state, "known_by": identity, "begin": begin, "loggers": loggers}
+            arguments = {"state": state, "identity": identity, "begin": begin, "loggers": loggers}
             trained = train_policy(session, reference, file, training_callback, **arguments)
             if settings.test:
                 test_policy(session, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
@@ -211,7 +211,7 @@ def train_policy(
 ) -> bool:
     """Run the loop; the adapters are saved when it returns.
 
-    state: what to go on from. known_by: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
+    state: what to go on from. identity: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
 
     Returns:
         Whether there was anything left to train.
