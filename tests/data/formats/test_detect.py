@@ -52,6 +52,7 @@ def test_every_format_says_what_it_accepts():
 
 def test_what_a_kind_is_made_from():
     for kind, format in itertools.product(FORMATS, FORMATS):
+        assert (format in MADE_FROM[kind]) == (format != "unpaired" or kind == "unpaired")
         if format in MADE_FROM[kind]:
             assert any(isinstance(example, Example) for example in read(ROWS[format], kind)[1]), (kind, format)
         else:
