@@ -77,6 +77,7 @@ def test_programs_that_import_the_host_get_their_error_with_the_line_as_a_note(w
     assert ended.stderr.splitlines()[-1].startswith("mlx does not start")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -106,6 +107,7 @@ def test_report_works(without, tmp_path):
     assert (tmp_path / "run/report.html").is_file()
 
 
+@pytest.mark.slow
 def test_doctor_tells_it_once_with_what_to_do(without):
     ended = without(COMPANION, "mlx_lm_lora.prefplus", "doctor")
     assert not ended.stderr

@@ -32,6 +32,7 @@ def test_table():
     assert "cpo-chat" in done.stdout and "uncompiled" in done.stdout and "floor: " in done.stdout
 
 
+@pytest.mark.slow
 def test_suite(monkeypatch):
     seen = []
     real = measuring.measure
@@ -53,6 +54,7 @@ def test_unknown_names(words):
     assert isinstance(error, UserError) and "nonsense. Known: " in str(error)
 
 
+@pytest.mark.slow
 def test_scaling():
     base = replace(scaling.BASE, hidden=32, layers=1, vocabulary=50)
     rows = scaling.scaled(measuring.Method(repeat=1, host=False), base, pairs=(1, 2), tokens=(8, 16))

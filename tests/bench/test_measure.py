@@ -35,6 +35,7 @@ def test_a_row_has_every_key():
     assert any("second model" in note for note in row["notes"])
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_runs_once_for_both():
     row = measure(replace(TINY, layers=4, adapted=1), replace(QUICK, host=False))
     assert row["beside_ratio"] == pytest.approx(row["apart_seconds"] / row["beside_seconds"])
@@ -42,6 +43,7 @@ def test_a_frozen_trunk_runs_once_for_both():
     assert "beside_ratio" not in measure(replace(TINY, mode="cpo", layers=4, adapted=1), replace(QUICK, host=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "loss"), LOSSES)
 def test_the_gradient_is_the_hosts(mode, loss):
     assert measure(replace(TINY, mode=mode, loss=loss), QUICK)["gradient_error"] < 1e-4
@@ -52,6 +54,7 @@ def test_the_gradient_is_the_hosts_by_every_way(engine):
     assert measure(TINY, replace(QUICK, engine=engine))["gradient_error"] < 1e-4
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_hosts_in_pieces():
     row = measure(replace(TINY, chunk=4), QUICK)
     assert row["gradient_error"] < 1e-4 and "in pieces of 4 tokens" in row["policy"]

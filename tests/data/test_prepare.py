@@ -199,6 +199,7 @@ def test_progress_on_a_poor_stream(folder, tmp_path, chatml, monkeypatch, stream
         assert not any(word in stream.text for word in ("loss", "it/s", "rows/s", "7/7"))
 
 
+@pytest.mark.slow
 def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):
     """20,000 rows: the peak of Python's memory is that of a few batches, and the rows are read from the file."""
     path = tmp_path / "rows.jsonl"
@@ -361,6 +362,7 @@ def test_real_unpaired_rows_with_a_real_tokenizer(shared, tmp_path):
         assert tokenizer.decode(row["completion"]).strip().startswith(told["completion"][0]["content"].strip()[:20])
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["hh_strings", "hh_transcript", "mqm_en_de", "dpo_en_messages"])
 def test_real_pairs_become_unpaired_rows_and_lists_of_the_same_tokens(shared, tmp_path, name):

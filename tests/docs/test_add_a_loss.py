@@ -12,6 +12,8 @@ import pytest
 
 from tests.paths import DOCS, ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = (DOCS / "add-a-loss.md").read_text(encoding="utf-8")
 EDITS = (
     ("mlx_lm_lora_prefplus/losses/formulas/pairs.py", None),
@@ -54,12 +56,13 @@ def test_it_is_about_twenty_lines():
     assert all(file.split("/")[-1] in PAGE for file, _ in EDITS)
 
 
-@pytest.mark.slow
 def test_its_tests_pass(copy):
     told = run(
-        copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/losses", "tests/trainers", "-k", "power_hinge"
+        copy,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-m", ""),
+        *("tests/losses", "tests/trainers", "-k", "power_hinge"),
     )
-    assert int(re.findall(r"(\d+) passed", told)[0]) > 30
+    assert int(re.findall(r"(\d+) passed", told)[0]) > 15
 
 
 def test_the_command_knows_it(copy):

@@ -13,6 +13,8 @@ from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 from tests.paths import DOCS
 
+pytestmark = pytest.mark.slow
+
 activate(host)
 
 FOLDER = DOCS / "cookbook"

@@ -72,6 +72,7 @@ def test_our_command_knows_its_words(words: str):
         assert {word for word in rest if word.startswith("--")} <= flags | {"--help"}
 
 
+@pytest.mark.slow
 def test_train_dpo_is_called_as_the_page_says(tmp_path, monkeypatch):
     (text,) = (text for _, text in (one.values for one in blocks("python")) if text.startswith("train_dpo("))
     monkeypatch.chdir(tmp_path)

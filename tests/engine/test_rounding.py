@@ -39,6 +39,7 @@ def accuracy(model: nn.Module, noise: float = 0.0) -> float:
     return float(np.array(output.metrics["examples"]["rewards/accuracies"])) / len(LENGTHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_untrained_dora_on_quantised_layers_is_a_tie(dtype, bits):

@@ -30,6 +30,7 @@ def plain_logps(model, tokenizer, row: dict, sides=("chosen", "rejected")) -> li
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "kind"), [("dpo", "lora"), ("dpo", "full"), ("cpo", "dora")])
 def test_rewards_are_those_of_plain_forwards(adapters, mode, kind):
     words = adapters(kind)
@@ -146,6 +147,7 @@ def test_a_judge_that_returns_something_else(monkeypatch):
         judges.function_judge("json:loads")("p", "a", "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("mode", ["dpo", "cpo"])
 def test_the_policys_own_reward(evaluated, mode, kind):
@@ -175,6 +177,7 @@ def test_a_model_that_knows_no_letters(model_folder):
         judges.model_judge(str(model_folder))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(evaluated):
     same = {"judge": "reward", "max_tokens": 4, "prompts": 3, "temperature": 1.0}
     assert evaluated(**same) == evaluated(**same)
@@ -195,6 +198,7 @@ def test_the_command(adapters):
     assert report["verdict"].startswith({"worked": "It worked", "unknown": "No sign"}[report["outcome"]])
 
 
+@pytest.mark.slow
 def test_a_config_file_that_trains_is_evaluated(adapters, tmp_path):
     model, data = adapters()[1], "data"
     Path("run.yaml").write_text(
@@ -233,6 +237,7 @@ def test_the_run_that_made_the_adapters_is_heard(adapters):
     assert "validation objective 5.260, 0.690 before; 1 warning while training: rate_too_high" in report["verdict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["cpo", "simpo"])
 def test_without_a_reference_the_start_is_that_of_the_base_model(adapters, mode):
     words = [*adapters(), "--train-mode", mode]

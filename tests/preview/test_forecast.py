@@ -49,6 +49,7 @@ def test_shapes_are_those_of_the_batches(session, monkeypatch, compiled, changes
     assert bool(shapes.different) is compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 1}, {"num_layers": 1, "sync_ref_model": True}], ids=str)
 def test_a_trial_changes_next_to_nothing(session, changes):
     run = session(**changes)

@@ -61,6 +61,7 @@ def test_a_misspelt_key_is_a_problem_whether_or_not_a_run_would_start(call, conf
     assert not any(key in warning for warning in report["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -132,6 +133,7 @@ def test_where_the_template_tells_nothing_it_is_said(looked, config, rows, model
     assert "train: in 6 of 6 rows it could not be told which tokens are the assistant's own" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"train_mode": "kto"}, {"train_mode": "dpo", "loss_type": "plackett_luce"}])
 def test_rows_of_other_kinds(looked, config, rows, changes):
     config()
@@ -183,6 +185,7 @@ def test_lengths_are_those_of_the_tokens(looked, config, rows):
     assert lengths["whole"]["longest"] == 9
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit(call, config, monkeypatch):
     monkeypatch.setattr(forecast, "total_memory", lambda: 1_000_000)
     done = call(config(batch_size=8))
@@ -197,6 +200,7 @@ def test_a_run_that_does_not_fit(call, config, monkeypatch):
         assert words in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_looking_writes_no_reference_and_no_files(config, tmp_path, tmp_path_factory, monkeypatch):
     from mlx_lm_lora_prefplus.storage import cache_folder
 

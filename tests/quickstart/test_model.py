@@ -60,6 +60,7 @@ def test_the_model_can_be_quantised(made, group_size):
     assert mx.isfinite(quantised(mx.array([[2, 3, 4]]))).all()
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_the_loss_and_repeats(capsys):
     tokenizer = small.make_tokenizer()
     first, again, start = (small.pretrain(tokenizer, steps)[0] for steps in (12, 12, 1))

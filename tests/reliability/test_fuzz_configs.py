@@ -16,6 +16,8 @@ from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
 
 from .fuzz import NUMBERS, TEXTS, told_or_fine
 
+pytestmark = pytest.mark.slow
+
 activate(host)
 
 STRUCTURES = (

@@ -14,6 +14,8 @@ from mlx_lm_lora_prefplus.errors import UserError
 
 from .fuzz import contents, damaged, told_or_fine
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = (
     *("", "null", "[]", "{}", "3", "{", "[" * 9000, '{"lora_parameters": null}', '{"lora_parameters": []}', "\x00"),
     *(

@@ -17,6 +17,8 @@ from tests.data.conftest import CHATML, STRICT, TEMPLATES, make_tokenizer
 
 from .fuzz import NUMBERS, TEXTS, damaged, told_or_fine
 
+pytestmark = pytest.mark.slow
+
 
 def said(role, content):
     return {"role": role, "content": content}

@@ -9,6 +9,8 @@ from itertools import count
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("PREFPLUS_KILLS", "2"))
 KILLS_PER_RUN = 5
 
@@ -23,7 +25,6 @@ MODES = {
 """Name → the keys of a run; `data` names a folder of the world with rows of the kind that it reads."""
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_and_resumed_is_left_alone(world, mode):

@@ -65,6 +65,7 @@ def test_a_finished_run_goes_on_with_more_iterations(go):
     assert Path("adapters/adapters.safetensors").read_bytes() == Path("long/adapters.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
     [
@@ -80,6 +81,7 @@ def test_every_kind_of_training_goes_on_to_the_same_bytes(go, monkeypatch, kind,
     assert Path("adapters/adapters.safetensors").read_bytes() == Path("alone/adapters.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -101,6 +103,7 @@ def test_with_these_settings_too(go, monkeypatch, changes):
     assert Path("adapters/adapters.safetensors").read_bytes() == Path("alone/adapters.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "iterations", "passed"), [(1, 2, {4, 6}), (1, 6, {10}), (2, 2, {10})])
 def test_a_cache_that_was_cleared_changes_no_byte(go, monkeypatch, tmp_path, layers, iterations, passed):
     """What the steps had computed is passed over again, in the batches of then: later ones pad otherwise."""
@@ -121,6 +124,7 @@ def test_a_cache_that_was_cleared_changes_no_byte(go, monkeypatch, tmp_path, lay
     assert Path("adapters/adapters.safetensors").read_bytes() == Path("alone/adapters.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -149,6 +153,7 @@ def test_another_run_is_refused_and_what_changed_is_named(go, changes, named):
     assert content() == before
 
 
+@pytest.mark.slow
 def test_the_same_reference_may_be_written_in_another_way(go, tmp_path):
     go(adapter_path="sft", seed=5)
     go(reference_model_path="sft", iters=4)
@@ -157,6 +162,7 @@ def test_the_same_reference_may_be_written_in_another_way(go, tmp_path):
         go(reference_model_path="adapters", iters=8, resume=True)
 
 
+@pytest.mark.slow
 def test_other_rows_and_another_template_are_named(go, world):
     go()
     write_pairs(world.folder / "data", seed=7, train=10)
@@ -173,6 +179,7 @@ def test_other_rows_and_another_template_are_named(go, world):
         file.write_text(text)
 
 
+@pytest.mark.slow
 def test_what_decides_nothing_may_change(go):
     go()
     changes = {"steps_per_report": 1, "steps_per_eval": 2, "save_every": 1, "keep_last": 1, "grad_checkpoint": True}
@@ -196,6 +203,7 @@ def test_force_cannot_make_other_shapes_fit(go):
     assert content() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
 def test_a_damaged_state_is_told_and_the_one_before_it_used(go, monkeypatch, damage):
     go(adapter_path="alone")
@@ -218,6 +226,7 @@ def test_a_fresh_start_in_the_folder_of_another_run_says_so(go):
     assert [path.name for path in Path("adapters").glob("state-*")] == [f"state-000000{n}.safetensors" for n in (2, 3)]
 
 
+@pytest.mark.slow
 def test_resume_adapter_file_counts_at_the_first_start_alone(go, monkeypatch):
     go(adapter_path="first")
     changes = {"resume_adapter_file": "first/adapters.safetensors"}
@@ -227,6 +236,7 @@ def test_resume_adapter_file_counts_at_the_first_start_alone(go, monkeypatch):
     assert Path("adapters/adapters.safetensors").read_bytes() == Path("alone/adapters.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_died_while_fusing_is_fused(go, world, monkeypatch):
     def dead(*_):
         raise KeyboardInterrupt
@@ -253,6 +263,7 @@ def test_mlx_lm_loads_the_adapters_and_the_best(go, world):
         assert not mx.allclose(base(tokens), tuned(tokens), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_and_stays_ended(go, monkeypatch):
     values = iter([0.5, *[0.4] * 20])
     monkeypatch.setattr(

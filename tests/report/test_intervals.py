@@ -42,6 +42,7 @@ def test_the_difference_of_two_groups():
     assert figure["low"] < 1 < figure["high"] and intervals.against(figure, 0) == 1
 
 
+@pytest.mark.slow
 def test_length_control_takes_out_what_length_alone_wins():
     """The judge likes longer answers; the policy's are longer and no better."""
     rng = np.random.default_rng(3)

@@ -97,6 +97,7 @@ def norm(gradient) -> float:
     return math.sqrt(sum(float(mx.square(value).sum()) for _, value in tree_flatten(gradient)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "name"), EVERY_LOSS, ids=[f"{t.mode}-{n}" for t, n in EVERY_LOSS])
 def test_every_loss_moves_the_parameters_and_falls(trainer, name):
     run = Run(trainer, options_for(trainer, name))

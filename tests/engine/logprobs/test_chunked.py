@@ -102,6 +102,7 @@ def single_rows(model) -> tuple[np.ndarray, dict[str, mx.array]]:
     return logps, total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [2, 5, 64])
 @pytest.mark.parametrize("name", MODELS)
 def test_exact_across_borders(name, width):
@@ -130,6 +131,7 @@ def test_evaluation_gives_the_same(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_piece():
     """Memory grows with the length by clearly less in pieces of one size than in whole rows."""
     model = with_lora(tiny_llama(hidden=64))

@@ -179,6 +179,7 @@ def test_chance_is_the_same_when_computed_again():
 TOKENS, VOCABULARY = 1024, 32_000
 
 
+@pytest.mark.slow
 @WAYS
 def test_logits_never_all_stand_in_memory(way):
     """All logits of 1,024 tokens take 131 MB in float32. In chunks of 1 MB a quarter is enough, gradients included."""

@@ -23,6 +23,8 @@ from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, WAYS, batch_of, ex
 from tests.engine.support_table import in_double
 from tests.paths import DOCS
 
+pytestmark = pytest.mark.slow
+
 ALL = os.environ.get("MLX_LM_LORA_PREFPLUS_ALL_MODELS") == "1"
 CHOICE = [
     *(

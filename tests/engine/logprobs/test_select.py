@@ -62,6 +62,7 @@ def test_reasons_name_every_way_that_was_refused():
 STATES = ["mamba", "mamba2", "rwkv7", "jamba", "nemotron_h", "olmo_hybrid", "baichuan_m1", "longcat_flash_ngram"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATES)
 def test_padded_prompts_are_refused_where_states_run_through_them(name):
     """Even if no cache said that it holds a state: the numbers do."""
@@ -71,6 +72,7 @@ def test_padded_prompts_are_refused_where_states_run_through_them(name):
     assert oracle.passes(oracle.difference(for_gradient(PairwisePrefixPolicy, model)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba2", "rwkv7", "baichuan_m1", "afm7"])
 def test_noise_of_bfloat16_hides_nothing(name):
     """Gradients are allowed to differ then, log-probs in float32 are not."""

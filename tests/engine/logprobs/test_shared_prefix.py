@@ -109,6 +109,7 @@ def scores(policy, rows, multiple=1, order=None):
     return [np.array(values).reshape(2, -1)[:, back] for values in found]
 
 
+@pytest.mark.slow
 @every_way
 @settings(max_examples=10, deadline=None)
 @given(

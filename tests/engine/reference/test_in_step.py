@@ -80,6 +80,7 @@ def assert_equal(one, other) -> None:
         assert mx.abs(value).max().item() > 0 or "lora_a" in name, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*WAYS, "checkpointed"])
 def test_the_same_bits_as_by_a_pass_of_its_own(name):
     way, make = WAYS[name if name in WAYS else "head"]

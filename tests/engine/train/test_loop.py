@@ -196,6 +196,7 @@ def test_speed_does_not_count_validation(monkeypatch):
     assert [event[2]["val_time"] for event in events if event[0] == "validate"] == [100, 100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_qat_starts_and_pauses_as_asked(compiled, monkeypatch):
     """Every batch has one shape here, so a graph compiled once would never see the change."""
@@ -405,6 +406,7 @@ class Running(ChosenOnly):
         return LossOutput(sums, {"examples": {"mean": mean * batch.ids.shape[0]}}, {"mean": mean})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("trainer", [CPO, Running()], ids=["cpo", "running"])

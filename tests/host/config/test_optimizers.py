@@ -80,6 +80,7 @@ OBJECTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTS)
 def test_an_optimiser_of_the_callers_trains_and_reports_its_rate(name, tmp_path, capsys):
     model, seen = with_lora(tiny_llama(), moved=False), Recorder()

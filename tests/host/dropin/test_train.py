@@ -344,6 +344,7 @@ def test_the_policy_as_its_own_reference_is_what_it_was_before():
     assert seen.val[-1]["val_loss"] != pytest.approx(math.log(2), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODULES)
 def test_a_loss_of_the_callers_is_called_as_the_host_calls_it(mode):
     stock = getattr(MODULES[mode], f"{mode}_loss")
@@ -464,6 +465,7 @@ def test_payloads_are_the_hosts_to_the_letter(mode, capsys):
     assert "Iter 2: Saved adapter weights to adapters/adapters.safetensors and adapters/0000002_adapters" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODULES)
 def test_evaluation_agrees_with_the_hosts_where_the_host_is_right(mode):
     """Rows of one length: the host's weighing by tokens changes nothing. One row a batch: its accuracies are right."""
@@ -483,6 +485,7 @@ def test_evaluation_agrees_with_the_hosts_where_the_host_is_right(mode):
     assert getattr(dropin, f"evaluate_{mode}")(**given)[0] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bco_pair", "nca_pair", "aot", "sigmoid_norm", "exo_pair"])
 def test_any_loss_of_the_mode_trains_and_evaluates(name):
     model, seen = go("dpo", ref_model=tiny_llama(), loss_type=name, iters=2, valid=random_rows(3))
@@ -496,6 +499,7 @@ def test_a_loss_of_lists_is_refused():
         go("dpo", loss_type="plackett_luce")
 
 
+@pytest.mark.slow
 def test_a_reference_that_follows_the_policy():
     Path("adapters").mkdir()
     Path("adapters", FILE).write_text("sync_ref_model: true\nref_model_sync_steps: 1\nref_model_mixup_alpha: 1.0\n")
@@ -522,6 +526,7 @@ def test_evaluation_takes_a_model_that_is_only_a_function():
     assert metrics["margins"] == pytest.approx(rewards[0] - rewards[1])
 
 
+@pytest.mark.slow
 def test_adapters_that_are_somebody_elses_load_with_mlx_lm(model_folder):
     for dora in (False, True):
         model, _ = mlx_lm.load(str(model_folder))

@@ -61,6 +61,7 @@ def test_an_adapter_of_another_program_is_moved_and_the_ways_on_are_told(go, res
     assert written_by_us(Path("adapters/adapters.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_and_again_loses_no_run(go):
     go(seed=1, save_best="loss")
     first = content("adapters")
@@ -81,6 +82,7 @@ def test_nothing_moves_before_the_run_can_start(go):
     assert content("adapters") == before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_its_own_files_and_those_of_others(go):
     go()
     own = Path("adapters/adapters.safetensors").read_bytes()
@@ -91,6 +93,7 @@ def test_a_resumed_run_knows_its_own_files_and_those_of_others(go):
     assert Path("adapters/previous-1/adapters.safetensors").read_bytes() == other != own
 
 
+@pytest.mark.slow
 def test_adapters_of_another_run_of_ours_are_kept_where_a_run_goes_on(go):
     go(adapter_path="other", seed=7)
     go()
@@ -101,6 +104,7 @@ def test_adapters_of_another_run_of_ours_are_kept_where_a_run_goes_on(go):
     assert Path("adapters/previous-1/adapters.safetensors").read_bytes() == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapters.safetensors", "0000001_adapters.safetensors"])
 def test_going_on_from_a_file_of_the_same_folder(go, name, monkeypatch):
     go()
@@ -121,6 +125,7 @@ def test_going_on_from_a_file_of_the_same_folder(go, name, monkeypatch):
     assert "starts from" not in out
 
 
+@pytest.mark.slow
 def test_comparing_with_a_file_of_the_same_folder_also_after_a_resume(go, tmp_path):
     go(adapter_path="sft", seed=5)
     Path("adapters").mkdir()
@@ -148,6 +153,7 @@ def test_a_fused_model_of_another_program_is_moved_and_our_own_is_replaced(go):
     assert Path("adapters/model.safetensors").stat().st_size > len(FOREIGN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model", "reference_model_path"])
 def test_a_model_that_the_run_reads_is_not_replaced_by_its_fused_one(go, model_folder, key):
     for file in model_folder.iterdir():

@@ -66,11 +66,13 @@ def test_samples_of_a_run_stand_in_its_report(go):
     assert run.notes == [] and "Objective" in text
 
 
+@pytest.mark.slow
 def test_samples_change_nothing_in_a_run(go):
     without = (go() / "adapters.safetensors").read_bytes()
     assert (go(sample_prompts=3, sample_tokens=4) / "adapters.safetensors").read_bytes() == without
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_each_sample_once(go):
     whole = go(sample_prompts=1, sample_tokens=4, iters=6, save_every=2)
     expected = (whole / "samples.jsonl").read_text()

@@ -74,6 +74,7 @@ def test_settings_that_have_no_effect(told, tmp_path, model_folder):
     assert "not used" not in text
 
 
+@pytest.mark.slow
 def test_all_weights_of_a_quantised_model(told, tmp_path):
     for split in ("train", "valid"):
         write(tmp_path / "data", split, 3)

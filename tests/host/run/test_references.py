@@ -40,6 +40,7 @@ def test_the_second_run_computes_nothing(go, no_pass):  # noqa: F811
     assert again.val[0]["val_loss"] == seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dora", "full"])
 def test_the_base_is_the_same_for_every_train_type(go, no_pass, kind):  # noqa: F811
     go()
@@ -49,6 +50,7 @@ def test_the_base_is_the_same_for_every_train_type(go, no_pass, kind):  # noqa: 
     assert seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "left"),
     [
@@ -68,6 +70,7 @@ def test_what_the_log_probs_depend_on(go, change, left):  # noqa: F811
     assert known(go(**{"iters": None, "epochs": 1, **change})[0]) == (left, 13)
 
 
+@pytest.mark.slow
 def test_only_visited_rows_are_computed_and_longer_runs_add_the_others(go, own_cache):  # noqa: F811
     assert known(go(iters=1, val_batches=0)[0]) == (0, 4)
     (file,) = own_cache.glob("*.npy")
@@ -96,6 +99,7 @@ def test_an_interrupted_pass_reads_and_computes_only_what_is_left(go, own_cache,
     assert len(seen[0]) == 3 and seen[1] == seen[0][-1:]
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_what_the_cache_holds(go):  # noqa: F811
     go(adapter_path="cold")
     go(adapter_path="warm")
@@ -105,6 +109,7 @@ def test_the_bytes_do_not_depend_on_what_the_cache_holds(go):  # noqa: F811
     assert one == two == three
 
 
+@pytest.mark.slow
 def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):  # noqa: F811
     """The pass is over the rows of validation alone."""
     changes = {"num_layers": 1, "epochs": 2, "iters": None}
@@ -130,6 +135,7 @@ def test_steps_and_pass_give_the_same_bits(go, own_cache, monkeypatch):  # noqa:
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"qat_enable": True, "qat_bits": 4}, {"engine": "plain"}, {"reference_model_path": "first"}, {"num_layers": 2}],
@@ -140,6 +146,7 @@ def test_with_these_a_pass_goes_before(go, change):  # noqa: F811
     assert "in its first step" not in go(**{"num_layers": 1, **change})[0]
 
 
+@pytest.mark.slow
 def test_evaluation_reuses_them(go, no_pass):  # noqa: F811
     go(test=True)
     no_pass()
@@ -147,6 +154,7 @@ def test_evaluation_reuses_them(go, no_pass):  # noqa: F811
     assert known(out) == (3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["model", "first", "first/adapters.safetensors"])
 def test_a_named_reference_is_not_loaded_again(go, model_folder, monkeypatch, no_pass, path):  # noqa: F811
     go(adapter_path="first")
@@ -160,6 +168,7 @@ def test_a_named_reference_is_not_loaded_again(go, model_folder, monkeypatch, no
     assert again.val == [{**payload, "val_time": pytest.approx(0, abs=60)} for payload in seen.val]
 
 
+@pytest.mark.slow
 def test_other_adapters_under_the_same_name_are_another_reference(go):  # noqa: F811
     go(adapter_path="first")
     go(reference_model_path="first")

@@ -78,6 +78,7 @@ def test_adapters_load_and_act_with_mlx_lm(go, model_folder, mode, kind):
     assert json.loads(Path("adapters/adapter_config.json").read_text())["fine_tune_type"] == kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"load_in_4bits": True}, {"load_in_8bits": True}, {"load_in_mxfp4": True}])
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
 def test_the_first_validation_is_ln_2(go, how, kind):
@@ -128,6 +129,7 @@ def test_summary_names_what_is_in_force(go):
     assert not any(word in line for line in told for word in ("loss", "it/s", "peak mem", "memory:"))
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(go):
     go(adapter_path="one", lora_parameters={"rank": 4, "dropout": 0.1, "scale": 10.0})
     go(adapter_path="two", lora_parameters={"rank": 4, "dropout": 0.1, "scale": 10.0})
@@ -136,6 +138,7 @@ def test_the_same_command_gives_the_same_bytes(go):
     assert one == two != three
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dpo", "cpo"])
 def test_the_four_losses_train_differently(go, mode):
     results = []
@@ -147,6 +150,7 @@ def test_the_four_losses_train_differently(go, mode):
             assert not all(mx.allclose(one[key], other[key], atol=1e-6) for key in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -200,6 +204,7 @@ def test_accumulation_equals_one_large_batch(go):
             assert mx.allclose(value, cut[name], atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_resume_adapter_file(go, kind):
     go(train_type=kind, adapter_path="first")
@@ -209,6 +214,7 @@ def test_resume_adapter_file(go, kind):
     assert seen.val[0]["val_loss"] != pytest.approx(math.log(2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_reference_model_path_takes_adapters_and_models(go, model_folder):
     go(adapter_path="first")
     for path in ("first", "first/adapters.safetensors", "first/0000004_adapters.safetensors"):
@@ -218,6 +224,7 @@ def test_reference_model_path_takes_adapters_and_models(go, model_folder):
     assert seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dpo", "cpo"])
 def test_qat_trains_differently_and_leaves_nothing(go, mode):
     call = nn.Linear.__call__
@@ -262,6 +269,7 @@ def test_fuse_that_fails_says_that_the_adapters_are_saved(go, monkeypatch):
     assert weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
 def test_testing_later_gives_the_same_figures(go, kind):
     together, _ = go(train_type=kind, test=True)
@@ -272,6 +280,7 @@ def test_testing_later_gives_the_same_figures(go, kind):
     assert Path("adapters/adapter_config.json").read_bytes() == config
 
 
+@pytest.mark.slow
 def test_it_learns(go):
     """Ten pairs, forty epochs: the accuracy on them goes above 0.9."""
     _, seen = go(iters=None, epochs=40, batch_size=5, learning_rate=2e-3, steps_per_report=20, steps_per_eval=1000)

@@ -25,6 +25,8 @@ from mlx_lm_lora_prefplus.host.run.session import Session, read_rows
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 from tests.conftest import WORDS, model_folder
 
+pytestmark = pytest.mark.slow
+
 
 def write_rows(folder: Path, count: int, mean: int) -> Path:
     """A training set of so many pairs with log-normal lengths: about `mean` words in a prompt and in a completion."""
@@ -81,7 +83,6 @@ class Start:
             store.save()
 
 
-@pytest.mark.slow
 def test_a_cached_start_makes_no_object_for_each_row(model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "kept"))
     count = 20_000

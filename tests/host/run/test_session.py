@@ -36,11 +36,13 @@ def test_a_token_budget_takes_the_place_of_batch_size(go, seen):  # noqa: F811
     assert "batch_size has no effect beside token_budget" in out
 
 
+@pytest.mark.slow
 def test_rows_that_stand_alone_are_told(go):  # noqa: F811
     assert "All micro-batches hold one example alone" in go(loss_type="aot", token_budget=1)[0]
     assert "one example alone" not in go(loss_type="aot", adapter_path="other")[0]
 
 
+@pytest.mark.slow
 def test_more_layers_than_there_are_is_told(go):  # noqa: F811
     assert "num_layers 99: the model has 2 layers, and all of them get adapters." in go(num_layers=99)[0]
     assert "all of them" not in go(num_layers=2, adapter_path="other")[0]

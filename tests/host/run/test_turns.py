@@ -71,6 +71,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_policy_and_reference_count_the_same_tokens(go, way, model_folder, tmp_path):
     out = go(**WAYS[way])
@@ -89,12 +90,14 @@ def test_policy_and_reference_count_the_same_tokens(go, way, model_folder, tmp_p
         np.testing.assert_allclose(logps, expected[len(logps)], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"train_mode": "kto"}, {"loss_type": "plackett_luce"}, {"ld_alpha": 0.5}])
 def test_other_rows_and_losses(go, changes):
     out = go(**changes)
     assert "do not count in the loss" in out and Path("adapters/adapters.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_key_makes_another_reference(go, tmp_path):
     go()
     first = set((tmp_path / "cache" / "reference").glob("*.npy"))

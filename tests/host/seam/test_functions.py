@@ -49,6 +49,7 @@ def figures(capsys):
     return {name.lower(): float(value) for name, value in re.findall(r"  (\w+): (-?[\d.]+)$", block, re.MULTILINE)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dpo", "cpo", "orpo"])
 @pytest.mark.parametrize("kind", ["host", "ours"])
 def test_a_set_of_the_hosts_classes_is_evaluated_as_ours_is(mode, kind, model_folder, capsys):

@@ -86,6 +86,7 @@ def environment(tmp_path):
     return {**clean, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "MLX_LM_LORA_PREFPLUS": "strict"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("switch", "ours"), [({}, True), ({"MLX_LM_LORA_PREFPLUS": "0"}, False)], ids=["on", "switched off"]
 )
@@ -95,6 +96,7 @@ def test_the_hook_brings_them_into_the_server(environment, switch, ours):
     assert done.stdout.strip() == str(ours), done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_our_mode_from_its_config_file(extended, environment, model_folder, tmp_path, monkeypatch):
     """The server writes the file and starts `python -m mlx_lm_lora.train --config FILE`; its log parser follows."""
     for key, value in environment.items():
@@ -141,6 +143,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason="the host's extra `mcp` is not installed")
 def test_an_agent_sees_them_and_looks_at_data(environment, model_folder, tmp_path):
     write_pairs(tmp_path / "data", train=5, valid=2)

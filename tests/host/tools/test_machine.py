@@ -90,6 +90,7 @@ def test_mlx_that_does_not_start(monkeypatch):
     assert machine.device() == {"backend": "none", "device": "ZeroDivisionError: division by zero", "memory": None}
 
 
+@pytest.mark.slow
 def test_doctor_tells_memory_notes_and_switches(monkeypatch):
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_PATCH", "1")
     monkeypatch.setattr(machine, "notes", lambda backend: [("it is slow", "make it fast")])
