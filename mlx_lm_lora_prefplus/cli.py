@@ -17,7 +17,7 @@ from . import __version__, backend
 from .bench.command import bench
 from .errors import UserError
 from .evaluation.command import evaluate
-from .preview.command import PASSED_ON, check
+from .preview.command import PASS_THROUGH, check
 from .report.command import report
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def _computing(command: Callable[..., None]) -> Callable[..., None]:
 
 app.command()(_computing(bench))
 for passing_on in (check, evaluate):
-    app.command(context_settings=PASSED_ON, options_metavar="CONFIG [OPTIONS] [flags of training]")(
+    app.command(context_settings=PASS_THROUGH, options_metavar="CONFIG [OPTIONS] [flags of training]")(
         _computing(passing_on)
     )
 app.command()(report)

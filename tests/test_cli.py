@@ -45,7 +45,7 @@ def test_modes_names_what_is_broken(call, monkeypatch):
     monkeypatch.setattr(manager, "load_registry", lambda: Registry({}, {"bad 1.0": "fell over"}, {"kto": ["a", "b"]}))
     done = call("modes")
     assert "the plugin bad 1.0 is skipped: fell over" in done.stderr
-    assert "mode kto is brought by a and by b" in done.stderr
+    assert "mode kto is provided by a and by b" in done.stderr
 
 
 def test_losses_as_json(call):

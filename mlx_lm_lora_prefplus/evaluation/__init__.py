@@ -1,1 +1,1 @@
-"""Did it work? Held-out rows and answers of the policy against its reference: `mlx_lm_lora.prefplus evaluate`."""
+"""Evaluation on held-out rows, and of the policy's answers against its reference: `mlx_lm_lora.prefplus evaluate`."""

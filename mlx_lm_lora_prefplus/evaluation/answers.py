@@ -1,4 +1,4 @@
-"""Answers of the policy and of its reference to the same prompts."""
+"""Answers of the policy and its reference to the same prompts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from ..host.run.session import Session
 
 
 class Answer(NamedTuple):
-    """text, and tokens: its ids, with the end-of-sequence token where the model gave one."""
+    """text, and its token ids, with the end-of-sequence token if the model generated it."""
 
     text: str
     tokens: list[int]
 
 
-class Asked(NamedTuple):
-    """One prompt, as text and token ids, and the two answers to it."""
+class AnsweredPrompt(NamedTuple):
+    """One prompt, as text and token ids, with the answers of both models."""
 
     prompt: str
     tokens: list[int]
@@ -32,27 +32,27 @@ class Asked(NamedTuple):
     reference: Answer
 
 
-def ask(session: Session, count: int, max_tokens: int, temperature: float) -> list[Asked]:
-    """Let both models answer the first `count` different prompts of the held-out rows.
+def answer_prompts(session: Session, count: int, max_tokens: int, temperature: float) -> list[AnsweredPrompt]:
+    """Let both models answer the first `count` distinct prompts of the held-out rows, with the same seed.
 
-    max_tokens: of an answer. temperature: 0 takes the likeliest token. Both models begin with the same seed.
+    max_tokens: largest length of an answer. temperature: 0 takes the most probable token.
     """
     prompts = _prompts(session, count)
     ours = _answers(session, session.model, prompts, max_tokens, temperature)
     with reference_model(session) as model:
         theirs = _answers(session, model, prompts, max_tokens, temperature)
     texts = (session.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts)
-    return [Asked(*one) for one in zip(texts, prompts, ours, theirs, strict=True)]
+    return [AnsweredPrompt(*fields) for fields in zip(texts, prompts, ours, theirs, strict=True)]
 
 
 def _prompts(session: Session, count: int) -> list[list[int]]:
-    """The first different ones, as token ids."""
-    rows, found = session.rows["test"], dict[tuple[int, ...], None]()
+    """Return the first `count` distinct prompts as token ids."""
+    rows, prompts = session.rows["test"], dict[tuple[int, ...], None]()
     for place in range(len(lengths_of(rows).prompt)):
-        found.setdefault(tuple(np.asarray(rows[place]["prompt"]).tolist()))
-        if len(found) == count:
+        prompts.setdefault(tuple(np.asarray(rows[place]["prompt"]).tolist()))
+        if len(prompts) == count:
             break
-    return [list(prompt) for prompt in found]
+    return [list(prompt) for prompt in prompts]
 
 
 def _answers(
@@ -61,7 +61,7 @@ def _answers(
     tokenizer, seed = session.tokenizer, session.resolved.settings.seed
     mx.random.seed(seed)
     model.eval()
-    made = batch_generate(
+    responses = batch_generate(
         model,
         tokenizer,
         prompts,
@@ -69,14 +69,16 @@ def _answers(
         sampler=make_sampler(temp=temperature),
         return_token_ids=True,
     )
-    assert made.token_ids is not None
-    ends = [[tokenizer.eos_token_id] if len(ids) < max_tokens else [] for ids in made.token_ids]
-    return [Answer(text, [*ids, *end]) for text, ids, end in zip(made.texts, made.token_ids, ends, strict=True)]
+    assert responses.token_ids is not None
+    ends = [[tokenizer.eos_token_id] if len(ids) < max_tokens else [] for ids in responses.token_ids]
+    return [
+        Answer(text, [*ids, *end]) for text, ids, end in zip(responses.texts, responses.token_ids, ends, strict=True)
+    ]
 
 
 @contextmanager
 def reference_model(session: Session) -> Iterator[nn.Module]:
-    """The model to compare with: what `reference_model_path` names in modes with a reference, else the base model."""
+    """Load the model to compare with: in modes with a reference `reference_model_path`, else the base model."""
     resolved = session.resolved
     if resolved.settings.reference_model_path and resolved.trainer.needs_reference(resolved.options):
         yield models.load_reference(resolved.settings, session.tokenizer)

@@ -19,33 +19,35 @@ def evaluate(
         ),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Compare answers by a local model that mlx_lm loads.")
+        str | None, typer.Option(metavar="PATH", help="Compare answers with a local model that mlx_lm loads.")
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to answer.")] = 50,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 takes the likeliest token.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest length of an answer.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Sampling temperature; 0 takes the most probable token.")
+    ] = 0.0,
     answers: Annotated[
-        Path | None, typer.Option(help="Keep the answers here, a line of JSON each.", show_default=False)
+        Path | None, typer.Option(help="File for the answers, one line of JSON each.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Say whether training worked: rewards on held-out rows with confidence intervals, by length and against the
+    """Evaluate a trained adapter: rewards on held-out rows with confidence intervals, by length and against the
     reference, and, with a judge, how often the policy's answers beat the reference's.
 
     Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml,
     or evaluate --model M --adapter-path A --data D (mode dpo unless
-    --train-mode says else). The rows are those of test, or of valid where
-    there is no test.
+    --train-mode is given). Reads the test rows, or the valid rows if there
+    is no test split.
     """
     if not context.args:
         typer.echo(context.get_help())
         raise typer.Exit(2)
     from .evaluate import Judging
-    from .evaluate import evaluate as evaluated
-    from .render import shown
+    from .evaluate import evaluate as run_evaluation
+    from .render import render
 
-    report = evaluated(context.args, Judging(judge, judge_model, prompts, max_tokens, temperature, answers))
+    report = run_evaluation(context.args, Judging(judge, judge_model, prompts, max_tokens, temperature, answers))
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(shown(report))
+        Console(highlight=False).print(render(report))

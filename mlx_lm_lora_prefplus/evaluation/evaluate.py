@@ -1,4 +1,4 @@
-"""All figures of an evaluation in one report, and the sentence that they come to."""
+"""Evaluate a trained adapter: all figures in one report, with a verdict."""
 
 import json
 import sys
@@ -18,21 +18,21 @@ from ..report.evidence import evidence_of as evidence_of_run
 from ..report.runs import read_run
 from ..report.verdict import Evidence, verdict
 from . import held_out, judges
-from .answers import Asked, ask
+from .answers import AnsweredPrompt, answer_prompts
 from .win_rate import win_rate
 
 Report = dict[str, Any]
-"""mode, objective, policy, reference: what is compared. rows: what it is measured on. Then the figures of
-`held_out.summary`, `answers` (those of `win_rate.win_rate`, the judge, and how often it agrees with itself; or None),
-`training` (what the run reported of its objective, and the watchers that spoke; or None), `outcome` and `verdict`."""
+"""mode, objective, policy, reference, rows; the figures of `held_out.summary`; `answers` (figures of
+`win_rate.win_rate`, the judge and its agreement in both orders; or None); `training` (objective, warnings and remarks
+of the run; or None); `outcome` and `verdict`."""
 
 
 @dataclass(frozen=True)
 class Judging:
-    """How answers are compared; not at all without a judge.
+    """How answers are compared; without a judge they are not.
 
-    judge: `reward`, or `module:function`. model: the path or name of a judge model. prompts: how many. max_tokens: of
-    an answer. temperature: 0 takes the likeliest token. keep: a file for the answers, or None.
+    judge: `reward`, or `module:function`. model: path or name of a judge model. prompts: number of prompts. max_tokens:
+    largest length of an answer. temperature: 0 takes the most probable token. keep: a file for the answers, or None.
     """
 
     judge: str | None = None
@@ -43,37 +43,37 @@ class Judging:
     keep: Path | None = None
 
     @property
-    def wanted(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self.judge or self.model)
 
 
-def evaluate(words: Sequence[str], judging: Judging) -> Report:
-    """Evaluate the adapters that the words name on the held-out rows that they name.
+def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
+    """Evaluate adapters on held-out rows.
 
-    words: `[CONFIG] [flags of mlx_lm_lora.train]`; the mode is dpo where none is given.
+    arguments: `[CONFIG] [flags of mlx_lm_lora.train]`; the default mode is dpo.
 
     Raises:
-        UserError: something is missing or does not fit.
+        UserError: an argument is missing or invalid.
     """
     if judging.judge and judging.model:
         raise UserError("evaluate: give --judge or --judge-model, not both.")
     with redirect_stdout(sys.stderr):
-        resolved = settings_of(words, "mlx_lm_lora.prefplus evaluate", train_mode="dpo")
+        resolved = settings_of(arguments, "mlx_lm_lora.prefplus evaluate", train_mode="dpo")
         judge = judges.function_judge(judging.judge) if judging.judge not in (None, "reward") else None
         session, split, name = held_out.open_held_out(resolved)
         seed = resolved.settings.seed
-        scored = held_out.score(session)
+        scores = held_out.score(session)
         report: Report = {
             "mode": resolved.trainer.mode,
             "objective": summary.objective(resolved),
             "policy": f"{resolved.settings.model} with {resolved.settings.adapter_path}",
             "reference": _reference(session),
-            "rows": {"split": name, "source": split.report.source, "kind": split.report.kind, "n": len(scored.rewards)},
-            **held_out.summary(scored, seed),
+            "rows": {"split": name, "source": split.report.source, "kind": split.report.kind, "n": len(scores.rewards)},
+            **held_out.summary(scores, seed),
             "answers": None,
         }
-        if judging.wanted:
-            report["answers"] = _compared(session, judging, judge, seed)
+        if judging.is_enabled:
+            report["answers"] = _compare_answers(session, judging, judge, seed)
     report["training"] = _training(Path(resolved.settings.adapter_path or ""))
     outcome, text = verdict(evidence_of(report))
     return {**report, "outcome": outcome, "verdict": text}
@@ -88,43 +88,48 @@ def _reference(session: Session) -> str:
     )
 
 
-def _compared(session: Session, judging: Judging, judge: judges.Judge | None, seed: int) -> dict[str, Any]:
+def _compare_answers(session: Session, judging: Judging, judge: judges.Judge | None, seed: int) -> dict[str, Any]:
     if judging.model:
         judge = judges.model_judge(judging.model)
-    asked = ask(session, judging.prompts, judging.max_tokens, judging.temperature)
+    answered = answer_prompts(session, judging.prompts, judging.max_tokens, judging.temperature)
     agreement = None
     if judge is not None:
-        wins, agreement = judges.judged(judge, asked)
+        wins, agreement = judges.judge_answers(judge, answered)
     else:
-        wins = judges.judged_by_reward(session, asked)
+        wins = judges.judge_by_reward(session, answered)
     if judging.keep:
-        _keep(judging.keep, asked, wins)
-    who = f"the model {judging.model}" if judging.model else judging.judge
-    who = "the policy's own reward" if who == "reward" else who
-    return {"judge": who, "prompts": len(asked), "agrees_in_both_orders": agreement, **win_rate(wins, asked, seed)}
+        _write_answers(judging.keep, answered, wins)
+    judge_name = f"the model {judging.model}" if judging.model else judging.judge
+    judge_name = "the policy's own reward" if judge_name == "reward" else judge_name
+    return {
+        "judge": judge_name,
+        "prompts": len(answered),
+        "agrees_in_both_orders": agreement,
+        **win_rate(wins, answered, seed),
+    }
 
 
-def _keep(file: Path, asked: list[Asked], wins: np.ndarray) -> None:
-    """A line of JSON for each prompt."""
+def _write_answers(file: Path, answered: list[AnsweredPrompt], wins: np.ndarray) -> None:
+    """Write one line of JSON for each prompt."""
     rows = (
-        {"prompt": one.prompt, "policy": one.policy.text, "reference": one.reference.text, "win": float(win)}
-        for one, win in zip(asked, wins, strict=True)
+        {"prompt": prompt.prompt, "policy": prompt.policy.text, "reference": prompt.reference.text, "win": float(win)}
+        for prompt, win in zip(answered, wins, strict=True)
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _training(folder: Path) -> dict[str, Any] | None:
-    """What the run in the adapter folder reported; None where it left no reports."""
+    """Return what the run in the adapter folder reported; None if it has no reports."""
     try:
-        found = evidence_of_run(read_run(folder))
+        evidence = evidence_of_run(read_run(folder))
     except UserError:
         return None
-    return {"objective": found.objective, "warnings": list(found.warnings), "remarks": list(found.remarks)}
+    return {"objective": evidence.objective, "warnings": list(evidence.warnings), "remarks": list(evidence.remarks)}
 
 
 def evidence_of(report: Report) -> Evidence:
-    """What speaks for and against the policy. Answers that another than the policy has judged decide."""
+    """Return the evidence for the verdict. Answers decide it if they were judged by anything but the policy itself."""
     margin, answers, training = report["margin"], report["answers"], report["training"] or {}
     return Evidence(
         rows="held-out",

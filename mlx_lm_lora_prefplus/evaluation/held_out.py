@@ -1,4 +1,4 @@
-"""What the policy and its reference say of held-out rows: rewards and log-probs of each completion."""
+"""Rewards and log-probs of policy and reference on held-out rows."""
 
 from typing import Any, NamedTuple
 
@@ -23,15 +23,15 @@ from ..trainers.paired import chosen_and_rejected
 from ..trainers.tabled import reward_rounding
 
 BUCKETS = 4
-"""Rows are looked at by length in so many groups of like size."""
+"""Number of groups by length, of about equal size."""
 
 
 class HeldOut(NamedTuple):
-    """Of each row the first and the last completion: chosen and rejected; of a unpaired row it is one and the same.
+    """Scores of the first and the last completion of each row: chosen and rejected. An unpaired row repeats its one.
 
-    rewards, rounding, policy, reference, tokens: (rows, 2) rewards and what they may be off by, log-probs (nats,
-        summed) and tokens.
-    base: rewards of the model before training; 0 where they compare with a reference. label: (rows,) 1 or 0, of
+    rewards, rounding, policy, reference, tokens: (rows, 2) rewards, their rounding errors, log-probs (nats, summed) and
+        tokens.
+    base: rewards of the model before training; 0 if rewards are relative to a reference. label: (rows,) 1 or 0, for
         unpaired rows.
     """
 
@@ -44,19 +44,19 @@ class HeldOut(NamedTuple):
     label: np.ndarray | None
 
     def part(self, rows: np.ndarray) -> "HeldOut":
-        """Some of the rows, by a mask (rows,)."""
-        *values, label = (None if one is None else one[rows] for one in self)
+        """Select rows by a mask (rows,)."""
+        *values, label = (None if column is None else column[rows] for column in self)
         return HeldOut(*values, label)  # type: ignore[arg-type]
 
 
 def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
-    """Load the base model and the held-out rows: test, or valid where there is no test.
+    """Load the base model and the held-out rows: test, or valid if there is no test split.
 
     Returns:
-        The work, whose one split is called test; the split; and what it is really called.
+        The session, whose only split is called test; the split; and its real name.
 
     Raises:
-        UserError: there are none, or something cannot be loaded.
+        UserError: there are no such rows, or something cannot be loaded.
     """
     resolved = as_begun(resolved)
     settings = resolved.settings.model_copy(update={"train": False, "test": True})
@@ -76,23 +76,31 @@ def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
 
 
 def score(session: Session) -> HeldOut:
-    """Score the rows with the reference, then put the trained adapters on and score them with the policy."""
+    """Score the rows with the reference, then load the trained adapters and score them with the policy."""
     resolved, computed_by = session.resolved, session.engine.policy
     trainer = resolved.trainer
     reference = ReferencePass(session).source().stored["test"]
-    plain = reference
+    stored_logps = reference
     if reference is None or session.token_weights(next(session.batches("test"))) is not None:
-        plain = ReferenceStore(None, len(session.rows["test"]), completions=int(session.lengths("test").count.max()))
-        reference_logps(computed_by, session.batches("test"), len(session.rows["test"]), "Base model", store=plain)
+        stored_logps = ReferenceStore(
+            None, len(session.rows["test"]), completions=int(session.lengths("test").count.max())
+        )
+        reference_logps(
+            computed_by, session.batches("test"), len(session.rows["test"]), "Base model", store=stored_logps
+        )
     assert resolved.settings.adapter_path
     models.load_trained(session.model, resolved.settings.adapter_path)
     session.model.eval()
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (*HeldOut._fields, "ids")}
-    for batch, known in zip(
-        with_reference(session.batches("test"), reference), with_reference(session.batches("test"), plain), strict=True
+    columns_: dict[str, list[np.ndarray]] = {name: [] for name in (*HeldOut._fields, "ids")}
+    for batch, reference_batch in zip(
+        with_reference(session.batches("test"), reference),
+        with_reference(session.batches("test"), stored_logps),
+        strict=True,
     ):
         scores = computed_by(batch, session.token_weights(batch))
-        untrained = scores._replace(logps=known.reference_logps, weighted_logps=known.reference_logps)
+        untrained = scores._replace(
+            logps=reference_batch.reference_logps, weighted_logps=reference_batch.reference_logps
+        )
         rewards = trainer.rewards(scores, batch, resolved.options)
         base = trainer.rewards(untrained, batch, resolved.options) if reference is None else mx.zeros_like(rewards)
         for name, values in (
@@ -100,18 +108,18 @@ def score(session: Session) -> HeldOut:
             ("rounding", reward_rounding(trainer, session.model, scores, batch, resolved.options)),
             ("base", base),
             ("policy", scores.logps),
-            ("reference", known.reference_logps),
+            ("reference", reference_batch.reference_logps),
             ("tokens", batch.completion_lengths),
         ):
-            found[name].append(_sides(values, batch))
-        found["label"].append(np.array(batch.columns["label"]) if "label" in batch.columns else np.zeros(0))
-    columns = {name: np.concatenate(found[name]) for name in HeldOut._fields}
+            columns_[name].append(_sides(values, batch))
+        columns_["label"].append(np.array(batch.columns["label"]) if "label" in batch.columns else np.zeros(0))
+    columns = {name: np.concatenate(columns_[name]) for name in HeldOut._fields}
     return HeldOut(**{**columns, "label": columns["label"] if len(columns["label"]) else None})
 
 
 def _sides(values: mx.array, batch: Batch) -> np.ndarray:
     """(examples, 2) float64."""
-    if "label" in batch.columns:  # a second completion is that of another row
+    if "label" in batch.columns:  # the second completion belongs to another row
         values = mx.tile(values[: batch.ids.shape[0]], 2)
         return np.array(values.astype(mx.float32), np.float64).reshape(2, -1).T
     return np.stack(
@@ -120,35 +128,38 @@ def _sides(values: mx.array, batch: Batch) -> np.ndarray:
 
 
 def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
-    """Accuracy and margin of the rewards with their intervals, by length, and how far the log-probs moved."""
-    found: dict[str, Any] = _rewards(held_out, seed)
+    """Return accuracy and margin of the rewards with their intervals, by length, and the shift of the log-probs."""
+    figures: dict[str, Any] = _rewards(held_out, seed)
     before = _rewards(held_out._replace(rewards=held_out.base), seed)
-    found["before"] = {
+    figures["before"] = {
         "accuracy": before["accuracy"]["value"],
         "margin": before["margin"]["value"] if before["margin"] else 0.0,
     }
     longest = held_out.tokens.max(axis=1)
     edges = np.unique(np.quantile(longest, np.linspace(0, 1, BUCKETS + 1)[1:-1], method="lower"))
     places = np.searchsorted(edges, longest, side="left")
-    found["by_length"] = []
+    figures["by_length"] = []
     for place in np.unique(places):
         rows = places == place
         part = held_out.part(rows)
         span = {"from": int(longest[rows].min()), "to": int(longest[rows].max())}
-        found["by_length"].append({**span, **_rewards(part, seed)})
-    found["shift"] = _shift(held_out, seed)
+        figures["by_length"].append({**span, **_rewards(part, seed)})
+    figures["shift"] = _shift(held_out, seed)
     if held_out.label is None:
-        found["ranked_by_log_prob"] = {
+        figures["ranked_by_log_prob"] = {
             name: intervals.share(_outcome(-np.diff(logps / np.maximum(held_out.tokens, 1), axis=1)[:, 0]))
             for name, logps in (("reference", held_out.reference), ("policy", held_out.policy))
         }
-    return found
+    return figures
 
 
 def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
-    """accuracy: chosen has the higher reward; of a unpaired row, the reward's sign is that of its label; see
-    `losses.outcome`. margin: reward of chosen less rejected, or mean of desirable less undesirable; None where one
-    label is missing."""
+    """Return accuracy and margin.
+
+    accuracy: share of pairs whose chosen has the higher reward, or of unpaired rows whose reward has the sign of the
+    label (see `losses.outcome`). margin: reward of chosen minus rejected, or mean of desirable minus mean of
+    undesirable; None if one label is missing.
+    """
     chosen, rejected = held_out.rewards.T
     if held_out.label is None:
         off = pair_rounding(*map(mx.array, held_out.rounding.T))
@@ -170,7 +181,7 @@ def _outcome(difference: np.ndarray, rounding: mx.array | float = 0.0) -> np.nda
 
 
 def _shift(held_out: HeldOut, seed: int) -> dict[str, Figure]:
-    """Log-probs of the policy less those of the reference, nats a token, mean over the completions of a side."""
+    """Return the mean difference of log-probs, policy minus reference (nats a token), for each side."""
     moved = (held_out.policy - held_out.reference) / np.maximum(held_out.tokens, 1)
     if held_out.label is None:
         sides = {"chosen": moved[:, 0], "rejected": moved[:, 1]}

@@ -1,4 +1,4 @@
-"""Who decides which of two answers is better: a function of the user's, a local model, or the policy's own reward."""
+"""Judges that decide which of two answers is better: a user's function, a local model, or the policy's own reward."""
 
 import importlib
 import math
@@ -17,10 +17,10 @@ from ..errors import UserError
 from ..host.run.session import Session
 from ..losses import outcome, pair_rounding
 from ..trainers.tabled import reward_rounding
-from .answers import Asked, reference_model
+from .answers import AnsweredPrompt, reference_model
 
 Judge = Callable[[str, str, str], float]
-"""Prompt, answer A, answer B → 1 if A is better, 0 if B is, 0.5 if neither; anything between counts as it stands."""
+"""Function (prompt, answer A, answer B) → 1 if A is better, 0 if B is, 0.5 if neither; or any value between."""
 
 QUESTION = """\
 Here are a request and two answers to it. Decide which answer is better: more helpful, correct and to the point. \
@@ -39,10 +39,10 @@ Which answer is better, A or B? Reply with one letter."""
 
 
 def function_judge(name: str) -> Judge:
-    """The function that `module:function` names; modules in the folder one is in are found.
+    """Load the function `module:function`; modules in the working directory are found.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such function.
     """
     module, _, function = name.partition(":")
     if not (module and function):
@@ -51,24 +51,24 @@ def function_judge(name: str) -> Judge:
         )
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), function)
+        callback = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"--judge {name}: {error}. Start in the folder that holds {module}.py.") from error
     finally:
         sys.path.pop(0)
-    if not callable(found):
-        raise UserError(f"--judge {name}: {function} is no function.")
+    if not callable(callback):
+        raise UserError(f"--judge {name}: {function} is not a function.")
 
     def judge(prompt: str, a: str, b: str) -> float:
-        said: Any = found(prompt, a, b)
+        result: Any = callback(prompt, a, b)
         try:
-            value = float(said)
+            value = float(result)
         except (TypeError, ValueError):
             value = math.nan
         if not 0 <= value <= 1:
             raise UserError(
-                f"--judge {name} returned {said!r}. Return 1 if the first answer is better, 0 if the second is, 0.5 if "
-                "neither."
+                f"--judge {name} returned {result!r}. Return 1 if the first answer is better, 0 if the second is, 0.5 "
+                "if neither."
             )
         return value
 
@@ -76,22 +76,22 @@ def function_judge(name: str) -> Judge:
 
 
 def model_judge(path: str) -> Judge:
-    """A local model that is asked for one letter; which of the two is likelier is its verdict.
+    """Load a local model as a judge: the answer whose letter, A or B, is more probable wins.
 
     Raises:
-        UserError: it cannot be loaded, or its tokens do not tell A from B.
+        UserError: it cannot be loaded, or its tokens do not distinguish A from B.
     """
     try:
         model, tokenizer = load(path)[:2]
-    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
+    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds
         raise UserError(f"--judge-model: {path} could not be loaded: {type(error).__name__}: {error}") from error
     letters = [_letter(tokenizer, letter) for letter in "AB"]
     if letters[0] & letters[1]:
         raise UserError(f"--judge-model: the tokenizer of {path} has no token of its own for A and for B.")
 
     def judge(prompt: str, a: str, b: str) -> float:
-        asked = QUESTION.format(prompt=prompt, a=a, b=b)
-        logits = model(mx.array([_question_tokens(tokenizer, asked)]))[0, -1].astype(mx.float32)
+        question = QUESTION.format(prompt=prompt, a=a, b=b)
+        logits = model(mx.array([_question_tokens(tokenizer, question)]))[0, -1].astype(mx.float32)
         first, second = (float(mx.logsumexp(logits[mx.array(sorted(ids))])) for ids in letters)
         return 0.5 if first == second else float(first > second)
 
@@ -106,55 +106,55 @@ def _question_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def _letter(tokenizer: Any, letter: str) -> set[int]:
-    """The token a reply with this letter begins with: with and without a space before it."""
+    """Return the first tokens of a reply with this letter: with and without a leading space."""
     return {tokenizer.encode(text, add_special_tokens=False)[-1] for text in (letter, f" {letter}")}
 
 
-def judged(judge: Judge, asked: list[Asked]) -> tuple[np.ndarray, float]:
-    """Each pair is judged in both orders and averaged, so that a liking for the first place cancels out.
+def judge_answers(judge: Judge, answered: list[AnsweredPrompt]) -> tuple[np.ndarray, float]:
+    """Judge each pair in both orders and average, so that a preference for the first position cancels out.
 
     Returns:
-        (prompts,) 1 where the policy's answer is better; the share of prompts judged alike in both orders.
+        (prompts,) 1 where the policy's answer is better; the share of prompts judged equally in both orders.
     """
-    first = np.array([_of_two(judge, one.prompt, one.policy.text, one.reference.text) for one in asked])
-    second = np.array([1 - _of_two(judge, one.prompt, one.reference.text, one.policy.text) for one in asked])
+    first = np.array([_compare(judge, prompt.prompt, prompt.policy.text, prompt.reference.text) for prompt in answered])
+    second = np.array(
+        [1 - _compare(judge, prompt.prompt, prompt.reference.text, prompt.policy.text) for prompt in answered]
+    )
     return (first + second) / 2, float((first == second).mean())
 
 
-def _of_two(judge: Judge, prompt: str, a: str, b: str) -> float:
+def _compare(judge: Judge, prompt: str, a: str, b: str) -> float:
     return 0.5 if a == b else judge(prompt, a, b)
 
 
-def judged_by_reward(session: Session, asked: list[Asked]) -> np.ndarray:
-    """(prompts,) 1 where the policy's own reward, of which the training thinks, is higher for the policy's answer."""
+def judge_by_reward(session: Session, answered: list[AnsweredPrompt]) -> np.ndarray:
+    """Return (prompts,) 1 where the reward that training optimises is higher for the policy's answer."""
     resolved = session.resolved
     trainer: Any = resolved.trainer
-    found = []
+    wins = []
     with reference_model(session) as model:
-        its_policy = (
-            choose_policy(model, resolved.settings).policy if model is not session.model else session.engine.policy
-        )
-        compared = trainer.needs_reference(resolved.options)
-        references = [_logps(its_policy, session, one) if compared else None for one in asked]
-    for one, reference in zip(asked, references, strict=True):
-        batch = _pair(one)
+        scorer = choose_policy(model, resolved.settings).policy if model is not session.model else session.engine.policy
+        needs_reference = trainer.needs_reference(resolved.options)
+        references = [_logps(scorer, session, prompt) if needs_reference else None for prompt in answered]
+    for prompt, reference in zip(answered, references, strict=True):
+        batch = _pair(prompt)
         if reference is not None:
             batch = batch._replace(reference_logps=reference)
         scores = session.engine.policy(batch, session.token_weights(batch))
         ours, theirs = trainer.rewards(scores, batch, resolved.options)
-        off = pair_rounding(*reward_rounding(trainer, session.model, scores, batch, resolved.options))
-        same = one.policy.tokens == one.reference.tokens
-        found.append(0.5 if same else outcome(ours - theirs, off).item())
-    return np.array(found)
+        rounding = pair_rounding(*reward_rounding(trainer, session.model, scores, batch, resolved.options))
+        is_same = prompt.policy.tokens == prompt.reference.tokens
+        wins.append(0.5 if is_same else outcome(ours - theirs, rounding).item())
+    return np.array(wins)
 
 
-def _pair(one: Asked) -> Any:
-    """Both answers as the completions of one row."""
+def _pair(one: AnsweredPrompt) -> Any:
+    """Make a batch of one row whose completions are both answers."""
     row = {"prompt": one.tokens, "chosen": one.policy.tokens, "rejected": one.reference.tokens}
     return collate([row], np.zeros(1, np.int64))
 
 
-def _logps(policy: Any, session: Session, one: Asked) -> mx.array:
+def _logps(policy: Any, session: Session, one: AnsweredPrompt) -> mx.array:
     batch = _pair(one)
     logps = policy(batch, session.token_weights(batch)).weighted_logps.astype(mx.float32)
     mx.eval(logps)

@@ -1,4 +1,4 @@
-"""The report of `evaluate` as the terminal shows it."""
+"""The report of `evaluate` on the terminal."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +11,12 @@ from rich.text import Text
 from ..report.intervals import of_rows, percent, signed
 
 
-def shown(report: dict[str, Any]) -> Group:
-    """All of it; the verdict last, where it is seen."""
-    return Group(*_parts(report))
+def render(report: dict[str, Any]) -> Group:
+    """Render the whole report, with the verdict last."""
+    return Group(*_lines(report))
 
 
-def _parts(report: dict[str, Any]) -> Iterator[RenderableType]:
+def _lines(report: dict[str, Any]) -> Iterator[RenderableType]:
     rows = report["rows"]
     yield _pairs(
         ("mode", f"{report['mode']}, {report['objective']}"),
@@ -45,7 +45,7 @@ def _parts(report: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("\nAnswers, policy against reference", style="bold")
         yield _pairs(*_answers(answers))
     else:
-        yield Text("\nNo answers were compared: --judge or --judge-model does that.", style="dim")
+        yield Text("\nNo answers were compared. To compare them, give --judge or --judge-model.", style="dim")
     yield Text(f"\n{report['verdict']}", style="bold")
 
 

@@ -1,4 +1,4 @@
-"""The share of prompts on which the policy's answer wins, as it is and with the length of the answers held alike."""
+"""The share of prompts on which the policy's answer wins, raw and controlled for length."""
 
 from typing import Any
 
@@ -6,38 +6,37 @@ import numpy as np
 
 from ..report import intervals
 from ..report.intervals import Figure
-from .answers import Asked
+from .answers import AnsweredPrompt
 
 STEPS, LONGEST_STEP, RIDGE = 25, 2.0, 0.1
-"""Newton's steps, more than enough, none longer than this; and a weak pull of both coefficients to 0, which keeps them
-finite where one side wins always."""
+"""Newton steps, their largest size, and an L2 penalty that keeps coefficients finite if one side always wins."""
 
 
-def win_rate(wins: np.ndarray, asked: list[Asked], seed: int) -> dict[str, Any]:
-    """The win rate (ties are halves), the length-controlled one, and how long the answers are.
+def win_rate(wins: np.ndarray, answered: list[AnsweredPrompt], seed: int) -> dict[str, Any]:
+    """Return the win rate (a tie counts half), the length-controlled win rate, and the lengths of the answers.
 
-    wins: (prompts,) 1 where the policy's answer is better, 0 where it is worse, or between.
+    wins: (prompts,) 1 where the policy's answer is better, 0 where it is worse, or a value between.
     """
-    lengths = np.array([[len(one.policy.tokens), len(one.reference.tokens)] for one in asked], np.float64)
-    same = sum(one.policy.text == one.reference.text for one in asked)
+    lengths = np.array([[len(prompt.policy.tokens), len(prompt.reference.tokens)] for prompt in answered], np.float64)
+    same_answers = sum(prompt.policy.text == prompt.reference.text for prompt in answered)
     return {
         "win_rate": intervals.share(wins),
         "length_controlled": length_controlled(wins, lengths[:, 0] - lengths[:, 1], seed),
-        "same_answers": same,
+        "same_answers": same_answers,
         "tokens": {"policy": float(lengths[:, 0].mean()), "reference": float(lengths[:, 1].mean())},
     }
 
 
 def length_controlled(wins: np.ndarray, longer: np.ndarray, seed: int) -> Figure:
-    """What the win rate would be if both answers were of one length.
+    """Estimate the win rate for answers of equal length.
 
-    P(win) = σ(θ + φ·tanh(d / s)) is fitted, with d the difference in length and s its standard deviation; the figure is
-    σ(θ). That is the length term of length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475)
-    without its term for the difficulty of each prompt, which takes many models to fit.
+    Fits P(win) = σ(θ + φ·tanh(d / s)), with d the difference in length and s its standard deviation, and returns σ(θ).
+    This is the length term of length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475) without the term for
+    the difficulty of prompts, which needs many models to fit.
 
-    Where one side wins every time there is no interval: then length and quality cannot be told apart.
+    There is no interval if one side always wins: length and quality cannot be separated then.
 
-    wins: (prompts,) in [0, 1]. longer: (prompts,) tokens of the policy's answer less those of the reference's.
+    wins: (prompts,) in [0, 1]. longer: (prompts,) tokens of the policy's answer minus those of the reference's.
     """
     scale = longer.std()
     x = np.tanh(longer / scale) if scale > 0 else np.zeros_like(longer)
@@ -46,7 +45,7 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, seed: int) -> Figure
 
 
 def _at_equal_length(wins: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """σ(θ) of logistic regressions, by Newton's method: (…, n) each → (…)."""
+    """Fit logistic regressions by Newton's method and return σ(θ): (…, n) each → (…)."""
     theta = phi = np.zeros(wins.shape[:-1])
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-(theta[..., None] + phi[..., None] * x)))

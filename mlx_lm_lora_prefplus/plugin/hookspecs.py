@@ -15,17 +15,17 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def mlx_lm_lora_register_trainers() -> Iterable[Trainer]:
-    """Return the trainers of this package, one for each `--train-mode` it brings.
+    """Return the trainers of this package, one for each of its values of `--train-mode`.
 
-    Called once when the command starts. It should return data and do nothing else: no printing, no
-    files, no import of heavy modules beyond what the trainers need.
+    Called once when the command starts. It should only return data: it should print nothing, touch no
+    files and import only the modules that the trainers need.
     """
     raise NotImplementedError
 
 
 @hookspec
 def mlx_lm_lora_register_losses() -> Mapping[str, Mapping[str, Any]]:
-    """Return losses for modes that are there already: mode → name for `loss_type` → `mlx_lm_lora_prefplus.losses.Loss`.
+    """Return losses for existing modes: mode → name for `loss_type` → `mlx_lm_lora_prefplus.losses.Loss`.
 
     Called once when the command starts, after the trainers of all packages are known. The mode must have a table of
     losses (dpo, cpo, simpo, orpo, kto and bco have one), and the name must be new to it.

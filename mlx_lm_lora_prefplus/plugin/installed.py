@@ -1,4 +1,4 @@
-"""The modes that are installed here, looked up once."""
+"""The installed modes."""
 
 import functools
 import os
@@ -9,14 +9,14 @@ from .manager import OWN_DISTRIBUTION, Registry, load_registry
 
 @functools.cache
 def registry() -> Registry:
-    """The installed modes, looked up once. What is broken is named on stderr; the host's modes never fail for it."""
+    """Return the installed modes, looked up once. Broken plugins are reported on stderr and skipped."""
     try:
-        found = load_registry()
+        installed = load_registry()
     except Exception as error:
         if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip().lower() == "strict":
             raise
         print(f"[{OWN_DISTRIBUTION}] its modes are not available: {type(error).__name__}: {error}", file=sys.stderr)
         return Registry({})
-    for provider, reason in found.broken.items():
+    for provider, reason in installed.broken.items():
         print(f"[{OWN_DISTRIBUTION}] the plugin {provider} is skipped: {reason}", file=sys.stderr)
-    return found
+    return installed

@@ -1,4 +1,4 @@
-"""What a trainer is: a mode, the rows it reads, its config keys, and three things it can do."""
+"""The protocol of a trainer, and the batches, scores and losses that it works with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -8,32 +8,33 @@ import numpy as np
 
 RowKind = Literal["paired", "unpaired", "ranked"]
 """The kind of rows a mode reads. `paired`: one prompt with a chosen and a rejected completion; `unpaired`: one prompt
-with one completion that is labelled good or bad; `ranked`: one prompt with several completions, the best first."""
+with one completion that is labelled desirable or undesirable; `ranked`: one prompt with several completions, the best
+first."""
 
 Unit = str
-"""What a summed quantity is averaged over in the end: see `Batch.units`."""
+"""The unit over which a sum is averaged: see `Batch.units`."""
 
 
 class Batch(NamedTuple):
     """One micro-batch of token rows, padded on the right.
 
-    An example is a prompt with its completions, as many in every example of the batch: a pair has two, chosen and
-    rejected. Row `k * examples + i` is completion `k` of example `i`. A list with fewer completions than the longest of
-    its batch is filled up with empty ones.
+    An example is a prompt with its completions; all examples of a batch have the same number: a pair has two, chosen
+    and rejected. Row `k * examples + i` is completion `k` of example `i`. Shorter lists are filled up with empty
+    completions.
 
     tokens: (rows, width) int32, prompt then completion then padding (zeros).
     prompts: (examples, longest prompt) int32, the prompts alone, padded on the right.
     completions: (rows, longest completion) int32, the completions alone, padded on the right.
-    scored: (positions,) int32, where `completions`, flattened, holds tokens that count. Entries equal to its size are
-        padding of this array itself.
+    scored: (positions,) int32, indices of tokens that count in the flattened `completions`. Entries equal to its size
+        are padding.
     prompt_lengths: (rows,) int32, tokens of the prompt.
     lengths: (rows,) int32, tokens of prompt and completion together.
-    reference_logps: (rows,) float32, summed completion log-probs of the reference (nats), its tokens weighted as the
-        trainer's `token_weights` say; zeros where there is no reference.
+    reference_logps: (rows,) float32, summed completion log-probs of the reference (nats), weighted by the trainer's
+        `token_weights`; zeros where there is no reference.
     ids: (examples,) int32, positions of the rows in their data set.
-    columns: numbers that came with the data, by name: (examples,) float32; (rows,) where each completion has its own.
-    loss_mask: (rows, longest completion) bool, which tokens of `completions` count: those of the assistant, and not the
-        user's turns or a tool's output between them. False at padding. None where all completion tokens count.
+    columns: numbers of the data, by name: (examples,) float32, or (rows,) if each completion has its own.
+    loss_mask: (rows, longest completion) bool, true for tokens of `completions` that count: those of the assistant, not
+        user turns or tool output between them. False at padding. None if all completion tokens count.
     """
 
     tokens: mx.array
@@ -63,11 +64,11 @@ class Batch(NamedTuple):
         return mask & mx.take_along_axis(self.loss_mask, place, axis=1)
 
     def units(self) -> dict[Unit, int]:
-        """How many of each unit this batch holds.
+        """Count each unit in this batch.
 
-        examples: pairs, unpaired rows or lists. chosen_tokens: tokens of the first completion of each that count;
-        rejected_tokens: of the last, where there are several; completion_tokens: of all. Where the rows are unpaired,
-        also desirable and undesirable: rows of either label.
+        examples: pairs, unpaired rows or lists. chosen_tokens: counted tokens of the first completion of each example;
+        rejected_tokens: of the last, if there are several; completion_tokens: of all. Unpaired rows also have desirable
+        and undesirable: rows of each label.
         """
         examples = self.ids.shape[0]
         lengths = np.asarray(self.completion_lengths).reshape(-1, examples)
@@ -82,14 +83,14 @@ class Batch(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """Sums over a micro-batch, not yet divided by anything.
+    """Sums over a micro-batch, before any division.
 
-    The loop divides each by the number of its unit in the *whole* optimiser step (over micro-batches and
-    ranks alike), so the result does not depend on how the step was cut up.
+    The loop divides each sum by the number of its unit in the *whole* optimiser step (over all micro-batches
+    and ranks), so that the result does not depend on how the step was split.
 
     sums: unit → () float32; the loss is Σ over units of sum / number of units.
-    metrics: unit → name → () float32, averaged the same way for the log. No gradient is taken of them.
-    state: what a trainer with a state carries on to the next micro-batch (see `Trainer`); empty for all others.
+    metrics: unit → name → () float32, averaged the same way for the log; no gradient.
+    state: the trainer's state for the next micro-batch (see `Trainer.initial_state`); empty without one.
     """
 
     sums: dict[Unit, mx.array]
@@ -98,10 +99,10 @@ class LossOutput(NamedTuple):
 
 
 class Scorer(Protocol):
-    """The model being trained, as a trainer sees it.
+    """The interface of a trainer to the model being trained.
 
-    Called with a batch it gives `Scores`. weights: (rows, longest completion) float32, what each completion token
-    counts in `Scores.weighted_logps`; None: 1. statistics: whether to fill in `entropy` and `log_collision` as well.
+    A call with a batch returns `Scores`. weights: (rows, longest completion) float32, the weight of each completion
+    token in `Scores.weighted_logps`; None means 1. statistics: whether to compute `entropy` and `log_collision` too.
     """
 
     model: Any
@@ -111,11 +112,11 @@ class Scorer(Protocol):
 
 
 class Scores(NamedTuple):
-    """What the policy says of a batch. Log-probs are in nats; all but the first two have to be asked for.
+    """Scores of a batch. Log-probs are in nats. Only the first two fields are always computed.
 
     logps: (rows,) float32, summed log-probs of the completion tokens.
     mean_logits: (rows,) float32, mean logit over the vocabulary and the completion tokens; no gradient.
-    weighted_logps: (rows,) float32, log-probs summed with the weights given; `logps` where none were given.
+    weighted_logps: (rows,) float32, log-probs summed with the weights; equal to `logps` without weights.
     entropy: (rows,) float32, mean over the completion tokens of −Σ_v π(v) log π(v); no gradient.
     log_collision: (rows,) float32, mean over the completion tokens of log Σ_v π(v)²; no gradient.
     """
@@ -129,21 +130,20 @@ class Scores(NamedTuple):
 
 @runtime_checkable
 class Trainer(Protocol):
-    """One `--train-mode`: what the host and the training loop ask of it.
+    """One `--train-mode`: the members that the host and the training loop use.
 
-    Inherit from `mlx_lm_lora_prefplus.trainers.BaseTrainer`, which has a default for everything but `mode`, `options`
-    and `loss`.
+    Inherit from `mlx_lm_lora_prefplus.trainers.BaseTrainer`, which has defaults for all members except `mode`,
+    `options` and `loss`.
 
     mode: the name on the command line.
     rows: the kind of rows it reads.
     options: a frozen dataclass of its config keys. Write each as
         `key: Annotated[type, pydantic.Field(gt=0, description="… unit …")] = default`; flags, `--help`,
-        checks of bounds and the docs follow from it. A key of the host's name (`beta`, `delta`) takes over
-        the host's flag with this default.
-    losses: the names `loss_type` may take, each with a `Loss` row (`mlx_lm_lora_prefplus.losses.Loss`); may
-        be empty.
-    defaults: key of the host → another default than the host's.
-    mismatched: whether each unpaired row brings the completion of another row along as a second completion.
+        checks of bounds and the docs follow from it. A key with the name of a host flag (`beta`, `delta`)
+        changes the default of that flag.
+    losses: allowed value of `loss_type` → its row (`mlx_lm_lora_prefplus.losses.Loss`); may be empty.
+    defaults: key of the host → a default that replaces the host's.
+    mismatched: whether each unpaired row gets the completion of another row as a second completion.
     """
 
     @property
@@ -165,14 +165,14 @@ class Trainer(Protocol):
     def mismatched(self) -> bool: ...
 
     def rows_of(self, options: Any) -> RowKind:
-        """The kind of rows that these options need; `rows` for most."""
+        """Return the kind of rows that these options need; usually `rows`."""
         ...
 
     def with_losses(self, losses: Mapping[str, Any]) -> "Trainer":
-        """The same trainer with further rows in its table of losses.
+        """Return the same trainer with more losses in its table.
 
         Raises:
-            ValueError: it has no table, or a name in it already.
+            ValueError: the trainer has no table, or the table has the name already.
         """
         ...
 
@@ -181,50 +181,50 @@ class Trainer(Protocol):
         ...
 
     def collate(self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
-        """Pad the rows of one micro-batch. The host decides which rows stand together.
+        """Pad the rows of one micro-batch. The host decides which rows form it.
 
         rows: items with lists of token ids, completions without the prompt: `prompt`, `chosen`, `rejected` (paired);
             `prompt`, `completion`, and `label`, 1.0 or 0.0 (unpaired); `prompt`, `completions`, the best first, and
-            `scores` (ranked). Where some completion tokens do not count, `chosen_mask` and `rejected_mask`,
-            `completion_mask`, or `completion_masks` say which do: a 1 or 0 a token, None where all count. Further
-            columns hold a number a row, such as `margin`.
+            `scores` (ranked). If some completion tokens do not count, there are masks, `chosen_mask` and
+            `rejected_mask`, `completion_mask`, or `completion_masks`: 1 or 0 a token, None if all count. Other
+            columns hold one number a row, such as `margin`.
         ids: (examples,) positions of the rows in their data set.
         multiple: pad widths to multiples of this many tokens (bounds the number of compiled graphs).
         """
         ...
 
     def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
-        """What each completion token counts in `Batch.reference_logps`, (rows, longest completion) float32; None: 1.
+        """Return the weight of each completion token in `Batch.reference_logps`, (rows, longest completion) float32.
 
-        The reference pass asks for it; `loss` gives the policy the same.
+        None means 1. The reference pass uses these weights; `loss` must pass the same ones to the policy.
         """
         ...
 
     def reference_key(self, options: Any) -> Any:
-        """All that `token_weights` depends on, as JSON takes it: stored reference log-probs are kept by it."""
+        """Return all that `token_weights` depends on, as JSON values: part of the key of cached reference log-probs."""
         ...
 
     def separable(self, options: Any) -> bool:
-        """Whether the loss of an example does not depend on the others in its batch. Only then is a batch cut."""
+        """Whether the loss of an example is independent of the others in its batch. Only then is a batch split."""
         ...
 
     def initial_state(self, options: Any) -> dict[str, mx.array]:
-        """What changes from micro-batch to micro-batch beside the weights, such as a running mean; often empty.
+        """Return the initial state that changes with each micro-batch, such as a running mean; often empty.
 
-        It is part of the saved state of a run. `loss` returns the new one in `LossOutput.state`.
+        It is saved with the state of a run. `loss` returns the new state in `LossOutput.state`.
         """
         ...
 
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """The loss of a micro-batch, differentiable through `policy(batch)`. state: as `initial_state` has it."""
+        """Compute the loss of a micro-batch, differentiable through `policy(batch)`. state: see `initial_state`."""
         ...
 
     def rewards(self, scores: "Scores", batch: Batch, options: Any) -> mx.array:
-        """(rows,) implicit reward of each completion, nats; `evaluate` compares them."""
+        """Return the implicit reward of each completion, (rows,) nats; the command `evaluate` compares them."""
         ...
 
     def evaluate(
         self, policy: Scorer, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
     ) -> dict[str, float]:
-        """Means over all batches: `loss` and every metric of `loss(...)`, no gradients, dropout off."""
+        """Return means over all batches of the loss and its metrics, without gradients and dropout."""
         ...

@@ -1,4 +1,4 @@
-"""How much memory, time and disk a run will take on this machine: from the shapes of its batches and a few steps."""
+"""Forecast the memory, time and disk space of a run on this machine from its batch shapes and a few steps."""
 
 import time
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from ..plugin import Batch
 from .measure import Measured, measure, reference_peak
 from .shapes import Shapes
 
-ROOM = 0.9
-"""Of the memory there is, what a step may take by the estimate from a smaller batch for it to be tried."""
+SAFE_SHARE = 0.9
+"""A step is tried only if its estimated memory is at most this share of the machine's."""
 
 QUANTIZED = 4.25
-"""Bits of a weight that load_in_4bits leaves, with the scales of its groups."""
+"""Bits of a weight with load_in_4bits, including the scales of its groups."""
 
 
 class Trials(NamedTuple):
-    """What was measured, None where memory does not reach.
+    """Measurements; None for a batch that does not fit into memory.
 
-    middle, longest: on the batch of middling length and on the longest. places: (middle, longest) of the two.
-    peak: bytes, the most of all trials; where the longest would not fit, by the growth from the other.
+    middle, longest: of the batch of median length and of the longest. places: (middle, longest) their positions.
+    peak: bytes, the largest of all trials; extrapolated from the first if the longest batch does not fit.
     """
 
     middle: Measured | None
@@ -39,18 +39,18 @@ class Trials(NamedTuple):
 
 
 def forecast(session: Session, planned: ReferencePass, started: float, done: int = 0) -> dict[str, Any]:
-    """The figures, as JSON takes them: bytes and seconds.
+    """Return the figures as JSON values: bytes and seconds.
 
-    started: `time.perf_counter()` when the model began to be loaded. done: iterations of a run that goes on.
+    started: `time.perf_counter()` before the model was loaded. done: iterations that a resumed run has completed.
     """
     start_seconds, loaded = time.perf_counter() - started, mx.get_peak_memory()
-    known, visited = planned.counts()  # before any step
+    cached, visited = planned.counts()  # before any step
     shapes = Shapes(session)
-    trials = _tried(session, planned, shapes)
+    trials = _run_trials(session, planned, shapes)
     longest = trials.places[1]
     evaluation, evaluated = _evaluation(session) if trials.longest else (0.0, 0)
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(session.model.parameters())).values())
-    peak = max(trials.peak, weights, loaded, evaluated, _second_model(session, known < visited, weights))
+    peak = max(trials.peak, weights, loaded, evaluated, _second_model(session, cached < visited, weights))
     there = total_memory()
     return {
         "memory": {
@@ -68,19 +68,19 @@ def forecast(session: Session, planned: ReferencePass, started: float, done: int
             trials,
             start_seconds,
             evaluation,
-            (visited - known) / max(visited, 1),
+            (visited - cached) / max(visited, 1),
             done,
             planned.in_steps,
         ),
         "fused": _fused(session),
-        "ways": _ways(session, shapes.batch(longest), peak - weights, weights),
+        "ways": _memory_savings(session, shapes.batch(longest), peak - weights, weights),
     }
 
 
-def _tried(session: Session, planned: ReferencePass, shapes: Shapes) -> Trials:
-    """Trials on the middling batch, the longest, and those that may need more memory than it.
+def _run_trials(session: Session, planned: ReferencePass, shapes: Shapes) -> Trials:
+    """Measure the batch of median length, the longest, and others that may need more memory than the longest.
 
-    None but the first is made where it would not fit by the growth from the first.
+    Only the first is measured if the others would not fit, as extrapolated from the first.
     """
     by_length = np.argsort(shapes.tokens, kind="stable")
     places = middle, longest = int(by_length[len(by_length) // 2]), int(by_length[-1])
@@ -89,19 +89,19 @@ def _tried(session: Session, planned: ReferencePass, shapes: Shapes) -> Trials:
         return Trials(None, None, places, total_memory() + 1)
     grows = max(values.max() / values[middle] for values in (shapes.at_once, shapes.attended))
     expected = int(first.before + (first.peak - first.before) * grows)
-    if expected > ROOM * total_memory():
+    if expected > SAFE_SHARE * total_memory():
         return Trials(first, None, places, expected)
-    found = {middle: first}
+    measured_at = {middle: first}
     for place in (longest, int(shapes.at_once.argmax()), int(shapes.attended.argmax())):
-        if place not in found:
+        if place not in measured_at:
             measured = _if_it_fits(lambda place=place: measure(session, shapes.batch(place), planned))
             if measured is None:
                 return Trials(first, None, places, max(expected, total_memory() + 1))
-            found[place] = measured
-    peaks = [one.peak for one in found.values()]
-    if first.forward and (widest := int(shapes.whole.argmax())) not in found:
+            measured_at[place] = measured
+    peaks = [trial.peak for trial in measured_at.values()]
+    if first.forward and (widest := int(shapes.whole.argmax())) not in measured_at:
         peaks.append(reference_peak(session, shapes.batch(widest), planned))
-    return Trials(first, found[longest], places, max(peaks))
+    return Trials(first, measured_at[longest], places, max(peaks))
 
 
 def _if_it_fits(trial: Callable[[], Measured]) -> Measured | None:
@@ -114,7 +114,7 @@ def _if_it_fits(trial: Callable[[], Measured]) -> Measured | None:
 
 
 def _second_model(session: Session, needed: bool, weights: int) -> int:
-    """Bytes of both models while one that is named as the reference stands beside the policy; 0 where none does."""
+    """Return the bytes of policy and reference model together; 0 if no separate reference model is loaded."""
     path = session.resolved.settings.reference_model_path
     if not (path and needed):
         return 0
@@ -125,7 +125,7 @@ def _second_model(session: Session, needed: bool, weights: int) -> int:
 
 
 def _evaluation(session: Session) -> tuple[float, int]:
-    """Seconds of one validation, from its first batches, and its peak of memory in bytes; zeros without one."""
+    """Return the seconds of one validation, from its longest batch, and its peak memory in bytes; zeros if none."""
     if not session.evaluates("valid"):
         return 0.0, 0
     resolved, batches = session.resolved, list(session.batches("valid"))
@@ -153,9 +153,9 @@ def _time(
     done: int,
     in_steps: bool,
 ) -> dict[str, float] | None:
-    """Seconds of each part of the run. Between the two batches that were measured, time is a line through both.
+    """Return the seconds of each phase of the run, interpolated linearly between the two measured batches.
 
-    unknown: share of the reference's log-probs that are not on disk. in_steps: whether the steps compute those of
+    unknown: share of the reference log-probs that are not cached. in_steps: whether training steps compute those of
         training rows.
     """
     if not (trials.middle and trials.longest):
@@ -164,25 +164,25 @@ def _time(
     middle, longest = trials.middle, trials.longest
     seconds = _line(shapes.tokens[[*trials.places]], (middle.seconds, longest.seconds))
     forward = _line(shapes.whole[[*trials.places]], (middle.forward, longest.forward))
-    left = (session.iters - done) / len(shapes.tokens)  # of the epochs that were looked through
+    epochs_left = (session.iters - done) / len(shapes.tokens)  # relative to the epochs in `shapes`
     compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
     validations = {1, session.iters, *range(settings.steps_per_eval, session.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
     if in_steps and getattr(session.resolved.options, "sync_ref_model", False):
-        reference = 0.0  # it was computed in the steps that were timed
+        reference = 0.0  # included in the measured steps
     if session.evaluates("valid") and longest.forward:
         reference += unknown * evaluation
-    parts = {
+    phases = {
         "start": start,
         "reference": reference,
-        "training": float(seconds(shapes.tokens).sum()) * left + compiling,
-        "validation": sum(one > done for one in validations) * evaluation,
+        "training": float(seconds(shapes.tokens).sum()) * epochs_left + compiling,
+        "validation": sum(iteration > done for iteration in validations) * evaluation,
     }
-    return {**parts, "step": float(seconds(shapes.tokens).mean()), "total": sum(parts.values())}
+    return {**phases, "step": float(seconds(shapes.tokens).mean()), "total": sum(phases.values())}
 
 
 def _line(tokens: Any, seconds: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
-    """Seconds of a batch by its tokens: a line through two points, or through the origin where they are too close."""
+    """Return tokens → seconds of a batch: a line through two points, or through the origin if they are too close."""
     (few, many), (short, long) = tokens, seconds
     slope = (long - short) / (many - few) if many > 1.1 * few else long / many
     slope = min(max(slope, 0.0), long / many)
@@ -190,7 +190,7 @@ def _line(tokens: Any, seconds: tuple[float, float]) -> Callable[[np.ndarray], n
 
 
 def _fused(session: Session) -> dict[str, Any] | None:
-    """Bytes of the fused model, and why it cannot be written (None if it can)."""
+    """Return the bytes of the fused model, and why it cannot be written (None if it can)."""
     settings = session.resolved.settings
     if not settings.fuse:
         return None
@@ -200,15 +200,15 @@ def _fused(session: Session) -> dict[str, Any] | None:
     }
 
 
-def _ways(session: Session, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
-    """What would lower the memory, with the bytes it saves, about; the most first."""
+def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
+    """Return changes that lower the memory and the bytes that each saves (approximate), the largest first."""
     settings = session.resolved.settings
-    found = [(what, share * step) for what, share in ways(longest, settings)]
+    changes = [(change, share * step) for change, share in ways(longest, settings)]
     floats = [
         value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
         for name, value in dict[str, mx.array](tree_flatten(session.model.parameters())).items()
         if value.ndim == 2 and mx.issubdtype(value.dtype, mx.floating) and "lora" not in name and "scales" not in name
     ]
     if models.quantization(settings) is None and settings.train_type != "full" and sum(floats) > weights / 2:
-        found.append(("load_in_4bits: true", sum(floats)))
-    return [{"change": what, "saves": int(size)} for what, size in sorted(found, key=lambda way: -way[1])]
+        changes.append(("load_in_4bits: true", sum(floats)))
+    return [{"change": change, "saves": int(size)} for change, size in sorted(changes, key=lambda item: -item[1])]

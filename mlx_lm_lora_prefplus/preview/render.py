@@ -1,4 +1,4 @@
-"""The report of `check` as the terminal shows it."""
+"""The report of `check` on the terminal."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,14 +10,14 @@ from rich.text import Text
 
 from ..data.tokens.report import counted
 from ..host.output.fuse import gigabytes
-from ..host.tools.render import said
+from ..host.tools.render import format_value
 
 BAR = 40  # characters of the longest bar of a histogram
 PROMPT_BEGINS, PROMPT_ENDS, COMPLETION_BEGINS, COMPLETION_ENDS = 120, 240, 240, 60
-"""Characters that are shown of a long text."""
+"""Characters of a long text that are printed at its beginning and end."""
 
-HOLE_SHOWN = 60, 40
-"""The same of a text that does not count in the loss."""
+HOLE_LIMITS = 60, 40
+"""The same for text that does not count in the loss."""
 
 BOUNDARY = "┃"
 HOLE_BEGINS, HOLE_ENDS = "⟨", "⟩"
@@ -25,28 +25,25 @@ STYLES = {"chosen": "green", "desirable": "green", "rejected": "red", "undesirab
 FACTS = ("mode", "objective", "reference", "prompt_format", "trained", "engine", "plan")
 
 
-def shown(report: dict[str, Any], everything: bool = False) -> Group:
-    """All of it; the verdict last, where it is seen.
-
-    everything: also settings that are defaults.
-    """
-    parts: list[RenderableType] = []
+def render(report: dict[str, Any], everything: bool = False) -> Group:
+    """Render the whole report, with the verdict last. everything: include settings that are defaults."""
+    blocks: list[RenderableType] = []
     if facts := [(name, report[name]) for name in FACTS if name in report]:
-        parts += [_heading("Run"), _pairs(facts)]
+        blocks += [_heading("Run"), _pairs(facts)]
     if report["settings"]:
-        parts += _settings(report["settings"], everything)
-    for name, found in report.get("data", {}).items():
-        parts += _data(name, found)
+        blocks += _settings(report["settings"], everything)
+    for name, statistics in report.get("data", {}).items():
+        blocks += _data(name, statistics)
     if report.get("rows"):
         legend = f"\n{BOUNDARY} ends the prompt; ⏎ is a line break"
         if any(_has_holes(completion) for row in report["rows"] for completion in row["completions"]):
             legend += f"; {HOLE_BEGINS}…{HOLE_ENDS} does not count in the loss"
         legend = Text(legend, style="dim")
-        parts += [_heading("Rows as the model sees them"), *map(_row, report["rows"]), legend]
+        blocks += [_heading("Rows as the model sees them"), *map(_row, report["rows"]), legend]
     if "forecast" in report:
-        parts += _forecast(report["forecast"])
-    parts += list(_verdict(report))
-    return Group(*parts)
+        blocks += _forecast(report["forecast"])
+    blocks += list(_verdict(report))
+    return Group(*blocks)
 
 
 def _heading(text: str) -> Text:
@@ -73,39 +70,39 @@ def _pairs(facts: Iterable[tuple[str, str]]) -> Padding:
 
 
 def _settings(settings: list[dict[str, Any]], everything: bool) -> Iterator[RenderableType]:
-    listed = [one for one in settings if one["used"] or everything]
+    rows = [row for row in settings if row["used"] or everything]
     yield _heading("Settings")
     table = _table("", "", "")
-    for one in listed:
-        table.add_row(one["key"], Text(said(one["value"])), Text(one["source"], style="dim"))
+    for row in rows:
+        table.add_row(row["key"], Text(format_value(row["value"])), Text(row["source"], style="dim"))
     yield _indented(table)
-    if len(listed) < len(settings):
-        yield _indented(Text(f"and {len(settings) - len(listed)} defaults (--all shows them)", style="dim"))
+    if len(rows) < len(settings):
+        yield _indented(Text(f"and {len(settings) - len(rows)} defaults (--all shows them)", style="dim"))
 
 
-def _data(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
+def _data(name: str, statistics: dict[str, Any]) -> Iterator[RenderableType]:
     yield _heading(f"Rows, {name}")
-    count = counted(found["used"], found["read"], sum(found["dropped"].values()))
-    facts = [("used", f"{count} from {found['source']} ({found['shape']})")]
-    if found["dropped"]:
-        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in found["dropped"].items())))
-    if found["truncated"]:
-        facts.append(("truncated", f"{found['truncated']} to fit max_seq_length"))
-    if found["masked_tokens"]:
-        share = f"{found['masked_tokens']} of {found['completion_tokens']} tokens of the completions"
+    count = counted(statistics["used"], statistics["read"], sum(statistics["dropped"].values()))
+    facts = [("used", f"{count} from {statistics['source']} ({statistics['shape']})")]
+    if statistics["dropped"]:
+        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in statistics["dropped"].items())))
+    if statistics["truncated"]:
+        facts.append(("truncated", f"{statistics['truncated']} to fit max_seq_length"))
+    if statistics["masked_tokens"]:
+        share = f"{statistics['masked_tokens']} of {statistics['completion_tokens']} tokens of the completions"
         facts.append(("not counted", f"{share} (not the assistant's own, or a thought)"))
-    repeated = found["repeated"]
-    again = [
-        f"{repeated[key]} {words}"
-        for key, words in (
+    repeated = statistics["repeated"]
+    repetitions = [
+        f"{repeated[key]} {label}"
+        for key, label in (
             ("rows", "the same as an earlier row"),
             ("contradictions", "the opposite of an earlier row"),
             ("prompts", "with the prompt of an earlier row"),
         )
         if repeated[key]
     ]
-    facts += [("repeated", ", ".join(again))] if again else []
-    if bias := found.get("length_bias"):
+    facts += [("repeated", ", ".join(repetitions))] if repetitions else []
+    if bias := statistics.get("length_bias"):
         facts.append(
             (
                 "length bias",
@@ -113,26 +110,26 @@ def _data(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
                 f"mean difference {bias['mean_difference']:+.1f} tokens",
             )
         )
-    if labels := found.get("labels"):
+    if labels := statistics.get("labels"):
         facts.append(("labels", ", ".join(f"{count} {label}" for label, count in labels.items())))
-    if sizes := found.get("list_sizes"):
+    if sizes := statistics.get("list_sizes"):
         facts.append(("list sizes", ", ".join(f"{count} of {size}" for size, count in sizes.items())))
     yield _pairs(facts)
     table = _table("tokens", "shortest", "median", "mean", "95 %", "longest", numbers=True)
-    for part, values in found["lengths"].items():
+    for part, values in statistics["lengths"].items():
         table.add_row(part, *(f"{value:g}" for value in values.values()))
     yield Padding(table, (1, 0, 1, 2), expand=False)
-    yield _indented(_histogram(found["histogram"]))
+    yield _indented(_histogram(statistics["histogram"]))
 
 
 def _histogram(bins: list[dict[str, int]]) -> Table:
-    most = max(one["rows"] for one in bins)
+    largest = max(bin_["rows"] for bin_ in bins)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
-    for one in bins:
-        bar = "█" * round(BAR * one["rows"] / most) or ("▏" if one["rows"] else "")
-        table.add_row(f"{one['from']}–{one['to']}", Text.assemble((bar, "cyan"), f" {one['rows']}"))
+    for bin_ in bins:
+        bar = "█" * round(BAR * bin_["rows"] / largest) or ("▏" if bin_["rows"] else "")
+        table.add_row(f"{bin_['from']}–{bin_['to']}", Text.assemble((bar, "cyan"), f" {bin_['rows']}"))
     return table
 
 
@@ -153,7 +150,7 @@ def _row(row: dict[str, Any]) -> RenderableType:
             if part["counts"]:
                 text.append(_shortened(part["text"], COMPLETION_BEGINS, COMPLETION_ENDS), style=style)
             else:
-                text.append(f"{HOLE_BEGINS}{_shortened(part['text'], *HOLE_SHOWN)}{HOLE_ENDS}", style="dim")
+                text.append(f"{HOLE_BEGINS}{_shortened(part['text'], *HOLE_LIMITS)}{HOLE_ENDS}", style="dim")
     return _indented(text)
 
 
@@ -167,24 +164,24 @@ def _shortened(text: str, begins: int, ends: int) -> str:
     return text.replace("\n", "⏎")
 
 
-def _forecast(found: dict[str, Any]) -> Iterator[RenderableType]:
-    memory, seconds, fused = found["memory"], found["time"], found["fused"]
-    how = "" if memory["measured"] else ", by the growth from a shorter one"
+def _forecast(forecast: dict[str, Any]) -> Iterator[RenderableType]:
+    memory, seconds, fused = forecast["memory"], forecast["time"], forecast["fused"]
+    note = "" if memory["measured"] else ", extrapolated from a shorter one"
     facts = [
         (
             "memory",
-            f"{gigabytes(memory['peak'])} at the longest batch ({memory['longest_batch_tokens']} tokens){how}; "
+            f"{gigabytes(memory['peak'])} at the longest batch ({memory['longest_batch_tokens']} tokens){note}; "
             f"weights {gigabytes(memory['weights'])}; there are {gigabytes(memory['there'])}",
         )
     ]
     if seconds:
-        parts = ", ".join(
+        phases = ", ".join(
             f"{name} {duration(seconds[name])}"
             for name in ("start", "reference", "training", "validation")
             if seconds[name]
         )
         step = f"{seconds['step']:.3g} s a micro-batch"
-        facts.append(("time", f"{duration(seconds['total'])}: {parts}; {step}"))
+        facts.append(("time", f"{duration(seconds['total'])}: {phases}; {step}"))
     if fused:
         facts.append(("fused model", f"{gigabytes(fused['bytes'])} on disk"))
     yield _heading("Forecast for this machine")
@@ -192,8 +189,8 @@ def _forecast(found: dict[str, Any]) -> Iterator[RenderableType]:
     if memory["fits"] and memory["peak"] < 0.5 * memory["there"]:
         return
     table = _table("what would lower the memory", "by about")
-    for way in found["ways"]:
-        table.add_row(way["change"], gigabytes(way["saves"]))
+    for change in forecast["ways"]:
+        table.add_row(change["change"], gigabytes(change["saves"]))
     yield Padding(table, (1, 0, 0, 2), expand=False)
 
 
@@ -218,7 +215,7 @@ def _marked(mark: str, style: str, text: str) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """Format seconds: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Everything that `check` finds out, in one report."""
+"""Build the report of `check`."""
 
 import time
 from collections.abc import Sequence
@@ -22,34 +22,34 @@ from ..host.run.run import check_start, check_validation, open_run
 from ..host.run.session import Session
 from ..losses import loss_names
 from .forecast import forecast
-from .sample_rows import shown_rows
+from .sample_rows import sample_rows
 
 Report = dict[str, Any]
-"""can_start: whether the run can start. problems: why not, a sentence each. warnings: what calls for a look.
-settings: key, value and source of each. Then, as far as it got: mode, objective, reference, prompt_format, engine,
-trained, plan, data (split → see `statistics_of`), rows (see `shown_rows`), forecast (see `forecast`)."""
+"""can_start: whether the run can start. problems: reasons why not, one sentence each. warnings: one sentence each.
+settings: key, value and source of each. Then, unless a problem comes first: mode, objective, reference, prompt_format,
+engine, trained, plan, data (split → see `statistics_of`), rows (see `sample_rows`), forecast (see `forecast`)."""
 
-TIGHT = 0.85
-"""From this share of the memory on it is said that little is left."""
+TIGHT_SHARE = 0.85
+"""Warn if a run needs more than this share of the memory."""
 
 
-def look(words: Sequence[str], *, measured: bool = True) -> Report:
-    """Go through the start of the run that the words describe, and measure a few steps; nothing is kept of it.
+def build_report(arguments: Sequence[str], *, measured: bool = True) -> Report:
+    """Start the run that the arguments describe, measure a few steps, and discard the results.
 
-    words: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast.
+    arguments: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast.
     """
     report: Report = {"can_start": False, "problems": [], "warnings": [], "settings": []}
     try:
-        with redirect_stdout(stderr):  # what loading says is no part of the report
-            _look(words, report, measured)
+        with redirect_stdout(stderr):  # messages of loading do not belong to the report
+            _fill_report(arguments, report, measured)
     except UserError as error:
         report["problems"].append(str(error))
     report["can_start"] = not report["problems"]
     return report
 
 
-def _look(words: Sequence[str], report: Report, measured: bool) -> None:
-    resolved = settings_of(words, "mlx_lm_lora.prefplus check", train=True)
+def _fill_report(arguments: Sequence[str], report: Report, measured: bool) -> None:
+    resolved = settings_of(arguments, "mlx_lm_lora.prefplus check", train=True)
     report["settings"] = _settings(resolved)
     report["warnings"] += [note for note in resolved.notes if note not in resolved.misspelt]
     report["problems"] += resolved.misspelt
@@ -61,30 +61,30 @@ def _look(words: Sequence[str], report: Report, measured: bool) -> None:
         check_same_run(state, fingerprint(session), session.resolved.settings)
     check_validation(session)
     planned = ReferencePass(session)
-    _tell(report, session, splits, planned)
+    _add_session(report, session, splits, planned)
     if measured and resolved.settings.train:
-        found = report["forecast"] = forecast(session, planned, started, state.iteration if state else 0)
-        _judge(report, session.resolved, found)
+        forecast_ = report["forecast"] = forecast(session, planned, started, state.iteration if state else 0)
+        _add_verdict(report, session.resolved, forecast_)
 
 
 def _settings(resolved: Resolved) -> list[dict[str, Any]]:
-    """`used`: whether the value is worth a line: given, or an option of the chosen losses."""
+    """List the settings. `used`: whether the value was set, or is an option of the chosen losses."""
     table, options = resolved.trainer.losses, getattr(resolved.options, "loss_type", [])
     names = [name for name in loss_names(options) if name in table]
     of_losses = {key for name in names for key in getattr(table[name], "options", ())}
     defaults = resolved.trainer.defaults
-    found = []
+    settings = []
     for key, value in sorted(resolved.values.items()):
         source = resolved.sources.get(key, HOST_DEFAULT)
         used = source not in (HOST_DEFAULT, TRAINER_DEFAULT) or (
             source == TRAINER_DEFAULT and key in {*of_losses, *defaults, "loss_type"}
         )
-        found.append({"key": key, "value": value, "source": source, "used": used and key != "dpo_cpo_loss_type"})
-    return found
+        settings.append({"key": key, "value": value, "source": source, "used": used and key != "dpo_cpo_loss_type"})
+    return settings
 
 
 def _check_folder(folder: Path) -> None:
-    """UserError if the adapter folder cannot be written, told without writing in it."""
+    """Raise UserError if the adapter folder cannot be written. Nothing is written to find out."""
     from os import W_OK, access
 
     place = folder.absolute()
@@ -94,7 +94,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"adapter_path: {folder} cannot be written ({place}). Choose another folder with adapter_path.")
 
 
-def _tell(report: Report, session: Session, splits: dict[str, Split], planned: ReferencePass) -> None:
+def _add_session(report: Report, session: Session, splits: dict[str, Split], planned: ReferencePass) -> None:
     resolved = session.resolved
     report |= {
         "mode": f"{resolved.trainer.mode}, by {resolved.provider}",
@@ -103,7 +103,7 @@ def _tell(report: Report, session: Session, splits: dict[str, Split], planned: R
         "prompt_format": summary.prompt_format(resolved.data),
         "engine": session.engine.description,
         "data": {name: statistics_of(split) for name, split in splits.items()},
-        "rows": shown_rows(next(iter(splits.values())), session.tokenizer),
+        "rows": sample_rows(next(iter(splits.values())), session.tokenizer),
     }
     if resolved.settings.train:
         report["trained"] = summary.training(resolved.settings, session.model).removeprefix("Trained: ")
@@ -111,13 +111,13 @@ def _tell(report: Report, session: Session, splits: dict[str, Split], planned: R
     report["warnings"] += findings(session, {name: split.report for name, split in splits.items()})
 
 
-def _judge(report: Report, resolved: Resolved, found: dict[str, Any]) -> None:
-    """What the forecast means for the start."""
-    memory, fused = found["memory"], found["fused"]
+def _add_verdict(report: Report, resolved: Resolved, forecast: dict[str, Any]) -> None:
+    """Add the problems and warnings that follow from the forecast."""
+    memory, fused = forecast["memory"], forecast["fused"]
     sizes = f"about {gigabytes(memory['peak'])} at the longest batch, and there are {gigabytes(total_memory())}"
     if not memory["fits"]:
-        report["problems"].append(f"Memory: the run needs {sizes}. See what would lower it.")
-    elif memory["peak"] > TIGHT * memory["there"]:
+        report["problems"].append(f"Memory: the run needs {sizes}. The forecast lists changes that lower it.")
+    elif memory["peak"] > TIGHT_SHARE * memory["there"]:
         report["warnings"].append(f"Memory is tight: {sizes}, which other programs use as well.")
     if fused and fused["problem"] and resolved.sources.get("fuse") not in (None, HOST_DEFAULT, TRAINER_DEFAULT):
         report["problems"].append(f"With fuse: true, {fused['problem']}.")

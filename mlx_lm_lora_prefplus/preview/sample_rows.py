@@ -1,4 +1,4 @@
-"""A few rows as the model will see them: text of the tokens, and where the prompt ends."""
+"""A few rows as the model will see them: decoded tokens, and the end of the prompt."""
 
 from itertools import groupby
 from typing import Any
@@ -11,12 +11,12 @@ from ..data.batches.lengths import completions_of, lengths_of, masks_of
 NAMES = {"paired": ("chosen", "rejected"), "unpaired": ("desirable", "undesirable")}
 
 
-def shown_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
-    """The first row, one of middling length and the longest.
+def sample_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
+    """Return the first row, one of median length and the longest.
 
-    Each with `row` (its number in the source), `why` it is shown, `prompt` (text), `prompt_tokens`, and `completions`:
-    `name`, `text`, `tokens`, `counted` (how many of the tokens count in the loss) and `parts`, the text once more in
-    pieces: `text`, and `counts`, whether its tokens do.
+    Each has `row` (number in the source), `why` it was chosen, `prompt` (text), `prompt_tokens`, and `completions` with
+    `name`, `text`, `tokens`, `counted` (number of tokens that count in the loss) and `parts`: the pieces of the text,
+    each with `text` and `counts` (whether its tokens count).
     """
     lengths = lengths_of(split.rows)
     by_length = np.argsort(lengths.prompt + lengths.completion, kind="stable")
@@ -25,10 +25,10 @@ def shown_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
         int(by_length[len(by_length) // 2]): "of middling length",
         int(by_length[-1]): "the longest",
     }
-    return [_shown(split, place, why, tokenizer) for place, why in places.items()]
+    return [_sample(split, place, why, tokenizer) for place, why in places.items()]
 
 
-def _shown(split: Split, place: int, why: str, tokenizer: Any) -> dict[str, Any]:
+def _sample(split: Split, place: int, why: str, tokenizer: Any) -> dict[str, Any]:
     row: dict[str, Any] = split.rows[place]  # pyright: ignore[reportAssignmentType]
     completions = completions_of(row)
     masks = masks_of(row) or [None] * len(completions)
@@ -48,16 +48,16 @@ def _shown(split: Split, place: int, why: str, tokenizer: Any) -> dict[str, Any]
 
 
 def _completion(prompt: list[int], ids: list[int], mask: list[int], tokenizer: Any) -> dict[str, Any]:
-    parts, place = [], 0
+    spans, place = [], 0
     for counts, group in groupby(mask):
         end = place + len(list(group))
         text = _after([*prompt, *ids[:place]], ids[place:end], tokenizer)
-        parts.append({"text": text, "counts": bool(counts)})
+        spans.append({"text": text, "counts": bool(counts)})
         place = end
-    return {"text": _after(prompt, ids, tokenizer), "tokens": len(ids), "counted": sum(mask), "parts": parts}
+    return {"text": _after(prompt, ids, tokenizer), "tokens": len(ids), "counted": sum(mask), "parts": spans}
 
 
 def _after(prompt: list[int], completion: list[int], tokenizer: Any) -> str:
-    """The text of a completion behind its prompt: some tokenizers drop a leading space where a text begins."""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *completion])
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(completion)
+    """Decode a completion together with its prompt: some tokenizers drop the leading space of a text."""
+    before, full_text = tokenizer.decode(prompt), tokenizer.decode([*prompt, *completion])
+    return full_text[len(before) :] if full_text.startswith(before) else tokenizer.decode(completion)

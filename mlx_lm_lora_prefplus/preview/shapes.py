@@ -1,4 +1,4 @@
-"""How much work each planned batch is, from its shape."""
+"""The computation that each planned batch needs, from its shape."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from ..host.run.session import Session
 from ..plugin import Batch
 
 EPOCHS = 3
-"""Epochs that are looked through; those after them are much like them."""
+"""Number of epochs that are planned; later epochs are similar."""
 
 
 class Shape(NamedTuple):
-    """rows: examples. prompt, completion: their widths, padding included. completions: of each example."""
+    """rows: examples. prompt, completion: padded widths in tokens. completions: number in each example."""
 
     rows: int
     prompt: int
@@ -24,27 +24,27 @@ class Shape(NamedTuple):
     completions: int
 
     def tokens(self, shared_prompt: bool) -> int:
-        """Tokens that are computed: a prompt once for all its completions, or with each of them."""
+        """Return the tokens to compute. shared_prompt: count the prompt once for all its completions."""
         prompts = 1 if shared_prompt else self.completions
         return self.rows * (prompts * self.prompt + self.completions * self.completion)
 
     def pairs(self, shared_prompt: bool) -> int:
-        """Pairs of tokens of which one attends to the other."""
-        whole = self.prompt + self.completion
+        """Return the pairs of tokens between which attention is computed."""
+        length = self.prompt + self.completion
         if not shared_prompt:
-            return self.rows * self.completions * whole * whole
-        return self.rows * (self.prompt * self.prompt + self.completions * self.completion * whole)
+            return self.rows * self.completions * length * length
+        return self.rows * (self.prompt * self.prompt + self.completions * self.completion * length)
 
 
 class Shapes:
-    """The batches that a run trains on, of the first epochs. On a CPU a step may compute a batch in parts.
+    """The batches of the first epochs of a run. On a CPU a step may compute a batch in parts.
 
     tokens: (batches,) tokens that a step computes, padding included.
-    at_once, attended: (batches,) tokens of the largest part, and pairs of tokens of the part that has the most. Memory
-        grows with both, how much with each depends on the model.
+    at_once, attended: (batches,) largest number of tokens, and of attended pairs, in one part. Memory grows with both,
+        in a proportion that depends on the model.
     whole: (batches,) tokens of the batch in one piece, as the reference computes it.
-    epoch: batches of the first epoch.
-    different: graphs to be compiled, where they are: batches of different shapes.
+    epoch: number of batches in the first epoch.
+    different: number of graphs to compile, one for each batch shape; 0 without compilation.
     """
 
     def __init__(self, session: Session):
@@ -53,13 +53,19 @@ class Shapes:
         epochs = [list(session.plan("train", epoch)) for epoch in range(EPOCHS)]
         self._rows = [rows for epoch in epochs for rows in epoch][: session.iters]
         self.epoch = len(epochs[0])
-        in_parts = session.cut_at is not None
+        is_split = session.cut_at is not None
         wholes = [self._shape(rows) for rows in self._rows]
-        parts = [self._parts(rows) for rows in self._rows] if in_parts else [[whole] for whole in wholes]
+        parts_of_batches = [self._parts(rows) for rows in self._rows] if is_split else [[whole] for whole in wholes]
         self.whole = np.array([whole.tokens(shared) for whole in wholes])
-        self.tokens = np.array([sum(part.tokens(shared) for part in own) for own in parts])
-        self.at_once = np.array([max(part.tokens(shared) for part in own) for own in parts])
-        self.attended = np.array([max(part.pairs(shared) for part in own) for own in parts])
+        self.tokens = np.array(
+            [sum(part.tokens(shared) for part in parts_of_batches) for parts_of_batches in parts_of_batches]
+        )
+        self.at_once = np.array(
+            [max(part.tokens(shared) for part in parts_of_batches) for parts_of_batches in parts_of_batches]
+        )
+        self.attended = np.array(
+            [max(part.pairs(shared) for part in parts_of_batches) for parts_of_batches in parts_of_batches]
+        )
         self.different = len(set(wholes)) if session.compiled else 0
 
     def _parts(self, rows: np.ndarray) -> list[Shape]:
@@ -68,9 +74,11 @@ class Shapes:
 
     def _shape(self, rows: np.ndarray) -> Shape:
         multiple, lengths = self.session.multiple, self.lengths
-        prompt, completion = (int(widths(one[rows].max(), multiple)) for one in (lengths.prompt, lengths.completion))
+        prompt, completion = (
+            int(widths(column[rows].max(), multiple)) for column in (lengths.prompt, lengths.completion)
+        )
         return Shape(len(rows), prompt, completion, int(lengths.count[rows].max()))
 
     def batch(self, place: int) -> Batch:
-        """The batch at a place of `tokens`."""
+        """Return the batch at a position of `tokens`."""
         return next(self.session.collated("train", [self._rows[place]]))

@@ -1,1 +1,1 @@
-"""What a person looks at after a run: one HTML page of curves, settings, data, warnings and samples."""
+"""The report of a run: one HTML page with curves, settings, data, warnings and samples."""

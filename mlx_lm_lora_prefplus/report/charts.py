@@ -1,4 +1,4 @@
-"""Which charts a report has, and the points that go into them."""
+"""The charts of a report and the points in them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ Point = tuple[float, float]
 """Iteration and value."""
 
 MOST_POINTS = 400
-"""A line has no more: others would lie closer together than pixels."""
+"""Largest number of points in a line: more would be closer together than pixels."""
 
 SMOOTHED_FROM = 30
-"""Reports from which on a line of training gets its running mean."""
+"""Number of reports from which a training line gets a running mean."""
 
 
 @dataclass(frozen=True)
 class Chart:
     """One chart.
 
-    unit: of the values. parts: label → metric, the labels shown in the legend; one without a label has none.
-    about: what to look for. guides: value → its label, for lines across. noisy: whether a running mean tells more.
+    unit: of the values. parts: label in the legend → metric; an empty label has no entry there.
+    about: how to read the chart. guides: value → label, for horizontal lines. noisy: whether to draw a running mean.
     """
 
     title: str
@@ -34,8 +34,8 @@ class Chart:
 
 
 class Series(NamedTuple):
-    """A line. run, part: positions of its run and of its part in the chart. split: "train", "valid", or "mean", the
-    running mean of train."""
+    """A line. run, part: positions of the run and of the chart's part. split: "train", "valid", or "mean" (the running
+    mean of train)."""
 
     run: int
     part: int
@@ -48,7 +48,7 @@ CHARTS = (
         "Objective (loss)",
         "",
         {"": "loss"},
-        "What is minimised. It should fall, on validation too. Different losses have different scales.",
+        "The value that training minimises. It should fall, on validation too. Losses differ in scale.",
     ),
     Chart(
         "Accuracy",
@@ -68,42 +68,42 @@ CHARTS = (
         "Rewards",
         "β × log-ratio",
         {"chosen": "rewards/chosen", "rejected": "rewards/rejected"},
-        "Of policy to reference. Both may fall, as long as they part.",
+        "Both may fall, as long as the distance between them grows.",
         {0.0: ""},
     ),
     Chart(
         "Log-probs",
         "nats/token",
         {"chosen": "logps_per_token/chosen", "rejected": "logps_per_token/rejected"},
-        "How likely the policy finds the completions. Chosen should not fall by much.",
+        "How probable the completions are under the policy. Chosen should not fall by much.",
     ),
     Chart(
         "Gradient norm",
         "before clipping",
         {"": "grad_norm"},
-        "Of the last update of each report. Spikes ask for max_grad_norm or a smaller learning rate.",
+        "Norm at the last update of each report. Against spikes, set max_grad_norm or lower the learning rate.",
     ),
     Chart("Learning rate", "", {"": "learning_rate"}, noisy=False),
     Chart("Speed", "tokens/s", {"": "tokens_per_second"}, "Completion tokens trained on per second."),
-    Chart("Peak memory", "GB", {"": "peak_memory"}, "Most so far, in units of 1e9 bytes.", noisy=False),
+    Chart("Peak memory", "GB", {"": "peak_memory"}, "Largest value so far, in units of 1e9 bytes.", noisy=False),
 )
 
 UNITS = {"entropy": "nats", "kl": "nats", "nll_loss": "nats/token", "iterations_per_second": "1/s"}
-LEFT_OUT = {"rows", "updates", "trained_tokens", "seconds", "skipped_updates"}
-"""Counters, of which a curve says nothing."""
+COUNTERS = {"rows", "updates", "trained_tokens", "seconds", "skipped_updates"}
+"""Counters, which get no chart."""
 
 
 def main_charts(runs: Iterable[RunRecord]) -> list[Chart]:
-    """Those of `CHARTS` for which there is something to draw."""
-    known = _metrics(runs)
-    return [chart for chart in CHARTS if known & set(chart.parts.values())]
+    """Return the `CHARTS` for which the runs have values."""
+    metrics = _metrics(runs)
+    return [chart for chart in CHARTS if metrics & set(chart.parts.values())]
 
 
 def further_charts(runs: Iterable[RunRecord]) -> list[Chart]:
-    """A chart for whatever else was reported; `…/chosen` and `…/rejected` share one."""
-    shown = {metric for chart in CHARTS for metric in chart.parts.values()}
+    """Return a chart for each other metric; `…/chosen` and `…/rejected` share one."""
+    charted = {metric for chart in CHARTS for metric in chart.parts.values()}
     groups: dict[str, dict[str, str]] = {}
-    for metric in sorted(_metrics(runs) - shown - LEFT_OUT):
+    for metric in sorted(_metrics(runs) - charted - COUNTERS):
         name, _, part = metric.rpartition("/")
         paired = part in ("chosen", "rejected")
         groups.setdefault(name if paired else metric, {})[part if paired else ""] = metric
@@ -116,24 +116,24 @@ def _metrics(runs: Iterable[RunRecord]) -> set[str]:
 
 
 def series(chart: Chart, runs: Iterable[RunRecord]) -> list[Series]:
-    """All lines of a chart; validation last, so that it is drawn on top."""
-    found = []
+    """Return the lines of a chart; validation last, so that it is drawn on top."""
+    lines = []
     for place, run in enumerate(runs):
         for part, metric in enumerate(chart.parts.values()):
             train, valid = (
                 [(float(iteration), report[metric]) for iteration, report in split.items() if metric in report]
                 for split in (run.train, run.valid)
             )
-            found.append(Series(place, part, "train", thinned(train)))
+            lines.append(Series(place, part, "train", thinned(train)))
             if chart.noisy and len(train) >= SMOOTHED_FROM:
-                found.append(Series(place, part, "mean", thinned(smoothed(train))))
-            found.append(Series(place, part, "valid", thinned(valid)))
+                lines.append(Series(place, part, "mean", thinned(smoothed(train))))
+            lines.append(Series(place, part, "valid", thinned(valid)))
     order = ("train", "mean", "valid")
-    return sorted((one for one in found if one.points), key=lambda one: order.index(one.split))
+    return sorted((line for line in lines if line.points), key=lambda line: order.index(line.split))
 
 
 def smoothed(points: list[Point]) -> list[Point]:
-    """The mean over the points around each, a tenth of all; at the ends over those that there are."""
+    """Return the running mean over a window of a tenth of the points, which is shorter at the ends."""
     half = max(1, len(points) // 20)
     sums = [0.0, *accumulate(value for _, value in points)]
     result = []
@@ -144,14 +144,14 @@ def smoothed(points: list[Point]) -> list[Point]:
 
 
 def thinned(points: list[Point]) -> list[Point]:
-    """At most `MOST_POINTS` of the points: the lowest and the highest of neighbours, so that no spike is lost."""
+    """Reduce the points to at most `MOST_POINTS`: the lowest and the highest of each group, so that spikes remain."""
     if len(points) <= MOST_POINTS:
         return points
     inner, groups = points[1:-1], MOST_POINTS // 2 - 1
-    cuts = [len(inner) * place // groups for place in range(groups + 1)]
-    kept = [points[0]]
-    for start, end in pairwise(cuts):
+    bounds = [len(inner) * place // groups for place in range(groups + 1)]
+    selected = [points[0]]
+    for start, end in pairwise(bounds):
         values = [y for _, y in inner[start:end]]
         extremes = {start + values.index(min(values)), start + values.index(max(values))}
-        kept += [inner[place] for place in sorted(extremes)]
-    return [*kept, points[-1]]
+        selected += [inner[place] for place in sorted(extremes)]
+    return [*selected, points[-1]]

@@ -13,7 +13,7 @@ def report(
         typer.Option("--output", "-o", metavar="FILE", help="Where to write it (default: report.html in the first)."),
     ] = None,
 ) -> None:
-    """Write one HTML page about runs: did it work, curves, warnings, samples, settings, data. It needs no network."""
+    """Write one HTML page about runs: verdict, curves, warnings, samples, settings, data. It needs no network."""
     from ..errors import UserError
     from ..storage.atomic import whole_file
     from .evidence import evidence_of
@@ -25,7 +25,7 @@ def report(
     target = output or runs[0].folder / "report.html"
     if target.is_dir():
         raise UserError(f"report: {target} is a folder. Give the name of a file, such as {target / 'report.html'}.")
-    content = page(runs).encode("utf-8", "replace")  # half a surrogate pair may come out of a damaged line
+    content = page(runs).encode("utf-8", "replace")  # a damaged line may hold half a surrogate pair
     with whole_file(target) as temporary:
         temporary.write_bytes(content)
     for run in runs:

@@ -1,4 +1,4 @@
-"""What the files of a run say for and against it."""
+"""Evidence from the files of a run on whether it worked."""
 
 from .intervals import Figure, wilson
 from .runs import Report, RunRecord
@@ -7,11 +7,11 @@ from .verdict import CHANCE, Evidence
 ACCURACY, MARGIN = "rewards/accuracies", "rewards/margins"
 
 LATEST = 5
-"""Without validation: so many reports at each end are averaged, or a tenth of all; single ones are of a few rows."""
+"""Without validation, at least this many reports are averaged at each end (or a tenth of all, if that is more)."""
 
 
 def evidence_of(run: RunRecord) -> Evidence:
-    """The last validation against the first; without validation, the last reports of training against the first."""
+    """Compare the last validation with the first; without validation, the last training reports with the first."""
     split = "validation" if run.valid else "training"
     reports = list((run.valid or run.train).values())
     count = 1 if run.valid else max(LATEST, len(reports) // 10)
@@ -30,24 +30,24 @@ def evidence_of(run: RunRecord) -> Evidence:
 
 
 def accuracy_of(report: Report) -> Figure | None:
-    """The accuracy of a report with its interval, by the rows that it is a mean over."""
+    """Return the accuracy of a report with its interval."""
     return wilson(report[ACCURACY], report.get("rows", 0)) if ACCURACY in report else None
 
 
 def mean(reports: list[Report]) -> Report:
-    """The mean of each metric, each row counted alike; `rows` is the sum."""
+    """Return the mean of each metric, weighted by rows; `rows` is the sum."""
     names = {name for report in reports for name in report} - {"rows"}
-    found: Report = {}
+    means: Report = {}
     for name in names:
-        those = [(report[name], report.get("rows", 1.0)) for report in reports if name in report]
-        found[name] = sum(value * rows for value, rows in those) / sum(rows for _, rows in those)
+        values = [(report[name], report.get("rows", 1.0)) for report in reports if name in report]
+        means[name] = sum(value * rows for value, rows in values) / sum(rows for _, rows in values)
     if all("rows" in report for report in reports) and reports:
-        found["rows"] = sum(report["rows"] for report in reports)
-    return found
+        means["rows"] = sum(report["rows"] for report in reports)
+    return means
 
 
 def _past_its_best(run: RunRecord) -> list[str]:
-    """A hint where the validation objective fell and has risen again by a twentieth of its best."""
+    """Return a hint if the validation objective has risen by at least 5 % from its best value."""
     losses = {iteration: report["loss"] for iteration, report in run.valid.items() if "loss" in report}
     if len(losses) < 3:
         return []
@@ -57,5 +57,5 @@ def _past_its_best(run: RunRecord) -> list[str]:
         return []
     return [
         f"The validation objective was best at iteration {best} ({losses[best]:.3f}) and is {losses[last]:.3f} at the "
-        "end: fewer iters, a smaller learning_rate, or save_best keeps the better adapters."
+        "end. To get the better adapters, use fewer iters, a smaller learning_rate, or save_best."
     ]

@@ -1,4 +1,4 @@
-"""95 % confidence intervals of shares and means, and what they say."""
+"""95 % confidence intervals of shares and means."""
 
 import math
 from collections.abc import Callable
@@ -12,19 +12,19 @@ Z = 1.959964
 RESAMPLES = 2000
 
 Figure = dict[str, Any]
-"""value, low, high (the interval; None where there are too few), n."""
+"""value, low, high (the interval; None if there are too few rows), n."""
 
 
 def share(wins: np.ndarray) -> Figure:
-    """The share of true values, with Wilson's score interval (Wilson 1927), which holds at 0 and 1 too.
+    """Return the share of true values with Wilson's score interval (Wilson 1927), which is valid at 0 and 1 too.
 
-    wins: (n,) bool, n ≥ 1; or in [0, 1], where a tie is half a win: then the interval is rather too wide.
+    wins: (n,) bool, n ≥ 1; or in [0, 1], where a tie is half a win: the interval is then slightly too wide.
     """
     return wilson(float(wins.mean()), len(wins))
 
 
 def wilson(p: float, n: float) -> Figure:
-    """A share p of n rows, with Wilson's score interval; without one where n is 0, not known."""
+    """Return the share p of n rows with Wilson's score interval; without an interval if n is 0 (unknown)."""
     if n <= 0:
         return {"value": p, "low": None, "high": None, "n": 0}
     middle, scale = p + Z * Z / (2 * n), 1 + Z * Z / n
@@ -38,12 +38,12 @@ def wilson(p: float, n: float) -> Figure:
 
 
 def mean(values: np.ndarray, seed: int) -> Figure:
-    """The mean of (n,) values, with the percentiles of its bootstrap (Efron 1979)."""
+    """Return the mean of (n,) values with its bootstrap percentiles (Efron 1979)."""
     return bootstrap(lambda sample: sample[0].mean(axis=-1), [values], seed)
 
 
 def difference(first: np.ndarray, second: np.ndarray, seed: int) -> Figure:
-    """Mean of the first values less mean of the second, each drawn anew by itself in the bootstrap."""
+    """Return the mean of the first values minus that of the second, resampled independently in the bootstrap."""
     figure = bootstrap(lambda s: s[0].mean(axis=-1) - s[1].mean(axis=-1), [first, second], seed, together=False)
     return {**figure, "n": len(first) + len(second)}
 
@@ -51,43 +51,43 @@ def difference(first: np.ndarray, second: np.ndarray, seed: int) -> Figure:
 def bootstrap(
     statistic: Callable[[list[np.ndarray]], np.ndarray], samples: list[np.ndarray], seed: int, *, together: bool = True
 ) -> Figure:
-    """A statistic of samples, with the percentiles of its values on rows drawn with replacement.
+    """Return a statistic of samples, with the percentiles of its values on rows drawn with replacement.
 
-    statistic: of arrays (…, n), one for each sample → (…).
-    together: the same rows are drawn of every sample.
+    statistic: function of arrays (…, n), one for each sample → (…).
+    together: draw the same rows from every sample.
     """
     value, rng, n = float(statistic(samples)), np.random.default_rng(seed), len(samples[0])
     if min(map(len, samples)) < 2:
         return {"value": value, "low": None, "high": None, "n": n}
-    drawn = []
-    for _ in range(RESAMPLES // 100):  # a hundred at a time: they are held in memory
+    values = []
+    for _ in range(RESAMPLES // 100):  # a hundred at a time, to limit memory
         rows = rng.integers(0, n, (100, n))
-        picks = [rows if together else rng.integers(0, len(one), (100, len(one))) for one in samples]
-        drawn.append(statistic([one[pick] for one, pick in zip(samples, picks, strict=True)]))
-    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
+        picks = [rows if together else rng.integers(0, len(sample), (100, len(sample))) for sample in samples]
+        values.append(statistic([sample[pick] for sample, pick in zip(samples, picks, strict=True)]))
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return {"value": value, "low": float(low), "high": float(high), "n": n}
 
 
 def against(figure: Figure, chance: float) -> int:
-    """1 if the whole interval lies above `chance`, −1 if below, else 0."""
+    """Return 1 if the whole interval lies above `chance`, −1 if below, else 0."""
     if figure["low"] is None:
         return 0
     return int(figure["low"] > chance) - int(figure["high"] < chance)
 
 
 def percent(figure: Figure) -> str:
-    """62 % [55, 69]."""
+    """Format a share: 62 % [55, 69]."""
     span = "" if figure["low"] is None else f" [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"
     return f"{100 * figure['value']:.0f} %{span}"
 
 
 def of_rows(figure: Figure) -> str:
-    """62 % [55, 69] of 120 rows."""
+    """Format a share with its rows: 62 % [55, 69] of 120 rows."""
     rows = figure["n"]
     return f"{percent(figure)} of {f'{rows:,}' if rows else 'an unknown number of'} row{'s' * (rows != 1)}"
 
 
 def signed(figure: Figure) -> str:
-    """+0.31 [0.22, 0.40]."""
+    """Format a signed value: +0.31 [0.22, 0.40]."""
     span = "" if figure["low"] is None else f" [{figure['low']:.3g}, {figure['high']:.3g}]"
     return f"{figure['value']:+.3g}{span}"

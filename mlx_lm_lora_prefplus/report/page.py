@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it. It asks the network for nothing, and its policy forbids it to."""
+"""The page: one self-contained HTML file. Its content security policy forbids network access."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -24,10 +24,7 @@ OUTCOMES = {
 
 
 def page(runs: Sequence[RunRecord]) -> str:
-    """The whole report of one or several runs, as HTML.
-
-    All that comes from files is escaped.
-    """
+    """Return the report of one or several runs as HTML. All text from files is escaped."""
     title = ", ".join(run.name for run in runs)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -62,20 +59,20 @@ def _asset(name: str) -> str:
 
 def _verdict(place: int, run: RunRecord, several: bool) -> str:
     outcome, text = verdict(evidence_of(run))
-    sign, words = OUTCOMES[outcome]
+    sign, label = OUTCOMES[outcome]
     name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b><br>' if several else ""
     return (
-        f'<p class="verdict {outcome}"><span class="sign" role="img" aria-label="{words}">{sign}</span>'
+        f'<p class="verdict {outcome}"><span class="sign" role="img" aria-label="{label}">{sign}</span>'
         f"<span>{name}{escape(text)}</span></p>"
     )
 
 
 def _curves(runs: Sequence[RunRecord]) -> str:
     further = further_charts(runs)
-    more = f"<details><summary>More curves ({len(further)})</summary>{_charts(further, runs)}</details>"
+    further_section = f"<details><summary>More curves ({len(further)})</summary>{_charts(further, runs)}</details>"
     return (
         f'<section id="curves"><h2>Curves</h2>{_legend(runs)}{_charts(main_charts(runs), runs)}'
-        f"{more if further else ''}</section>"
+        f"{further_section if further else ''}</section>"
     )
 
 
@@ -96,7 +93,7 @@ def _charts(charts: Sequence[Chart], runs: Sequence[RunRecord]) -> str:
 
 def _card(chart: Chart, runs: Sequence[RunRecord]) -> str:
     several = len(runs) > 1
-    parts = "".join(
+    legend = "".join(
         f'<span class="part">{swatch(0 if several else place, dashed=place > 0)}{escape(label)}</span>'
         for place, label in enumerate(chart.parts)
         if label
@@ -105,6 +102,6 @@ def _card(chart: Chart, runs: Sequence[RunRecord]) -> str:
     about = f'<p class="about">{escape(chart.about)}</p>' if chart.about else ""
     return (
         f'<figure data-title="{escape(chart.title)}"><figcaption><h3>{escape(chart.title)}{unit}</h3>'
-        f'<span class="parts{" plain" if several else ""}">{parts}</span></figcaption>'
+        f'<span class="parts{" plain" if several else ""}">{legend}</span></figcaption>'
         f"{draw(chart, runs)}{about}</figure>"
     )

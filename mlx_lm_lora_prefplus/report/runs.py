@@ -1,4 +1,4 @@
-"""What a run left in its adapter folder, read with patience: a run may have been killed at any instant."""
+"""Read the files of a run in its adapter folder. They may be incomplete, since a run can be killed at any time."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,15 +9,15 @@ from ..engine.files.names import METRICS, RECORD, SAMPLES
 from ..errors import UserError
 
 Report = dict[str, float]
-"""What was reported at one iteration: metric → a finite value."""
+"""The metrics at one iteration: name → finite value."""
 
 
 MOST = 1e300
-"""Larger numbers, infinities and NaN cannot be drawn."""
+"""Largest number that can be drawn."""
 
 
-class Warned(NamedTuple):
-    """A warning of the watchers. iteration: when it was raised, in micro-batches. name: of the watcher."""
+class RunWarning(NamedTuple):
+    """A warning during training. iteration: when it was raised, in micro-batches. name: of the health check."""
 
     iteration: int
     text: str
@@ -34,35 +34,35 @@ class Sample(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """What is known of a run.
+    """One run.
 
-    name: a short name, different from those of the runs beside it.
-    train, valid: iteration (micro-batches) → report, in order. The validation before the first step bears 1, or 0
-        where another one was at the end of the first.
-    about: the content of `run.json`; of a run without one, what `adapter_config.json` says.
-    notes: what is missing or damaged, a sentence each.
+    name: a short name, unique among the runs of the report.
+    train, valid: iteration (micro-batches) → report, in order. The validation before the first step has iteration 1, or
+        0 if there is another one after the first step.
+    about: the content of `run.json`, else the settings in `adapter_config.json`.
+    notes: one sentence for each missing or damaged file.
     """
 
     name: str
     folder: Path
     train: dict[int, Report]
     valid: dict[int, Report]
-    warnings: list[Warned]
+    warnings: list[RunWarning]
     samples: list[Sample]
     about: dict[str, Any]
     notes: list[str]
 
     @property
     def iterations(self) -> int:
-        """The last iteration that was reported."""
+        """The last reported iteration."""
         return max((*self.train, *self.valid))
 
 
 def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
-    """Read the runs of some adapter folders; one that is named twice is read once.
+    """Read the runs of adapter folders; a folder that is given twice is read once.
 
     Raises:
-        UserError: one of them holds nothing to show; it names all of these.
+        UserError: some folders hold no report; the error names all of these.
     """
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     runs, problems = [], []
@@ -80,13 +80,13 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     """Read one run.
 
     Raises:
-        UserError: there is no such folder, or nothing was reported in it.
+        UserError: the folder does not exist or holds no report.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder. Give the adapter_path of a run.")
     if not (folder / METRICS).is_file():
         raise UserError(
-            f"{folder}: there is no {METRICS} in it. Give the adapter_path of a run in one of the modes of this "
+            f"{folder}: holds no {METRICS}. Give the adapter_path of a run in one of the modes of this "
             "package (mlx_lm_lora.prefplus modes); the host's own runs do not write that file."
         )
     notes: list[str] = []
@@ -94,11 +94,11 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     splits = {split: _reports(lines, split, notes) for split in ("train", "valid")}
     if not any(splits.values()):
         raise UserError(
-            f"{folder}: {METRICS} holds no report. The run ended before its first one; steps_per_report says after "
-            "how many iterations that is."
+            f"{folder}: {METRICS} holds no report. The run ended before its first one, which is due after "
+            "steps_per_report iterations."
         )
-    warned = [
-        Warned(line["iteration"], str(line.get("text", "")), str(line["warning"]))
+    warnings = [
+        RunWarning(line["iteration"], str(line.get("text", "")), str(line["warning"]))
         for line in lines
         if "warning" in line
     ]
@@ -107,7 +107,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
         folder=folder,
         train=splits["train"],
         valid=splits["valid"],
-        warnings=warned,
+        warnings=warnings,
         samples=list(_samples(folder / SAMPLES, notes)),
         about=_about(folder, notes),
         notes=notes,
@@ -115,7 +115,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The last parts of each path, as many as tell it from the others."""
+    """Shorten each path to as many of its last parts as make it unique."""
     names = []
     for folder in folders:
         others = [other for other in folders if other != folder]
@@ -128,7 +128,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _records(file: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The lines of a file that hold an object with an iteration."""
+    """Yield the lines of a file that hold an object with an iteration."""
     text = file.read_bytes().decode("utf-8", "replace")
     damaged = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -144,7 +144,7 @@ def _records(file: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
         else:
             yield record
     if damaged:
-        last = damaged[-1] == len(text.split("\n"))  # a whole file ends with a line break
+        last = damaged[-1] == len(text.split("\n"))  # a complete file ends with a line break
         why = " The last one was being written when the run ended." if last else ""
         which = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
         notes.append(f"{file.name}: {len(damaged)} damaged line(s) left out (line {which}).{why}")
@@ -159,14 +159,12 @@ def _reports(lines: Iterable[dict[str, Any]], split: str, notes: list[str]) -> d
             finite = {key: float(value) for key, value in numbers.items() if abs(value) <= MOST}
             odd += len(numbers) - len(finite)
             if finite.get("rewards/chosen") == finite.get("rewards/rejected") == 0:
-                finite["rewards/accuracies"] = 0.5  # the policy still is its reference, and a tie counts one half
-            if (
-                split == "valid" and 1 in reports and line["iteration"] == 1
-            ):  # a run of one iteration: before, and after
-                reports[0] = reports.pop(1)
+                finite["rewards/accuracies"] = 0.5  # policy and reference are equal, and a tie counts one half
+            if split == "valid" and 1 in reports and line["iteration"] == 1:
+                reports[0] = reports.pop(1)  # one before the first step and one after it
             reports[line["iteration"]] = finite
     if odd:
-        notes.append(f"{odd} values of split {split} are not finite, or absurdly large, and are left out.")
+        notes.append(f"{odd} values of split {split} are not finite or too large, and are left out.")
     return dict(sorted(reports.items()))
 
 
@@ -191,7 +189,7 @@ def _about(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _json(file: Path, notes: list[str]) -> dict[str, Any] | None:
-    """An object; None where the file is absent or damaged."""
+    """Read an object; None if the file is missing or damaged."""
     if not file.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A chart as inline SVG. It needs no script; the page's own adds values under the pointer (see `page.js`)."""
+"""A chart as inline SVG. It needs no script; `page.js` adds values at the pointer."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,10 @@ from .runs import RunRecord
 
 WIDTH, HEIGHT = 400.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 30.0
-"""Size of a chart and its margins. One unit is about a pixel on a phone, so text is as large as in the page."""
+"""Size of a chart and its margins. One unit is about one pixel on a phone, so text has the size of the page's."""
 
 COLOURS = 8
-"""Colours in `page.css`, .c0 to .c7: those of Okabe and Ito (2008), which the colour-blind can tell apart."""
+"""Number of colours in `page.css` (.c0 to .c7): the palette of Okabe and Ito (2008), safe for colour blindness."""
 
 MARKS = (
     "M-2.6 0a2.6 2.6 0 1 0 5.2 0a2.6 2.6 0 1 0 -5.2 0",
@@ -22,14 +22,14 @@ MARKS = (
     "M0 -3.3l3 5.4h-6z",
     "M0 -3.4l3.4 3.4l-3.4 3.4l-3.4 -3.4z",
 )
-"""Marks of validation, by run, centred on the origin: shape tells runs apart where colour does not."""
+"""Marks of validation points, one shape a run, centred on the origin."""
 
 LOGARITHMIC_FROM = 50
-"""Where positive values reach so many times their median, the axis is logarithmic."""
+"""An axis is logarithmic if positive values reach this many times their median."""
 
 
 class Axis(NamedTuple):
-    """low, high: what is at its ends. start, end: where these are in the chart."""
+    """low, high: values at the ends. start, end: coordinates of the ends in the chart."""
 
     low: float
     high: float
@@ -38,12 +38,12 @@ class Axis(NamedTuple):
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
+        """Return the coordinate of a value."""
         low, high, value = (math.log10(v) if self.logarithmic else v for v in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round numbers within the axis: about four, or powers of ten."""
+        """Return round numbers within the axis: about four, or powers of ten."""
         if self.logarithmic:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             return [10.0**power for power in powers if (power - powers[0]) % (1 + len(powers) // 6) == 0]
@@ -53,22 +53,22 @@ class Axis(NamedTuple):
 
 
 def draw(chart: Chart, runs: Sequence[RunRecord]) -> str:
-    """The SVG element of a chart; empty if there is nothing to draw."""
+    """Return the SVG element of a chart; empty if there is nothing to draw."""
     lines = series(chart, runs)
     if not lines:
         return ""
     points = [point for line in lines for point in line.points]
-    x = _axis([x for x, _ in points], LEFT, WIDTH - RIGHT, whole=True)
+    x = _axis([x for x, _ in points], LEFT, WIDTH - RIGHT, tight=True)
     y = _axis([y for _, y in points], HEIGHT - BOTTOM, TOP, guides=chart.guides)
-    drawn = [_grid(x, y), _guides(chart, y), *(_line(line, chart, runs, x, y) for line in lines)]
+    elements = [_grid(x, y), _guides(chart, y), *(_line(line, chart, runs, x, y) for line in lines)]
     return (
-        f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{escape(_said(chart, lines))}" '
-        f'data-x="{x.low} {x.high} {x.start} {x.end}" data-y="{TOP} {HEIGHT - BOTTOM}">{"".join(drawn)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{escape(_describe(chart, lines))}" '
+        f'data-x="{x.low} {x.high} {x.start} {x.end}" data-y="{TOP} {HEIGHT - BOTTOM}">{"".join(elements)}</svg>'
     )
 
 
 def number(value: float) -> str:
-    """Three significant digits, as people write them."""
+    """Format a number with three significant digits."""
     if value and not 1e-2 <= abs(value) < 1e6:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
@@ -78,18 +78,18 @@ def number(value: float) -> str:
 
 
 def labels(ticks: Sequence[float]) -> list[str]:
-    """The ticks of an axis, all written alike: with as many decimals as they need, or in powers of ten."""
-    most = max(map(abs, ticks), default=0.0)
-    if most and not 0.01 <= most < 1e6:
+    """Format the ticks of an axis, all with the same number of decimals, or in powers of ten."""
+    largest = max(map(abs, ticks), default=0.0)
+    if largest and not 0.01 <= largest < 1e6:
         return [number(tick) if tick else "0" for tick in ticks]
     steps = [abs(b - a) for a, b in pairwise(ticks)]
-    smallest = min([*steps, most or 1.0])
+    smallest = min([*steps, largest or 1.0])
     decimals = max(0, -math.floor(math.log10(smallest) + 1e-9))
     return [f"{tick + 0.0:,.{decimals}f}".replace("-", "−") for tick in ticks]
 
 
 def swatch(colour: int, *, mark: int | None = None, dashed: bool = False) -> str:
-    """A piece of a line for a legend."""
+    """Return a piece of a line for a legend."""
     shape = (
         f'<path class="mark" d="{MARKS[mark % len(MARKS)]}" transform="translate(12 5)"/>' if mark is not None else ""
     )
@@ -100,19 +100,19 @@ def swatch(colour: int, *, mark: int | None = None, dashed: bool = False) -> str
 
 
 def colour(line: Series, runs: Sequence[RunRecord]) -> int:
-    """Of several runs each has its colour; of one, each part of a chart."""
+    """Return the colour of a line: one a run, or with a single run one a part of the chart."""
     return (line.run if len(runs) > 1 else line.part) % COLOURS
 
 
-def _axis(values: list[float], start: float, end: float, *, whole: bool = False, guides: Iterable[float] = ()) -> Axis:
-    """An axis that holds all values with some air; whole: no air, for iterations."""
+def _axis(values: list[float], start: float, end: float, *, tight: bool = False, guides: Iterable[float] = ()) -> Axis:
+    """Return an axis that holds all values with some padding; tight: without padding, for iterations."""
     low, high = min(values), max(values)
-    if whole:
+    if tight:
         return Axis(low, high if high > low else low + 1, start, end)
     middle = sorted(values)[len(values) // 2]
     if low > 0 and high / middle >= LOGARITHMIC_FROM:
         return Axis(low / 1.3, high * 1.3, start, end, logarithmic=True)
-    if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12):  # a constant: from zero to somewhat beyond it
+    if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12):  # a constant: from zero to 25 % beyond it
         return Axis(min(0, 1.25 * low), max(0, 1.25 * high) or 1.0, start, end)
     near = [value for value in guides if 2 * low - high <= value <= 2 * high - low]
     low, high = min([low, *near]), max([high, *near])
@@ -121,7 +121,7 @@ def _axis(values: list[float], start: float, end: float, *, whole: bool = False,
 
 
 def _round_step(step: float) -> float:
-    """1, 2 or 5 times a power of ten, no smaller than `step`."""
+    """Round a step up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
 
@@ -130,12 +130,12 @@ def _grid(x: Axis, y: Axis) -> str:
     across, down = y.ticks(), [tick for tick in x.ticks() if tick == int(tick)]
     lines = [f'<path class="grid" d="{"".join(f"M{LEFT:.0f} {y(tick):.1f}H{WIDTH - RIGHT:.0f}" for tick in across)}"/>']
     lines += [
-        f'<text class="y" x="{LEFT - 6:.0f}" y="{y(tick) + 4:.1f}">{words}</text>'
-        for tick, words in zip(across, map(number, across) if y.logarithmic else labels(across), strict=True)
+        f'<text class="y" x="{LEFT - 6:.0f}" y="{y(tick) + 4:.1f}">{label}</text>'
+        for tick, label in zip(across, map(number, across) if y.logarithmic else labels(across), strict=True)
     ]
     lines += [
-        f'<text class="x" x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16:.0f}">{words}</text>'
-        for tick, words in zip(down, labels(down), strict=True)
+        f'<text class="x" x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 16:.0f}">{label}</text>'
+        for tick, label in zip(down, labels(down), strict=True)
     ]
     lines.append(f'<text class="x name" x="{WIDTH - RIGHT:.0f}" y="{HEIGHT - 1:.0f}">iteration</text>')
     if y.logarithmic:
@@ -144,37 +144,37 @@ def _grid(x: Axis, y: Axis) -> str:
 
 
 def _guides(chart: Chart, y: Axis) -> str:
-    shown = {value: label for value, label in chart.guides.items() if y.low <= value <= y.high}
+    visible = {value: label for value, label in chart.guides.items() if y.low <= value <= y.high}
     return "".join(
         f'<path class="guide" d="M{LEFT:.0f} {y(value):.1f}H{WIDTH - RIGHT:.0f}"/>'
         f'<text class="note" x="{LEFT + 4:.0f}" y="{y(value) - 4:.1f}">{escape(label)}</text>'
-        for value, label in shown.items()
+        for value, label in visible.items()
     )
 
 
 def _line(line: Series, chart: Chart, runs: Sequence[RunRecord], x: Axis, y: Axis) -> str:
-    """A line with its values beside it, for the script."""
+    """Return a line, with its values as data for the script."""
     part = list(chart.parts)[line.part]
-    words = [runs[line.run].name if len(runs) > 1 else "", part, "validation" if line.split == "valid" else "training"]
+    names = [runs[line.run].name if len(runs) > 1 else "", part, "validation" if line.split == "valid" else "training"]
     dashed = " dashed" if line.part else ""
     places = [(x(a), y(b)) for a, b in line.points]
     path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
     kind = line.split if chart.noisy else "mean"
-    drawn = f'<path class="{kind}{dashed}" d="{path}"/>'
+    shapes = f'<path class="{kind}{dashed}" d="{path}"/>'
     if line.split == "valid" or len(places) == 1:
         mark = MARKS[line.run % len(MARKS)]
-        drawn += "".join(f'<path class="mark" d="{mark}" transform="translate({a:.1f} {b:.1f})"/>' for a, b in places)
-    # The running mean says nothing that the values under it do not.
+        shapes += "".join(f'<path class="mark" d="{mark}" transform="translate({a:.1f} {b:.1f})"/>' for a, b in places)
+    # The running mean needs no values of its own: the training line has them.
     values = "" if line.split == "mean" else f' data-points="{_values(line.points)}"'
-    name = escape(" ".join(filter(None, words)))
-    return f'<g class="c{colour(line, runs)}" data-name="{name}"{values}>{drawn}</g>'
+    name = escape(" ".join(filter(None, names)))
+    return f'<g class="c{colour(line, runs)}" data-name="{name}"{values}>{shapes}</g>'
 
 
 def _values(points: list[Point]) -> str:
     return " ".join(f"{x:.0f}:{y:.4g}" for x, y in points)
 
 
-def _said(chart: Chart, lines: list[Series]) -> str:
-    """The chart in words, for those who cannot see it."""
+def _describe(chart: Chart, lines: list[Series]) -> str:
+    """Describe the chart in words, for screen readers."""
     spans = [f"{number(line.points[0][1])} to {number(line.points[-1][1])}" for line in lines if line.split != "mean"]
     return f"{chart.title}, first to last of each line: {'; '.join(spans)}"

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from mlx_lm_lora_prefplus.host.config.flags import option_fields
 from mlx_lm_lora_prefplus.host.tools.describe import _bounds
-from mlx_lm_lora_prefplus.host.tools.render import said
+from mlx_lm_lora_prefplus.host.tools.render import format_value
 from mlx_lm_lora_prefplus.settings import OWN_KEYS, DataSettings, RunSettings
 
 HEAD = """\
@@ -145,8 +145,8 @@ def _row(key: str, field: FieldInfo, about: str | None) -> str:
 
 def _default(value: Any) -> str:
     if isinstance(value, dict) and value:
-        return "`{" + ", ".join(f"{key}: {said(one)}" for key, one in value.items()) + "}`"
-    return said(value) if value not in ({}, [], None) else "–"
+        return "`{" + ", ".join(f"{key}: {format_value(one)}" for key, one in value.items()) + "}`"
+    return format_value(value) if value not in ({}, [], None) else "–"
 
 
 NAMES = {

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_lm_lora_prefplus.host.tools.describe import description_of
-from mlx_lm_lora_prefplus.host.tools.render import said
+from mlx_lm_lora_prefplus.host.tools.render import format_value
 from mlx_lm_lora_prefplus.losses import Lists, Pairs, Unpaired
 
 POINTS = 161
@@ -42,8 +42,8 @@ def curves(trainer: Any, name: str) -> Curves:
     options |= {key: value for key, value in OPTIONS.items() if key in options}
     per_token = " a token" if row.means else ""
     reach = REACH.get(name, 6.0)
-    held = [f"{key} {said(value)}" for key, value in options.items()]
-    held += [f"{key} {said(value)}" for key, value in COLUMNS.items() if key in row.columns]
+    held = [f"{key} {format_value(value)}" for key, value in options.items()]
+    held += [f"{key} {format_value(value)}" for key, value in COLUMNS.items() if key in row.columns]
     options |= {"baseline": 0.0} if row.baseline else {}
     beta = options.get("beta", 1.0)
     unit = "β" if "beta" in options else ""
@@ -82,7 +82,7 @@ def curves(trainer: Any, name: str) -> Curves:
             "the chosen moves": lambda x: of_pair(x / beta, mx.array(other / beta)),
             "the rejected moves": lambda x: of_pair(mx.array(other / beta), x / beta),
         }
-        axis = f"reward βu of one completion; {said(other)} for the other".replace("-", "−")
+        axis = f"reward βu of one completion; {format_value(other)} for the other".replace("-", "−")
         return made(lines, axis, (-reach, reach), *rest)
     lines = {
         "the chosen moves": lambda p: of_pair(p, mx.array(-1.0)),

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlx_lm_lora_prefplus.host.config.presets import PRESETS, Preset
 from mlx_lm_lora_prefplus.host.tools.describe import Description, Option, description_of, mode_options
-from mlx_lm_lora_prefplus.host.tools.render import KINDS, NOTATION, said, sentence
+from mlx_lm_lora_prefplus.host.tools.render import KINDS, NOTATION, format_value, sentence
 from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
 from tests.docs.configuration import configuration
 from tests.docs.curves import curves
@@ -145,14 +145,14 @@ def presets() -> str:
 
 
 def _preset(preset: Preset) -> str:
-    values = ", ".join(f"`{key}` {said(value)}" for key, value in preset.values.items())
+    values = ", ".join(f"`{key}` {format_value(value)}" for key, value in preset.values.items())
     return f"| `{preset.name}` | {preset.mode} | {values} | {_cell(preset.about)} | {_linked(preset.source)} |"
 
 
 def _options(options: Iterable[Option]) -> Iterator[str]:
     yield "| option | default | bounds | |\n|---|---|---|---|"
     for one in options:
-        yield f"| `{one.key}` | {said(one.default)} | {one.bounds} | {_cell(one.about)} |"
+        yield f"| `{one.key}` | {format_value(one.default)} | {one.bounds} | {_cell(one.about)} |"
 
 
 def _cell(text: str) -> str:

@@ -133,7 +133,7 @@ def test_a_function_of_the_users(evaluated, tmp_path):
         ("nothing", "write module:function"),
         ("no_such_module:f", "No module named"),
         ("json:nothing", "no attribute"),
-        ("json:__name__", "no function"),
+        ("json:__name__", "not a function"),
     ],
 )
 def test_a_judge_that_is_not_there(name, words):

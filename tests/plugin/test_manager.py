@@ -112,13 +112,13 @@ def leaves():
         (leaves, "bad:plugin: SystemExit: 3"),
         (object, "it has no function mlx_lm_lora_register_trainers"),
         ([SimpleNamespace(mode="kto", rows="paired")], "it lacks options, losses, defaults, mismatched, rows_of"),
-        ([SimpleNamespace(mode="kto", rows="paired")], "inherit from mlx_lm_lora_prefplus.trainers.BaseTrainer"),
+        ([SimpleNamespace(mode="kto", rows="paired")], "Inherit from mlx_lm_lora_prefplus.trainers.BaseTrainer"),
         ([trainer("kto", iterate_batches=None)], "iterate_batches is no longer called: the host plans the batches"),
         ([trainer("kto", weights=None)], "weights is no longer called: it is called token_weights now"),
         ([trainer("kto", loss=lambda policy, batch, options: None)], "loss must take (policy, batch, options, state)"),
         ([trainer("KTO plus")], "the mode 'KTO plus' is not a name"),
-        ([trainer("mine", options=dict)], "the options of mode mine are <class 'dict'>, and no dataclass"),
-        ([trainer("mine", options=None)], "the options of mode mine are None, and no dataclass"),
+        ([trainer("mine", options=dict)], "the options of mode mine are <class 'dict'>, which is not a dataclass"),
+        ([trainer("mine", options=None)], "the options of mode mine are None, which is not a dataclass"),
         ([trainer("mine", options=Unreadable)], "NameError: name 'NotThere' is not defined"),
         ([trainer(None)], "the mode None is not a name"),
         ([trainer("sft")], "the mode sft belongs to mlx-lm-lora; take another name"),
@@ -153,17 +153,19 @@ def test_a_hook_with_other_parameters(installed):
 def test_two_providers_of_one_mode_are_an_error_that_names_both(installed):
     registry = installed(FakeEntry("one 1.0", [trainer("kto")]), FakeEntry("two 2.0", [trainer("kto")]))
     assert "kto" in registry
-    with pytest.raises(UserError, match=r"kto is brought by one 1\.0 and by two 2\.0"):
+    with pytest.raises(UserError, match=r"kto is provided by one 1\.0 and by two 2\.0"):
         registry["kto"]
     assert registry["dpo"].provider == OWN
 
 
 def test_an_error_in_a_trainer_names_its_package(installed):
     registry = installed(FakeEntry("one 1.0", [trainer("kto")]))
-    with pytest.raises(ZeroDivisionError) as caught, registry.named("kto"):
+    with pytest.raises(ZeroDivisionError) as caught, registry.naming_provider("kto"):
         raise ZeroDivisionError("in its code")
-    assert caught.value.__notes__ == ["Mode kto is run by one 1.0. If the error is in its code, tell its authors."]
-    with pytest.raises(UserError) as caught, registry.named("kto"):
+    assert caught.value.__notes__ == [
+        "Mode kto is run by one 1.0. If the error is in its code, report it to its authors."
+    ]
+    with pytest.raises(UserError) as caught, registry.naming_provider("kto"):
         raise UserError("the user's")
     assert not hasattr(caught.value, "__notes__")
 

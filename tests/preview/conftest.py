@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from mlx_lm_lora_prefplus.preview.report import look
+from mlx_lm_lora_prefplus.preview.report import build_report
 from tests.conftest import write_pairs
 
 
@@ -35,9 +35,9 @@ def config(model_folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def looked(config):
+def checked(config):
     """The report on a config with changes, of words that follow it."""
-    return lambda *words, measured=False, **changes: look([config(**changes), *words], measured=measured)
+    return lambda *words, measured=False, **changes: build_report([config(**changes), *words], measured=measured)
 
 
 @pytest.fixture

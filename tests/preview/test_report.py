@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.preview import forecast
-from mlx_lm_lora_prefplus.preview.report import look
+from mlx_lm_lora_prefplus.preview.report import build_report
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def test_json(call, config):
     assert report["data"]["train"]["used"] == 10 and report["reference"].endswith("0 of 13 rows from the cache")
 
 
-def test_the_prompt_format_is_told(looked):
-    assert looked()["prompt_format"].startswith("chat, text becomes messages")
-    assert looked(prompt_format="raw")["prompt_format"].startswith("raw, text goes to the model as it is")
+def test_the_prompt_format_is_told(checked):
+    assert checked()["prompt_format"].startswith("chat, text becomes messages")
+    assert checked(prompt_format="raw")["prompt_format"].startswith("raw, text goes to the model as it is")
 
 
-def test_training_is_meant_where_nothing_says_so(looked):
-    assert looked(train=None)["can_start"]
+def test_training_is_meant_where_nothing_says_so(checked):
+    assert checked(train=None)["can_start"]
 
 
 def test_all_that_is_wrong_with_the_settings_is_told(call, config):
@@ -72,20 +72,20 @@ def test_a_misspelt_key_is_a_problem_whether_or_not_a_run_would_start(call, conf
         ({"save_best": "loss", "val_batches": 0}, "nothing to validate on"),
     ],
 )
-def test_why_it_cannot_start(looked, changes, words):
-    report = looked(**changes)
+def test_why_it_cannot_start(checked, changes, words):
+    report = checked(**changes)
     assert not report["can_start"] and words in report["problems"][0]
 
 
 def test_a_misspelt_mode_is_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (problem,) = look(["--train-mode", "dopo"])["problems"]
+    (problem,) = build_report(["--train-mode", "dopo"])["problems"]
     assert problem.startswith("train_mode: 'dopo' (command line) is no mode; did you mean dpo?")
 
 
 def test_no_such_config(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert "nothing.yaml cannot be read" in look(["nothing.yaml"])["problems"][0]
+    assert "nothing.yaml cannot be read" in build_report(["nothing.yaml"])["problems"][0]
 
 
 def test_rows_are_shown_with_their_boundary(call, config, rows):
@@ -119,7 +119,7 @@ def test_what_does_not_count_is_marked(call, config, rows):
     assert "⟨" not in off.stdout and "of them count" not in off.stdout
 
 
-def test_where_the_template_tells_nothing_it_is_said(looked, config, rows, model_folder, tmp_path):
+def test_where_the_template_tells_nothing_it_is_said(checked, config, rows, model_folder, tmp_path):
     import shutil
 
     shutil.copytree(model_folder, tmp_path / "model")
@@ -129,19 +129,19 @@ def test_where_the_template_tells_nothing_it_is_said(looked, config, rows, model
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
     config()
     rows("train", *({"prompt": f"w{i}", "chosen": turns("w20", "w2", "w22"), "rejected": "w30"} for i in range(6)))
-    told = "\n".join(looked(model="model")["warnings"])
+    told = "\n".join(checked(model="model")["warnings"])
     assert "train: in 6 of 6 rows it could not be told which tokens are the assistant's own" in told
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"train_mode": "kto"}, {"train_mode": "dpo", "loss_type": "plackett_luce"}])
-def test_rows_of_other_kinds(looked, config, rows, changes):
+def test_rows_of_other_kinds(checked, config, rows, changes):
     config()
     lists = ({"prompt": f"w{i}", "responses": ["w20 w21", "w22", "w23"], "scores": [3, 2, 1]} for i in range(8))
     unpaired = ({"prompt": f"w{i}", "completion": f"w2{i} w30", "label": i % 2 == 0} for i in range(8))
     rows("train", *(unpaired if changes["train_mode"] == "kto" else lists))
     (Path("data") / "valid.jsonl").unlink()
-    report = looked(measured=True, **changes)
+    report = checked(measured=True, **changes)
     assert report["can_start"], report["problems"]
     train = report["data"]["train"]
     names = [one["name"] for one in report["rows"][0]["completions"]]
@@ -152,7 +152,7 @@ def test_rows_of_other_kinds(looked, config, rows, changes):
     assert report["forecast"]["time"]["training"] > 0
 
 
-def test_oddities_of_the_data(looked, config, rows):
+def test_oddities_of_the_data(checked, config, rows):
     config()
     pairs = [{"prompt": f"w{i}", "chosen": "w20 w21 w22 w23", "rejected": "w30"} for i in range(20)]
     again = pairs[0]
@@ -160,7 +160,7 @@ def test_oddities_of_the_data(looked, config, rows):
     same = {"prompt": "w2", "chosen": "w20", "rejected": "w20"}
     rows("train", *pairs, again, exchanged, same)
     rows("valid", pairs[3], {"prompt": "w39", "chosen": "w1", "rejected": "w2"})
-    report = looked()
+    report = checked()
     train = report["data"]["train"]
     assert train["dropped"] == {"chosen and rejected are the same": 1}
     assert train["repeated"] == {"rows": 1, "prompts": 2, "contradictions": 1}
@@ -176,10 +176,10 @@ def test_oddities_of_the_data(looked, config, rows):
         assert words in told
 
 
-def test_lengths_are_those_of_the_tokens(looked, config, rows):
+def test_lengths_are_those_of_the_tokens(checked, config, rows):
     config()
     rows("train", *({"prompt": "w1", "chosen": "w20 " * i, "rejected": "w30"} for i in range(1, 5)))
-    lengths = looked()["data"]["train"]["lengths"]
+    lengths = checked()["data"]["train"]["lengths"]
     assert (lengths["chosen"]["shortest"], lengths["chosen"]["longest"]) == (2, 5)  # with the end-of-sequence token
     assert lengths["prompt"] == {"shortest": 4, "median": 4, "mean": 4, "p95": 4, "longest": 4}
     assert lengths["whole"]["longest"] == 9
@@ -192,7 +192,7 @@ def test_a_run_that_does_not_fit(call, config, monkeypatch):
     assert done.exit_code == 1
     assert "The run cannot start." in done.stdout and "Memory: the run needs" in done.stdout
     for words in (
-        "by the growth from a shorter one",
+        "extrapolated from a shorter one",
         "batch_size 8 → 4",
         "grad_checkpoint: true",
         "load_in_4bits: true",
@@ -205,7 +205,7 @@ def test_looking_writes_no_reference_and_no_files(config, tmp_path, tmp_path_fac
     from mlx_lm_lora_prefplus.storage import cache_folder
 
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
-    report = look([config()])
+    report = build_report([config()])
     assert report["can_start"]
     assert not [entry for entry in cache_folder.entries() if entry.kind == "reference"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run.yaml"]

@@ -29,5 +29,5 @@ def test_the_error_names_the_package(go, monkeypatch, failing):
     with pytest.raises(ZeroDivisionError) as caught:
         go(train_mode="theirs", batch_size=2)
     assert caught.value.__notes__ == [
-        "Mode theirs is run by their-prefs 1.0. If the error is in its code, tell its authors."
+        "Mode theirs is run by their-prefs 1.0. If the error is in its code, report it to its authors."
     ]

@@ -47,7 +47,7 @@ def test_values_that_cannot_be_drawn_are_left_out(make):
     odd = report(10, **{"kl": float("nan"), "loss": float("inf"), "entropy": 10**400, "rewards/chosen": "high"})
     run = read_run(make(lines=[odd, report(20)], about={}))
     assert not {"kl", "loss", "entropy", "rewards/chosen"} & set(run.train[10])
-    assert run.notes == ["3 values of split train are not finite, or absurdly large, and are left out."]
+    assert run.notes == ["3 values of split train are not finite or too large, and are left out."]
 
 
 def test_ties_with_the_reference_are_halves(make):

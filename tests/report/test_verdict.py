@@ -42,7 +42,7 @@ def test_it_worked():
             "unknown",
             "No sign that it worked: the objective is above its start; validation accuracy",
         ),
-        ({"accuracy": wilson(0.6, 400)}, "partly", "It learns, but: an accuracy above 70 % is what to look for"),
+        ({"accuracy": wilson(0.6, 400)}, "partly", "It learns, but: the accuracy should be above 70 %"),
         ({"accuracy": wilson(0.3, 100)}, "failed", "It did harm: validation accuracy 30 % [22, 40] of 100 rows"),
         ({"margin": -0.1}, "partly", "the margin is not positive"),
         ({"objective": ("validation", 0.693, 0.9)}, "partly", "the objective is above its start"),

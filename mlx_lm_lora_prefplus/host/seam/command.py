@@ -59,7 +59,7 @@ class Seam:
         mode = self._mode_of(request)
         try:
             if mode is not None and mode in registry():
-                with registry().named(mode):
+                with registry().naming_provider(mode):
                     return self._run_ours(mode, args)
             if args is None:
                 check_mode(request, self._read_config, modes_of(self._parser_of(None)))
@@ -79,7 +79,7 @@ class Seam:
         """The host's `run`, or a run of ours in which every attribute that is not None counts as typed."""
         if not _is_ours(args):
             return self.originals["run"](args, training_callback)
-        with registry().named(args.train_mode):
+        with registry().naming_provider(args.train_mode):
             resolved = resolve(vars(args), registry(), read_file=False)
             self._announce(resolved)
             return _run_module().run(resolved, training_callback)

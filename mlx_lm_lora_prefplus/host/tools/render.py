@@ -62,7 +62,7 @@ def presets_in_short(presets: Iterable[Preset]) -> Group:
     """One after the other, with their values and sources."""
     shown: list[RenderableType] = []
     for preset in presets:
-        values = ", ".join(f"{key} {said(value)}" for key, value in preset.values.items())
+        values = ", ".join(f"{key} {format_value(value)}" for key, value in preset.values.items())
         shown += [
             Text.assemble((preset.name, "bold"), f" (train mode {preset.mode}): {preset.about}"),
             Padding(Text(f"{values}\n{preset.source}"), (0, 0, 0, 4), expand=False),
@@ -82,12 +82,12 @@ def sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def said(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a config file has it."""
     if value is None:
         return "–"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(said, value))}]"
+        return f"[{', '.join(map(format_value, value))}]"
     if isinstance(value, float):
         return f"{value:g}".replace("e-0", "e-")
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -96,7 +96,7 @@ def said(value: Any) -> str:
 def _options(options: Iterable[Option]) -> Table:
     table = _table("option", "default", "bounds", "what it is")
     for option in options:
-        _add(table, option.key, said(option.default), option.bounds, option.about)
+        _add(table, option.key, format_value(option.default), option.bounds, option.about)
     return table
 
 

@@ -10,7 +10,7 @@ from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
 
 from mlx_lm_lora_prefplus.host import dropin
 from mlx_lm_lora_prefplus.host.seam.install import activate
-from mlx_lm_lora_prefplus.preview.report import look
+from mlx_lm_lora_prefplus.preview.report import build_report
 from mlx_lm_lora_prefplus.report.page import page
 from mlx_lm_lora_prefplus.report.runs import read_runs
 from tests.conftest import tiny_llama, with_lora
@@ -38,7 +38,7 @@ def told(model_folder, tmp_path, monkeypatch, capsys):
         config = {"model": str(model_folder), "data": "data", "train_mode": "dpo", "iters": 1, "fuse": False}
         config |= {"train": True, "adapter_path": "run", "num_layers": 2, **changes}
         Path("run.yaml").write_text(json.dumps(config))
-        checked = look(["run.yaml"], measured=False)
+        checked = build_report(["run.yaml"], measured=False)
         assert checked["problems"] == []
         capsys.readouterr()
         host.main(config)

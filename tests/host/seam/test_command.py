@@ -273,7 +273,7 @@ def test_rivals_stop_their_mode_and_no_other(plain_host, monkeypatch, capsys, co
     with pytest.raises(SystemExit) as stopped:
         plain_host.main()
     assert stopped.value.code == 1
-    assert "kto is brought by a 1 and by b 2" in capsys.readouterr().err
+    assert "kto is provided by a 1 and by b 2" in capsys.readouterr().err
     command_line("--train-mode", "dpo")
     assert plain_host.main() == "our run"
     installed.registry.cache_clear()

@@ -1,4 +1,4 @@
-"""What is said of a loss comes from its row, its docstring and the config keys, and is whole."""
+"""What is format_value of a loss comes from its row, its docstring and the config keys, and is whole."""
 
 import dataclasses
 import runpy
@@ -7,7 +7,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.tools.describe import describe, mode_options, sections
-from mlx_lm_lora_prefplus.host.tools.render import said, sentence
+from mlx_lm_lora_prefplus.host.tools.render import format_value, sentence
 from mlx_lm_lora_prefplus.plugin.manager import Registered, Registry
 from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
 from tests.paths import ROOT
@@ -125,7 +125,7 @@ def test_the_parts_of_a_docstring():
 
 
 def test_values_as_a_config_file_has_them():
-    assert [said(value) for value in (5e-7, 1e-6, 0.1, True, None, ["a", 0.5])] == [
+    assert [format_value(value) for value in (5e-7, 1e-6, 0.1, True, None, ["a", 0.5])] == [
         *("5e-7", "1e-6", "0.1", "true", "–", "[a, 0.5]")
     ]
 
