@@ -8,16 +8,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_lm_lora.train as host
 import numpy as np
 import pytest
 
 from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.distributed import share
+from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import random_rows, write_pairs
 from tests.paths import ROOT
+
+activate(host)
 
 RANKS = int(os.environ.get("MLX_LM_LORA_PREFPLUS_RANKS", "2"))
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
@@ -114,8 +119,8 @@ def test_who_has_no_row_of_a_small_batch_changes():
 class Runs:
     """Runs of the command in one folder."""
 
-    def __init__(self, folder: Path, model: Path):
-        self.folder, self.model = folder, model
+    def __init__(self, folder: Path, model: Path, in_process: Callable[[list[str]], str]):
+        self.folder, self.model, self.in_process = folder, model, in_process
         write_pairs(folder / "data", train=22, valid=5)
 
     def words(self, name: str, *more) -> list:
@@ -128,11 +133,7 @@ class Runs:
         return ["-m", "mlx_lm_lora.train", "--train", "--no-fuse", *flags, *more]
 
     def alone(self, name: str, *more) -> str:
-        env = {**os.environ, "MLX_LM_LORA_PREFPLUS_CACHE": str(self.folder / "cache")}
-        words = [sys.executable, *map(str, self.words(name, *more))]
-        done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=self.folder, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return self.in_process([str(word) for word in self.words(name, *more)[1:]])
 
     def together(self, name: str, *more, size: int = RANKS) -> subprocess.Popen:
         return launched(*self.words(name, *more), size=size, cache=self.folder / "cache", cwd=self.folder)
@@ -146,8 +147,17 @@ class Runs:
 
 
 @pytest.fixture
-def runs(tmp_path, model_folder):
-    return Runs(tmp_path, model_folder)
+def runs(tmp_path, model_folder, monkeypatch, capsys):
+    def in_process(words: list[str]) -> str:
+        """What the host's command prints, run in this process."""
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        host.main()
+        return capsys.readouterr().out
+
+    return Runs(tmp_path, model_folder, in_process)
 
 
 MEASURED = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "grad_norm")

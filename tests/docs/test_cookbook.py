@@ -39,8 +39,9 @@ def rows_for(mode: str, folder: Path) -> str:
 
 def train(recipe: dict, model: Path, data: str, **changes) -> list[dict]:
     """Two updates of a recipe; the lines of its metrics."""
-    steps = 2 * recipe.get("gradient_accumulation_steps", 1)
-    small = {"iters": steps, "epochs": None, "steps_per_report": 1, "steps_per_eval": 1, "save_every": steps}
+    update = recipe.get("gradient_accumulation_steps", 1)
+    every = {"steps_per_report": update, "steps_per_eval": update, "save_every": 2 * update}
+    small = {"iters": 2 * update, "epochs": None, **every}
     host.main({**recipe, **small, "model": str(model), "data": data, **changes})
     lines = (Path(changes["adapter_path"]) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
