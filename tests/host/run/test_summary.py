@@ -11,7 +11,10 @@ from mlx_lm_lora_prefplus.plugin.manager import load_registry
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"train_mode": "simpo", "beta": 3.0, "gamma_beta_ratio": 0.55}, "simpo (beta 3.0, simpo_gamma 1.65, "),
+        (
+            {"train_mode": "simpo", "beta": 3.0, "gamma_beta_ratio": 0.55},
+            "simpo (beta 3.0, label_smoothing 0.0, simpo_gamma 1.65, ",
+        ),
         ({"train_mode": "dpo", "loss_weights": [2.0]}, "2·sigmoid (beta 0.1, "),
         ({"train_mode": "dpo", "loss_type": "sigmoid, sft"}, "1·sigmoid + 1·sft (beta 0.1, "),
         ({"train_mode": "kto", "beta": 1e-12}, "kto (beta 1e-12, "),
