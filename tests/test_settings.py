@@ -26,7 +26,7 @@ from mlx_lm_lora_prefplus.settings import (
 def test_every_key_says_what_it_does_to_the_result():
     effects = {key: [mark for mark in field.metadata if isinstance(mark, Effect)] for key, field in FIELDS.items()}
     wrong = [key for key, marks in effects.items() if len(marks) != 1]
-    assert effects and not wrong, "mark each in settings.py with one Effect"
+    assert effects and not wrong, "mark each in settings/ with one Effect"
 
 
 def columns_of_the_host() -> set[str]:

@@ -1,25 +1,11 @@
-"""The settings of a run, checked at the edge. Trainer-specific keys live in each trainer's options."""
+"""The config keys of every run: model, adapters, optimiser, steps, saves. Each mode adds its own (`losses.options`)."""
 
-import os
-import unicodedata
-from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.fields import FieldInfo
 
-LARGEST = 2**31 - 1
-"""Of whole numbers: more has no use, and does not fit where some of them go."""
-
-Positive = Annotated[int, Field(gt=0, le=LARGEST)]
-
-
-def _place(path: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
-        raise ValueError("must hold no control character and no half of a surrogate pair")
-    return path
+from .marks import FUNCTIONS, LARGEST, OURS, Effect, Place, Positive
 
 
 def _name(name: str) -> str:
@@ -34,205 +20,13 @@ def _layers(count: int) -> int:
     return count
 
 
-class Effect(Enum):
-    """What a key does to the result of a run. Each field says one."""
-
-    DECIDES = "decides the result; --resume refuses another value"
-    COMPARED = "may decide the result; --resume compares what comes of it (rows, weights) or lets it change"
-    SHOWS = "decides what is shown and kept, and not what is trained"
-
-
-class Mark:
-    """A word about a field, beside its type."""
-
-
-OURS = Mark()
-"""The host does not have this key."""
-
-FUNCTIONS = Mark()
-"""The host's functions (`train_dpo` and the like) have no argument for it: prefplus.yaml may set it for them."""
-
-Format = Literal["paired", "unpaired", "ranked"]
-"""How the rows of a source are written; the kinds of rows that modes read have the same names."""
-
-
-class Column:
-    """Stands at a key that names a data column.
-
-    formats: of which rows it is a column. converts: whether it is read where examples of another kind are made of them.
-    """
-
-    def __init__(self, *formats: Format, converts: bool = True):
-        self.formats, self.converts = formats, converts
-
-
-Place = Annotated[str, AfterValidator(_place), AfterValidator(os.path.expanduser)]
-"""A path or hub name. No shell expands the ~ of a config file, so it is done here."""
-
-
 def _listed(value: Any) -> Any:
     """`a, b` as on a command line → a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-RESERVED = frozenset(
-    ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
-)
-"""What a chat template is given by the rows themselves, or by this package."""
-
-
-def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    if reserved := RESERVED.intersection(kwargs):
-        raise ValueError(f"{', '.join(sorted(reserved))} cannot be set here; leave it out")
-    return kwargs
-
-
 Optimizer = Literal["sgd", "rmsprop", "adagrad", "adadelta", "adam", "adamw", "adamax", "lion", "adafactor", "muon"]
 """Those of `mlx.optimizers`, by the names of their classes in small letters."""
-
-Truncation = Literal["keep_end", "keep_start", "keep_prompt", "drop"]
-
-
-class DataSettings(BaseModel):
-    """Where the rows are and how they become tokens. Keys and defaults are the host's unless they are marked `OURS`."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    data: Annotated[Place, Effect.COMPARED] = "data/"
-    hf_dataset: Annotated[
-        list[dict[str, Any]] | dict[str, Any] | None,
-        Field(description="Hugging Face data sets with their splits and columns, as in mlx-lm; one or a list."),
-        Effect.COMPARED,
-    ] = None
-    prompt_feature: Annotated[
-        str | None,
-        Field(description="The column that holds the prompt (default: found by itself)."),
-        Effect.COMPARED,
-        Column("paired", "unpaired", "ranked"),
-    ] = None
-    chosen_feature: Annotated[
-        str | None,
-        Field(description="The column that holds the better completion (default: found by itself)."),
-        Effect.COMPARED,
-        Column("paired"),
-    ] = None
-    rejected_feature: Annotated[
-        str | None,
-        Field(description="The column that holds the worse completion (default: found by itself)."),
-        Effect.COMPARED,
-        Column("paired"),
-    ] = None
-    system_feature: Annotated[
-        str | None,
-        Field(description="The column that holds a system message (default: found by itself)."),
-        Effect.COMPARED,
-        Column("paired", "unpaired", "ranked"),
-    ] = None
-    completion_feature: Annotated[
-        str | None,
-        Field(description="The column that holds the one completion of a row (default: found by itself)."),
-        Effect.COMPARED,
-        Column("unpaired"),
-    ] = None
-    label_feature: Annotated[
-        str | None,
-        Field(description="The column that says whether a completion is good (default: found by itself)."),
-        Effect.COMPARED,
-        Column("unpaired"),
-        OURS,
-    ] = None
-    responses_feature: Annotated[
-        str | None,
-        Field(description="The column that holds a list of completions (default: found by itself)."),
-        Effect.COMPARED,
-        Column("ranked"),
-        OURS,
-    ] = None
-    scores_feature: Annotated[
-        str | None,
-        Field(description="The column that holds their scores (default: found by itself)."),
-        Effect.COMPARED,
-        Column("ranked"),
-        OURS,
-    ] = None
-    preference_score_feature: Annotated[
-        str | None,
-        Field(
-            description="orpo: the column with a factor on the chosen log-prob in the odds (default: found by itself)."
-        ),
-        Effect.COMPARED,
-        Column("paired", converts=False),
-    ] = None
-    pairing: Annotated[
-        Literal["best_worst", "all_pairs"],
-        Field(
-            description="Which pairs are made of several scored completions: best_worst takes the best and the worst; "
-            "all_pairs takes every two whose scores differ."
-        ),
-        Effect.DECIDES,
-        OURS,
-    ] = "best_worst"
-    prompt_format: Annotated[
-        Literal["chat", "raw"],
-        Field(
-            description="What becomes of rows whose prompt and completions are text: chat makes messages of them for "
-            "the chat template; raw takes them as they are, with EOS at the end, and makes of every row the tokens "
-            "that TRL makes."
-        ),
-        Effect.COMPARED,
-        OURS,
-    ] = "chat"
-    max_seq_length: Annotated[Positive, Effect.DECIDES] = 2048
-    truncation: Annotated[
-        Truncation,
-        Field(
-            description="Which part of a prompt to keep when a row exceeds max_seq_length: its end (default), its "
-            "start, or with keep_prompt all of it (TRL's rule: completions are cut instead, and a prompt that leaves "
-            "them no room is left out); drop leaves the row out. Completions always keep their start."
-        ),
-        Effect.DECIDES,
-        OURS,
-        FUNCTIONS,
-    ] = "keep_end"
-    max_prompt_length: Annotated[
-        Positive | None,
-        Field(
-            description="Tokens of the prompt to keep when a row exceeds max_seq_length (default: what the "
-            "longer completion leaves, but no less than half of max_seq_length)."
-        ),
-        Effect.DECIDES,
-        OURS,
-        FUNCTIONS,
-    ] = None
-    assistant_only_loss: Annotated[
-        bool,
-        Field(
-            description="In a completion of several messages only the assistant's own tokens count, in policy and "
-            "reference: no turn of the user, no output of a tool, no header of the template. A completion of one "
-            "message counts as a whole."
-        ),
-        Effect.COMPARED,
-        OURS,
-    ] = True
-    mask_thinking: Annotated[
-        bool,
-        Field(
-            description="Leave thoughts, such as <think> … </think> at the start of an answer, out of the loss. Empty "
-            "ones that the chat template writes by itself never count."
-        ),
-        Effect.COMPARED,
-        OURS,
-    ] = False
-    chat_template_kwargs: Annotated[
-        dict[str, Any],
-        AfterValidator(_template_kwargs),
-        Field(
-            description="What the chat template is given besides the messages, such as {enable_thinking: true} (which "
-            "is false unless set here). A column of this name in the rows goes before it."
-        ),
-        Effect.COMPARED,
-        OURS,
-    ] = {}
 
 
 class RunSettings(BaseModel):
@@ -428,29 +222,3 @@ class RunSettings(BaseModel):
     qat_mode: Annotated[Literal["affine"], Effect.COMPARED] = "affine"
     qat_start_step: Annotated[Positive, Effect.DECIDES] = 1
     qat_interval: Annotated[Positive, Effect.DECIDES] = 1
-
-
-FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
-"""Key → its field, of both classes."""
-
-
-def keys_with(mark: object) -> tuple[str, ...]:
-    """The keys whose field carries a mark: `OURS`, `FUNCTIONS`, or an `Effect`."""
-    return tuple(key for key, field in FIELDS.items() if any(one is mark for one in field.metadata))
-
-
-COLUMNS: Mapping[str, Column] = {
-    key: mark for key, field in FIELDS.items() for mark in field.metadata if isinstance(mark, Column)
-}
-"""The keys that name data columns, for the run and for each entry of `hf_dataset`."""
-
-COLUMNS_OF_OTHERS = ("text_feature", "chat_feature", "type_feature", "answer_feature")
-"""Keys of columns that the host reads for its other modes: accepted, without effect in ours."""
-
-OWN_KEYS = keys_with(OURS)
-"""Keys that the host does not have: each becomes a flag of our modes."""
-
-
-def own_fields() -> Mapping[str, Any]:
-    """The pydantic field of each key in `OWN_KEYS`."""
-    return {key: FIELDS[key] for key in OWN_KEYS}

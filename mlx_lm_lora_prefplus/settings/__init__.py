@@ -1,0 +1,53 @@
+"""The settings of a run, checked at the edge, and the lists of keys that follow from the marks of their fields."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from .data import RESERVED, DataSettings
+from .marks import FUNCTIONS, LARGEST, OURS, Column, Effect
+from .run import Optimizer, RunSettings
+
+__all__ = [
+    "COLUMNS",
+    "COLUMNS_OF_OTHERS",
+    "FIELDS",
+    "FUNCTIONS",
+    "LARGEST",
+    "OURS",
+    "OWN_KEYS",
+    "RESERVED",
+    "Column",
+    "DataSettings",
+    "Effect",
+    "Optimizer",
+    "RunSettings",
+    "keys_with",
+    "own_fields",
+]
+
+FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
+"""Key → its field, of both classes."""
+
+
+def keys_with(mark: object) -> tuple[str, ...]:
+    """The keys whose field carries a mark: `OURS`, `FUNCTIONS`, or an `Effect`."""
+    return tuple(key for key, field in FIELDS.items() if any(one is mark for one in field.metadata))
+
+
+COLUMNS: Mapping[str, Column] = {
+    key: mark for key, field in FIELDS.items() for mark in field.metadata if isinstance(mark, Column)
+}
+"""The keys that name data columns, for the run and for each entry of `hf_dataset`."""
+
+COLUMNS_OF_OTHERS = ("text_feature", "chat_feature", "type_feature", "answer_feature")
+"""Keys of columns that the host reads for its other modes: accepted, without effect in ours."""
+
+OWN_KEYS = keys_with(OURS)
+"""Keys that the host does not have: each becomes a flag of our modes."""
+
+
+def own_fields() -> Mapping[str, Any]:
+    """The pydantic field of each key in `OWN_KEYS`."""
+    return {key: FIELDS[key] for key in OWN_KEYS}
