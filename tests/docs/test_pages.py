@@ -1,5 +1,7 @@
 """The generated pages say what the tables say now."""
 
+import re
+
 import mlx.core as mx
 import pytest
 
@@ -7,7 +9,7 @@ from tests.docs.configuration import missing
 from tests.docs.curves import curves, values
 from tests.docs.pages import FOLDER, pages, trainers
 from tests.docs.papers import PAPERS, citations
-from tests.paths import DOCS
+from tests.paths import DOCS, ROOT
 
 LOSSES = [pytest.param(trainer, name, id=f"{trainer.mode}-{name}") for trainer in trainers() for name in trainer.losses]
 
@@ -53,8 +55,21 @@ def test_a_curve_is_the_loss_and_its_slope():
 
 
 def test_links_of_the_pages_lead_somewhere():
-    import re
-
     for path, text in pages().items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert (path.parent / target).exists(), (path.relative_to(DOCS), target)
+
+
+NAMED_TEST = re.compile(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)(?:::(?:…::)?(\w+))?")
+OF_THE_HOST = {"test_preference_masking.py", "test_mcp_server.py"}
+
+
+def test_tests_that_the_pages_name_are_there():
+    tests, missing = ROOT / "tests", []
+    for page in [*DOCS.rglob("*.md"), ROOT / "README.md"]:
+        for file, name in NAMED_TEST.findall(page.read_text(encoding="utf-8")):
+            places = [folder / file for folder in (tests, tests / "reliability", tests / "losses/formulas")]
+            there = next((path for path in places if path.is_file()), None)
+            if file not in OF_THE_HOST and (there is None or name not in there.read_text(encoding="utf-8")):
+                missing.append((page.name, file, name))
+    assert not missing
