@@ -109,7 +109,7 @@ def modes(as_json: AsJson = False) -> None:
         table.add_row(row["mode"], row["provider"], row["rows"], reference, ", ".join(row["losses"]))
     Console().print(table)
     for mode, providers in registry.rivals.items():
-        print(f"mode {mode} is brought by {' and by '.join(providers)}: uninstall all but one", file=sys.stderr)
+        print(f"mode {mode} is provided by {' and by '.join(providers)}: uninstall all but one", file=sys.stderr)
 
 
 def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:

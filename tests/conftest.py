@@ -8,12 +8,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from tests.paths import SHARED
 
 VOCABULARY = 64
+
+# No example fails because the machine is busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):
