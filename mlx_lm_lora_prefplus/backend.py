@@ -1,7 +1,7 @@
-"""mlx without a backend: on Linux `pip install mlx` alone brings none, and then `import mlx.core` fails.
+"""Handle mlx without a backend: on Linux `pip install mlx` alone installs none, and `import mlx.core` fails.
 
-Commands that compute say so in one line. Those that only describe (losses, modes, presets, reports) get a stand-in
-for `mlx.core`, because the modules that they read name its types.
+Commands that compute stop with one line. Commands that only describe (losses, modes, presets, reports) get a stand-in
+for `mlx.core`, because the modules that they import use its types.
 """
 
 import importlib
@@ -16,7 +16,7 @@ CORE = "mlx.core"
 
 
 def reason() -> str | None:
-    """Why mlx does not start here, in its own words; None if it starts."""
+    """Return mlx's own error if it does not start; None if it starts."""
     if isinstance(sys.modules.get(CORE), _StandIn):
         return sys.modules[CORE].reason
     try:
@@ -27,13 +27,13 @@ def reason() -> str | None:
 
 
 def problem() -> str | None:
-    """That mlx does not start here, and what to install, in one line; None if it starts."""
-    found = reason()
-    return found and f"mlx does not start: it has no backend for this machine ({found}). Install one: {advice()}"
+    """Return one line that says that mlx does not start and what to install; None if it starts."""
+    cause = reason()
+    return cause and f"mlx does not start: it has no backend for this machine ({cause}). Install one: {advice()}"
 
 
 def advice() -> str:
-    """The command that installs a backend for this machine."""
+    """Return the command that installs a backend for this machine."""
     if sys.platform == "darwin":
         return "pip install -U mlx (it needs an Apple silicon Mac and a native arm64 Python)"
     if shutil.which("nvidia-smi"):
@@ -42,19 +42,19 @@ def advice() -> str:
 
 
 def require() -> None:
-    """UserError if mlx does not start here."""
-    if found := problem():
-        raise UserError(found)
+    """Raise UserError if mlx does not start."""
+    if message := problem():
+        raise UserError(message)
 
 
 def stand_in() -> None:
-    """Where mlx does not start, let modules that import it be imported all the same; computing stays impossible."""
-    if found := reason():
-        sys.modules[CORE] = _StandIn(found)
+    """If mlx does not start, make modules that import it importable. They cannot compute."""
+    if cause := reason():
+        sys.modules[CORE] = _StandIn(cause)
 
 
-class _Named(type):
-    """The type of what stands for the names of `mlx.core`: types in annotations, decorators, constants."""
+class _NameType(type):
+    """The metaclass of the stand-in for names of `mlx.core`: types in annotations, decorators, constants."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -67,8 +67,8 @@ class _Named(type):
     __ror__ = __or__
 
 
-class _Nothing(metaclass=_Named):
-    """Stands for any name of `mlx.core`. It may be named and called at import; its value cannot be asked for."""
+class _Nothing(metaclass=_NameType):
+    """A stand-in for any name of `mlx.core`. It can be used and called at import, but has no value."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
@@ -94,11 +94,11 @@ class _Nothing(metaclass=_Named):
 
 
 class _StandIn(ModuleType):
-    """In the place of `mlx.core`. reason: why it is not itself."""
+    """A stand-in for `mlx.core`. reason: why mlx does not start."""
 
-    def __init__(self, found: str):
+    def __init__(self, reason: str):
         super().__init__(CORE)
-        self.reason = found
+        self.reason = reason
         self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:

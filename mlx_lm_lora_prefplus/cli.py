@@ -22,8 +22,8 @@ from .report.command import report
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
-    help="Companion of mlx_lm_lora.train: what is installed, its losses and presets, a quick start, a look at a run "
-    "before it starts and at its results after it, and a benchmark.",
+    help="Companion of mlx_lm_lora.train: installed modes, losses and presets, a quick start, checks of a run before "
+    "it starts, its results afterwards, and a benchmark.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -31,14 +31,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 
 
 def _computing(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that starts only where mlx does."""
+    """Return a command that raises UserError if mlx does not start."""
 
     @functools.wraps(command)
-    def checked(*args: Any, **named: Any) -> None:
+    def command_with_backend(*args: Any, **kwargs: Any) -> None:
         backend.require()
-        command(*args, **named)
+        command(*args, **kwargs)
 
-    return checked
+    return command_with_backend
 
 
 app.command()(_computing(bench))
@@ -50,7 +50,7 @@ app.command()(report)
 
 
 def main() -> None:
-    """Entry point. What the user can put right is said without a traceback, with exit code 1."""
+    """Entry point. Errors that the user can fix are printed without a traceback; the exit code is 1."""
     try:
         app()
     except UserError as error:
@@ -74,26 +74,26 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """What is common to all commands."""
+    """Options of all commands."""
     backend.stand_in()
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say whether mlx_lm_lora.train runs our modes here, and if not why, and what to do. Exit code 0 if it does."""
-    from .host.tools.doctor import examine, told
+    """Check whether mlx_lm_lora.train runs our modes here; if not, say why and what to do. Exit code 0 if it does."""
+    from .host.tools.doctor import examine, report_lines
 
     report = examine()
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        Console(soft_wrap=True, highlight=False, markup=False).print("\n".join(told(report)))
+        Console(soft_wrap=True, highlight=False, markup=False).print("\n".join(report_lines(report)))
     raise typer.Exit(0 if report["active"] else 1)
 
 
 @app.command()
 def modes(as_json: AsJson = False) -> None:
-    """List the train modes that are installed here, and who brings them."""
+    """List the installed train modes and the packages that provide them."""
     from .plugin.manager import load_registry
 
     registry = load_registry()
@@ -113,7 +113,7 @@ def modes(as_json: AsJson = False) -> None:
 
 
 def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:
-    """A mode as JSON shows it; `reference` is what holds with the default options."""
+    """Describe a mode as JSON values; `reference` holds for the default options."""
     return {
         "mode": mode,
         "provider": provider,
@@ -135,11 +135,11 @@ def losses(
     from .plugin.manager import load_registry
 
     registry = load_registry()
-    found = describe(registry, name, mode)
+    descriptions = describe(registry, name, mode)
     if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(description) for description in descriptions], indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print((losses_in_full if name else losses_in_short)(found, registry))
+        Console(highlight=False).print((losses_in_full if name else losses_in_short)(descriptions, registry))
 
 
 @app.command()
@@ -156,30 +156,30 @@ def presets(as_json: AsJson = False) -> None:
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it. Runs will make it again.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it. Runs build it again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is kept from earlier runs (tokens of data sets, log-probs of references), and clear it."""
+    """List or clear the cache of earlier runs (tokens of data sets, log-probs of references)."""
     from .storage.cache_folder import cache_folder, entries
     from .storage.cache_folder import clear as clear_cache
 
-    found = entries()
+    files = entries()
     if clear:
         clear_cache()
     if as_json:
-        rows = [entry._asdict() for entry in found]
-        size = sum(entry.size for entry in found)
+        rows = [entry._asdict() for entry in files]
+        size = sum(entry.size for entry in files)
         print(json.dumps({"folder": str(cache_folder()), "size": size, "cleared": clear, "entries": rows}, indent=2))
         return
-    if not clear and found:
+    if not clear and files:
         table = Table("kind", "key", "MB", "rows", "of", "when")
-        for entry in found:
+        for entry in files:
             when = datetime.fromtimestamp(entry.changed).strftime("%Y-%m-%d %H:%M")
             table.add_row(entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows), entry.source, when)
         Console().print(table)
-    done = "cleared" if clear else "in all"
-    size = sum(entry.size for entry in found) / 1e6
-    print(f"{cache_folder()}: {len(found)} files, {size:.2f} MB {done}")
+    action = "cleared" if clear else "in all"
+    size = sum(entry.size for entry in files) / 1e6
+    print(f"{cache_folder()}: {len(files)} files, {size:.2f} MB {action}")
 
 
 @app.command()
@@ -201,8 +201,8 @@ def studio(
         "~/mlx-lm-lora-prefplus"
     ),
 ) -> None:
-    """Write an interpreter for MLX-LoRA-Studio that uses this package, and say where to choose it."""
-    from .host.tools.studio import told, write_interpreter
+    """Write an interpreter for MLX-LoRA-Studio that uses this package, and say where to select it."""
+    from .host.tools.studio import instructions, write_interpreter
 
-    for line in told(write_interpreter(directory)):
+    for line in instructions(write_interpreter(directory)):
         print(line)

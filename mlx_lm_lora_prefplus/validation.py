@@ -1,4 +1,4 @@
-"""Values as the user wrote them → an instance of a class of settings, or what is wrong with each of them."""
+"""Validate the user's values: an instance of a settings class, or the errors of each key."""
 
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
@@ -7,32 +7,32 @@ from pydantic import TypeAdapter, ValidationError
 
 
 def validated(schema: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, list[str]]]:
-    """An instance of a pydantic model or dataclass, or None and what is wrong.
+    """Build a pydantic model or dataclass from values.
 
     Returns:
-        The instance; and key → the ends of sentences such as `must be greater than 0`. What concerns several keys
-        stands under "", in whole sentences.
+        The instance (None if there are errors), and key → errors such as `must be greater than 0`. Errors of several
+        keys are complete sentences under the key "".
     """
     wrong = _misread(schema, values)
     try:
-        made = TypeAdapter(schema).validate_python(dict(values))
+        instance = TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
-        made = None
-        for one in error.errors():
-            key = str(one["loc"][0]) if one["loc"] else ""
-            where = "".join(f"[{part}] " for part in one["loc"][1:] if isinstance(part, int))
-            wrong.setdefault(key, []).append(where + _plain(one["msg"]))
-    return (None if wrong else made), {key: list(dict.fromkeys(said)) for key, said in wrong.items()}
+        instance = None
+        for detail in error.errors():
+            key = str(detail["loc"][0]) if detail["loc"] else ""
+            where = "".join(f"[{part}] " for part in detail["loc"][1:] if isinstance(part, int))
+            wrong.setdefault(key, []).append(where + _plain(detail["msg"]))
+    return (None if wrong else instance), {key: list(dict.fromkeys(sentences)) for key, sentences in wrong.items()}
 
 
 def _plain(message: str) -> str:
-    """Pydantic's sentence as the end of ours: `must be greater than 0`."""
+    """Turn pydantic's message into the end of a sentence: `must be greater than 0`."""
     message = message.removeprefix("Value error, ").replace("Input should", "must")
     return message[:1].lower() + message[1:]
 
 
 def _misread(schema: type, values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What pydantic would take for something else: `true` for the number 1, YAML's `!!binary` for text."""
+    """Return errors of values that pydantic would convert: `true` to the number 1, YAML's `!!binary` to text."""
     hints = get_type_hints(schema, include_extras=True)
     wrong: dict[str, list[str]] = {}
     for key, value in values.items():

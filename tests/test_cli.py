@@ -211,7 +211,7 @@ def test_a_vendored_host(examined, tmp_path):
 def test_native_discovery_is_as_good(examined):
     report, problems = examined(active=False, native=True)
     assert (report["active"], problems) == (True, "")
-    assert "by its own discovery" in "\n".join(doctor.told(report))
+    assert "by its own discovery" in "\n".join(doctor.report_lines(report))
 
 
 def test_a_reason_that_is_not_known(examined):

@@ -1,4 +1,4 @@
-"""The command `mlx_lm_lora.prefplus bench`: its options, and what they add up to."""
+"""The command `mlx_lm_lora.prefplus bench`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 
-def _count(words: str) -> Any:
-    return typer.Option(min=1, help=words, show_default=False)
+def _count(text: str) -> Any:
+    return typer.Option(min=1, help=text, show_default=False)
 
 
 def bench(
@@ -46,8 +46,8 @@ def bench(
     from .figures import draw_growth, draw_ratios
     from .measure import Method, measure
     from .our_step import ENGINES
-    from .report import show
-    from .scaling import growth_told, scaled
+    from .report import print_report
+    from .scaling import describe_growth, measure_scaling
     from .workloads import SUITE
 
     if workload not in SUITE:
@@ -56,10 +56,10 @@ def bench(
         raise UserError(f"bench: there is no engine {engine}. Known: {', '.join(ENGINES)}.")
     method = Method(engine=engine, repeat=repeat, compile_host=compile_host)  # pyright: ignore[reportArgumentType]
     if scaling:
-        rows = scaled(replace(method, host=False))
+        rows = measure_scaling(replace(method, host=False))
         if figure:
             draw_growth(rows, figure)
-        show(rows, as_json, growth_told(rows))
+        print_report(rows, as_json, describe_growth(rows))
         return
     changes = {
         **{"model": model, "hidden": hidden, "layers": layers, "vocabulary": vocabulary},
@@ -74,13 +74,13 @@ def bench(
             "seed": seed,
         },
     }
-    given = {key: value for key, value in changes.items() if value is not None}
-    if given:  # the goals are those of the workload as it stands
-        given |= {"speed_goal": None, "memory_goal": None}
+    overrides = {key: value for key, value in changes.items() if value is not None}
+    if overrides:  # the goals hold only for the unchanged workload
+        overrides |= {"speed_goal": None, "memory_goal": None}
     rows = []
-    for one in SUITE.values() if suite else [SUITE[workload]]:
-        typer.echo(f"{one.name} …", err=True)
-        rows.append(measure(replace(one, **given), method))
+    for selected in SUITE.values() if suite else [SUITE[workload]]:
+        typer.echo(f"{selected.name} …", err=True)
+        rows.append(measure(replace(selected, **overrides), method))
     if figure:
         draw_ratios(rows, figure)
-    show(rows, as_json)
+    print_report(rows, as_json)

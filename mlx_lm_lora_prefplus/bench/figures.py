@@ -17,7 +17,7 @@ def draw_ratios(rows: Sequence[dict[str, Any]], path: Path) -> None:
     names = [row["workload"] for row in rows]
     kinds = [("speed", "times as fast as the host's step"), ("memory", "times less memory than the host's step")]
     for axes, (kind, label) in zip(figure.subplots(1, 2, sharey=True), kinds, strict=True):
-        ratios, goals = ([row[f"{kind}_{what}"] for row in rows] for what in ("ratio", "goal"))
+        ratios, goals = ([row[f"{kind}_{suffix}"] for row in rows] for suffix in ("ratio", "goal"))
         bars = axes.barh(names, ratios, color="#4c78a8")
         axes.bar_label(bars, fmt="{:.1f}×", padding=3)
         with_goals = [(name, goal) for name, goal in zip(names, goals, strict=True) if goal]

@@ -1,7 +1,7 @@
-"""The host's own step, composed from the host's own functions as its trainers compose them.
+"""The host's training step, composed of the host's own functions as in its trainers.
 
-Its trainers cannot be called for one step, and ask for a key of `mx.device_info` that only Metal has. The functions
-that they are made of can: batches, scores and losses here are the host's, unchanged.
+The host's trainers cannot run a single step and need a key of `mx.device_info` that only Metal has. Their functions for
+batches, scores and losses are used here unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ from mlx_lm_lora.trainer.cpo_trainer import cpo_loss_from_model
 from mlx_lm_lora.trainer.dpo_trainer import compute_score, dpo_loss, get_token_scores, iterate_dpo_batches
 
 HostBatch = tuple[mx.array, mx.array, mx.array, mx.array]
-"""Chosen and rejected tokens, their masks: each (pairs, longest row)."""
+"""Chosen and rejected tokens and their masks, each (pairs, longest row)."""
 
 Gradient = Callable[..., tuple[Any, Any]]
 
 HOST_LOSSES = dict.fromkeys(("cpo", "dpo"), ("sigmoid", "hinge", "ipo", "dpop"))
-"""The modes whose step can be put together, with their losses."""
+"""Mode whose step can be composed → its losses."""
 
 DUPLICATES = {"cpo": ("policy_rejected_logps", "chosen_logits_mean"), "dpo": ()}
-"""Metrics that are part of another output as well: mlx 0.32.4 cannot return them from a compiled function."""
+"""Metrics that repeat another output: mlx 0.32.4 cannot return them from a compiled function."""
 
 
 def host_batch(rows: Sequence[dict[str, list[int]]]) -> HostBatch:
-    """The rows as the host's iterator pads them: both sides to the longest of all."""
+    """Pad the rows with the host's iterator: both sides to the longest of all."""
     items = [
         {
             "chosen": row["prompt"] + row["chosen"],
@@ -44,7 +44,7 @@ def host_batch(rows: Sequence[dict[str, list[int]]]) -> HostBatch:
 def host_gradient(
     model: nn.Module, reference: nn.Module | None, mode: str, loss: str, beta: float, delta: float, compiled: bool
 ) -> Gradient:
-    """A function of the four arrays of a `HostBatch`: (loss and what else the host returns), gradient.
+    """Return a function of the four arrays of a `HostBatch` → (loss and the host's other outputs), gradient.
 
     Arguments:
         reference: the second model of mode `dpo`.
@@ -78,8 +78,8 @@ def host_gradient(
 
     def function(*batch):
         value, rewards, tokens, metrics = (dpo if mode == "dpo" else cpo)(*batch)
-        kept = {name: m for name, m in metrics.items() if not compiled or name not in DUPLICATES[mode]}
-        return value, (rewards, tokens, kept)
+        returned = {name: m for name, m in metrics.items() if not compiled or name not in DUPLICATES[mode]}
+        return value, (rewards, tokens, returned)
 
     gradient = nn.value_and_grad(model, function)
     if not compiled:
@@ -88,8 +88,8 @@ def host_gradient(
     return mx.compile(gradient, inputs=state, outputs=state)
 
 
-def what_was_done(mode: str, compiled: bool) -> list[str]:
-    """What a reader must know of how the host was called."""
+def describe_host_call(mode: str, compiled: bool) -> list[str]:
+    """Return notes on how the host was called."""
     notes = ["host: its own functions for batches, scores and loss, in nn.value_and_grad; no optimiser on either side"]
     if not compiled:
         notes.append("host: called uncompiled (its own commands compile; on mlx 0.32.4 its CPO does not)")

@@ -1,4 +1,4 @@
-"""The least that a step can cost: one bare pass of the backbone over the tokens it needs, and the head's products."""
+"""A lower bound on the cost of a step: one pass of the backbone over the needed tokens, and the head's products."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from ..engine.logprobs.split_model import SplitModel
 
 
 def floor_step(halves: SplitModel, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:
-    """A function that runs the needed products and nothing else, as lazy arrays.
+    """Return a function that computes only the necessary products, as lazy arrays.
 
     The backbone: a forward and a backward over as many tokens as the prompts (once) and the completions have, in rows
     of their mean lengths without padding; completions attend to their prompts. The head: three products of the scored
@@ -31,14 +31,14 @@ def floor_step(halves: SplitModel, rows: Sequence[dict[str, list[int]]]) -> Call
 
 def _head_products(halves: SplitModel, states: mx.array) -> list[mx.array]:
     blocks = blocks_of(states.shape[0], halves.vocabulary, cuttable=bool(halves.cuts))
-    done: list[mx.array] = []
+    products: list[mx.array] = []
     for start in range(0, states.shape[0], blocks.positions):
         for token in range(0, halves.vocabulary, blocks.tokens):
             tokens = slice(token, token + blocks.tokens) if halves.cuts else None
             head = lambda part, tokens=tokens: halves.logits(part[None], tokens)[0]  # noqa: E731
             part = states[start : start + blocks.positions]
-            if done:
-                (part,) = mx.depends([part], [done[-1]])
-            (back,) = mx.vjp(head, [part], [head(part)])[1]
-            done.append(back + mx.depends([back], [head(part + 1)])[0])
-    return done
+            if products:
+                (part,) = mx.depends([part], [products[-1]])
+            (gradient,) = mx.vjp(head, [part], [head(part)])[1]
+            products.append(gradient + mx.depends([gradient], [head(part + 1)])[0])
+    return products

@@ -1,4 +1,4 @@
-"""Runs both steps in turn on the same rows and weights, and measures each."""
+"""Run both steps alternately on the same rows and weights, and measure each."""
 
 import gc
 import statistics
@@ -17,7 +17,7 @@ from ..engine.logprobs.select import SelectedMethod
 from ..engine.logprobs.shared_prefix import PairwisePrefixPolicy, SharedPrefixPolicy
 from ..errors import UserError
 from ..plugin import Batch
-from .host_step import HOST_LOSSES, host_batch, host_gradient, what_was_done
+from .host_step import HOST_LOSSES, describe_host_call, host_batch, host_gradient
 from .lower_bound import floor_step
 from .our_step import Engine, choose, first_visits, halves_of, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base, make_rows
@@ -30,12 +30,12 @@ MULTIPLE = 32
 class Method:
     """How to measure.
 
-    engine: which of our ways.
-    repeat: steps of each side that are timed, after one that is not.
-    seconds: no further repetition is begun after so much time; one is always made.
+    engine: our engine.
+    repeat: timed steps of each side, after one warm-up step.
+    seconds: no repetition starts after this time; there is always one.
     beta: small on both sides, or the loss saturates and its gradient is denormal numbers, which are slow on some CPUs.
-    floor: also measure the least that a step can cost.
-    host: whether to run the host's step at all.
+    floor: also measure the lower bound on the cost of a step.
+    host: whether to run the host's step.
     compile_host: compile the host's step, as its own commands do (default: where ours is compiled, on a GPU).
     """
 
@@ -50,7 +50,7 @@ class Method:
 
 
 class Side(NamedTuple):
-    """seconds: median time of a step. peak_bytes, step_bytes: the peak, and what of it was not resident before."""
+    """seconds: median time of a step. peak_bytes: peak memory. step_bytes: the part not resident before the step."""
 
     seconds: float
     peak_bytes: float
@@ -58,7 +58,7 @@ class Side(NamedTuple):
 
 
 def measure(workload: Workload, method: Method) -> dict[str, Any]:
-    """One row of the report: both sides of a workload, their ratios and the largest gradient difference.
+    """Return one row of the report: both sides of a workload, their ratios and the largest gradient difference.
 
     Raises:
         UserError: the mode or the loss is not one that both sides have, or the model cannot be made.
@@ -96,30 +96,32 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
         "gradient_error": error,
         "graphs_compiled": {"host": int(compile_host and method.host), "ours": int(traced)},
         **_goals(workload, sides),
-        "notes": what_was_done(workload.mode, compile_host) if method.host else [],
+        "notes": describe_host_call(workload.mode, compile_host) if method.host else [],
     }
 
 
 def _check(workload: Workload) -> None:
     if workload.mode not in HOST_LOSSES:
-        raise UserError(f"bench: mode {workload.mode} is not one that the host's step is known of: dpo or cpo.")
+        raise UserError(f"bench: the host's step is not available for mode {workload.mode}. Choose dpo or cpo.")
     losses = HOST_LOSSES[workload.mode]
     if workload.loss not in losses:
-        raise UserError(f"bench: {workload.loss} is no loss of the host's {workload.mode}. Known: {', '.join(losses)}.")
+        raise UserError(
+            f"bench: {workload.loss} is not a loss of the host's {workload.mode}. Known: {', '.join(losses)}."
+        )
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeat: int, seconds: float) -> tuple[dict[str, Side], int]:
-    """Medians over `repeat` steps of each, in turn, and how many there were; each starts without cached memory."""
-    start, repeated = time.perf_counter(), 0
-    seen: dict[str, list[Side]] = {name: [] for name in steps}
-    while repeated < repeat and (not repeated or time.perf_counter() - start < seconds):
+    """Time up to `repeat` alternating steps, each without cached memory; return medians and the number of steps."""
+    start, repetitions = time.perf_counter(), 0
+    samples: dict[str, list[Side]] = {name: [] for name in steps}
+    while repetitions < repeat and (not repetitions or time.perf_counter() - start < seconds):
         for name, step in steps.items():
-            seen[name].append(_once(step))
-        repeated += 1
+            samples[name].append(_once(step))
+        repetitions += 1
     medians = {
-        name: Side(*(statistics.median(one[i] for one in sides) for i in range(3))) for name, sides in seen.items()
+        name: Side(*(statistics.median(one[i] for one in sides) for i in range(3))) for name, sides in samples.items()
     }
-    return medians, repeated
+    return medians, repetitions
 
 
 def _once(step: Callable[[], Any]) -> Side:
@@ -135,13 +137,13 @@ def _once(step: Callable[[], Any]) -> Side:
 
 
 def _clock() -> float:
-    """Seconds: CPU time of the process on a CPU, which others on the machine disturb less; else of the wall."""
+    """Return seconds: CPU time of the process on a CPU, which other processes disturb less; otherwise wall time."""
     mx.synchronize()
     return time.process_time() if mx.default_device().type == mx.cpu else time.perf_counter()
 
 
 def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float | None:
-    """Largest relative L2 difference over the tensors of the gradient. Also the steps that warm both sides up."""
+    """Return the largest relative L2 difference over gradient tensors. These steps also warm up both sides."""
     gradients = {name: dict(tree_flatten(step()[1])) for name, step in steps.items() if name != "floor"}
     mx.eval(gradients)
     if "host" not in gradients:
@@ -149,9 +151,9 @@ def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float | None:
     return max(_relative(gradients["ours"][name], value) for name, value in gradients["host"].items())
 
 
-def _relative(given: mx.array, wanted: mx.array) -> float:
-    one, other = (np.array(array.astype(mx.float32)) for array in (given, wanted))
-    return float(np.linalg.norm(one - other) / max(float(np.linalg.norm(other)), 1e-30))
+def _relative(first: mx.array, second: mx.array) -> float:
+    a, b = (np.array(array.astype(mx.float32)) for array in (first, second))
+    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
 
 
 def _bytes(model: Any) -> int:
@@ -163,7 +165,7 @@ def _shares_prompts(choice: SelectedMethod) -> bool:
 
 
 def _positions(batch: Batch, choice: SelectedMethod) -> int:
-    """Positions that the backbone computes."""
+    """Return the number of positions that the backbone computes."""
     return batch.prompts.size + batch.completions.size if _shares_prompts(choice) else batch.tokens.size
 
 
@@ -184,30 +186,30 @@ def _described(workload: Workload, method: Method, choice: SelectedMethod) -> di
 
 
 def _sides(sides: dict[str, Side], positions: dict[str, int], rows: Sequence[Mapping], shared: bool) -> dict[str, Any]:
-    """Figures of each side. Real tokens are those of both sequences of each pair, whoever runs the prompt once."""
+    """Return the figures of each side. Real tokens count the prompt with both completions, even where it runs once."""
     prompts, completions = (
         sum(len(row[part]) for row in rows for part in parts) for parts in (("prompt",), ("chosen", "rejected"))
     )
     real = 2 * prompts + completions
     needed = {"host": real, "ours": prompts + completions if shared else real}
-    told: dict[str, Any] = {"real_tokens": real}
+    figures: dict[str, Any] = {"real_tokens": real}
     if "beside" in sides:
         for name in ("apart", "beside"):
-            told[f"{name}_seconds"], told[f"{name}_step_bytes"] = sides[name].seconds, sides[name].step_bytes
-        told["beside_ratio"] = sides["apart"].seconds / sides["beside"].seconds
+            figures[f"{name}_seconds"], figures[f"{name}_step_bytes"] = sides[name].seconds, sides[name].step_bytes
+        figures["beside_ratio"] = sides["apart"].seconds / sides["beside"].seconds
     for name, side in sides.items():
         if name in ("apart", "beside"):
             continue
         if name == "floor":
-            told["floor_seconds"] = side.seconds
-            told["floor_ratio"] = sides["ours"].seconds / side.seconds
+            figures["floor_seconds"] = side.seconds
+            figures["floor_ratio"] = sides["ours"].seconds / side.seconds
             continue
-        told[f"{name}_seconds"] = side.seconds
-        told[f"{name}_real_tokens_per_second"] = real / side.seconds
-        told[f"{name}_padded_tokens_per_second"] = positions[name] / side.seconds
-        told[f"{name}_padding"] = 1 - needed[name] / positions[name]
-        told[f"{name}_peak_bytes"], told[f"{name}_step_bytes"] = side.peak_bytes, side.step_bytes
-    return told
+        figures[f"{name}_seconds"] = side.seconds
+        figures[f"{name}_real_tokens_per_second"] = real / side.seconds
+        figures[f"{name}_padded_tokens_per_second"] = positions[name] / side.seconds
+        figures[f"{name}_padding"] = 1 - needed[name] / positions[name]
+        figures[f"{name}_peak_bytes"], figures[f"{name}_step_bytes"] = side.peak_bytes, side.step_bytes
+    return figures
 
 
 def _goals(workload: Workload, sides: dict[str, Side]) -> dict[str, Any]:

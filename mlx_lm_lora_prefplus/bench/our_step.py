@@ -1,4 +1,4 @@
-"""Our own step on the same rows, by any of our ways to compute log-probs."""
+"""Our training step on the same rows, with any of our engines for log-probs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -23,8 +23,8 @@ from ..settings import RunSettings
 from ..trainers import CPO, DPO
 
 Engine = Literal["auto", "prefix", "head", "plain"]
-"""`auto` is what a run chooses; the others are one way each: the prompt once and the head where needed, the head where
-needed, the whole model."""
+"""`auto`: as a run selects it. `prefix`: the prompt once, the head at completion tokens. `head`: the head at completion
+tokens. `plain`: the whole model."""
 
 ENGINES: tuple[str, ...] = get_args(Engine)
 
@@ -32,12 +32,12 @@ TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
 
 
 def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> SelectedMethod:
-    """The way to compute log-probs, and what it is in words.
+    """Select the engine for log-probs, with a description.
 
-    chunk: let `auto` take rows in pieces of so many tokens.
+    chunk: process rows in chunks of this many tokens (with `auto`).
 
     Raises:
-        UserError: the model cannot be parted into backbone and head, and `engine` needs that.
+        UserError: the model cannot be split into backbone and head, and `engine` needs that.
     """
     if engine == "auto":
         long = {"efficient_long_context": True, "long_context_chunk": chunk} if chunk else {}
@@ -53,19 +53,19 @@ def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> Select
 
 
 def halves_of(model: nn.Module) -> SplitModel:
-    """The backbone and head of a model.
+    """Split a model into backbone and head.
 
     Raises:
-        UserError: it has none that can be told apart.
+        UserError: the model cannot be split.
     """
     halves = split_model(model)
     if halves is None:
-        raise UserError("bench: backbone and head of this model cannot be told apart. Give --engine plain.")
+        raise UserError("bench: this model cannot be split into backbone and head. Give --engine plain.")
     return halves
 
 
 def our_batch(rows: Sequence[dict[str, list[int]]], policy: Scorer, mode: str, multiple: int) -> Batch:
-    """The rows as our iterator pads them, with the log-probs of the reference where the mode has one."""
+    """Collate the rows, with reference log-probs if the mode has a reference."""
     batch = collate(rows, np.arange(len(rows)), multiple)
     if TRAINERS[mode].reference:
         store = ReferenceStore(None, len(rows))
@@ -81,7 +81,7 @@ Gradient = Callable[[Batch], tuple[Any, Any]]
 
 
 def our_gradient(policy: Scorer, mode: str, loss: str, beta: float, delta: float, compiled: bool) -> Gradient:
-    """Our step on batches that have their reference."""
+    """Return our step for batches that have their reference log-probs."""
     trainer = TRAINERS[mode]
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)
     step = GradientStep(trainer, policy, options, compiled)
@@ -91,18 +91,18 @@ def our_gradient(policy: Scorer, mode: str, loss: str, beta: float, delta: float
 def first_visits(
     choice: SelectedMethod, mode: str, loss: str, beta: float, delta: float, compiled: bool
 ) -> dict[str, Gradient]:
-    """Our step on rows whose reference is not known, in two ways: `apart`, a pass of the reference and then the step;
-    `beside`, the reference in the step, over the same run of the frozen trunk."""
+    """Return our step for rows without reference log-probs, in two ways: `apart`, a reference pass before the step;
+    `beside`, the reference within the step, sharing the pass through the frozen trunk."""
     trainer, policy, trunk = TRAINERS[mode], choice.policy, choice.trunk
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)
-    known = GradientStep(trainer, policy, options, compiled)
+    step_with_reference = GradientStep(trainer, policy, options, compiled)
 
     def apart(batch: Batch) -> tuple[Any, Any]:
         store = ReferenceStore(None, batch.ids.size)
         with adapters_off(policy.model):
             reference_logps(policy, [batch] if compiled else in_parts(batch), batch.ids.size, store=store)
         (filled,) = with_reference([batch], store)
-        return known(filled, filled.units())[:2]
+        return step_with_reference(filled, filled.units())[:2]
 
     def beside(batch: Batch) -> tuple[Any, Any]:
         assert trunk is not None

@@ -13,13 +13,13 @@ WIDE = 1000
 """Columns: a table is never squeezed into the terminal; it can be pasted as Markdown."""
 
 NONE = "–"
-"""Stands where nothing was measured; a line of nothing else is left out."""
+"""The text of a cell without a measurement. Lines of such cells only are omitted."""
 
 Row = dict[str, Any]
 
 
-def show(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) -> None:
-    """Print the rows; under the table also what must be known of them, and `lines`."""
+def print_report(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) -> None:
+    """Print the rows as a table, with remarks and `lines` below it, or as JSON."""
     if as_json:
         print(json.dumps(list(rows), indent=2))
         return
@@ -28,13 +28,13 @@ def show(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) -> None:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A column a workload, a line a figure; `host → ours` in one cell."""
-    made = Table("", *(row["workload"] for row in rows), box=MARKDOWN)
+    """Return a table with a column for each workload and a line for each figure, `host → ours` in one cell."""
+    rendered = Table("", *(row["workload"] for row in rows), box=MARKDOWN)
     columns = [cells(row) for row in rows]
     for name in columns[0]:
         if any(column[name] != NONE for column in columns):
-            made.add_row(name, *(column[name] for column in columns))
-    return made
+            rendered.add_row(name, *(column[name] for column in columns))
+    return rendered
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -64,7 +64,7 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def _visits(row: Row, key: str, form: str, scale: float = 1.0) -> str:
-    """With the reference by a pass of its own → in the step."""
+    """Format the figure with a separate reference pass → with the reference in the step."""
     if "beside_ratio" not in row:
         return NONE
     return " → ".join(format(row[f"{name}_{key}"] / scale, form) for name in ("apart", "beside"))
@@ -77,10 +77,10 @@ def _ratio(value: float | None, goal: float | None) -> str:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the table must know, each once."""
+    """Return the remarks under the table, each once."""
     first = rows[0]
     clock = "CPU time of the process" if first["clock"] == "cpu" else "wall time"
-    told = [
+    lines = [
         f"step: median {clock} of a micro-batch's loss and gradient, host → ours; device {first['device']}, "
         f"mlx {first['mlx']}, beta {first['beta']:g} on both sides",
         "step MiB: peak during the step less what was resident before; padding: share of computed positions that hold "
@@ -89,12 +89,12 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         *dict.fromkeys(note for row in rows for note in row["notes"]),
     ]
     if any("beside_ratio" in row for row in rows):
-        told.append(
+        lines.append(
             "step and reference: a step of ours whose reference is not known yet, by a pass of its own → in the step, "
             "where the layers below the adapters run once for both"
         )
     if any("floor_ratio" in row for row in rows):
-        told.append(
+        lines.append(
             "floor: a bare forward and backward of the backbone over the needed tokens, and three head products"
         )
-    return told
+    return lines

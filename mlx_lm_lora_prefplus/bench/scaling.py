@@ -16,10 +16,10 @@ TOKENS = (256, 512, 1024, 2048)
 BASE = replace(SUITE["cpo-chat"], layers=2, jittered=False, speed_goal=None, memory_goal=None)
 
 
-def scaled(
+def measure_scaling(
     method: Method, base: Workload = BASE, pairs: Sequence[int] = PAIRS, tokens: Sequence[int] = TOKENS
 ) -> list[dict[str, Any]]:
-    """One row for each size, with `axis` ("pairs" of the shortest rows, or "tokens" of one pair) and `size`."""
+    """Measure each size. Rows have `axis` ("pairs" of the shortest rows, or "tokens" of one pair) and `size`."""
     method = replace(method, floor=False)
     sizes = [("pairs", count, f"{count} × {tokens[0]:,}", count, tokens[0]) for count in pairs]
     sizes += [("tokens", length, f"1 × {length:,}", 1, length) for length in tokens]
@@ -35,13 +35,13 @@ def _of_length(base: Workload, name: str, pairs: int, tokens: int) -> Workload:
 
 
 def growth(rows: Sequence[dict[str, Any]], axis: str, key: str = "ours_seconds") -> float:
-    """The exponent e of cost ∝ size^e that fits best; 1 is linear."""
+    """Fit the exponent e of cost ∝ size^e; 1 is linear."""
     sizes, costs = np.log(np.array([(row["size"], row[key]) for row in rows if row["axis"] == axis])).T
     return float(np.polyfit(sizes, costs, 1)[0])
 
 
-def growth_told(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The exponents in words."""
+def describe_growth(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe the exponents of time and memory."""
     return [
         f"with {axis}: time grows as size^{growth(rows, axis):.2f}, "
         f"step memory as size^{growth(rows, axis, 'ours_step_bytes'):.2f} (1: linear)"

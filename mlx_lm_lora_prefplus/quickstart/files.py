@@ -59,7 +59,7 @@ def claim(folder: Path) -> None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether an earlier run of this very version finished the model here."""
+    """Whether an earlier run of the same version completed the model."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -67,8 +67,8 @@ def has_model(folder: Path) -> bool:
     return marker == {"version": mlx_lm_lora_prefplus.__version__, "model": True}
 
 
-def model_is_made(folder: Path) -> None:
-    """Note that the model is complete."""
+def mark_model_complete(folder: Path) -> None:
+    """Record that the model is complete."""
     _mark(folder, model=True)
 
 

@@ -23,7 +23,7 @@ ANSWERS_PER_PROMPT = 4
 TEMPERATURE = 0.7
 SAMPLE_SEED = 0
 LONGEST_ANSWER = 32  # tokens
-SHOWN = 4
+PRINTED_SAMPLES = 4
 
 
 def run_quickstart(folder: Path) -> int:
@@ -49,9 +49,9 @@ def run_quickstart(folder: Path) -> int:
         return 1
 
     answers_after = _answers(folder / "model", folder / "adapters", prompts)
-    asked = [prompt for prompt in prompts for _ in range(ANSWERS_PER_PROMPT)]
-    before, after = world.score(asked, answers_before), world.score(asked, answers_after)
-    _show(asked, answers_before, answers_after)
+    questions = [prompt for prompt in prompts for _ in range(ANSWERS_PER_PROMPT)]
+    before, after = world.score(questions, answers_before), world.score(questions, answers_after)
+    _print_samples(questions, answers_before, answers_after)
     result = {
         "before": before.courteous,
         "after": after.courteous,
@@ -71,7 +71,7 @@ def _prepare_model(folder: Path) -> None:
         return
     print("Making a small model that knows 80 facts about animals, and tells them bluntly …", flush=True)
     make_model(folder / "model")
-    files.model_is_made(folder)
+    files.mark_model_complete(folder)
 
 
 def _command(config: Path) -> list[str]:
@@ -94,11 +94,11 @@ def _answers(model_folder: Path, adapters: Path | None, prompts: list[str]) -> l
     return batch_generate(model, tokenizer, tokens, max_tokens=LONGEST_ANSWER, sampler=sampler).texts
 
 
-def _show(asked: list[str], before: list[str], after: list[str]) -> None:
-    """A few questions with the answer before and after."""
+def _print_samples(prompts: list[str], before: list[str], after: list[str]) -> None:
+    """Print a few questions with the answers before and after training."""
     print("\nA few answers to questions that were not trained on:")
-    step = max(1, len(asked) // SHOWN)
-    for prompt, old, new in list(zip(asked, before, after, strict=True))[::step][:SHOWN]:
+    step = max(1, len(prompts) // PRINTED_SAMPLES)
+    for prompt, old, new in list(zip(prompts, before, after, strict=True))[::step][:PRINTED_SAMPLES]:
         print(f"\n  {prompt}\n    before: {old.strip()}\n    after:  {new.strip()}")
 
 

@@ -57,9 +57,9 @@ def test_unknown_names(words):
 @pytest.mark.slow
 def test_scaling():
     base = replace(scaling.BASE, hidden=32, layers=1, vocabulary=50)
-    rows = scaling.scaled(measuring.Method(repeat=1, host=False), base, pairs=(1, 2), tokens=(8, 16))
+    rows = scaling.measure_scaling(measuring.Method(repeat=1, host=False), base, pairs=(1, 2), tokens=(8, 16))
     assert [(row["axis"], row["size"]) for row in rows] == [("pairs", 1), ("pairs", 2), ("tokens", 8), ("tokens", 16)]
-    assert len(scaling.growth_told(rows)) == 2
+    assert len(scaling.describe_growth(rows)) == 2
 
 
 def test_growth_is_the_exponent():

@@ -102,7 +102,7 @@ def test_padding():
     ("change", "message"),
     [
         ({"mode": "kto"}, "mode kto"),
-        ({"loss": "nonsense"}, "nonsense is no loss of the host's dpo. Known: sigmoid, hinge"),
+        ({"loss": "nonsense"}, "nonsense is not a loss of the host's dpo. Known: sigmoid, hinge"),
         ({"model": "/nowhere"}, "/nowhere cannot be made"),
         ({"bits": 7}, "cannot be made"),
     ],

@@ -1,4 +1,4 @@
-"""What a loss is, in words: from its row in the table of its mode, its docstring and the config keys of the mode."""
+"""Describe losses from their rows in the table of the mode, their docstrings and the config keys of the mode."""
 
 import inspect
 import re
@@ -21,7 +21,7 @@ COLUMNS: dict[RowKind, tuple[str, ...]] = {
     "unpaired": ("prompt", "completion", "label"),
     "ranked": ("prompt", "responses", "scores"),
 }
-"""The data columns that each kind of rows is read from, by their plainest names."""
+"""Kind of rows → its data columns, by their default names."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Description:
 
 
 def describe(registry: Registry, name: str | None = None, mode: str | None = None) -> list[Description]:
-    """The losses of the installed modes: all, those of a name, those of a mode.
+    """Describe the losses of the installed modes: all, or those of a name or a mode.
 
     Raises:
-        UserError: there is no such mode, or no such loss in it; the nearest is named.
+        UserError: there is no such mode, or no such loss in it; the error suggests the nearest name.
     """
-    modes = _chosen("mode", mode, list(registry.modes))
+    modes = _select("mode", mode, list(registry.modes))
     losses = [(registry[mode].trainer, loss) for mode in modes for loss in registry[mode].trainer.losses]
-    names = _chosen("loss", name, [loss for _, loss in losses], f" in mode {mode}" if mode else "")
+    names = _select("loss", name, [loss for _, loss in losses], f" in mode {mode}" if mode else "")
     return [description_of(trainer, loss) for trainer, loss in losses if loss in names]
 
 
@@ -97,10 +97,10 @@ def description_of(trainer: Trainer, name: str) -> Description:
 
 
 def mode_options(trainer: Trainer) -> list[Option]:
-    """The config keys that stand with every loss of a mode, because no loss names them."""
-    own = {key for row in trainer.losses.values() for key in (*row.options, *row.instead)} | {"loss_type"}
+    """Return the config keys that apply to every loss of a mode."""
+    keys_of_losses = {key for row in trainer.losses.values() for key in (*row.options, *row.instead)} | {"loss_type"}
     fields = option_fields(trainer.options)
-    return [_option(key, field, trainer) for key, field in fields.items() if key not in own]
+    return [_option(key, field, trainer) for key, field in fields.items() if key not in keys_of_losses]
 
 
 _NLL = {"": "−log π: the NLL of the chosen completions; the rejected are not looked at."}
@@ -108,9 +108,9 @@ _NLL_LOG_PROBS = "means over all chosen tokens of a step, or over each completio
 
 
 def sections(function: Callable[..., Any]) -> dict[str, str]:
-    """The parts of a docstring by their heading (`Args`, `Returns`, `References`), the first line as "".
+    """Return the sections of a docstring by heading (`Args`, `Returns`, `References`); the first line has the key "".
 
-    Lines of a part are joined to one, save those of `Args`.
+    The lines of a section are joined, except those of `Args`.
     """
     first, *others = re.split(r"^(\w+):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
     parts = {"": " ".join(first.split("\n\n")[0].split())}
@@ -144,12 +144,12 @@ def _bounds(field: FieldInfo) -> str:
     return ", ".join([*map(str, choices), *limits])
 
 
-def _chosen(what: str, wanted: str | None, names: Iterable[str], where: str = "") -> list[str]:
+def _select(noun: str, name: str | None, names: Iterable[str], where: str = "") -> list[str]:
     """The wanted name alone, or all of them."""
     names = list(dict.fromkeys(names))
-    if wanted is None or wanted in names:
-        return names if wanted is None else [wanted]
-    plain = wanted.lower().replace("-", "_")
+    if name is None or name in names:
+        return names if name is None else [name]
+    plain = name.lower().replace("-", "_")
     near = get_close_matches(plain, names, n=1) or [name for name in names if name.startswith(plain)]
     hint = f"; did you mean {near[0]}?" if near else "."
-    raise UserError(f"There is no {what} {wanted!r}{where}{hint} Choose from: {', '.join(names)}.")
+    raise UserError(f"There is no {noun} {name!r}{where}{hint} Choose from: {', '.join(names)}.")

@@ -61,7 +61,7 @@ def examine() -> dict[str, Any]:
     return report
 
 
-def told(report: dict[str, Any]) -> list[str]:
+def report_lines(report: dict[str, Any]) -> list[str]:
     """The report as lines for a person."""
     state = (
         "mlx_lm_lora.train runs the modes below" if report["active"] else "mlx_lm_lora.train does NOT know our modes"

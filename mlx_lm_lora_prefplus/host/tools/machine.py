@@ -12,7 +12,7 @@ Advice = tuple[str, str]
 """What is wrong or slow, and what to do about it."""
 
 BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
-FAST_BLAS = ("openblas", "mkl", "blis", "atlas", "nvpl")
+OPTIMIZED_BLAS = ("openblas", "mkl", "blis", "atlas", "nvpl")
 
 BLAS_ADVICE = (
     "install OpenBLAS (Debian and Ubuntu: apt-get install libopenblas0-pthread) and start runs with "
@@ -110,7 +110,7 @@ def is_slow(libraries: list[str]) -> bool:
     """Whether a BLAS is among them, and none of the fast ones but what numpy and scipy bring for themselves."""
     ours = [path.lower() for path in libraries if "numpy" not in path and "scipy" not in path]
     has = lambda part: any(part in path for path in ours)  # noqa: E731
-    return has("libblas") and not any(map(has, FAST_BLAS))
+    return has("libblas") and not any(map(has, OPTIMIZED_BLAS))
 
 
 def _requirements() -> list[str]:

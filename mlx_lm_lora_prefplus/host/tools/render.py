@@ -1,4 +1,4 @@
-"""Losses and presets as the terminal shows them."""
+"""Render losses and presets for the terminal."""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -18,25 +18,25 @@ KINDS = {"paired": "pairs", "unpaired": "unpaired rows", "ranked": "lists"}
 NOTATION = " ".join((examples.__doc__ or "").split("Notation in the formulas: ")[-1].split())
 
 
-def losses_in_short(found: Iterable[Description], registry: Registry) -> Group:
-    """A table for each mode."""
-    shown: list[RenderableType] = []
-    for mode, losses in groupby(found, key=lambda loss: loss.mode):
+def losses_in_short(descriptions: Iterable[Description], registry: Registry) -> Group:
+    """Render a table for each mode."""
+    blocks: list[RenderableType] = []
+    for mode, losses in groupby(descriptions, key=lambda loss: loss.mode):
         trainer = registry[mode].trainer
         reference = "with a reference" if trainer.needs_reference(trainer.options()) else "without a reference"
-        shown.append(Text(f"{mode}: {KINDS[trainer.rows]}, {reference}", style="bold"))
+        blocks.append(Text(f"{mode}: {KINDS[trainer.rows]}, {reference}", style="bold"))
         table = _table("loss", "log-probs", "when to use it")
         for loss in losses:
             kind = f" ({KINDS[loss.rows]})" if loss.rows != trainer.rows else ""
             _add(table, loss.name, "means" if loss.means else "sums", loss.when + kind)
-        shown.append(Padding(table, (0, 0, 1, 0), expand=False))
-    shown.append(Text("mlx_lm_lora.prefplus losses NAME shows one in full."))
-    return Group(*shown)
+        blocks.append(Padding(table, (0, 0, 1, 0), expand=False))
+    blocks.append(Text("mlx_lm_lora.prefplus losses NAME shows one in full."))
+    return Group(*blocks)
 
 
-def losses_in_full(found: Iterable[Description], registry: Registry) -> Group:
-    """All that is known of each loss."""
-    return Group(*(part for loss in found for part in _in_full(loss, registry)), Text(f"Notation: {NOTATION}"))
+def losses_in_full(descriptions: Iterable[Description], registry: Registry) -> Group:
+    """Render each loss in full."""
+    return Group(*(block for loss in descriptions for block in _in_full(loss, registry)), Text(f"Notation: {NOTATION}"))
 
 
 def _in_full(loss: Description, registry: Registry) -> Iterable[RenderableType]:
@@ -59,31 +59,31 @@ def _in_full(loss: Description, registry: Registry) -> Iterable[RenderableType]:
 
 
 def presets_in_short(presets: Iterable[Preset]) -> Group:
-    """One after the other, with their values and sources."""
-    shown: list[RenderableType] = []
+    """Render the presets with their values and sources."""
+    blocks: list[RenderableType] = []
     for preset in presets:
         values = ", ".join(f"{key} {format_value(value)}" for key, value in preset.values.items())
-        shown += [
+        blocks += [
             Text.assemble((preset.name, "bold"), f" (train mode {preset.mode}): {preset.about}"),
             Padding(Text(f"{values}\n{preset.source}"), (0, 0, 0, 4), expand=False),
         ]
-    shown.append(
+    blocks.append(
         Text(
             "\nThese are starting points: what you give wins. Learning rates are as published, mostly for training all "
             "weights; LoRA takes larger ones, often ten times."
         )
     )
-    return Group(*shown)
+    return Group(*blocks)
 
 
 def sentence(text: str) -> str:
-    """The text with a full stop, and with a capital unless a symbol stands first."""
+    """Add a full stop, and a capital unless the text begins with a symbol."""
     text = text[:1].upper() + text[1:] if text[:1].isascii() else text
     return text if text.endswith(".") else f"{text}."
 
 
 def format_value(value: Any) -> str:
-    """A value as a config file has it."""
+    """Format a value as in a config file."""
     if value is None:
         return "–"
     if isinstance(value, (list, tuple)):
@@ -101,7 +101,7 @@ def _options(options: Iterable[Option]) -> Table:
 
 
 def _table(*headings: str) -> Table:
-    """Names are never broken; the last column takes the width that is left."""
+    """Return a table that never wraps names; the last column takes the remaining width."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for place, heading in enumerate(headings, start=1):
         table.add_column(heading, no_wrap=place < len(headings), overflow="fold")
@@ -109,5 +109,5 @@ def _table(*headings: str) -> Table:
 
 
 def _add(table: Table, *cells: str) -> None:
-    """A row. Formulas hold brackets, which rich would take for its own."""
+    """Add a row of plain text: rich would interpret the brackets of formulas as markup."""
     table.add_row(*map(Text, cells))

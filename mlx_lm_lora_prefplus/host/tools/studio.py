@@ -47,7 +47,7 @@ PROBE = f"import mlx_lm_lora.trainer.dpo_trainer as trainer; print(hasattr(train
 
 
 class Written(NamedTuple):
-    """The script to choose in the app, and the file of options."""
+    """The script to select in the app, and the file of options."""
 
     python: Path
     options: Path
@@ -74,18 +74,18 @@ def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
     if not written.options.exists():
         with whole_file(written.options) as file:
             file.write_text(OPTIONS)
-    done = subprocess.run([str(written.python), "-c", PROBE], capture_output=True, text=True)
-    if done.stdout.split()[-1:] != ["True"]:
-        said = (done.stderr.strip().splitlines() or ["the start-up hook did not run"])[-1]
+    process = subprocess.run([str(written.python), "-c", PROBE], capture_output=True, text=True)
+    if process.stdout.split()[-1:] != ["True"]:
+        error = (process.stderr.strip().splitlines() or ["the start-up hook did not run"])[-1]
         raise UserError(
-            f"{written.python} is written, but Python started by it does not use our functions: {said}. "
+            f"{written.python} is written, but Python started by it does not use our functions: {error}. "
             "`mlx_lm_lora.prefplus doctor` says what to do."
         )
     return written
 
 
-def told(written: Written) -> list[str]:
-    """What to do with the files, as lines for a person."""
+def instructions(written: Written) -> list[str]:
+    """Return what to do with the files, as lines of text."""
     return [
         f"Written: {written.python}",
         "In MLX-LoRA-Studio choose this file as the Python interpreter (custom path). DPO, CPO and ORPO then run on "

@@ -95,7 +95,7 @@ def test_doctor_tells_memory_notes_and_switches(monkeypatch):
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_PATCH", "1")
     monkeypatch.setattr(machine, "notes", lambda backend: [("it is slow", "make it fast")])
     report = doctor.examine()
-    said = "\n".join(doctor.told(report))
+    said = "\n".join(doctor.report_lines(report))
     assert report["memory"] > 1e9 and " GB" in said
     assert "note: it is slow\n  do: make it fast" in said
     assert "MLX_LM_LORA_PREFPLUS_PATCH=1" in said
