@@ -10,13 +10,16 @@ import mlx.optimizers as optim
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
 from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
+from mlx_lm_lora.visuals import print_warning
 
 from ...engine.files.adapter_files import check_writable, save_adapters
 from ...engine.files.metrics_file import MetricsFile
 from ...engine.files.names import NUMBERED_ADAPTERS
 from ...engine.files.run_state import RunState, StateFiles
+from ...engine.log.notices import show
 from ...engine.rate import sets_its_own
 from ...engine.train.loop import train
+from ...storage.owner import Owner, owned
 from ..config.resolve import Resolved
 from ..models import make_ready
 from ..output.record import write_record
@@ -129,15 +132,22 @@ def _train(
     args: Any,
     callback: Any,
 ) -> None:
-    if args.adapter_file is not None:
-        check_writable(file_of(args.adapter_file))
-    make_ready(model, resolved.settings)
-    session = session_of(resolved, model, train=train_dataset, valid=val_dataset)
-    check_validation(session)
-    messages = announce(session, ref_model, callback, _unused(args, ref_model, optimizer))
-    reference = reference_of(session, ref_model)
-    saving = {} if args.adapter_file is None else _saving(session, file_of(args.adapter_file), callback, messages)
-    train(training_inputs(session, reference, optimizer=optimizer, callback=callback, **{"save": None, **saving}))
+    file = None if args.adapter_file is None else file_of(args.adapter_file)
+
+    def tell(line: str) -> None:
+        print_warning(line)
+        show(callback, line)
+
+    with owned(file.parent if file else None, tell) as owner:
+        if file:
+            check_writable(file)
+        make_ready(model, resolved.settings)
+        session = session_of(resolved, model, train=train_dataset, valid=val_dataset)
+        check_validation(session)
+        messages = announce(session, ref_model, callback, _unused(args, ref_model, optimizer))
+        reference = reference_of(session, ref_model)
+        saving = _saving(session, file, callback, messages, owner) if file and owner else {"save": None}
+        train(training_inputs(session, reference, optimizer=optimizer, callback=callback, **saving))
 
 
 def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) -> list[str]:
@@ -155,20 +165,23 @@ def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) 
     return messages
 
 
-def _saving(session: Session, adapter_file: Path, callback: Any, messages: Messages) -> dict[str, Any]:
-    """What a run that saves gives to the loop."""
+def _saving(session: Session, adapter_file: Path, callback: Any, messages: Messages, owner: Owner) -> dict[str, Any]:
+    """What a run that saves gives to the loop. owner: of the folder of the adapters."""
     model, config = session.model, adapter_config(session.model, adapter_file.parent)
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
+        owner.check()
         return adapter_file, save_adapters(model, adapter_file, config, iteration)
 
     def save_best() -> Path:
+        owner.check()
         save_adapters(model, adapter_file.parent / "best" / adapter_file.name, config, None)
         return adapter_file.parent / "best"
 
     states, metrics = _Stopped(adapter_file.parent, session.iters, save), MetricsFile(adapter_file.parent)
 
     def begin() -> None:
+        owner.check()
         keep_previous(model, adapter_file, callback)
         write_record(adapter_file.parent, session.resolved, session.iters, {}, *messages)
 

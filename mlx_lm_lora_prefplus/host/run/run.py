@@ -32,6 +32,7 @@ from ...errors import UserError
 from ...plugin import Batch
 from ...report.intervals import of_rows, wilson
 from ...settings import RunSettings
+from ...storage.owner import Owner, owned
 from .. import models
 from ..callbacks.loggers import check_loggers, open_loggers
 from ..callbacks.samples import Samples, first_prompts, keep_samples
@@ -62,8 +63,15 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
 
 def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
     check_start(resolved.settings)
-    if resolved.settings.train and ranks.first:
-        check_writable(adapters_in(resolved.settings))
+    file = adapters_in(resolved.settings) if resolved.settings.train and ranks.first else None
+    with owned(file.parent if file else None, print_warning) as owner:
+        if file:
+            check_writable(file)
+        _run_owned(resolved, training_callback, ranks, owner)
+
+
+def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: Owner | None) -> None:
+    """The run itself. owner: of the adapter folder; None where nothing is trained, and in other ranks."""
     session, splits, state = open_run(resolved, ranks)
     resolved, settings, model = session.resolved, session.resolved.settings, session.model
     planned = ReferencePass(session)
@@ -87,7 +95,8 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
         unfused = file.with_name(UNFUSED)
 
         def begin() -> None:
-            if ranks.first:
+            if owner is not None:
+                owner.check()
                 kept_in = keep_previous(settings, file, resumed=state is not None)
                 if settings.fuse:
                     unfused.touch()
@@ -95,7 +104,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
-            arguments = {"state": state, "identity": identity, "begin": begin, "loggers": loggers}
+            arguments = {"state": state, "identity": identity, "begin": begin, "loggers": loggers, "owner": owner}
             trained = train_policy(session, reference, file, training_callback, **arguments)
             if settings.test:
                 test_policy(session, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
@@ -208,10 +217,12 @@ def train_policy(
     identity: dict[str, Any] | None = None,
     begin: Callable[[], object] | None = None,
     loggers: Sequence[Logger] = (),
+    owner: Owner | None = None,
 ) -> bool:
     """Run the loop; the adapters are saved when it returns.
 
     state: what to go on from. identity: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
+    owner: of the adapter folder; None in other processes than the first.
 
     Returns:
         Whether there was anything left to train.
@@ -229,12 +240,14 @@ def train_policy(
     model.update(tree_map(ranks.from_first, model.trainable_parameters()))
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
-        if not ranks.first:
+        if owner is None:
             return adapter_file, None
+        owner.check()
         return adapter_file, save_adapters(model, adapter_file, models.adapter_config(settings), iteration)
 
     def save_best() -> Path:
-        if ranks.first:
+        if owner is not None:
+            owner.check()
             save_adapters(model, folder / "best" / adapter_file.name, models.adapter_config(settings), None)
         return folder / "best"
 

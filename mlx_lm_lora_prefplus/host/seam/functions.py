@@ -7,10 +7,13 @@ import mlx.nn as nn
 import mlx_lm_lora.train as host
 from datasets import Dataset
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm_lora.visuals import print_warning
 
+from ...engine.distributed import Ranks
 from ...engine.model.adapters import adapter_layers
 from ...errors import UserError
 from ...plugin.installed import registry
+from ...storage.owner import owned
 from .. import models
 from ..callbacks.loggers import open_loggers
 from ..config.resolve import Resolved, resolve
@@ -54,26 +57,24 @@ def train_model(
     training_callback: Any = None,
 ) -> None:
     """The host's function in our modes; the sets come from `load_dataset` or the host's classes, bare or cached."""
-    resolved = _resolved(args)
-    session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
-    file = Path(adapter_file)
-    state = find_state(session.resolved.settings, file)
-    identity = fingerprint(session)
-    if state is not None:
-        check_same_run(state, identity, session.resolved.settings)
-    settings = session.resolved.settings
-    reference = ReferencePass(session, reference_model).source(done=state.iteration if state else 0)
-    with open_loggers(settings, session.resolved.values) as loggers:
-        train_policy(
-            session,
-            reference,
-            file,
-            training_callback,
-            state=state,
-            identity=identity,
-            begin=lambda: keep_previous(settings, file, resumed=state is not None),
-            loggers=loggers,
-        )
+    resolved, file = _resolved(args), Path(adapter_file)
+    with owned(file.parent if Ranks().first else None, print_warning) as owner:
+        session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
+        state = find_state(session.resolved.settings, file)
+        identity = fingerprint(session)
+        if state is not None:
+            check_same_run(state, identity, session.resolved.settings)
+        settings = session.resolved.settings
+        reference = ReferencePass(session, reference_model).source(done=state.iteration if state else 0)
+
+        def begin() -> None:
+            if owner is not None:
+                owner.check()
+                keep_previous(settings, file, resumed=state is not None)
+
+        with open_loggers(settings, session.resolved.values) as loggers:
+            arguments = {"state": state, "identity": identity, "begin": begin, "loggers": loggers, "owner": owner}
+            train_policy(session, reference, file, training_callback, **arguments)
 
 
 def evaluate_model(

@@ -1,0 +1,252 @@
+"""One run at a time owns an adapter folder: a file in it names the process, whose heartbeat is the time of the file.
+
+Locks of the operating system (flock) do not work on every network folder, so they are not what decides. A file is
+created in one step, by one process, on every file system. Whether the process that it names still runs is asked of the
+system where that is possible; a process of another machine or container counts as running as long as its heart beats.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import UserError
+from .processes import Process, runs, this_process
+
+LOCK = ".run.lock"
+"""The file in the folder."""
+
+HEARTBEAT = 10.0
+"""Seconds between two heartbeats."""
+
+STALE = 60.0
+"""Seconds without a heartbeat after which a process that cannot be seen counts as gone."""
+
+UNREADABLE = 2.0
+"""Seconds after which a lock file without content is that of a process that died while it wrote it."""
+
+
+class Claim(NamedTuple):
+    """The content of the lock file.
+
+    since: when the run began, ISO 8601. folder: device and inode, by which a copy of the folder is known. token: of
+    this claim alone.
+    """
+
+    process: Process
+    since: str
+    folder: tuple[int, int]
+    token: str
+
+
+class Owner:
+    """This process as the owner of a folder. Made by `owned`."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lock = folder, folder / LOCK
+        status = folder.stat()
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.claim = Claim(this_process(), since, (status.st_dev, status.st_ino), secrets.token_hex(8))
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="owner of the adapter folder", daemon=True)
+
+    def check(self) -> None:
+        """Before files are written: make sure that the folder is still owned.
+
+        Raises:
+            UserError: this process stood still for so long that another one took the folder over.
+        """
+        while (found := self._settled()) is None and not self.lock.exists():
+            if self._create():  # somebody removed it, and nobody has taken the folder
+                return
+        if found == self.claim:
+            return
+        by = f" by {_described(found)}" if found else ""
+        raise UserError(
+            f"adapter_path: {self.folder} was taken over{by} while this run stood still. This run ends here and writes "
+            "nothing more, so that the files of two runs are not mixed. Start it again with --resume once that one has "
+            "ended, or give another adapter_path."
+        )
+
+    def take(self, tell: Callable[[str], object]) -> None:
+        """Create the lock, or take it over from a process that is gone. Raises UserError where it still runs."""
+        with _one_at_a_time(self.folder):
+            while not self._create():
+                found = self._settled()
+                if found is not None and self._is_alive(found, tell):
+                    raise UserError(_refusal(self.folder, found))
+                if found is None and not self.lock.exists():
+                    continue  # it was released just now
+                if self._remove(found) and found is not None:
+                    tell(f"{_described(found)} owned {self.folder} and is gone: this run takes the folder over.")
+        self._heart.start()
+
+    def release(self) -> None:
+        """Remove the lock, if it is still this process's."""
+        self._ended.set()
+        with suppress(OSError), _one_at_a_time(self.folder):
+            if _read(self.lock) == self.claim:
+                self.lock.unlink()
+
+    def _create(self) -> bool:
+        """Create the lock file; False where there is one."""
+        try:
+            handle = os.open(self.lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(self.claim._replace(process=self.claim.process._asdict())._asdict(), stream)
+        except OSError:
+            self.lock.unlink(missing_ok=True)
+            raise
+        return True
+
+    def _settled(self) -> Claim | None:
+        """The claim in the lock file; None if there is none, also after the time that it takes to write it."""
+        end = time.monotonic() + UNREADABLE
+        while (found := _read(self.lock)) is None and self.lock.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return found
+
+    def _is_alive(self, found: Claim, tell: Callable[[str], object]) -> bool:
+        running = runs(found.process)
+        if running is False or (running and found.folder == self.claim.folder):
+            return bool(running)
+        # It is seen by its heartbeat alone. A running process and another folder: this is a copy of its folder.
+        if self._age() > STALE:
+            return False
+        if found.process.host != socket.gethostname():
+            return True
+        seconds = 2.5 * HEARTBEAT
+        tell(f"Looking for {seconds:.0f} seconds whether {_described(found)} still owns {self.folder}.")
+        before, end = _time_of(self.lock), time.monotonic() + seconds
+        while _time_of(self.lock) == before and time.monotonic() < end:
+            time.sleep(HEARTBEAT / 20)
+        return _time_of(self.lock) not in (before, None)
+
+    def _age(self) -> float:
+        """Seconds since the last heartbeat, by the clock of the folder: those of two machines differ."""
+        probe = self.lock.with_name(f"{LOCK}.{self.claim.token}")
+        try:
+            probe.touch()
+            now, beat = _time_of(probe), _time_of(self.lock)
+        finally:
+            probe.unlink(missing_ok=True)
+        return now - beat if now is not None and beat is not None else 0.0
+
+    def _remove(self, found: Claim | None) -> bool:
+        """Remove the lock that holds this claim; another one, made since by a faster process, is put back."""
+        taken = self.lock.with_name(f"{LOCK}.{self.claim.token}")
+        if _read(self.lock) != found:
+            return False
+        try:
+            self.lock.rename(taken)
+        except FileNotFoundError:
+            return False
+        is_it = _read(taken) == found
+        if not is_it:
+            with suppress(OSError):
+                os.link(taken, self.lock)
+        taken.unlink()
+        return is_it
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT):
+            with suppress(OSError):
+                if _read(self.lock) == self.claim:
+                    os.utime(self.lock)
+
+
+@contextmanager
+def owned(folder: Path | None, tell: Callable[[str], object]) -> Iterator[Owner | None]:
+    """Own a folder as long as the block runs. It is made if it is not there.
+
+    folder: None for a process that writes nothing, such as any but the first of several.
+    tell: called with a line where a process that is gone owned the folder.
+
+    Raises:
+        UserError: another run owns it, or it cannot be written.
+    """
+    if folder is None:
+        yield None
+        return
+    owner = None
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            owner = Owner(folder)
+            owner.take(tell)
+        except OSError as error:
+            raise UserError(
+                f"adapter_path: {folder} cannot be written ({error.strerror}). Choose another folder with adapter_path."
+            ) from error
+        yield owner
+    finally:
+        if owner is not None:
+            owner.release()
+
+
+def _refusal(folder: Path, found: Claim) -> str:
+    process = found.process
+    if runs(process) is None:
+        gone = f"If that process is gone, start this one again {STALE:.0f} seconds after its end"
+    else:
+        gone = f"Wait for its end, or end it (kill {process.pid} saves and stops it)"
+    return (
+        f"adapter_path: {_described(found)} is training in {folder}, and two runs in one folder would mix their files. "
+        f"{gone}, or give another adapter_path. Nothing was changed."
+    )
+
+
+def _described(found: Claim) -> str:
+    return f"the run of process {found.process.pid} on {found.process.host}, begun {found.since},"
+
+
+def _read(lock: Path) -> Claim | None:
+    try:
+        content = json.loads(lock.read_text(encoding="utf-8"))
+        process = Process(**content.pop("process"))
+        device, inode = content.pop("folder")
+        claim = Claim(process, folder=(device, inode), **content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    texts = (claim.since, claim.token, process.host, process.boot, process.namespace, process.started)
+    return claim if isinstance(process.pid, int) and process.pid > 0 and all(map(_is_text, texts)) else None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _time_of(file: Path) -> float | None:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Where the folder can be locked, one process at a time; it never waits for more than a few seconds."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        for _ in range(50):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+            except OSError:  # not on this file system
+                break
+        yield
+    finally:
+        os.close(handle)
