@@ -2,7 +2,9 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +14,10 @@ from hypothesis import HealthCheck, settings
 from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from mlx_lm_lora_prefplus.data.batches.collate import planned_batches
+from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
+from mlx_lm_lora_prefplus.data.batches.plan import plan_epoch
+from mlx_lm_lora_prefplus.plugin import Batch
 from tests.paths import SHARED
 
 VOCABULARY = 64
@@ -91,6 +97,15 @@ def random_rows(count: int, seed: int = 0, longest: int = 12) -> list[dict[str, 
     rng = np.random.default_rng(seed)
     draw = lambda: rng.integers(1, VOCABULARY, rng.integers(1, longest + 1)).tolist()  # noqa: E731
     return [{"prompt": draw(), "chosen": draw(), "rejected": draw()} for _ in range(count)]
+
+
+def iterate_batches(
+    rows: list[dict[str, Any]], *, batch_size: int, multiple: int = 1, mismatched: bool = False, **order: Any
+) -> Iterator[Batch]:
+    """The batches of one epoch. order: further arguments of `plan_epoch`."""
+    lengths = lengths_of(rows, mismatched=mismatched)
+    plan = plan_epoch(lengths, batch_size=batch_size, multiple=multiple, **order)
+    return planned_batches(rows, plan, multiple, mismatched=mismatched)
 
 
 WORDS = [f"w{i}" for i in range(40)]

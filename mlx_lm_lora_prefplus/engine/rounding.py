@@ -5,7 +5,7 @@ import os
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..losses.outcome import sum_rounding
+from ..losses.accuracy import sum_rounding
 from ..plugin.protocol import Batch, Scores
 from .logprobs.split_model import arrays
 from .model.adapters import adapter_base, adapter_layers

@@ -157,7 +157,7 @@ def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
     """Return accuracy and margin.
 
     accuracy: share of pairs whose chosen has the higher reward, or of unpaired rows whose reward has the sign of the
-    label (see `losses.outcome`). margin: reward of chosen minus rejected, or mean of desirable minus mean of
+    label (see `losses.accuracy`). margin: reward of chosen minus rejected, or mean of desirable minus mean of
     undesirable; None if one label is missing.
     """
     chosen, rejected = held_out.rewards.T
@@ -176,7 +176,7 @@ def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
 
 
 def _outcome(difference: np.ndarray, rounding: mx.array | float = 0.0) -> np.ndarray:
-    """(rows,) float64; see `losses.outcome`."""
+    """(rows,) float64; see `losses.accuracy`."""
     return np.array(outcome(mx.array(difference), rounding), np.float64)
 
 

@@ -3,6 +3,7 @@
 import sys
 
 from ..renamed import renamed
+from .accuracy import outcome, pair_rounding, sum_rounding
 from .advice import advice
 from .api.compute import compute
 from .api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
@@ -23,7 +24,6 @@ from .options import (
     mode_default,
     weighing_options,
 )
-from .outcome import outcome, pair_rounding, sum_rounding
 from .running_mean import START
 
 __all__ = [

@@ -9,10 +9,10 @@ import pytest
 from mlx_lm.tokenizer_utils import load
 
 from mlx_lm_lora_prefplus.data import prepare
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
 from mlx_lm_lora_prefplus.data.tokens.encode import Encoder
 from mlx_lm_lora_prefplus.settings import DataSettings
+from tests.conftest import iterate_batches
 
 from .conftest import CHATML, PAIR, make_tokenizer, write
 

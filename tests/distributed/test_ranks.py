@@ -16,10 +16,9 @@ import mlx_lm_lora.train as host
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.distributed import share
 from mlx_lm_lora_prefplus.host.seam.install import activate
-from tests.conftest import random_rows, write_pairs
+from tests.conftest import iterate_batches, random_rows, write_pairs
 from tests.paths import ROOT
 
 activate(host)

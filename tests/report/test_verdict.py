@@ -63,7 +63,7 @@ def test_it_worked():
         ({"early": True}, "unknown", "Too early to judge: there is one report so far"),
     ],
 )
-def test_outcomes(changes, outcome, words):
+def test_accuracys(changes, outcome, words):
     found = verdict(replace(GOOD, **changes))
     assert found.outcome == outcome and words in found.text
 

@@ -6,11 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
 from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, KTO, ORPO, SIMPO, BaseTrainer
-from tests.conftest import random_rows, tiny_llama, with_lora
+from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(6, seed=2)
 

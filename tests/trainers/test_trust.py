@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.losses import loss_names
 from mlx_lm_lora_prefplus.plugin.protocol import Trainer
 from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, KTO, ORPO, SIMPO
-from tests.conftest import VOCABULARY, tiny_llama, with_lora
+from tests.conftest import VOCABULARY, iterate_batches, tiny_llama, with_lora
 
 TRAINERS = (CPO, DPO, SIMPO, ORPO, KTO, BCO)
 EVERY_LOSS = [(trainer, name) for trainer in TRAINERS for name in trainer.losses]

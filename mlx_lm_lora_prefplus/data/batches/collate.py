@@ -10,7 +10,7 @@ import numpy as np
 
 from ...plugin import Batch
 from .lengths import Mismatched, completions_of, lengths_of, masks_of
-from .plan import plan_epoch, widths
+from .plan import widths
 
 Row = Mapping[str, Any]
 """A token row with the columns that `Trainer.collate` takes."""
@@ -54,33 +54,6 @@ def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
         },
         loss_mask=mx.array(loss_mask) if has_mask else None,
     )
-
-
-def iterate_batches(
-    rows: Sequence[Row],
-    *,
-    batch_size: int,
-    token_budget: int | None = None,
-    epoch: int = 0,
-    seed: int = 0,
-    shuffle: bool = True,
-    multiple: int = 1,
-    mismatched: bool = False,
-) -> Iterator[Batch]:
-    """Yield the batches of one epoch, which hold every row once. The columns determine the kind of the rows.
-
-    For the arguments see `plan_epoch`; for mismatched see `planned_batches`.
-    """
-    plan = plan_epoch(
-        lengths_of(rows, mismatched=mismatched),
-        batch_size=batch_size,
-        token_budget=token_budget,
-        epoch=epoch,
-        seed=seed,
-        shuffle=shuffle,
-        multiple=multiple,
-    )
-    yield from planned_batches(rows, plan, multiple, mismatched=mismatched)
 
 
 def planned_batches(

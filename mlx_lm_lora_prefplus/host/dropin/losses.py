@@ -40,7 +40,7 @@ def dpo_loss(
     delta: float,
     loss_type: str = "sigmoid",
 ):
-    """The host's loss; of its metrics, `accuracies` counts pairs (see `losses.outcome`), and no two are the same sum.
+    """The host's loss; of its metrics, `accuracies` counts pairs (see `losses.accuracy`), and no two are the same sum.
 
     It is given no logits, so `*_logits_mean` are left out. (A compiled function that returns a sum twice fails on mlx
     0.32.4.)

@@ -7,9 +7,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.data.batches.collate import collate, iterate_batches
+from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.lengths import Mismatched, completions_of, lengths_of
 from mlx_lm_lora_prefplus.errors import UserError
+from tests.conftest import iterate_batches
 from tests.data.conftest import token_rows
 
 KINDS = st.sampled_from(["paired", "unpaired", "ranked"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.data.batches.collate import collate, iterate_batches
+from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.slicing import rows_of, slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk, reference_logps_sharing_trunk
@@ -25,7 +25,7 @@ from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.losses import compute, token_weights
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, ORPO, SIMPO
-from tests.conftest import random_rows, tiny_llama, with_lora
+from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 from tests.engine import in_float64
 from tests.engine.exactness import FLOAT64, error, float64
 from tests.engine.logprobs.test_chunked import recurrent

@@ -5,10 +5,9 @@ import re
 import mlx.core as mx
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.model import memory
 from mlx_lm_lora_prefplus.settings import RunSettings
-from tests.conftest import random_rows, tiny_llama
+from tests.conftest import iterate_batches, random_rows, tiny_llama
 
 TEXTS = (
     "[metal::malloc] Attempting to allocate 34359738368 bytes which is greater than the maximum allowed buffer size",

@@ -7,7 +7,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model import digest
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
@@ -16,7 +15,7 @@ from mlx_lm_lora_prefplus.engine.reference import store as reference_cache
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.errors import UserError
-from tests.conftest import random_rows, tiny_llama, with_lora
+from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(10)
 

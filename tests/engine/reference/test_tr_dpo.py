@@ -3,13 +3,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.reference.tr_dpo import MovingReference
 from mlx_lm_lora_prefplus.errors import UserError
-from tests.conftest import random_rows, tiny_llama, with_lora
+from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 
 
 def batch():

@@ -16,7 +16,6 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
 
-from mlx_lm_lora_prefplus.data.batches.collate import iterate_batches
 from mlx_lm_lora_prefplus.engine.files.metrics_file import MetricsFile
 from mlx_lm_lora_prefplus.engine.files.run_state import StateFiles, newest_state, read_state
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
@@ -30,7 +29,7 @@ from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO, BaseTrainer
-from tests.conftest import random_rows, tiny_llama, with_lora
+from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(10, seed=5)
 
