@@ -19,6 +19,8 @@ from .errors import UserError
 from .evaluation.command import evaluate
 from .preview.command import PASS_THROUGH, check
 from .report.command import report
+from .storage.amounts import parse_bytes, parse_seconds
+from .storage.failures import advice, words
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
@@ -41,6 +43,18 @@ def _computing(command: Callable[..., None]) -> Callable[..., None]:
     return command_with_backend
 
 
+def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser of an option's value whose ValueError is an error of the command line."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parsed
+
+
 app.command()(_computing(bench))
 for passing_on in (check, evaluate):
     app.command(context_settings=PASS_THROUGH, options_metavar="CONFIG [OPTIONS] [flags of training]")(
@@ -58,7 +72,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that cannot be made
         where = f"{error.filename}: " if error.filename else ""
-        print(f"[ERROR] {where}{error.strerror or error}. Give another folder, or make room there.", file=sys.stderr)
+        print(f"[ERROR] {where}{words(error)}. {advice(error)}.", file=sys.stderr)
         sys.exit(1)
 
 
@@ -156,30 +170,46 @@ def presets(as_json: AsJson = False) -> None:
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it. Runs build it again.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed. Runs build it again.")] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            metavar="AGE", parser=_parsed(parse_seconds), help="Only entries unused for this long, such as 30d or 12h."
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=_parsed(parse_bytes),
+            help="Only entries beyond this size, such as 5GB; the last used stay.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List or clear the cache of earlier runs (tokens of data sets, log-probs of references)."""
-    from .storage.cache_folder import cache_folder, entries
-    from .storage.cache_folder import clear as clear_cache
+    from .storage import cache_folder
 
-    files = entries()
-    if clear:
-        clear_cache()
+    found = cache_folder.entries()
+    if partly := older_than is not None or keep is not None:
+        found = cache_folder.selected(found, older_than, keep)
+    left = [] if not clear else cache_folder.remove(found) if partly else cache_folder.clear()
+    size = sum(entry.size for entry in found if entry not in left)
     if as_json:
-        rows = [entry._asdict() for entry in files]
-        size = sum(entry.size for entry in files)
-        print(json.dumps({"folder": str(cache_folder()), "size": size, "cleared": clear, "entries": rows}, indent=2))
+        rows = [entry._asdict() for entry in found]
+        about = {"folder": str(cache_folder.cache_folder()), "size": size, "cleared": clear}
+        print(json.dumps({**about, "in_use": [entry.key for entry in left], "entries": rows}, indent=2))
         return
-    if not clear and files:
-        table = Table("kind", "key", "MB", "rows", "of", "when")
-        for entry in files:
+    if not clear and found:
+        table = Table("kind", "key", "MB", "rows", "of", "last used")
+        for entry in found:
             when = datetime.fromtimestamp(entry.changed).strftime("%Y-%m-%d %H:%M")
             table.add_row(entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows), entry.source, when)
         Console().print(table)
-    action = "cleared" if clear else "in all"
-    size = sum(entry.size for entry in files) / 1e6
-    print(f"{cache_folder()}: {len(files)} files, {size:.2f} MB {action}")
+    done = "cleared" if clear else "would be cleared with --clear" if partly else "in all"
+    print(f"{cache_folder.cache_folder()}: {len(found) - len(left)} files, {size / 1e6:.2f} MB {done}")
+    if left:
+        print(f"{len(left)} more are in use by a running process and stay.")
 
 
 @app.command()

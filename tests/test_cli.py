@@ -14,6 +14,7 @@ from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.tools import doctor
 from mlx_lm_lora_prefplus.plugin import manager
 from mlx_lm_lora_prefplus.plugin.manager import Registry, load_registry
+from mlx_lm_lora_prefplus.storage.sealed import sealed_json
 
 
 @pytest.fixture
@@ -101,8 +102,8 @@ def test_quickstart_hands_over(call, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(28, "No space left on device"), "[ERROR] No space left on device. Give another folder"),
-        (NotADirectoryError(20, "Not a directory", "a/b"), "[ERROR] a/b: Not a directory. Give another folder"),
+        (OSError(28, "No space left on device"), "[ERROR] No space left on device. Free some space on the disk."),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "[ERROR] a/b: Not a directory. A part of the path is a"),
     ],
 )
 def test_a_disk_that_does_not_take_it_is_a_message(monkeypatch, capsys, error, told):
@@ -253,10 +254,14 @@ def test_cache_is_shown_and_cleared(call, tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path))
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "abcdefghij.arrow").write_bytes(bytes(2_000_000))
-    (tmp_path / "tokens" / "abcdefghij.json").write_text('{"source": "rows.jsonl", "used": 12}')
+    (tmp_path / "tokens" / "abcdefghij.json").write_text(sealed_json({"source": "rows.jsonl", "used": 12}))
     shown = call("cache").stdout.replace("\n", "")
     assert "abcdefgh" in shown and "rows.jsonl" in shown and f"{tmp_path}: 1 files, 2.00 MB in all" in shown
     told = json.loads(call("cache", "--json").stdout)
     assert told["folder"] == str(tmp_path) and told["entries"][0]["rows"] == 12 and not told["cleared"]
+    assert "0 files, 0.00 MB would be cleared" in call("cache", "--older-than", "1h").stdout
+    assert "1 files, 2.00 MB would be cleared" in call("cache", "--keep", "1.5MB").stdout
+    assert "0 files, 0.00 MB cleared" in call("cache", "--clear", "--keep", "2GB", "--older-than", "30d").stdout
+    assert "is not an age" in call("cache", "--older-than", "soon").output
     assert "1 files, 2.00 MB cleared" in call("cache", "--clear").stdout
     assert json.loads(call("cache", "--json").stdout)["entries"] == []

@@ -25,7 +25,7 @@ from .tokens.report import SplitReport, Tally
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT = 5
+FORMAT = 6
 """Increase it when the same data and settings give other tokens than before: old caches are then not used."""
 
 BATCH = 512
@@ -63,7 +63,7 @@ def prepare(
     add_bos: put the BOS token first where the template omits it and the tokenizer's own `encode` adds it.
     add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row (see `Encoder`).
     progress: show a progress line with the number of rows read.
-    cache_dir: folder for token rows (default: see `cache_folder.folder`).
+    cache_dir: folder for token rows (default: see `cache_folder.cache_folder`).
 
     Raises UserError, which names file, row and column, for data that cannot be used.
     """
@@ -75,7 +75,9 @@ def prepare(
     encoder = Encoder(tokenizer, settings, add_bos=add_bos, add_ends=add_ends, apart=kind == "unpaired")
     preparation = _Preparation(kind, settings.pairing, encoder, progress)
     folder = cache_folder.folder("tokens", cache_dir)
-    return {split: preparation.split(sources[split], folder) for split in splits if split in sources}
+    rows = {split: preparation.split(sources[split], folder) for split in splits if split in sources}
+    cache_folder.trim(folder.parent)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class _Preparation:
         cached = stored is not None
         if stored is None:
             tally = Tally(self.kind)
+            folder = cache_folder.writable_folder(folder)
             with (
                 cache.Writer(folder, digest, LAYOUTS[self.kind]) as writer,
                 _bar(name, self.progress) as advance,

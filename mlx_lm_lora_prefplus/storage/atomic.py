@@ -1,24 +1,34 @@
 """Files that are whole or not there: written beside their place and renamed into it."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError
+from .failures import advice, cause_of, words
 
 TEMPORARY = ".tmp-"
 """Begins the names of files that are not yet whole."""
 
+RESUME = "With --resume the run goes on from its last state."
+"""What `then` of `whole_file` is for the files of a run."""
+
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def whole_file(target: Path, then: str = "") -> Iterator[Path]:
     """A temporary name to write under; afterwards the file is forced to the disk and takes its own name.
+
+    The temporary name ends with that of the file and is used by nobody else, so that several processes can write the
+    same file.
+
+    then: a sentence for the error message, after the advice.
 
     Raises:
         UserError: it cannot be written; what had the name before is whole.
     """
-    temporary = target.with_name(f"{TEMPORARY}{target.name}")
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -26,12 +36,14 @@ def whole_file(target: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(target)
         _sync_folder(target.parent)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
+        cause = cause_of(error, temporary) if isinstance(error, (OSError, RuntimeError)) else None
         with suppress(OSError):
             temporary.unlink()
+        if cause is None:
+            raise
         raise UserError(
-            f"Could not write {target}: {error}. Files saved before are whole. Free some space on the disk (or allow "
-            "writing there) and start again; with --resume the run goes on from its last state."
+            f"Could not write {target}: {words(cause)}. Files saved before are whole. {advice(cause)}. {then}".rstrip()
         ) from error
 
 

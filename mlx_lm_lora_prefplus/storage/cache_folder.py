@@ -1,13 +1,24 @@
-"""The cache folder: token rows and reference log-probs that later runs reuse."""
+"""The cache folder: token rows and reference log-probs that later runs reuse, readable by their owner alone."""
 
 import atexit
-import json
+import contextlib
+import fcntl
+import functools
 import os
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from ..errors import UserError
+from .amounts import parse_bytes
+from .atomic import TEMPORARY, whole_file
+from .failures import advice, words
+from .sealed import Damaged, read_sealed_json
 
 KINDS = {"tokens": ".arrow", "reference": ".npy"}
 """Subfolder of the cache → ending of its files. A .json file beside each one describes it."""
@@ -15,38 +26,129 @@ KINDS = {"tokens": ".arrow", "reference": ".npy"}
 ABANDONED = 24 * 3600
 """Age in seconds from which a temporary file must belong to a process that was killed."""
 
+VARIABLE = "MLX_LM_LORA_PREFPLUS_CACHE"
+SIZE_VARIABLE = f"{VARIABLE}_SIZE"
+DEFAULT_SIZE = "20GB"
+
+ELSEWHERE = f"Another folder can be named in the environment variable {VARIABLE}."
+
+
+def cache_folder() -> Path:
+    """$MLX_LM_LORA_PREFPLUS_CACHE, else mlx-lm-lora-prefplus in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get(VARIABLE):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mlx-lm-lora-prefplus"
+
 
 def folder(kind: str, cache_dir: Path | None = None) -> Path:
-    """Return the folder for files of one kind; if it cannot be written, a temporary folder for this process.
+    """Return the folder for files of one kind, made if missing and closed to other users.
+
+    It may be a folder that cannot be written: see `writable_folder`.
 
     kind: one of `KINDS`. cache_dir: the cache; None means `cache_folder`.
     """
     try:
-        place = (cache_dir or cache_folder()).expanduser() / kind
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
-            pass
-        for leftover in place.glob("*.tmp"):
-            if time.time() - leftover.stat().st_mtime > ABANDONED:
-                leftover.unlink(missing_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: no home folder
-        place = Path(tempfile.mkdtemp(prefix="mlx-lm-lora-prefplus-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        place = (cache_dir.expanduser() if cache_dir else cache_folder()) / kind
+    except RuntimeError:  # there is no home folder
+        return _temporary(kind)
+    with contextlib.suppress(OSError):
+        place.parent.parent.mkdir(parents=True, exist_ok=True)
+        for one in (place.parent, place):
+            one.mkdir(mode=0o700, exist_ok=True)
+        if os.access(place, os.W_OK):
+            _mend(place)
     return place
 
 
-def cache_folder() -> Path:
-    """Return $MLX_LM_LORA_PREFPLUS_CACHE, else mlx-lm-lora-prefplus in $XDG_CACHE_HOME or ~/.cache."""
-    if path := os.environ.get("MLX_LM_LORA_PREFPLUS_CACHE"):
-        return Path(path)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mlx-lm-lora-prefplus"
+def _mend(place: Path) -> None:
+    """Close a folder and its files to other users, and delete the temporary files of killed processes."""
+    place.chmod(0o700)
+    for file in place.iterdir():
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            if _is_temporary(file) and time.time() - state.st_mtime > ABANDONED:
+                file.unlink()
+            elif state.st_mode & 0o077 and _is_ours(file, place.name):
+                file.chmod(0o600)
+
+
+def _is_temporary(file: Path) -> bool:
+    return file.name.startswith(TEMPORARY) or file.suffix == ".tmp"
+
+
+def _is_ours(file: Path, kind: str) -> bool:
+    return _is_temporary(file) or file.suffix in (KINDS[kind], ".json")
+
+
+def writable_folder(place: Path) -> Path:
+    """Return the folder itself, or a temporary one for this process, with a message, if it cannot be written."""
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        print_once(
+            f"The cache {place} cannot be written ({words(error)}): its entries are used, and new ones are not kept for "
+            f"the next run. {advice(error)}. {ELSEWHERE}"
+        )
+        return _temporary(place.name)
+
+
+@functools.cache
+def _temporary(kind: str) -> Path:
+    place = Path(tempfile.mkdtemp(prefix="mlx-lm-lora-prefplus-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    (place / kind).mkdir()
+    return place / kind
+
+
+@functools.cache
+def print_once(line: str) -> None:
+    """Print a line to stderr, once in a process."""
+    if sys.stderr is not None:
+        print(f"[mlx-lm-lora-prefplus] {line}", file=sys.stderr)
+
+
+def discard(file: Path, why: object) -> None:
+    """Delete a damaged entry, and say so."""
+    print_once(f"{file} is damaged: {why}. It is deleted and computed again.")
+    for one in (file, file.with_suffix(".json")):
+        with contextlib.suppress(OSError):
+            one.unlink(missing_ok=True)
+
+
+@contextmanager
+def private_file(target: Path) -> Iterator[Path]:
+    """Like `whole_file`, for a file that only its owner can read."""
+    with whole_file(target, ELSEWHERE) as temporary:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        yield temporary
+
+
+_locked: set[tuple[int, int]] = set()
+"""Device and inode of the files that this process has locked."""
+
+
+def use(file: Path, *, hold: bool = False) -> None:
+    """Record that an entry is used now.
+
+    hold: lock it until this process ends, so that no other process evicts it. Removing a file that is mapped into
+        memory does no harm on a local disk, but in a network folder the pages that were not read yet would be lost.
+    """
+    with contextlib.suppress(OSError):
+        os.utime(file)
+    with contextlib.suppress(OSError):
+        state = file.stat()
+        if hold and (state.st_dev, state.st_ino) not in _locked:
+            _locked.add((state.st_dev, state.st_ino))
+            fcntl.flock(os.open(file, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 class Entry(NamedTuple):
     """One file of the cache.
 
-    size: bytes of the file and its .json. changed: seconds since 1970. rows: number of rows.
+    size: bytes of the file and its .json. changed: seconds since 1970 of the last write or use.
+    rows: number of rows.
     source: the data of token rows, the model of reference log-probs.
     """
 
@@ -57,31 +159,108 @@ class Entry(NamedTuple):
     rows: int | None
     source: str
 
+    def remove(self, root: Path) -> bool:
+        """Delete it, unless a process has locked it. root: the cache. Returns whether it is gone."""
+        file = root / self.kind / f"{self.key}{KINDS[self.kind]}"
+        if _is_locked(file):
+            return False
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+            file.with_suffix(".json").unlink(missing_ok=True)
+        return not file.exists()
 
-def entries() -> list[Entry]:
-    """Return the files in the user's cache, the newest first."""
-    files = [
-        _entry(kind, file) for kind, ending in KINDS.items() for file in (cache_folder() / kind).glob(f"*{ending}")
-    ]
-    return sorted(files, key=lambda entry: -entry.changed)
 
-
-def _entry(kind: str, file: Path) -> Entry:
-    details = file.with_suffix(".json")
+def _is_locked(file: Path) -> bool:
+    """Return whether a running process has locked the file (see `use`)."""
     try:
-        content = json.loads(details.read_text(encoding="utf-8"))
-        size = details.stat().st_size
-    except (OSError, ValueError):
-        content, size = {}, 0
-    state = file.stat()
-    rows = content.get("known", content.get("used"))
-    source = str(content.get("model") or content.get("source") or "damaged")
+        handle = os.open(file, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def entries(root: Path | None = None) -> list[Entry]:
+    """Return the files in a cache (default: the user's), the last used first."""
+    root = root or cache_folder()
+    found = [_entry(kind, file) for kind, ending in KINDS.items() for file in (root / kind).glob(f"[!.]*{ending}")]
+    return sorted((entry for entry in found if entry), key=lambda entry: -entry.changed)
+
+
+def _entry(kind: str, file: Path) -> Entry | None:
+    told = file.with_suffix(".json")
+    try:
+        state = file.stat()
+    except OSError:  # removed in the meantime
+        return None
+    try:
+        about = read_sealed_json(told)
+        size = told.stat().st_size
+    except (OSError, Damaged):
+        about, size = {}, 0
+    rows = about.get("known", about.get("used"))
+    source = str(about.get("model") or about.get("source") or "damaged")
     return Entry(kind, file.stem, size + state.st_size, state.st_mtime, rows, source)
 
 
-def clear() -> None:
-    """Delete the files of this package from the user's cache, and no others."""
-    for kind, ending in KINDS.items():
+def selected(found: Iterable[Entry], older_than: float | None = None, keep: int | None = None) -> list[Entry]:
+    """Return the entries unused for more than `older_than` seconds, and those beyond the last used `keep` bytes.
+
+    found: in the order of `entries`.
+    """
+    chosen, total = [], 0
+    for entry in found:
+        total += entry.size
+        old = older_than is not None and entry.changed < time.time() - older_than
+        if old or (keep is not None and total > keep):
+            chosen.append(entry)
+    return chosen
+
+
+def remove(chosen: Iterable[Entry], root: Path | None = None) -> list[Entry]:
+    """Delete entries, and return those that stay because a running process has locked them."""
+    root = root or cache_folder()
+    return [entry for entry in chosen if not entry.remove(root)]
+
+
+def clear() -> list[Entry]:
+    """Delete the files of this package from the user's cache, and no others.
+
+    Returns the entries that stay because a running process has locked them.
+    """
+    left = remove(entries())
+    kept = {entry.key for entry in left}
+    for kind in KINDS:
         for file in (cache_folder() / kind).glob("*"):
-            if file.suffix in (ending, ".json", ".tmp"):
+            if file.is_file() and _is_ours(file, kind) and file.stem not in kept:
                 file.unlink(missing_ok=True)
+    return left
+
+
+def size_limit() -> int | None:
+    """Return how many bytes the cache may take; None for no limit.
+
+    Raises:
+        UserError: the environment variable is no size.
+    """
+    given = os.environ.get(SIZE_VARIABLE, "").strip() or DEFAULT_SIZE
+    try:
+        return None if given.lower() == "unlimited" else parse_bytes(given)
+    except ValueError as error:
+        raise UserError(f"{SIZE_VARIABLE}: {error}. Or unlimited.") from None
+
+
+def trim(root: Path) -> None:
+    """Evict the least recently used entries until the cache takes no more than `size_limit`."""
+    limit = size_limit()
+    if limit is None:
+        return
+    with contextlib.suppress(OSError):
+        remove(selected(entries(root), keep=limit), root)

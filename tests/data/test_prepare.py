@@ -104,8 +104,8 @@ def test_a_moved_file_is_still_known_and_named_as_it_is_now(run, folder, tmp_pat
     assert report.cached and report.source == str(tmp_path / "moved" / "train.jsonl")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "report", "no report"])
-def test_a_damaged_cache_is_built_again(run, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["cut", "flip", "report", "a number in the report", "no report"])
+def test_a_damaged_cache_is_told_and_built_again(run, tmp_path, damage, capsys):
     good = run()["train"].rows.to_list()
     (arrow,) = (tmp_path / "cache" / "tokens").glob("*.arrow")
     report = arrow.with_suffix(".json")
@@ -120,9 +120,13 @@ def test_a_damaged_cache_is_built_again(run, tmp_path, damage):
     arrow.write_bytes(content)
     if damage == "report":
         report.write_text("{")
+    if damage == "a number in the report":
+        changed = json.loads(report.read_text())
+        report.write_text(json.dumps({**changed, "prompt_tokens": changed["prompt_tokens"] + 1}))
     if damage == "no report":
         report.unlink()
     split = run()["train"]
+    assert (f"{arrow} is damaged" in capsys.readouterr().err) == (damage != "no report")
     assert not split.report.cached and split.rows.to_list() == good
     assert run()["train"].report.cached
 
@@ -132,6 +136,25 @@ def test_a_run_that_fails_leaves_nothing_behind(run, folder, tmp_path):
     with pytest.raises(ValueError, match="row 2"):
         run()
     assert list((tmp_path / "cache" / "tokens").iterdir()) == []
+
+
+def test_a_cache_that_can_only_be_read_is_read(run, folder, tmp_path, monkeypatch, capsys):
+    before = run()
+    cached = lambda: {name: split.report.cached for name, split in run().items()}  # noqa: E731
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    for function in ("tempfile.TemporaryFile", "os.utime", "os.chmod", "os.unlink"):
+        monkeypatch.setattr(function, read_only)
+    assert cached() == dict.fromkeys(before, True)
+    assert capsys.readouterr().err == ""
+    write(folder / "train.jsonl", [PAIR] * 2)
+    for _ in range(2):  # not kept
+        assert not cached()["train"]
+    told = capsys.readouterr().err
+    assert told.count("are not kept for the next run") == 1
+    assert len(list((tmp_path / "cache" / "tokens").glob("*.arrow"))) == len(before)
 
 
 def test_a_cache_folder_that_cannot_be_written(folder, tmp_path, chatml):

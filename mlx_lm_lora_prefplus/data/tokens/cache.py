@@ -2,20 +2,22 @@
 
 import contextlib
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
+from ...storage import cache_folder
+from ...storage.failures import advice, cause_of, words
+from ...storage.sealed import Damaged, read_sealed_json, sealed_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
-    """Load the rows and the report stored under `digest`; None if they are missing or damaged.
+    """Load the rows and the report stored under `digest`; None if they are missing, or damaged: then the file
+    is deleted, and a line says so.
 
     Only the columns that the report names are loaded.
     """
@@ -23,16 +25,20 @@ def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
 
     file = folder / f"{digest}.arrow"
     try:
-        report = json.loads((folder / f"{digest}.json").read_text(encoding="utf-8"))
+        report = read_sealed_json(file.with_suffix(".json"))
+        cache_folder.use(file, hold=True)
         if _digest(file) != report.pop("content"):
-            return None
+            raise Damaged("its content does not fit its digest")
         rows = Dataset.from_file(str(file))
         if rows.column_names != report["columns"]:
             rows = rows.select_columns(report["columns"])
-        rows._fingerprint = digest  # identifies the rows wherever they are used
-        return (rows, report) if len(rows) == report["used"] else None
-    except Exception:  # a damaged cache is built again, whatever the damage
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except Exception as error:  # whatever is wrong with a cache, the answer is to build it again
+        cache_folder.discard(file, error)
+        return None
+    rows._fingerprint = digest  # goes with the rows wherever they are handed to
+    return rows, report
 
 
 def _digest(file: Path) -> str:
@@ -51,14 +57,15 @@ class Writer:
         from datasets import Features, Sequence, Value
         from datasets.arrow_writer import ArrowWriter
 
-        self.folder, self.digest = folder, digest
-        self.temporary = folder / f"{digest}.{os.getpid()}.tmp"
+        self.file = folder / f"{digest}.arrow"
 
         def feature(kind: str) -> Any:
             inner = kind.removesuffix(" list")
             return Value(kind) if inner == kind else Sequence(feature(inner))
 
         features = Features({name: feature(kind) for name, kind in columns.items()})
+        self.whole = contextlib.ExitStack()
+        self.temporary = self.whole.enter_context(cache_folder.private_file(self.file))
         with self._writing():
             self.arrow = ArrowWriter(features=features, path=str(self.temporary))
 
@@ -76,21 +83,27 @@ class Writer:
         with self._writing():
             self.arrow.finalize()
             content = _digest(self.temporary)
-            self.temporary.replace(self.folder / f"{self.digest}.arrow")
-            self.temporary.write_text(json.dumps({**report, "content": content}, indent=1), encoding="utf-8")
-            self.temporary.replace(self.folder / f"{self.digest}.json")
+        self.whole.close()
+        with cache_folder.private_file(self.file.with_suffix(".json")) as file:
+            file.write_text(sealed_json({**report, "content": content}), encoding="utf-8")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            cause = cause_of(error, self.temporary)
             raise UserError(
-                f"The tokens of the rows cannot be written to {self.folder}: {error.strerror or error}. Free some "
-                "space there, or name another folder in the environment variable MLX_LM_LORA_PREFPLUS_CACHE."
+                f"The tokens of the rows cannot be written to {self.file.parent}: {words(cause)}. {advice(cause)}. "
+                f"{cache_folder.ELSEWHERE}"
             ) from error
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
             self.arrow.close()
-        self.temporary.unlink(missing_ok=True)
+        with contextlib.suppress(_NotKept):
+            self.whole.__exit__(_NotKept, _NotKept(), None)
+
+
+class _NotKept(Exception):
+    """Makes `whole_file` drop what was written."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...errors import UserError
 from ...plugin import Batch, Scorer
 from ..model.adapters import adapters_off
-from .store import ReferenceStore
+from .store import ReferenceStore, are_logps
 
 Weights = Callable[[Batch], mx.array | None]
 """What each completion token of a batch counts: see `Trainer.token_weights`."""
@@ -48,7 +48,7 @@ def reference_logps(
         (rows, completions) float32, nats, in the order of the completions of a row; NaN for rows that no batch held.
 
     Raises:
-        UserError: a log-prob is not finite.
+        UserError: a log-prob is not finite, or positive.
     """
     store = ReferenceStore(None, rows) if store is None else store
     training = policy.model.training
@@ -77,11 +77,10 @@ def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> n
     """(examples, completions) float32, nats."""
     logps = policy(batch, weights(batch)).weighted_logps.astype(mx.float32)
     values = by_example(logps, len(ids))
-    finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"The reference gives log-probs that are not finite, first for row {ids[~finite][0]} of the data."
-        )
+    usable = are_logps(values).all(axis=1)
+    if not usable.all():
+        what = "positive" if np.isfinite(values).all() else "not finite"
+        raise UserError(f"The reference gives log-probs that are {what}, first for row {ids[~usable][0]} of the data.")
     return values
 
 

@@ -1,25 +1,37 @@
-"""Reference log-probs on disk, and what a model is known by: a digest of the values of its weights."""
+"""Reference log-probs on disk."""
 
 import io
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ENGINE = 2
+from ...errors import UserError
+from ...storage import cache_folder
+from ...storage.sealed import Damaged, opened, sealed, sealed_json
+
+ENGINE = 3
 """Raised when the same model and rows get other log-probs than before, so that old files are not used."""
 
 SAVE_SECONDS = 10.0
 """An interrupted pass loses no more than about this much work."""
 
 
+ROUNDING = 1.0
+"""Nats by which rounding may lift the log-prob of a completion above 0; it takes very long ones for a tenth of it."""
+
+
+def are_logps(values: np.ndarray) -> np.ndarray:
+    """Which values can be log-probs: finite and not positive, but for rounding. bool, of the same shape."""
+    return np.isfinite(values) & (values < ROUNDING)
+
+
 class ReferenceStore:
     """The reference log-probs of one set of rows, kept in a file while they grow.
 
-    file: where they are kept; read if it is there and whole. None keeps them in memory alone.
+    file: where they are kept; read if it is there and whole. None keeps them in memory alone. It is a NumPy file with
+        a digest behind it.
     rows: number of rows in the data set.
     about: what the companion command tells of the file.
     completions: of a row; where rows have fewer, the others are 0.
@@ -38,46 +50,53 @@ class ReferenceStore:
         self.file, self.about, self.growing = file, about or {}, growing
         self.logps = np.full((rows, completions), np.nan, np.float32)
         self.saved = time.monotonic()
-        kept = self._read()
-        if kept is not None:
-            self.logps = kept
+        self.changed = False
+        if self.file is not None:
+            self._read(self.file)
 
-    def _read(self) -> np.ndarray | None:
+    def _read(self, file: Path) -> None:
+        """Take what the file holds; a damaged one is told and removed, and filled again."""
         try:
-            kept = np.load(self.file) if self.file else None
-        except (OSError, ValueError, EOFError):  # whatever is wrong with a cache, the answer is to fill it again
-            return None
-        return kept if kept is not None and (kept.shape, kept.dtype) == (self.logps.shape, np.float32) else None
+            kept = np.load(io.BytesIO(opened(file.read_bytes())))
+            if (kept.shape, kept.dtype) != (self.logps.shape, np.float32):
+                raise Damaged(f"it holds {kept.shape} numbers, and the rows have {self.logps.shape}")
+            wrong = ~(are_logps(kept) | np.isnan(kept)).all(axis=1)
+            if wrong.any():
+                row = int(wrong.argmax())
+                raise Damaged(f"{kept[row].max():g} of row {row} is no log-prob")
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (OSError, ValueError, EOFError, Damaged) as error:
+            cache_folder.discard(file, error)
+            return
+        self.logps = kept
+        cache_folder.use(file)
 
     def has(self, ids: np.ndarray) -> np.ndarray:
         """Which of these rows are known, (ids,) bool."""
-        return ~np.isnan(self.logps[ids].sum(axis=1))
+        return np.all(are_logps(self.logps[ids]), axis=1)
 
     def add(self, ids: np.ndarray, values: np.ndarray) -> None:
         """Take the log-probs of some rows, (ids, completions), and write the file now and then."""
         self.logps[ids] = np.pad(values, ((0, 0), (0, self.logps.shape[1] - values.shape[1])))
+        self.changed = True
         if time.monotonic() - self.saved > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write the file whole or not at all. A disk that is full or read-only costs the cache, not the run."""
+        """Write what is new. A disk that is full or read-only costs the cache, not the run, and is told."""
         self.saved = time.monotonic()
-        if self.file is None:
+        if self.file is None or not self.changed:
             return
+        self.changed = False
         content = io.BytesIO()
         np.save(content, self.logps)
         about = {**self.about, "rows": len(self.logps), "known": int(self.has(np.arange(len(self.logps))).sum())}
         try:
-            _replace(self.file.with_suffix(".json"), json.dumps(about, indent=1).encode())
-            _replace(self.file, content.getvalue())
-        except OSError:
+            with cache_folder.private_file(self.file.with_suffix(".json")) as file:
+                file.write_text(sealed_json(about), encoding="utf-8")
+            with cache_folder.private_file(self.file) as file:
+                file.write_bytes(sealed(content.getvalue()))
+        except UserError as error:
+            cache_folder.print_once(f"{error} Reference log-probs that are computed now are not kept for the next run.")
             self.file = None
-
-
-def _replace(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

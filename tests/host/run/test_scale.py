@@ -79,7 +79,7 @@ class Start:
             self.resolved, self.model, self.tokenizer, {name: split.rows for name, split in splits.items()}
         )
         for store in ReferencePass(session).stores.values():
-            store.logps[:] = -1.0
+            store.add(np.arange(len(store.logps)), np.full(store.logps.shape, -1.0, np.float32))
             store.save()
 
 

@@ -1,0 +1,61 @@
+"""Why a file could not be written, and what to do about it: in words that fit the cause."""
+
+import errno
+import os
+from pathlib import Path
+
+PROBE = 1 << 20
+"""Bytes that are written to learn why a library could not write."""
+
+SPACE = "Free some space on the disk"
+ALLOW = "Allow writing there, or choose another place"
+PATH = "A part of the path is a file and not a folder: move it away, or choose another place"
+NETWORK = "The network folder cannot be reached: connect it again, or choose a folder on this machine"
+
+ADVICE = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: f"{SPACE}: the quota is used up",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose a file system that takes larger files",
+    errno.EACCES: ALLOW,
+    errno.EPERM: ALLOW,
+    errno.EROFS: "The file system can only be read: choose another place",
+    errno.EISDIR: "A folder has the name of the file: move the folder away, or choose another place",
+    errno.ENOTDIR: PATH,
+    errno.EEXIST: PATH,
+    errno.ENOENT: "The folder was removed in the meantime: make it again",
+    errno.ENAMETOOLONG: "Choose a shorter path",
+    errno.EIO: "The disk reports a fault: check it, and choose another disk until then",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "Close other programs: the system has too many files open",
+    errno.ESTALE: NETWORK,
+    errno.ETIMEDOUT: NETWORK,
+    errno.ENOTCONN: NETWORK,
+}
+
+
+def cause_of(error: Exception, file: Path) -> Exception:
+    """The error of the system behind an error of a library, which may tell only that bytes could not be written.
+
+    file: what was being written. More is appended to it, so it must not be used afterwards.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    try:
+        with file.open("ab") as stream:
+            stream.write(bytes(PROBE))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as found:
+        return found
+    return error
+
+
+def words(error: Exception) -> str:
+    """What failed, without number and path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def advice(error: Exception) -> str:
+    """What to do about it: the beginning of a sentence without its full stop."""
+    number = error.errno if isinstance(error, OSError) else None
+    return ADVICE.get(number or 0, "Put right what is in the way, or choose another place")
