@@ -57,10 +57,10 @@ def _fill_report(arguments: Sequence[str], report: Report, measured: bool) -> No
     _check_folder(Path(resolved.settings.adapter_path))
     started = time.perf_counter()
     session, splits, state = open_run(resolved)
-    if state is not None:
-        check_same_run(state, fingerprint(session), session.resolved.settings)
-    check_validation(session)
     planned = ReferencePass(session)
+    if state is not None:
+        check_same_run(state, fingerprint(session, planned), session.resolved.settings)
+    check_validation(session)
     _add_session(report, session, splits, planned)
     if measured and resolved.settings.train:
         forecast_ = report["forecast"] = forecast(session, planned, started, state.iteration if state else 0)

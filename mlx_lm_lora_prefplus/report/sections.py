@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..engine.files.names import REFERENCE_DIGEST
 from .evidence import accuracy_of
 from .intervals import of_rows
 from .runs import Report, RunRecord
@@ -158,6 +159,8 @@ def _settings(run: RunRecord) -> dict[str, tuple[Any, str]]:
     for key, entry in _mapping(run.about.get("settings")).items():
         entry = entry if isinstance(entry, dict) and "value" in entry else {"value": entry}
         settings[key] = entry["value"], str(entry.get("source", ""))
+    if digest := run.about.get(REFERENCE_DIGEST):
+        settings["content of the reference"] = str(digest)[:16], "its weights, at the start of the run"
     return settings
 
 

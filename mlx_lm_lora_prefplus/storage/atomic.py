@@ -1,7 +1,6 @@
 """Files that are whole or not there: written beside their place and renamed into it."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,18 +16,16 @@ RESUME = "With --resume the run goes on from its last state."
 
 
 @contextmanager
-def whole_file(target: Path, then: str = "") -> Iterator[Path]:
+def whole_file(target: Path, then: str = "", writer: str = "") -> Iterator[Path]:
     """A temporary name to write under; afterwards the file is forced to the disk and takes its own name.
 
-    The temporary name ends with that of the file and is used by nobody else, so that several processes can write the
-    same file.
-
     then: a sentence for the error message, after the advice.
+    writer: put before the file's name in the temporary name, where several processes may write the same file.
 
     Raises:
         UserError: it cannot be written; what had the name before is whole.
     """
-    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}")
+    temporary = target.with_name(f"{TEMPORARY}{writer}{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

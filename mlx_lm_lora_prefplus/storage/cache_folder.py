@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -88,8 +89,8 @@ def writable_folder(place: Path) -> Path:
             return place
     except OSError as error:
         print_once(
-            f"The cache {place} cannot be written ({words(error)}): its entries are used, and new ones are not kept for "
-            f"the next run. {advice(error)}. {ELSEWHERE}"
+            f"The cache {place} cannot be written ({words(error)}): its entries are used, and new ones are not kept "
+            f"for the next run. {advice(error)}. {ELSEWHERE}"
         )
         return _temporary(place.name)
 
@@ -120,7 +121,7 @@ def discard(file: Path, why: object) -> None:
 @contextmanager
 def private_file(target: Path) -> Iterator[Path]:
     """Like `whole_file`, for a file that only its owner can read."""
-    with whole_file(target, ELSEWHERE) as temporary:
+    with whole_file(target, ELSEWHERE, writer=f"{secrets.token_hex(4)}-") as temporary:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
 

@@ -162,6 +162,22 @@ def test_the_same_reference_may_be_written_in_another_way(go, tmp_path):
         go(reference_model_path="adapters", iters=8, resume=True)
 
 
+def test_a_reference_whose_files_were_replaced_is_refused(go):
+    """The path is the same; the adapters behind it are others."""
+    go(adapter_path="sft", seed=5)
+    go(reference_model_path="sft", iters=4)
+    record = json.loads(Path("adapters/run.json").read_text())
+    go(adapter_path="sft", seed=6)
+    before = content()
+    with pytest.raises(UserError, match=r"another one: weights of the reference changed\. Start it.*--resume force"):
+        go(reference_model_path="sft", iters=6, resume=True)
+    assert content() == before
+    forced = go(reference_model_path="sft", iters=6, resume="force").out
+    assert "resume: force goes on although weights of the reference changed" in forced
+    other = json.loads(Path("adapters/run.json").read_text())
+    assert len({one["reference_digest"] for one in (record, other)} - {None}) == 2
+
+
 @pytest.mark.slow
 def test_other_rows_and_another_template_are_named(go, world):
     go()

@@ -81,13 +81,14 @@ def test_training_and_validation_stand_in_one_chart(make):
 
 def test_several_runs_lie_over_one_another(make):
     about = {"versions": {"mlx": "1"}, "settings": {"beta": {"value": 0.1, "source": "trainer default"}}}
-    other = {**about, "settings": {"beta": {"value": 0.3, "source": "command line"}}}
+    other = {**about, "settings": {"beta": {"value": 0.3, "source": "command line"}}, "reference_digest": "ab" * 32}
     seen = rendered(make("one", about=about), make("two", about=other))
     check_closed_in(seen)
     first = [one["data-name"] for one in seen.all("g")][:4]
     assert first == ["one training", "two training", "one validation", "two validation"]
     assert {one["class"] for one in seen.all("g")} == {"c0", "c1"}
     assert re.search(r"What differs.*beta.*0\.1.*0\.3", seen.text(), re.S)
+    assert re.search(r"What differs.*content of the reference.*abababab", seen.text(), re.S)
 
 
 def test_more_runs_than_colours(make):

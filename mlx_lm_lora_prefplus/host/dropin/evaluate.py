@@ -98,7 +98,7 @@ def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> E
     check_reference(session, ref_model, "ref_model")
     if resolved.trainer.mode == "dpo" and ref_model is None:
         print_info(describe_reference(session, ref_model))
-    reference = reference_of(session, ref_model if ref_model is None else _as_module(ref_model))
+    reference = reference_of(session, ref_model if ref_model is None else _as_module(ref_model)).source()
     tokens = 0
 
     def counted() -> Iterator[Batch]:

@@ -10,7 +10,6 @@ from mlx_lm_lora.visuals import print_info, print_warning
 
 from ...engine.log.notices import show
 from ...engine.model.adapters import adapter_layers
-from ...engine.reference.source import ReferenceSource
 from ...errors import UserError
 from ..config.resolve import Resolved
 from ..run import summary
@@ -82,12 +81,12 @@ def check_reference(session: Session, ref_model: nn.Module | None, trained: str)
         )
 
 
-def reference_of(session: Session, ref_model: nn.Module | None) -> ReferenceSource:
-    """Log-probs of the rows that the run visits: of a given model as it is, else of the model with its adapters off.
+def reference_of(session: Session, ref_model: nn.Module | None) -> ReferencePass:
+    """The reference for the rows that the run visits: the given model as it is, else the model with its adapters off.
 
-    Without adapters that is the model as it is now. None for each split where the loss has no reference.
+    Without adapters that is the model as it is now. It has no log-probs where the loss has no reference.
     """
-    return ReferencePass(session, ref_model if compares(session) else None).source()
+    return ReferencePass(session, ref_model if compares(session) else None)
 
 
 def describe_reference(session: Session, ref_model: nn.Module | None) -> str:

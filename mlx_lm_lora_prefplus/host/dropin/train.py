@@ -145,9 +145,10 @@ def _train(
         session = session_of(resolved, model, train=train_dataset, valid=val_dataset)
         check_validation(session)
         messages = announce(session, ref_model, callback, _unused(args, ref_model, optimizer))
-        reference = reference_of(session, ref_model)
-        saving = _saving(session, file, callback, messages, owner) if file and owner else {"save": None}
-        train(training_inputs(session, reference, optimizer=optimizer, callback=callback, **saving))
+        planned, saving = reference_of(session, ref_model), {"save": None}
+        if file and owner:
+            saving = _saving(session, file, callback, messages, owner, planned.digest)
+        train(training_inputs(session, planned.source(), optimizer=optimizer, callback=callback, **saving))
 
 
 def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) -> list[str]:
@@ -165,8 +166,10 @@ def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) 
     return messages
 
 
-def _saving(session: Session, adapter_file: Path, callback: Any, messages: Messages, owner: Owner) -> dict[str, Any]:
-    """What a run that saves gives to the loop. owner: of the folder of the adapters."""
+def _saving(
+    session: Session, adapter_file: Path, callback: Any, messages: Messages, owner: Owner, reference: str | None
+) -> dict[str, Any]:
+    """What a run that saves gives to the loop. owner: of the folder of the adapters. reference: a digest of it."""
     model, config = session.model, adapter_config(session.model, adapter_file.parent)
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
@@ -183,7 +186,7 @@ def _saving(session: Session, adapter_file: Path, callback: Any, messages: Messa
     def begin() -> None:
         owner.check()
         keep_previous(model, adapter_file, callback)
-        write_record(adapter_file.parent, session.resolved, session.iters, {}, *messages)
+        write_record(adapter_file.parent, session.resolved, session.iters, {}, *messages, reference)
 
     return {"save": save, "save_best": save_best, "states": states, "metrics": metrics, "begin": begin}
 

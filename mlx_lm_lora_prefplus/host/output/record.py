@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ... import __version__
 from ...data import Split
-from ...report.runs import RECORD
+from ...engine.files.names import RECORD, REFERENCE_DIGEST
 from ...settings import DataSettings, RunSettings
 from ...storage.atomic import whole_file
 from ..config.resolve import Resolved
@@ -30,10 +30,12 @@ def write_record(
     splits: Mapping[str, Split],
     summary: Sequence[str],
     warnings: Sequence[str],
+    reference: str | None,
     kept_in: str | None = None,
 ) -> None:
     """Write the settings with their sources, what became of the data, and versions; a run that goes on writes it anew.
 
+    reference: a digest of the reference's content; None where there is no reference, or none of a known content.
     kept_in: the folder in `folder` with what stood there before the run.
     summary, warnings: what the user was told at the start; the lines of the summary are `Name: text`.
 
@@ -49,6 +51,7 @@ def write_record(
         "summary": list(summary),
         "warnings": list(warnings),
         "settings": settings_of(resolved),
+        REFERENCE_DIGEST: reference,
         "data": reports,
         "versions": {
             "mlx-lm-lora-prefplus": __version__,

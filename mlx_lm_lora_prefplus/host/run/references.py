@@ -13,6 +13,7 @@ import numpy as np
 from mlx_lm.utils import _download
 
 from ...data.batches.plan import ORDER
+from ...engine.logprobs.rounding_digest import rounding_digest
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
 from ...engine.reference.in_step import StepReference
@@ -20,7 +21,6 @@ from ...engine.reference.precompute import reference_logps
 from ...engine.reference.source import ReferenceSource
 from ...engine.reference.store import ENGINE, ReferenceStore
 from ...engine.reference.tr_dpo import MovingReference
-from ...settings import RunSettings
 from ...storage import cache_folder
 from .. import models
 from .session import Session
@@ -33,6 +33,7 @@ class ReferencePass:
     stores: split → its log-probs as far as they are on disk; empty where the mode has no reference.
     visited: split → positions of the rows that the run visits.
     in_steps: whether those of the training rows are left to the steps, over the policy's run of the trunk.
+    digest: of the reference's content; None where the mode has no reference, or where it is not known without loading.
     """
 
     def __init__(self, session: Session, given: nn.Module | None = None):
@@ -40,14 +41,16 @@ class ReferencePass:
         self.used = [name for name in session.rows if name == "train" or session.evaluates(name)]
         self.stores: dict[str, ReferenceStore] = {}
         self.visited: dict[str, np.ndarray] = {}
-        is_base = given is None and not session.resolved.settings.reference_model_path
-        self.in_steps = is_base and trains_only_adapters(session.model) and session.shares_trunk
+        self.digest: str | None = None
+        self.is_base = given is None and not session.resolved.settings.reference_model_path
+        self.in_steps = self.is_base and trains_only_adapters(session.model) and session.shares_trunk
         if not session.resolved.trainer.needs_reference(session.resolved.options):
             return
-        known_by = self._known_by()
-        folder = cache_folder.folder("reference") if known_by else None
+        self.digest = self._digest()
+        folder = cache_folder.folder("reference") if self.digest else None
+        rounding = rounding_digest(session.engine.policy) if folder else None
         for name in self.used:
-            file = folder / f"{self._key(name, known_by)}.npy" if folder else None
+            file = folder / f"{self._key(name, rounding)}.npy" if folder else None
             about = {"model": session.resolved.settings.reference_model_path or session.resolved.settings.model}
             completions = int(session.lengths(name).count.max())
             growing = name == "train" and self.in_steps
@@ -99,24 +102,27 @@ class ReferencePass:
         del model
         mx.clear_cache()
 
-    def _known_by(self) -> str | None:
-        """Changes with the reference; None if it cannot be told without loading."""
+    def _digest(self) -> str | None:
+        """See `digest`."""
         settings = self.session.resolved.settings
         if self.given is not None:
             # The digest is of a model without its adapters, and those of a given one are on.
             return None if adapter_layers(self.given) else weights_digest(self.given)
         if not settings.reference_model_path:
-            return weights_digest(self.session.model)
+            return self.session.base_digest
         try:
-            return _named(settings, self.session.model)
+            return _named(settings.reference_model_path, self.session.base_digest)
         except Exception:  # a path or a name that leads nowhere: loading it will say so
             return None
 
-    def _key(self, split: str, known_by: str | None) -> str:
+    def _key(self, split: str, rounding: str | None) -> str:
         """What the log-probs of a split depend on.
 
         The batching is part of it, whatever the precision: the padding decides how kernels round, so the same command
-        gives the same bytes whatever the folder holds, and a policy begins at its reference exactly.
+        gives the same bytes whatever the folder holds, and a policy begins at its reference exactly. So is the rounding
+        of this machine's device and libraries.
+
+        rounding: see `rounding_digest`.
         """
         session = self.session
         settings, trainer = session.resolved.settings, session.resolved.trainer
@@ -125,7 +131,7 @@ class ReferencePass:
             *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
-            *(known_by, session.rows[split]._fingerprint),
+            *(rounding, self.digest, session.rows[split]._fingerprint),
             *(session.multiple, ORDER, trainer.mismatched),
             *(type(trainer).collate.__qualname__, trainer.reference_key(session.resolved.options)),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
@@ -152,13 +158,12 @@ def reference_source(session: Session, stored: Mapping[str, ReferenceStore | Non
     return ReferenceSource(stored, following, in_step)
 
 
-def _named(settings: RunSettings, model: nn.Module) -> str:
-    """What `reference_model_path` leads to: adapters on the policy's base, or a model that is not loaded for this."""
-    assert settings.reference_model_path
-    file = models.adapter_file(settings.reference_model_path)
+def _named(path: str, base_digest: str) -> str:
+    """A digest of what `reference_model_path` names: adapters on the policy's base, or a model that is not loaded."""
+    file = models.adapter_file(path)
     if file is not None:
-        config = file_digest(file.parent / "adapter_config.json")
-        return f"{settings.model} {weights_digest(model)} {file_digest(file)} {config}"
-    folder = Path(settings.reference_model_path).expanduser()
-    folder = folder if folder.exists() else Path(_download(settings.reference_model_path))
+        parts = (base_digest, file_digest(file), file_digest(file.parent / "adapter_config.json"))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    folder = Path(path).expanduser()
+    folder = folder if folder.exists() else Path(_download(path))
     return files_digest([*folder.glob("*.safetensors"), folder / "config.json"])

@@ -9,11 +9,11 @@ from typing import Any
 from mlx_lm_lora.visuals import print_info, print_warning
 
 from ...engine.files.run_state import RunState, newest_state
-from ...engine.model.digest import weights_digest
 from ...engine.train.snapshot import check_saved
 from ...errors import UserError
 from ...settings import DataSettings, Effect, RunSettings, keys_with
 from ..output.previous import previous_of, told
+from .references import ReferencePass
 from .session import Session
 
 
@@ -35,13 +35,16 @@ def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
     return state
 
 
-def fingerprint(session: Session) -> dict[str, Any]:
+REFERENCE = "weights of the reference"
+
+
+def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
     """What decides the results of a run, by names that a user knows; digests of what is large."""
     settings, data, tokenizer = session.resolved.settings, session.resolved.data, session.tokenizer
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     found = {
         "train_mode": session.resolved.trainer.mode,
-        "weights of the model": weights_digest(session.model),
+        "weights of the model": session.base_digest,
         "tokenizer": _digest(inner.get_vocab()),
         "chat template": _digest(getattr(inner, "chat_template", None)),
         **{f"{split} rows": rows._fingerprint for split, rows in session.rows.items() if split != "test"},
@@ -52,6 +55,7 @@ def fingerprint(session: Session) -> dict[str, Any]:
         "reference_model_path": session.resolved.values.get(
             "reference_model_path"
         ),  # as given: see `previous.as_begun`
+        **({} if planned.is_base else {REFERENCE: planned.digest}),
         **dataclasses.asdict(session.resolved.options),
     }
     return json.loads(json.dumps(found, default=str))
@@ -68,7 +72,7 @@ def check_same_run(state: RunState, found: dict[str, Any], settings: RunSettings
         UserError: it names all that has changed.
     """
     before = state.values["fingerprint"]
-    changed = [_change(key, before.get(key), value) for key, value in found.items() if not _same(key, before, value)]
+    changed = [_change(key, before, value) for key, value in found.items() if not _same(key, before, value)]
     changed += [f"{key} is gone" for key in before if key not in found]
     if before.get("train_mode") != found.get("train_mode"):
         changed = changed[:1]  # the options of another mode are others anyway
@@ -87,12 +91,16 @@ def check_same_run(state: RunState, found: dict[str, Any], settings: RunSettings
 def _same(key: str, before: dict[str, Any], now: Any) -> bool:
     """Whether a value is as before; a path may be written in another way."""
     then = before.get(key)
+    if key == REFERENCE and now is None:  # it cannot be read: loading it will say why
+        return True
     if key == "reference_model_path" and isinstance(then, str) and isinstance(now, str):
         return then == now or Path(then).expanduser().resolve() == Path(now).expanduser().resolve()
     return then == now
 
 
-def _change(key: str, before: Any, now: Any) -> str:
+def _change(key: str, before: dict[str, Any], now: Any) -> str:
+    if key not in before:
+        return f"{key} was not recorded"
     if " " in key or key == "tokenizer":
         return f"{key} changed"
-    return f"{key} was {before} and is {now}"
+    return f"{key} was {before[key]} and is {now}"

@@ -83,7 +83,7 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
         print_warning(warning)
 
     if settings.train:
-        identity = fingerprint(session)
+        identity = fingerprint(session, planned)
         check_same_everywhere(identity, ranks)
         if state is not None:
             check_same_run(state, identity, settings)
@@ -100,7 +100,8 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
                 kept_in = keep_previous(settings, file, resumed=state is not None)
                 if settings.fuse:
                     unfused.touch()
-                write_record(file.parent, resolved, session.iters, splits, lines, [*resolved.notes, *warnings], kept_in)
+                said = lines, [*resolved.notes, *warnings]
+                write_record(file.parent, resolved, session.iters, splits, *said, planned.digest, kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
@@ -214,7 +215,7 @@ def train_policy(
     callback: Any,
     *,
     state: RunState | None = None,
-    identity: dict[str, Any] | None = None,
+    identity: dict[str, Any],
     begin: Callable[[], object] | None = None,
     loggers: Sequence[Logger] = (),
     owner: Owner | None = None,
@@ -265,7 +266,7 @@ def train_policy(
             loggers=loggers,
             ranks=ranks,
             resumed=state,
-            fingerprint=identity if identity is not None else fingerprint(session),
+            fingerprint=identity,
         )
     )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,7 @@ from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
 from ...engine.distributed import Ranks, SharedPolicy
 from ...engine.logprobs.select import choose_policy
+from ...engine.model.digest import weights_digest
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
 from ...errors import UserError
 from ...losses import loss_names
@@ -107,6 +109,11 @@ class Session:
         self.multiple = 32 if self.compiled else 1
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
+
+    @cached_property
+    def base_digest(self) -> str:
+        """A digest of the model's weights with its adapters off, as they were when this was first asked for."""
+        return weights_digest(self.model)
 
     def _long_example(self) -> Batch | None:
         """The longest of the rows that the run begins with whose completions all fit into `LONGEST` tokens."""

@@ -61,11 +61,12 @@ def train_model(
     with owned(file.parent if Ranks().first else None, print_warning) as owner:
         session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
         state = find_state(session.resolved.settings, file)
-        identity = fingerprint(session)
+        planned = ReferencePass(session, reference_model)
+        identity = fingerprint(session, planned)
         if state is not None:
             check_same_run(state, identity, session.resolved.settings)
         settings = session.resolved.settings
-        reference = ReferencePass(session, reference_model).source(done=state.iteration if state else 0)
+        reference = planned.source(done=state.iteration if state else 0)
 
         def begin() -> None:
             if owner is not None:

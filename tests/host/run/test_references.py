@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -68,6 +69,21 @@ def test_the_base_is_the_same_for_every_train_type(go, no_pass, kind):  # noqa: 
 def test_what_the_log_probs_depend_on(go, change, left):  # noqa: F811
     go()
     assert known(go(**{"iters": None, "epochs": 1, **change})[0]) == (left, 13)
+
+
+def test_another_blas_library_does_not_share_them(go, monkeypatch):  # noqa: F811
+    """Products that are summed in another order differ in the last bit, and rewards would begin at rounding."""
+    _, seen = go()
+    assert seen.val[0]["val_chosen_reward"] == 0
+
+    def by_halves(layer, x):
+        half = layer.weight.shape[1] // 2
+        return x[..., half:] @ layer.weight[:, half:].T + x[..., :half] @ layer.weight[:, :half].T
+
+    monkeypatch.setattr(nn.Linear, "__call__", by_halves)
+    out, seen = go()
+    assert known(out) == (0, 13)
+    assert seen.val[0]["val_chosen_reward"] == seen.val[0]["val_rejected_reward"] == 0
 
 
 @pytest.mark.slow

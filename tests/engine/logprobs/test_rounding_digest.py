@@ -1,0 +1,36 @@
+"""The digest of how log-probs are rounded here: the same for the same arithmetic, and another for any other."""
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.rounding_digest import rounding_digest
+from tests.conftest import tiny_llama, with_lora
+
+
+def test_the_same_arithmetic_has_the_same_digest_under_any_adapters():
+    bare = rounding_digest(PlainPolicy(tiny_llama()))
+    assert rounding_digest(PlainPolicy(tiny_llama())) == bare
+    adapted = with_lora(tiny_llama(), dropout=0.5)
+    adapted.train()
+    assert rounding_digest(PlainPolicy(adapted)) == bare
+    assert adapted.training
+
+
+def test_another_order_of_a_sum_has_another_digest(monkeypatch):
+    before = rounding_digest(PlainPolicy(tiny_llama()))
+
+    def by_halves(layer, x):
+        half = layer.weight.shape[1] // 2
+        return x[..., half:] @ layer.weight[:, half:].T + x[..., :half] @ layer.weight[:, :half].T
+
+    monkeypatch.setattr(nn.Linear, "__call__", by_halves)
+    assert rounding_digest(PlainPolicy(tiny_llama())) != before
+
+
+def test_another_precision_has_another_digest():
+    model = tiny_llama()
+    before = rounding_digest(PlainPolicy(model))
+    model.update(tree_map(lambda value: value.astype(mx.bfloat16), model.parameters()))
+    assert rounding_digest(PlainPolicy(model)) != before
