@@ -34,14 +34,26 @@ def whole_file(target: Path, then: str = "", writer: str = "") -> Iterator[Path]
         temporary.replace(target)
         _sync_folder(target.parent)
     except BaseException as error:
-        cause = cause_of(error, temporary) if isinstance(error, (OSError, RuntimeError)) else None
+        cause = cause_of(error, target.parent) if isinstance(error, (OSError, RuntimeError)) else None
         with suppress(OSError):
             temporary.unlink()
         if cause is None:
             raise
-        raise UserError(
-            f"Could not write {target}: {words(cause)}. Files saved before are whole. {advice(cause)}. {then}".rstrip()
-        ) from error
+        raise UserError(_message(target, cause, then)) from error
+
+
+@contextmanager
+def explained(target: Path, then: str = "") -> Iterator[None]:
+    """Turn the system's errors about a file that is changed in place into a UserError; then: see `whole_file`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(_message(target, error, then)) from error
+
+
+def _message(target: Path, cause: Exception, then: str) -> str:
+    text = f"Could not write {target}: {words(cause)}. Files saved before are whole. {advice(cause)}. {then}"
+    return text.rstrip()
 
 
 def _sync_folder(folder: Path) -> None:

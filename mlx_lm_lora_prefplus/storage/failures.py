@@ -2,10 +2,11 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 PROBE = 1 << 20
-"""Bytes that are written to learn why a library could not write."""
+"""Bytes that are written to learn why a library could not write its own."""
 
 SPACE = "Free some space on the disk"
 ALLOW = "Allow writing there, or choose another place"
@@ -33,15 +34,15 @@ ADVICE = {
 }
 
 
-def cause_of(error: Exception, file: Path) -> Exception:
-    """The error of the system behind an error of a library, which may tell only that bytes could not be written.
+def cause_of(error: Exception, folder: Path) -> Exception:
+    """Return the system's error behind one of a library, which may say only that bytes could not be written.
 
-    file: what was being written. More is appended to it, so it must not be used afterwards.
+    folder: where the file was to be written. Some bytes are written there to learn what the system says.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
     try:
-        with file.open("ab") as stream:
+        with tempfile.TemporaryFile(dir=folder) as stream:
             stream.write(bytes(PROBE))
             stream.flush()
             os.fsync(stream.fileno())

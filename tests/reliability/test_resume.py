@@ -162,6 +162,7 @@ def test_the_same_reference_may_be_written_in_another_way(go, tmp_path):
         go(reference_model_path="adapters", iters=8, resume=True)
 
 
+@pytest.mark.slow
 def test_a_reference_whose_files_were_replaced_is_refused(go):
     """The path is the same; the adapters behind it are others."""
     go(adapter_path="sft", seed=5)

@@ -97,6 +97,7 @@ def test_the_longest_unused_are_evicted(root, monkeypatch):
     assert sorted(path.name for path in (root / "tokens").iterdir()) == ["e0.arrow", "e0.json", "e4.arrow", "e4.json"]
 
 
+@pytest.mark.slow
 def test_what_a_running_process_reads_is_not_evicted(root, monkeypatch):
     file = entry(root, "read", age=1000)
     entry(root, "other", age=10)

@@ -92,7 +92,7 @@ class Writer:
         try:
             yield
         except OSError as error:
-            cause = cause_of(error, self.temporary)
+            cause = cause_of(error, self.file.parent)
             raise UserError(
                 f"The tokens of the rows cannot be written to {self.file.parent}: {words(cause)}. {advice(cause)}. "
                 f"{cache_folder.ELSEWHERE}"

@@ -10,8 +10,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...errors import UserError
-from ...storage.atomic import TEMPORARY, whole_file
-from .names import CONFIG, NUMBERED_ADAPTERS, unfinished_files
+from ...storage.atomic import RESUME, TEMPORARY, whole_file
+from ...storage.failures import advice, words
+from .names import CONFIG, NUMBERED_ADAPTERS, PLAIN, unfinished_files
 
 WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
 """In the header of the adapter files that this package writes, so that it knows them from those of other programs."""
@@ -34,11 +35,11 @@ def save_adapters(
     """
     weights = dict(tree_flatten(model.trainable_parameters()))
     folder = adapter_file.parent
-    with whole_file(folder / CONFIG) as file:
+    with whole_file(folder / CONFIG, RESUME) as file:
         file.write_text(json.dumps(config, indent=4))
     numbered = folder / NUMBERED_ADAPTERS.format(iteration) if iteration is not None else None
     for target in (adapter_file, numbered) if numbered else (adapter_file,):
-        with whole_file(target) as file:
+        with whole_file(target, RESUME) as file:
             mx.save_safetensors(str(file), weights, {"format": "mlx", **WRITTEN_BY})
     return numbered
 
@@ -62,8 +63,14 @@ def check_writable(adapter_file: Path) -> None:
                 unfinished.unlink()
     except OSError as error:
         raise UserError(
-            f"adapter_path: {folder} cannot be written ({error.strerror}). Choose another folder with adapter_path."
+            f"adapter_path: {folder} cannot be written ({words(error)}). {advice(error)} (adapter_path)."
         ) from error
+    for path in (adapter_file, *(folder / name for name in PLAIN)):
+        if path.is_dir():
+            raise UserError(
+                f"adapter_path: {path} is a folder, and the run writes a file of this name. Move the folder away, or "
+                "choose another adapter_path."
+            )
 
 
 def check_file(file: Path, key: str) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import UserError
-from ...storage.atomic import whole_file
+from ...storage.atomic import RESUME, explained, whole_file
 from .names import METRICS
 
 
@@ -46,7 +45,7 @@ class MetricsFile:
         if self.file.is_file():
             whole = self._readable()[:lines]
             self.lines = len(whole)
-            with whole_file(self.file) as temporary:
+            with whole_file(self.file, RESUME) as temporary:
                 temporary.write_text("".join(whole), encoding="utf-8")
 
     def _readable(self) -> list[str]:
@@ -66,15 +65,9 @@ class MetricsFile:
         Raises:
             UserError: it cannot be written.
         """
-        try:
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record, allow_nan=False) + "\n")
-            self.lines += 1
-        except OSError as error:
-            raise UserError(
-                f"Could not write {self.file}: {error}. Adapters and states saved before are whole. Free some space "
-                "on the disk; with --resume the run goes on from its last state."
-            ) from error
+        with explained(self.file, RESUME), self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record, allow_nan=False) + "\n")
+        self.lines += 1
 
     def last_iteration(self) -> int:
         """The iteration of the last line; 0 where there is none."""
@@ -84,5 +77,5 @@ class MetricsFile:
     def sync(self) -> None:
         """Force the lines to the disk: a state must not outlive the lines before it."""
         if self.file.is_file():
-            with self.file.open("rb+") as stream:
+            with explained(self.file, RESUME), self.file.open("rb+") as stream:
                 os.fsync(stream.fileno())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ...storage.atomic import TEMPORARY, whole_file
+from ...storage.atomic import RESUME, TEMPORARY, whole_file
 from .names import STATE, number_in, numbered_files
 
 FORMAT = 1
@@ -66,7 +66,7 @@ class StateFiles:
         target = self.folder / STATE.format(state.iteration)
         arrays = {f"{tree}/{name}": value for tree, group in state.arrays.items() for name, value in group.items()}
         header = {"sha256": BLANK.decode(), "values": json.dumps({**state.values, "format": FORMAT})}
-        with whole_file(target) as temporary:
+        with whole_file(target, RESUME) as temporary:
             mx.save_safetensors(str(temporary), arrays, header)
             _seal(temporary)
             for file in (*states_in(self.folder), *numbered_files(self.folder, f"{TEMPORARY}{STATE}")):

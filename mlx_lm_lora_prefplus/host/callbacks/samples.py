@@ -13,9 +13,8 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 
 from ...engine.files.metrics_file import Logger
 from ...engine.model.adapters import adapter_layers, adapters_off
-from ...errors import UserError
 from ...report.runs import SAMPLES
-from ...storage.atomic import whole_file
+from ...storage.atomic import RESUME, explained, whole_file
 
 
 class Samples(TrainingCallback):
@@ -68,14 +67,8 @@ class Samples(TrainingCallback):
             rows = [self._sample(val_info["iteration"], text) for text in self.prompts]
         finally:
             self.model.train(training)
-        try:
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        except OSError as error:
-            raise UserError(
-                f"Could not write {self.file}: {error}. Adapters and states saved before are whole. Free some space "
-                "on the disk; with --resume the run goes on from its last state."
-            ) from error
+        with explained(self.file, RESUME), self.file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for logger in self.loggers:
             logger.samples(rows)
 
@@ -100,7 +93,7 @@ def keep_samples(folder: Path, validated: int) -> None:
     file = folder / SAMPLES
     if file.is_file():
         kept = _readable(file, validated)
-        with whole_file(file) as temporary:
+        with whole_file(file, RESUME) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
 

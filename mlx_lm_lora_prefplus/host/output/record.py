@@ -15,7 +15,7 @@ from ... import __version__
 from ...data import Split
 from ...engine.files.names import RECORD, REFERENCE_DIGEST
 from ...settings import DataSettings, RunSettings
-from ...storage.atomic import whole_file
+from ...storage.atomic import RESUME, whole_file
 from ..config.resolve import Resolved
 from .previous import KEPT_IN
 
@@ -60,7 +60,7 @@ def write_record(
         },
         "device": f"{mx.default_device().type.name}, {mx.device_info().get('device_name', platform.machine())}",
     }
-    with whole_file(folder / RECORD) as temporary:
+    with whole_file(folder / RECORD, RESUME) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str), encoding="utf-8")
 
 

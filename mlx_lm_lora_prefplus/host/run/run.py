@@ -32,6 +32,8 @@ from ...errors import UserError
 from ...plugin import Batch
 from ...report.intervals import of_rows, wilson
 from ...settings import RunSettings
+from ...storage.atomic import RESUME, explained
+from ...storage.failures import advice, cause_of, words
 from ...storage.owner import Owner, owned
 from .. import models
 from ..callbacks.loggers import check_loggers, open_loggers
@@ -99,7 +101,8 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
                 owner.check()
                 kept_in = keep_previous(settings, file, resumed=state is not None)
                 if settings.fuse:
-                    unfused.touch()
+                    with explained(unfused, RESUME):
+                        unfused.touch()
                 said = lines, [*resolved.notes, *warnings]
                 write_record(file.parent, resolved, session.iters, splits, *said, planned.digest, kept_in)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
@@ -313,10 +316,11 @@ def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> No
         try:
             fuse.fuse(model, tokenizer, resolved.settings)
         except (OSError, RuntimeError, ValueError) as error:
+            cause = cause_of(error, Path(resolved.settings.adapter_path))
             raise UserError(
                 f"The adapters are trained and saved in {resolved.settings.adapter_path}, but the fused model could "
-                f"not be written: {error}. Put right what is in the way and run mlx_lm.fuse, or use the adapters as "
-                "they are (--adapter-path)."
+                f"not be written: {words(cause)}. {advice(cause)}. Then run mlx_lm.fuse, or use the adapters as they "
+                "are (--adapter-path)."
             ) from error
     elif resolved.sources.get("fuse") in (None, "host default"):
         print_warning(f"Not fused: {reason}.")

@@ -60,6 +60,13 @@ def test_unwritable_folder(tmp_path):
         check_writable(tmp_path / "file" / "adapters" / "adapters.safetensors")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "adapters.safetensors", "run.json"])
+def test_a_folder_in_the_place_of_a_file_is_told_before_the_run(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"adapter_path: .*{name} is a folder, and the run writes a file of this name"):
+        check_writable(tmp_path / "adapters.safetensors")
+
+
 def test_round_trip(tmp_path):
     model, other = with_lora(tiny_llama()), with_lora(tiny_llama(), moved=False)
     save_adapters(model, tmp_path / "a.safetensors", {}, None)

@@ -52,3 +52,10 @@ def test_what_cannot_be_written_says_so(tmp_path):
     file.sync()
     with pytest.raises(UserError, match=r"Could not write .*metrics\.jsonl.*--resume"):
         file.write({"iteration": 1})
+
+
+def test_a_folder_of_its_name_is_no_full_disk(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: Is a directory\. .*move the folder away.*--resume") as caught:
+        MetricsFile(tmp_path).write({"iteration": 1})
+    assert "space" not in str(caught.value)

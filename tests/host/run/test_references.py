@@ -71,6 +71,7 @@ def test_what_the_log_probs_depend_on(go, change, left):  # noqa: F811
     assert known(go(**{"iters": None, "epochs": 1, **change})[0]) == (left, 13)
 
 
+@pytest.mark.slow
 def test_another_blas_library_does_not_share_them(go, monkeypatch):  # noqa: F811
     """Products that are summed in another order differ in the last bit, and rewards would begin at rounding."""
     _, seen = go()
