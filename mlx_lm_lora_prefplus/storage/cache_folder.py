@@ -88,10 +88,7 @@ def writable_folder(place: Path) -> Path:
         with tempfile.TemporaryFile(dir=place):
             return place
     except OSError as error:
-        print_once(
-            f"The cache {place} cannot be written ({words(error)}): its entries are used, and new ones are not kept "
-            f"for the next run. {advice(error)}. {ELSEWHERE}"
-        )
+        warn_not_kept(place, error)
         return _temporary(place.name)
 
 
@@ -108,6 +105,14 @@ def print_once(line: str) -> None:
     """Print a line to stderr, once in a process."""
     if sys.stderr is not None:
         print(f"[mlx-lm-lora-prefplus] {line}", file=sys.stderr)
+
+
+def warn_not_kept(place: Path, error: BaseException) -> None:
+    """Say, once for each cache, that new entries are not kept. place: the folder of one kind."""
+    print_once(
+        f"The cache {place.parent} cannot be written ({words(error)}): its entries are used, and new ones are not kept "
+        f"for the next run. {advice(error)}. {ELSEWHERE}"
+    )
 
 
 def discard(file: Path, why: object) -> None:

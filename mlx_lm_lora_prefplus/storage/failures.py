@@ -51,12 +51,12 @@ def cause_of(error: Exception, folder: Path) -> Exception:
     return error
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """What failed, without number and path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def advice(error: Exception) -> str:
+def advice(error: BaseException) -> str:
     """What to do about it: the beginning of a sentence without its full stop."""
     number = error.errno if isinstance(error, OSError) else None
     return ADVICE.get(number or 0, "Put right what is in the way, or choose another place")

@@ -98,5 +98,5 @@ class ReferenceStore:
             with cache_folder.private_file(self.file) as file:
                 file.write_bytes(sealed(content.getvalue()))
         except UserError as error:
-            cache_folder.print_once(f"{error} Reference log-probs that are computed now are not kept for the next run.")
+            cache_folder.warn_not_kept(self.file.parent, error.__cause__ or error)
             self.file = None
