@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -29,6 +30,16 @@ def until(process, start: str) -> str:
     raise AssertionError(out)
 
 
+@contextmanager
+def stopped(process):
+    """A process that stands still meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.parametrize("flags", [[], ["--resume"]])
 def test_the_second_is_refused_and_the_first_goes_on_as_if_alone(world, flags):
     world.run(adapter_path="alone")
@@ -36,9 +47,8 @@ def test_the_second_is_refused_and_the_first_goes_on_as_if_alone(world, flags):
     until(first, "Iter 3:")
     folder = world.folder / "adapters"
     before = {path.name for path in folder.iterdir()}
-    first.send_signal(signal.SIGSTOP)  # so that it is there as long as the second one takes
-    second = world.run(flags=flags, seed=3 if flags else 9)
-    first.send_signal(signal.SIGCONT)
+    with stopped(first):  # so that it is there as long as the second one takes
+        second = world.run(flags=flags, seed=3 if flags else 9)
     assert second.code == 1 and "Traceback" not in second.out, second.out
     told = re.search(
         r"\[ERROR\] adapter_path: the run of process (\d+) on \S+, begun 20\S+, is training in", second.out
@@ -76,16 +86,15 @@ def test_testing_and_the_report_read_beside_a_running_one(world):
     (world.folder / "data" / "test.jsonl").write_text((world.folder / "data" / "valid.jsonl").read_text())
     training = world.start(sleep=0.3, save_every=2)
     until(training, "Iter 6:")
-    training.send_signal(signal.SIGSTOP)
     config = world.config(train=False, test=True)
     (world.folder / "test.json").write_text(json.dumps(config))
-    for command in (
-        ["mlx_lm_lora_prefplus", "train", "--config", "test.json"],
-        ["mlx_lm_lora_prefplus", "report", "adapters", "--output", "page.html"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=world.folder, capture_output=True, text=True, timeout=200
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    training.send_signal(signal.SIGCONT)
+    with stopped(training):
+        for command in (
+            ["mlx_lm_lora_prefplus", "train", "--config", "test.json"],
+            ["mlx_lm_lora_prefplus", "report", "adapters", "--output", "page.html"],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", *command], cwd=world.folder, capture_output=True, text=True, timeout=200
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
     assert training.communicate(timeout=200)[0] and training.returncode == 0

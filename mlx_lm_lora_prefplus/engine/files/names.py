@@ -15,6 +15,8 @@ REFERENCE_DIGEST = "reference_digest"
 SAMPLES = "samples.jsonl"
 """Completions at each evaluation."""
 PAGE = "report.html"
+LOG = "train.log"
+"""What the runs in this folder have printed."""
 
 PLAIN = (ADAPTERS, CONFIG, METRICS, RECORD, SAMPLES, PAGE)
 FORMS = (NUMBERED_ADAPTERS, STATE)

@@ -2,9 +2,12 @@
 
 import re
 import sys
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
+
+from .output import original
 
 PREFIX = "[prefplus] "
 
@@ -26,8 +29,9 @@ def show(callback: Any, line: str) -> None:
     """
     stream = _own_stream(callback)
     if stream is not None:
-        stream.write(f"{PREFIX}{without_metrics(line)}\n")
-        stream.flush()
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.write(f"{PREFIX}{without_metrics(line)}\n")
+            stream.flush()
 
 
 def without_metrics(line: str) -> str:
@@ -43,6 +47,6 @@ def _own_stream(callback: Any) -> Any:
     while callback is not None:
         stream = getattr(callback, "stream", None)
         if callable(getattr(stream, "write", None)) and callable(getattr(stream, "flush", None)):
-            return None if stream is sys.stdout else stream
+            return None if stream is original(sys.stdout) or stream is sys.stdout else stream
         callback = getattr(callback, "wrapped_callback", None)
     return None

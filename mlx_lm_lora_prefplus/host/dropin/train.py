@@ -17,6 +17,7 @@ from ...engine.files.metrics_file import MetricsFile
 from ...engine.files.names import NUMBERED_ADAPTERS
 from ...engine.files.run_state import RunState, StateFiles
 from ...engine.log.notices import show
+from ...engine.log.output import RunLog, recorded
 from ...engine.rate import sets_its_own
 from ...engine.train.loop import train
 from ...storage.owner import Owner, owned
@@ -138,7 +139,7 @@ def _train(
         print_warning(line)
         show(callback, line)
 
-    with owned(file.parent if file else None, tell) as owner:
+    with recorded() as log, owned(file.parent if file else None, tell) as owner:
         if file:
             check_writable(file)
         make_ready(model, resolved.settings)
@@ -147,7 +148,7 @@ def _train(
         messages = announce(session, ref_model, callback, _unused(args, ref_model, optimizer))
         planned, saving = reference_of(session, ref_model), {"save": None}
         if file and owner:
-            saving = _saving(session, file, callback, messages, owner, planned.digest)
+            saving = _saving(session, file, callback, messages, owner, log, planned.digest)
         train(training_inputs(session, planned.source(), optimizer=optimizer, callback=callback, **saving))
 
 
@@ -167,7 +168,13 @@ def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) 
 
 
 def _saving(
-    session: Session, adapter_file: Path, callback: Any, messages: Messages, owner: Owner, reference: str | None
+    session: Session,
+    adapter_file: Path,
+    callback: Any,
+    messages: Messages,
+    owner: Owner,
+    log: RunLog,
+    reference: str | None,
 ) -> dict[str, Any]:
     """What a run that saves gives to the loop. owner: of the folder of the adapters. reference: a digest of it."""
     model, config = session.model, adapter_config(session.model, adapter_file.parent)
@@ -186,6 +193,7 @@ def _saving(
     def begin() -> None:
         owner.check()
         keep_previous(model, adapter_file, callback)
+        log.open(adapter_file.parent)
         write_record(adapter_file.parent, session.resolved, session.iters, {}, *messages, reference)
 
     return {"save": save, "save_best": save_best, "states": states, "metrics": metrics, "begin": begin}

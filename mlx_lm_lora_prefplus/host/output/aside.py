@@ -18,6 +18,7 @@ import mlx.core as mx
 from ...engine.files.adapter_files import WRITTEN_BY
 from ...engine.files.names import (
     CONFIG,
+    LOG,
     METRICS,
     NUMBERED_ADAPTERS,
     PAGE,
@@ -34,7 +35,7 @@ FOLDER = "previous-{}"
 UNFUSED = ".unfused"
 """A file in the adapter folder from the start of training until the fused model is written."""
 
-COMPANIONS = (CONFIG, f"best/{CONFIG}", RECORD, METRICS, SAMPLES, PAGE, UNFUSED)
+COMPANIONS = (CONFIG, f"best/{CONFIG}", RECORD, METRICS, SAMPLES, PAGE, LOG, UNFUSED)
 """Files of a run that say what its weights are; they go where the weights go."""
 
 MODEL_WEIGHTS = ("model*.safetensors",)  # mlx_lm.load reads all of them: beside a fused model none else may stand

@@ -25,6 +25,7 @@ from ...engine.files.adapter_files import (
 from ...engine.files.metrics_file import Logger, MetricsFile
 from ...engine.files.run_state import RunState, StateFiles
 from ...engine.log.console import host_metrics
+from ...engine.log.output import RunLog, recorded
 from ...engine.reference.source import ReferenceSource
 from ...engine.train.interrupts import stop_at_once
 from ...engine.train.loop import train
@@ -59,20 +60,20 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
         UserError: something given cannot work.
     """
     ranks = Ranks()
-    with stop_at_once(), silence_other_ranks(ranks):
-        _run(resolved, training_callback if ranks.first else None, ranks)
+    with stop_at_once(), silence_other_ranks(ranks), recorded() as log:
+        _run(resolved, training_callback if ranks.first else None, ranks, log)
 
 
-def _run(resolved: Resolved, training_callback: Any, ranks: Ranks) -> None:
+def _run(resolved: Resolved, training_callback: Any, ranks: Ranks, log: RunLog) -> None:
     check_start(resolved.settings)
     file = adapters_in(resolved.settings) if resolved.settings.train and ranks.first else None
     with owned(file.parent if file else None, print_warning) as owner:
         if file:
             check_writable(file)
-        _run_owned(resolved, training_callback, ranks, owner)
+        _run_owned(resolved, training_callback, ranks, owner, log)
 
 
-def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: Owner | None) -> None:
+def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: Owner | None, log: RunLog) -> None:
     """The run itself. owner: of the adapter folder; None where nothing is trained, and in other ranks."""
     session, splits, state = open_run(resolved, ranks)
     resolved, settings, model = session.resolved, session.resolved.settings, session.model
@@ -100,6 +101,7 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
             if owner is not None:
                 owner.check()
                 kept_in = keep_previous(settings, file, resumed=state is not None)
+                log.open(file.parent)
                 if settings.fuse:
                     with explained(unfused, RESUME):
                         unfused.touch()

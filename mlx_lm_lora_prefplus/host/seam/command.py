@@ -3,10 +3,12 @@
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from ...engine.log.output import command_output
 from ...errors import UserError
 from ...plugin.installed import registry
 from ..config.early_args import Request, check_mode, requested_mode, scan
@@ -57,23 +59,17 @@ class Seam:
         """The host's `main`, or a run of ours."""
         request = self._request(sys.argv[1:]) if args is None else _request_of(args)
         mode = self._mode_of(request)
-        try:
-            if mode is not None and mode in registry():
-                with registry().naming_provider(mode):
-                    return self._run_ours(mode, args)
-            if args is None:
-                check_mode(request, self._read_config, modes_of(self._parser_of(None)))
-        except UserError as error:
-            if args is not None:
-                raise
-            print(f"[ERROR] {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            if args is not None:
-                raise
-            print("\n[ERROR] Interrupted. Adapter files that were saved before are whole.", file=sys.stderr)
-            raise SystemExit(130) from None
+        if args is not None:  # a program's own call
+            return self._main_of(mode, args) if mode and mode in registry() else self._their_main(args)
+        with _as_command():
+            if mode and mode in registry():
+                return self._main_of(mode, args)
+            check_mode(request, self._read_config, modes_of(self._parser_of(None)))
         return self._their_main(args)
+
+    def _main_of(self, mode: str, args: Any) -> Any:
+        with registry().naming_provider(mode):
+            return self._run_ours(mode, args)
 
     def run(self, args: Any, training_callback: Any = None) -> Any:
         """The host's `run`, or a run of ours in which every attribute that is not None counts as typed."""
@@ -161,6 +157,20 @@ class Seam:
         self.host.print_section("Configuration Summary")
         for title, value in lines.items():
             print(f"{white}{title}:{reset} {value}")
+
+
+@contextmanager
+def _as_command() -> Iterator[None]:
+    """What this process was started for: what went wrong is one line, and nobody needs to read what is printed."""
+    with command_output():
+        try:
+            yield
+        except UserError as error:
+            print(f"[ERROR] {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            print("\n[ERROR] Interrupted. Adapter files that were saved before are whole.", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 def _request_of(args: Any) -> Request:

@@ -10,6 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm_lora.visuals import print_warning
 
 from ...engine.distributed import Ranks
+from ...engine.log.output import recorded
 from ...engine.model.adapters import adapter_layers
 from ...errors import UserError
 from ...plugin.installed import registry
@@ -58,7 +59,7 @@ def train_model(
 ) -> None:
     """The host's function in our modes; the sets come from `load_dataset` or the host's classes, bare or cached."""
     resolved, file = _resolved(args), Path(adapter_file)
-    with owned(file.parent if Ranks().first else None, print_warning) as owner:
+    with recorded() as log, owned(file.parent if Ranks().first else None, print_warning) as owner:
         session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
         state = find_state(session.resolved.settings, file)
         planned = ReferencePass(session, reference_model)
@@ -72,6 +73,7 @@ def train_model(
             if owner is not None:
                 owner.check()
                 keep_previous(settings, file, resumed=state is not None)
+                log.open(file.parent)
 
         with open_loggers(settings, session.resolved.values) as loggers:
             arguments = {"state": state, "identity": identity, "begin": begin, "loggers": loggers, "owner": owner}

@@ -1,0 +1,162 @@
+"""What a run prints: it never fails because nobody takes it, and the log file of the run has it in any case."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from ...errors import UserError
+from ..files.names import LOG
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class RunLog:
+    """`train.log` in the adapter folder: what was printed, from the start of the run, without colours or progress bars.
+
+    What is said before the file is opened is kept until then. A file that cannot be written ends no run.
+    """
+
+    def __init__(self):
+        self._early: list[str] | None = []
+        self._file: TextIO | None = None
+
+    def open(self, folder: Path) -> None:
+        """Append to the log in this folder from now on."""
+        early, self._early = self._early or [], None
+        with suppress(OSError):
+            self._file = (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace")
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            self.add(f"--- {now}, process {os.getpid()}\n{''.join(early)}")
+
+    def add(self, text: str) -> None:
+        """Write text at the end."""
+        text = _COLOURS.sub("", text)
+        if self._early is not None:
+            self._early.append(text)
+        elif self._file is not None:
+            try:
+                self._file.write(text)
+                self._file.flush()
+            except (OSError, ValueError):
+                self.close()
+
+    def close(self) -> None:
+        """Write no more."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError, ValueError):
+                file.close()
+
+
+class Output:
+    """A stream in the place of another one. When that one fails (a closed pipe, a full disk), writing goes nowhere.
+
+    stream: the other one; None where the program was started without it. log: gets the text as well.
+    """
+
+    def __init__(self, stream: Any, log: RunLog | None = None):
+        self.stream, self.log = stream, log
+        self.works = stream is not None
+
+    def write(self, text: str) -> int:
+        """Write text where that is possible."""
+        if self.log is not None:
+            self.log.add(text)
+        if self.works:
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:  # a terminal without these characters
+                self.write_plain(text)
+            except (OSError, ValueError) as error:
+                self._fail(error)
+        return len(text)
+
+    def write_plain(self, text: str) -> None:
+        """Write text with a question mark for each character that is not ASCII."""
+        try:
+            self.stream.write(text.encode("ascii", "replace").decode())
+        except (OSError, ValueError) as error:
+            self._fail(error)
+
+    def flush(self) -> None:
+        """Flush the stream where that is possible."""
+        if self.works:
+            try:
+                self.stream.flush()
+            except (OSError, ValueError) as error:
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.works = False
+        if isinstance(sys.stderr, Output) and sys.stderr is not self:
+            print(f"[WARNING] Printing is no longer possible ({error}). The run goes on without it.", file=sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def original(stream: Any) -> Any:
+    """The stream that an `Output` stands for; any other one itself."""
+    while isinstance(stream, Output):
+        stream = stream.stream
+    return stream
+
+
+@contextmanager
+def recorded() -> Iterator[RunLog]:
+    """Let nothing that is printed end the run, and record it. An error that ends the run is recorded too."""
+    log = RunLog()
+    stdout: Any = Output(sys.stdout, log)
+    stderr: Any = Output(sys.stderr)
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            yield log
+        except UserError as error:
+            log.add(f"[ERROR] {error}\n")
+            raise
+        except Exception:
+            log.add(traceback.format_exc())
+            raise
+        finally:
+            log.close()
+
+
+@contextmanager
+def command_output() -> Iterator[None]:
+    """For a command from start to end: also Python's last flush, and files in a closed stream's place.
+
+    A library that prints to a closed stdout or stderr would otherwise write into the next file that was opened.
+    """
+    for handle in (0, 1, 2):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    streams = sys.stdout, sys.stderr
+    try:
+        stdout: Any = Output(sys.stdout)
+        stderr: Any = Output(sys.stderr)
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            yield
+    finally:
+        for stream in streams:
+            _flush_or_discard(stream)
+
+
+def _flush_or_discard(stream: Any) -> None:
+    """Flush a stream; if it takes nothing, let what is left in it go nowhere, so that the exit code stays the run's."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
