@@ -18,6 +18,23 @@ def test_the_same_arithmetic_has_the_same_digest_under_any_adapters():
     assert adapted.training
 
 
+def test_adapters_of_an_unknown_kind_are_left_on():
+    """A reference that is given as a folder needs no model without adapters."""
+    model = tiny_llama()
+
+    class Unknown(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.inside, self.lora_a = layer, mx.zeros(1)
+
+        def __call__(self, x):
+            return self.inside(x)
+
+    layer = model.model.layers[0].mlp
+    layer.up_proj = Unknown(layer.up_proj)
+    assert rounding_digest(PlainPolicy(model)) == rounding_digest(PlainPolicy(tiny_llama()))
+
+
 def test_another_order_of_a_sum_has_another_digest(monkeypatch):
     before = rounding_digest(PlainPolicy(tiny_llama()))
 
