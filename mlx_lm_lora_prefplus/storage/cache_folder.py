@@ -269,4 +269,6 @@ def trim(root: Path) -> None:
     if limit is None:
         return
     with contextlib.suppress(OSError):
-        remove(selected(entries(root), keep=limit), root)
+        taken = sum(file.stat().st_size for kind in KINDS for file in (root / kind).glob("*"))
+        if taken > limit:
+            remove(selected(entries(root), keep=limit), root)
