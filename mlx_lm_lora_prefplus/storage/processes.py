@@ -60,7 +60,8 @@ def _from_proc(pid: int) -> str | None:
 
 def _from_ps(pid: int) -> str | None:
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
-    command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+    # Two options: in `-o stat=,lstart=` macOS takes the second name for the header of the first.
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
     try:
         said = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
