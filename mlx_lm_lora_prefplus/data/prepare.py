@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import UserError
 from ..plugin.protocol import RowKind
 from ..settings import DataSettings
 from ..storage import cache_folder
@@ -106,7 +107,10 @@ class _Preparation:
                 writer.keep(asdict(tally.report(name, digest)))
             stored = cache.load(folder, digest)
         if stored is None:
-            raise OSError(f"{folder}: the token rows just written cannot be read back")
+            raise UserError(
+                f"{folder}: the token rows that were just written there cannot be read back. Allow reading there, or "
+                "name another folder in the environment variable MLX_LM_LORA_PREFPLUS_CACHE."
+            )
         rows, report = stored
         return Split(rows, SplitReport(**{**report, "source": name, "cached": cached, "digest": digest}))
 

@@ -44,8 +44,8 @@ def kinds_for(operation: Operation) -> list[str]:
     if operation.computes:
         return ["kill", "SIGTERM", "SIGINT", "SIGHUP", "memory"]
     if operation.what in READS:
-        return ["kill", "EIO", "EACCES"]
-    return ["kill", "EIO", "ENOSPC", "EACCES", *(["tear"] if operation.saves else [])]
+        return ["EIO", "EACCES"]
+    return ["kill", "EIO", "ENOSPC", *(["tear"] if operation.saves else [])]
 
 
 class Faults:

@@ -82,7 +82,7 @@ class Life(RuleBasedStateMachine):
         for one in ended:
             assert "Traceback" not in one.out, one.out
             if one.code and not self.damaged:
-                assert one.code == 1 and "pid" in one.out, one.out
+                assert one.code == 1 and "two runs in one folder" in one.out, one.out
         assert self.damaged or 0 in [one.code for one in ended], [one.out for one in ended]
 
     @rule()
