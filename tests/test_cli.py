@@ -242,7 +242,7 @@ def test_train_without_the_hook(switch, known):
     environment = {**os.environ, "MLX_LM_LORA_PREFPLUS": switch}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == (1 if known else 2)
-    assert ("is no loss of mode dpo" if known else "unrecognized arguments: --loss-type") in done.stderr
+    assert ("is not a loss of mode dpo" if known else "unrecognized arguments: --loss-type") in done.stderr
 
 
 def test_other_words_go_to_the_companion():

@@ -80,7 +80,7 @@ def test_why_it_cannot_start(checked, changes, words):
 def test_a_misspelt_mode_is_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (problem,) = build_report(["--train-mode", "dopo"])["problems"]
-    assert problem.startswith("train_mode: 'dopo' (command line) is no mode; did you mean dpo?")
+    assert problem.startswith("train_mode: 'dopo' (command line) is not a mode; did you mean dpo?")
 
 
 def test_no_such_config(monkeypatch, tmp_path):

@@ -11,31 +11,33 @@ from .resolve import Resolved, resolve
 from .yaml_file import read_config
 
 
-def settings_of(words: Sequence[str], command: str, **unless_given: Any) -> Resolved:
+def settings_of(argv: Sequence[str], command: str, **fallbacks: Any) -> Resolved:
     """Resolve `[CONFIG] [flags of mlx_lm_lora.train]` as the host's command would.
 
     command: as the user typed it, for the usage line.
-    unless_given: values that count as typed where neither the command line nor the file has them.
+    fallbacks: values for keys that neither the command line nor the file sets; they then count as typed.
 
     Raises:
         UserError: the config cannot be read, or settings cannot work; all of them at once.
-        SystemExit: a flag is not known (argparse has said so).
+        SystemExit: a flag does not exist (argparse has printed it).
     """
     import mlx_lm_lora.train as host
 
     build = originals_of(host)["build_parser"]
-    words = ["--config", *words] if words and not words[0].startswith("-") else list(words)
+    argv = ["--config", *argv] if argv and not argv[0].startswith("-") else list(argv)
     options = option_strings(build())
-    request = scan(words, lambda word: spell_out(word, options))
-    given = read_config(request.config, host.yaml_loader) if request.config else {}
-    asked = requested_mode(request, lambda path: given)
-    mode = asked or unless_given.get("train_mode")
+    request = scan(argv, lambda argument: spell_out(argument, options))
+    config = read_config(request.config, host.yaml_loader) if request.config else {}
+    mode_of_request = requested_mode(request, lambda path: config)
+    mode = mode_of_request or fallbacks.get("train_mode")
     parser = add_modes(build(), registry())
-    check_mode(request, lambda path: given, modes_of(parser))
+    check_mode(request, lambda path: config, modes_of(parser))
     if mode and mode in registry():
         parser = mode_parser(parser, registry()[mode], registry())
     parser.prog, parser.usage = command, f"{command} [CONFIG] [flags of mlx_lm_lora.train]"
-    typed = vars(parser.parse_args(words))
-    known = {"train_mode"} if asked else set()
-    more = {key: value for key, value in unless_given.items() if typed.get(key) is None and key not in {*given, *known}}
-    return resolve({**typed, **more}, registry())
+    typed = vars(parser.parse_args(argv))
+    set_keys = {*config, *(key for key, value in typed.items() if value is not None)}
+    if mode_of_request:  # a preset may name it
+        set_keys.add("train_mode")
+    added = {key: value for key, value in fallbacks.items() if key not in set_keys}
+    return resolve({**typed, **added}, registry())

@@ -1,4 +1,4 @@
-"""Which mode is asked for, before there is a parser to ask with: command line first, else the YAML file."""
+"""Finds the requested mode before a parser exists: on the command line, else in the YAML file."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from .presets import PRESETS
 
 
 class Request(NamedTuple):
-    """The values of a command line that must be known early; None where not given."""
+    """The values of a command line that are needed before parsing; None where an option is absent."""
 
     mode: str | None
     config: str | None
@@ -20,30 +20,30 @@ class Request(NamedTuple):
 def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
     """Find `--train-mode`, `-c/--config` and `--preset` in a command line.
 
-    A plain scan is exact because argparse never takes a value that begins with a dash from the next word.
+    A plain scan is exact because argparse never takes the next argument as a value if it begins with a dash.
 
     Args:
-        argv: the words behind the program's name.
+        argv: the arguments after the program's name.
         expand: spells out an abbreviated option.
     """
-    found: dict[str, str] = {}
-    words = list(argv)[: argv.index("--") if "--" in argv else None]
-    for position, word in enumerate(words):
-        option, has_value, value = expand(word).partition("=")
-        if word.startswith("-c") and not word.startswith("--"):
-            option, value = "--config", word[2:].removeprefix("=")
+    values: dict[str, str] = {}
+    arguments = list(argv)[: argv.index("--") if "--" in argv else None]
+    for position, argument in enumerate(arguments):
+        option, has_value, value = expand(argument).partition("=")
+        if argument.startswith("-c") and not argument.startswith("--"):
+            option, value = "--config", argument[2:].removeprefix("=")
         if option in ("--train-mode", "--config", "--preset"):
-            following = words[position + 1 : position + 2]
+            following = arguments[position + 1 : position + 2]
             if not has_value and not value and following and not following[0].startswith("-"):
                 value = following[0]
-            found[option] = value
-    return Request(*(found.get(option) or None for option in ("--train-mode", "--config", "--preset")))
+            values[option] = value
+    return Request(*(values.get(option) or None for option in ("--train-mode", "--config", "--preset")))
 
 
 def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> str | None:
-    """The mode of a request: its own, else the one in its config file, else that of its preset, else None.
+    """The mode of a request: its own, else that of its config file, else that of its preset, else None.
 
-    A file that cannot be read says nothing here: see `check_mode`.
+    A file that cannot be read is ignored here; `check_mode` reports it.
     """
     values: dict[str, Any] = {}
     if request.config and not request.mode:
@@ -57,11 +57,11 @@ def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> s
 
 
 def check_mode(request: Request, read: Callable[[str], dict[str, Any]], modes: tuple[str, ...]) -> None:
-    """Refuse a mode that does not exist in one line, and a config file from which no mode can be known.
+    """Check that the requested mode exists.
 
     Raises:
-        UserError: `--train-mode` or the config file names none of `modes`, or the mode is left to a file that cannot
-            be read.
+        UserError: `--train-mode` or the config file names none of `modes`, or the file that should name the mode
+            cannot be read.
     """
     if not (request.mode or request.config):
         return
@@ -69,5 +69,5 @@ def check_mode(request: Request, read: Callable[[str], dict[str, Any]], modes: t
     source = "command line" if request.mode else f"config {request.config}"
     if mode is not None and modes and mode not in modes:
         raise UserError(
-            f"train_mode: {mode!r} ({source}) is no mode{nearest(mode, modes)} Choose from: {', '.join(modes)}."
+            f"train_mode: {mode!r} ({source}) is not a mode{nearest(mode, modes)} Choose from: {', '.join(modes)}."
         )

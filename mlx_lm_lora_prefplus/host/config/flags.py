@@ -18,10 +18,10 @@ from .yaml_file import load_yaml
 
 
 class ModeParser(argparse.ArgumentParser):
-    """The host's parser and more options, in which the host's abbreviations stay what they were.
+    """The host's parser with more options, in which the host's abbreviations keep their meaning.
 
-    `--resume x` is unique among the host's options and goes on meaning `--resume-adapter-file x`, whatever
-    options are added: an abbreviation is spelt out against the host's options before argparse sees it.
+    `--resume x` is unique among the host's options, so it means `--resume-adapter-file x` whatever options we add:
+    abbreviations are spelt out against the host's options before argparse sees them.
     """
 
     def __init__(self, host: argparse.ArgumentParser, mode: str, others: Mapping[str, Sequence[str]]):
@@ -30,33 +30,34 @@ class ModeParser(argparse.ArgumentParser):
         self.mode, self.others = mode, others
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
-        """As in `argparse`; options that are not there are named one by one, with the nearest that are."""
+        """As in `argparse`, but the error names each unknown option with the closest existing one."""
         typed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            told = [self._unknown(word) for word in unknown if word.startswith("-")]
-            self.error("; ".join(told) or f"{unknown[0]!r} stands alone, and no option takes it")
+            problems = [self._problem(argument) for argument in unknown if argument.startswith("-")]
+            self.error("; ".join(problems) or f"{unknown[0]!r} does not belong to any option")
         return typed
 
-    def _unknown(self, word: str) -> str:
-        option = word.partition("=")[0]
+    def _problem(self, argument: str) -> str:
+        """Why an option is not accepted, with the option that was probably meant."""
+        option = argument.partition("=")[0]
         key = option.lstrip("-").replace("-", "_")
-        text = f"{option} is no option of --train-mode {self.mode}"
+        text = f"{option} is not an option of --train-mode {self.mode}"
         if modes := self.others.get(key):
             return f"{text}; it belongs to --train-mode {' and '.join(modes)}"
-        known = {one.lstrip("-").replace("-", "_") for one in option_strings(self) if one.startswith("--")}
-        if found := near(key, known) or near(key, self.others):
-            text += f"; did you mean --{found.name.replace('_', '-')}?"
-        if found and found.name not in known:
-            text = f"{text[:-1]}, of --train-mode {' and '.join(self.others[found.name])}?"
+        own = {one.lstrip("-").replace("-", "_") for one in option_strings(self) if one.startswith("--")}
+        if match := near(key, own) or near(key, self.others):
+            text += f"; did you mean --{match.name.replace('_', '-')}?"
+        if match and match.name not in own:
+            text = f"{text[:-1]}, of --train-mode {' and '.join(self.others[match.name])}?"
         return text
 
-    def _is_synonym(self, word: str) -> bool:
-        """Whether the word is an option's name elsewhere that only by chance begins one of ours: `--lr`."""
-        option = word.partition("=")[0]
+    def _is_synonym(self, argument: str) -> bool:
+        """Whether this is another program's option that happens to abbreviate one of ours, such as `--lr`."""
+        option = argument.partition("=")[0]
         return option.startswith("--") and option[2:].replace("-", "_") in SYNONYMS
 
     def error(self, message: str) -> NoReturn:
-        """One line without the hundred of the usage, and exit code 2."""
+        """Print one line instead of the usage, which has over a hundred, and exit with code 2."""
         end = "" if message.endswith(("?", ".")) else "."
         listed = f"{self.prog.split(' [')[0]} --train-mode {self.mode} --help"
         self.exit(2, f"[ERROR] {message}{end} `{listed}` lists the options.\n")
@@ -65,26 +66,24 @@ class ModeParser(argparse.ArgumentParser):
         """As in `argparse`, with the host's abbreviations spelt out."""
         if args is None:
             args = sys.argv[1:]
-        words = as_typed(list(args))
-        end = words.index("--") if "--" in words else len(words)
+        argv = spell_out_resume(list(args))
+        end = argv.index("--") if "--" in argv else len(argv)
         ours = option_strings(self)
-        words[:end] = [
-            word if word.partition("=")[0] in ours else spell_out(word, self.host_options) for word in words[:end]
-        ]
-        if meant := [word for word in words[:end] if word.partition("=")[0] not in ours and self._is_synonym(word)]:
-            self.error("; ".join(map(self._unknown, meant)))
-        return super().parse_known_args(words, namespace)
+        argv[:end] = [one if one.partition("=")[0] in ours else spell_out(one, self.host_options) for one in argv[:end]]
+        if synonyms := [one for one in argv[:end] if one.partition("=")[0] not in ours and self._is_synonym(one)]:
+            self.error("; ".join(map(self._problem, synonyms)))
+        return super().parse_known_args(argv, namespace)
 
 
-def as_typed(words: list[str]) -> list[str]:
-    """Spell out `--resume FILE`, which has always meant `--resume-adapter-file`; no file follows our `--resume`."""
+def spell_out_resume(argv: list[str]) -> list[str]:
+    """Spell out `--resume FILE`, the host's abbreviation of `--resume-adapter-file`. Our `--resume` takes no file."""
     own = ("true", "false", "force")
-    for place, word in enumerate(words):
-        following = words[place + 1] if word == "--resume" and place + 1 < len(words) else "--"
-        value = word.removeprefix("--resume=") if word.startswith("--resume=") else following
-        if word.partition("=")[0] == "--resume" and value not in own and not value.startswith("-"):
-            words[place] = word.replace("--resume", "--resume-adapter-file", 1)
-    return words
+    for place, argument in enumerate(argv):
+        following = argv[place + 1] if argument == "--resume" and place + 1 < len(argv) else "--"
+        value = argument.removeprefix("--resume=") if argument.startswith("--resume=") else following
+        if argument.partition("=")[0] == "--resume" and value not in own and not value.startswith("-"):
+            argv[place] = argument.replace("--resume", "--resume-adapter-file", 1)
+    return argv
 
 
 def option_strings(parser: argparse.ArgumentParser) -> tuple[str, ...]:
@@ -97,17 +96,17 @@ def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return parser._actions
 
 
-def spell_out(word: str, options: Sequence[str]) -> str:
-    """The word with its option spelt out, if it abbreviates exactly one of `options`; else as it is."""
-    option, equals, value = word.partition("=")
+def spell_out(argument: str, options: Sequence[str]) -> str:
+    """Spell out the option of an argument if it abbreviates exactly one of `options`; else return it unchanged."""
+    option, equals, value = argument.partition("=")
     if not option.startswith("--") or option == "--" or option in options:
-        return word
+        return argument
     matches = [candidate for candidate in options if candidate.startswith(option)]
-    return matches[0] + equals + value if len(matches) == 1 else word
+    return matches[0] + equals + value if len(matches) == 1 else argument
 
 
 def add_modes(parser: argparse.ArgumentParser, registry: Registry) -> argparse.ArgumentParser:
-    """Let the host's `--train-mode` take our modes as well. Changes the parser it is given."""
+    """Add our modes to the choices of the host's `--train-mode`. Changes the parser in place."""
     for action in actions(parser):
         if action.dest == "train_mode" and action.choices is not None:
             action.choices = [*action.choices, *(mode for mode in registry if mode not in action.choices)]
@@ -115,17 +114,17 @@ def add_modes(parser: argparse.ArgumentParser, registry: Registry) -> argparse.A
 
 
 def modes_of(parser: argparse.ArgumentParser) -> tuple[str, ...]:
-    """What `--train-mode` takes; empty where it takes anything."""
+    """The choices of `--train-mode`; empty if it accepts anything."""
     return next((tuple(one.choices) for one in actions(parser) if one.dest == "train_mode" and one.choices), ())
 
 
 def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry: Registry | None = None) -> ModeParser:
-    """The parser of one of our modes. What is not typed comes out as None, for every option.
+    """The parser of one of our modes. An option that is not typed has the value None.
 
     Args:
         host: a fresh parser of the host; its options become part of ours.
-        registered: the trainer of the mode and who brought it.
-        registry: all modes, to say which of them has an option that this one has not.
+        registered: the trainer of the mode and its package.
+        registry: all modes, so that errors can name the mode that an option belongs to.
     """
     trainer = registered.trainer
     others: dict[str, list[str]] = {}
@@ -133,25 +132,27 @@ def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry:
         for key in option_fields(one.trainer.options):
             others.setdefault(key, []).append(mode)
     parser = ModeParser(host, trainer.mode, others)
-    known = {action.dest: action for action in actions(parser)}
+    host_actions = {action.dest: action for action in actions(parser)}
     group = parser.add_argument_group(f"--train-mode {trainer.mode} ({registered.provider})")
     fields = {**option_fields(trainer.options), **own_fields()}
     for key, field in fields.items():
-        if key in known:
-            _take_over(known[key], field)
+        if key in host_actions:
+            _take_over(host_actions[key], field)
         else:
             _add(group, key, field, choices=tuple(trainer.losses) if key == "loss_type" else ())
     if "loss_type" not in fields and trainer.losses:
         group.add_argument("--loss-type", help=f"Which of: {', '.join(trainer.losses)}.")
-    known["optimizer"].choices = None  # the host's are three of MLX's; checked with the rest
-    known["optimizer"].help = f"One of: {', '.join(typing.get_args(Optimizer))}."
-    if "dpo_cpo_loss_type" in known and trainer.losses:
-        known["dpo_cpo_loss_type"].choices = None  # checked with the rest: it may be a list
-        known["dpo_cpo_loss_type"].type = _reader(fields["loss_type"].annotation) if "loss_type" in fields else str
-        known["dpo_cpo_loss_type"].help = "The host's name for --loss-type."
+    host_actions["optimizer"].choices = None  # the host offers three of MLX's; `resolve` checks the value
+    host_actions["optimizer"].help = f"One of: {', '.join(typing.get_args(Optimizer))}."
+    if "dpo_cpo_loss_type" in host_actions and trainer.losses:
+        host_actions["dpo_cpo_loss_type"].choices = None  # it may be a list; `resolve` checks it
+        host_actions["dpo_cpo_loss_type"].type = (
+            _reader(fields["loss_type"].annotation) if "loss_type" in fields else str
+        )
+        host_actions["dpo_cpo_loss_type"].help = "The host's name for --loss-type."
     _add_missing(
         parser.add_argument_group("documented by mlx-lm-lora and missing from its flags"),
-        set(known) | set(fields),
+        set(host_actions) | set(fields),
     )
     parser.set_defaults(**{action.dest: None for action in actions(parser) if action.dest != "help"})
     return parser
@@ -178,7 +179,7 @@ def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) ->
     if members == (bool,):
         group.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, help=_help(field))
         return
-    if bool in members:  # a switch that takes a word as well
+    if bool in members:  # a switch that also takes a value
         group.add_argument(flag, dest=key, nargs="?", const=True, type=_structure, metavar="HOW", help=_help(field))
         return
     choices = choices or _literals(field.annotation)
@@ -189,7 +190,7 @@ def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) ->
 
 
 def _take_over(action: argparse.Action, field: FieldInfo) -> None:
-    """Keep the host's flag of the same key, with the mode's meaning and type."""
+    """Keep the host's flag of the same key, but give it the mode's help text and type."""
     action.help = _help(field)
     if action.nargs != 0:
         action.type = _reader(field.annotation)
@@ -225,7 +226,7 @@ def _literals(annotation: Any) -> tuple[str, ...]:
 
 
 def _reader(annotation: Any) -> Callable[[str], Any]:
-    """Text is taken as it stands; for any other type the word is read as YAML, and checked later with the rest."""
+    """How to read the value of a flag: text as it is, any other type as YAML, which `resolve` checks later."""
     members = _members(annotation)
     plain = all(member is str or typing.get_origin(member) is typing.Literal for member in members)
     return str if plain else _structure
@@ -234,7 +235,7 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
 def _structure(text: str) -> Any:
     from mlx_lm_lora.train import yaml_loader
 
-    if not text.strip():  # an unset shell variable, not a wish for the default
+    if not text.strip():  # probably an unset shell variable, so the default is not what the user wants
         raise argparse.ArgumentTypeError("expected a value, found nothing")
     try:
         return load_yaml(text, yaml_loader)

@@ -1,4 +1,4 @@
-"""The name that was probably meant by one that nobody knows."""
+"""Suggests the existing name that an unknown one was probably meant to be."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
@@ -32,38 +32,38 @@ SYNONYMS = {
     **dict.fromkeys(("mode", "method", "training_mode"), "train_mode"),
     **dict.fromkeys(("fine_tune_type", "tuning_type"), "train_type"),
 }
-"""Names in use elsewhere (PEFT, TRL, mlx-lm and others) → the key that means it here."""
+"""Names in other packages (PEFT, TRL, mlx-lm and others) → the key with the same meaning here."""
 
 SURE = 0.8
-"""From this share of equal characters on (see `difflib`) a name is a misspelling of another, not just like it."""
+"""A similarity (ratio of `difflib`) of at least this makes a name a misspelling of the other."""
 
 LIKE = 0.6
-"""From this share on it is worth a question."""
+"""A similarity of at least this is enough for a suggestion."""
 
 
 class Near(NamedTuple):
-    """name: the nearest known one. sure: whether that is what was meant, as far as one can tell."""
+    """name: the closest existing name. sure: whether it is almost certainly what was meant."""
 
     name: str
     sure: bool
 
 
 def near(name: object, names: Iterable[str]) -> Near | None:
-    """The nearest of the names: by its meaning, its letters or its beginning; None if none is near."""
-    known = sorted(names)
-    given = str(name).strip().lower().lstrip("-").replace("-", "_")
-    if (meant := SYNONYMS.get(given)) in known:
-        return Near(str(meant), True)
-    like = next(iter(get_close_matches(given, known, n=1, cutoff=LIKE)), None)
-    if like and SequenceMatcher(None, given, like).ratio() >= SURE:
-        return Near(like, True)
-    begun = [one for one in known if len(given) > 2 and (one.startswith(given) or given.startswith(f"{one}_"))]
-    if len(begun) == 1:
-        return Near(begun[0], True)
-    return Near(like or min(begun, key=len), False) if like or begun else None
+    """The closest of the names: a synonym, one spelt alike or one with the same prefix; None if none is close."""
+    candidates = sorted(names)
+    key = str(name).strip().lower().lstrip("-").replace("-", "_")
+    if (synonym := SYNONYMS.get(key)) in candidates:
+        return Near(str(synonym), True)
+    similar = next(iter(get_close_matches(key, candidates, n=1, cutoff=LIKE)), None)
+    if similar and SequenceMatcher(None, key, similar).ratio() >= SURE:
+        return Near(similar, True)
+    prefixed = [one for one in candidates if len(key) > 2 and (one.startswith(key) or key.startswith(f"{one}_"))]
+    if len(prefixed) == 1:
+        return Near(prefixed[0], True)
+    return Near(similar or min(prefixed, key=len), False) if similar or prefixed else None
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """`; did you mean …?` with the name that is nearest, or the full stop alone."""
-    found = near(name, names)
-    return f"; did you mean {found.name}?" if found else "."
+    """`; did you mean …?` with the closest of the names; just a full stop if none is close."""
+    match = near(name, names)
+    return f"; did you mean {match.name}?" if match else "."

@@ -1,4 +1,4 @@
-"""Checks of the nested keys and of keys that exclude one another, which no single bound can express."""
+"""Checks of nested keys and of mutually exclusive keys, which no bound on a single value can express."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,13 +9,13 @@ from .optimizers import optimizer_problems
 from .problems import Joined, Problems, nearest
 
 MOST_RANK = 2**16
-"""No matrix of a model is as wide, so adapters of that rank would be larger than what they adapt."""
+"""No matrix of a model is as wide, so adapters of this rank would be larger than the weights they adapt."""
 
 STEPS = (0, 1, 2, 10, 1000, 10**6)
-"""Updates at which a schedule is tried."""
+"""Updates at which the check evaluates a schedule."""
 
 LORA_DEFAULTS = {"rank": 8, "dropout": 0.0, "scale": 10.0}
-"""The host's, for what a config leaves out."""
+"""The host's defaults for keys that a config leaves out."""
 
 LORA_KEYS = (*LORA_DEFAULTS, "keys")
 LOAD_IN = ("load_in_4bits", "load_in_6bits", "load_in_8bits", "load_in_mxfp4")
@@ -36,7 +36,7 @@ def check_nested(joined: Joined, problems: Problems) -> None:
                 problems.add(key, value, joined.sources[key], what)
         elif value is not None:
             problems.add(key, value, joined.sources[key], f"must be a mapping, for example {EXAMPLES[key]}")
-            del joined.values[key]  # said once
+            del joined.values[key]  # the schema would report it a second time
     loads = [key for key in LOAD_IN if joined.values.get(key)]
     if len(loads) > 1:
         sources = ", ".join(dict.fromkeys(joined.sources[key] for key in loads))
@@ -54,7 +54,7 @@ def _lora(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
 
 
 def lora_problems(parameters: Mapping[str, Any]) -> Iterable[str]:
-    """What is wrong with how adapters are to be made, a clause each; unknown keys are not."""
+    """Yield a clause for each wrong value in `lora_parameters`. Unknown keys are not checked here."""
     rank, dropout, scale = ({**dict.fromkeys(LORA_DEFAULTS), **parameters}[key] for key in LORA_DEFAULTS)
     if not _is_whole(rank) or not 1 <= rank <= MOST_RANK:
         yield f"rank must be a whole number from 1 to {MOST_RANK}, not {rank!r:.40}"
@@ -101,7 +101,7 @@ def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
 
 
 def _wrong_rate(schedule: Callable[..., Any], arguments: Sequence[Any]) -> str | None:
-    """What is wrong with the learning rates of a schedule, or None."""
+    """Describe what is wrong with the learning rates of a schedule; None if nothing is."""
     import mlx.core as mx
 
     try:

@@ -8,10 +8,10 @@ from ...settings import Optimizer, RunSettings
 from .problems import nearest
 
 MOST_TURNS = 1000
-"""Of an optimizer's iteration within an update; Muon's default is 5."""
+"""Most iterations of an optimizer within one update; Muon's default is 5."""
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"adafactor": {"relative_step": False}}
-"""Where ours differ from MLX's: with its own, Adafactor never reads the learning rate that a config gives."""
+"""Defaults that differ from MLX's: with MLX's own, Adafactor ignores the learning rate of the config."""
 
 
 def optimizer_class(name: str) -> Any:
@@ -27,12 +27,12 @@ def build_optimizer(settings: RunSettings) -> Any:
 
     rate = build_schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
     name = settings.optimizer
-    given = {**DEFAULTS.get(name, {}), **settings.optimizer_config.get(name, {})}
-    return optimizer_class(name)(learning_rate=rate, **given)
+    arguments = {**DEFAULTS.get(name, {}), **settings.optimizer_config.get(name, {})}
+    return optimizer_class(name)(learning_rate=rate, **arguments)
 
 
 def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:
-    """What is wrong with `optimizer_config`, a clause each. chosen: the optimiser of the run."""
+    """Yield a clause for each problem in `optimizer_config`. chosen: the optimiser of the run."""
     names = get_args(Optimizer)
     for name in value:
         if name not in names:
@@ -43,16 +43,16 @@ def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:
         yield f"{chosen} must be a mapping of its arguments, not {value[chosen]!r}"
         return
     parameters = inspect.signature(optimizer_class(chosen)).parameters
-    known = tuple(key for key in parameters if key != "learning_rate")
+    allowed = tuple(key for key in parameters if key != "learning_rate")
     wrong = False
-    for key, given in value[chosen].items():
+    for key, argument in value[chosen].items():
         problem = None
         if key == "learning_rate":
             problem = f"{chosen} has a learning_rate: give it as the key learning_rate of the run"
-        elif key not in known:
-            problem = f"{chosen} has an unknown argument {key}{nearest(key, known)} Known: {', '.join(known)}"
-        elif wanted := _unlike(given, parameters[key].default):
-            problem = f"{chosen}: {key} must be {wanted}, not {given!r:.40}"
+        elif key not in allowed:
+            problem = f"{chosen} has an unknown argument {key}{nearest(key, allowed)} Known: {', '.join(allowed)}"
+        elif requirement := _unmet_requirement(argument, parameters[key].default):
+            problem = f"{chosen}: {key} must be {requirement}, not {argument!r:.40}"
         if problem:
             wrong = True
             yield problem
@@ -63,8 +63,8 @@ def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:
             yield f"{chosen}: {error}"
 
 
-def _unlike(value: Any, default: Any) -> str | None:
-    """What an argument of an optimizer must be, if it is not; its default tells."""
+def _unmet_requirement(value: Any, default: Any) -> str | None:
+    """What an argument of an optimizer must be, judged by its default; None if the value is that."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (list, tuple)):

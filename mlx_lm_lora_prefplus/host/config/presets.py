@@ -1,6 +1,6 @@
-"""Published settings by name: `preset: NAME` in a config file. What the user gives wins.
+"""Published settings by name: `preset: NAME` in a config file. Values that the user sets take precedence.
 
-Learning rates are as published, and mostly for training all weights: LoRA takes larger ones, often ten times.
+Learning rates are as published, mostly for training all weights: LoRA needs larger ones, often ten times as large.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from ...losses import OPTIONS, loss_names
 class Preset:
     """A named set of published settings.
 
-    name: what `preset` names. mode: the train mode it belongs to.
+    name: the value of the key `preset`. mode: the train mode it belongs to.
     values: config key → value.
-    source: the paper, and the file or table that holds the values.
-    about: what was trained with it, in a line.
+    source: the paper, and the file or table with the values.
+    about: the training that used it, in one line.
     """
 
     name: str
@@ -271,16 +271,16 @@ TWO_NAMES = {"simpo_gamma": "gamma_beta_ratio", "gamma_beta_ratio": "simpo_gamma
 """Keys of which only one can be set."""
 
 
-def values_beside(preset: Preset, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a preset that still mean something beside what the user gave.
+def values_beside(preset: Preset, user_values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset that remain in force beside those of the user.
 
-    A key of another name for the same thing replaces the preset's. Another loss takes its own defaults, not the β, the
-    margin and the weights that were published for the preset's.
+    A key of the user replaces the preset's key of the same meaning. If the user chooses another loss, it takes its own
+    defaults, because the β, margin and weights of the preset were published for the preset's loss.
     """
-    left_out = {*given, *(TWO_NAMES[key] for key in given if key in TWO_NAMES)}
-    wanted = given.get("loss_type", given.get("dpo_cpo_loss_type"))
-    if wanted is not None and loss_names(wanted) != loss_names(preset.values.get("loss_type", preset.mode)):
+    dropped = {*user_values, *(TWO_NAMES[key] for key in user_values if key in TWO_NAMES)}
+    loss_type = user_values.get("loss_type", user_values.get("dpo_cpo_loss_type"))
+    if loss_type is not None and loss_names(loss_type) != loss_names(preset.values.get("loss_type", preset.mode)):
         table = OPTIONS[preset.mode].table
-        left_out |= {"loss_type", "loss_weights"}
-        left_out |= {key for row in table.values() for key in (*row.options, *row.instead)}
-    return {key: value for key, value in preset.values.items() if key not in left_out}
+        dropped |= {"loss_type", "loss_weights"}
+        dropped |= {key for row in table.values() for key in (*row.options, *row.instead)}
+    return {key: value for key, value in preset.values.items() if key not in dropped}

@@ -1,4 +1,4 @@
-"""Checks of the joined settings. Every problem is collected, so that the user reads all of them at once."""
+"""Checks of the joined settings. They collect every problem, so that one error lists all of them."""
 
 from typing import Any, NamedTuple
 
@@ -9,72 +9,72 @@ from ...validation import validated
 from .flags import option_fields
 from .names import nearest
 
-MOST_SHOWN = 200
-"""Characters of a value that a message shows."""
+MOST_CHARACTERS = 200
+"""Characters of a value that a message prints at most."""
 
 
 class Joined(NamedTuple):
     """The levels joined, before they are checked.
 
-    values, sources: key → value, and where it came from.
-    given: the sources that the user wrote.
-    host_keys: the keys that the host knows.
+    values, sources: key → value, and key → the source it came from.
+    user_sources: the sources that the user wrote.
+    host_keys: the keys of the host.
     """
 
     values: dict[str, Any]
     sources: dict[str, str]
-    given: tuple[str, ...]
+    user_sources: tuple[str, ...]
     host_keys: frozenset[str]
 
-    def was_given(self, key: str) -> bool:
+    def set_by_user(self, key: str) -> bool:
         """Whether the user wrote this key."""
-        return self.sources.get(key) in self.given
+        return self.sources.get(key) in self.user_sources
 
 
 class Problems:
-    """What is wrong so far."""
+    """The problems found so far."""
 
     def __init__(self):
         self.lines: list[str] = []
 
     def add(self, key: str, value: Any, source: str | None, what: str) -> None:
-        """Note one problem: key, value given, where it came from, what is allowed."""
-        self.lines.append(f"{key}: {_written(value)} ({source}) {what}")
+        """Record a problem: the key, its value, the value's source, and a clause that says what is allowed."""
+        self.lines.append(f"{key}: {_shortened(value)} ({source}) {what}")
 
     def raise_if_any(self) -> None:
-        """Raise one `UserError` that lists them all."""
+        """Raise one `UserError` that lists all problems."""
         if self.lines:
             count = len(self.lines)
             head = "This setting cannot work:" if count == 1 else f"These {count} settings cannot work:"
             raise UserError("\n".join([head, *(f"  - {line}" for line in self.lines)]))
 
 
-def _written(value: Any) -> str:
-    """A value as it was given; of a long one the beginning."""
-    if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:
-        return f"a number of more than {MOST_SHOWN} digits"
+def _shortened(value: Any) -> str:
+    """The repr of a value, cut after `MOST_CHARACTERS`."""
+    if isinstance(value, int) and abs(value) >= 10**MOST_CHARACTERS:
+        return f"a number of more than {MOST_CHARACTERS} digits"
     text = repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
 def checked(schema: type, joined: Joined, problems: Problems) -> Any:
-    """An instance of a pydantic model or dataclass made of its keys in `joined`; None where there are problems."""
+    """Build a pydantic model or dataclass from its keys in `joined`; None if there are problems."""
     keys = getattr(schema, "model_fields", None) or option_fields(schema)
-    made, wrong = validated(schema, {key: joined.values[key] for key in keys if key in joined.values})
+    instance, wrong = validated(schema, {key: joined.values[key] for key in keys if key in joined.values})
     for key, messages in wrong.items():
         if key:
             problems.add(key, joined.values.get(key), joined.sources.get(key), " or ".join(messages))
         else:
             problems.lines += messages
-    return made
+    return instance
 
 
 HOST_LOSSES = ("sigmoid", "hinge", "ipo", "dpop")
-"""What the host's `dpo_cpo_loss_type` takes. Its config files may hold it in modes that have no such losses."""
+"""The values of the host's `dpo_cpo_loss_type`. Its config files may set the key in modes without such losses."""
 
 
 def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, problems: Problems) -> list[str]:
-    """Make `loss_type` and the host's `dpo_cpo_loss_type` one key within a level; notes for the user."""
+    """Give `loss_type` and the host's `dpo_cpo_loss_type` the same value within a level. Returns notes for the user."""
     names = {key: values[key] for key in ("loss_type", "dpo_cpo_loss_type") if key in values}
     theirs = names.get("dpo_cpo_loss_type")
     if trainer.losses and theirs in HOST_LOSSES and not set(HOST_LOSSES) & set(trainer.losses):
@@ -93,31 +93,31 @@ def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, probl
 
 
 def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[str]:
-    """Check the names of the losses, and that no option was given that the chosen ones do not use.
+    """Check the names of the losses, and that the chosen losses use every option that the user set.
 
     Returns:
-        Notes on keys of the host that the chosen losses do not use. Config files that serve several modes hold
-        such keys, so they are no error.
+        Notes on keys of the host that the chosen losses do not use. They are not errors, because config files that
+        serve several modes contain such keys.
     """
     if not trainer.losses:
         return []
     names = loss_names(joined.values["loss_type"])
     if not all(isinstance(name, str) for name in names):
-        if "loss_type" not in option_fields(trainer.options):  # else told with the other wrong types
+        if "loss_type" not in option_fields(trainer.options):  # otherwise its schema reports the wrong type
             problems.add("loss_type", joined.values["loss_type"], joined.sources["loss_type"], "must be a name")
         return []
-    unknown = [name for name in names if name not in trainer.losses]
-    for name in unknown:
+    missing = [name for name in names if name not in trainer.losses]
+    for name in missing:
         hint = nearest(name.strip(), tuple(trainer.losses))
-        what = f"is no loss of mode {trainer.mode}{hint} Choose from: {', '.join(trainer.losses)}"
+        what = f"is not a loss of mode {trainer.mode}{hint} Choose from: {', '.join(trainer.losses)}"
         problems.add("loss_type", name, joined.sources["loss_type"], what)
-    return [] if unknown else _unused_options(trainer, names, joined, problems)
+    return [] if missing else _unused_options(trainer, names, joined, problems)
 
 
 def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems: Problems) -> list[str]:
-    """Options that belong to other losses than the chosen ones. Those of no loss at all are the mode's."""
+    """Report options that only losses other than the chosen ones use. Options of no loss belong to the mode."""
     notes, fields = [], option_fields(trainer.options)
-    idle = idle_options(trainer.losses, names, [key for key in fields if joined.was_given(key)])
+    idle = idle_options(trainer.losses, names, [key for key in fields if joined.set_by_user(key)])
     for key, users in idle.items():
         if key in joined.host_keys:
             notes.append(f"{key} is not used by loss_type {', '.join(names)}")

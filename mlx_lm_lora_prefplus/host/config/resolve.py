@@ -1,7 +1,7 @@
 """What the user wrote → the settings of a run: command line > config file > preset > trainer default > host default.
 
-The host fills a key from the config file only where argparse left None, which 24 of its keys never are. Here
-every key goes down the same levels, so what a file says is what the run does.
+The host reads a key from the config file only if argparse left it None, and 24 of its keys never are None. Here every
+key is looked up in the same levels, so a value in the file always takes effect.
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ TRAINER_DEFAULT = "trainer default"
 HOST_DEFAULT = "host default"
 
 WITHOUT_EFFECT_ON_RESULTS = {*keys_with(Effect.SHOWS), "config"}
-"""Keys that decide what is shown and kept, not what is trained: a run whose file misspells one starts all the same."""
+"""Keys that change what is printed and saved but not what is trained: a file that misspells one does not stop a run."""
 
 
 class Resolved(NamedTuple):
-    """Everything a run needs to know, checked.
+    """All settings of a run, checked.
 
-    trainer, provider: who runs the mode.
+    trainer, provider: the trainer of the mode and its package.
     settings, data, options: the checked values; `options` is an instance of `trainer.options`.
-    values: every key with its value, the host's keys too, for the host's own functions.
+    values: key → value, including the host's keys, for the host's own functions.
     sources: key → "command line", "config FILE", "preset NAME", "trainer default" or "host default".
-    notes: what the user should be told before the run, a sentence each.
-    misspelt: those of the notes that name a key nobody knows beside one that was probably meant.
+    notes: sentences to print before the run.
+    misspelt: those of the notes that suggest an existing key for an unknown one.
     """
 
     trainer: Trainer
@@ -54,7 +54,7 @@ class Resolved(NamedTuple):
 
 
 class Level(NamedTuple):
-    """One place that values come from, by the name users know it by."""
+    """One source of values, with the name that messages use for it."""
 
     source: str
     values: dict[str, Any]
@@ -64,42 +64,42 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     """Resolve and check all settings of a run in one of the registry's modes.
 
     Args:
-        typed: what was given on the command line or by a caller from Python; None is the same as not given.
+        typed: the values from the command line or from a Python caller; None counts as not set.
         registry: the installed modes.
-        read_file: whether the config file that `typed` names is read; the host's `run` does not.
+        read_file: whether to read the config file that `typed` names; the host's `run` does not.
 
     Raises:
-        UserError: everything that is wrong, at once; or two packages bring the mode.
+        UserError: settings are wrong (one error lists all problems), or two packages provide the mode.
     """
     import mlx_lm_lora.train as host
 
-    given = [Level(COMMAND_LINE, _given(typed))]
-    path = given[0].values.get("config")
+    user_levels = [Level(COMMAND_LINE, _set_values(typed))]
+    path = user_levels[0].values.get("config")
     if path and read_file:
-        given.append(Level(f"config {path}", read_config(path, host.yaml_loader)))
-    preset = _preset(given)
-    levels = [*given, *([preset] if preset else [])]
+        user_levels.append(Level(f"config {path}", read_config(path, host.yaml_loader)))
+    preset = _preset(user_levels)
+    levels = [*user_levels, *([preset] if preset else [])]
     mode = ChainMap(*(level.values for level in levels)).get("train_mode", host.CONFIG_DEFAULTS["train_mode"])
     if not isinstance(mode, str) or mode not in registry:
         raise UserError(f"train_mode {mode!r:.80} is none of the plugin modes installed here: {', '.join(registry)}.")
     trainer, provider = registry[mode]
-    of_trainer, of_host = _trainer_defaults(trainer), _host_defaults(host)
+    trainer_level, host_level = _trainer_defaults(trainer), _host_defaults(host)
     problems = Problems()
-    joined, notes = _join([*levels, of_trainer, of_host], len(given), trainer, problems)
-    known = {*of_trainer.values, *of_host.values, *COLUMNS_OF_OTHERS}
+    joined, notes = _join([*levels, trainer_level, host_level], len(user_levels), trainer, problems)
+    keys = {*trainer_level.values, *host_level.values, *COLUMNS_OF_OTHERS}
     misspelt = [
-        note for level in given for note in _misspelt_keys(level, known, mode, registry, joined.values, problems)
+        note for level in user_levels for note in _misspelt_keys(level, keys, mode, registry, joined.values, problems)
     ]
-    notes += [note for level in given for note in _keys_of_others(level, known, mode, registry, problems)]
+    notes += [note for level in user_levels for note in _keys_of_others(level, keys, mode, registry, problems)]
     notes += misspelt
-    if idle := _idle_keys(given, {*of_trainer.values, *COLUMNS_OF_OTHERS}, of_host):
+    if idle := _idle_keys(user_levels, {*trainer_level.values, *COLUMNS_OF_OTHERS}, host_level):
         notes.append(f"not used in mode {mode}: {', '.join(sorted(idle))} (of mlx-lm-lora)")
 
     check_nested(joined, problems)
     notes += check_losses(trainer, joined, problems)
     settings, data, options = (checked(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options))
     if getattr(options, "sync_ref_model", False) and (path := joined.values["reference_model_path"]):
-        what = "cannot follow the policy with sync_ref_model: its reference begins at the model itself; leave out one"
+        what = "cannot be combined with sync_ref_model, whose reference starts from the model itself; leave out one"
         problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)
     problems.raise_if_any()
     if isinstance(options, LossOptions):
@@ -113,45 +113,45 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     )
 
 
-def _join(levels: list[Level], given: int, trainer: Trainer, problems: Problems) -> tuple[Joined, list[str]]:
-    """Lay the levels over one another; the first `given` of them are the user's, the last is the host's.
+def _join(levels: list[Level], from_user: int, trainer: Trainer, problems: Problems) -> tuple[Joined, list[str]]:
+    """Join the levels, earlier ones first in precedence; the first `from_user` are the user's, the last is the host's.
 
     Returns:
-        The levels joined, and what the user should be told.
+        The joined levels, and notes for the user.
     """
     notes: list[str] = []
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for level in reversed(levels):
-        told = join_loss_names(level.source, level.values, trainer, problems)
-        notes += told if level in levels[:given] else []
+        level_notes = join_loss_names(level.source, level.values, trainer, problems)
+        notes += level_notes if level in levels[:from_user] else []
         values.update(level.values)
         sources.update(dict.fromkeys(level.values, level.source))
-    of_user = tuple(level.source for level in levels[:given])
-    return Joined(values, sources, of_user, frozenset(levels[-1].values)), notes
+    user_sources = tuple(level.source for level in levels[:from_user])
+    return Joined(values, sources, user_sources, frozenset(levels[-1].values)), notes
 
 
-def _preset(given: list[Level]) -> Level | None:
-    """The level of the preset that the user named.
+def _preset(user_levels: list[Level]) -> Level | None:
+    """The level of the preset that the user named; None without a preset.
 
     Raises:
-        UserError: there is none of that name, or it is for another mode.
+        UserError: the preset does not exist, or belongs to another mode.
     """
-    chosen = ChainMap(*(level.values for level in given))
-    name, mode = chosen.get("preset"), chosen.get("train_mode")
+    user_values = ChainMap(*(level.values for level in user_levels))
+    name, mode = user_values.get("preset"), user_values.get("train_mode")
     if name is None:
         return None
     if not isinstance(name, str) or name not in PRESETS:
-        near = nearest(name, set(PRESETS))
-        raise UserError(f"preset: there is no preset {name!r:.80}{near} `mlx_lm_lora.prefplus presets` lists them.")
+        hint = nearest(name, set(PRESETS))
+        raise UserError(f"preset: there is no preset {name!r:.80}{hint} `mlx_lm_lora.prefplus presets` lists them.")
     preset = PRESETS[name]
     if mode not in (None, preset.mode):
         raise UserError(f"preset: {name} is for train_mode {preset.mode}, not {mode}. Leave one of the two out.")
-    return Level(f"preset {name}", {"train_mode": preset.mode, **values_beside(preset, chosen)})
+    return Level(f"preset {name}", {"train_mode": preset.mode, **values_beside(preset, user_values)})
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is set, with paths as text."""
+def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not None, with paths as text."""
     return {
         str(key): os.fspath(value) if isinstance(value, os.PathLike) else value
         for key, value in values.items()
@@ -168,7 +168,7 @@ def _trainer_defaults(trainer: Trainer) -> Level:
 
 
 def _host_defaults(host: Any) -> Level:
-    """`CONFIG_DEFAULTS`, then what only the settings or the parser know."""
+    """The host's `CONFIG_DEFAULTS`, and the defaults of its parser and of our settings for keys not in there."""
     settings = {
         key: field.get_default(call_default_factory=True)
         for model in (DataSettings, RunSettings)
@@ -180,64 +180,70 @@ def _host_defaults(host: Any) -> Level:
     return Level(HOST_DEFAULT, {**parsed, **settings, **host.CONFIG_DEFAULTS})
 
 
-def _idle_keys(given: list[Level], used: set[str], of_host: Level) -> list[str]:
-    """Keys of the host's other modes that the user changed."""
+def _idle_keys(user_levels: list[Level], used: set[str], host_level: Level) -> list[str]:
+    """Keys of the host that the user changed and that this mode does not use."""
     used |= {*RunSettings.model_fields, *DataSettings.model_fields, "config", "dpo_cpo_loss_type"}
     return [
         key
-        for key, value in ChainMap(*(level.values for level in given)).items()
-        if key in of_host.values and key not in used and value != of_host.values[key]
+        for key, value in ChainMap(*(level.values for level in user_levels)).items()
+        if key in host_level.values and key not in used and value != host_level.values[key]
     ]
 
 
-def _keys_of_others(level: Level, known: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
-    """Refuse options of other modes, unless at their default; notes on the rest, and on keys like no other.
+def _keys_of_others(level: Level, keys: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
+    """Report options of other modes that differ from their default as problems.
 
-    A file that serves several modes, which has its mode from the command line, may hold options of all of them.
+    A file that serves several modes (the command line names the mode) may set options of all of them.
+
+    Returns:
+        Notes on other modes' options that are accepted, and on unknown keys that resemble no existing key.
     """
     notes = []
     shared = level.source != COMMAND_LINE and level.values.get("train_mode") != mode
     for key, value in level.values.items():
-        if key in known:
+        if key in keys:
             continue
         modes = _modes_with(key, registry)
-        told = f"mode{'s' * (len(modes) > 1)} {', '.join(modes)}"
+        owners = f"mode{'s' * (len(modes) > 1)} {', '.join(modes)}"
         if not modes:
-            if near(key, known | _options_of(registry)) is None:
-                notes.append(f"{key} ({level.source}) is no key of this mode and is ignored.")
+            if near(key, keys | _options_of(registry)) is None:
+                notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored.")
         elif all(value == default for default in modes.values()):
-            notes.append(f"{key} ({level.source}) is no key of this mode and is ignored.")
+            notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored.")
         elif shared:
-            notes.append(f"{key} ({level.source}) belongs to {told} and is not used in mode {mode}.")
+            notes.append(f"{key} ({level.source}) belongs to {owners} and is not used in mode {mode}.")
         else:
-            problems.add(key, value, level.source, f"is no key of mode {mode}; it belongs to {told}")
+            problems.add(key, value, level.source, f"is not a key of mode {mode}; it belongs to {owners}")
     return notes
 
 
 def _misspelt_keys(
-    level: Level, known: set[str], mode: str, registry: Registry, values: Mapping[str, Any], problems: Problems
+    level: Level, keys: set[str], mode: str, registry: Registry, values: Mapping[str, Any], problems: Problems
 ) -> list[str]:
-    """Refuse a key of a file that is a misspelling of one that decides the result; notes on other misspellings.
+    """Report keys of a file that misspell a key that affects the result as problems.
 
-    A value that is in force all the same is no reason to refuse: files of older releases say `fine_tune_type: lora`.
-    Programs may pass objects with attributes of their own, so what they give is never refused for its name.
+    A value that is in force anyway is accepted: files of older releases contain `fine_tune_type: lora`. So is any key
+    from the command line level, because programs may pass objects with attributes of their own.
+
+    Returns:
+        Notes on the misspellings that are accepted.
     """
     notes = []
     for key, value in level.values.items():
-        if key in known or _modes_with(key, registry):
+        if key in keys or _modes_with(key, registry):
             continue
-        if found := near(key, known):
-            meant = f"did you mean {found.name}?"
-        elif found := near(key, _options_of(registry)):
-            meant = f"did you mean {found.name}, of mode {' and '.join(_modes_with(found.name, registry))}?"
+        if match := near(key, keys):
+            hint = f"did you mean {match.name}?"
+        elif match := near(key, _options_of(registry)):
+            hint = f"did you mean {match.name}, of mode {' and '.join(_modes_with(match.name, registry))}?"
         else:
             continue
         used = {*RunSettings.model_fields, *DataSettings.model_fields, *option_fields(registry[mode].trainer.options)}
-        decides = found.sure and found.name in used - WITHOUT_EFFECT_ON_RESULTS
-        if level.source != COMMAND_LINE and decides and value != values.get(found.name):
-            problems.add(key, value, level.source, f"is no key of mode {mode}; {meant}")
+        decides = match.sure and match.name in used - WITHOUT_EFFECT_ON_RESULTS
+        if level.source != COMMAND_LINE and decides and value != values.get(match.name):
+            problems.add(key, value, level.source, f"is not a key of mode {mode}; {hint}")
         else:
-            notes.append(f"{key} ({level.source}) is no key of this mode and is ignored; {meant}")
+            notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored; {hint}")
     return notes
 
 

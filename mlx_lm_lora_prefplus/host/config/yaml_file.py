@@ -1,4 +1,4 @@
-"""Reads the YAML file of a run, with the host's loader (which takes 1e-3 for a number)."""
+"""Reads the YAML file of a run with the host's loader, which parses 1e-3 as a number."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +9,16 @@ import yaml
 from ...errors import UserError
 
 MOST_VALUES = 100_000
-"""So many values a file may hold, its aliases written out: more of them are an attack, and would take for ever."""
+"""Most values that a file may hold with its aliases expanded; only an attack has more, and it would take for ever."""
 
 MERGE = "tag:yaml.org,2002:merge"
-"""Of the key `<<`, which stands for keys of another mapping."""
+"""The tag of the key `<<`, which merges in the keys of another mapping."""
 
 
 def read_config(path: str, loader: type, *, unique: bool = True) -> dict[str, Any]:
-    """The keys of a config file that have a value; `key: null` and an empty file are the same as nothing.
+    """Read the keys of a config file that have a value; `key: null` counts as absent.
 
-    unique: refuse a key that stands twice, of which the host takes the last.
+    unique: refuse a key that occurs twice; the host would use the last one.
 
     Raises:
         UserError: no such file, not YAML (with the line), or not a mapping of keys to values.
@@ -43,10 +43,10 @@ def read_config(path: str, loader: type, *, unique: bool = True) -> dict[str, An
 
 
 def load_yaml(text: str, loader: type, *, unique: bool = True) -> Any:
-    """What YAML text says.
+    """Parse YAML text.
 
     Raises:
-        yaml.YAMLError: it is not valid, has a key twice (if `unique`), is nested too deeply or grows without bounds.
+        yaml.YAMLError: it is invalid, has a key twice (if `unique`), is nested too deeply or expands too far.
     """
     reader = loader(text)
     try:
@@ -72,27 +72,27 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Every node once."""
-    seen, left = set[int](), [root]
-    while left:
-        node = left.pop()
-        if id(node) not in seen:
-            seen.add(id(node))
-            left += reversed(_children(node))
+    """Yield every node once."""
+    visited, stack = set[int](), [root]
+    while stack:
+        node = stack.pop()
+        if id(node) not in visited:
+            visited.add(id(node))
+            stack += reversed(_children(node))
             yield node
 
 
-def _check_size(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for, its aliases written out; `known` has 0 while its children are counted."""
-    if id(node) not in known:
-        known[id(node)] = 0
-        known[id(node)] = 1 + sum(_check_size(child, known) for child in _children(node))
-    size = known[id(node)]
+def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The number of values in a node with its aliases expanded; `sizes` holds 0 while its children are counted."""
+    if id(node) not in sizes:
+        sizes[id(node)] = 0
+        sizes[id(node)] = 1 + sum(_check_size(child, sizes) for child in _children(node))
+    size = sizes[id(node)]
     if not size:
-        raise yaml.MarkedYAMLError(problem="an alias stands within what it stands for", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(problem="an alias refers to a value that contains it", problem_mark=node.start_mark)
     if size > MOST_VALUES:
         raise yaml.MarkedYAMLError(
-            problem=f"with its aliases written out it holds more than {MOST_VALUES} values",
+            problem=f"with its aliases expanded it holds more than {MOST_VALUES} values",
             problem_mark=node.start_mark,
         )
     return size
@@ -103,11 +103,11 @@ def _check_value(node: yaml.Node, reader: Any) -> None:
         return
     problem = None
     if any("\ud800" <= character <= "\udfff" for character in node.value):
-        problem = "half of a surrogate pair is no character"
+        problem = "half of a surrogate pair is not a character"
     try:
         reader.construct_object(node)
-    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # PyYAML lets them through
-        problem = f"{node.value!r:.80} is no {node.tag.rpartition(':')[2]} ({error})"
+    except (ValueError, LookupError, AttributeError, OverflowError) as error:  # PyYAML does not catch these
+        problem = f"{node.value!r:.80} is not a valid {node.tag.rpartition(':')[2]} ({error})"
     if problem:
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
@@ -119,7 +119,7 @@ def _check_keys(node: yaml.Node) -> None:
             continue
         name, line = (key.tag, key.value), key.start_mark.line + 1
         if name in first:
-            problem = f"the key {key.value!r:.80} stands in line {first[name]} already; leave one of the two out"
+            problem = f"the key {key.value!r:.80} is already set in line {first[name]}; leave one of the two out"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         first[name] = line
 

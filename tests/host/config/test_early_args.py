@@ -69,7 +69,7 @@ def test_a_file_from_which_no_mode_can_be_known_is_refused():
     with pytest.raises(UserError, match="line 2"):
         check_mode(Request(None, "x"), unreadable, modes)
     for mode in ("DPO", ["dpo"]):
-        with pytest.raises(UserError, match=r"config x\) is no mode; did you mean dpo\? Choose from: sft, dpo\."):
+        with pytest.raises(UserError, match=r"config x\) is not a mode; did you mean dpo\? Choose from: sft, dpo\."):
             check_mode(Request(None, "x"), lambda path, mode=mode: {"train_mode": mode}, modes)
     check_mode(Request("sft", "x"), unreadable, modes)
     check_mode(Request(None, None), unreadable, modes)
@@ -78,5 +78,5 @@ def test_a_file_from_which_no_mode_can_be_known_is_refused():
 
 
 def test_a_misspelt_mode_on_the_command_line_is_one_line_with_the_nearest():
-    with pytest.raises(UserError, match=r"^train_mode: 'dopo' \(command line\) is no mode; did you mean dpo\? .*"):
+    with pytest.raises(UserError, match=r"^train_mode: 'dopo' \(command line\) is not a mode; did you mean dpo\? .*"):
         check_mode(Request("dopo", None), lambda path: {}, ("sft", "dpo"))

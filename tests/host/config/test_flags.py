@@ -145,15 +145,15 @@ def test_resume_is_a_switch_and_with_a_file_the_hosts_abbreviation(parser_of, wo
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--betta", "0.2"], "--betta is no option of --train-mode dpo; did you mean --beta?"),
-        (["--lr", "1e-5"], "--lr is no option of --train-mode dpo; did you mean --learning-rate?"),
-        (["--lora-layers=4"], "--lora-layers is no option of --train-mode dpo; did you mean --num-layers?"),
-        (["--sft-kind", "b"], "--sft-kind is no option of --train-mode dpo; it belongs to --train-mode fancy."),
+        (["--betta", "0.2"], "--betta is not an option of --train-mode dpo; did you mean --beta?"),
+        (["--lr", "1e-5"], "--lr is not an option of --train-mode dpo; did you mean --learning-rate?"),
+        (["--lora-layers=4"], "--lora-layers is not an option of --train-mode dpo; did you mean --num-layers?"),
+        (["--sft-kind", "b"], "--sft-kind is not an option of --train-mode dpo; it belongs to --train-mode fancy."),
         (["--sft-kin", "1"], "did you mean --sft-kind, of --train-mode fancy?"),
-        (["--qqq"], "--qqq is no option of --train-mode dpo."),
-        (["--betta", "1", "--qqq"], "did you mean --beta?; --qqq is no option of --train-mode dpo."),
+        (["--qqq"], "--qqq is not an option of --train-mode dpo."),
+        (["--betta", "1", "--qqq"], "did you mean --beta?; --qqq is not an option of --train-mode dpo."),
         (["--iters"], "argument --iters: expected one argument."),
-        (["stray"], "'stray' stands alone, and no option takes it."),
+        (["stray"], "'stray' does not belong to any option."),
     ],
 )
 def test_what_is_typed_wrongly_is_told_in_one_line(plain_host, registry, capsys, words, said):

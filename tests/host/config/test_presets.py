@@ -20,7 +20,7 @@ def test_every_preset_is_accepted(name, registry):
     preset = PRESETS[name]
     resolved = resolve({"train_mode": preset.mode, **preset.values}, registry, read_file=False)
     assert resolved.trainer.mode == preset.mode
-    assert not [note for note in resolved.notes if "no key of this mode" in note]
+    assert not [note for note in resolved.notes if "not a key of this mode" in note]
     assert {key: resolved.values[key] for key in preset.values} == dict(preset.values)
 
 
@@ -34,7 +34,7 @@ def test_every_preset_says_where_it_comes_from(name):
 
 def test_a_key_of_another_mode_would_be_noticed(registry):
     values = PRESETS["cpo-alma"].values
-    with pytest.raises(UserError, match="cpo_alpha.* is no key of mode dpo; it belongs to modes cpo, simpo"):
+    with pytest.raises(UserError, match="cpo_alpha.* is not a key of mode dpo; it belongs to modes cpo, simpo"):
         resolve({"train_mode": "dpo", **values}, registry, read_file=False)
 
 

@@ -16,7 +16,7 @@ def test_every_error_at_once(refused):
     for part in (
         "batch_size: 0 (command line) must be greater than 0",
         "load_in_4bits and load_in_8bits (command line) exclude one another",
-        "run.yaml) is no loss of mode dpo; did you mean sigmoid? Choose from: sigmoid, hinge, ipo, dpop",
+        "run.yaml) is not a loss of mode dpo; did you mean sigmoid? Choose from: sigmoid, hinge, ipo, dpop",
         "learning_rate: -1 (config ",
         "beta: 0 (config ",
         "label_smoothing: 0.7 (config ",
@@ -103,9 +103,9 @@ def test_an_option_that_the_loss_does_not_use_is_an_error(run_config, refused):
 
 def test_an_option_of_another_mode_is_an_error(run_config, refused):
     message = refused({"tau": 0.9, "sft_weight": 0.0})
-    assert message.endswith("tau: 0.9 (command line) is no key of mode dpo; it belongs to mode fancy")
+    assert message.endswith("tau: 0.9 (command line) is not a key of mode dpo; it belongs to mode fancy")
     notes = run_config({"tau": 0.5}).notes
-    assert notes == ("tau (command line) is no key of this mode and is ignored.",), "its default is no wish"
+    assert notes == ("tau (command line) is not a key of this mode and is ignored.",), "its default is no wish"
 
 
 def test_keys_of_the_hosts_other_modes_are_named_once(run_config):
@@ -132,7 +132,7 @@ def test_options_of_no_loss_belong_to_the_mode(run_config):
 def test_several_losses_at_once(run_config, refused):
     resolved = run_config({"loss_type": ["plain", "curved"], "tau": 0.9}, mode="fancy")
     assert resolved.options.loss_type == ["plain", "curved"]
-    assert "'curvy' (command line) is no loss" in refused({"loss_type": ["plain", "curvy"]}, mode="fancy")
+    assert "'curvy' (command line) is not a loss" in refused({"loss_type": ["plain", "curvy"]}, mode="fancy")
 
 
 # nested keys
@@ -232,5 +232,5 @@ def test_a_reference_of_its_own_cannot_follow_the_policy(tmp_path):
     from mlx_lm_lora_prefplus.host.config.resolve import resolve
     from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
-    with pytest.raises(UserError, match="reference_model_path: 'other'.*cannot follow the policy"):
+    with pytest.raises(UserError, match="reference_model_path: 'other'.*cannot be combined with sync_ref_model"):
         resolve({"train_mode": "dpo", "sync_ref_model": True, "reference_model_path": "other"}, load_registry())

@@ -207,7 +207,7 @@ def test_an_error_of_the_run_is_told_the_same_way(host, our_run, command_line, c
 
 def test_notes_are_told(host, our_run, capsys):
     host.main({"train_mode": "dpo", "batchsize": 3})
-    assert "batchsize (command line) is no key of this mode" in capsys.readouterr().out
+    assert "batchsize (command line) is not a key of this mode" in capsys.readouterr().out
 
 
 def test_run_called_directly(host, our_run, capsys):

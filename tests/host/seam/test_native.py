@@ -117,7 +117,7 @@ def test_the_mode_of_a_config_file_of_a_dict_and_of_run(native, model_folder):
 def test_our_errors_are_lines_as_ever(native):
     done = native.run("-m", "mlx_lm_lora.train", "--train-mode", "cpo", "--loss-type", "nonsense")
     assert done.returncode == 1
-    assert "'nonsense' (command line) is no loss of mode cpo" in done.stderr and "Traceback" not in done.stderr
+    assert "'nonsense' (command line) is not a loss of mode cpo" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_its_own_modes_are_its_own(native):

@@ -23,7 +23,7 @@ from tests.paths import ROOT
 
 OURS, HOST = "mlx-lm-lora-prefplus", "mlx-lm-lora"
 NONSENSE = ("--train-mode", "cpo", "--loss-type", "nonsense")
-OUR_ERROR = "'nonsense' (command line) is no loss of mode cpo"
+OUR_ERROR = "'nonsense' (command line) is not a loss of mode cpo"
 THEIR_ERROR = "unrecognized arguments: --loss-type nonsense"
 FROM_PYTHON = f"import sys; sys.argv[1:] = {list(NONSENSE)}; from mlx_lm_lora.train import main; main()"
 
@@ -194,7 +194,7 @@ def test_a_third_partys_mode(environment, tmp_path):
     variables = {"PYTHONPATH": str(tmp_path)}
     words = ("--train-mode", "toy", "--loss-type", "nonsense")
     done = environment.run(environment.bin / "mlx_lm_lora.train", *words, **variables)
-    assert "is no loss of mode toy" in done.stderr
+    assert "is not a loss of mode toy" in done.stderr
     assert "the plugin toy-prefs 0.3 is skipped: not_there: ModuleNotFoundError" in done.stderr
     listed = environment.run(environment.bin / "mlx_lm_lora.prefplus", "modes", "--json", **variables)
     assert {row["mode"]: row["provider"] for row in json.loads(listed.stdout)}["toy"] == "toy-prefs 0.3"
@@ -220,7 +220,7 @@ def test_the_worked_example_is_installed_and_trained(environment, model_folder, 
     assert "Iter 3: Val loss" in done.stdout
     assert (tmp_path / "adapters/adapters.safetensors").is_file()
     assert refused.returncode == 1 and "slack" in refused.stderr and "Traceback" not in refused.stderr
-    assert "train_mode: 'slic' (command line) is no mode" in environment.run(*train).stderr
+    assert "train_mode: 'slic' (command line) is not a mode" in environment.run(*train).stderr
 
 
 def test_doctor(environment):
