@@ -183,7 +183,7 @@ def test_a_reference_whose_files_were_replaced_is_refused(go):
 def test_other_rows_and_another_template_are_named(go, world):
     go()
     write_pairs(world.folder / "data", seed=7, train=10)
-    with pytest.raises(UserError, match="iteration 6 is another one: train rows changed. Start it as it was"):
+    with pytest.raises(UserError, match="iteration 6 is another one: train rows changed. Restore its settings"):
         go(resume=True, iters=8)
     template = world.model / "chat_template.jinja"
     file = template if template.is_file() else world.model / "tokenizer_config.json"
@@ -207,7 +207,7 @@ def test_what_decides_nothing_may_change(go):
 def test_force_goes_on_and_says_so(go):
     go()
     ended = go(resume="force", iters=8, learning_rate=1e-5, lr_schedule=None, batch_size=5)
-    assert "resume: force goes on although learning_rate was 0.001 and is 1e-05" in ended.out
+    assert "resume: force resumes although learning_rate was 0.001 and is 1e-05" in ended.out
     assert "lr 1.000e-05" in ended.out
     assert newest_state(Path("adapters"))[0].iteration == 8
 
@@ -239,7 +239,7 @@ def test_a_fresh_start_in_the_folder_of_another_run_says_so(go):
     go()
     ended = go(iters=3)
     assert "adapters holds the state of a run at iteration 6. This run starts afresh" in ended.out
-    assert "is moved to adapters/previous-1; nothing is deleted" in ended.out
+    assert "are moved to adapters/previous-1; nothing is deleted" in ended.out
     assert [path.name for path in Path("adapters").glob("state-*")] == [f"state-000000{n}.safetensors" for n in (2, 3)]
 
 

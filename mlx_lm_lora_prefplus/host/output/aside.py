@@ -1,7 +1,7 @@
-"""Weights in an adapter folder that the run at hand did not make: they are moved to a folder of their own.
+"""Moves files of earlier runs in an adapter folder to a folder of their own.
 
-`adapters/previous-1` holds what stood in `adapters` before the second run began, `previous-2` what stood there before
-the third, and so on.
+`adapters/previous-1` holds the files that were in `adapters` before the second run, `previous-2` those before the
+third, and so on.
 """
 
 import contextlib
@@ -36,24 +36,24 @@ UNFUSED = ".unfused"
 """A file in the adapter folder from the start of training until the fused model is written."""
 
 COMPANIONS = (CONFIG, f"best/{CONFIG}", RECORD, METRICS, SAMPLES, PAGE, LOG, UNFUSED)
-"""Files of a run that say what its weights are; they go where the weights go."""
+"""Files of a run that describe its weights and move together with them."""
 
-MODEL_WEIGHTS = ("model*.safetensors",)  # mlx_lm.load reads all of them: beside a fused model none else may stand
+MODEL_WEIGHTS = ("model*.safetensors",)  # mlx_lm.load reads all of them, so a fused model must be the only match
 MODEL_COMPANIONS = (
     *("model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*", "README.md"),
 )
-"""A whole model in the same folder, as the host fuses it into `adapter_path`."""
+"""Files of a whole model in the same folder, where the host writes the fused model."""
 
 FUSED = ".fused"
-"""Lists the files of the fused model that a run wrote, with size and time: it can be made again from its adapters."""
+"""A file that lists the fused model's files with size and time. The model can be fused again from its adapters."""
 
 
 class Previous(NamedTuple):
-    """What stands in an adapter folder and is not of the run at hand.
+    """The files in an adapter folder that do not belong to the current run.
 
-    files: relative to `folder`; states come first, so that a move that is cut short leaves nothing to resume by half.
-    target: the folder that they go to.
+    files: relative to `folder`; states come first, so that an interrupted move leaves no partial run to resume.
+    target: the folder that they are moved to.
     """
 
     folder: Path
@@ -67,15 +67,16 @@ class Previous(NamedTuple):
 
     @property
     def weights(self) -> list[Path]:
-        """Those of the files that hold weights."""
+        """The files that hold weights."""
         return [file for file in self.files if file.suffix == ".safetensors"]
 
 
 def find_previous(adapter_file: Path, *, resumed: bool, fuses: bool) -> Previous | None:
-    """What a run would replace that it did not make; None if there is nothing.
+    """Find the files of earlier runs that a run would replace; None if there are none.
 
     Arguments:
-        resumed: whether the run goes on from a state in the folder; then what this package wrote there is its own.
+        resumed: whether the run resumes from a state in the folder; files that this package wrote there are then its
+            own.
         fuses: whether the run writes a fused model into the folder.
     """
     folder = adapter_file.parent
@@ -96,18 +97,18 @@ def find_previous(adapter_file: Path, *, resumed: bool, fuses: bool) -> Previous
 
 
 def newest_previous(folder: Path) -> Path | None:
-    """The folder that the last of the earlier runs was moved to."""
-    found = {path: number for path in folder.glob("*") if (number := number_in(path.name, FOLDER)) is not None}
-    return max(found, key=found.__getitem__, default=None)
+    """The folder that the latest of the earlier runs was moved to; None if there is none."""
+    numbers = {path: number for path in folder.glob("*") if (number := number_in(path.name, FOLDER)) is not None}
+    return max(numbers, key=numbers.__getitem__, default=None)
 
 
 def set_aside(previous: Previous, stay: Collection[Path] = ()) -> None:
     """Move the files to `previous.target`.
 
-    stay: files of the folder, resolved, that must be found in their old place as well until the run replaces them.
+    stay: resolved paths of files that must also remain in their old place until the run replaces them.
 
     Raises:
-        UserError: one cannot be moved; none is lost.
+        UserError: a file cannot be moved; no file is lost.
     """
     try:
         for name in previous.files:
@@ -122,13 +123,13 @@ def set_aside(previous: Previous, stay: Collection[Path] = ()) -> None:
             best.rmdir()
     except OSError as error:
         raise UserError(
-            f"adapter_path: what an earlier run left in {previous.folder} could not be moved to {previous.target}: "
-            f"{error}. Nothing was replaced. Move it yourself, or give another adapter_path."
+            f"adapter_path: the files of an earlier run in {previous.folder} could not be moved to {previous.target}: "
+            f"{error}. Nothing was replaced. Move them yourself, or set another adapter_path."
         ) from error
 
 
 def written_by_us(file: Path) -> bool:
-    """Whether the header of a safetensors file says that this package wrote it."""
+    """Whether this package wrote a safetensors file, according to its header."""
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -139,10 +140,10 @@ def written_by_us(file: Path) -> bool:
 
 
 def _of_the_run(file: Path, adapter_file: Path) -> bool:
-    """Whether a file of weights belongs to the run whose states stand beside it.
+    """Whether a file of weights belongs to the run whose states are in the same folder.
 
-    The adapters themselves may be those of another run of this package, put there since: they must be what one of the
-    states holds, or what was saved under its number.
+    Another run of this package may have replaced the adapter file since, so its weights must equal those of a state or
+    of a numbered adapter file.
     """
     if not written_by_us(file):
         return False
@@ -150,23 +151,23 @@ def _of_the_run(file: Path, adapter_file: Path) -> bool:
         _same(file, numbered) for numbered in numbered_files(file.parent, NUMBERED_ADAPTERS)
     ):
         return True
-    found: Any = mx.load(str(file))
+    weights: Any = mx.load(str(file))
     for state_file in reversed(states_in(file.parent)):
         with contextlib.suppress(Damaged):
-            kept = read_state(state_file).arrays["weights"]
-            if kept.keys() == found.keys() and all(mx.array_equal(kept[name], found[name]) for name in kept):
+            saved = read_state(state_file).arrays["weights"]
+            if saved.keys() == weights.keys() and all(mx.array_equal(saved[name], weights[name]) for name in saved):
                 return True
     return False
 
 
 def record_fused(folder: Path) -> None:
-    """Note which files the fused model consists of, after it was written."""
+    """Record the files of the fused model after it was written."""
     files = [file for name in MODEL_WEIGHTS for file in folder.glob(name)]
     (folder / FUSED).write_text(json.dumps({file.name: _identity(file) for file in files}))
 
 
 def remove_fused(folder: Path) -> None:
-    """Remove the weights of the fused model that an earlier run wrote: a new one takes its place."""
+    """Remove the weights of the fused model that an earlier run wrote, to make room for a new one."""
     for name, identity in _fused(folder).items():
         if (folder / name).is_file() and _identity(folder / name) == identity:
             (folder / name).unlink()
@@ -174,17 +175,17 @@ def remove_fused(folder: Path) -> None:
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether there are weights of a whole model in the folder."""
+    """Whether the folder contains weights of a whole model."""
     return any(any(folder.glob(name)) for name in MODEL_WEIGHTS)
 
 
 def fused_by_us(folder: Path) -> bool:
-    """Whether the whole model in the folder is one that a run fused, and nobody changed it."""
+    """Whether the whole model in the folder was fused by a run and is unchanged."""
     return holds_model(folder) and not _model_of_others(folder)
 
 
 def _model_of_others(folder: Path) -> list[Path]:
-    """The files of a whole model in the folder, unless it is a fused one that an earlier run made."""
+    """The files of a whole model in the folder, unless an earlier run fused it."""
     ours = _fused(folder)
     weights = [file for name in MODEL_WEIGHTS for file in sorted(folder.glob(name))]
     if all(ours.get(file.name) == _identity(file) for file in weights):
@@ -201,8 +202,8 @@ def _fused(folder: Path) -> Mapping[str, Any]:
 
 
 def _identity(file: Path) -> list[int]:
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -214,7 +215,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for the same bytes; a copy on file systems that have no such names."""
+    """Create a hard link; a copy on file systems without hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -19,7 +19,7 @@ _ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 
 
 def dequantizes(settings: RunSettings) -> bool:
-    """Whether fusing turns quantised weights into full ones, as the host does unless it quantised them itself."""
+    """Whether fusing dequantises the weights. The host does so unless it quantised them itself."""
     return settings.lm_studio_name is not None or quantization(settings) is None
 
 
@@ -37,32 +37,32 @@ def fused_bytes(model: nn.Module, dequantize: bool) -> int:
 
 
 def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
-    """Why the fused model would not fit on the disk or in memory, in a sentence, or None."""
+    """Explain in a sentence why the fused model would not fit on the disk or in memory; None if it fits."""
     size = fused_bytes(model, dequantizes(settings))
     folder = Path(settings.adapter_path).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    # Until it is written the full model stands in memory beside the quantised one.
+    # While it is written, the full model is in memory together with the quantised one.
     now = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
-    needed, memory = size + (now if size > now else 0), total_memory()
-    for what, wanted, there in (("disk", size, free), ("memory", needed, memory)):
-        if wanted > there:
+    peak, memory = size + (now if size > now else 0), total_memory()
+    for what, needed, available in (("disk", size, free), ("memory", peak, memory)):
+        if needed > available:
             return (
-                f"fusing needs {gigabytes(wanted)} of {what}, and there are {gigabytes(there)}. The adapters do "
+                f"fusing needs {gigabytes(needed)} of {what}, and there are {gigabytes(available)}. The adapters do "
                 "not need it: mlx_lm loads them with --adapter-path. Leave fusing out with --no-fuse, or make room"
             )
     return None
 
 
 def total_memory() -> int:
-    """Bytes of memory that a model can take on this machine."""
+    """Bytes of memory that a model can use on this machine."""
     device = mx.device_info().get("memory_size")
     return int(device) if device else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gigabytes(size: int) -> str:
-    """A size for people, GB = 1e9 bytes; MB where GB would be 0.0-something."""
+    """A size for people, GB = 1e9 bytes; MB below 0.1 GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 

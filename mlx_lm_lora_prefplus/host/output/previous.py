@@ -1,4 +1,4 @@
-"""What a run does with weights that stand in its adapter folder and that it did not make; what it tells of it."""
+"""What a run does with weights of earlier runs in its adapter folder, and the message that announces it."""
 
 import json
 from pathlib import Path
@@ -15,17 +15,17 @@ from ..models import adapter_file as adapters_of
 from .aside import Previous, find_previous, fused_by_us, holds_model, newest_previous, set_aside
 from .fuse import gigabytes
 
-KEPT_IN = "previous"
-"""The key of `run.json` that names the folder with what stood in the adapter folder before the run."""
+PREVIOUS_KEY = "previous"
+"""The key of `run.json` that names the folder with the files of earlier runs."""
 
 
 def previous_of(settings: RunSettings, file: Path, *, resumed: bool) -> Previous | None:
-    """What the run would replace and has to move first; file: its adapters."""
+    """The files that the run would replace and has to move first. file: the run's adapter file."""
     return find_previous(file, resumed=resumed, fuses=settings.fuse and settings.lm_studio_name is None)
 
 
-def told(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
-    """What will be moved where, and the ways to use it, for the start of a run."""
+def move_warning(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
+    """Describe which files will be moved where, and how to use them instead, for the start of a run."""
     folder, target, named = previous.folder, previous.target, named_files(settings)
     first = next((file for file in previous.weights if not is_state(file)), previous.files[0])
     more = len(previous.files) - 1
@@ -33,16 +33,16 @@ def told(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
     size = gigabytes(previous.size)
     if any((folder / file).resolve() in named for file in previous.weights):
         return (
-            f"{folder} holds weights that this run starts from or compares with ({files}, {size}). They are kept in "
+            f"{folder} holds weights that this run starts from or compares with ({files}, {size}). They are saved in "
             f"{target} before the run writes its own."
         )
     iteration = None if resumed else newest_name(folder)
-    ways = [] if iteration is None else ["--resume goes on with that run"]
+    ways = [] if iteration is None else ["--resume continues that run"]
     if (adapters := folder / ADAPTERS).is_file():
         ways.append(f"resume_adapter_file: {adapters} starts from those weights")
         ways.append(f"reference_model_path: {adapters} compares with them")
     ways.append("another adapter_path leaves them where they are")
-    found = (
+    reason = (
         f"{folder} holds weights that are in none of the run's saved states"
         if resumed
         else f"{folder} holds weights that this run did not make"
@@ -50,13 +50,13 @@ def told(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
         else f"{folder} holds the state of a run at iteration {iteration}. This run starts afresh"
     )
     return (
-        f"{found}. Before the first step, what is there ({files}, {size}) is moved to {target}; nothing is deleted. "
+        f"{reason}. Before the first step, these files ({files}, {size}) are moved to {target}; nothing is deleted. "
         f"To use it instead, stop now: {'; '.join(ways)}."
     )
 
 
 def named_files(settings: RunSettings) -> set[Path]:
-    """The adapter files that the settings start from or compare with, and the configs beside them, resolved."""
+    """Resolved paths of the adapter files that the run starts from or compares with, and of their configs."""
     files = [Path(settings.resume_adapter_file)] if settings.resume_adapter_file else []
     if settings.reference_model_path and (reference := adapters_of(settings.reference_model_path)):
         files.append(reference)
@@ -64,41 +64,43 @@ def named_files(settings: RunSettings) -> set[Path]:
 
 
 def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | None:
-    """Move what the run did not make out of its way.
+    """Move files of earlier runs out of the way of this run.
 
     Returns:
-        The name of the folder that holds what stood there before the run, for its record; None if nothing did.
+        The name of the folder with the earlier files, for the run's record; None if there are none.
     """
     previous = previous_of(settings, file, resumed=resumed)
-    before = _kept_in(file.parent) if resumed else None
+    before = _recorded_previous(file.parent) if resumed else None
     if previous is None:
-        # A run that ended before its first save has moved it already, and left what its settings name in place too.
+        # A run that ended before its first save has already moved the files; those that its settings name are also
+        # still in place.
         newest = newest_previous(file.parent)
-        left = newest and any(path.is_relative_to(file.parent.resolve()) for path in named_files(settings))
-        return before or (newest.name if newest and left else None)
+        in_place = newest and any(path.is_relative_to(file.parent.resolve()) for path in named_files(settings))
+        return before or (newest.name if newest and in_place else None)
     set_aside(previous, named_files(settings))
     return before or previous.target.name
 
 
 def as_begun(resolved: Resolved) -> Resolved:
-    """The settings of a run that was begun earlier, with its reference where it is kept now.
+    """The settings of a resumed run, with its reference path updated to where the file is now.
 
-    A reference from the run's own folder was set aside when the run began, and under its old name stands what the run
-    itself has written since.
+    A reference in the run's own folder was moved when the run began, and the run has since written its own file under
+    the old name.
     """
     settings = resolved.settings
     file = adapters_of(settings.reference_model_path) if settings.reference_model_path else None
     folder = Path(settings.adapter_path)
-    if file is None or (kept_in := _kept_in(folder)) is None or not file.resolve().is_relative_to(folder.resolve()):
+    previous = _recorded_previous(folder)
+    if file is None or previous is None or not file.resolve().is_relative_to(folder.resolve()):
         return resolved
-    kept = folder / kept_in / file.resolve().relative_to(folder.resolve())
-    if not kept.is_file():
+    moved = folder / previous / file.resolve().relative_to(folder.resolve())
+    if not moved.is_file():
         return resolved
-    return resolved._replace(settings=settings.model_copy(update={"reference_model_path": str(kept)}))
+    return resolved._replace(settings=settings.model_copy(update={"reference_model_path": str(moved)}))
 
 
 def check_not_its_own_source(settings: RunSettings) -> None:
-    """UserError where the fused model of the run would replace a model that it reads, or one in LM Studio."""
+    """Raise UserError if the fused model would replace a model that the run reads, or someone else's in LM Studio."""
     if not (settings.train and settings.fuse):
         return
     if settings.lm_studio_name is not None:
@@ -110,8 +112,7 @@ def check_not_its_own_source(settings: RunSettings) -> None:
         if path and folder.is_dir() and Path(path).is_dir() and folder.samefile(path) and holds_model(folder):
             raise UserError(
                 f"adapter_path: {folder} is also the {key}, and the fused model that is written to adapter_path after "
-                "training would replace it. Give another adapter_path, or leave fusing out with --no-fuse "
-                "(fuse: false)."
+                "training would replace it. Set another adapter_path, or turn fusing off with --no-fuse (fuse: false)."
             )
 
 
@@ -122,16 +123,16 @@ def _check_lm_studio(name: str) -> None:
         return
     if holds_model(folder) and not fused_by_us(folder):
         raise UserError(
-            f"lm_studio_name: {folder} holds a model that no run of this package wrote, and it would be replaced. "
+            f"lm_studio_name: {folder} holds a model that no run of this package wrote, and this run would replace it. "
             "Choose another name, or move that folder."
         )
 
 
-def _kept_in(folder: Path) -> str | None:
-    """What the record of the run in a folder says of the weights before it."""
+def _recorded_previous(folder: Path) -> str | None:
+    """The name of the folder with the files of earlier runs, according to the run's record."""
     try:
         record: Any = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        name = record.get(KEPT_IN)
+        name = record.get(PREVIOUS_KEY)
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return name if isinstance(name, str) and (folder / name).is_dir() else None

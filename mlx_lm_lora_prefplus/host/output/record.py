@@ -1,4 +1,4 @@
-"""`run.json` in the adapter folder: what a run was started with, for who looks at it afterwards."""
+"""`run.json` in the adapter folder: the settings, data and versions that a run was started with."""
 
 import dataclasses
 import json
@@ -17,10 +17,10 @@ from ...engine.files.names import RECORD, REFERENCE_DIGEST
 from ...settings import DataSettings, RunSettings
 from ...storage.atomic import RESUME, whole_file
 from ..config.resolve import Resolved
-from .previous import KEPT_IN
+from .previous import PREVIOUS_KEY
 
 FORMAT = 1
-"""Raised when a key changes its meaning."""
+"""Increase it when a key changes its meaning."""
 
 
 def write_record(
@@ -31,23 +31,23 @@ def write_record(
     summary: Sequence[str],
     warnings: Sequence[str],
     reference: str | None,
-    kept_in: str | None = None,
+    previous: str | None = None,
 ) -> None:
-    """Write the settings with their sources, what became of the data, and versions; a run that goes on writes it anew.
+    """Write the settings with their sources, the data reports and the versions. A resumed run writes the file anew.
 
-    reference: a digest of the reference's content; None where there is no reference, or none of a known content.
-    kept_in: the folder in `folder` with what stood there before the run.
-    summary, warnings: what the user was told at the start; the lines of the summary are `Name: text`.
+    reference: a digest of the reference's content; None if there is no reference or its content is unknown.
+    previous: the subfolder with the files of earlier runs.
+    summary, warnings: what was printed at the start; the lines of the summary are `Name: text`.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     reports = {name: dataclasses.asdict(split.report) for name, split in splits.items()}
     content = {
         "format": FORMAT,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "iters": iters,
-        KEPT_IN: kept_in,
+        PREVIOUS_KEY: previous,
         "summary": list(summary),
         "warnings": list(warnings),
         "settings": settings_of(resolved),

@@ -1,4 +1,4 @@
-"""Where a run goes on from: the newest whole state in its adapter folder, if it is a state of this run."""
+"""Finds the state that a run resumes from: the newest intact one in its adapter folder, if it is of the same run."""
 
 import dataclasses
 import hashlib
@@ -12,18 +12,18 @@ from ...engine.files.run_state import RunState, newest_state
 from ...engine.train.snapshot import check_saved
 from ...errors import UserError
 from ...settings import DataSettings, Effect, RunSettings, keys_with
-from ..output.previous import previous_of, told
+from ..output.previous import move_warning, previous_of
 from .references import ReferencePass
 from .session import Session
 
 
 def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
-    """The state beside an adapter file to go on from, if `resume` asks for it; says what it found there."""
+    """Find the state to resume from beside an adapter file, if `resume` asks for it. Prints what it finds."""
     folder, state = adapter_file.parent, None
     if settings.resume:
         state, damaged = newest_state(folder)
         for sentence in damaged:
-            print_warning(f"{sentence}. The one before it is looked for.")
+            print_warning(f"{sentence}. Trying the state before it.")
         if state is None:
             print_info(f"Nothing to resume in {folder}: starting afresh.")
         else:
@@ -31,7 +31,7 @@ def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
             print_info(f"Resuming after iteration {state.iteration} of {state.values['iters']} ({folder})")
     resumed = state is not None
     if previous := previous_of(settings, adapter_file, resumed=resumed):
-        print_warning(told(previous, settings, resumed=resumed))
+        print_warning(move_warning(previous, settings, resumed=resumed))
     return state
 
 
@@ -39,10 +39,10 @@ REFERENCE = "weights of the reference"
 
 
 def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
-    """What decides the results of a run, by names that a user knows; digests of what is large."""
+    """What determines the results of a run: user-facing name → value, or the digest of a large value."""
     settings, data, tokenizer = session.resolved.settings, session.resolved.data, session.tokenizer
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
-    found = {
+    identity = {
         "train_mode": session.resolved.trainer.mode,
         "weights of the model": session.base_digest,
         "tokenizer": _digest(inner.get_vocab()),
@@ -54,44 +54,44 @@ def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
         },
         "reference_model_path": session.resolved.values.get(
             "reference_model_path"
-        ),  # as given: see `previous.as_begun`
+        ),  # as the user wrote it: see `previous.as_begun`
         **({} if planned.is_base else {REFERENCE: planned.digest}),
         **dataclasses.asdict(session.resolved.options),
     }
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(identity, default=str))
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def check_same_run(state: RunState, found: dict[str, Any], settings: RunSettings) -> None:
-    """Refuse to go on with another run than the one that was saved, or say so where `resume: force` goes on.
+def check_same_run(state: RunState, identity: dict[str, Any], settings: RunSettings) -> None:
+    """Check that the saved state belongs to this run. With `resume: force`, differences are only warnings.
 
     Raises:
-        UserError: it names all that has changed.
+        UserError: the run differs; the message names every change.
     """
     before = state.values["fingerprint"]
-    changed = [_change(key, before, value) for key, value in found.items() if not _same(key, before, value)]
-    changed += [f"{key} is gone" for key in before if key not in found]
-    if before.get("train_mode") != found.get("train_mode"):
-        changed = changed[:1]  # the options of another mode are others anyway
+    changed = [_change(key, before, value) for key, value in identity.items() if not _same(key, before, value)]
+    changed += [f"{key} is gone" for key in before if key not in identity]
+    if before.get("train_mode") != identity.get("train_mode"):
+        changed = changed[:1]  # another mode has other options anyway
     if not changed:
         return
     if settings.resume != "force":
         raise UserError(
             f"resume: the run that was saved in {settings.adapter_path} at iteration {state.iteration} is another one: "
-            f"{'; '.join(changed)}. Start it as it was, go on all the same with --resume force, or give another "
+            f"{'; '.join(changed)}. Restore its settings, resume anyway with --resume force, or set another "
             "adapter_path."
         )
     for change in changed:
-        print_warning(f"resume: force goes on although {change}")
+        print_warning(f"resume: force resumes although {change}")
 
 
 def _same(key: str, before: dict[str, Any], now: Any) -> bool:
-    """Whether a value is as before; a path may be written in another way."""
+    """Whether a value is unchanged; two spellings of one path count as equal."""
     then = before.get(key)
-    if key == REFERENCE and now is None:  # it cannot be read: loading it will say why
+    if key == REFERENCE and now is None:  # it cannot be read; loading it reports why
         return True
     if key == "reference_model_path" and isinstance(then, str) and isinstance(now, str):
         return then == now or Path(then).expanduser().resolve() == Path(now).expanduser().resolve()

@@ -100,13 +100,13 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
         def begin() -> None:
             if owner is not None:
                 owner.check()
-                kept_in = keep_previous(settings, file, resumed=state is not None)
+                previous = keep_previous(settings, file, resumed=state is not None)
                 log.open(file.parent)
                 if settings.fuse:
                     with explained(unfused, RESUME):
                         unfused.touch()
                 said = lines, [*resolved.notes, *warnings]
-                write_record(file.parent, resolved, session.iters, splits, *said, planned.digest, kept_in)
+                write_record(file.parent, resolved, session.iters, splits, *said, planned.digest, previous)
                 keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
 
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:

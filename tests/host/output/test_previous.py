@@ -52,8 +52,8 @@ def test_an_adapter_of_another_program_is_moved_and_the_ways_on_are_told(go, res
     out = go(resume=resume)
     assert content("adapters/previous-1") == before
     told = next(line for line in out.splitlines() if "did not make" in line)
-    assert told.startswith("[WARNING] adapters holds weights that this run did not make. Before the first step, what ")
-    assert "(adapters.safetensors and 1 more file, 0.00 MB) is moved to adapters/previous-1" in told
+    assert told.startswith("[WARNING] adapters holds weights that this run did not make. Before the first step, these ")
+    assert "(adapters.safetensors and 1 more file, 0.00 MB) are moved to adapters/previous-1" in told
     assert "resume_adapter_file: adapters/adapters.safetensors starts from those weights" in told
     assert "reference_model_path: adapters/adapters.safetensors compares with them" in told
     assert "another adapter_path leaves them where they are" in told
