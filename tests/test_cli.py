@@ -206,7 +206,7 @@ def test_no_host(examined, monkeypatch):
 
 
 def test_a_vendored_host(examined, tmp_path):
-    assert "which stands before the installed one" in examined(file=str(tmp_path / "mlx_lm_lora/train.py"))[1]
+    assert "which comes before the installed one" in examined(file=str(tmp_path / "mlx_lm_lora/train.py"))[1]
 
 
 def test_native_discovery_is_as_good(examined):

@@ -1,4 +1,4 @@
-"""Where everything in `metrics.jsonl` is sent beside it: loggers by name, each through its own library."""
+"""Experiment loggers that receive everything in `metrics.jsonl`, each through its own library."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...settings import RunSettings
 
 PREFIXES = {"train": "train", "valid": "eval", "test": "test"}
-"""Split → what Hugging Face's trainers, and so TRL, put before its metrics."""
+"""Split → the prefix that Hugging Face's trainers, and so TRL, put before its metrics."""
 
 SAMPLE_COLUMNS = ("iteration", "prompt", "policy", "reference")
 WARNING_COLUMNS = ("iteration", "warning", "text")
@@ -19,8 +19,8 @@ WARNING_COLUMNS = ("iteration", "warning", "text")
 Row = Sequence[Any]
 
 
-class Asked(NamedTuple):
-    """project: its name, or None for the library's default. folder: of the adapters. config: every key of the run."""
+class LoggerInputs(NamedTuple):
+    """project: its name; None for the library's default. folder: the adapter folder. config: every key of the run."""
 
     project: str | None
     folder: Path
@@ -30,12 +30,12 @@ class Asked(NamedTuple):
 class WandB:
     """Weights & Biases: metrics by step, samples and warnings as tables."""
 
-    def __init__(self, asked: Asked):
+    def __init__(self, inputs: LoggerInputs):
         import wandb  # pyright: ignore[reportMissingImports]
 
         self.library, self.rows = wandb, {"samples": list[Row](), "warnings": list[Row]()}
         self.run = wandb.init(
-            project=asked.project, name=asked.folder.name, dir=str(asked.folder), config=dict(asked.config)
+            project=inputs.project, name=inputs.folder.name, dir=str(inputs.folder), config=dict(inputs.config)
         )
 
     def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
@@ -43,7 +43,7 @@ class WandB:
         self.run.log(_prefixed(split, values), step=iteration)
 
     def warning(self, iteration: int, name: str, text: str) -> None:
-        """Log all warnings so far: of a table W&B shows the latest."""
+        """Log all warnings so far, because W&B displays only the latest version of a table."""
         self._table("warnings", WARNING_COLUMNS, iteration, [(iteration, name, text)])
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -63,15 +63,15 @@ class WandB:
 class SwanLab:
     """SwanLab: metrics by step, samples as tables, warnings as text."""
 
-    def __init__(self, asked: Asked):
+    def __init__(self, inputs: LoggerInputs):
         import swanlab  # pyright: ignore[reportMissingImports]
 
         self.library = swanlab
         swanlab.init(
-            project=asked.project,
-            experiment_name=asked.folder.name,
-            logdir=str(asked.folder / "swanlog"),
-            config=dict(asked.config),
+            project=inputs.project,
+            experiment_name=inputs.folder.name,
+            logdir=str(inputs.folder / "swanlog"),
+            config=dict(inputs.config),
         )
 
     def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
@@ -94,11 +94,11 @@ class SwanLab:
 
 
 class TensorBoard:
-    """Event files under `tensorboard/` in the adapter folder. Splits share their charts, so they are its runs
-    (`train`, `eval`, `test`); samples and warnings are in `text`, samples as Markdown tables."""
+    """Event files under `tensorboard/` in the adapter folder. Each split is a run (`train`, `eval`, `test`), so that
+    splits share charts; samples (Markdown tables) and warnings are in the run `text`."""
 
-    def __init__(self, asked: Asked):
-        self.folder = asked.folder / "tensorboard"
+    def __init__(self, inputs: LoggerInputs):
+        self.folder = inputs.folder / "tensorboard"
         self.writers: dict[str, Any] = {}
         self.texts: Any = None
 
@@ -148,19 +148,19 @@ class TensorBoard:
             writer.close()
 
 
-LOGGERS: dict[str, Callable[[Asked], Logger]] = {"wandb": WandB, "swanlab": SwanLab, "tensorboard": TensorBoard}
-"""Name of a logger, which is that of its package → how it is started."""
+LOGGERS: dict[str, Callable[[LoggerInputs], Logger]] = {"wandb": WandB, "swanlab": SwanLab, "tensorboard": TensorBoard}
+"""Name of a logger, which is also the name of its package → its class."""
 
 
-def wanted(settings: RunSettings) -> dict[str, str]:
-    """Name of each logger that the settings ask for → the key that does."""
-    asked: dict[str, str] = {name: "report_to" for name in settings.report_to}
-    return asked if settings.wandb is None else {**asked, "wandb": "wandb"}
+def requested_loggers(settings: RunSettings) -> dict[str, str]:
+    """Name of each logger that the settings request → the key that requests it."""
+    names: dict[str, str] = {name: "report_to" for name in settings.report_to}
+    return names if settings.wandb is None else {**names, "wandb": "wandb"}
 
 
 def check_loggers(settings: RunSettings) -> None:
-    """UserError where a logger's package is not installed; it names all of these."""
-    missing = {name: key for name, key in wanted(settings).items() if find_spec(name) is None}
+    """Raise a UserError that names every logger whose package is not installed."""
+    missing = {name: key for name, key in requested_loggers(settings).items() if find_spec(name) is None}
     if missing:
         keys = ", ".join(dict.fromkeys(missing.values()))
         raise UserError(
@@ -171,15 +171,15 @@ def check_loggers(settings: RunSettings) -> None:
 
 @contextmanager
 def open_loggers(settings: RunSettings, config: Mapping[str, Any], *, first: bool = True) -> Iterator[list[Logger]]:
-    """The loggers of the settings, closed at the end.
+    """Start the loggers of the settings, and close them at the end.
 
-    config: every key of the run with its value, for them to show. first: whether this is the process that reports.
+    config: every key of the run with its value, which loggers display. first: whether this is the process that reports.
     """
     loggers, folder = list[Logger](), Path(settings.adapter_path or ".")
     try:
-        for name, key in wanted(settings).items() if first else ():
+        for name, key in requested_loggers(settings).items() if first else ():
             project = (settings.wandb if key == "wandb" else None) or settings.project_name
-            loggers.append(LOGGERS[name](Asked(project, folder, config)))
+            loggers.append(LOGGERS[name](LoggerInputs(project, folder, config)))
         yield loggers
     finally:
         for logger in loggers:

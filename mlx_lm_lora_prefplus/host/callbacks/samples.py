@@ -1,4 +1,4 @@
-"""Completions of some validation prompts at each evaluation, by the policy and by the model as it was before."""
+"""Completions of some validation prompts at each evaluation, by the policy and by the model before training."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,13 @@ from ...storage.atomic import RESUME, explained, whole_file
 
 
 class Samples(TrainingCallback):
-    """Appends to `samples.jsonl` in the adapter folder: {iteration, prompt, policy, reference}, greedy, as text.
+    """Appends greedy completions as text to `samples.jsonl` in the adapter folder: {iteration, prompt, policy,
+    reference}.
 
     `reference` is the model with its adapters off; where all weights are trained, the model before the first step.
 
-    prompts: token ids of each. tokens: most of a completion. resumed: whether the run goes on from a state: then the
-        references that the file holds are taken over. wrapped_callback: told first. loggers: given each sample too.
+    prompts: token ids of each. tokens: the most tokens of a completion. resumed: whether the run resumes from a state;
+        it then reuses the references in the file. wrapped_callback: called first. loggers: they receive each sample.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Samples(TrainingCallback):
 
     @cached_property
     def references(self) -> dict[str, str]:
-        """Prompt → completion of the reference, as far as they are known."""
+        """Prompt → completion of the reference, for the prompts that have one."""
         lines = _readable(self.file, None) if self.resumed else []
         return {sample["prompt"]: sample["reference"] for sample in map(json.loads, lines)}
 
@@ -76,9 +77,9 @@ class Samples(TrainingCallback):
         policy = self._complete(text)
         if text not in self.references:
             adapted = bool(adapter_layers(self.model))
-            known = adapted or not self.resumed
+            available = adapted or not self.resumed
             with adapters_off(self.model) if adapted else nullcontext():
-                self.references[text] = self._complete(text) if known else ""
+                self.references[text] = self._complete(text) if available else ""
         return {"iteration": iteration, "prompt": text, "policy": policy, "reference": self.references[text]}
 
     def _complete(self, text: str) -> str:
@@ -86,35 +87,35 @@ class Samples(TrainingCallback):
 
 
 def keep_samples(folder: Path, validated: int) -> None:
-    """Leave out the samples after an evaluation: they will come again. Before the first, 0, all are of another run.
+    """Remove the samples after an evaluation, because the resumed run will write them again.
 
-    validated: iteration of the evaluation.
+    validated: iteration of the last evaluation; 0 before the first one, when all samples are of another run.
     """
     file = folder / SAMPLES
     if file.is_file():
-        kept = _readable(file, validated)
+        lines = _readable(file, validated)
         with whole_file(file, RESUME) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _readable(file: Path, last: int | None) -> list[str]:
-    """The lines up to one that is torn, of evaluations up to the iteration `last`."""
-    kept = []
+    """The lines before the first incomplete one, of evaluations up to the iteration `last`."""
+    lines = []
     try:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             sample = json.loads(line)
-            known = sample["iteration"], sample["prompt"], sample["reference"]
-            kept += [line] if last is None or known[0] <= last else []
+            fields = sample["iteration"], sample["prompt"], sample["reference"]
+            lines += [line] if last is None or fields[0] <= last else []
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # absent, or torn where the run was killed
-    return kept
+        pass  # absent, or incomplete because the run was killed
+    return lines
 
 
 def first_prompts(rows: Iterable[Any], count: int) -> list[list[int]]:
-    """The first so many different prompts of some rows, as token ids."""
-    found: dict[tuple[int, ...], None] = {}
+    """The first `count` distinct prompts of the rows, as token ids."""
+    prompts: dict[tuple[int, ...], None] = {}
     for row in rows:
-        if len(found) == count:
+        if len(prompts) == count:
             break
-        found[tuple(row["prompt"])] = None
-    return [list(ids) for ids in found]
+        prompts[tuple(row["prompt"])] = None
+    return [list(ids) for ids in prompts]

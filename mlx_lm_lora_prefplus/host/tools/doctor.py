@@ -1,4 +1,4 @@
-"""Whether the start-up hook works in this environment, and if not, why and what to do about it."""
+"""Finds out whether the start-up hook works in this environment, and if not, why and what to do about it."""
 
 import importlib.util
 import json
@@ -26,18 +26,18 @@ import json, mlx_lm_lora.train as host
 native = getattr(host, "TRAINER_PLUGIN_API", None) is not None
 print("\\n" + json.dumps({{"file": host.__file__, "active": hasattr(host, {MARK!r}), "native": native}}))
 """
-"""Run in a fresh interpreter: what the host's command would find."""
+"""A program for a fresh interpreter: it prints what the host's command would find."""
 
 
 def examine() -> dict[str, Any]:
-    """Everything `doctor` knows, as JSON takes it.
+    """The report of `doctor`, as values for JSON.
 
-    `active` is what a fresh interpreter says; `problems` are pairs of what is wrong and what to do, of which some
-    may be found although it works; `notes` are such pairs of what works slowly, or only in our modes.
+    `active` is the finding of a fresh interpreter. `problems` are pairs of what is wrong and what to do; there may be
+    some even if the hook works. `notes` are such pairs for what works slowly, or only in our modes.
     """
     probe, registry, device = _probe(), load_registry(), machine.device()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    found = {name: str(path) if path else None for name, path in (("pth", _pth()), ("hook", _hook()))}
+    files = {name: str(path) if path else None for name, path in (("pth", _pth()), ("hook", _hook()))}
     report: dict[str, Any] = {
         "active": bool(probe["active"] or probe["native"]),
         "native": probe["native"],
@@ -45,18 +45,18 @@ def examine() -> dict[str, Any]:
         **device,
         "interpreter": sys.executable,
         "host": probe["file"],
-        "files": found,
+        "files": files,
         "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
         "modes": {mode: registered.provider for mode, registered in registry.modes.items()},
         "rivals": registry.rivals,
         "broken": registry.broken,
     }
-    found = [
+    problems = [
         *_problems(probe, device["backend"]),
         *machine.backend_problems(device["backend"]),
         *machine.version_problems(),
     ]
-    report["problems"] = [{"what": what, "do": do} for what, do in found]
+    report["problems"] = [{"what": what, "do": do} for what, do in problems]
     report["notes"] = [{"what": what, "do": do} for what, do in machine.notes(device["backend"])]
     return report
 
@@ -73,7 +73,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         for one in report[f"{mark}s"]:
             lines += [f"{mark}: {one['what']}", f"{'do':>{len(mark)}}: {one['do']}"]
     lines += [""] if report["problems"] or report["notes"] else []
-    lines += [f"{name:<22}{found or 'not installed'}" for name, found in report["versions"].items()]
+    lines += [f"{name:<22}{number or 'not installed'}" for name, number in report["versions"].items()]
     lines += [f"{'backend':<22}{report['backend']}, {report['device']}"]
     lines += [f"{'memory':<22}{report['memory'] / 1e9:.1f} GB"] if report["memory"] else []
     lines += [f"{'interpreter':<22}{report['interpreter']}"]
@@ -87,57 +87,59 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _probe() -> dict[str, Any]:
-    """What a fresh interpreter finds in the host's module; `error` is the end of what it said."""
+    """What a fresh interpreter finds in the host's module; `error` is the last line of its error output."""
     nothing = {"file": None, "active": False, "native": False}
     try:
-        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=300)
+        process = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {**nothing, "error": str(error)}
-    said = done.stderr.strip()
-    if done.returncode:
-        return {**nothing, "error": said.splitlines()[-1] if said else f"exit code {done.returncode}"}
-    warned = [line for line in said.splitlines() if line.startswith("[mlx-lm-lora-prefplus]")]
-    return {**json.loads(done.stdout.strip().splitlines()[-1]), "error": "\n".join(warned)}
+    output = process.stderr.strip()
+    if process.returncode:
+        return {**nothing, "error": output.splitlines()[-1] if output else f"exit code {done.returncode}"}
+    warned = [line for line in output.splitlines() if line.startswith("[mlx-lm-lora-prefplus]")]
+    return {**json.loads(process.stdout.strip().splitlines()[-1]), "error": "\n".join(warned)}
 
 
 def _problems(probe: dict[str, Any], backend: str) -> list[machine.Advice]:
-    found: list[tuple[str, str]] = []
+    problems: list[tuple[str, str]] = []
     host = _version("mlx-lm-lora")
     if host is None and probe["file"] is None:
-        found.append(("mlx-lm-lora is not installed for this interpreter", "pip install mlx-lm-lora"))
+        problems.append(("mlx-lm-lora is not installed for this interpreter", "pip install mlx-lm-lora"))
     elif host is not None and (misfit := version_misfit(host)):
-        found.append((misfit, 'pip install "mlx-lm-lora>=5.10,<6", or a release of this package for that version'))
+        problems.append((misfit, 'pip install "mlx-lm-lora>=5.10,<6", or a release of this package for that version'))
     if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip() == "0":
-        found.append(("MLX_LM_LORA_PREFPLUS=0 turns the plugin off", "unset MLX_LM_LORA_PREFPLUS"))
+        problems.append(("MLX_LM_LORA_PREFPLUS=0 turns the plugin off", "unset MLX_LM_LORA_PREFPLUS"))
     if sys.flags.no_site:
-        found.append(("this interpreter was started with -S, which reads no .pth files", "start it without -S"))
-    found += _file_problems()
+        problems.append(("this interpreter was started with -S, which reads no .pth files", "start it without -S"))
+    problems += _file_problems()
     if probe["file"] and (elsewhere := _vendored(Path(probe["file"]))):
-        found.append((elsewhere, f"take that folder off PYTHONPATH (or leave it), {WITHOUT_HOOK}"))
+        problems.append((elsewhere, f"take that folder off PYTHONPATH (or leave it), {WITHOUT_HOOK}"))
     works = probe["active"] or probe["native"]
     if backend != "none" and probe["error"] and not works:
-        found.append((f"a fresh interpreter says: {probe['error']}", "put that right, then run doctor again"))
-    if backend != "none" and not works and not found:
-        found.append(("the hook is in place and did not run", f"MLX_LM_LORA_PREFPLUS=strict shows why; {WITHOUT_HOOK}"))
-    return found
+        problems.append((f"a fresh interpreter reports: {probe['error']}", "fix that, then run doctor again"))
+    if backend != "none" and not works and not problems:
+        problems.append(
+            ("the hook is in place and did not run", f"MLX_LM_LORA_PREFPLUS=strict shows why; {WITHOUT_HOOK}")
+        )
+    return problems
 
 
 def _file_problems() -> list[tuple[str, str]]:
     again = f"pip install --force-reinstall --no-deps mlx-lm-lora-prefplus, {WITHOUT_HOOK}"
     pth, hook = _pth(), _hook()
-    found = []
+    problems = []
     if pth is None:
         where = ", ".join(str(folder) for folder in _site_folders())
-        found.append((f"{PTH} is in none of the folders whose .pth files are read ({where})", again))
+        problems.append((f"{PTH} is in none of the folders whose .pth files are read ({where})", again))
     if hook is None:
-        found.append((f"the module {HOOK} cannot be imported", again))
+        problems.append((f"the module {HOOK} cannot be imported", again))
     elif reason := _hook_error():
-        found.append((f"{hook} cannot be imported ({reason}), and Python ignores it", again))
+        problems.append((f"{hook} cannot be imported ({reason}), and Python ignores it", again))
     for path in (pth, hook):
         if path and _is_hidden(path):
             fix = f"chflags nohidden {path}, {WITHOUT_HOOK}"
-            found.append((f"{path} carries macOS's hidden flag, and newer Pythons skip such .pth files", fix))
-    return found
+            problems.append((f"{path} carries macOS's hidden flag, and newer Pythons skip such .pth files", fix))
+    return problems
 
 
 def _is_hidden(path: Path) -> bool:
@@ -160,7 +162,7 @@ def _hook() -> Path | None:
 
 
 def _hook_error() -> str | None:
-    """Why the hook cannot be imported. The `.pth` line keeps quiet about it, because every Python start runs it."""
+    """Why the hook cannot be imported; None if it can. The `.pth` line hides the error: every start of Python runs it."""
     try:
         importlib.import_module(HOOK)
     except (Exception, SystemExit) as error:
@@ -169,13 +171,13 @@ def _hook_error() -> str | None:
 
 
 def _vendored(file: Path) -> str | None:
-    """Whether the host that gets imported is another copy than the installed one."""
+    """Describe the host that is imported if it is another copy than the installed one; else None."""
     try:
         installed = Path(str(distribution("mlx-lm-lora").locate_file("mlx_lm_lora/train.py")))
     except PackageNotFoundError:
-        return f"the host comes from {file.parent}, a copy that pip knows nothing of"
+        return f"the host comes from {file.parent}, a copy that pip did not install"
     if installed.is_file() and installed.resolve() != file.resolve():
-        return f"the host comes from {file.parent}, which stands before the installed one in {installed.parent}"
+        return f"the host comes from {file.parent}, which comes before the installed one in {installed.parent}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""This machine and the packages on it: device, memory, and what is known to go wrong or slowly on it."""
+"""This machine and its packages: device, memory, and known problems with them."""
 
 import re
 import sys
@@ -22,8 +22,8 @@ BLAS_ADVICE = (
 
 def device() -> dict[str, Any]:
     """backend (metal, cuda, cpu or none), device (its name, or why there is none), memory (bytes, or None)."""
-    if found := reason():
-        return {"backend": "none", "device": found, "memory": None}
+    if missing := reason():
+        return {"backend": "none", "device": missing, "memory": None}
     try:
         import mlx.core as mx
 
@@ -37,44 +37,47 @@ def device() -> dict[str, Any]:
 
 
 def backend_problems(backend: str) -> list[Advice]:
-    """mlx without a backend, or with two."""
+    """Problems of an mlx without a backend, or with two."""
     installed = [name for name in BACKENDS if _version(name)]
-    found: list[Advice] = []
+    problems: list[Advice] = []
     if backend == "none":
-        found.append(("mlx does not start: it has no backend for this machine, or not its libraries", advice()))
+        problems.append(("mlx does not start: its backend for this machine, or a library of it, is missing", advice()))
     if len(installed) > 1:
         others = " ".join(installed)
-        found.append(
+        problems.append(
             (
                 f"mlx has {len(installed)} backends that exclude one another: {', '.join(installed)}",
                 f'pip uninstall {others}, then install one: pip install "mlx[cpu]" (or mlx[cuda12], mlx[cuda13])',
             )
         )
-    return found
+    return problems
 
 
 def version_problems() -> list[Advice]:
-    """Packages that are older or newer than this release works with. The host's version is told by `activate`."""
-    found: list[Advice] = []
+    """Packages that are older or newer than this release supports. `activate` checks the host's version."""
+    problems: list[Advice] = []
     for requirement in _requirements():
         name, bounds = re.match(r"[\w.-]+", requirement), re.findall(r"(>=|<)\s*([\d.]+)", requirement)
-        have = _version(name[0]) if name else None
-        if have is None or "extra" in requirement or name is None or name[0] == "mlx-lm-lora":
+        installed = _version(name[0]) if name else None
+        if installed is None or "extra" in requirement or name is None or name[0] == "mlx-lm-lora":
             continue
-        if any((_numbers(have) >= _numbers(bound)) is not (sign == ">=") for sign, bound in bounds):
-            wanted = ",".join(sign + bound for sign, bound in bounds)
-            found.append(
-                (f"{name[0]} {have} is not what this release works with ({wanted})", f'pip install "{name[0]}{wanted}"')
+        if any((_numbers(installed) >= _numbers(bound)) is not (sign == ">=") for sign, bound in bounds):
+            supported = ",".join(sign + bound for sign, bound in bounds)
+            problems.append(
+                (
+                    f"{name[0]} {installed} is not a version that this release supports ({supported})",
+                    f'pip install "{name[0]}{supported}"',
+                )
             )
-    return found
+    return problems
 
 
 def notes(backend: str) -> list[Advice]:
-    """What works, but slowly, or only in our modes."""
-    found: list[Advice] = []
+    """Notes on what works slowly, or only in our modes."""
+    problems: list[Advice] = []
     mlx, host = _version("mlx") or "", _version("mlx-lm-lora") or ""
     if mlx == "0.32.4" and host and _numbers(host) <= (5, 10, 2):
-        found.append(
+        problems.append(
             (
                 f"mlx {mlx} with mlx-lm-lora {host}: the host's own CPO stops with an IndexError in its first step",
                 "train with --train-mode cpo while this plugin is active; programs that call train_cpo: set "
@@ -82,21 +85,21 @@ def notes(backend: str) -> list[Advice]:
             )
         )
     if sys.platform == "linux" and host and _numbers(host) <= (5, 10, 2):
-        found.append(
+        problems.append(
             (
                 f"mlx-lm-lora {host} on Linux: its own modes stop with KeyError: max_recommended_working_set_size",
-                "take the modes listed below; its other modes need a Mac",
+                "use the modes listed below; its other modes need a Mac",
             )
         )
     if backend == "cpu" and sys.platform == "linux" and is_slow(loaded_libraries()):
-        found.append(
+        problems.append(
             ("mlx multiplies matrices by the slow reference BLAS: float32 steps take many times as long", BLAS_ADVICE)
         )
-    return found
+    return problems
 
 
 def loaded_libraries() -> list[str]:
-    """The shared libraries of this process, with their folders, after mlx has been loaded."""
+    """Paths of the shared libraries that this process has loaded once mlx is imported."""
     import mlx.core  # noqa: F401
 
     try:
@@ -107,7 +110,7 @@ def loaded_libraries() -> list[str]:
 
 
 def is_slow(libraries: list[str]) -> bool:
-    """Whether a BLAS is among them, and none of the fast ones but what numpy and scipy bring for themselves."""
+    """Whether mlx uses a slow BLAS: there is one among the libraries, and no fast one besides numpy's and scipy's."""
     ours = [path.lower() for path in libraries if "numpy" not in path and "scipy" not in path]
     has = lambda part: any(part in path for path in ours)  # noqa: E731
     return has("libblas") and not any(map(has, OPTIMIZED_BLAS))
@@ -128,7 +131,7 @@ def _version(name: str) -> str | None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """The numbers of a version, without what a release candidate or a build adds; trailing zeros do not count."""
+    """The numbers of a version without release candidate or build; trailing zeros are dropped."""
     leading = re.match(r"\d+(?:\.\d+)*", text)
     numbers = [int(part) for part in leading[0].split(".")] if leading else []
     while numbers and not numbers[-1]:

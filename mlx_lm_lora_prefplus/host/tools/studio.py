@@ -1,7 +1,7 @@
-"""MLX-LoRA-Studio: an interpreter for the app that runs our functions instead of those of the host it brings along.
+"""An interpreter for MLX-LoRA-Studio that runs our functions instead of the app's own copy of the host.
 
-The app runs `<python> Backend/training_runner.py --spec run_spec.json` with `PYTHONPATH` leading to its own copy of
-the host. The user may choose the interpreter, so a script that stands for one is the way in.
+The app runs `<python> Backend/training_runner.py --spec run_spec.json` with its copy of the host on `PYTHONPATH`. Users
+can choose the interpreter, so we give them a script that starts Python without that copy.
 """
 
 import shlex
@@ -54,10 +54,10 @@ class Written(NamedTuple):
 
 
 def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
-    """Write the script and, if there is none yet, a file of options beside it; then try the script.
+    """Write the script and, unless it exists, a file of options beside it; then test the script.
 
     Arguments:
-        folder: not a hidden one: the app's file dialog must show it.
+        folder: must not be hidden, because the app's file dialog has to list it.
         python: the interpreter in whose environment this package is installed.
 
     Raises:
@@ -66,7 +66,7 @@ def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
     folder = folder.expanduser().absolute()
     written = Written(folder / "python3", folder / FILE)
     if written.python.resolve() == Path(python).absolute():
-        raise UserError(f"{written.python} is the interpreter itself. Name another folder.")
+        raise UserError(f"{written.python} is the interpreter itself. Give another folder.")
     text = SCRIPT.format(variable=VARIABLE, file=FILE, python=shlex.quote(python))
     with whole_file(written.python) as file:
         file.write_text(text)
@@ -79,7 +79,7 @@ def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
         error = (process.stderr.strip().splitlines() or ["the start-up hook did not run"])[-1]
         raise UserError(
             f"{written.python} is written, but Python started by it does not use our functions: {error}. "
-            "`mlx_lm_lora.prefplus doctor` says what to do."
+            "Run `mlx_lm_lora.prefplus doctor` to find out what to do."
         )
     return written
 
