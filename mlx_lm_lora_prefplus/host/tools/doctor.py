@@ -95,7 +95,7 @@ def _probe() -> dict[str, Any]:
         return {**nothing, "error": str(error)}
     output = process.stderr.strip()
     if process.returncode:
-        return {**nothing, "error": output.splitlines()[-1] if output else f"exit code {done.returncode}"}
+        return {**nothing, "error": output.splitlines()[-1] if output else f"exit code {process.returncode}"}
     warned = [line for line in output.splitlines() if line.startswith("[mlx-lm-lora-prefplus]")]
     return {**json.loads(process.stdout.strip().splitlines()[-1]), "error": "\n".join(warned)}
 

@@ -41,7 +41,7 @@ def backend_problems(backend: str) -> list[Advice]:
     installed = [name for name in BACKENDS if _version(name)]
     problems: list[Advice] = []
     if backend == "none":
-        problems.append(("mlx does not start: its backend for this machine, or a library of it, is missing", advice()))
+        problems.append(("mlx does not start: it has no backend for this machine, or a library is missing", advice()))
     if len(installed) > 1:
         others = " ".join(installed)
         problems.append(
