@@ -1,4 +1,4 @@
-"""Adapter files: the host's names and format, written so that a half-written one never takes a good one's place."""
+"""Adapter files in the host's names and format. A partly written file never replaces a complete one."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ...storage.failures import advice, words
 from .names import CONFIG, NUMBERED_ADAPTERS, PLAIN, unfinished_files
 
 WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
-"""In the header of the adapter files that this package writes, so that it knows them from those of other programs."""
+"""Metadata in the adapter files that this package writes, to tell them from those of other programs."""
 
 
 def save_adapters(
@@ -45,9 +45,9 @@ def save_adapters(
 
 
 def check_writable(adapter_file: Path) -> None:
-    """Make the folder of the adapters, and make sure that a file can be written in it.
+    """Make the adapter folder and check that files can be written in it.
 
-    What a killed run left half-written there is removed.
+    Removes partly written files of a killed run.
 
     Raises:
         UserError: it cannot.
@@ -74,7 +74,7 @@ def check_writable(adapter_file: Path) -> None:
 
 
 def check_file(file: Path, key: str) -> None:
-    """UserError, naming the config key, if this is no file."""
+    """Raise a UserError that names the config key if this is not a file."""
     if file.is_dir():
         raise UserError(f"{key}: {file} is a folder. Name the file in it, such as {file / 'adapters.safetensors'}.")
     if not file.is_file():
@@ -104,7 +104,7 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
     expected = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
     shapes = {name: value.shape for name, value in weights.items()}
     problems = [
-        f"{name} is {shapes[name]}, wanted {expected[name]}"
+        f"{name} has shape {shapes[name]}, expected {expected[name]}"
         for name in shapes
         if name in expected and shapes[name] != expected[name]
     ]

@@ -11,14 +11,14 @@ from .names import METRICS
 
 
 class Logger(Protocol):
-    """Receives all that a run reports: what `metrics.jsonl` holds, and samples. Iterations are micro-batches."""
+    """Receives the content of `metrics.jsonl`, and samples. Iterations are micro-batches."""
 
     def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
-        """Figures of "train", "valid" or "test" by TRL's names."""
+        """Values of "train", "valid" or "test", under TRL's names."""
         ...
 
     def warning(self, iteration: int, name: str, text: str) -> None:
-        """What the watcher of this name says."""
+        """The warning of the health check `name`."""
         ...
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -31,9 +31,9 @@ class Logger(Protocol):
 
 
 class MetricsFile:
-    """Lines of JSON, each with `iteration` and `split` ("train", "valid", "test") or `warning`; metrics by TRL's names.
+    """Lines of JSON, each with `iteration` and `split` ("train", "valid", "test") or `warning`; TRL names the metrics.
 
-    folder: the adapter folder. lines: those of this run so far.
+    folder: the adapter folder. lines: the number of lines of this run so far.
     """
 
     def __init__(self, folder: Path):
@@ -41,7 +41,7 @@ class MetricsFile:
         self.lines = 0
 
     def begin(self, lines: int) -> None:
-        """Keep so many lines of before: those behind the state that the run goes on from will come again."""
+        """Keep the first `lines` lines. A resumed run writes the lines after its state again."""
         if self.file.is_file():
             whole = self._readable()[:lines]
             self.lines = len(whole)
@@ -49,7 +49,7 @@ class MetricsFile:
                 temporary.write_text("".join(whole), encoding="utf-8")
 
     def _readable(self) -> list[str]:
-        """The lines up to one that is torn."""
+        """The lines before the first incomplete one."""
         whole = []
         try:
             for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -75,7 +75,7 @@ class MetricsFile:
         return max((json.loads(line)["iteration"] for line in lines), default=0)
 
     def sync(self) -> None:
-        """Force the lines to the disk: a state must not outlive the lines before it."""
+        """Force the lines to the disk, so that no state on disk lacks the lines before it."""
         if self.file.is_file():
             with explained(self.file, RESUME), self.file.open("rb+") as stream:
                 os.fsync(stream.fileno())

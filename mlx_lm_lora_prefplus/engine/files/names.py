@@ -1,4 +1,4 @@
-"""The files of a run in its adapter folder, by their exact names: what is called otherwise belongs to somebody else."""
+"""The exact names of a run's files in its adapter folder. All other files there belong to somebody else."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +9,9 @@ STATE = "state-{:07d}.safetensors"
 CONFIG = "adapter_config.json"
 METRICS = "metrics.jsonl"
 RECORD = "run.json"
-"""What a run was started with: settings with their sources, data, versions."""
+"""The settings with their sources, the data and the versions that a run was started with."""
 REFERENCE_DIGEST = "reference_digest"
-"""The key in it with a digest of the content of the reference."""
+"""The key of `run.json` that holds a digest of the reference's content."""
 SAMPLES = "samples.jsonl"
 """Completions at each evaluation."""
 PAGE = "report.html"
@@ -23,7 +23,7 @@ FORMS = (NUMBERED_ADAPTERS, STATE)
 
 
 def number_in(name: str, form: str) -> int | None:
-    """The number in a file name that `form` makes; None for every other name, such as that of a copy or a backup."""
+    """The number in a file name of the form `form`; None for every other name, such as that of a copy or a backup."""
     before, after = form[: form.index("{")], form[form.index("}") + 1 :]
     digits = name.removeprefix(before).removesuffix(after)
     if not (digits.isascii() and digits.isdigit()):
@@ -32,15 +32,15 @@ def number_in(name: str, form: str) -> int | None:
 
 
 def numbered_files(folder: Path, form: str) -> list[Path]:
-    """The files in a folder whose names `form` makes, the lowest number first."""
-    found = {path: number for path in _content(folder) if (number := number_in(path.name, form)) is not None}
-    return sorted((path for path in found if path.is_file()), key=found.__getitem__)
+    """The files in a folder with names of the form `form`, the lowest number first."""
+    numbers = {path: number for path in _content(folder) if (number := number_in(path.name, form)) is not None}
+    return sorted((path for path in numbers if path.is_file()), key=numbers.__getitem__)
 
 
 def unfinished_files(folder: Path, prefix: str, adapters: str = ADAPTERS) -> list[Path]:
-    """Those of our files that were being written when their process was killed.
+    """Our files that are incomplete because their process was killed while it wrote them.
 
-    prefix: begins the name of a file that is not yet whole. adapters: the name of the adapter file.
+    prefix: how the name of an incomplete file begins. adapters: the name of the adapter file.
     """
     return [
         path

@@ -1,4 +1,4 @@
-"""The saved state of a run: what one that was killed at any instant needs to end with the same bytes."""
+"""The saved state of a run: a run that was killed at any moment and resumes from it ends with the same bytes."""
 
 import hashlib
 import json
@@ -12,23 +12,23 @@ from ...storage.atomic import RESUME, TEMPORARY, whole_file
 from .names import STATE, number_in, numbered_files
 
 FORMAT = 1
-"""Raised when states of before cannot be read any more."""
+"""Increase it when older states can no longer be read."""
 
 BLANK = b"0" * 64
-"""Stands in the file for its digest while the digest is computed."""
+"""Placeholder for the digest in the file while the digest is computed."""
 
 MARK = b'"sha256":"'
-"""What stands before the digest in the header of the file. JSON inside of JSON has its quotes escaped."""
+"""Precedes the digest in the header of the file. It is unique, because nested JSON has its quotes escaped."""
 
 
 class RunState(NamedTuple):
-    """All that changes while a run goes on.
+    """Everything that changes during a run.
 
-    arrays: tree → name → array: `weights` (the trainable ones), `optimizer`, `gradient` (of a half-done optimiser
-        step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy), `numpy`. A further
-        thing with arrays gets a tree of its own.
-    values: whatever JSON holds: position, counters, windows of the log, the state of MLX's random numbers, and what
-        the run was started with (`fingerprint`).
+    arrays: tree → name → array: `weights` (the trainable ones), `optimizer`, `gradient` (of an incomplete optimiser
+        step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy), `numpy`. Any new
+        component with arrays gets its own tree.
+    values: JSON values: position, counters, windows of the log, the state of MLX's random numbers, and the settings
+        that the run was started with (`fingerprint`).
     """
 
     arrays: dict[str, dict[str, mx.array]]
@@ -41,14 +41,14 @@ class RunState(NamedTuple):
 
 
 class Damaged(Exception):
-    """A state that is not whole; the message says what is wrong with it."""
+    """A state is damaged; the message says how."""
 
 
 class StateFiles:
-    """The states of one run in its adapter folder, one file a save.
+    """The states of one run in its adapter folder, one file per save.
 
-    folder: where they are. keep: how many are kept. resumed: the iteration that the run goes on from; None where it
-        starts afresh.
+    folder: the adapter folder. keep: how many states to keep. resumed: the iteration that the run resumes from; None
+        for a new run.
     """
 
     def __init__(self, folder: Path, keep: int, resumed: int | None = None):
@@ -58,10 +58,10 @@ class StateFiles:
         self.own = [file for file in states_in(folder) if _number(file) <= last]
 
     def save(self, state: RunState) -> Path:
-        """Write a state, then remove the oldest; states of another run in this folder go with the first save.
+        """Write a state, then remove the oldest. The first save also removes the states of other runs in the folder.
 
         Raises:
-            UserError: it cannot be written; those written before are whole.
+            UserError: the state cannot be written; earlier ones remain intact.
         """
         target = self.folder / STATE.format(state.iteration)
         arrays = {f"{tree}/{name}": value for tree, group in state.arrays.items() for name, value in group.items()}
@@ -80,7 +80,7 @@ class StateFiles:
 
 
 def states_in(folder: Path) -> list[Path]:
-    """The states in a folder, the oldest first. Copies and backups beside them, under other names, are none."""
+    """The states in a folder, the oldest first. Copies and backups under other names do not count."""
     return numbered_files(folder, STATE)
 
 
@@ -96,12 +96,12 @@ def _number(file: Path) -> int:
 
 
 def newest_name(folder: Path) -> int | None:
-    """The iteration of the newest state in a folder by its name alone; None where there is none."""
+    """The iteration of the newest state in a folder, from the file names alone; None if there is none."""
     return max(map(_number, states_in(folder)), default=None)
 
 
 def newest_state(folder: Path) -> tuple[RunState | None, list[str]]:
-    """The newest state in a folder that is whole, and a sentence for each newer one that is not."""
+    """The newest intact state in a folder, and a sentence for each newer one that is damaged."""
     damaged = []
     for file in reversed(states_in(folder)):
         try:
@@ -112,17 +112,17 @@ def newest_state(folder: Path) -> tuple[RunState | None, list[str]]:
 
 
 def read_state(file: Path) -> RunState:
-    """Read a state after a check of every byte of it. Its arrays are not yet evaluated.
+    """Read a state after checking every byte of it. Its arrays are not yet evaluated.
 
     Raises:
-        Damaged: it is torn, truncated, changed, or of another format.
+        Damaged: the file is incomplete, changed, or in another format.
     """
     try:
-        found, place = _digest(file)
+        digest, place = _digest(file)
         with file.open("rb") as stream:
             stream.seek(place)
             written = stream.read(len(BLANK))
-        if found != written:
+        if digest != written:
             raise Damaged("its content does not fit its digest")
         loaded: Any = mx.load(str(file), return_metadata=True)
         arrays, header = loaded
@@ -139,7 +139,7 @@ def read_state(file: Path) -> RunState:
 
 
 def _seal(file: Path) -> None:
-    """Put the digest of a file into its header."""
+    """Write the digest of a file into its header."""
     digest, place = _digest(file)
     with file.open("rb+") as stream:
         stream.seek(place)
@@ -147,14 +147,14 @@ def _seal(file: Path) -> None:
 
 
 def _digest(file: Path) -> tuple[bytes, int]:
-    """SHA-256 of a file with blanks in place of the digest in its header, and where that digest stands."""
+    """SHA-256 of a file computed with `BLANK` as the digest in its header, and the offset of the digest in bytes."""
     with file.open("rb") as stream:
         size = stream.read(8)
         header = stream.read(min(int.from_bytes(size, "little"), os.fstat(stream.fileno()).st_size))
         place = header.find(MARK) + len(MARK)
         if place < len(MARK) or place + len(BLANK) > len(header):
             raise Damaged("it has no digest")
-        found = hashlib.sha256(size + header[:place] + BLANK + header[place + len(BLANK) :])
-        while part := stream.read(1 << 22):
-            found.update(part)
-    return found.hexdigest().encode(), len(size) + place
+        sha256 = hashlib.sha256(size + header[:place] + BLANK + header[place + len(BLANK) :])
+        while block := stream.read(1 << 22):
+            sha256.update(block)
+    return sha256.hexdigest().encode(), len(size) + place

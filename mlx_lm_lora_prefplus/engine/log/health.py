@@ -1,6 +1,6 @@
-"""Watchers of the metrics of a run. Each warns once, in words, with what to try; none changes anything.
+"""Health checks on the metrics of a run. Each warns at most once and suggests what to try; none changes the run.
 
-A warning is a line of the log, which must not hold the word `loss` (programs read such lines as reports).
+A warning is a line of the log and must not contain the word `loss`, because programs parse such lines as reports.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,18 @@ from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, values
 
 
 def warnings(history: History, run: RunInfo) -> dict[str, str]:
-    """Name of the watcher → its warning, of those that have something to say."""
+    """Name of the check → its warning, for the checks that warn."""
     texts: dict[str, str | None] = {}
-    for name, watcher in HEALTH_CHECKS.items():
-        texts[name] = watcher(history, run)
+    for name, check in HEALTH_CHECKS.items():
+        texts[name] = check(history, run)
         if name == "rate_too_high" and texts[name]:
             run = run._replace(diverged=True)
     return {name: text for name, text in texts.items() if text}
 
 
 def accuracy_stuck(history: History, run: RunInfo) -> str | None:
-    """Ten reports after the first ones, all near one half. After a divergence a larger rate is no remedy."""
+    """Warn if at least ten reports after the first ones are near one half. After a divergence a larger learning rate
+    does not help, so there is no warning."""
     if run.diverged:
         return None
     recent = values(history.train[FIRST:], "rewards/accuracies")
@@ -30,18 +31,18 @@ def accuracy_stuck(history: History, run: RunInfo) -> str | None:
     return (
         f"the accuracy stays near one half ({fmean(recent):.2f} over the last {len(recent)} reports): nothing is "
         f"learnt. Try a larger learning_rate (now {run.learning_rate:.1e}), more rows for each update "
-        "(gradient_accumulation_steps), and look whether chosen and rejected differ in some rows of your data."
+        "(gradient_accumulation_steps), and check whether chosen and rejected differ in the rows of your data."
     )
 
 
 def margins_exploding(history: History, run: RunInfo) -> str | None:
-    """The margin is far above what any loss asks for, and grows."""
+    """Warn if the margin is far above the target of any loss and still grows."""
     margins = values(history.train, "rewards/margins")
     if len(margins) < 4 or margins[-1] < 15 or not margins[-1] > margins[-2] > margins[-3]:
         return None
     return (
-        f"the margin has grown to {margins[-1]:.1f} and grows on: the pairs are long won, and the policy runs away "
-        "from where it began. "
+        f"the margin has grown to {margins[-1]:.1f} and keeps growing: the pairs were won long ago, and the policy "
+        "drifts away from its start. "
     ) + run.advice(
         (None, "fewer iters"),
         (None, SMALLER_RATE),
@@ -51,7 +52,7 @@ def margins_exploding(history: History, run: RunInfo) -> str | None:
 
 
 def chosen_falling(history: History, run: RunInfo) -> str | None:
-    """Likelihood displacement (Razin et al. 2024, arXiv:2410.08847): chosen completions become less likely too."""
+    """Warn of likelihood displacement (Razin et al. 2024, arXiv:2410.08847): chosen completions become less likely."""
     name = "logps_per_token/chosen"
     valid = values(history.valid, name)
     if len(valid) >= 2:  # the same rows each time
@@ -75,7 +76,7 @@ def chosen_falling(history: History, run: RunInfo) -> str | None:
 
 
 def kl_growing(history: History, run: RunInfo) -> str | None:
-    """The policy is far from its reference: more than one nat for each token of a completion."""
+    """Warn if the policy is far from its reference: more than one nat for each token of a completion."""
     drift, tokens = drift_of(history, run)
     if drift <= tokens:
         return None
@@ -83,13 +84,13 @@ def kl_growing(history: History, run: RunInfo) -> str | None:
         f"the policy is {drift:.0f} nats from its reference on a completion, more than one for each of its "
         f"{tokens:.0f} tokens. "
     ) + run.advice(
-        ("beta", f"a larger beta (now {run.beta}), which holds it closer"),
+        ("beta", f"a larger beta (now {run.beta}), which keeps it closer"),
         (None, SMALLER_RATE),
         (None, "fewer iters"),
     )
 
 
-# The rate comes first: where it is the cause, the others say so.
+# The learning rate comes first: if it is the cause, the other checks adapt their advice.
 HEALTH_CHECKS: dict[str, Callable[[History, RunInfo], str | None]] = {
     "rate_too_high": rate_too_high,
     "accuracy_stuck": accuracy_stuck,

@@ -1,4 +1,4 @@
-"""What to say when memory runs out: what was asked for, what is there, and what would lower it."""
+"""The message for a run that is out of memory: what it requested, what the machine has, and what would reduce it."""
 
 import os
 import re
@@ -21,11 +21,11 @@ OUT_OF_MEMORY = (
         "[metal::malloc] resource limit",
     ),
 )
-"""What MLX says on Metal, on CUDA and on the CPU, in lower case. (What a command buffer of Metal says ends the process
-before Python hears of it.)"""
+"""Phrases of MLX's errors on Metal, CUDA and the CPU, in lower case. (An error in a Metal command buffer ends the
+process before Python can catch it.)"""
 
 CHECKPOINTED = 0.5
-"""Share of a step's memory that gradient checkpointing saves, about: the activations inside of all layers but one."""
+"""Approximate share of a step's memory that gradient checkpointing saves: the activations inside all layers but one."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -35,13 +35,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings: RunSettings) -> str:
-    """A message for a run that ran out of memory, with three settings that would lower what it takes.
+    """A message for a run that ran out of memory, with three settings that would reduce its memory.
 
-    batch: the micro-batch that was under way.
+    batch: the micro-batch that was being computed.
     """
     requested = _requested_bytes(str(error))
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(model.parameters())).values())
-    there = total_memory()
+    available = total_memory()
     step = max(mx.get_peak_memory(), mx.get_active_memory() + (requested or 0)) - weights
     of = ""
     if batch is not None:
@@ -51,14 +51,14 @@ def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings
     request = f" MLX asked for {_size(requested)} more." if requested else ""
     savings = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings)][:3]
     return (
-        f"Out of memory{of}: {message}.{request} There are {_size(there)} in all; the model takes "
-        f"{_size(weights)}, a step about {_size(step)} besides. What would lower it: {'; '.join(savings)}. What was "
-        "saved before is whole: --resume goes on from there (--resume force with another batch_size or max_seq_length)."
+        f"Out of memory{of}: {message}.{request} The machine has {_size(available)}; the model takes "
+        f"{_size(weights)}, and a step about {_size(step)} more. To reduce it: {'; '.join(savings)}. Files saved "
+        "before are intact: continue with --resume (--resume force with another batch_size or max_seq_length)."
     )
 
 
 def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, float]]:
-    """(a change of a setting, the share of a step's memory that it saves), the best first."""
+    """Yield (a change of a setting, the share of a step's memory that it saves), the best first."""
     width = batch.tokens.shape[1] if batch is not None else 0
     if settings.token_budget:
         yield f"token_budget {settings.token_budget} → {max(settings.token_budget // 2, 1)}", 0.5
@@ -67,7 +67,7 @@ def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, floa
         accumulation = settings.gradient_accumulation_steps
         yield (
             f"batch_size {settings.batch_size} → {half} (with gradient_accumulation_steps {accumulation} → "
-            f"{2 * accumulation} the updates stay what they are)",
+            f"{2 * accumulation} the updates stay the same)",
             1 - half / settings.batch_size,
         )
     if not (settings.grad_checkpoint or settings.efficient_long_context):
@@ -92,13 +92,13 @@ def _requested_bytes(text: str) -> int | None:
 
 
 def bound_cache() -> None:
-    """Let MLX keep no more than a quarter of a GPU's memory for reuse: batches of many shapes would fill all of it."""
+    """Limit MLX's cache to a quarter of a GPU's memory, because batches of many shapes would fill all of it."""
     if mx.default_device().type == mx.gpu:
         mx.set_cache_limit(total_memory() // 4)
 
 
 def total_memory() -> int:
-    """Bytes of memory that this machine's device has."""
+    """Bytes of memory of this machine's device."""
     info = mx.device_info()
     for key in ("max_recommended_working_set_size", "memory_size", "total_memory"):
         if info.get(key):

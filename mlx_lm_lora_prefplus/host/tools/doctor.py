@@ -162,7 +162,7 @@ def _hook() -> Path | None:
 
 
 def _hook_error() -> str | None:
-    """Why the hook cannot be imported; None if it can. The `.pth` line hides the error: every start of Python runs it."""
+    """Why the hook cannot be imported; None if it can. The `.pth` line hides it, as every Python start runs that."""
     try:
         importlib.import_module(HOOK)
     except (Exception, SystemExit) as error:

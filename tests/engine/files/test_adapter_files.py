@@ -78,7 +78,7 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: with_lora(tiny_llama(), rank=8), r"is \(.*\), wanted \("),
+        (lambda: with_lora(tiny_llama(), rank=8), r"has shape \(.*\), expected \("),
         (lambda: with_lora(tiny_llama(layers=3)), "is not trained here"),
         (lambda: with_lora(tiny_llama(layers=1)), "is missing"),
     ],
