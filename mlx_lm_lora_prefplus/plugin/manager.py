@@ -2,8 +2,10 @@
 
 import inspect
 import re
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple, cast, get_type_hints
@@ -19,6 +21,9 @@ ENTRY_POINT_GROUP = "mlx_lm_lora.trainers"
 HOOKS = ("mlx_lm_lora_register_trainers", "mlx_lm_lora_register_losses")
 OWN_DISTRIBUTION = "mlx-lm-lora-prefplus"
 OWN_ENTRY_POINT = EntryPoint(name="prefplus", value="mlx_lm_lora_prefplus.trainers", group=ENTRY_POINT_GROUP)
+
+SLOW_IMPORT = 10.0
+"""Seconds after which a package that is still being imported is named."""
 
 HOST_MODES = (
     *("sft", "dpo", "dsla", "ftpo", "cpo", "orpo"),
@@ -94,6 +99,28 @@ class Registry:
             raise
 
 
+@contextmanager
+def _named_if_slow(source: "_Source") -> Iterator[None]:
+    """Print which package is being imported where that takes longer than `SLOW_IMPORT`: it may never end."""
+
+    def warn() -> None:
+        with suppress(OSError, ValueError):  # stderr is closed
+            print(
+                f"Still importing {source.provider} ({source.entry.value}), which adds trainers or losses. If this "
+                "does not end, uninstall that package.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    timer = threading.Timer(SLOW_IMPORT, warn)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def load_registry() -> Registry:
     """Load the trainers of every installed package with an entry point in the group `mlx_lm_lora.trainers`.
 
@@ -107,7 +134,8 @@ def load_registry() -> Registry:
     broken: dict[str, str] = {}
     for source in _sources():
         try:
-            trainers, added = _call_hooks(plugins, source)
+            with _named_if_slow(source):
+                trainers, added = _call_hooks(plugins, source)
             for trainer in trainers:
                 _check(trainer, own=source.distribution == OWN_DISTRIBUTION)
         except (Exception, SystemExit) as error:  # importing a plugin may raise anything

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -184,3 +186,19 @@ def test_loading_does_not_import_the_host():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_a_package_that_hangs_while_it_is_imported_is_named(installed, monkeypatch, capsys):
+    monkeypatch.setattr(manager, "SLOW_IMPORT", 0.01)
+    printed = threading.Event()
+
+    def slow():
+        for _ in range(500):
+            time.sleep(0.01)
+            if "Still importing slow-prefs 1.0" in capsys.readouterr().err:
+                printed.set()
+                break
+        raise ImportError("at last")
+
+    assert "slow-prefs 1.0" in installed(FakeEntry("slow-prefs 1.0", slow)).broken
+    assert printed.is_set()

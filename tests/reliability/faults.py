@@ -45,7 +45,7 @@ def kinds_for(operation: Operation) -> list[str]:
         return ["kill", "SIGTERM", "SIGINT", "SIGHUP", "memory"]
     if operation.what in READS:
         return ["EIO", "EACCES"]
-    return ["kill", "EIO", "ENOSPC", *(["tear"] if operation.saves else [])]
+    return ["kill", "EIO", "ENOSPC", *(["tear", "SIGTERM"] if operation.saves else [])]
 
 
 class Faults:

@@ -60,6 +60,11 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
         return {"train": [_file(path, features)]} if "train" in splits else {}
     if path.is_dir():
         return _folder(path, splits, features)
+    if "://" in settings.data:
+        raise UserError(
+            f"data: {settings.data!r} is a URL, and rows are read from this machine or from the hub. Download the file "
+            "and give its path, or give the name of a data set on the hub (owner/name)."
+        )
     if path.suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", settings.data):
         default = DataSettings.model_fields["data"].default
         note = " (the default, since data is not set)" if settings.data == default else ""

@@ -69,6 +69,10 @@ class MetricsFile:
             stream.write(json.dumps(record, allow_nan=False) + "\n")
         self.lines += 1
 
+    def has(self, split: str) -> bool:
+        """Whether there is a line of a split."""
+        return self.file.is_file() and any(json.loads(line).get("split") == split for line in self._readable())
+
     def last_iteration(self) -> int:
         """The iteration of the last line; 0 where there is none."""
         lines = self._readable() if self.file.is_file() else []

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ class StateFiles:
                     file.unlink()
         self.own = [*(file for file in self.own if file != target), target]
         for file in self.own[: -self.keep]:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # an old state that stays costs room and nothing else
+                file.unlink(missing_ok=True)
         self.own = self.own[-self.keep :]
         return target
 

@@ -36,7 +36,7 @@ def move_warning(previous: Previous, settings: RunSettings, *, resumed: bool) ->
             f"{folder} holds weights that this run starts from or compares with ({files}, {size}). They are saved in "
             f"{target} before the run writes its own."
         )
-    iteration = None if resumed else newest_name(folder)
+    iteration = None if resumed or settings.resume else newest_name(folder)
     ways = [] if iteration is None else ["--resume continues that run"]
     if (adapters := folder / ADAPTERS).is_file():
         ways.append(f"resume_adapter_file: {adapters} starts from those weights")

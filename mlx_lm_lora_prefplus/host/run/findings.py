@@ -94,6 +94,11 @@ def _of_model(session: Session) -> list[str]:
                 f"max_seq_length {limit} is beyond the model's context of {context} tokens, and {effect}. Set "
                 f"max_seq_length: {context}."
             )
+    if getattr(session.tokenizer, "eos_token_id", 0) is None:
+        texts.append(
+            "The tokenizer has no EOS token: completions are trained on without one, so the model does not learn where "
+            "to stop, unless the chat template ends each turn with a token of its own."
+        )
     if settings.train and settings.train_type == "full" and _quantized(session.model):
         trained = dict(tree_flatten(session.model.trainable_parameters()))
         total = sum(value.size for value in trained.values())

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,9 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
             arguments = {"state": state, "identity": identity, "begin": begin, "loggers": loggers, "owner": owner}
             trained = train_policy(session, reference, file, training_callback, **arguments)
             if settings.test:
-                test_policy(session, reference, MetricsFile(file.parent) if trained and ranks.first else None, loggers)
+                metrics = MetricsFile(file.parent)
+                keeps = ranks.first and (trained or not metrics.has("test"))
+                test_policy(session, reference, metrics if keeps else None, loggers)
         if not trained:
             print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
     else:
@@ -123,7 +125,8 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
             test_policy(session, reference, loggers=loggers)
     if settings.train and settings.fuse and ranks.first and unfused.is_file():
         finish_with_fuse(resolved, model, session.tokenizer)
-        unfused.unlink(missing_ok=True)
+        with suppress(OSError):  # if it stays, the next start fuses once more
+            unfused.unlink(missing_ok=True)
 
 
 @contextmanager

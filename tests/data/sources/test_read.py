@@ -189,6 +189,12 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch, data):
         find_sources(DataSettings(data=data), ALL)
 
 
+@pytest.mark.parametrize("data", ["https://example.org/rows.jsonl", "s3://bucket/rows"])
+def test_a_url_is_refused_with_what_to_do(data):
+    with pytest.raises(UserError, match=r"is a URL, and rows are read from this machine.*Download the file"):
+        find_sources(DataSettings(data=data), ALL)
+
+
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "rows.txt").write_text("x")
     with pytest.raises(UserError, match=r"ends in '.txt'; allowed are .jsonl, .json, .parquet, .csv"):

@@ -111,6 +111,15 @@ def test_so_many_are_kept(tmp_path, keep):
     assert names(tmp_path) == [f"state-000000{n}.safetensors" for n in range(6 - keep, 6)]
 
 
+def test_an_old_state_that_cannot_be_removed_ends_nothing(tmp_path, monkeypatch):
+    files = StateFiles(tmp_path, 1)
+    files.save(state(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+        files.save(state(2))
+    assert newest_state(tmp_path)[0].iteration == 2
+
+
 def test_states_of_another_run_go_with_the_first_save(tmp_path):
     old = StateFiles(tmp_path, 2)
     old.save(state(500))

@@ -1,6 +1,7 @@
 """What is odd about a run is said by `check`, by the run, in `run.json` and so in the report, alike."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.optimizers as optim
@@ -59,6 +60,15 @@ def test_rows_that_are_cut_one_sided_and_without_validation(told, tmp_path):
     assert "There is no validation (no valid rows)" in text
     assert "train: column images is not used: the model sees the text alone" in text
     assert "train: these columns are not used: source." in text
+
+
+def test_a_tokenizer_without_an_end_is_named(told, tmp_path, model_folder):
+    write(tmp_path / "data", "train", 4)
+    write(tmp_path / "data", "valid", 4)
+    shutil.copytree(model_folder, tmp_path / "endless")
+    file = tmp_path / "endless" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None}))
+    assert "The tokenizer has no EOS token" in told(model=str(tmp_path / "endless"))
 
 
 def test_settings_that_have_no_effect(told, tmp_path, model_folder):
