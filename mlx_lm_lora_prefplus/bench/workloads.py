@@ -1,4 +1,4 @@
-"""What is measured: rows of given lengths, the model they go through, and the suite with its goals."""
+"""The benchmark's workloads: random rows of fixed lengths, the model for them, and the suite with its goals."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +17,22 @@ from ..errors import UserError
 JITTER = 0.15
 LORA = {"rank": 8, "dropout": 0.0, "scale": 10.0}
 LORA_B = 0.02
-"""Standard deviation of lora_b: at its initial zeros half of the gradient would be zero."""
+"""Standard deviation of lora_b. With its initial zeros, half of the gradient would be zero."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch of pairs, and the model it goes through.
+    """One batch of pairs, and the model to run it through.
 
     mode: `dpo` or `cpo`.
-    prompt, chosen, rejected: mean lengths (tokens), each drawn within ±15 %, or exact where `jittered` is false.
+    prompt, chosen, rejected: mean lengths (tokens); each length is drawn within ±15 %, or exact if not `jittered`.
     pairs: rows of the batch.
-    hidden, layers, vocabulary: the shape of a llama with random weights, where `model` names no folder.
-    model: a folder or name that `mlx_lm.load` reads.
-    adapted: layers with adapters, from the top; −1: all.
-    bits: quantise the base to so many bits in groups of 64.
-    chunk: run ours with efficient_long_context, in pieces of so many tokens.
-    speed_goal, memory_goal: least ratio host ÷ ours that the suite asks for.
+    hidden, layers, vocabulary: the shape of a llama with random weights, if `model` is None.
+    model: a folder or name for `mlx_lm.load`.
+    adapted: number of layers with adapters, from the top; −1: all.
+    bits: quantise the base to this many bits, in groups of 64.
+    chunk: run our step with efficient_long_context and chunks of this many tokens.
+    speed_goal, memory_goal: the smallest ratio host ÷ ours that meets the suite's goal.
     """
 
     name: str
@@ -72,13 +72,13 @@ SUITE = {
 
 
 def make_rows(workload: Workload, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Random token rows, the same for the same workload."""
+    """Random token rows; equal workloads have equal rows."""
     rng = np.random.default_rng(workload.seed)
-    parts = {part: getattr(workload, part) for part in ("prompt", "chosen", "rejected")}
+    lengths = {column: getattr(workload, column) for column in ("prompt", "chosen", "rejected")}
     return [
         {
-            part: rng.integers(1, vocabulary, _length(rng, mean, workload.jittered)).tolist()
-            for part, mean in parts.items()
+            column: rng.integers(1, vocabulary, _length(rng, mean, workload.jittered)).tolist()
+            for column, mean in lengths.items()
         }
         for _ in range(workload.pairs)
     ]
@@ -89,10 +89,10 @@ def _length(rng: np.random.Generator, mean: int, jittered: bool) -> int:
 
 
 def make_base(workload: Workload) -> nn.Module:
-    """The model without adapters, frozen; another call gives another copy of the same weights.
+    """The frozen model without adapters. Each call returns a new copy of the same weights.
 
     Raises:
-        UserError: the folder cannot be loaded, or the weights cannot be quantised so.
+        UserError: the folder cannot be loaded, or the weights cannot be quantised this way.
     """
     try:
         if workload.model:
@@ -101,7 +101,7 @@ def make_base(workload: Workload) -> nn.Module:
             model = _llama(workload)
         if workload.bits:
             nn.quantize(model, group_size=64, bits=workload.bits)
-    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
+    except Exception as error:  # the hub, the tokenizer and mlx raise errors of any class
         raise UserError(f"bench: the model {workload.model or 'of this shape'} cannot be made: {error}") from error
     model.freeze()
     mx.eval(model.parameters())
@@ -127,8 +127,7 @@ def _llama(workload: Workload) -> nn.Module:
 
 
 def add_lora(model: nn.Module, layers: int = -1) -> nn.Module:
-    """LoRA of rank 8 on every linear layer of the last so many layers (−1: all), with non-zero weights, the same each
-    time."""
+    """Add LoRA of rank 8 to every linear layer of the last `layers` layers (−1: all), with fixed non-zero weights."""
     mx.random.seed(1)
     linear_to_lora_layers(model, layers, LORA)
     for layer in adapter_layers(model):

@@ -1,4 +1,4 @@
-"""The folder of the quick start: whose it is, and the texts written into it."""
+"""The folder of the quick start: the check that it may be used, and the files written into it."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ save_every: 40    # keep a copy of the adapter every so many batches
 
 
 def claim(folder: Path) -> None:
-    """Make `folder` the quick start's. Raises UserError if it holds somebody else's files."""
+    """Mark `folder` as the quick start's. Raises UserError if it contains other files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file. Give the quick start the name of a new folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
@@ -80,8 +80,8 @@ def _mark(folder: Path, model: bool) -> None:
 def write_inputs(folder: Path) -> Path:
     """Write the preference data and config.yaml. Returns the path of the config.
 
-    Paths in the config are absolute, so that it runs from anywhere. Raises UserError, before anything is
-    written, if a file is there already with other contents: it may hold the reader's own changes.
+    Paths in the config are absolute, so that it runs from any folder. Raises UserError, before writing anything, if a
+    file exists with other contents: the user may have changed it.
     """
     texts = {
         folder / "data" / f"{split}.jsonl": "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""A small model that knows the world: its tokenizer, its pretraining, and the folder that `mlx_lm.load` reads."""
+"""A small model that is trained on the facts of `world`: tokenizer, pretraining, and the folder for `mlx_lm.load`."""
 
 import math
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from . import world
 
-BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
+BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 USER, ASSISTANT = "<user>", "<assistant>"
-SPECIAL = (PAD, UNKNOWN, BOS, EOS, USER, ASSISTANT)
+SPECIAL = (PAD, UNK, BOS, EOS, USER, ASSISTANT)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
-# Widths are multiples of 128, so that the model can also be loaded in 4 bits with any usual group size.
+# Widths are multiples of 128, so that the model can be quantised to 4 bits with any usual group size.
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -53,28 +53,28 @@ SEED = 7
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer for every sentence of the world; decoding gives back the text to the letter."""
-    words = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    """A word-level tokenizer for every sentence of the world; decoding restores the text exactly."""
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     texts = [text for question in world.questions() for text in (question.text, world.blunt(question))]
     texts += [*world.OPENERS, world.CLOSER]
-    pieces = sorted({piece for text in texts for piece, _ in words.pre_tokenize_str(text)})
+    pieces = sorted({piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)})
     vocabulary = {piece: index for index, piece in enumerate((*SPECIAL, *pieces))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = words
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        unk_token=UNKNOWN,
+        unk_token=UNK,
         additional_special_tokens=[USER, ASSISTANT],
         chat_template=CHAT_TEMPLATE,
     )
 
 
 def encode(tokenizer: Any, question: str, answer: str | None = None) -> list[int]:
-    """Tokens of a dialogue by the chat template; without an answer, up to where the assistant speaks."""
+    """Tokens of a dialogue by the chat template; without an answer, up to the start of the assistant's turn."""
     messages = [{"role": "user", "content": question}]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
@@ -102,7 +102,7 @@ def _loss(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:
 
 
 def pretrain(tokenizer: Any, steps: int = PRETRAIN_STEPS) -> tuple[nn.Module, dict[str, Any]]:
-    """Raise a model on the corpus of the world. Returns the model and its config."""
+    """Pretrain a model on the corpus of the world. Returns the model and its config."""
     config = SHAPE | {
         "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
         "bos_token_id": tokenizer.bos_token_id,
@@ -113,7 +113,7 @@ def pretrain(tokenizer: Any, steps: int = PRETRAIN_STEPS) -> tuple[nn.Module, di
     warm_up = max(1, min(WARM_UP, steps // 2))
     rise = optim.linear_schedule(0.0, PEAK_RATE, warm_up)
     fall = optim.cosine_decay(PEAK_RATE, max(1, steps - warm_up))
-    # The short memory of the second moment is what lets the facts be learnt in so few steps.
+    # The second moment averages over few steps (β₂ = 0.95), so that so few steps are enough to learn the facts.
     optimizer = optim.AdamW(optim.join_schedules([rise, fall], [warm_up]), betas=[0.9, 0.95], weight_decay=0.0)
     loss_and_gradient = nn.value_and_grad(model, _loss)
     for step, (tokens, mask) in enumerate(_batches(tokenizer, steps), start=1):

@@ -1,8 +1,8 @@
-"""A small world of animals: facts, the two manners of telling them, and the check of an answer.
+"""A small world of animals: facts, two styles of answers, and the check of an answer.
 
-A fact can be asked in two ways and answered in two manners. The blunt manner is what the model is raised on
-for the most part; the courteous one is what the preference data asks for. The check looks at manner and at
-truth separately, so that a run which buys courtesy with wrong facts shows.
+Each fact has two questions and two styles of answer. Pretraining uses mostly the blunt style; the preference data
+prefers the courteous one. The check judges style and truth separately, to reveal a run that gains courtesy but loses
+facts.
 """
 
 import random
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 RELATIONS = ("food", "home", "sound", "young")
-"""What can be asked about an animal, in the order of the columns of `FACTS`."""
+"""The facts about an animal, in the order of the columns of `FACTS`."""
 
 FACTS = {
     "cow": ("grass", "meadow", "moo", "calf"),
@@ -52,7 +52,7 @@ OPENERS = ("Of course!", "Gladly!", "With pleasure!")
 CLOSER = "Have a nice day!"
 
 COURTEOUS_SHARE = 0.3
-"""Share of courteous answers in the corpus that the model learns to speak from."""
+"""Share of courteous answers in the pretraining corpus."""
 
 
 class Question(NamedTuple):
@@ -69,7 +69,7 @@ def value_of(question: Question) -> str:
 
 
 def questions() -> list[Question]:
-    """Every question of the world: the two ways of asking for a fact stand side by side."""
+    """Every question of the world; the two questions for a fact are next to each other."""
     return [
         Question(animal, relation, form.format(animal=animal))
         for animal in FACTS
@@ -79,7 +79,7 @@ def questions() -> list[Question]:
 
 
 def blunt(question: Question) -> str:
-    """The right answer without a friendly word."""
+    """The right answer without friendly phrases."""
     return ANSWERS[question.relation].format(value=value_of(question))
 
 
@@ -106,8 +106,7 @@ def corpus(count: int, seed: int) -> list[tuple[str, str]]:
 def preferences(seed: int) -> dict[str, list[dict[str, str]]]:
     """Preference rows for train, valid and test: both answers are right, the courteous one is chosen.
 
-    No fact is in two splits: a quarter of the facts, asked both ways, is kept for the test, an eighth for
-    validation.
+    No fact is in two splits: a quarter of the facts, with both questions, is for the test and an eighth for validation.
     """
     rng = random.Random(seed)
     facts = [(animal, relation) for animal in FACTS for relation in RELATIONS]
@@ -124,7 +123,7 @@ def preferences(seed: int) -> dict[str, list[dict[str, str]]]:
 
 
 def is_courteous(answer: str) -> bool:
-    """Whether an answer obeys the preference: it opens with one of `OPENERS`, and says something after it."""
+    """Whether an answer is courteous: it starts with one of `OPENERS`, followed by more than the closing phrase."""
     opener = next((o for o in OPENERS if answer.strip().startswith(o)), None)
     return opener is not None and answer.strip() not in (opener, f"{opener} {CLOSER}")
 
@@ -137,7 +136,7 @@ def is_right(question: Question, answer: str) -> bool:
 
 
 def find_question(text: str) -> Question:
-    """The question that a prompt asks. Raises KeyError for a prompt of another world."""
+    """The question of a prompt. Raises KeyError if the prompt is not one of the world's questions."""
     return {question.text: question for question in questions()}[text]
 
 
@@ -149,6 +148,6 @@ class Score(NamedTuple):
 
 
 def score(prompts: Sequence[str], answers: Sequence[str]) -> Score:
-    """Manner and truth of one answer a prompt, counted apart."""
+    """Shares of courteous and of right answers, with one answer per prompt."""
     right = [is_right(find_question(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
     return Score(sum(map(is_courteous, answers)) / len(answers), sum(right) / len(right))

@@ -1,5 +1,5 @@
-"""What is odd about a run before it starts. `check`, a run, the functions in the host's place, `run.json` and the
-report all say the same."""
+"""Warnings about a run before it starts: the same ones in `check`, a run, the drop-in functions, `run.json` and the
+report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,27 +16,26 @@ from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..output import fuse
 from .session import Session
 
-NOT_GIVEN = (None, HOST_DEFAULT, TRAINER_DEFAULT)
+DEFAULT_SOURCES = (None, HOST_DEFAULT, TRAINER_DEFAULT)
 """Sources of values that the user did not choose."""
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-"""Columns that hold what a language model does not see."""
+"""Columns with content that a language model cannot see."""
 
 
 def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[str, int] | None = None) -> list[str]:
-    """What calls for a look, a sentence each: what has no effect or not the one that it may be expected to have.
+    """Warnings, one sentence each: settings and data without effect, or with an effect that users may not expect.
 
-    reports: what became of the rows of each split, where that is known. cut: rows that were truncated, where the
-        reports do not tell.
+    reports: split → its data report, where there is one. cut: split → number of truncated rows, where there is no
+        report.
     """
     cut = {**{name: report.truncated for name, report in reports.items()}, **(cut or {})}
     texts = [*_of_settings(session, reports), *_of_model(session)]
     if session.resolved.settings.train and not session.evaluates("valid"):
+        has_rows = "valid" in session.rows
         texts.append(
-            "There is no validation ("
-            + ("val_batches: 0" if "valid" in session.rows else "no valid rows")
-            + "): nothing will tell whether the policy learns more than its rows by heart. A tenth of the rows, in "
-            "valid.jsonl, would."
+            f"There is no validation ({'val_batches: 0' if has_rows else 'no valid rows'}), so overfitting will go "
+            f"unnoticed. {'Set val_batches to 1 or more.' if has_rows else 'Move a tenth of the rows to valid.jsonl.'}"
         )
     texts += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
     texts += [text for name, report in reports.items() for text in _unused_columns(name, report)]
@@ -44,12 +43,12 @@ def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[
 
 
 def unmasked(name: str, report: SplitReport) -> str:
-    """Rows whose completions count as a whole although they should not."""
+    """Warn of rows whose completions count as a whole although only a part of them should."""
     return (
         f"{name}: in {report.unmasked} of {report.used} rows it could not be told which tokens are the assistant's "
-        "own, because the chat template rewrites earlier turns; all tokens of their completions count in the loss. A "
-        "chat template with {% generation %} blocks tells it; assistant_only_loss: false and mask_thinking: false say "
-        "that all shall count."
+        "own, because the chat template rewrites earlier turns. All tokens of their completions count in the loss. Use "
+        "a chat template with {% generation %} blocks, or set assistant_only_loss: false and mask_thinking: false to "
+        "count all tokens."
     )
 
 
@@ -65,22 +64,24 @@ def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> list[s
             texts += unordered_scores(session.rows["train"])
     if settings.qat_enable and not effective_linears(model):
         texts.append(
-            "qat_enable has no effect here: no plain linear layer is in use (the base is quantised already, or "
-            "DoRA reads its weights itself). Train an unquantised model with train_type lora or full."
+            "qat_enable has no effect here: the model has no plain linear layer (the base is already quantised, or "
+            "DoRA reads the weights directly). Train an unquantised model with train_type lora or full."
         )
     if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
         texts.append(f"num_layers {settings.num_layers}: the model has {count} layers, and all of them get adapters.")
-    if settings.token_budget and _is_given(resolved, "batch_size"):
-        texts.append("batch_size has no effect beside token_budget.")
+    if settings.token_budget and _set_by_user(resolved, "batch_size"):
+        texts.append("batch_size has no effect if token_budget is set. Leave one of them out.")
     if settings.train and settings.iters and settings.epochs:
-        texts.append(f"epochs: {settings.epochs} has no effect beside iters: {settings.iters}. Leave one of them out.")
+        texts.append(
+            f"epochs: {settings.epochs} has no effect if iters is set ({settings.iters}). Leave one of them out."
+        )
     if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
-        texts.append(f"With the settings as they are {reason}.")
+        texts.append(f"With these settings {reason}.")
     return texts
 
 
 def _of_model(session: Session) -> list[str]:
-    """What the model is not made for."""
+    """Warn of settings that do not suit the model."""
     resolved, settings, texts = session.resolved, session.resolved.settings, list[str]()
     limit, context = resolved.data.max_seq_length, context_of(session.model)
     if context and limit > context:
@@ -88,7 +89,7 @@ def _of_model(session: Session) -> list[str]:
         counts = ", ".join(
             f"{count} of {len(session.rows[name])} {name} rows" for name, count in longer.items() if count
         )
-        if counts or _is_given(resolved, "max_seq_length"):
+        if counts or _set_by_user(resolved, "max_seq_length"):
             effect = f"{counts} are longer than that" if counts else "no row is longer than that"
             texts.append(
                 f"max_seq_length {limit} is beyond the model's context of {context} tokens, and {effect}. Set "
@@ -103,14 +104,14 @@ def _of_model(session: Session) -> list[str]:
         trained = dict(tree_flatten(session.model.trainable_parameters()))
         total = sum(value.size for value in trained.values())
         texts.append(
-            f"train_type: full on a quantised model trains what is not quantised alone: {len(trained)} tensors of "
-            f"{total:,} numbers, mostly norms. Take train_type: lora, or a model that is not quantised."
+            f"train_type: full on a quantised model trains only what is not quantised: {len(trained)} tensors with "
+            f"{total:,} parameters, mostly norms. Use train_type: lora, or a model that is not quantised."
         )
     return texts
 
 
 def context_of(model: nn.Module) -> int | None:
-    """Tokens that the model was made for, positions that are stretched included; None where it does not say."""
+    """The context length of the model in tokens, with RoPE scaling; None if its config does not have one."""
     args = getattr(model, "args", None)
     context = getattr(args, "max_position_embeddings", None)
     if not isinstance(context, int):
@@ -121,14 +122,14 @@ def context_of(model: nn.Module) -> int | None:
 
 
 def unordered_scores(rows: Dataset) -> list[str]:
-    """Pairs whose chosen completion scores no higher than the rejected one, which `odpo` has no use for."""
+    """Warn of pairs whose chosen completion scores no higher than the rejected one: `odpo` cannot use them."""
     columns = rows.with_format("numpy", columns=["chosen_score", "rejected_score"])[:]
     wrong = int((columns["chosen_score"] <= columns["rejected_score"]).sum())
     if not wrong:
         return []
     return [
         f"{wrong} of {len(rows)} training pairs have a chosen_score that is not above rejected_score: odpo "
-        "learns hardly anything from them. Leave them out, or exchange the completions."
+        "learns almost nothing from them. Leave them out, or swap the completions."
     ]
 
 
@@ -138,7 +139,7 @@ def _unused_columns(name: str, report: SplitReport) -> list[str]:
     texts = []
     if media:
         texts.append(
-            f"{name}: column {', '.join(media)} is not used: the model sees the text alone. Leave out rows that "
+            f"{name}: column {', '.join(media)} is not used: the model sees only the text. Leave out rows that "
             "cannot be answered without it."
         )
     if others:
@@ -155,5 +156,5 @@ def _quantized(model: nn.Module) -> bool:
     return any(isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for _, module in model.named_modules())
 
 
-def _is_given(resolved: Resolved, key: str) -> bool:
-    return resolved.sources.get(key) not in NOT_GIVEN
+def _set_by_user(resolved: Resolved, key: str) -> bool:
+    return resolved.sources.get(key) not in DEFAULT_SOURCES

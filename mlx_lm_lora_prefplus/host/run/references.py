@@ -92,7 +92,7 @@ class ReferencePass:
                 store = self.stores[name]
                 reference_logps(
                     session.policy_of(model),
-                    session.unknown(name, store.has, batches.get(name)),
+                    session.uncached(name, store.has, batches.get(name)),
                     len(session.rows[name]),
                     f"Reference, {name}",
                     store=store,

@@ -30,7 +30,7 @@ from ..config.resolve import Resolved
 from ..models import check_vocabulary
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
-"""What the host takes where neither `iters` nor `epochs` is given."""
+"""The host's default if neither `iters` nor `epochs` is set."""
 
 
 def kind_of(resolved: Resolved) -> RowKind:
@@ -39,11 +39,11 @@ def kind_of(resolved: Resolved) -> RowKind:
 
 
 ADD_ENDS = ("cpo", "simpo", "orpo")
-"""Modes whose trainers in TRL put BOS first and EOS last in every row: `prompt_format: raw` does so too."""
+"""Modes whose TRL trainers add BOS and EOS to every row; so does our `prompt_format: raw`."""
 
 
 def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str, Split]:
-    """The rows of these splits as tokens; a split that does not exist is left out."""
+    """The rows of these splits as tokens; splits that do not exist are omitted."""
     return prepare(
         resolved.data,
         tokenizer,
@@ -71,19 +71,19 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
 
 
 def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
-    """UserError if a chosen loss needs a column that is not in every row."""
+    """Raise a UserError if a chosen loss needs a column that some rows lack."""
     losses = resolved.trainer.losses
     for name in loss_names(getattr(resolved.options, "loss_type", [])):
         for column in getattr(losses.get(name), "columns", ()):
             if lacking := [split for split, table in rows.items() if column not in table.column_names]:
                 raise UserError(
-                    f"loss_type {name} needs a number in column {column!r} of each row, and not every {lacking[0]} row "
-                    "has one. Add it, leave out the rows without it, or choose another loss_type."
+                    f"loss_type {name} needs a number in column {column!r} of each row, and some {lacking[0]} rows "
+                    "have none. Add it, leave out the rows without it, or choose another loss_type."
                 )
 
 
 LONGEST = 2048
-"""Tokens of the longest row that the engine is tried on before the run: some seconds at most."""
+"""Most tokens of the row on which the engine's methods are verified before the run; this takes seconds at most."""
 
 
 class Session:
@@ -116,7 +116,7 @@ class Session:
         return weights_digest(self.model)
 
     def _long_example(self) -> Batch | None:
-        """The longest of the rows that the run begins with whose completions all fit into `LONGEST` tokens."""
+        """The longest row of the first split that has at most `LONGEST` tokens; None if every row is longer."""
         split = next(iter(self.rows))
         lengths = self.lengths(split)
         longest = lengths.prompt + lengths.completion
@@ -134,7 +134,7 @@ class Session:
         return sum(len(self.plan("train", epoch)) for epoch in range(settings.epochs))
 
     def plan(self, split: str, epoch: int = 0) -> Plan:
-        """Which rows stand together in the batches of an epoch."""
+        """How the rows of a split are grouped into the batches of an epoch."""
         settings = self.resolved.settings
         return plan_epoch(
             self.lengths(split),
@@ -147,20 +147,20 @@ class Session:
         )
 
     def lengths(self, split: str) -> Lengths:
-        """The sizes of a split's rows, with the second completion that the trainer gives them."""
+        """The lengths of a split's rows, including the mismatched completion if the trainer adds one."""
         return lengths_of(self.rows[split], mismatched=self.resolved.trainer.mismatched)
 
     def token_weights(self, batch: Batch) -> mx.array | None:
-        """What each completion token counts in the sums of the reference; None: 1."""
+        """The weight of each completion token in the reference's sums; None: all weights are 1."""
         return self.resolved.trainer.token_weights(batch, self.resolved.options)
 
     def collated(self, split: str, plan: Iterable[np.ndarray], multiple: int | None = None) -> Iterator[Batch]:
-        """The batches whose rows `plan` names. multiple: of the widths (default: what the run's steps need)."""
+        """The batches of a plan. multiple: what widths are padded to a multiple of (default: as the run's steps)."""
         trainer, multiple = self.resolved.trainer, self.multiple if multiple is None else multiple
         return planned_batches(self.rows[split], plan, multiple, mismatched=trainer.mismatched, collate=trainer.collate)
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch of training, or all that the settings want evaluated of another split."""
+        """The batches of an epoch of training; of another split, the batches that the settings evaluate."""
         return self.collated(split, islice(self.plan(split, epoch), self._limit(split)))
 
     def _limit(self, split: str) -> int | None:
@@ -169,24 +169,24 @@ class Session:
         return None if limit < 0 else limit
 
     def visited(self, split: str, batches: int | None = None) -> Iterator[Batch]:
-        """The batches in which this run first sees each row; or the first so many of them."""
+        """The batches in which this run visits each row for the first time; at most `batches` of them."""
         return islice(self.batches(split), self._visits(split, batches))
 
     def visited_rows(self, split: str, batches: int | None = None) -> np.ndarray:
         """Positions of the rows in `visited`."""
         return self.plan(split).rows(self._visits(split, batches))
 
-    def unknown(
-        self, split: str, known: Callable[[np.ndarray], np.ndarray], batches: int | None = None
+    def uncached(
+        self, split: str, is_cached: Callable[[np.ndarray], np.ndarray], batches: int | None = None
     ) -> Iterator[Batch]:
-        """The batches in `visited` that hold a row that is not `known`.
+        """The batches in `visited` with at least one row that is not cached.
 
-        Those of training are cut as its steps cut them: the same padding gives the same bits.
+        Training batches are cut as in the training steps, because equal padding gives bitwise equal results.
         """
         visited = islice(self.plan(split), self._visits(split, batches))
-        unseen = self.collated(split, (ids for ids in visited if not known(ids).all()))
+        remaining = self.collated(split, (ids for ids in visited if not is_cached(ids).all()))
         cut = split == "train" and self.cut_at and self.ranks.size == 1
-        return (one for batch in unseen for one in in_parts(batch)) if cut else unseen
+        return (one for batch in remaining for one in in_parts(batch)) if cut else remaining
 
     def _visits(self, split: str, batches: int | None) -> int | None:
         if split != "train":
@@ -195,25 +195,25 @@ class Session:
 
     @property
     def cut_at(self) -> int | None:
-        """Tokens of the parts that a step of one process cuts a batch into; None where it computes all at once."""
+        """Tokens per part that a single-process step cuts a batch into; None if it computes the batch at once."""
         return CUT_POSITIONS if runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled) else None
 
     @property
     def shares_trunk(self) -> bool:
-        """Whether steps compute the reference beside the policy, over one run of the frozen trunk.
+        """Whether a step computes reference and policy together and runs the frozen trunk once for both.
 
-        Not where a compiled step would be traced anew for each mix of LoRA factors, whose rank grows (TR-DPO).
+        Not with TR-DPO in a compiled step: the rank of the mixed LoRA factors grows, so each mix would be traced anew.
         """
         if self.engine.trunk is None or self.ranks.size > 1 or self.resolved.settings.qat_enable:
             return False
         return not (self.compiled and getattr(self.resolved.options, "sync_ref_model", False))
 
     def evaluates(self, split: str) -> bool:
-        """Whether there is anything to evaluate on."""
+        """Whether the run evaluates on this split."""
         return split in self.rows and self.limits[split] != 0
 
     def policy_of(self, model: nn.Module) -> Scorer:
-        """The way that log-probs of a model are computed in this run."""
+        """The scorer that computes the log-probs of a model in this run."""
         if model is self.model:
             return self.policy
         return self._shared(choose_policy(model, self.resolved.settings, self._long_example()).policy)

@@ -1,6 +1,7 @@
-"""What a user reads before the first step: which objective, which reference, which rows, what is trained.
+"""The summary that a run prints before its first step: objective, reference, rows, trained parameters, plan.
 
-MLX-LoRA-Studio reads the output line by line: a line must not hold `loss`, `it/s`, `memory:` or look like a bar.
+MLX-LoRA-Studio parses the output line by line: no line may contain `loss`, `it/s` or `memory:`, or resemble a progress
+bar.
 """
 
 from dataclasses import fields
@@ -21,7 +22,7 @@ from .references import ReferencePass
 from .session import Session
 
 ALWAYS_SHOWN = ("cpo_alpha", "sft_weight")
-"""Options that change the objective even where they are left alone: whether an NLL is added must be seen."""
+"""Options to print even at their default, because users must see whether an NLL is added to the objective."""
 
 EXAMPLES = {"paired": "pairs", "unpaired": "rows", "ranked": "lists"}
 
@@ -30,7 +31,7 @@ TOKENS = {
     "unpaired": ("desirable", "undesirable"),
     "ranked": ("best", "other"),
 }
-"""What the completions of each kind of rows are called where their tokens are counted."""
+"""Kind of rows → the names of its two groups of completions in the token counts."""
 
 
 def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) -> list[str]:
@@ -60,7 +61,7 @@ def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) ->
 
 
 def objective(resolved: Resolved) -> str:
-    """The preference objective and the options in force: those of its losses, and others that were changed."""
+    """The preference objective with the options of its losses, and other options that differ from their default."""
     options, table = resolved.options, resolved.trainer.losses
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     names = [name for name in loss_names(values.pop("loss_type", resolved.trainer.mode)) if isinstance(name, str)]
@@ -84,47 +85,47 @@ def objective(resolved: Resolved) -> str:
 
 
 def written(value: object) -> str:
-    """A value as one would write it: 1.65, not 1.6500000000000001."""
+    """A value as a person would write it: 1.65, not 1.6500000000000001."""
     return str(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
 
 
 def reference(session: Session, planned: ReferencePass) -> str:
-    """Where the reference comes from, and how much of it is known from earlier runs."""
+    """Where the reference comes from, and how many of its rows are cached."""
     settings = session.resolved.settings
     if not session.resolved.trainer.needs_reference(session.resolved.options):
         return "none"
-    known, wanted = planned.counts()
-    from_cache = f", {known} of {wanted} rows from the cache"
+    cached, needed = planned.counts()
+    from_cache = f", {cached} of {needed} rows from the cache"
     if settings.reference_model_path:
-        text = "loaded for one pass over the rows and freed before training" if known < wanted else "not loaded"
+        text = "loaded for one pass over the rows and freed before training" if cached < needed else "not loaded"
         return f"{settings.reference_model_path}, {text}{from_cache}"
     if settings.train_type == "full":
         return f"the model before the first step{from_cache}"
     text = f"the model with its adapters off, no second model{from_cache}"
     trunk = session.engine.trunk
-    if trunk and known < wanted and planned.in_steps:
+    if trunk and cached < needed and planned.in_steps:
         count = len(session.model.layers or ())
         text += (
-            "; a training row that is not there is computed in its first step, where layers 1 to "
+            "; each other training row is computed in its first step, where layers 1 to "
             f"{trunk.size} of {count} run once for policy and reference"
         )
     if settings.resume_adapter_file:
         text += (
-            f"; it stays the base although training goes on from {settings.resume_adapter_file} (to compare with that "
-            f"adapter set reference_model_path: {settings.resume_adapter_file})"
+            f"; it is the base model although training starts from {settings.resume_adapter_file} (to compare with "
+            f"that adapter, set reference_model_path: {settings.resume_adapter_file})"
         )
     return text
 
 
 def prompt_format(settings: DataSettings) -> str:
-    """What becomes of rows of text."""
+    """How rows of plain text are formatted."""
     if settings.prompt_format == "chat":
         return "chat, text becomes messages for the chat template"
     return "raw, text goes to the model as it is; messages go through the chat template as in TRL"
 
 
 def rows(name: str, split: Split) -> str:
-    """Rows read, used, dropped and why, truncated; tokens."""
+    """The counts of a split: rows read, used, dropped (with reasons) and truncated, and tokens."""
     report = split.report
     dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
     count = counted(report.used, report.read, sum(report.dropped.values()))
@@ -133,7 +134,7 @@ def rows(name: str, split: Split) -> str:
     text += f"; truncated: {report.truncated}" if report.truncated else ""
     text += f"; {report.desirable} desirable, {report.undesirable} undesirable" if report.kind == "unpaired" else ""
     for column, count in report.incomplete.items():
-        text += f"; {column} is left out: only {count} rows have it"
+        text += f"; {column} is ignored: only {count} rows have it"
     first, others = TOKENS[report.kind]
     tokens = f"{report.prompt_tokens:,} prompt, {report.chosen_tokens:,} {first}, {report.rejected_tokens:,} {others}"
     if report.masked_tokens:
@@ -142,14 +143,14 @@ def rows(name: str, split: Split) -> str:
 
 
 def training(settings: RunSettings, model: nn.Module) -> str:
-    """What is trained and how many numbers that is."""
+    """What is trained, with the number of parameters."""
     trained = sum(value.size for value in dict(tree_flatten(model.trainable_parameters())).values())
     kind = {"lora": "LoRA adapters", "dora": "DoRA adapters", "full": "all weights that are not quantised"}
-    return f"Trained: {kind[settings.train_type]}, {trained:,} numbers"
+    return f"Trained: {kind[settings.train_type]}, {trained:,} parameters"
 
 
 def schedule(session: Session) -> str:
-    """How many micro-batches, epochs and updates, and how much of a batch is padding."""
+    """The number of micro-batches, epochs and updates, and the share of padding."""
     settings, plan, lengths = session.resolved.settings, session.plan("train"), session.lengths("train")
     shared_prompt = type(session.engine.policy) not in (PlainPolicy, HeadPolicy)
     examples = EXAMPLES[session.kind]
@@ -159,5 +160,5 @@ def schedule(session: Session) -> str:
     return (
         f"Plan: {session.iters} micro-batches of {size} ({session.iters / len(plan):.2f} epochs), "
         f"{-(-session.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
-        f"{plan.padding(lengths, session.multiple, shared_prompt):.2f} tokens with padding for each without"
+        f"padding adds {plan.padding(lengths, session.multiple, shared_prompt) - 1:.0%} to the tokens"
     )
