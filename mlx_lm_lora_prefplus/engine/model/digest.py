@@ -60,18 +60,24 @@ def _sums(value: mx.array) -> Iterator[mx.array]:
 
 
 def files_digest(files: list[Path]) -> str:
-    """A digest of large files without reading them whole: name, size, time of change, and samples over their length.
+    """A digest of large files on this machine without reading them whole: `content_digest` and the times of change.
 
     Weights that are not loaded are known by it. A change that keeps size and time and falls between the samples is
     not noticed.
     """
+    times = [file.stat().st_mtime_ns for file in sorted(files)]
+    return hashlib.sha256(f"{content_digest(files)} {times}".encode()).hexdigest()
+
+
+def content_digest(files: list[Path]) -> str:
+    """A digest of names, sizes, and samples over the length of files, equal for copies. Absent files are left out."""
     found = hashlib.sha256()
-    for file in sorted(files):
-        state = file.stat()
-        found.update(f"\0{file.name} {state.st_size} {state.st_mtime_ns} ".encode())
+    for file in sorted(filter(Path.is_file, files)):
+        size = file.stat().st_size
+        found.update(f"\0{file.name} {size} ".encode())
         with file.open("rb") as stream:
             for sample in range(SAMPLES):
-                stream.seek(sample * max(state.st_size // SAMPLES, SAMPLE_BYTES))
+                stream.seek(sample * max(size // SAMPLES, SAMPLE_BYTES))
                 found.update(stream.read(SAMPLE_BYTES))
     return found.hexdigest()
 

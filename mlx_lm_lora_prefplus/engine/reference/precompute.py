@@ -86,6 +86,7 @@ def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> n
 
 def by_example(logps: mx.array, examples: int) -> np.ndarray:
     """(examples, completions) of (rows,) log-probs of a batch."""
+    mx.eval(logps)  # raises what went wrong in computing them; NumPy's conversion does not
     return np.array(logps).reshape(-1, examples).T
 
 

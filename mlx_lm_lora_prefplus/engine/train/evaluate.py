@@ -70,7 +70,7 @@ class Validator:
         self._rows = 0
         _, context = quantized(inputs.qat, max(1, counters.step + bool(counters.done)))
         try:
-            with context:
+            with context, inputs.ranks.doing("validating"):
                 means = inputs.trainer.evaluate(
                     inputs.policy, self._timed(inputs.validation(), timer), inputs.options, self.state.trainer
                 )

@@ -10,10 +10,10 @@ import mlx.optimizers as optim
 
 from ...plugin import Batch, Scorer, Trainer
 from ...settings import RunSettings
-from ..distributed import Ranks
 from ..files.metrics_file import Logger, MetricsFile
 from ..files.run_state import RunState, StateFiles
 from ..model.qat import FakeQuantization
+from ..ranks.ranks import Ranks
 from ..reference.source import ReferenceSource
 
 EpochBatches = Callable[[int, int], Iterator[Batch]]

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from ...errors import UserError
 from ...plugin import Batch
 from ...plugin.protocol import Unit
-from ..distributed import is_lost_peer
 from ..log.console import bar_text, report_training
 from ..log.journal import Journal
 from ..log.nonfinite import not_finite_error
@@ -72,17 +71,13 @@ def train(inputs: TrainingInputs) -> bool:
         except Stopped:
             pass
         except (RuntimeError, MemoryError) as error:
-            if is_lost_peer(error):
-                raise UserError(
-                    f"Another process of this run is gone ({error}). What was saved up to iteration "
-                    f"{loop.saver.saved_at} is whole: start all of them again with --resume."
-                ) from error
             if memory.is_out_of_memory(error):
                 raise UserError(memory.advice(error, inputs.policy.model, loop.batch, inputs.settings)) from error
             raise
         adapter_file = loop.saver.save_last()
         signal = loop.stop.signal
     if signal is not None:
+        inputs.ranks.leave()
         tell(
             inputs.callback,
             f"Stopped by {Signals(signal).name} after iteration {loop.state.counters.iteration} of {inputs.iters}. "
@@ -195,8 +190,8 @@ class Loop:
         if self._validation_is_due:
             self.validator.validate(self.state.counters.iteration)
             self.state.counters.validated = self.state.counters.iteration
+        overdue = self._share_signal()  # first: it fails where another process died and the figures are wrong
         self._report(bar)
-        overdue = self._share_signal()
         if overdue or self.state.counters.iteration % self.inputs.settings.save_every == 0:
             self.saver.save()
         if self.stop.signal is not None:

@@ -38,6 +38,7 @@ class MetricSums:
 
     def add(self, units: dict[Unit, int], layout: Layout, values: mx.array) -> None:
         """Add a micro-batch: its counts, and the sums that `flatten` laid out."""
+        mx.eval(values)  # raises what went wrong in computing them; NumPy's conversion does not
         for unit, count in units.items():
             self._units[unit] = self._units.get(unit, 0) + count
         for key, value in zip(layout, np.asarray(values, np.float64).tolist(), strict=True):

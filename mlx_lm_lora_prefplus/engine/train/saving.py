@@ -40,8 +40,9 @@ class Saver:
         if self.inputs.save is None:
             return
         iteration = self.state.counters.iteration
-        adapter_file, numbered = self.inputs.save(iteration)
-        self._save_state()
+        with self.inputs.ranks.doing("saving"):
+            adapter_file, numbered = self.inputs.save(iteration)
+            self._save_state()
         tqdm.write(f"Iter {iteration}: Saved adapter weights to {adapter_file} and {numbered}.")
 
     def save_last(self) -> Path | None:
@@ -49,9 +50,10 @@ class Saver:
         self._check_weights()
         if self.inputs.save is None:
             return None
-        adapter_file, _ = self.inputs.save(None)
-        if self.saved_at != self.state.counters.iteration:
-            self._save_state()
+        with self.inputs.ranks.doing("saving"):
+            adapter_file, _ = self.inputs.save(None)
+            if self.saved_at != self.state.counters.iteration:
+                self._save_state()
         return adapter_file
 
     def _save_state(self) -> None:

@@ -55,13 +55,13 @@ class ReferencePass:
             completions = int(session.lengths(name).count.max())
             growing = name == "train" and self.in_steps
             self.stores[name] = ReferenceStore(file, len(session.rows[name]), about, completions, growing)
-            self._forget_what_others_lack(self.stores[name])
             self.visited[name] = session.visited_rows(name)
 
-    def _forget_what_others_lack(self, store: ReferenceStore) -> None:
-        """Processes on several machines have caches of their own, and compute together what one of them has not."""
-        known = store.has(np.arange(len(store.logps)))
-        store.logps[known & ~self.session.ranks.known_to_all(known)] = np.nan
+    def forget_what_others_lack(self) -> None:
+        """Processes on several machines have caches of their own, and compute together what one has not. Collective."""
+        for store in self.stores.values():
+            known = store.has(np.arange(len(store.logps)))
+            store.logps[known & ~self.session.ranks.known_to_all(known)] = np.nan
 
     def counts(self) -> tuple[int, int]:
         """Rows whose log-probs are on disk, and rows that the run visits."""

@@ -1,9 +1,8 @@
 """A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from mlx.utils import tree_map
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
 from ...data import Split
-from ...engine.distributed import Ranks
 from ...engine.files.adapter_files import (
     check_file,
     check_writable,
@@ -26,6 +24,7 @@ from ...engine.files.metrics_file import Logger, MetricsFile
 from ...engine.files.run_state import RunState, StateFiles
 from ...engine.log.console import host_metrics
 from ...engine.log.output import RunLog, recorded
+from ...engine.ranks.ranks import Ranks
 from ...engine.reference.source import ReferenceSource
 from ...engine.train.interrupts import stop_at_once
 from ...engine.train.loop import train
@@ -48,6 +47,7 @@ from ..output.record import write_record
 from . import summary
 from .assemble import trainer_state, training_inputs
 from .findings import findings
+from .given import loaded, started_with
 from .references import ReferencePass
 from .resume import check_same_run, find_state, fingerprint
 from .session import Session, read_rows
@@ -60,24 +60,50 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
         UserError: something given cannot work.
     """
     ranks = Ranks()
-    with stop_at_once(), silence_other_ranks(ranks), recorded() as log:
+    with stop_at_once(), silence_other_ranks(ranks), recorded() as log, ranks.together(log.add):
         _run(resolved, training_callback if ranks.first else None, ranks, log)
 
 
+def tell_other_ranks(error: UserError | SystemExit) -> None:
+    """Let the other processes of a run end with the error that keeps this one from its start."""
+    if isinstance(error, SystemExit) and not error.code:
+        return  # --help
+    problem = UserError("Its command line cannot be used; its own output says why.")
+    with suppress(UserError), Ranks().same():
+        raise problem if isinstance(error, SystemExit) else error
+
+
 def _run(resolved: Resolved, training_callback: Any, ranks: Ranks, log: RunLog) -> None:
-    check_start(resolved.settings)
-    file = adapters_in(resolved.settings) if resolved.settings.train and ranks.first else None
-    with owned(file.parent if file else None, print_warning) as owner:
-        if file:
-            check_writable(file)
-        _run_owned(resolved, training_callback, ranks, owner, log)
+    settings = resolved.settings
+    with ExitStack() as stack:
+        owner, state = None, None
+        with ranks.same() as given:
+            given.update(started_with(resolved))
+            check_start(settings)
+            if settings.train and ranks.first:
+                file = adapters_in(settings)
+                owner = stack.enter_context(owned(file.parent, print_warning))
+                check_writable(file)
+                state = find_state(settings, file)
+        _run_owned(resolved, training_callback, ranks, ranks.state_from_first(state), owner, log)
 
 
-def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: Owner | None, log: RunLog) -> None:
-    """The run itself. owner: of the adapter folder; None where nothing is trained, and in other ranks."""
-    session, splits, state = open_run(resolved, ranks)
+def _run_owned(
+    resolved: Resolved, training_callback: Any, ranks: Ranks, state: RunState | None, owner: Owner | None, log: RunLog
+) -> None:
+    """The run itself. state: what it goes on from. owner: of the adapter folder; None in other ranks and in tests."""
+    session, splits = load(resolved, state, ranks)
     resolved, settings, model = session.resolved, session.resolved.settings, session.model
-    planned = ReferencePass(session)
+    ranks.enter("comparing what was loaded")
+    with ranks.same() as given:
+        planned = ReferencePass(session)
+        identity = fingerprint(session, planned)
+        given.update(loaded(session, identity))
+        if settings.train and state is not None and ranks.first:
+            check_same_run(state, identity, settings)
+        if settings.train:
+            check_validation(session)
+    planned.forget_what_others_lack()
     lines = [*summary.lines(session, splits, planned), f"Engine: {session.engine.description}"]
     warnings = findings(session, {name: split.report for name, split in splits.items()}) if ranks.first else []
     for line in lines:
@@ -85,14 +111,10 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
     for warning in warnings:
         print_warning(warning)
 
-    if settings.train:
-        identity = fingerprint(session, planned)
-        check_same_everywhere(identity, ranks)
-        if state is not None:
-            check_same_run(state, identity, settings)
-        check_validation(session)
+    ranks.enter("computing the reference")
     reference = planned.source(done=state.iteration if state else 0)
     if settings.train:
+        ranks.enter("training")
         print_section("Training")
         file = adapters_in(settings)
         unfused = file.with_name(UNFUSED)
@@ -123,6 +145,7 @@ def _run_owned(resolved: Resolved, training_callback: Any, ranks: Ranks, owner: 
             models.load_trained(model, settings.adapter_path)
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
             test_policy(session, reference, loggers=loggers)
+    ranks.leave()
     if settings.train and settings.fuse and ranks.first and unfused.is_file():
         finish_with_fuse(resolved, model, session.tokenizer)
         with suppress(OSError):  # if it stays, the next start fuses once more
@@ -139,25 +162,27 @@ def silence_other_ranks(ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def check_same_everywhere(identity: Mapping[str, Any], ranks: Ranks) -> None:
-    """UserError where the processes were not started with the same."""
-    digests = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in identity.items()}
-    if different := ranks.agree(digests):
-        raise UserError(
-            f"The {ranks.size} processes do not train the same: {', '.join(different)} differ. Start all of them with "
-            "the same command, and with the same model, data and releases on each machine."
-        )
-
-
-def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Session, dict[str, Split], RunState | None]:
-    """Load the model and read the rows. Nothing is written but the caches.
+def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | None]:
+    """Load the model and read the rows in one process. Nothing is written but the caches.
 
     Returns:
         The work, its rows with what became of them, and the state that the run goes on from.
     """
-    settings, ranks = resolved.settings, ranks or Ranks()
-    state = find_state(settings, adapters_in(settings)) if settings.train and ranks.first else None
-    state = ranks.state_from_first(state)
+    settings = resolved.settings
+    state = find_state(settings, adapters_in(settings)) if settings.train else None
+    return *load(resolved, state, Ranks()), state
+
+
+def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Session, dict[str, Split]]:
+    """Load the model and read the rows. Nothing is written but the caches.
+
+    state: what the run goes on from.
+
+    Returns:
+        The work, and its rows with what became of them.
+    """
+    settings = resolved.settings
+    ranks.enter("loading the model")
     if state is not None or not settings.train:
         resolved = as_begun(resolved)
         settings = resolved.settings
@@ -176,6 +201,7 @@ def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Session, d
             # Checked before the rows and the reference take their time; loaded after them.
             read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
 
+    ranks.enter("reading the rows")
     print_info("Loading datasets")
     # One after the other: the rows that the first has written are ready for those on the same machine.
     if not ranks.first:
@@ -184,7 +210,7 @@ def open_run(resolved: Resolved, ranks: Ranks | None = None) -> tuple[Session, d
     if ranks.first:
         ranks.largest(0)
     rows = {name: split.rows for name, split in splits.items()}
-    return Session(resolved, model, tokenizer, rows, ranks), splits, state
+    return Session(resolved, model, tokenizer, rows, ranks), splits
 
 
 def adapters_in(settings: RunSettings) -> Path:
@@ -286,6 +312,7 @@ def test_policy(
 
     metrics: where the figures are kept, or None. loggers: who gets them too.
     """
+    session.ranks.enter("testing")
     print_section("Testing")
     resolved = session.resolved
     rows = 0

@@ -16,9 +16,10 @@ from ...data import Split, prepare
 from ...data.batches.collate import planned_batches
 from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
-from ...engine.distributed import Ranks, SharedPolicy
+from ...engine.distributed import SharedPolicy
 from ...engine.logprobs.select import choose_policy
 from ...engine.model.digest import weights_digest
+from ...engine.ranks.ranks import Ranks
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
 from ...errors import UserError
 from ...losses import loss_names

@@ -105,11 +105,16 @@ class Seam:
     def _run_ours(self, mode: str, args: Any) -> Any:
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         self.host.print_banner()
-        if args is None:
-            typed = vars(self._parser_of(mode).parse_args())
-        else:
-            typed = args if isinstance(args, dict) else vars(args)
-        resolved = resolve(typed, registry())
+        try:
+            if args is None:
+                typed = vars(self._parser_of(mode).parse_args())
+            else:
+                typed = args if isinstance(args, dict) else vars(args)
+            resolved = resolve(typed, registry())
+        except (UserError, SystemExit) as error:
+            if _is_one_of_several():
+                _run_module().tell_other_ranks(error)
+            raise
         self._announce(resolved)
         self._summarise(resolved.values)
         return _run_module().run(resolved, None)
@@ -181,6 +186,11 @@ def _request_of(args: Any) -> Request:
 
 def _is_ours(args: Any) -> bool:
     return getattr(args, "train_mode", None) in registry()
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process was started by `mlx.launch` or `mpirun`."""
+    return any(name in os.environ for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
 
 
 def _run_module() -> Any:

@@ -9,9 +9,9 @@ from datasets import Dataset
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm_lora.visuals import print_warning
 
-from ...engine.distributed import Ranks
 from ...engine.log.output import recorded
 from ...engine.model.adapters import adapter_layers
+from ...engine.ranks.ranks import Ranks
 from ...errors import UserError
 from ...plugin.installed import registry
 from ...storage.owner import owned

@@ -1,0 +1,214 @@
+"""Each of several processes tells the others that it works, and learns within seconds which of them failed or hangs.
+
+A thread in each process keeps a TCP connection to rank 0 and sends a line about once a second (see `Peer`). If a
+connection closes without a word, its process has died. Rank 0 looks for processes that hang, and passes on the reason
+why all must end; the others look after rank 0.
+"""
+
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .liveness import Peer, hung
+
+GRACE = 5.0
+"""Seconds that the main thread has to end by itself once there is a reason; then the process is ended."""
+
+LONGEST_LINE = 1 << 20
+
+GO_ON = "What was saved is whole: start all processes again, with --resume to go on from there."
+"""What to do when another process has ended the run."""
+
+
+@dataclass(eq=False)
+class Link:
+    """A connection to another process. rank: of that process; None until it has said so."""
+
+    socket: socket.socket
+    rank: int | None
+    incoming: bytes = b""
+    outgoing: bytes = b""
+
+    def say(self, **what: Any) -> None:
+        """Put a line into what is to be sent."""
+        self.outgoing += json.dumps(what).encode() + b"\n"
+
+    def flush(self) -> None:
+        """Send as much as can be sent at once. An error is noticed where the connection is read."""
+        with suppress(OSError):
+            self.outgoing = self.outgoing[self.socket.send(self.outgoing) :] if self.outgoing else b""
+
+    def lines(self) -> list[dict[str, Any]] | None:
+        """The whole lines that have come; None if the connection is closed or talks nonsense."""
+        try:
+            data = self.socket.recv(1 << 16)
+            *lines, self.incoming = (self.incoming + data).split(b"\n")
+            told = [json.loads(line) for line in lines]
+        except BlockingIOError:
+            return []
+        except (OSError, ValueError):
+            return None
+        return told if data and len(self.incoming) < LONGEST_LINE else None
+
+
+class Heartbeat(threading.Thread):
+    """The thread of one process.
+
+    phase: what this process is doing. calls: how many collective calls it has made.
+    reason: why all must end, once there is one. log: takes the message with which the thread ends the process.
+    """
+
+    def __init__(self, rank: int, peers: Sequence[Peer], limit: float, token: str):
+        """limit: see `hung`; 0: no process counts as hung. token: begins each connection and keeps strangers out."""
+        super().__init__(name="heartbeat", daemon=True)
+        self.rank, self.peers, self.limit, self.token = rank, list(peers), limit, token
+        self.phase, self.calls = "starting", 0
+        self.reason: str | None = None
+        self.log: Callable[[str], object] = print
+        self.interval = min(1.0, limit / 10) if limit else 1.0
+        self._has_reason, self._leaves, self._ends_at = threading.Event(), False, 0.0
+        self._selector, self._links = selectors.DefaultSelector(), list[Link]()
+        self._spoke, self._said = 0.0, ""
+        self._waker, woken = socket.socketpair()
+        self._watch(woken, self._woken)
+
+    # What the main thread calls.
+
+    def serve(self, server: socket.socket) -> None:
+        """Start in rank 0: the others connect to this socket."""
+        self._watch(server, self._accept)
+        self.start()
+
+    def join_first(self, connection: socket.socket) -> None:
+        """Start in another rank, with a connection to rank 0."""
+        self._linked(connection, 0).say(token=self.token, rank=self.rank)
+        self.start()
+
+    def enter(self, phase: str) -> None:
+        """Say what this process does from now on, such as "training"."""
+        self.phase = phase
+        self._waker.send(b"\0")
+
+    def leave(self, failure: str | None = None) -> None:
+        """This process ends and needs the others no more. failure: why the others must end too, if they must."""
+        if failure is not None:
+            self._set_reason(f"{self.peers[self.rank]} failed while {self.phase}: {failure}")
+        self._leaves = True
+        self._waker.send(b"\0")
+        self.join(timeout=2)
+
+    def reason_within(self, seconds: float) -> str | None:
+        """The reason why all must end, for which it waits so many seconds at most."""
+        self._has_reason.wait(seconds)
+        return self.reason
+
+    # What the thread does.
+
+    def run(self) -> None:
+        """Listen and speak until this process leaves or must end."""
+        last = time.monotonic()
+        while not self._leaves:
+            for key, _ in self._selector.select(self.interval):
+                key.data()
+            now = time.monotonic()
+            if now - last > max(self.limit / 2, 5 * self.interval):
+                # This process was paused (SIGSTOP). What it did not hear meanwhile says nothing of the others.
+                for peer in self.peers:
+                    peer.heard = peer.advanced = now
+            last = now
+            self._speak(now)
+            if self.limit and self.reason is None:
+                watched = self.peers if self.rank == 0 else self.peers[:1]
+                if found := hung(watched, self.limit, now):
+                    self._set_reason(found)
+            if self.reason is not None:
+                self._end(now)
+        for link in self._links:
+            if self.reason:
+                link.say(reason=self.reason)
+            link.say(left=True)
+            link.flush()
+            with suppress(OSError):
+                link.socket.shutdown(socket.SHUT_WR)  # and not closed: that could discard what was just sent
+
+    def _speak(self, now: float) -> None:
+        """Send a line to every link where one is due, and what could not be sent before."""
+        due = now - self._spoke >= self.interval or self.phase != self._said
+        if due:
+            self._spoke, self._said = now, self.phase
+            self.peers[self.rank].note(self._said, self.calls, time.process_time(), now)
+        for link in self._links:
+            link.flush()
+            if due and link.rank is not None and not link.outgoing:
+                link.say(beat=[self._said, self.calls, time.process_time()])
+            link.flush()
+
+    def _end(self, now: float) -> None:
+        """End this process, unless its main thread has time left or still saves."""
+        if not self._ends_at:
+            self._ends_at = now + GRACE
+            for link in self._links:
+                link.say(reason=self.reason)
+        if now < self._ends_at or (self.rank == 0 and self.phase == "saving"):
+            return
+        message = f"[ERROR] {self.reason} {GO_ON}"
+        self.log(f"{message}\n")
+        with suppress(OSError, ValueError, AttributeError):  # closed, or None
+            print(f"\n{message}", file=sys.__stderr__, flush=True)
+        os._exit(1)
+
+    def _set_reason(self, reason: str) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self._has_reason.set()
+
+    def _watch(self, source: socket.socket, call: Callable[[socket.socket], object]) -> None:
+        source.setblocking(False)
+        self._selector.register(source, selectors.EVENT_READ, partial(call, source))
+
+    def _woken(self, source: socket.socket) -> None:
+        source.recv(1 << 10)
+
+    def _accept(self, server: socket.socket) -> None:
+        with suppress(OSError):  # it is gone again
+            self._linked(server.accept()[0], None)
+
+    def _linked(self, connection: socket.socket, rank: int | None) -> Link:
+        link = Link(connection, rank)
+        self._links.append(link)
+        self._watch(connection, lambda _: self._listen(link))
+        return link
+
+    def _listen(self, link: Link) -> None:
+        told = link.lines()
+        for line in told or []:
+            if link.rank is None:
+                if line.get("token") != self.token or line.get("rank") not in range(1, len(self.peers)):
+                    told = None
+                    break
+                link.rank = int(line["rank"])
+                self._said = ""  # speak at once
+            elif "beat" in line:
+                phase, calls, cpu = line["beat"]
+                self.peers[link.rank].note(phase, calls, cpu, time.monotonic())
+            elif "reason" in line:
+                self._set_reason(line["reason"])
+            elif "left" in line:
+                self.peers[link.rank].left = True
+        if told is None:
+            self._selector.unregister(link.socket)
+            self._links.remove(link)
+            link.socket.close()
+            if link.rank is not None and not self.peers[link.rank].left:
+                peer = self.peers[link.rank]
+                why = "it was killed, or its machine or the connection to it failed"
+                self._set_reason(f"{peer} is gone while {peer.phase}: {why}.")

@@ -1,0 +1,63 @@
+"""How the processes find one another for the heartbeat, which needs connections beside those of MLX."""
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from .heartbeat import Heartbeat
+from .hosts import rank_timeout, read_hosts
+from .liveness import Peer
+
+PATIENCE = 3.0
+"""Seconds to try an address of rank 0."""
+
+
+class Meeting:
+    """What one process brings so that all can connect to rank 0.
+
+    told: what the others have to know of this process.
+    """
+
+    def __init__(self, rank: int):
+        self.rank = rank
+        self.told: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._server: socket.socket | None = None
+        if rank == 0:
+            addresses = _addresses()
+            local = all(address.startswith("127.") for address in addresses)
+            self._server = socket.create_server(("127.0.0.1" if local else "", 0), backlog=256)
+            port = self._server.getsockname()[1]
+            self.told |= {"places": [[address, port] for address in addresses]}
+            self.told |= {"token": secrets.token_hex(16), "limit": rank_timeout()}
+
+    def heartbeat(self, told: Sequence[dict[str, Any]]) -> Heartbeat | None:
+        """The running heartbeat; None where rank 0 cannot be reached. told: what each rank brought."""
+        first = told[0]
+        peers = [Peer(rank, one["host"], one["pid"]) for rank, one in enumerate(told)]
+        heartbeat = Heartbeat(self.rank, peers, first["limit"], first["token"])
+        if self._server:
+            heartbeat.serve(self._server)
+            return heartbeat
+        for host, port in first["places"]:
+            if host.startswith("127.") and first["host"] != self.told["host"]:
+                continue
+            with suppress(OSError):
+                heartbeat.join_first(socket.create_connection((host, port), timeout=PATIENCE))
+                return heartbeat
+        return None
+
+
+def _addresses() -> list[str]:
+    """Addresses at which the other processes may reach this one, the likeliest first."""
+    if hosts := read_hosts():
+        return [place.rpartition(":")[0] for place in hosts[0]]
+    found = [os.environ.get("NCCL_HOST_IP", ""), os.environ.get("MLX_JACCL_COORDINATOR", "").rpartition(":")[0]]
+    with suppress(OSError):
+        found += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; asks which interface leads out
+        found.append(probe.getsockname()[0])
+    return list(dict.fromkeys([*filter(None, found), "127.0.0.1"]))

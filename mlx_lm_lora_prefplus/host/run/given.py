@@ -1,0 +1,74 @@
+"""What the processes of a run compare: before anything is loaded what they were started with, then what they loaded."""
+
+import dataclasses
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.utils import _download
+
+from ... import __version__
+from ...engine.files.names import ADAPTERS, CONFIG
+from ...engine.model.digest import content_digest
+from ...settings import RunSettings
+from .. import models
+from ..config.resolve import Resolved
+from .resume import REFERENCE
+from .session import Session
+
+PLACES = ("model", "data", "adapter_path", "resume_adapter_file", "reference_model_path")
+"""Keys whose values may differ from machine to machine; what is read there is compared."""
+
+PACKAGES = ("mlx-lm-lora", "mlx-lm", "mlx", "numpy", "transformers", "tokenizers", "datasets")
+
+
+def started_with(resolved: Resolved) -> dict[str, Any]:
+    """Every setting and the releases, by name."""
+    of_run, of_data = resolved.settings.model_dump(), resolved.data.model_dump()
+    settings = {**of_run, **of_data, **dataclasses.asdict(resolved.options)}
+    return {
+        "train_mode": resolved.trainer.mode,
+        **{key: value for key, value in settings.items() if key not in PLACES},
+        **{key: "given" if settings[key] else "not given" for key in PLACES},
+        "package of the mode": resolved.provider,
+        "mlx-lm-lora-prefplus": __version__,
+        **{name: _release(name) for name in PACKAGES},
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def loaded(session: Session, identity: dict[str, Any]) -> dict[str, Any]:
+    """Rows, weights and what comes of the settings, by name. identity: see `resume.fingerprint`."""
+    settings = session.resolved.settings
+    found = {name: value for name, value in identity.items() if name not in (*PLACES, REFERENCE)}
+    for split, rows in session.rows.items():
+        found[f"{split} rows"] = f"{len(rows)} rows, digest {rows._fingerprint}"
+    found["iters"] = session.iters
+    if settings.reference_model_path:
+        found["reference_model_path"] = _reference(settings)
+    if not settings.train and settings.adapter_path:
+        folder = Path(settings.adapter_path)
+        found["adapters to test"] = content_digest([folder / ADAPTERS, folder / CONFIG])
+    return found
+
+
+def _reference(settings: RunSettings) -> str:
+    """A digest of what `reference_model_path` names, the same on every machine."""
+    assert settings.reference_model_path
+    try:
+        file = models.adapter_file(settings.reference_model_path)
+        if file is not None:
+            return content_digest([file, file.parent / CONFIG])
+        folder = Path(settings.reference_model_path)
+        folder = folder if folder.exists() else Path(_download(settings.reference_model_path))
+        return content_digest([*folder.glob("*.safetensors"), folder / "config.json"])
+    except Exception as error:  # whatever the hub raises; loading it will say so
+        return f"cannot be read ({type(error).__name__})"
+
+
+def _release(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
