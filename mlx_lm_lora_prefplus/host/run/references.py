@@ -71,8 +71,9 @@ class ReferencePass:
     def source(self, done: int = 0) -> ReferenceSource:
         """Compute what is missing of the rows that the run visits, but for those that are left to its steps.
 
-        A model is loaded for it only where something is missing. done: micro-batches that are trained already.
+        Loads a model only where something is missing. Collective. done: micro-batches that are trained already.
         """
+        self.forget_what_others_lack()
         wanted = dict(self.visited)
         if self.in_steps and "train" in wanted:
             wanted["train"] = self.session.visited_rows("train", done)
