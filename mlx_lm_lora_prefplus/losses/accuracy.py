@@ -27,7 +27,7 @@ def pair_rounding(first: mx.array, second: mx.array) -> mx.array:
 
 
 def sum_rounding(*sums: mx.array) -> mx.array:
-    """What sums of log-probs may be off by because their addends are added in another order: 2 ε Σ|sum|.
+    """The error of sums of log-probs that are added in different orders: 2 ε Σ|sum|.
 
     ε is that of the dtype of the sums. (On one core with and without a BLAS, sums of up to 200 tokens differed by up to
     1.6 ε of their size.)

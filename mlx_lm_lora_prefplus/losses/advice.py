@@ -1,17 +1,17 @@
-"""Values that are allowed and yet known to fail, each with what to use instead."""
+"""Warnings about values that are allowed but known to fail, each with what to use instead."""
 
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 SOME = 0.1
-"""A share of micro-batches with a single example below which they hardly matter."""
+"""Micro-batches with a single example matter only above this share."""
 
 REMEDY = "Let a micro-batch hold 4 or more (batch_size, token_budget)."
 
 
 def advice(options: Any, alone: float = 0.0, labels: tuple[int, int] | None = None) -> list[str]:
-    """Warnings on the options of a mode of ours.
+    """Warnings about the options of one of our modes.
 
     alone: share of the micro-batches that hold one example.
     labels: desirable and undesirable rows, of unpaired rows.
@@ -40,11 +40,11 @@ WITHOUT = {
     "ref_model_sync_steps": ("sync_ref_model", True, "sync_ref_model: true"),
     "ref_model_mixup_alpha": ("sync_ref_model", True, "sync_ref_model: true"),
 }
-"""Key → the key and the value without which it does nothing, and how these are written."""
+"""Key → the key and value that it needs to have an effect, and these as text."""
 
 
 def _without_effect(options: Any) -> list[tuple[str, str]]:
-    """Keys that were changed, with what they need and do not have."""
+    """Changed keys without effect → the settings that they need."""
     plain = {field.name: field.default for field in fields(options)}
     changed = {key for key, default in plain.items() if getattr(options, key) != default}
     warnings = [
@@ -64,7 +64,7 @@ def _alone(share: float) -> str:
 
 
 def _of_single_examples(options: Any) -> Iterator[str]:
-    """What is lost where an example stands alone in its micro-batch."""
+    """What does not work if a micro-batch has a single example."""
     yield from (row.alone for row in options.chosen_losses.values() if row.alone)
     if getattr(options, "dr_dpo_beta", None) is not None:
         yield "dr_dpo_beta has no effect"

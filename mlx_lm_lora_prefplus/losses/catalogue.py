@@ -1,4 +1,4 @@
-"""The losses of each mode, a row for each: what `--help`, the checks, the docs and the training loop know of them."""
+"""The losses of each mode, one row each: the source for `--help`, checks, docs and the training loop."""
 
 from . import rules
 from .formulas import absolute, pairs, policy_only, unpaired

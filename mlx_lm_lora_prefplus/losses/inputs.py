@@ -1,4 +1,4 @@
-"""What a loss is given: log-probs of the completions of pairs, of unpaired rows, of lists.
+"""The inputs of losses: log-probs of the completions of pairs, unpaired rows or lists.
 
 Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, u = p − q the log-ratio; w the
 chosen and l the rejected completion of a pair, Δ = u_w − u_l; n counts completion tokens. Log-probs are in nats and sum
@@ -12,9 +12,9 @@ import mlx.core as mx
 
 
 class Pairs(NamedTuple):
-    """Chosen and rejected completions, each (pairs,) float32; the reference's are zeros where there is none.
+    """Chosen and rejected completions, each (pairs,) float32; without a reference, its log-probs are zeros.
 
-    columns: numbers that came with the data, such as `margin`, (pairs,) each.
+    columns: numbers from the data, such as `margin`, (pairs,) each.
     """
 
     chosen: mx.array
@@ -52,10 +52,10 @@ class Pairs(NamedTuple):
 
 
 class Unpaired(NamedTuple):
-    """Single completions that are labelled good or bad, each (rows,) float32.
+    """Single completions with a label, each (rows,) float32.
 
     label: 1 for a desirable completion, 0 for an undesirable one.
-    mismatched_logratio: u of another row's completion after this row's prompt; zeros where the loss needs none.
+    mismatched_logratio: u of another row's completion after this row's prompt; zeros if the loss does not need it.
     """
 
     policy: mx.array
@@ -71,7 +71,7 @@ class Unpaired(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """Completions of one prompt in the order of their scores, the best first, each (lists, completions) float32.
+    """Completions of one prompt sorted by score, the best first, each (lists, completions) float32.
 
     scores: the scores themselves; equal ones are ties. tokens: 0 where a list is shorter than the longest.
     """

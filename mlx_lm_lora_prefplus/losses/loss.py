@@ -16,22 +16,22 @@ class Loss:
     function: called as `function(examples, **options)` with the option keys named here and an instance of `Pairs`,
         `Unpaired` or `Lists`; returns (examples,). None: the loss is the NLL of the chosen completions alone.
     options: the config keys it takes.
-    keys: a frozen dataclass of those that the mode does not have, written as the options of a trainer are; for a loss
+    keys: a frozen dataclass of those keys that the mode does not have, in the form of a trainer's options; for a loss
         that another package adds to a mode.
-    instead: config keys that set one of these in another way.
-    defaults: its own defaults of such keys, where they differ from the mode's. What the user gives wins.
-    means: whether it is given log-probs as means over tokens instead of sums.
-    rows: the kind of rows it needs, where it differs from the mode's.
+    instead: config keys that are other ways to set one of these.
+    defaults: its own defaults of such keys, if they differ from the mode's. Values of the user take precedence.
+    means: whether it takes log-probs as means over tokens instead of sums.
+    rows: the kind of rows it needs, if it differs from the mode's.
     columns: the data columns it needs.
-    divergence: whether the log-ratio may be that of another f-divergence (it must be a function of Δ alone).
+    divergence: whether the loss supports other f-divergences (it must be a function of Δ alone).
     separable: whether the loss of an example does not depend on the others in its batch.
     mismatched: whether it takes the log-ratio of another row's completion.
     baseline: whether it takes `baseline`, the running mean of the rewards (see `losses.running_mean`).
-    when: when to use it, in a line.
-    check: given the options of the mode (defaults filled in), what makes the loss impossible, or None: what was given,
-        what is allowed and what to do, in a sentence that begins with the key. A run with it is refused.
-    advice: rules as `check`, of values that are allowed and known to fail. A run warns with them.
-    alone: what is lost where an example stands alone in its micro-batch, in words; for a loss that is not separable.
+    when: when to use it, in one line.
+    check: options of the mode (with defaults) → why the loss cannot work, or None. The sentence begins with the key and
+        says what was given, what is allowed and what to do. A run with a failed check is refused.
+    advice: rules like `check` for values that are allowed but known to fail. A run prints them as warnings.
+    alone: a clause that says what does not work if a micro-batch has one example; for a loss that is not separable.
     reward: (rows,) mean log-probs and the options → (rows,) what metrics report, before the factor β, in a mode without
         a reference; None: the mean.
     """

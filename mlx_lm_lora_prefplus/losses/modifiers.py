@@ -1,4 +1,4 @@
-"""What changes a loss from outside: weights of tokens and of pairs, and a soft maximum over a batch."""
+"""Modifiers of losses: weights of tokens and of pairs, and a soft maximum over a batch."""
 
 from typing import Any
 
@@ -34,12 +34,12 @@ def wpo_weights(logps: mx.array, log_collisions: mx.array, tokens: mx.array) -> 
 def token_weights(
     options: Any, tokens: mx.array, width: int, ids: mx.array, loss_mask: mx.array | None = None
 ) -> mx.array | None:
-    """What each completion token counts in the sums of log-probs, (rows, width); None where all count 1.
+    """The weight of each completion token in the sums of log-probs, (rows, width); None if all weights are 1.
 
-    Tokens that do not count in the loss may have any weight here, and do not change the weights of the others.
+    Tokens that do not count in the loss have arbitrary weights, and do not change the weights of the others.
 
     Arguments:
-        tokens: (2·pairs,) counts, chosen then rejected. ids: (pairs,) what the draw of SamPO depends on.
+        tokens: (2·pairs,) counts, chosen then rejected. ids: (pairs,) seeds of the draw of SamPO.
         loss_mask: (2·pairs, width) bool, which tokens count; None: the first `tokens` of each row.
 
     References:

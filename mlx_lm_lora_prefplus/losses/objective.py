@@ -1,6 +1,6 @@
-"""From log-probs of a batch to its loss: several losses with their weights, and what modifies them.
+"""Computes the loss of a batch from its log-probs: a weighted sum of losses, with the modifiers.
 
-The one place where losses are put together: training, evaluation and `compute` all come through here.
+This is the only place that combines losses; training, evaluation and `compute` all use it.
 """
 
 from collections.abc import Mapping
@@ -45,10 +45,10 @@ def objective(
         options: the config keys of the mode.
         examples: log-probs as sums.
         nll: (examples,) NLL of the chosen completions, of lists the best, summed over their tokens.
-        nll_weight: what it counts, beside what `loss_type` gives it.
+        nll_weight: its weight, added to its weight in `loss_type`.
         pair_weights: (pairs,) of WPO, see `wpo_weights`.
         state: of losses with a running mean of the rewards; without it their baseline is 0.
-        update: whether the running mean takes these examples in before it is used.
+        update: whether to update the running mean with these examples before using it.
     """
     names = loss_names(options.loss_type)
     weights = getattr(options, "loss_weights", None) or [1.0] * len(names)
@@ -81,7 +81,7 @@ def objective(
 
 
 def _logratio_of(row: Loss, options: Any, examples: Any) -> Any:
-    """Sums or means, and the log-ratio of the divergence that was asked for."""
+    """The examples as sums or means, with the log-ratio of the chosen divergence."""
     kind = getattr(options, "f_divergence_type", "reverse_kl")
     if row.divergence and kind != "reverse_kl":
         return with_divergence(examples, transform(kind, options.f_alpha_divergence_coef), row.means)
@@ -96,7 +96,7 @@ def _logratios(examples: Any) -> mx.array:
 
 
 def needs_state(table: Mapping[str, Loss], options: Any) -> bool:
-    """Whether a chosen loss takes the running mean of the rewards."""
+    """Whether a chosen loss uses the running mean of the rewards."""
     return any(table[name].baseline for name in loss_names(options.loss_type))
 
 

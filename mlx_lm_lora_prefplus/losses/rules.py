@@ -1,4 +1,4 @@
-"""The rules of single losses: what one cannot work with (`Loss.check`), and what is known to fail (`Loss.advice`).
+"""Rules of single losses: values that are refused (`Loss.check`), and values that are known to fail (`Loss.advice`).
 
 A rule takes the options of the mode and returns what is wrong and what to do instead, or None.
 """
@@ -13,26 +13,26 @@ MOST_ALPHAPO_ALPHA = 2.0
 
 
 def exo_pair_check(options: Any) -> str | None:
-    """The loss is infinite at ε = 0."""
+    """Refuse ε = 0, where the loss is infinite."""
     if options.label_smoothing:
         return None
     return "label_smoothing: exo_pair takes its log, and it is 0; give more than 0, or leave it out"
 
 
 def chi_po_check(options: Any) -> str | None:
-    """No bound suits all data."""
+    """Require a bound, because none suits all data."""
     if options.chi_po_clip is not None:
         return None
     return "chi_po_clip: chi_po needs it: twice the largest reward that you expect, in nats"
 
 
 def small_beta(loss: str) -> Rule:
-    """Warn of a β that is usual for sums, in a loss of means a token."""
+    """Warn of a β that is usual for sums in a loss that compares means per token."""
 
     def advice(options: Any) -> str | None:
         if options.beta >= 1:
             return None
-        return f"beta {options.beta} is small for {loss}, which compares means a token: 2 to 10 are published."
+        return f"beta {options.beta} is small for {loss}, which compares means per token: 2 to 10 are published."
 
     return advice
 
@@ -47,18 +47,18 @@ def large_beta(loss: str, most: float, instead: str) -> Rule:
 
 
 def simpo_advice(options: Any) -> str | None:
-    """Warn of a margin of more than a nat a token."""
+    """Warn of a margin of more than one nat per token."""
     beta, gamma = options.beta, options.simpo_gamma
     if gamma <= beta:
         return None
     return (
-        f"simpo_gamma {gamma:g} is more than beta {beta:g}: γ/β above 1 asks for more than a nat a token. 0.1 to 0.8 "
-        "are published (gamma_beta_ratio sets it)."
+        f"simpo_gamma {gamma:g} is more than beta {beta:g}: γ/β above 1 asks for more than one nat per token. "
+        "0.1 to 0.8 are published (gamma_beta_ratio sets it)."
     )
 
 
 def alphapo_advice(options: Any) -> str | None:
-    """Warn of an α that bends the reward flat."""
+    """Warn of an α that makes the reward flat."""
     if abs(options.alphapo_alpha) <= MOST_ALPHAPO_ALPHA:
         return None
     return (

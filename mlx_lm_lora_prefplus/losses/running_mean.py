@@ -8,7 +8,7 @@ START: State = {"reward_mean": mx.array(0.0), "reward_count": mx.array(0.0)}
 
 
 def updated(state: State, rewards: mx.array) -> State:
-    """The state after more rewards: the mean over all rewards seen, each counted alike; no gradient."""
+    """Update the state with more rewards: the mean over all rewards so far, equally weighted; no gradient."""
     rewards = mx.stop_gradient(rewards)
     count = state["reward_count"] + rewards.size
     mean = state["reward_mean"] + (rewards - state["reward_mean"]).sum() / count

@@ -1,4 +1,4 @@
-"""The modes that ship with this package, registered through the public hook like anybody's."""
+"""The modes of this package, registered through the public hook like those of any other package."""
 
 import sys
 

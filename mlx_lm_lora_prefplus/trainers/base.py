@@ -1,4 +1,4 @@
-"""What every trainer inherits: a default for each member of `plugin.Trainer` but `mode`, `options` and `loss`."""
+"""The base class of trainers: a default for each member of `plugin.Trainer` except `mode`, `options` and `loss`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class BaseTrainer(ABC):
-    """A trainer that has a loss and leaves the rest to these defaults; see `plugin.Trainer` for each member.
+    """Defaults for everything but the loss; see `plugin.Trainer` for each member.
 
-    A subclass sets `mode` and `options` and writes `loss`. The defaults are safe for any loss: pairs, no reference, a
-    batch is never cut, every token counts 1.
+    A subclass sets `mode` and `options` and defines `loss`. The defaults are safe for any loss: pairs, no reference,
+    batches are never cut, all token weights are 1.
     """
 
     mode: str
@@ -31,7 +31,7 @@ class BaseTrainer(ABC):
     mismatched: bool = False
 
     def __init_subclass__(cls, **how: Any):
-        """A class that weighs tokens its own way stores references by all its options, unless it says otherwise."""
+        """Make references depend on all options if a class overrides `token_weights` but not `reference_key`."""
         super().__init_subclass__(**how)
         if "token_weights" in vars(cls) and "reference_key" not in vars(cls):
             cls.reference_key = BaseTrainer.reference_key
@@ -45,7 +45,7 @@ class BaseTrainer(ABC):
         return self.rows
 
     def with_losses(self, losses: Mapping[str, Any]) -> Self:
-        """ValueError: losses of other packages need a table to stand in."""
+        """Raises ValueError: this trainer has no table that losses of other packages could be added to."""
         raise ValueError(f"mode {self.mode} has no table of losses to add to")
 
     def needs_reference(self, options: Any) -> bool:
@@ -57,15 +57,15 @@ class BaseTrainer(ABC):
         return collate(rows, ids, multiple)
 
     def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
-        """None: every token counts 1."""
+        """None: all token weights are 1."""
         return None
 
     def reference_key(self, options: Any) -> Any:
-        """All options and the class: nobody but the trainer knows which of them weigh tokens."""
+        """All options and the class, because any of them may affect the token weights."""
         return [type(self).__module__, type(self).__qualname__, repr(options)]
 
     def separable(self, options: Any) -> bool:
-        """False: nobody but the trainer knows whether its examples look at one another."""
+        """False, because the loss of an example may depend on the others in its batch."""
         return False
 
     def initial_state(self, options: Any) -> dict[str, mx.array]:

@@ -1,5 +1,5 @@
-"""Modes `kto` (Ethayarajh et al. 2024, arXiv:2402.01306) and `bco` (Jung et al. 2024, arXiv:2404.04656): rows that are
-labelled good or bad, against a reference.
+"""Modes `kto` (Ethayarajh et al. 2024, arXiv:2402.01306) and `bco` (Jung et al. 2024, arXiv:2404.04656): unpaired
+preferences, compared with a reference.
 """
 
 from ..losses import OPTIONS

@@ -1,4 +1,4 @@
-"""The paired modes: a chosen and a rejected completion of one prompt, or a list of completions in their order."""
+"""The paired modes: a chosen and a rejected completion of one prompt, or a ranked list of completions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ __all__ = ["PairedOptions", "PairedTrainer"]
 
 @dataclass(frozen=True)
 class PairedTrainer(TableTrainer):
-    """A trainer of chosen and rejected completions; of lists, where the chosen loss wants them.
+    """A trainer for pairs of completions, or for ranked lists if the loss needs them.
 
-    nll_weight: the option that weighs an added negative log-likelihood of the chosen completions, or a number.
+    nll_weight: the weight of an added negative log-likelihood of the chosen completions: a number or an option's name.
     """
 
     nll_weight: str | float | None = None
 
     def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
-        """What each completion token counts, (rows, longest completion), or None; see `losses.token_weights`."""
+        """The weight of each completion token, (rows, longest completion), or None; see `losses.token_weights`."""
         width = batch.completions.shape[1]
         return token_weights(options, batch.completion_lengths, width, batch.ids, batch.loss_mask)
 
@@ -80,8 +80,8 @@ class PairedTrainer(TableTrainer):
     def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
         """(rows,) what TRL logs as rewards.
 
-        With a reference β·log-ratio, of sums whatever the loss is given. In a mode without one β·log-prob, of means
-        where the first loss is given means; of a loss with a reward of its own (`Loss.reward`), β times that.
+        With a reference: β·log-ratio of sums, even if the loss takes means. Without: β·log-prob, a mean if the first
+        loss takes means; if that loss defines its own reward (`Loss.reward`), β times that.
         """
         row, beta = self.losses[loss_names(options.loss_type)[0]], options.beta
         if self.reference:
@@ -112,7 +112,7 @@ class PairedTrainer(TableTrainer):
 
 
 def _over_tokens(scores: Scores, batch: Batch, nll: mx.array) -> dict[str, dict[str, mx.array]]:
-    """Unit → sums of what is a mean over all tokens, not over completions."""
+    """Unit → sums of the metrics that are means over tokens, not over completions."""
     tokens = batch.completion_lengths
     chosen, rejected = chosen_and_rejected(scores.mean_logits * tokens, batch)
     metrics_by_unit = {
@@ -125,7 +125,7 @@ def _over_tokens(scores: Scores, batch: Batch, nll: mx.array) -> dict[str, dict[
 
 
 def chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-    """The values of the first and the last completion of each example; empty ones fill a list up and do not count."""
+    """The values of the first and the last completion of each example; empty completions are padding of a list."""
     by_completion = values.reshape(-1, batch.ids.shape[0])
     there = (batch.completion_lengths > 0).reshape(by_completion.shape)
     last = mx.maximum(there.sum(0) - 1, min(1, len(by_completion) - 1))

@@ -1,4 +1,4 @@
-"""What the trainers have in common whose losses stand in a table."""
+"""The base of trainers whose losses are rows of a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
@@ -15,11 +15,11 @@ from .base import BaseTrainer
 
 @dataclass(frozen=True)
 class TableTrainer(BaseTrainer):
-    """A trainer made of a table of losses (see `mlx_lm_lora_prefplus.plugin.Trainer`); `loss` is the subclass's.
+    """A trainer with a table of losses (see `mlx_lm_lora_prefplus.plugin.Trainer`); subclasses define `loss`.
 
     mode, options, losses: as in the protocol; `options` is `LossOptions` or a dataclass that extends it.
-    reference: whether the losses compare with a reference, unless the option `reference_free` says no. It has no
-        default: a mode that forgets it would train on differences from 0 and look as if it worked.
+    reference: whether the losses compare with a reference, unless the option `reference_free` is set. It has no
+        default, because a mode that forgot it would train on differences from 0 without any error.
     """
 
     mode: str
@@ -31,7 +31,7 @@ class TableTrainer(BaseTrainer):
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        """Raises ValueError if rows have defaults or rules, and the options do not have the rows to apply them."""
+        """Raises ValueError if losses have defaults or checks that the options do not know and so cannot apply."""
         ruled = [name for name, row in self.losses.items() if row.defaults or row.check]
         if ruled and getattr(self.options, "table", None) != self.losses:
             raise ValueError(
@@ -40,7 +40,7 @@ class TableTrainer(BaseTrainer):
             )
 
     def with_losses(self, losses: Mapping[str, Any]) -> Self:
-        """The same trainer with further losses, and with the config keys that they bring."""
+        """A copy of this trainer with further losses and their config keys."""
         if existing := sorted(set(losses) & set(self.losses)):
             raise ValueError(f"mode {self.mode} has a loss {existing[0]} already; take another name")
         if strange := [name for name, loss in losses.items() if not isinstance(loss, Loss)]:
@@ -68,12 +68,12 @@ class TableTrainer(BaseTrainer):
         return is_separable(self.losses, options)
 
     def initial_state(self, options: Any) -> dict[str, mx.array]:
-        """The running mean of the rewards, if a chosen loss takes it."""
+        """The running mean of the rewards, if a chosen loss uses it."""
         return dict(START) if needs_state(self.losses, options) else {}
 
 
 def reward_rounding(trainer: Any, model: Any, scores: Scores, batch: Batch, options: Any) -> mx.array:
-    """(rows,) by which the rewards of a trainer may be off: what they change by where log-probs change by rounding.
+    """(rows,) error bounds of the rewards: how much they change if the log-probs change by their rounding error.
 
     trainer: any with `rewards(scores, batch, options)`. model: the policy's.
     """

@@ -14,17 +14,17 @@ from .tabled import TableTrainer, reward_rounding, summed
 
 @dataclass(frozen=True)
 class UnpairedTrainer(TableTrainer):
-    """A trainer of single completions with a label.
+    """A trainer for single completions with a label.
 
-    mismatched: whether each row brings the completion of another row along, from which the KL to the reference is
-        estimated.
+    mismatched: whether each row also gets the completion of another row, which serves to estimate the KL to the
+        reference.
     """
 
     reference: bool = True
     rows: RowKind = "unpaired"
 
     def reference_key(self, options: Any) -> None:
-        """None: every token counts 1."""
+        """None: all token weights are 1."""
 
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the loss over the rows."""
@@ -59,7 +59,7 @@ class UnpairedTrainer(TableTrainer):
         return LossOutput(
             sums=result.sums,
             metrics={
-                "chosen_tokens": summed(tokens),  # of each row its own completion
+                "chosen_tokens": summed(tokens),  # each row's own completion
                 "examples": summed(metrics),
                 "desirable": summed(desirable),
                 "undesirable": summed(undesirable),

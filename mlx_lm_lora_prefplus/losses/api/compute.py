@@ -29,7 +29,7 @@ def compute(
     baseline: float | None = 0.0,
     **options: Any,
 ) -> mx.array:
-    """The scalar loss that training would take its gradient of, for one optimiser step of one batch.
+    """The scalar loss that training differentiates, for an optimiser step with one batch.
 
     Arguments:
         mode, loss_type, options: as in a config file.
@@ -41,8 +41,8 @@ def compute(
         columns: data columns that the loss needs, such as `margin`, (pairs,) each; for losses of lists `scores`,
             (completions, lists): row `k * lists + i` is completion `k` of list `i`.
         token_log_collisions: (rows, width), log Σ_v π(v)², for `use_weighting`.
-        baseline: what losses with a running mean of the rewards take for it (0, the default, is TRL's; None: the mean
-            of this batch, as in the first step of a run).
+        baseline: the value for losses with a running mean of the rewards (0, the default, is TRL's; None: the mean of
+            this batch, as in the first step of a run).
 
     Returns:
         ().
@@ -102,22 +102,22 @@ def compute(
 
 
 def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> LossOptions:
-    """The options of a mode, checked as those of a config file are."""
+    """The options of a mode, with the same checks as in a config file."""
     if mode not in OPTIONS:
         raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
     kind = OPTIONS[mode]
     names = loss_names(loss_type)
-    unknown = [name for name in names if not isinstance(name, str) or name not in kind.table]
-    known = {field.name: field for field in fields(kind)}
-    unknown += [key for key in options if key not in known]
-    if unknown:
+    missing = [name for name in names if not isinstance(name, str) or name not in kind.table]
+    fields_by_key = {field.name: field for field in fields(kind)}
+    missing += [key for key in options if key not in fields_by_key]
+    if missing:
         raise UserError(
-            f"Mode {mode} has no loss or option {', '.join(map(repr, unknown))}. Losses: "
-            f"{', '.join(kind.table)}; options: {', '.join(known)}."
+            f"Mode {mode} has no loss or option {', '.join(map(repr, missing))}. Losses: "
+            f"{', '.join(kind.table)}; options: {', '.join(fields_by_key)}."
         )
     chosen, wrong = validated(kind, {"loss_type": loss_type, **options})
     problems = [f"{key}: {sentence}".removeprefix(": ") for key, sentences in wrong.items() for sentence in sentences]
-    changed = {key for key, value in options.items() if value != known[key].default}
+    changed = {key for key, value in options.items() if value != fields_by_key[key].default}
     for key, users in idle_options(kind.table, names, changed - {"beta"}).items():  # β scales the rewards of any loss
         problems.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
     if problems:
@@ -126,7 +126,7 @@ def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> LossOptio
 
 
 class _Tokens(NamedTuple):
-    """What the caller gives, (rows, width) each: log-probs (nats), and 1 at the tokens of completions."""
+    """The caller's arrays, (rows, width) each: log-probs (nats), and a mask that is 1 at completion tokens."""
 
     policy: mx.array
     reference: mx.array | None
@@ -145,14 +145,14 @@ class _Tokens(NamedTuple):
         )
 
     def sums(self, values: mx.array | None, weights: mx.array | int = 1) -> mx.array:
-        """(rows,) of such values over the completions; what is masked may be anything. 0 where there are none."""
+        """(rows,) sums of values over the completions; masked positions may hold anything. Zeros if there are none."""
         if values is None:
             return mx.zeros(len(self.mask))
         return mx.where(self.mask > 0, weights * values, 0).sum(1)
 
 
 class _Sums(NamedTuple):
-    """Of the completions, (rows,) each; `policy` and `reference` with the weights of the tokens, `nll` without."""
+    """Sums over the completions, (rows,) each: `policy` and `reference` with token weights, `nll` without."""
 
     policy: mx.array
     reference: mx.array
@@ -161,7 +161,7 @@ class _Sums(NamedTuple):
 
 
 def _summed(rows: _Tokens, options: LossOptions | None) -> _Sums:
-    """options: of pairs, whose tokens may have weights."""
+    """Sum the log-probs. options: of pairs, whose tokens may have weights; else None."""
     tokens = rows.mask.sum(1)
     weighing = rows.mask
     pairs, width = len(rows.mask) // 2, rows.mask.shape[1]
@@ -179,7 +179,7 @@ def _pairs(sums: _Sums, columns: Mapping[str, mx.array]) -> Pairs:
 
 
 def _pair_weights(rows: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
-    """Of WPO."""
+    """The pair weights of WPO, (pairs,)."""
     if log_collisions is None:
         raise UserError("use_weighting needs token_log_collisions.")
     collisions = rows.sums(_shaped("token_log_collisions", log_collisions, *rows.mask.shape))
@@ -212,7 +212,7 @@ def _array(values: Any) -> mx.array:
 
 
 def _shaped(name: str, values: Any, *shape: int) -> mx.array:
-    """An array of this shape, or a UserError: arrays of other shapes may fit by broadcasting, and mean nothing."""
+    """An array of this shape. Raises UserError for any other shape, even if broadcasting would accept it."""
     array = _array(values)
     if array.shape != shape:
         raise UserError(f"{name}: the shape is {array.shape}, and must be {shape}.")

@@ -1,6 +1,7 @@
 """Losses of a pair that judge each completion by itself, against its reference. Each returns (pairs,), unreduced.
 
-They hold the chosen log-prob up, where a loss of Δ alone may let both fall. The notation is that of `examples`.
+They keep the chosen log-prob from falling, where a loss of Δ alone may let both fall. See `losses.inputs` for the
+notation.
 """
 
 import mlx.core as mx

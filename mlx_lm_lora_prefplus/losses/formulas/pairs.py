@@ -1,6 +1,6 @@
 """Losses of a pair: chosen against rejected completion of one prompt. Each returns (pairs,), unreduced.
 
-The notation is that of `examples`. Losses that judge each completion by itself are in `absolute`, those that never
+See `losses.inputs` for the notation. Losses that judge each completion by itself are in `absolute`, those that never
 have a reference in `policy_only`.
 """
 

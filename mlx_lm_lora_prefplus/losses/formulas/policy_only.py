@@ -1,6 +1,6 @@
 """Losses of a pair that need no reference. Each returns (pairs,), unreduced.
 
-The notation is that of `examples`, d = p_w − p_l; where a pair carries a reference all the same, it is left out.
+See `losses.inputs` for the notation; d = p_w − p_l. A reference in the pairs is ignored.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Losses of several completions of one prompt, ranked by score. Each returns (lists,), unreduced.
 
-The notation is that of `examples`.
+See `losses.inputs` for the notation.
 """
 
 import mlx.core as mx

@@ -1,6 +1,7 @@
-"""Losses of single completions labelled good or bad. Each returns (rows,), unreduced.
+"""Losses of single completions with a label. Each returns (rows,), unreduced.
 
-The notation is that of `examples`. Each is a function of ±u, + for a desirable completion: no branch on the label.
+See `losses.inputs` for the notation. Each is a function of ±u, with + for a desirable completion, so that none branches
+on the label.
 """
 
 import mlx.core as mx

@@ -1,4 +1,4 @@
-"""What the options of all modes have in common: how a default is found, and which rules hold."""
+"""The base of all modes' options: how defaults are resolved, and which checks apply."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -13,18 +13,18 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ModeDefault(NamedTuple):
-    """Stands beside the type of a key that is None: the value it takes where no chosen loss has its own default."""
+    """Annotates a key that defaults to None with its value if no chosen loss has its own default."""
 
     value: Any
 
 
 class WeighsTokens:
-    """Marks an option that `token_weights` reads: stored reference log-probs are kept by its value."""
+    """Marks an option that `token_weights` reads; stored reference log-probs depend on its value."""
 
 
 @cache
 def _marks(options: type) -> dict[str, tuple[Any, ...]]:
-    """Key → what stands beside its type."""
+    """Key → the annotations of its type."""
     hints = get_type_hints(options, include_extras=True)
     return {key: getattr(hint, "__metadata__", ()) for key, hint in hints.items()}
 
@@ -40,7 +40,7 @@ def mode_default(options: type, key: str) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """`a, b` as on a command line → a list."""
+    """Split `a, b`, the form on a command line, into a list; return any other value unchanged."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else value
 
 
@@ -48,18 +48,18 @@ LossNames = Annotated[str | list[str], BeforeValidator(listed)]
 
 
 def loss_names(value: Any) -> list[str]:
-    """The losses that `loss_type` names."""
+    """The names of the losses in `loss_type`."""
     value = listed(value)
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The config keys that every mode with a table of losses has; extend it with those of your losses.
+    """The config keys of every mode with a table of losses; extend it with the keys of your losses.
 
-    A key whose default is None takes that of the first chosen loss that has one, or else its `ModeDefault`.
+    A key that is None takes the default of the first chosen loss that has one, or else its `ModeDefault`.
 
-    table: the losses of the mode; it may be left out where no loss has a default or a rule of its own.
+    table: the losses of the mode; not needed if no loss has its own default or check.
     """
 
     loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with; several as a list.")] = (
@@ -88,7 +88,7 @@ class LossOptions:
 
     @property
     def chosen_losses(self) -> dict[str, Loss]:
-        """The chosen losses: name → row, as far as the table has them."""
+        """The chosen losses that the table has: name → row."""
         return {name: self.table[name] for name in loss_names(self.loss_type) if name in self.table}
 
     def fill_in(self) -> None:
@@ -99,20 +99,20 @@ class LossOptions:
                 object.__setattr__(self, field.name, next(own, mode_default(type(self), field.name)))
 
     def problems(self) -> Iterator[str]:
-        """What cannot work, a sentence each: the rules of the chosen losses. Extend it with the rules of a mode."""
+        """Yield a sentence for each failed check of the chosen losses. Extend it with the checks of a mode."""
         for row in self.chosen_losses.values():
             if row.check and (problem := row.check(self)):
                 yield problem
 
     def default_of(self, loss: str, key: str) -> Any:
-        """What a key that is None becomes where this loss is chosen alone."""
+        """The value of a key that is None if this is the only chosen loss."""
         return self.table[loss].defaults.get(key, mode_default(type(self), key))
 
 
-def idle_options(table: Mapping[str, Any], names: Collection[str], given: Iterable[str]) -> dict[str, list[str]]:
-    """Those of the keys `given` that only other losses of the table use than the chosen `names`, with these losses.
+def idle_options(table: Mapping[str, Any], names: Collection[str], keys: Iterable[str]) -> dict[str, list[str]]:
+    """Those of `keys` that only losses other than the chosen `names` use → these losses.
 
-    Keys of no loss at all are the mode's.
+    Keys that no loss uses belong to the mode and are not included.
     """
     users = {
         key: [
@@ -120,15 +120,15 @@ def idle_options(table: Mapping[str, Any], names: Collection[str], given: Iterab
             for name, loss in table.items()
             if key in (*getattr(loss, "options", ()), *getattr(loss, "instead", ()))
         ]
-        for key in given
+        for key in keys
     }
-    return {key: found for key, found in users.items() if found and not set(found) & set(names)}
+    return {key: losses for key, losses in users.items() if losses and not set(losses) & set(names)}
 
 
-def borrowed_defaults(options: LossOptions, left_alone: Collection[str]) -> list[str]:
-    """A sentence for each of the keys that were `left_alone` where the losses of a list have different defaults."""
+def borrowed_defaults(options: LossOptions, unset_keys: Collection[str]) -> list[str]:
+    """A sentence for each of the `unset_keys` for which several chosen losses have different defaults."""
     notes = []
-    for key in left_alone:
+    for key in unset_keys:
         value = getattr(options, key)
         own = {name: options.default_of(name, key) for name, row in options.chosen_losses.items() if key in row.options}
         if value in own.values() and len(set(own.values())) > 1:

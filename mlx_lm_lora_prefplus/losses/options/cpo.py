@@ -46,14 +46,14 @@ class MarginOptions(SeveralOptions):
     ] = 0.0
 
     def fill_in(self) -> None:
-        """Also `simpo_gamma` from `gamma_beta_ratio`."""
-        given = self.simpo_gamma
+        """Also set `simpo_gamma` from `gamma_beta_ratio`."""
+        user_gamma = self.simpo_gamma
         super().fill_in()
         if self.gamma_beta_ratio is None:
             return
         assert self.beta is not None
         gamma = self.gamma_beta_ratio * self.beta
-        if given is not None and abs(given - gamma) > 1e-9:
+        if user_gamma is not None and abs(user_gamma - gamma) > 1e-9:
             raise ValueError("simpo_gamma and gamma_beta_ratio are two names of one thing: give one of them")
         object.__setattr__(self, "simpo_gamma", gamma)
 

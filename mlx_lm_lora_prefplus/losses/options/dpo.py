@@ -87,7 +87,7 @@ class DPOOptions(PreferenceOptions):
     ] = 0.6
 
     def problems(self) -> Iterator[str]:
-        """What cannot stand together; rules of one loss stand in its row."""
+        """Also check which options exclude one another. Checks of a single loss are in its row."""
         yield from super().problems()
         if self.ld_alpha is not None and self.sampo:
             yield "ld_alpha and sampo both weigh tokens: give one of them"
@@ -100,7 +100,7 @@ class DPOOptions(PreferenceOptions):
             yield from self._problems_with(name, row)
 
     def _problems_with(self, name: str, row: Loss) -> Iterator[str]:
-        """What the row of a chosen loss does not allow."""
+        """The options that a chosen loss does not allow."""
         if self.f_divergence_type != "reverse_kl" and row.function and not row.divergence:
             able = ", ".join(name for name, row in self.table.items() if row.divergence)
             yield (

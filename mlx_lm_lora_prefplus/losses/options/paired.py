@@ -37,7 +37,7 @@ class SeveralOptions(PairedOptions):
     ] = None
 
     def problems(self) -> Iterator[str]:
-        """Weights must be as many as losses."""
+        """Also check that there are as many weights as losses."""
         names = loss_names(self.loss_type)
         if self.loss_weights is not None and len(self.loss_weights) != len(names):
             yield (
