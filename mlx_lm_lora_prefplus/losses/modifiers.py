@@ -13,8 +13,8 @@ def dr_dpo(losses: mx.array, beta: float) -> mx.array:
     References:
         Wu et al. 2024 (Dr. DPO), arXiv:2407.07880.
     """
-    together = -beta * (mx.logsumexp(-losses / beta) - mx.log(mx.array(float(losses.size))))
-    return mx.broadcast_to(together, losses.shape)
+    batch_loss = -beta * (mx.logsumexp(-losses / beta) - mx.log(mx.array(float(losses.size))))
+    return mx.broadcast_to(batch_loss, losses.shape)
 
 
 def wpo_weights(logps: mx.array, log_collisions: mx.array, tokens: mx.array) -> mx.array:

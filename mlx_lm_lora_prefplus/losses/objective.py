@@ -18,12 +18,13 @@ from .running_mean import State, updated
 
 
 class Objective(NamedTuple):
-    """sums: unit → the loss summed over it, see `plugin.LossOutput`. parts: the losses one by one, unweighted, summed
-    over the examples, where there are several. state: see `losses.running_mean`.
+    """sums: unit → the loss summed over it, see `plugin.LossOutput`.
+    loss_sums: with several losses, name → the unweighted sum over the examples.
+    state: see `losses.running_mean`.
     """
 
     sums: dict[Unit, mx.array]
-    parts: dict[str, mx.array]
+    loss_sums: dict[str, mx.array]
     state: State
 
 
@@ -55,7 +56,7 @@ def objective(
     state = dict(state or {})
     if update and state:
         state = updated(state, options.beta * _logratios(examples))
-    total, parts = mx.zeros(examples[0].shape[0]), dict[str, mx.array]()
+    total, loss_sums = mx.zeros(examples[0].shape[0]), dict[str, mx.array]()
     for name, weight in zip(names, weights, strict=True):
         row = table[name]
         if row.function is None:
@@ -67,7 +68,7 @@ def objective(
         losses = row.function(_logratio_of(row, options, examples), **keys)
         if pair_weights is not None:
             losses = pair_weights * losses
-        total, parts[name] = total + weight * losses, losses.sum()
+        total, loss_sums[name] = total + weight * losses, losses.sum()
     if (beta := getattr(options, "dr_dpo_beta", None)) is not None:
         total = dr_dpo(total, beta)
     sums: dict[Unit, mx.array] = {"examples": total.sum()}
@@ -77,7 +78,7 @@ def objective(
         else:
             tokens = examples.chosen_tokens if isinstance(examples, Pairs) else examples.tokens[:, 0]
             sums["examples"] += nll_weight * (nll / mx.maximum(tokens, 1)).sum()
-    return Objective(sums, parts if len(names) > 1 else {}, state)
+    return Objective(sums, loss_sums if len(names) > 1 else {}, state)
 
 
 def _logratio_of(row: Loss, options: Any, examples: Any) -> Any:

@@ -108,7 +108,7 @@ class PairedTrainer(TableTrainer):
         }
         for name, value in (("logps", scores.weighted_logps), ("logps_per_token", scores.logps / tokens)):
             metrics[f"{name}/chosen"], metrics[f"{name}/rejected"] = chosen_and_rejected(value, batch)
-        return summed(metrics) | {f"losses/{name}": mx.stop_gradient(value) for name, value in result.parts.items()}
+        return summed(metrics) | {f"losses/{name}": mx.stop_gradient(value) for name, value in result.loss_sums.items()}
 
 
 def _over_tokens(scores: Scores, batch: Batch, nll: mx.array) -> dict[str, dict[str, mx.array]]:
@@ -127,8 +127,8 @@ def _over_tokens(scores: Scores, batch: Batch, nll: mx.array) -> dict[str, dict[
 def chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
     """The values of the first and the last completion of each example; empty completions are padding of a list."""
     by_completion = values.reshape(-1, batch.ids.shape[0])
-    there = (batch.completion_lengths > 0).reshape(by_completion.shape)
-    last = mx.maximum(there.sum(0) - 1, min(1, len(by_completion) - 1))
+    present = (batch.completion_lengths > 0).reshape(by_completion.shape)
+    last = mx.maximum(present.sum(0) - 1, min(1, len(by_completion) - 1))
     return by_completion[0], mx.take_along_axis(by_completion, last[None], axis=0)[0]
 
 

@@ -77,9 +77,9 @@ def reward_rounding(trainer: Any, model: Any, scores: Scores, batch: Batch, opti
 
     trainer: any with `rewards(scores, batch, options)`. model: the policy's.
     """
-    off = logp_rounding(model, scores, batch)
-    moved = scores._replace(logps=scores.logps + off, weighted_logps=scores.weighted_logps + off)
-    return mx.abs(trainer.rewards(moved, batch, options) - trainer.rewards(scores, batch, options))
+    rounding = logp_rounding(model, scores, batch)
+    shifted = scores._replace(logps=scores.logps + rounding, weighted_logps=scores.weighted_logps + rounding)
+    return mx.abs(trainer.rewards(shifted, batch, options) - trainer.rewards(scores, batch, options))
 
 
 def summed(metrics: Mapping[str, mx.array]) -> dict[str, mx.array]:

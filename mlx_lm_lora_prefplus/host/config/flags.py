@@ -59,8 +59,8 @@ class ModeParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line instead of the usage, which has over a hundred, and exit with code 2."""
         end = "" if message.endswith(("?", ".")) else "."
-        listed = f"{self.prog.split(' [')[0]} --train-mode {self.mode} --help"
-        self.exit(2, f"[ERROR] {message}{end} `{listed}` lists the options.\n")
+        help_command = f"{self.prog.split(' [')[0]} --train-mode {self.mode} --help"
+        self.exit(2, f"[ERROR] {message}{end} `{help_command}` lists the options.\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):  # type: ignore[override]
         """As in `argparse`, with the host's abbreviations spelt out."""

@@ -73,14 +73,14 @@ def objective(resolved: Resolved) -> str:
     of_losses = {key for row in table.values() for key in (*row.options, *row.instead)}
     plain = {field.name: field.default for field in fields(options)}
     always = ALWAYS_SHOWN if isinstance(options, tuple(OPTIONS.values())) else values
-    shown = {
+    printed = {
         key: value
         for key, value in values.items()
         if key in used or (key not in of_losses and (key in always or value != plain[key]))
     }
     if "simpo_gamma" in used:
-        shown["γ/β"] = f"{values['simpo_gamma'] / values['beta']:.3g}"
-    texts = ", ".join(f"{key} {written(value)}" for key, value in shown.items())
+        printed["γ/β"] = f"{values['simpo_gamma'] / values['beta']:.3g}"
+    texts = ", ".join(f"{key} {written(value)}" for key, value in printed.items())
     return f"{text} ({texts})" if texts else text
 
 

@@ -163,12 +163,12 @@ class _Sums(NamedTuple):
 def _summed(rows: _Tokens, options: LossOptions | None) -> _Sums:
     """Sum the log-probs. options: of pairs, whose tokens may have weights; else None."""
     tokens = rows.mask.sum(1)
-    weighing = rows.mask
+    token_weight = rows.mask
     pairs, width = len(rows.mask) // 2, rows.mask.shape[1]
     if options and (weights := token_weights(options, tokens, width, mx.arange(pairs))) is not None:
         place = mx.maximum(mx.cumsum(rows.mask, axis=1) - 1, 0).astype(mx.int32)
-        weighing = rows.mask * mx.take_along_axis(weights, place, axis=1)
-    policy, reference = rows.sums(rows.policy, weighing), rows.sums(rows.reference, weighing)
+        token_weight = rows.mask * mx.take_along_axis(weights, place, axis=1)
+    policy, reference = rows.sums(rows.policy, token_weight), rows.sums(rows.reference, token_weight)
     return _Sums(policy, reference, -rows.sums(rows.policy), tokens)
 
 

@@ -100,12 +100,12 @@ class PreferenceLossBase:
         Raises:
             ValueError: neither is there, or their shape does not fit.
         """
-        there = labels != self.ignore_index
+        counted = labels != self.ignore_index
         if outputs.get("logps") is not None:
             logps = _floats(outputs["logps"])
             if logps.shape != labels.shape:
                 raise ValueError(f"outputs['logps'] have shape {logps.shape}, the labels {labels.shape}.")
-            return mx.where(there, logps, 0)
+            return mx.where(counted, logps, 0)
         if outputs.get("logits") is None:
             raise ValueError("outputs must contain 'logps' or 'logits'.")
         logits, (rows, width) = _floats(outputs["logits"]), labels.shape
@@ -116,15 +116,15 @@ class PreferenceLossBase:
             )
         logits = logits[:, logits.shape[1] - width :]
         inside = (labels >= 0) & (labels < logits.shape[-1])
-        picked = mx.take_along_axis(logits, mx.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
-        picked = mx.where(inside, picked, mx.nan)
-        return mx.where(there, picked - mx.logsumexp(logits, axis=-1), 0)
+        logits_of_labels = mx.take_along_axis(logits, mx.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
+        logits_of_labels = mx.where(inside, logits_of_labels, mx.nan)
+        return mx.where(counted, logits_of_labels - mx.logsumexp(logits, axis=-1), 0)
 
     def aggregate(self, token_logps: mx.array, labels: mx.array, *, mean: bool = False) -> mx.array:
         """(rows,) log-probs of whole completions: the sum over the labels that count, or with `mean` their mean."""
-        there = labels != self.ignore_index
-        total = mx.where(there, token_logps, 0).sum(-1)
-        return total / mx.maximum(there.sum(-1), 1) if mean else total
+        counted = labels != self.ignore_index
+        total = mx.where(counted, token_logps, 0).sum(-1)
+        return total / mx.maximum(counted.sum(-1), 1) if mean else total
 
     def sequence_logps(self, outputs: Mapping[str, Any], labels: mx.array, *, mean: bool = False) -> mx.array:
         """(rows,) log-probs of whole completions from a model's outputs: `token_logps`, then `aggregate`."""

@@ -28,9 +28,9 @@ def plackett_luce(lists: Lists, *, beta: float) -> mx.array:
         Rafailov et al. 2023 (DPO), arXiv:2305.18290, appendix (Plackett–Luce); Liu et al. 2024 (LiPO),
         arXiv:2402.01878. Ties are our choice.
     """
-    reward, scores, there = beta * lists.logratio, lists.scores, lists.tokens > 0
-    below = (scores[:, None, :] < scores[:, :, None]) & there[:, None, :]
+    reward, scores, present = beta * lists.logratio, lists.scores, lists.tokens > 0
+    below = (scores[:, None, :] < scores[:, :, None]) & present[:, None, :]
     itself = mx.eye(reward.shape[1], dtype=mx.bool_)
     # (lists, k, j): what j gains on k, 0 at j = k, so that the sum is never empty.
     gains = mx.where(below | itself, reward[:, None, :] - reward[:, :, None], -mx.inf)
-    return mx.where(there, mx.logsumexp(gains, axis=-1), 0).sum(-1)
+    return mx.where(present, mx.logsumexp(gains, axis=-1), 0).sum(-1)
