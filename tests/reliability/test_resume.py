@@ -174,7 +174,7 @@ def test_a_reference_whose_files_were_replaced_is_refused(go):
         go(reference_model_path="sft", iters=6, resume=True)
     assert content() == before
     forced = go(reference_model_path="sft", iters=6, resume="force").out
-    assert "resume: force goes on although weights of the reference changed" in forced
+    assert "resume: force resumes although weights of the reference changed" in forced
     other = json.loads(Path("adapters/run.json").read_text())
     assert len({one["reference_digest"] for one in (record, other)} - {None}) == 2
 
