@@ -133,7 +133,7 @@ def test_a_cache_that_was_cleared_changes_no_byte(go, monkeypatch, tmp_path, lay
         ({"batch_size": 5}, "batch_size was 3 and is 5"),
         ({"beta": 0.2}, "beta was 0.1 and is 0.2"),
         ({"loss_type": "hinge"}, "loss_type was sigmoid and is hinge"),
-        ({"train_mode": "cpo"}, "is another one: train_mode was dpo and is cpo. Start it"),
+        ({"train_mode": "cpo"}, "is another one: train_mode was dpo and is cpo. Restore its"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2"),
         ({"optimizer": "adamw"}, "optimizer was adam and is adamw"),
         ({"lr_schedule": None}, "lr_schedule was .* and is None"),
