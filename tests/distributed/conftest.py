@@ -61,11 +61,14 @@ class Forked:
         self.groups: list[Group] = []
         write_pairs(folder / "data", train=12, valid=4, test=4)
 
-    def start(self, name: str, *more, size=2, faults=None, own=None, releases=None, timeout=None, absent=()) -> Group:
+    def start(
+        self, name: str, *more, size=2, faults=None, own=None, releases=None, timeout=None, absent=(), unreachable=()
+    ) -> Group:
         """Start a run.
 
         more: words for all ranks. faults, own, releases: rank → its fault, words or releases. timeout: seconds after
-        which a rank counts as hung. absent: ranks that are in the host file and not started.
+        which a rank counts as hung. absent: ranks that are in the host file and not started. unreachable: ranks that
+        can open no connection of their own.
         """
         given = {
             **{"model": self.model, "data": self.folder / "data", "adapter-path": self.folder / name},
@@ -85,6 +88,7 @@ class Forked:
             for key, of_rank in (("fault", faults), ("releases", releases)):
                 if rank in (of_rank or {}):
                     told[key] = of_rank[rank]
+            told["unreachable"] = rank in unreachable
             ranks.append(told)
         started = [rank for number, rank in enumerate(ranks) if number not in absent]
         self.server.stdin.write(json.dumps(started) + "\n")

@@ -5,19 +5,23 @@ Reads a JSON list from each line of stdin, an object for each rank, and answers 
 - `argv`, `env`: how it is started. `out`: the file for what it says; its exit code is written beside it (`.code`).
 - `fault`: perhaps [phase, what happens where it enters that phase: a key of `FAULTS`].
 - `releases`: perhaps package → the release that it finds installed.
+- `unreachable`: perhaps true, if it can open no connection of its own to rank 0.
 """
 
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx_lm_lora.train as host
 
+from mlx_lm_lora_prefplus.engine.ranks import meeting
 from mlx_lm_lora_prefplus.engine.ranks.ranks import Ranks
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.run import given, run  # noqa: F401  (imported once, for all ranks)
@@ -29,6 +33,10 @@ BUSY = 4.0
 
 def refuse() -> None:
     raise UserError("Nothing of this kind is here")
+
+
+def no_connection(*arguments: object, **named: object) -> None:
+    raise ConnectionRefusedError
 
 
 def compute() -> None:
@@ -73,6 +81,8 @@ def be_rank(rank: dict) -> None:
     if releases := rank.get("releases"):
         found = given.version
         given.version = lambda name: releases.get(name) or found(name)
+    if rank.get("unreachable"):
+        meeting.socket = SimpleNamespace(**{**vars(socket), "create_connection": no_connection})
     code = 0
     try:
         mx.set_default_device(mx.cpu)

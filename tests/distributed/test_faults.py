@@ -48,6 +48,7 @@ def test_what_differs_is_named_with_its_values_in_every_process(forked):
             error = group.error(rank)
             assert "processes do not train the same. " in error, name
             assert expected in error, name
+            assert "Rank" not in error, name
         if name == "rows":
             assert "11 rows" in error and "valid rows: 4 rows" in error and "weights" not in error
         assert not (forked.folder / name).exists() or not list((forked.folder / name).glob("*.safetensors"))
@@ -154,3 +155,14 @@ def test_a_process_that_was_never_started_is_missed(forked):
     assert "Rank 0 of 2 (127.0.0.1:" in group.error(0)
     assert "cannot connect to rank 1 at 127.0.0.1:" in group.error(0)
     assert "nobody has connected for 1 s" in group.error(0)
+
+
+def test_without_connections_of_its_own_a_run_is_the_same_and_a_death_is_noticed(forked):
+    group, whole = forked.start("closed", unreachable=[1]), forked.start("whole")
+    assert group.wait() == whole.wait() == [0, 0], group.said(0)
+    assert "Ranks 1 cannot connect to rank 0 at 127.0.0.1:" in group.said(0)
+    assert forked.adapters("closed") == forked.adapters("whole")
+    dead = forked.start("dead", faults={1: ["training", "kill"]}, unreachable=[1])
+    assert dead.wait() == [1, -signal.SIGKILL]
+    assert dead.error(0).startswith("Another process is gone ([ring] ")
+    assert dead.error(0).endswith(WHOLE)

@@ -101,6 +101,11 @@ def _unreachable(hosts: list[list[str]], reason: str) -> str:
     if not hosts:
         return f"The other processes of this run cannot be reached: {reason}. Check how they were started."
     rank = int(os.environ["MLX_RANK"])
+    if "bind" in reason:
+        return (
+            f"Rank {rank} of {len(hosts)} cannot listen at {hosts[rank][0]}: {reason}. Check that this address of the "
+            "host file is an IP of the machine that the rank runs on, and that no other program uses the port."
+        )
     before, after = (rank - 1) % len(hosts), (rank + 1) % len(hosts)
     neighbours = " and ".join(f"rank {one} at {hosts[one][0]}" for one in dict.fromkeys((before, after)))
     return (

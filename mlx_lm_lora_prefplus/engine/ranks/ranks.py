@@ -72,9 +72,9 @@ class Ranks:
         except BaseException as error:
             lost = isinstance(error, Exception) and is_lost_peer(error)
             # A launcher that sees one process end sends SIGTERM to the others.
-            wait = 3.0 if lost else 1.0 if isinstance(error, SystemExit) else 0.0
-            reason = self._heartbeat.reason_within(wait) if self._heartbeat else None
-            if reason or lost:
+            stopped = isinstance(error, SystemExit)
+            reason = self._heartbeat.reason_within(3.0 if lost else float(stopped)) if self._heartbeat else None
+            if lost or (stopped and reason):
                 self.leave()
                 raise UserError(f"{reason or f'Another process is gone ({error}).'} {GO_ON}") from error
             self.leave(described(error))
@@ -107,6 +107,7 @@ class Ranks:
         if failure is not None:
             raise failure
         if problem := failures([one["failure"] for one in told]) or differences([one["given"] for one in told]):
+            self.leave()  # the others know
             raise UserError(problem)
         if meeting:
             self._meet(meeting, [one["meeting"] for one in told])
