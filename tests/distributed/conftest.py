@@ -28,7 +28,7 @@ class Group:
     out: list[Path]
 
     def said(self, rank: int) -> str:
-        return self.out[rank].read_text()
+        return self.out[rank].read_text() if self.out[rank].exists() else ""
 
     def code(self, rank: int) -> int | None:
         file = Path(f"{self.out[rank]}.code")

@@ -115,7 +115,7 @@ def test_of_four_processes_all_end_when_one_dies(forked):
 def test_a_process_that_hangs_is_named_and_one_that_computes_is_not(forked):
     paused = {rank: forked.start(f"paused-{rank}", faults={rank: ["training", "pause"]}, timeout=2) for rank in (0, 1)}
     stuck = {rank: forked.start(f"stuck-{rank}", faults={rank: ["validating", "hang"]}, timeout=2) for rank in (0, 1)}
-    busy = forked.start("busy", faults={0: ["reading the rows", "compute"]}, timeout=2)
+    busy = forked.start("busy", faults={0: ["reading the rows", "compute"]}, timeout=3)
     for rank, group in paused.items():
         assert group.wait([1 - rank]) == [1]
         expected = f"No answer for 2 s from Rank {rank} (pid {group.pids[rank]} on "
@@ -129,15 +129,23 @@ def test_a_process_that_hangs_is_named_and_one_that_computes_is_not(forked):
     assert busy.wait() == [0, 0], busy.said(0)
 
 
-def test_a_process_that_is_paused_for_less_goes_on_to_the_same_bytes(forked):
+def test_after_a_pause_of_one_or_of_all_the_bytes_are_the_same(forked):
     group = forked.start("paused", faults={1: ["validating", "pause"]})
+    together = forked.start("together", timeout=3)
+    while "Loading model" not in together.said(0):
+        time.sleep(0.01)
+    for pid in together.pids:
+        os.kill(pid, signal.SIGSTOP)
     whole = forked.start("whole")
     assert whole.wait() == [0, 0], whole.said(0)
-    until_stopped(group.pids[1])
-    time.sleep(1)  # the other process waits meanwhile
-    os.kill(group.pids[1], signal.SIGCONT)
-    assert group.wait() == [0, 0], group.said(0)
-    assert forked.adapters("paused") == forked.adapters("whole")
+    for pid in (group.pids[1], *together.pids):
+        until_stopped(pid)
+    time.sleep(4)  # one waits for the other meanwhile; where both are paused, for longer than the timeout
+    for pid in (group.pids[1], *together.pids):
+        os.kill(pid, signal.SIGCONT)
+    for name, paused in (("paused", group), ("together", together)):
+        assert paused.wait() == [0, 0], paused.said(0)
+        assert forked.adapters(name) == forked.adapters("whole")
 
 
 def until_stopped(pid: int) -> None:

@@ -59,8 +59,13 @@ def train_model(
 ) -> None:
     """The host's function in our modes; the sets come from `load_dataset` or the host's classes, bare or cached."""
     resolved, file = _resolved(args), Path(adapter_file)
-    with recorded() as log, owned(file.parent if Ranks().first else None, print_warning) as owner:
-        session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set))
+    ranks = Ranks()
+    with (
+        recorded() as log,
+        ranks.together(log.add),
+        owned(file.parent if ranks.first else None, print_warning) as owner,
+    ):
+        session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set), ranks)
         state = find_state(session.resolved.settings, file)
         planned = ReferencePass(session, reference_model)
         identity = fingerprint(session, planned)
