@@ -21,8 +21,16 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="A model folder or name (default: a llama of random weights).")
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Random weights in the shape of a real model: qwen2.5-0.5b, qwen3-0.6b, llama-3.2-1b, qwen3-4b, "
+            "llama-3.1-8b or qwen3-30b-a3b (a mixture of experts)."
+        ),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = None,
     hidden: Annotated[int | None, _count("Width of the llama.")] = None,
-    layers: Annotated[int | None, _count("Layers of the llama.")] = None,
+    layers: Annotated[int | None, _count("Layers of the llama, or the first so many of --shape.")] = None,
     vocabulary: Annotated[int | None, _count("Vocabulary of the llama.")] = None,
     adapted: Annotated[int | None, _count("Layers with adapters, from the top (default: all).")] = None,
     bits: Annotated[int | None, _count("Quantise the model to so many bits, in groups of 64.")] = None,
@@ -43,6 +51,7 @@ def bench(
 ) -> None:
     """Measure a training step against the host's own: same rows, same weights, in turn, in one process."""
     from ..errors import UserError
+    from .architectures import layers_of
     from .figures import draw_growth, draw_ratios
     from .measure import Method, measure
     from .our_step import ENGINES
@@ -54,6 +63,12 @@ def bench(
         raise UserError(f"bench: there is no workload {workload}. Known: {', '.join(SUITE)}.")
     if engine not in ENGINES:
         raise UserError(f"bench: there is no engine {engine}. Known: {', '.join(ENGINES)}.")
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"bench: there is no dtype {dtype}. Known: float32, bfloat16, float16.")
+    if shape:
+        if model or hidden or vocabulary:
+            raise UserError("bench: --shape is a whole model: leave out --model, --hidden and --vocabulary.")
+        layers = layers or layers_of(shape)
     method = Method(engine=engine, repeat=repeat, compile_host=compile_host)  # pyright: ignore[reportArgumentType]
     if scaling:
         rows = measure_scaling(replace(method, host=False))
@@ -62,7 +77,14 @@ def bench(
         print_report(rows, as_json, describe_growth(rows))
         return
     changes = {
-        **{"model": model, "hidden": hidden, "layers": layers, "vocabulary": vocabulary},
+        **{
+            "model": model,
+            "shape": shape,
+            "dtype": dtype,
+            "hidden": hidden,
+            "layers": layers,
+            "vocabulary": vocabulary,
+        },
         **{"adapted": adapted, "bits": bits, "chunk": chunk},
         **{
             "mode": mode,

@@ -170,12 +170,25 @@ def _positions(batch: Batch, choice: SelectedMethod) -> int:
 
 
 def _described(workload: Workload, method: Method, choice: SelectedMethod) -> dict[str, Any]:
-    keys = ("mode", "loss", "prompt", "chosen", "rejected", "pairs", "model", "adapted", "bits", "chunk")
-    shape = {} if workload.model else {key: getattr(workload, key) for key in ("hidden", "layers", "vocabulary")}
+    keys = (
+        "mode",
+        "loss",
+        "prompt",
+        "chosen",
+        "rejected",
+        "pairs",
+        "model",
+        "shape",
+        "dtype",
+        "adapted",
+        "bits",
+        "chunk",
+    )
+    sizes = () if workload.model else ("layers",) if workload.shape else ("hidden", "layers", "vocabulary")
     return {
         "workload": workload.name,
         **{key: getattr(workload, key) for key in keys},
-        **shape,
+        **{key: getattr(workload, key) for key in sizes},
         "engine": method.engine,
         "policy": choice.description,
         "beta": method.beta,

@@ -13,6 +13,7 @@ from mlx_lm.utils import load
 
 from ..engine.model.adapters import adapter_layers
 from ..errors import UserError
+from .architectures import build
 
 JITTER = 0.15
 LORA = {"rank": 8, "dropout": 0.0, "scale": 10.0}
@@ -27,8 +28,10 @@ class Workload:
     mode: `dpo` or `cpo`.
     prompt, chosen, rejected: mean lengths (tokens); each length is drawn within ±15 %, or exact if not `jittered`.
     pairs: rows of the batch.
-    hidden, layers, vocabulary: the shape of a llama with random weights, if `model` is None.
+    hidden, layers, vocabulary: the shape of a llama with random weights, if there is neither `model` nor `shape`.
     model: a folder or name for `mlx_lm.load`.
+    shape: a name in `ARCHITECTURES`, of which the first `layers` layers are built.
+    dtype: of the weights, before they are quantised; None keeps their own.
     adapted: number of layers with adapters, from the top; −1: all.
     bits: quantise the base to this many bits, in groups of 64.
     chunk: run our step with efficient_long_context and chunks of this many tokens.
@@ -48,6 +51,8 @@ class Workload:
     jittered: bool = True
     adapted: int = -1
     model: str | None = None
+    shape: str | None = None
+    dtype: str | None = None
     bits: int | None = None
     chunk: int | None = None
     seed: int = 0
@@ -97,10 +102,17 @@ def make_base(workload: Workload) -> nn.Module:
     try:
         if workload.model:
             model = load(str(Path(workload.model).expanduser()) if Path(workload.model).is_dir() else workload.model)[0]
+        elif workload.shape:
+            mx.random.seed(workload.seed)
+            model = build(workload.shape, workload.layers)
         else:
             model = _llama(workload)
+        if workload.dtype:
+            model.set_dtype(getattr(mx, workload.dtype))
         if workload.bits:
             nn.quantize(model, group_size=64, bits=workload.bits)
+    except UserError:
+        raise
     except Exception as error:  # the hub, the tokenizer and mlx raise errors of any class
         raise UserError(f"bench: the model {workload.model or 'of this shape'} cannot be made: {error}") from error
     model.freeze()
