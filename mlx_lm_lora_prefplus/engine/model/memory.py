@@ -2,12 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ...errors import UserError
 from ...plugin import Batch
 from ...settings import RunSettings
 
@@ -34,10 +36,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
-def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings: RunSettings) -> str:
+@contextmanager
+def explained(
+    model: nn.Module, settings: RunSettings, batch: Callable[[], Batch | None] = lambda: None, trains: bool = False
+) -> Iterator[None]:
+    """Turn running out of memory into a UserError that says what would reduce it.
+
+    batch: returns the batch that is being computed. trains: whether gradients are computed too.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(advice(error, model, batch(), settings, trains)) from error
+        raise
+
+
+def advice(
+    error: BaseException, model: nn.Module, batch: Batch | None, settings: RunSettings, trains: bool = True
+) -> str:
     """A message for a run that ran out of memory, with three settings that would reduce its memory.
 
-    batch: the micro-batch that was being computed.
+    batch: the batch that was being computed. trains: whether gradients were computed too.
     """
     requested = _requested_bytes(str(error))
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(model.parameters())).values())
@@ -49,7 +69,7 @@ def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings
         of = f" on {batch.ids.shape[0]} examples ({rows} rows of up to {width} tokens)"
     message = str(error).rstrip(".") or type(error).__name__
     request = f" MLX asked for {_size(requested)} more." if requested else ""
-    savings = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings)][:3]
+    savings = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings, trains)][:3]
     return (
         f"Out of memory{of}: {message}.{request} The machine has {_size(available)}; the model takes "
         f"{_size(weights)}, and a step about {_size(step)} more. To reduce it: {'; '.join(savings)}. Files saved "
@@ -57,8 +77,11 @@ def advice(error: BaseException, model: nn.Module, batch: Batch | None, settings
     )
 
 
-def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, float]]:
-    """Yield (a change of a setting, the share of a step's memory that it saves), the best first."""
+def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Iterator[tuple[str, float]]:
+    """Yield (a change of a setting, the share of a step's memory that it saves), the best first.
+
+    trains: whether gradients are computed too; else only what a forward needs counts.
+    """
     width = batch.tokens.shape[1] if batch is not None else 0
     if settings.token_budget:
         yield f"token_budget {settings.token_budget} → {max(settings.token_budget // 2, 1)}", 0.5
@@ -70,7 +93,7 @@ def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, floa
             f"{2 * accumulation} the updates stay the same)",
             1 - half / settings.batch_size,
         )
-    if not (settings.grad_checkpoint or settings.efficient_long_context):
+    if trains and not (settings.grad_checkpoint or settings.efficient_long_context):
         yield "grad_checkpoint: true", CHECKPOINTED
     if width > 2 * settings.long_context_chunk and not settings.efficient_long_context:
         yield "efficient_long_context: true", 1 - settings.long_context_chunk / width
@@ -78,6 +101,8 @@ def ways(batch: Batch | None, settings: RunSettings) -> Iterator[tuple[str, floa
         yield f"max_seq_length → {width // 2} (the longest row here has {width} tokens)", 0.5
     if settings.efficient_long_context:
         yield f"long_context_chunk {settings.long_context_chunk} → {max(settings.long_context_chunk // 2, 1)}", 0.3
+    if not trains:
+        return
     if settings.train_type == "full":
         yield "train_type: lora", 0.6
     else:

@@ -1,7 +1,7 @@
 """The one training loop. It drives any trainer and knows no loss, no mode and no file format."""
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from signal import Signals
 from typing import Any
 
@@ -64,16 +64,13 @@ def train(inputs: TrainingInputs) -> bool:
             inputs.metrics.begin(inputs.resumed.values["lines"] if inputs.resumed else 0)
         inputs.policy.model.train()
         bar = stack.enter_context(tqdm(total=inputs.iters, initial=loop.state.counters.iteration, desc="Training"))
-        try:
+        with (
+            suppress(Stopped),
+            memory.explained(inputs.policy.model, inputs.settings, lambda: loop.batch, trains=True),
+        ):
             loop.begin(bar)
             while not loop.finished:
                 loop.optimizer_step(bar)
-        except Stopped:
-            pass
-        except (RuntimeError, MemoryError) as error:
-            if memory.is_out_of_memory(error):
-                raise UserError(memory.advice(error, inputs.policy.model, loop.batch, inputs.settings)) from error
-            raise
         adapter_file = loop.saver.save_last()
         signal = loop.stop.signal
     if signal is not None:

@@ -14,6 +14,7 @@ from mlx_lm.utils import _download
 
 from ...data.batches.plan import ORDER
 from ...engine.logprobs.rounding_digest import rounding_digest
+from ...engine.model import memory
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
 from ...engine.reference.in_step import StepReference
@@ -88,7 +89,8 @@ class ReferencePass:
         model = session.model if self.given is None else self.given
         if self.given is None and session.resolved.settings.reference_model_path:
             model = models.load_reference(session.resolved.settings, session.tokenizer)
-        with adapters_off(model) if model is session.model else nullcontext():
+        as_reference = adapters_off(model) if model is session.model else nullcontext()
+        with as_reference, memory.explained(model, session.resolved.settings):
             for name in filter(missing.get, missing):
                 store = self.stores[name]
                 reference_logps(

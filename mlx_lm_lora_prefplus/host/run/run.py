@@ -24,6 +24,7 @@ from ...engine.files.metrics_file import Logger, MetricsFile
 from ...engine.files.run_state import RunState, StateFiles
 from ...engine.log.console import host_metrics
 from ...engine.log.output import RunLog, recorded
+from ...engine.model import memory
 from ...engine.ranks.ranks import Ranks
 from ...engine.reference.source import ReferenceSource
 from ...engine.train.interrupts import stop_at_once
@@ -315,15 +316,16 @@ def test_policy(
     session.ranks.enter("testing")
     print_section("Testing")
     resolved = session.resolved
-    rows = 0
+    rows, current = 0, None
 
     def counted() -> Iterator[Batch]:
-        nonlocal rows
+        nonlocal rows, current
         for batch in reference.fill(session.batches("test"), "test"):
-            rows += batch.units()["examples"]
+            rows, current = rows + batch.units()["examples"], batch
             yield batch
 
-    means = resolved.trainer.evaluate(session.policy, counted(), resolved.options, trainer_state(resolved))
+    with memory.explained(session.model, resolved.settings, lambda: current):
+        means = resolved.trainer.evaluate(session.policy, counted(), resolved.options, trainer_state(resolved))
     print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
     if {"rewards/chosen", "rewards/rejected"} <= set(means):
         rewards = f"{means['rewards/chosen']:.3f}, {means['rewards/rejected']:.3f}"

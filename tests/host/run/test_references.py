@@ -9,6 +9,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlx_lm_lora_prefplus.engine.reference import precompute
+from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.host.run import references
 from tests.host.run.test_run import go  # noqa: F401
@@ -39,6 +41,16 @@ def test_the_second_run_computes_nothing(go, no_pass):  # noqa: F811
     second, again = go(learning_rate=1e-4, lora_parameters={"rank": 2}, beta=0.2)
     assert known(second) == (13, 13)
     assert again.val[0]["val_loss"] == seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-7)
+
+
+def test_no_memory_for_the_pass_is_explained(go, monkeypatch):  # noqa: F811
+    def full(*_):
+        raise RuntimeError("[malloc] Unable to allocate 123456789 bytes.")
+
+    monkeypatch.setattr(precompute, "_logps", full)
+    with pytest.raises(UserError, match=r"Out of memory: .*To reduce it: .*batch_size") as raised:
+        go()
+    assert "grad_checkpoint" not in str(raised.value), "no gradient is computed here"
 
 
 @pytest.mark.slow
