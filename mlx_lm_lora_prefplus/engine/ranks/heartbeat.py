@@ -57,7 +57,8 @@ class Link:
             return []
         except (OSError, ValueError):
             return None
-        return told if data and len(self.incoming) < LONGEST_LINE else None
+        whole = data and len(self.incoming) < LONGEST_LINE and all(isinstance(line, dict) for line in told)
+        return told if whole else None
 
 
 class Heartbeat(threading.Thread):
@@ -79,6 +80,7 @@ class Heartbeat(threading.Thread):
         self._selector, self._links = selectors.DefaultSelector(), list[Link]()
         self._spoke, self._said = 0.0, ""
         self._waker, woken = socket.socketpair()
+        self._waker.setblocking(False)
         self._watch(woken, self._woken)
 
     # What the main thread calls.
@@ -96,20 +98,24 @@ class Heartbeat(threading.Thread):
     def enter(self, phase: str) -> None:
         """Say what this process does from now on, such as "training"."""
         self.phase = phase
-        self._waker.send(b"\0")
+        self._wake()
 
     def leave(self, failure: str | None = None) -> None:
         """This process ends and needs the others no more. failure: why the others must end too, if they must."""
         if failure is not None:
             self._set_reason(f"{self.peers[self.rank]} failed while {self.phase}: {failure}")
         self._leaves = True
-        self._waker.send(b"\0")
+        self._wake()
         self.join(timeout=2)
 
     def reason_within(self, seconds: float) -> str | None:
         """The reason why all must end, for which it waits so many seconds at most."""
         self._has_reason.wait(seconds)
         return self.reason
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # it has been woken often enough
+            self._waker.send(b"\0")
 
     # What the thread does.
 
