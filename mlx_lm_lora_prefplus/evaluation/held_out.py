@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..data import Split
+from ..engine.arrays import as_numpy
 from ..engine.reference.precompute import reference_logps, with_reference
 from ..engine.reference.store import ReferenceStore
 from ..errors import UserError
@@ -121,9 +122,9 @@ def _sides(values: mx.array, batch: Batch) -> np.ndarray:
     """(examples, 2) float64."""
     if "label" in batch.columns:  # the second completion belongs to another row
         values = mx.tile(values[: batch.ids.shape[0]], 2)
-        return np.array(values.astype(mx.float32), np.float64).reshape(2, -1).T
+        return as_numpy(values.astype(mx.float32), np.float64).reshape(2, -1).T
     return np.stack(
-        [np.array(side.astype(mx.float32), np.float64) for side in chosen_and_rejected(values, batch)], axis=1
+        [as_numpy(side.astype(mx.float32), np.float64) for side in chosen_and_rejected(values, batch)], axis=1
     )
 
 
@@ -177,7 +178,7 @@ def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
 
 def _outcome(difference: np.ndarray, rounding: mx.array | float = 0.0) -> np.ndarray:
     """(rows,) float64; see `losses.accuracy`."""
-    return np.array(outcome(mx.array(difference), rounding), np.float64)
+    return as_numpy(outcome(mx.array(difference), rounding), np.float64)
 
 
 def _shift(held_out: HeldOut, seed: int) -> dict[str, Figure]:

@@ -16,6 +16,7 @@ from mlx.utils import tree_map
 from ...data.batches.collate import collate
 from ...data.batches.slicing import slice_batch
 from ...plugin.protocol import Batch, Scorer, Scores
+from ..arrays import as_numpy
 from .plain import at_least_float32
 from .split_model import arrays
 
@@ -77,7 +78,7 @@ class Oracle:
         with in_float32(model):
             logps = mx.stack([self._alone(row, side)() for row in self.rows for side in SIDES])
             again = self._alone(self.rows[0], "chosen", copies=2)()
-        self.logps = np.array(logps)
+        self.logps = as_numpy(logps)
         noise = Difference(
             _difference(self._gradient(self._alone(self.rows[0], "chosen", copies=2)), self.alone[0]),
             abs(again.item() / self.logps[0] - 1),
@@ -141,8 +142,8 @@ class Oracle:
         with in_float32(self.model):
             alone = [simple(slice_batch(rows, i, i + 1)).logps for i in filled.tolist()]
             logps = policy(example).logps
-        expected = np.array(mx.concatenate(alone))
-        off = np.linalg.norm(np.array(logps)[filled] - expected) / np.linalg.norm(expected)
+        expected = as_numpy(mx.concatenate(alone))
+        off = np.linalg.norm(as_numpy(logps)[filled] - expected) / np.linalg.norm(expected)
         return bool(off <= self.allowed.logps)
 
     def _differences(self, policy: Callable[[Batch], Scores], batch: Batch) -> Difference:
@@ -151,7 +152,7 @@ class Oracle:
         with in_float32(self.model):
             logps = policy(batch).logps
         expected = self.logps[which]
-        off = np.linalg.norm(np.array(logps) - expected) / np.linalg.norm(expected)
+        off = np.linalg.norm(as_numpy(logps) - expected) / np.linalg.norm(expected)
         weights = np.linspace(1.0, -1.5, rows)  # so that no two rows can stand in for one another
         share = np.zeros(len(self.alone))
         np.add.at(share, which, weights)
@@ -187,5 +188,6 @@ def _difference(gradient: Gradient, expected: Gradient) -> float:
         return 0.0
     off = sum(mx.square((gradient[name] - value).astype(mx.float32)).sum() for name, value in expected.items())
     size = sum(mx.square(value.astype(mx.float32)).sum() for value in expected.values())
+    mx.eval(off, size)
     ratio = float(np.sqrt(np.array(off) / max(float(np.array(size)), 1e-30)))
     return ratio if np.isfinite(ratio) else float("inf")

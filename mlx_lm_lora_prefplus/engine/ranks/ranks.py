@@ -12,6 +12,7 @@ from mlx.utils import tree_map
 from tqdm import tqdm
 
 from ...errors import UserError
+from ..arrays import as_numpy
 from ..files.run_state import RunState
 from .agreement import described, differences, failures
 from .heartbeat import GO_ON, Heartbeat
@@ -135,8 +136,7 @@ class Ranks:
         padded = np.pad(text, (0, length - len(text)), constant_values=ord(" "))
         self._count()
         gathered = mx.distributed.all_gather(mx.array(padded), group=self.group)
-        mx.eval(gathered)  # raises where another process is gone; `np.array` does not
-        return [json.loads(bytes(row)) for row in np.array(gathered).reshape(self.size, length)]
+        return [json.loads(bytes(row)) for row in as_numpy(gathered).reshape(self.size, length)]
 
     def _count(self) -> None:
         """Before each collective call: whoever has made fewer is the one that the others wait for."""
@@ -177,7 +177,7 @@ class Ranks:
         """Which entries of a bool array are true in every process."""
         if self.size == 1:
             return known
-        return np.array(self.sum(mx.array(known.astype(np.int32))).tolist()) == self.size
+        return as_numpy(self.sum(mx.array(known.astype(np.int32)))) == self.size
 
     def from_first(self, value: mx.array) -> mx.array:
         """The first process's value, in each; all bring arrays of the same shape and type."""
@@ -203,7 +203,7 @@ class Ranks:
         text = json.dumps(shared).encode() if self.first else b""
         (length,) = self.largest(len(text))
         own = np.frombuffer(text, np.uint8) if self.first else np.zeros(length, np.uint8)
-        shared = json.loads(bytes(np.array(self.from_first(mx.array(own)))))
+        shared = json.loads(bytes(as_numpy(self.from_first(mx.array(own)))))
         if shared is None:
             return None
         arrays: dict[str, dict[str, mx.array]] = {}

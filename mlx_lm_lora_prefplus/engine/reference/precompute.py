@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ...plugin import Batch, Scorer
+from ..arrays import as_numpy
 from ..model.adapters import adapters_off
 from .store import ReferenceStore, are_logps
 
@@ -86,8 +87,7 @@ def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> n
 
 def by_example(logps: mx.array, examples: int) -> np.ndarray:
     """(examples, completions) of (rows,) log-probs of a batch."""
-    mx.eval(logps)  # raises what went wrong in computing them; NumPy's conversion does not
-    return np.array(logps).reshape(-1, examples).T
+    return as_numpy(logps).reshape(-1, examples).T
 
 
 def with_reference(batches: Iterable[Batch], store: ReferenceStore | None) -> Iterator[Batch]:

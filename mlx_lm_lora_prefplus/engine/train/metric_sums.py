@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...plugin.protocol import LossOutput, Unit
+from ..arrays import as_numpy
 
 Layout = list[tuple[Unit, str]]
 """What each entry of a flattened `LossOutput` is: its unit and its name; the losses are named `loss`."""
@@ -38,10 +39,9 @@ class MetricSums:
 
     def add(self, units: dict[Unit, int], layout: Layout, values: mx.array) -> None:
         """Add a micro-batch: its counts, and the sums that `flatten` laid out."""
-        mx.eval(values)  # raises what went wrong in computing them; NumPy's conversion does not
         for unit, count in units.items():
             self._units[unit] = self._units.get(unit, 0) + count
-        for key, value in zip(layout, np.asarray(values, np.float64).tolist(), strict=True):
+        for key, value in zip(layout, as_numpy(values, np.float64).tolist(), strict=True):
             self._sums[key] = self._sums.get(key, 0.0) + value
 
     @property
