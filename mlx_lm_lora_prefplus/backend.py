@@ -5,8 +5,10 @@ for `mlx.core`, because the modules that they import use its types.
 """
 
 import importlib
+import os
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -45,6 +47,20 @@ def require() -> None:
     """Raise UserError if mlx does not start."""
     if message := problem():
         raise UserError(message)
+
+
+def check_temporary_folder() -> None:
+    """Raise UserError if the environment names a temporary folder that is not there: mlx compiles kernels in it.
+
+    The variables are those of C++'s `std::filesystem::temp_directory_path`, in its order: the first one that is set
+    decides.
+    """
+    name = next((name for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if name in os.environ), None)
+    if name and not Path(os.environ[name]).is_dir():
+        raise UserError(
+            f"The environment variable {name} names {os.environ[name]!r}, which is not a folder. mlx needs one for "
+            f"temporary files: make it, name another one, or remove the variable (unset {name})."
+        )
 
 
 def stand_in() -> None:

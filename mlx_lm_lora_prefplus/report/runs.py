@@ -93,10 +93,8 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     lines = list(_records(folder / METRICS, notes))
     splits = {split: _reports(lines, split, notes) for split in ("train", "valid")}
     if not any(splits.values()):
-        raise UserError(
-            f"{folder}: {METRICS} holds no report. The run ended before its first one, which is due after "
-            "steps_per_report iterations."
-        )
+        why = " ".join(notes) or "The run ended before its first one, which is due after steps_per_report iterations."
+        raise UserError(f"{folder}: {METRICS} holds no report. {why}")
     warnings = [
         RunWarning(line["iteration"], str(line.get("text", "")), str(line["warning"]))
         for line in lines

@@ -5,6 +5,7 @@ created in one step, by one process, on every file system. Whether the process t
 system where that is possible; a process of another machine or container counts as running as long as its heart beats.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError
+from .atomic import RESUME, explained
+from .failures import advice, words
 from .processes import Process, runs, this_process
 
 LOCK = ".run.lock"
@@ -62,11 +65,12 @@ class Owner:
         """Before files are written: make sure that the folder is still owned.
 
         Raises:
-            UserError: this process stood still for so long that another one took the folder over.
+            UserError: this process stood still for so long that another one took the folder over, or it is gone.
         """
-        while (found := self._settled()) is None and not self.lock.exists():
-            if self._create():  # somebody removed it, and nobody has taken the folder
-                return
+        while (found := self._settled()) is None and not os.path.lexists(self.lock):
+            with explained(self.lock, RESUME):  # somebody removed it, or the folder
+                if self._create():
+                    return
         if found == self.claim:
             return
         by = f" by {_described(found)}" if found else ""
@@ -80,10 +84,12 @@ class Owner:
         """Create the lock, or take it over from a process that is gone. Raises UserError where it still runs."""
         with _one_at_a_time(self.folder):
             while not self._create():
+                if self.lock.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.lock))
                 found = self._settled()
                 if found is not None and self._is_alive(found, tell):
                     raise UserError(_refusal(self.folder, found))
-                if found is None and not self.lock.exists():
+                if found is None and not os.path.lexists(self.lock):
                     continue  # it was released just now
                 if self._remove(found) and found is not None:
                     tell(f"{_described(found)} owned {self.folder} and is gone: this run takes the folder over.")
@@ -122,9 +128,11 @@ class Owner:
         if running is False or (running and found.folder == self.claim.folder):
             return bool(running)
         # It is seen by its heartbeat alone. A running process and another folder: this is a copy of its folder.
-        if self._age() > STALE:
+        age = self._age()
+        if age > STALE:
             return False
-        if found.process.host != socket.gethostname():
+        # A heartbeat in the future: the clock was set back since. Only another heartbeat tells.
+        if age > -STALE and found.process.host != socket.gethostname():
             return True
         seconds = 2.5 * HEARTBEAT
         tell(f"Looking for {seconds:.0f} seconds whether {_described(found)} still owns {self.folder}.")
@@ -187,7 +195,7 @@ def owned(folder: Path | None, tell: Callable[[str], object]) -> Iterator[Owner 
             owner.take(tell)
         except OSError as error:
             raise UserError(
-                f"adapter_path: {folder} cannot be written ({error.strerror}). Choose another folder with adapter_path."
+                f"adapter_path: {error.filename or folder} cannot be written ({words(error)}). {advice(error)}."
             ) from error
         yield owner
     finally:

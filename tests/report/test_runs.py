@@ -99,6 +99,13 @@ def test_a_run_that_reported_nothing(make, lines):
         read_run(make(lines=lines))
 
 
+def test_a_file_with_nothing_but_damaged_lines_is_not_taken_for_a_short_run(make):
+    folder = make()
+    (folder / "metrics.jsonl").write_bytes(b"\x00\xff\n[1, 2]\n")
+    with pytest.raises(UserError, match=r"holds no report\. metrics\.jsonl: 2 damaged line"):
+        read_run(folder)
+
+
 def test_names_tell_runs_apart(make):
     runs = read_runs([make("a/adapters"), make("b/adapters"), make("c")])
     assert [run.name for run in runs] == ["a/adapters", "b/adapters", "c"]

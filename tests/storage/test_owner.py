@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -167,6 +168,33 @@ def test_the_clock_of_the_folder_counts(tmp_path, monkeypatch):
 def test_a_lock_that_is_not_whole_gives_way(tmp_path, fast, content):
     (tmp_path / LOCK).write_text(content)
     take(tmp_path)
+
+
+def test_a_folder_that_was_removed_meanwhile_is_told(tmp_path, fast):
+    folder = tmp_path / "adapters"
+    with owned(folder, print) as owner:
+        shutil.rmtree(folder)
+        with pytest.raises(UserError, match=r"Could not write .*adapters.*No such file or directory.*make it again"):
+            owner.check()
+    assert not folder.exists()
+
+
+def test_a_lock_that_is_a_link_to_nothing_gives_way(tmp_path, fast):
+    (tmp_path / LOCK).symlink_to(tmp_path / "nothing")
+    take(tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_lock_is_told_and_stays(tmp_path, fast):
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(UserError, match=rf"{LOCK} cannot be written .*move the folder away"):
+        take(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [LOCK]
+
+
+def test_a_heartbeat_from_the_future_counts_only_if_another_one_follows(tmp_path, fast):
+    """The clock of the file server was set back by a year after the other machine died."""
+    leave_lock(tmp_path, host="elsewhere", boot="another", age=-365 * 24 * 3600)
+    assert "on elsewhere" in take(tmp_path)[-1]
 
 
 def test_the_heart_beats(tmp_path, fast):

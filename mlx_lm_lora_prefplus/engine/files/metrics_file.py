@@ -40,24 +40,27 @@ class MetricsFile:
         self.file = folder / METRICS
         self.lines = 0
 
-    def begin(self, lines: int) -> None:
-        """Keep the first `lines` lines. A resumed run writes the lines after its state again."""
+    def begin(self, lines: int) -> int:
+        """Keep the first `lines` lines. A resumed run writes the lines after its state again.
+
+        Returns how many of them are damaged or gone; they are left out.
+        """
         if self.file.is_file():
-            whole = self._readable()[:lines]
+            whole = [line for line in self._lines()[:lines] if _record(line) is not None]
             self.lines = len(whole)
             with whole_file(self.file, RESUME) as temporary:
                 temporary.write_text("".join(whole), encoding="utf-8")
+        return lines - self.lines
 
-    def _readable(self) -> list[str]:
-        """The lines before the first incomplete one."""
-        whole = []
+    def _lines(self) -> list[str]:
+        """The lines of the file with their line breaks; none if it cannot be read."""
         try:
-            for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-                json.loads(line)
-                whole += [line] if line.endswith("\n") else []
-        except (OSError, ValueError):
-            pass
-        return whole
+            return self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except OSError:
+            return []
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [record for line in self._lines() if (record := _record(line)) is not None]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line.
@@ -71,15 +74,23 @@ class MetricsFile:
 
     def has(self, split: str) -> bool:
         """Whether there is a line of a split."""
-        return self.file.is_file() and any(json.loads(line).get("split") == split for line in self._readable())
+        return any(record.get("split") == split for record in self._records())
 
     def last_iteration(self) -> int:
         """The iteration of the last line; 0 where there is none."""
-        lines = self._readable() if self.file.is_file() else []
-        return max((json.loads(line)["iteration"] for line in lines), default=0)
+        return max((record["iteration"] for record in self._records()), default=0)
 
     def sync(self) -> None:
         """Force the lines to the disk, so that no state on disk lacks the lines before it."""
         if self.file.is_file():
             with explained(self.file, RESUME), self.file.open("rb+") as stream:
                 os.fsync(stream.fileno())
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The content of a line with its line break; None if it is damaged."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("iteration")) is int else None

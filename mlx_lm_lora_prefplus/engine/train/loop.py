@@ -61,7 +61,9 @@ def train(inputs: TrainingInputs) -> bool:
         if inputs.begin:
             inputs.begin()
         if inputs.metrics:
-            inputs.metrics.begin(inputs.resumed.values["lines"] if inputs.resumed else 0)
+            lost = inputs.metrics.begin(inputs.resumed.values["lines"] if inputs.resumed else 0)
+            if lost:
+                tell(inputs.callback, f"{lost} earlier line(s) of {inputs.metrics.file} are damaged or gone: left out.")
         inputs.policy.model.train()
         bar = stack.enter_context(tqdm(total=inputs.iters, initial=loop.state.counters.iteration, desc="Training"))
         with (

@@ -12,6 +12,7 @@ import numpy as np
 from mlx.utils import tree_map
 from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
 
+from ...backend import check_temporary_folder
 from ...data import Split
 from ...engine.files.adapter_files import (
     check_file,
@@ -34,6 +35,7 @@ from ...plugin import Batch
 from ...report.intervals import of_rows, wilson
 from ...settings import RunSettings
 from ...storage.atomic import RESUME, explained
+from ...storage.cache_folder import size_limit
 from ...storage.failures import advice, cause_of, words
 from ...storage.owner import Owner, owned
 from .. import models
@@ -225,6 +227,8 @@ def check_start(settings: RunSettings) -> None:
         raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
     if settings.test and settings.test_batches == 0:
         raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
+    check_temporary_folder()
+    size_limit()
     check_loggers(settings)
     check_not_its_own_source(settings)
     if settings.resume_adapter_file:

@@ -46,6 +46,23 @@ def test_a_torn_line_is_left_out(written, tail):
     assert [line["iteration"] for line in lines(written)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("damaged", ['~"iteration": 2}', "[1, 2]", "{}", "3", '{"iteration": "2"}', "\x00\x00"])
+def test_a_damaged_line_costs_no_other(written, damaged):
+    file = written / "metrics.jsonl"
+    before = file.read_text().splitlines()
+    file.write_text("\n".join([before[0], damaged, *before[2:]]) + "\n")
+    metrics = MetricsFile(written)
+    assert metrics.last_iteration() == 4
+    assert metrics.has("train")
+    assert metrics.begin(3) == 1
+    assert [line["iteration"] for line in lines(written)] == [1, 3]
+    assert metrics.lines == 2
+
+
+def test_lines_that_are_gone_are_counted(tmp_path):
+    assert MetricsFile(tmp_path).begin(4) == 4
+
+
 def test_what_cannot_be_written_says_so(tmp_path):
     file = MetricsFile(tmp_path / "absent")
     file.begin(0)

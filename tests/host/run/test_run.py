@@ -363,3 +363,18 @@ def test_the_hosts_functions_called_one_by_one(go, model_folder, tmp_path):
     host.evaluate_model(args, model, tokenizer, test_set=sets[2])
     with pytest.raises(UserError, match="train_set, item 0: chosen and rejected must begin with the same token"):
         host.train_model(args, model, tokenizer, adapter_file, train_set=[{"chosen": [1], "rejected": [2]}])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("TMPDIR", "/nowhere/at-all", "TMPDIR names '/nowhere/at-all', which is not a folder.*unset TMPDIR"),
+        ("MLX_LM_LORA_PREFPLUS_CACHE_SIZE", "lots", "_CACHE_SIZE: 'lots' is not a size"),
+    ],
+)
+def test_what_the_environment_says_is_checked_before_anything_is_loaded(go, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.run.load", None)
+    with pytest.raises(UserError, match=message):
+        go()
+    assert not Path("adapters").exists()
