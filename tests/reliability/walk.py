@@ -88,6 +88,8 @@ class Walk:
             if problem:
                 return f"{problem}\n{first.out[-1500:]}"
             last = self.run(folder, resume=True)
+            if torn := torn_file(folder, fused=True):
+                return f"not whole after going on: {torn}\n{last.out[-1500:]}"
             if last.code:
                 return f"going on ends with exit code {last.code}\n{first.out[-600:]}\n--\n{last.out[-1500:]}"
             if (folder / "adapters" / "adapters.safetensors").read_bytes() != self.weights:
@@ -179,10 +181,14 @@ def _metrics(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
-def torn_file(folder: Path) -> str:
-    """The first file with a name of its own that is not whole."""
+def torn_file(folder: Path, fused: bool = False) -> str:
+    """The first file with a name of its own that is not whole.
+
+    fused: look at the fused model too. mlx-lm writes it in place, and the next start writes it again: until then a mark
+        lies beside it, and mlx_lm.load refuses a torn file.
+    """
     for file in sorted(folder.glob("*/**/*.safetensors")):
-        if file.name.startswith(".tmp-") or file.is_symlink() or "model" in file.relative_to(folder).parts[0]:
+        if file.name.startswith(".tmp-") or (file.name.startswith("model") and not fused):
             continue
         content = file.read_bytes()
         try:
