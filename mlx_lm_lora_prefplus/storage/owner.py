@@ -205,7 +205,9 @@ def owned(folder: Path | None, tell: Callable[[str], object]) -> Iterator[Owner 
 
 def _refusal(folder: Path, found: Claim) -> str:
     process = found.process
-    if runs(process) is None:
+    if process == this_process():
+        gone = "It runs in this very program: wait for its end"
+    elif runs(process) is None:
         gone = f"If that process is gone, start this one again {STALE:.0f} seconds after its end"
     else:
         gone = f"Wait for its end, or end it (kill {process.pid} saves and stops it)"
