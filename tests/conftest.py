@@ -48,10 +48,11 @@ def _cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def sigint_is_heard():
-    """A shell that starts the tests in the background has SIGINT ignored, and children inherit that."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_heard():
+    """Children inherit what a shell ignores: SIGINT where it started the tests in the background, SIGHUP by nohup."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def tiny_llama(seed: int = 0, hidden: int = 32, layers: int = 2, tied: bool = True) -> nn.Module:
