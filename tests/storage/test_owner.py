@@ -69,12 +69,8 @@ def test_it_is_owned_once_and_free_again_afterwards(tmp_path):
         with pytest.raises(UserError, match=REFUSED) as caught, owned(folder, print):
             pass
         owner.check()
-    for part in (
-        f"process {os.getpid()} on {socket.gethostname()}",
-        "begun 20",
-        "another adapter_path",
-        "this very program",
-    ):
+    place = f"process {os.getpid()} on {socket.gethostname()}"
+    for part in (place, "begun 20", "another adapter_path", "this very program"):
         assert part in str(caught.value)
     assert "kill" not in str(caught.value), "it would be told to end itself"
     assert take(folder) == []
@@ -92,7 +88,8 @@ def test_a_process_that_was_killed_gives_way_and_a_stopped_one_does_not(tmp_path
     other = child(tmp_path)
     monkeypatch.setattr(ownership, "STALE", -1.0)
     other.send_signal(signal.SIGSTOP)  # its heart does not beat, and yet it is there
-    with pytest.raises(UserError, match=f"process {other.pid} .*{REFUSED.partition('.*')[2]}"):
+    refused = f"process {other.pid} .*{REFUSED.partition('.*')[2]}.*kill {other.pid} saves and stops it"
+    with pytest.raises(UserError, match=refused):
         take(tmp_path)
     other.send_signal(signal.SIGCONT)
     os.kill(other.pid, signal.SIGKILL)
