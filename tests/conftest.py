@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from mlx_lm.models import llama
+from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_lm_lora_prefplus.data.batches.collate import planned_batches
@@ -150,3 +151,53 @@ def write_pairs(folder: Path, seed: int = 0, **splits: int) -> Path:
         )
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+class Recorder(TrainingCallback):
+    """A callback that keeps what a run reports."""
+
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_loss_report(self, train_info):
+        self.train.append(train_info)
+
+    def on_val_loss_report(self, val_info):
+        self.val.append(val_info)
+
+
+@pytest.fixture
+def go(model_folder, tmp_path, monkeypatch, capsys):
+    """Run the host's `main` on a small config; returns what was printed and the payloads that callbacks got."""
+    import mlx_lm_lora.train as host
+
+    from mlx_lm_lora_prefplus.host.run import run as run_module
+    from mlx_lm_lora_prefplus.host.seam.install import activate
+
+    activate(host)
+    write_pairs(tmp_path / "data", train=10, valid=3, test=3)
+    monkeypatch.chdir(tmp_path)
+
+    def run(**changes):
+        recorder = Recorder()
+        real = run_module.run
+        monkeypatch.setattr(run_module, "run", lambda resolved, _: real(resolved, recorder))
+        config = {
+            "model": str(model_folder),
+            "data": "data",
+            "train": True,
+            "train_mode": "dpo",
+            "iters": 4,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "steps_per_report": 2,
+            "steps_per_eval": 2,
+            "save_every": 2,
+            "fuse": False,
+            **changes,
+        }
+        host.main(config)
+        monkeypatch.setattr(run_module, "run", real)
+        return capsys.readouterr().out, recorder
+
+    return run

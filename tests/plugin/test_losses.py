@@ -18,7 +18,6 @@ from mlx_lm_lora_prefplus.losses import Loss, advice
 from mlx_lm_lora_prefplus.plugin import hookimpl, manager
 from mlx_lm_lora_prefplus.plugin.installed import registry
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
-from tests.host.run.test_run import go  # noqa: F401
 from tests.paths import DOCS
 
 activate(host)
@@ -76,7 +75,7 @@ def installed(monkeypatch):
     return load
 
 
-def test_the_ten_lines_of_the_page_train(installed, go):  # noqa: F811
+def test_the_ten_lines_of_the_page_train(installed, go):
     assert len([line for line in page_block().splitlines() if line]) <= 10
     found = installed(page_module())
     assert found.broken == {}
@@ -87,7 +86,7 @@ def test_the_ten_lines_of_the_page_train(installed, go):  # noqa: F811
     assert math.isfinite(seen.train[-1]["train_loss"])
 
 
-def test_a_key_of_its_own_is_a_key_of_the_mode(installed, go):  # noqa: F811
+def test_a_key_of_its_own_is_a_key_of_the_mode(installed, go):
     found = installed(plugin({"dpo": {"steep": Loss(steep, ("beta", "steepness"), keys=Keys)}}))
     assert found.broken == {}
     trainer = found["dpo"].trainer
@@ -99,7 +98,7 @@ def test_a_key_of_its_own_is_a_key_of_the_mode(installed, go):  # noqa: F811
         go(loss_type="steep", steepness=-1.0)
 
 
-def test_what_it_cannot_work_with_is_refused_and_warned_of_as_ours_is(installed, go):  # noqa: F811
+def test_what_it_cannot_work_with_is_refused_and_warned_of_as_ours_is(installed, go):
     def check(options):
         return "steepness: more than 8 was given, and steep takes 8 at most" if options.steepness > 8 else None
 

@@ -52,9 +52,8 @@ def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
             key: getattr(data if key in DataSettings.model_fields else settings, key)
             for key in keys_with(Effect.DECIDES)
         },
-        "reference_model_path": session.resolved.values.get(
-            "reference_model_path"
-        ),  # as the user wrote it: see `previous.as_begun`
+        # As the user wrote it: see `previous.as_begun`.
+        "reference_model_path": session.resolved.values.get("reference_model_path"),
         **({} if planned.is_base else {REFERENCE: planned.digest}),
         **dataclasses.asdict(session.resolved.options),
     }

@@ -13,7 +13,6 @@ from mlx_lm_lora_prefplus.engine.reference import precompute
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.host.run import references
-from tests.host.run.test_run import go  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +33,7 @@ def no_pass(monkeypatch):
     return lambda: monkeypatch.setattr(references, "reference_logps", None)
 
 
-def test_the_second_run_computes_nothing(go, no_pass):  # noqa: F811
+def test_the_second_run_computes_nothing(go, no_pass):
     first, seen = go()
     assert known(first) == (0, 13)
     no_pass()
@@ -43,7 +42,7 @@ def test_the_second_run_computes_nothing(go, no_pass):  # noqa: F811
     assert again.val[0]["val_loss"] == seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-7)
 
 
-def test_no_memory_for_the_pass_is_explained(go, monkeypatch):  # noqa: F811
+def test_no_memory_for_the_pass_is_explained(go, monkeypatch):
     def full(*_):
         raise RuntimeError("[malloc] Unable to allocate 123456789 bytes.")
 
@@ -55,7 +54,7 @@ def test_no_memory_for_the_pass_is_explained(go, monkeypatch):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dora", "full"])
-def test_the_base_is_the_same_for_every_train_type(go, no_pass, kind):  # noqa: F811
+def test_the_base_is_the_same_for_every_train_type(go, no_pass, kind):
     go()
     no_pass()
     out, seen = go(train_type=kind)
@@ -78,13 +77,13 @@ def test_the_base_is_the_same_for_every_train_type(go, no_pass, kind):  # noqa: 
     ],
     ids=str,
 )
-def test_what_the_log_probs_depend_on(go, change, left):  # noqa: F811
+def test_what_the_log_probs_depend_on(go, change, left):
     go()
     assert known(go(**{"iters": None, "epochs": 1, **change})[0]) == (left, 13)
 
 
 @pytest.mark.slow
-def test_another_blas_library_does_not_share_them(go, monkeypatch):  # noqa: F811
+def test_another_blas_library_does_not_share_them(go, monkeypatch):
     """Products that are summed in another order differ in the last bit, and rewards would begin at rounding."""
     _, seen = go()
     assert seen.val[0]["val_chosen_reward"] == 0
@@ -100,7 +99,7 @@ def test_another_blas_library_does_not_share_them(go, monkeypatch):  # noqa: F81
 
 
 @pytest.mark.slow
-def test_only_visited_rows_are_computed_and_longer_runs_add_the_others(go, own_cache):  # noqa: F811
+def test_only_visited_rows_are_computed_and_longer_runs_add_the_others(go, own_cache):
     assert known(go(iters=1, val_batches=0)[0]) == (0, 4)
     (file,) = own_cache.glob("*.npy")
     assert np.isfinite(np.load(file)).all(axis=1).sum() == 4
@@ -110,7 +109,7 @@ def test_only_visited_rows_are_computed_and_longer_runs_add_the_others(go, own_c
     assert np.isfinite(np.load(file)).all()
 
 
-def test_an_interrupted_pass_reads_and_computes_only_what_is_left(go, own_cache, monkeypatch):  # noqa: F811
+def test_an_interrupted_pass_reads_and_computes_only_what_is_left(go, own_cache, monkeypatch):
     real, seen = references.reference_logps, []
 
     def stopping(policy, batches, *given, **named):
@@ -129,7 +128,7 @@ def test_an_interrupted_pass_reads_and_computes_only_what_is_left(go, own_cache,
 
 
 @pytest.mark.slow
-def test_the_bytes_do_not_depend_on_what_the_cache_holds(go):  # noqa: F811
+def test_the_bytes_do_not_depend_on_what_the_cache_holds(go):
     go(adapter_path="cold")
     go(adapter_path="warm")
     go(adapter_path="other", batch_size=2)
@@ -139,7 +138,7 @@ def test_the_bytes_do_not_depend_on_what_the_cache_holds(go):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):  # noqa: F811
+def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):
     """The pass is over the rows of validation alone."""
     changes = {"num_layers": 1, "epochs": 2, "iters": None}
     out, _ = go(adapter_path="cold", **changes)
@@ -152,7 +151,7 @@ def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):  
     assert Path("cold/adapters.safetensors").read_bytes() == Path("warm/adapters.safetensors").read_bytes()
 
 
-def test_steps_and_pass_give_the_same_bits(go, own_cache, monkeypatch):  # noqa: F811
+def test_steps_and_pass_give_the_same_bits(go, own_cache, monkeypatch):
     """With adapters on every layer there is no trunk: the rows are passed over before training."""
     monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.gradient.CUT_POSITIONS", 20)
     found = []
@@ -170,13 +169,13 @@ def test_steps_and_pass_give_the_same_bits(go, own_cache, monkeypatch):  # noqa:
     [{"qat_enable": True, "qat_bits": 4}, {"engine": "plain"}, {"reference_model_path": "first"}, {"num_layers": 2}],
     ids=str,
 )
-def test_with_these_a_pass_goes_before(go, change):  # noqa: F811
+def test_with_these_a_pass_goes_before(go, change):
     go(adapter_path="first", iters=2)
     assert "in its first step" not in go(**{"num_layers": 1, **change})[0]
 
 
 @pytest.mark.slow
-def test_evaluation_reuses_them(go, no_pass):  # noqa: F811
+def test_evaluation_reuses_them(go, no_pass):
     go(test=True)
     no_pass()
     out, _ = go(train=False, test=True)
@@ -185,7 +184,7 @@ def test_evaluation_reuses_them(go, no_pass):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["model", "first", "first/adapters.safetensors"])
-def test_a_named_reference_is_not_loaded_again(go, model_folder, monkeypatch, no_pass, path):  # noqa: F811
+def test_a_named_reference_is_not_loaded_again(go, model_folder, monkeypatch, no_pass, path):
     go(adapter_path="first")
     path = str(model_folder) if path == "model" else path
     out, seen = go(reference_model_path=path)
@@ -198,14 +197,14 @@ def test_a_named_reference_is_not_loaded_again(go, model_folder, monkeypatch, no
 
 
 @pytest.mark.slow
-def test_other_adapters_under_the_same_name_are_another_reference(go):  # noqa: F811
+def test_other_adapters_under_the_same_name_are_another_reference(go):
     go(adapter_path="first")
     go(reference_model_path="first")
     go(adapter_path="first", seed=3)
     assert known(go(reference_model_path="first")[0]) == (0, 13)
 
 
-def test_low_precision_begins_at_ln_2_exactly(go, model_folder, tmp_path):  # noqa: F811
+def test_low_precision_begins_at_ln_2_exactly(go, model_folder, tmp_path):
     """Padding changes how bfloat16 rounds: the same batches at the start, cold or warm."""
     import shutil
 

@@ -10,57 +10,12 @@ import mlx.nn as nn
 import mlx_lm
 import mlx_lm_lora.train as host
 import pytest
-from mlx_lm.tuner.callbacks import TrainingCallback
 
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.seam.install import activate
-from tests.conftest import write_pairs
+from tests.conftest import Recorder
 
 activate(host)
-
-
-class Recorder(TrainingCallback):
-    def __init__(self):
-        self.train, self.val = [], []
-
-    def on_train_loss_report(self, train_info):
-        self.train.append(train_info)
-
-    def on_val_loss_report(self, val_info):
-        self.val.append(val_info)
-
-
-@pytest.fixture
-def go(model_folder, tmp_path, monkeypatch, capsys):
-    """Run the host's `main` on a small config; returns what was printed and the payloads that callbacks got."""
-    write_pairs(tmp_path / "data", train=10, valid=3, test=3)
-    monkeypatch.chdir(tmp_path)
-
-    def run(**changes):
-        from mlx_lm_lora_prefplus.host.run import run as run_module
-
-        recorder = Recorder()
-        real = run_module.run
-        monkeypatch.setattr(run_module, "run", lambda resolved, _: real(resolved, recorder))
-        config = {
-            "model": str(model_folder),
-            "data": "data",
-            "train": True,
-            "train_mode": "dpo",
-            "iters": 4,
-            "batch_size": 4,
-            "learning_rate": 1e-3,
-            "steps_per_report": 2,
-            "steps_per_eval": 2,
-            "save_every": 2,
-            "fuse": False,
-            **changes,
-        }
-        host.main(config)
-        monkeypatch.setattr(run_module, "run", real)
-        return capsys.readouterr().out, recorder
-
-    return run
 
 
 def weights(folder="adapters") -> dict[str, mx.array]:

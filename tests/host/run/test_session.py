@@ -5,7 +5,6 @@ import re
 import pytest
 
 from mlx_lm_lora_prefplus.host.run.session import Session
-from tests.host.run.test_run import go  # noqa: F401
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def seen(monkeypatch):
     return made
 
 
-def test_a_token_budget_takes_the_place_of_batch_size(go, seen):  # noqa: F811
+def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
     out, told = go(token_budget=40, iters=None, epochs=2, val_batches=1)
     batches = list(seen[0].batches("train"))
     for batch in batches:
@@ -37,18 +36,18 @@ def test_a_token_budget_takes_the_place_of_batch_size(go, seen):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_rows_that_stand_alone_are_told(go):  # noqa: F811
+def test_rows_that_stand_alone_are_told(go):
     assert "All micro-batches hold one example alone" in go(loss_type="aot", token_budget=1)[0]
     assert "one example alone" not in go(loss_type="aot", adapter_path="other")[0]
 
 
 @pytest.mark.slow
-def test_more_layers_than_there_are_is_told(go):  # noqa: F811
+def test_more_layers_than_there_are_is_told(go):
     assert "num_layers 99: the model has 2 layers, and all of them get adapters." in go(num_layers=99)[0]
     assert "all of them" not in go(num_layers=2, adapter_path="other")[0]
 
 
-def test_the_plan_is_what_is_trained(go, seen):  # noqa: F811
+def test_the_plan_is_what_is_trained(go, seen):
     go(iters=2, val_batches=1)
     planned = [ids.tolist() for ids in seen[0].plan("train")]
     assert [batch.ids.tolist() for batch in seen[0].batches("train")] == planned
@@ -56,7 +55,7 @@ def test_the_plan_is_what_is_trained(go, seen):  # noqa: F811
     assert seen[0].visited_rows("valid").tolist() == [0, 1, 2]
 
 
-def test_the_summary_says_how_much_is_padding(go, seen):  # noqa: F811
+def test_the_summary_says_how_much_is_padding(go, seen):
     out, _ = go()
     found = re.search(r"Plan: 4 micro-batches of 4 pairs .*; padding adds (\d+)% to the tokens", out)
     batches = list(seen[0].batches("train"))
