@@ -13,8 +13,8 @@ from ..errors import UserError
 from ..host import models
 from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.output.previous import as_begun
+from ..host.run.load import check_start
 from ..host.run.references import ReferencePass
-from ..host.run.run import check_start
 from ..host.run.session import Session, tokenised
 from ..losses import outcome, pair_rounding
 from ..plugin import Batch

@@ -16,9 +16,9 @@ from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..host.output.fuse import gigabytes
 from ..host.run import summary
 from ..host.run.findings import findings
+from ..host.run.load import check_start, check_validation, open_run
 from ..host.run.references import ReferencePass
 from ..host.run.resume import check_same_run, fingerprint
-from ..host.run.run import check_start, check_validation, open_run
 from ..host.run.session import Session
 from ..losses import loss_names
 from .forecast import forecast

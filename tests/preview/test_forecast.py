@@ -12,8 +12,8 @@ from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.train import gradient as step
 from mlx_lm_lora_prefplus.engine.train.gradient import cuts
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
+from mlx_lm_lora_prefplus.host.run.load import open_run
 from mlx_lm_lora_prefplus.host.run.references import ReferencePass
-from mlx_lm_lora_prefplus.host.run.run import open_run
 from mlx_lm_lora_prefplus.preview import forecast
 from mlx_lm_lora_prefplus.preview.measure import measure
 from mlx_lm_lora_prefplus.preview.render import duration

@@ -25,7 +25,7 @@ from ..config.resolve import Resolved
 from ..models import make_ready
 from ..output.record import write_record
 from ..run.assemble import training_inputs
-from ..run.run import check_validation
+from ..run.load import check_validation
 from ..run.session import Session
 from .adapter_config import adapter_config
 from .losses import GivenLoss, cpo_loss, dpo_loss

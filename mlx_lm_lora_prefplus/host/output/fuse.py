@@ -9,9 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged, save_to_lmstudio_merged
-from mlx_lm_lora.visuals import Colors, print_section, print_success
+from mlx_lm_lora.visuals import Colors, print_section, print_success, print_warning
 
+from ...errors import UserError
 from ...settings import RunSettings
+from ...storage.failures import advice, cause_of, words
+from ..config.resolve import Resolved
 from ..models import quantization
 from .aside import record_fused, remove_fused
 
@@ -81,3 +84,23 @@ def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
     )
     record_fused(Path(settings.adapter_path))
     print_success(f"Model fused and saved to {Colors.CYAN}{settings.adapter_path}{Colors.RESET}")
+
+
+def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:
+    """Fuse, unless the result cannot fit: then an error if the user asked for it, else a warning."""
+    mx.clear_cache()
+    reason = cannot_fuse(model, resolved.settings)
+    if reason is None:
+        try:
+            fuse(model, tokenizer, resolved.settings)
+        except (OSError, RuntimeError, ValueError) as error:
+            cause = cause_of(error, Path(resolved.settings.adapter_path))
+            raise UserError(
+                f"The adapters are trained and saved in {resolved.settings.adapter_path}, but the fused model could "
+                f"not be written: {words(cause)}. {advice(cause)}. Then run mlx_lm.fuse, or use the adapters as they "
+                "are (--adapter-path)."
+            ) from error
+    elif resolved.sources.get("fuse") in (None, "host default"):
+        print_warning(f"Not fused: {reason}.")
+    else:
+        raise UserError(f"The adapters are trained and saved in {resolved.settings.adapter_path}, but {reason}.")

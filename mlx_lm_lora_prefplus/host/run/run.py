@@ -1,59 +1,39 @@
 """A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
-from mlx.utils import tree_map
-from mlx_lm_lora.visuals import Colors, print_info, print_section, print_warning
+from mlx_lm_lora.visuals import print_info, print_section, print_warning
 
-from ...backend import check_temporary_folder
-from ...data import Split
 from ...engine.files.adapter_files import (
-    check_file,
     check_writable,
-    load_adapter_weights,
-    read_adapter_weights,
-    save_adapters,
 )
-from ...engine.files.metrics_file import Logger, MetricsFile
-from ...engine.files.run_state import RunState, StateFiles
-from ...engine.log.console import host_metrics
+from ...engine.files.metrics_file import MetricsFile
+from ...engine.files.run_state import RunState
 from ...engine.log.output import RunLog, recorded
-from ...engine.model import memory
 from ...engine.ranks.ranks import Ranks
-from ...engine.reference.source import ReferenceSource
 from ...engine.train.interrupts import stop_at_once
-from ...engine.train.loop import train
 from ...errors import UserError
-from ...plugin import Batch
-from ...report.intervals import of_rows, wilson
-from ...settings import RunSettings
 from ...storage.atomic import RESUME, explained
-from ...storage.cache_folder import size_limit
-from ...storage.failures import advice, cause_of, words
 from ...storage.owner import Owner, owned
 from .. import models
-from ..callbacks.loggers import check_loggers, open_loggers
-from ..callbacks.samples import Samples, first_prompts, keep_samples
-from ..config.optimizers import build_optimizer
+from ..callbacks.loggers import open_loggers
+from ..callbacks.samples import keep_samples
 from ..config.resolve import Resolved
-from ..output import fuse
 from ..output.aside import UNFUSED
-from ..output.previous import as_begun, check_not_its_own_source, keep_previous
+from ..output.fuse import finish_with_fuse
+from ..output.previous import keep_previous
 from ..output.record import write_record
 from . import summary
-from .assemble import trainer_state, training_inputs
 from .findings import findings
 from .given import loaded, started_with
+from .load import adapters_in, check_start, check_validation, load
 from .references import ReferencePass
 from .resume import check_same_run, find_state, fingerprint
-from .session import Session, read_rows
+from .train import test_policy, train_policy
 
 
 def run(resolved: Resolved, training_callback: Any = None) -> None:
@@ -163,204 +143,3 @@ def silence_other_ranks(ranks: Ranks) -> Iterator[None]:
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-
-
-def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | None]:
-    """Load the model and read the rows in one process. Nothing is written but the caches.
-
-    Returns:
-        The work, its rows with what became of them, and the state that the run goes on from.
-    """
-    settings = resolved.settings
-    state = find_state(settings, adapters_in(settings)) if settings.train else None
-    return *load(resolved, state, Ranks()), state
-
-
-def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Session, dict[str, Split]]:
-    """Load the model and read the rows. Nothing is written but the caches.
-
-    state: what the run goes on from.
-
-    Returns:
-        The work, and its rows with what became of them.
-    """
-    settings = resolved.settings
-    ranks.enter("loading the model")
-    if state is not None or not settings.train:
-        resolved = as_begun(resolved)
-        settings = resolved.settings
-    if settings.efficient_long_context and settings.grad_checkpoint:
-        print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
-        settings = settings.model_copy(update={"grad_checkpoint": False})
-        resolved = resolved._replace(settings=settings)
-    np.random.seed(settings.seed)
-    mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
-
-    print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
-    model, tokenizer = models.load_base(settings)
-    if settings.train:
-        models.add_adapters(model, settings)
-        if settings.resume_adapter_file and state is None:
-            # Checked before the rows and the reference take their time; loaded after them.
-            read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
-
-    ranks.enter("reading the rows")
-    print_info("Loading datasets")
-    # One after the other: the rows that the first has written are ready for those on the same machine.
-    if not ranks.first:
-        ranks.largest(0)
-    splits = read_rows(resolved, tokenizer)
-    if ranks.first:
-        ranks.largest(0)
-    rows = {name: split.rows for name, split in splits.items()}
-    return Session(resolved, model, tokenizer, rows, ranks), splits
-
-
-def adapters_in(settings: RunSettings) -> Path:
-    """The file that the trained weights are written to."""
-    return Path(settings.adapter_path) / "adapters.safetensors"
-
-
-def check_start(settings: RunSettings) -> None:
-    """What can be known to be wrong before anything is loaded. Nothing is written."""
-    if not (settings.train or settings.test):
-        raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
-    if settings.test and settings.test_batches == 0:
-        raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
-    check_temporary_folder()
-    size_limit()
-    check_loggers(settings)
-    check_not_its_own_source(settings)
-    if settings.resume_adapter_file:
-        check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
-    if not settings.train and settings.adapter_path and not Path(settings.adapter_path).is_dir():
-        raise UserError(
-            f"adapter_path: there is no folder {settings.adapter_path} to test. Train first, or correct the path."
-        )
-
-
-def check_validation(session: Session) -> None:
-    """UserError where something waits for validations that there will not be."""
-    settings = session.resolved.settings
-    for key in ("early_stopping_patience", "early_stopping_metric", "save_best", "sample_prompts"):
-        if getattr(settings, key) not in (None, 0) and not session.evaluates("valid"):
-            raise UserError(f"{key}: there is nothing to validate on. Give valid rows and val_batches other than 0.")
-
-
-def train_policy(
-    session: Session,
-    reference: ReferenceSource,
-    adapter_file: Path,
-    callback: Any,
-    *,
-    state: RunState | None = None,
-    identity: dict[str, Any],
-    begin: Callable[[], object] | None = None,
-    loggers: Sequence[Logger] = (),
-    owner: Owner | None = None,
-) -> bool:
-    """Run the loop; the adapters are saved when it returns.
-
-    state: what to go on from. identity: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
-    owner: of the adapter folder; None in other processes than the first.
-
-    Returns:
-        Whether there was anything left to train.
-    """
-    settings, model, ranks = session.resolved.settings, session.model, session.ranks
-    folder = adapter_file.parent
-    if settings.resume_adapter_file and state is None:
-        load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
-    if ranks.first and settings.sample_prompts:
-        prompts = first_prompts(session.rows["valid"], settings.sample_prompts)
-        tokens, going_on = settings.sample_tokens, state is not None
-        callback = Samples(folder, model, session.tokenizer, prompts, tokens, going_on, callback, loggers)
-    models.make_ready(model, settings)
-
-    model.update(tree_map(ranks.from_first, model.trainable_parameters()))
-
-    def save(iteration: int | None) -> tuple[Path, Path | None]:
-        if owner is None:
-            return adapter_file, None
-        owner.check()
-        return adapter_file, save_adapters(model, adapter_file, models.adapter_config(settings), iteration)
-
-    def save_best() -> Path:
-        if owner is not None:
-            owner.check()
-            save_adapters(model, folder / "best" / adapter_file.name, models.adapter_config(settings), None)
-        return folder / "best"
-
-    return train(
-        training_inputs(
-            session,
-            reference,
-            optimizer=build_optimizer(settings),
-            save=save,
-            save_best=save_best,
-            begin=begin,
-            callback=callback,
-            states=StateFiles(folder, settings.keep_last, state.iteration if state else None) if ranks.first else None,
-            metrics=MetricsFile(folder) if ranks.first else None,
-            loggers=loggers,
-            ranks=ranks,
-            resumed=state,
-            fingerprint=identity,
-        )
-    )
-
-
-def test_policy(
-    session: Session, reference: ReferenceSource, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
-) -> None:
-    """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss).
-
-    metrics: where the figures are kept, or None. loggers: who gets them too.
-    """
-    session.ranks.enter("testing")
-    print_section("Testing")
-    resolved = session.resolved
-    rows, current = 0, None
-
-    def counted() -> Iterator[Batch]:
-        nonlocal rows, current
-        for batch in reference.fill(session.batches("test"), "test"):
-            rows, current = rows + batch.units()["examples"], batch
-            yield batch
-
-    with memory.explained(session.model, resolved.settings, lambda: current):
-        means = resolved.trainer.evaluate(session.policy, counted(), resolved.options, trainer_state(resolved))
-    print(f"{Colors.BOLD}Test Results:{Colors.RESET}\n  {Colors.YELLOW}Loss:{Colors.RESET} {means['loss']:.3f}")
-    if {"rewards/chosen", "rewards/rejected"} <= set(means):
-        rewards = f"{means['rewards/chosen']:.3f}, {means['rewards/rejected']:.3f}"
-        print(f"  {Colors.YELLOW}Rewards:{Colors.RESET} {rewards}")  # read by MLX-LoRA-Studio
-    print(f"\n{Colors.CYAN}{resolved.trainer.mode.upper()} Test Metrics:{Colors.RESET}")
-    for name, value in host_metrics(means).items():
-        print(f"  {Colors.WHITE}{name}:{Colors.RESET} {value:.3f}")
-    if "rewards/accuracies" in means:
-        print(f"  {Colors.WHITE}accuracy:{Colors.RESET} {of_rows(wilson(means['rewards/accuracies'], rows))}")
-    iteration = MetricsFile(Path(resolved.settings.adapter_path or ".")).last_iteration()
-    if metrics:
-        metrics.write({"iteration": iteration, "split": "test", **means, "rows": rows})
-    for logger in loggers:
-        logger.metrics("test", iteration, {**means, "rows": rows})
-
-
-def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:
-    """Fuse, unless the result cannot fit: then an error if the user asked for it, else a warning."""
-    mx.clear_cache()
-    reason = fuse.cannot_fuse(model, resolved.settings)
-    if reason is None:
-        try:
-            fuse.fuse(model, tokenizer, resolved.settings)
-        except (OSError, RuntimeError, ValueError) as error:
-            cause = cause_of(error, Path(resolved.settings.adapter_path))
-            raise UserError(
-                f"The adapters are trained and saved in {resolved.settings.adapter_path}, but the fused model could "
-                f"not be written: {words(cause)}. {advice(cause)}. Then run mlx_lm.fuse, or use the adapters as they "
-                "are (--adapter-path)."
-            ) from error
-    elif resolved.sources.get("fuse") in (None, "host default"):
-        print_warning(f"Not fused: {reason}.")
-    else:
-        raise UserError(f"The adapters are trained and saved in {resolved.settings.adapter_path}, but {reason}.")

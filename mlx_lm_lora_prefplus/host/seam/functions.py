@@ -24,8 +24,8 @@ from ..output.previous import keep_previous
 from ..run import summary
 from ..run.references import ReferencePass
 from ..run.resume import check_same_run, find_state, fingerprint
-from ..run.run import test_policy, train_policy
 from ..run.session import Session, kind_of, read_rows
+from ..run.train import test_policy, train_policy
 from .studio_modes import check_has_pipeline
 
 

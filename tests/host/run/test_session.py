@@ -17,7 +17,7 @@ def seen(monkeypatch):
             super().__init__(*given)
             made.append(self)
 
-    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.run.Session", Kept)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.run.load.Session", Kept)
     return made
 
 
