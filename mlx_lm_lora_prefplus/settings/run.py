@@ -71,6 +71,15 @@ class RunSettings(BaseModel):
         Field(description="Further arguments of the optimiser, under its name: `{adamw: {weight_decay: 0.01}}`."),
         Effect.DECIDES,
     ] = {}
+    optimizer_bits: Annotated[
+        Literal[8, 32],
+        Field(
+            description="8 keeps the moments of the optimiser in 8 bits, in a quarter of the memory (half for weights "
+            "in 16 bits): adam, adamw, adamax, lion, rmsprop, sgd. 32 keeps them as MLX does."
+        ),
+        Effect.DECIDES,
+        OURS,
+    ] = 32
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), Effect.DECIDES] = 1e-5
     lr_schedule: Annotated[
         dict[str, Any] | None,

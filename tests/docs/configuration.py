@@ -101,7 +101,7 @@ ROOMS = {
     ),
     "Training": (
         *("train", "iters", "epochs", "batch_size", "token_budget", "gradient_accumulation_steps", "learning_rate"),
-        *("lr_schedule", "optimizer", "optimizer_config", "max_grad_norm", "seed", "on_nonfinite"),
+        *("lr_schedule", "optimizer", "optimizer_bits", "optimizer_config", "max_grad_norm", "seed", "on_nonfinite"),
     ),
     "Memory and speed": (
         *("engine", "grad_checkpoint", "efficient_long_context", "long_context_chunk", "recurrence_chunk_size"),

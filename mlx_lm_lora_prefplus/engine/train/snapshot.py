@@ -155,6 +155,7 @@ def _refilled(tree: Any, arrays: dict[str, dict[str, mx.array]], name: str) -> A
     if wrong:
         raise UserError(
             f"resume: the saved {name} does not fit this run ({len(wrong)} of {len(expected)} arrays), first: "
-            f"{sorted(wrong)[0]}. Train with the train_type, num_layers, lora_parameters and optimizer of before."
+            f"{sorted(wrong)[0]}. Train with the train_type, num_layers, lora_parameters, optimizer and optimizer_bits "
+            "of before."
         )
     return tree_map_with_path(lambda key, _: saved[key], tree)

@@ -228,8 +228,12 @@ def _literals(annotation: Any) -> tuple[str, ...]:
 def _reader(annotation: Any) -> Callable[[str], Any]:
     """How to read the value of a flag: text as it is, any other type as YAML, which `resolve` checks later."""
     members = _members(annotation)
-    plain = all(member is str or typing.get_origin(member) is typing.Literal for member in members)
-    return str if plain else _structure
+    plain = [
+        value is str or isinstance(value, str)
+        for member in members
+        for value in (typing.get_args(member) if typing.get_origin(member) is typing.Literal else (member,))
+    ]
+    return str if all(plain) else _structure
 
 
 def _structure(text: str) -> Any:

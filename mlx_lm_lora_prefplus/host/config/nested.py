@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...settings import LARGEST
-from .optimizers import optimizer_problems
+from .optimizers import bits_problem, optimizer_problems
 from .problems import Joined, Problems, nearest
 
 MOST_RANK = 2**16
@@ -28,7 +28,7 @@ SCHEDULE_KEYS = ("name", "arguments", "warmup", "warmup_init")
 
 
 def check_nested(joined: Joined, problems: Problems) -> None:
-    """Check `lora_parameters` (and complete it), `lr_schedule`, `optimizer_config` and the `load_in_*` keys."""
+    """Check `lora_parameters` (and complete it), `lr_schedule`, the keys of the optimiser and `load_in_*`."""
     for key, check in (("lora_parameters", _lora), ("lr_schedule", _schedule), ("optimizer_config", _optimizer)):
         value = joined.values.get(key)
         if isinstance(value, Mapping):
@@ -37,6 +37,9 @@ def check_nested(joined: Joined, problems: Problems) -> None:
         elif value is not None:
             problems.add(key, value, joined.sources[key], f"must be a mapping, for example {EXAMPLES[key]}")
             del joined.values[key]  # the schema would report it a second time
+    bits = joined.values.get("optimizer_bits")
+    if what := bits_problem(bits, joined.values.get("optimizer")):
+        problems.add("optimizer_bits", bits, joined.sources["optimizer_bits"], what)
     loads = [key for key in LOAD_IN if joined.values.get(key)]
     if len(loads) > 1:
         sources = ", ".join(dict.fromkeys(joined.sources[key] for key in loads))

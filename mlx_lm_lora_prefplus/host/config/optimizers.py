@@ -28,7 +28,24 @@ def build_optimizer(settings: RunSettings) -> Any:
     rate = build_schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
     name = settings.optimizer
     arguments = {**DEFAULTS.get(name, {}), **settings.optimizer_config.get(name, {})}
-    return optimizer_class(name)(learning_rate=rate, **arguments)
+    kind: Any = optimizer_class(name)
+    if settings.optimizer_bits == 8:
+        from ...engine.model.eight_bit import in_eight_bits
+
+        kind = in_eight_bits(kind)
+    return kind(learning_rate=rate, **arguments)
+
+
+def bits_problem(bits: Any, name: Any) -> str | None:
+    """Return a clause that says why `optimizer_bits: 8` cannot be used with an optimiser; None if it can."""
+    if bits != 8 or name not in get_args(Optimizer):
+        return None
+    from ...engine.model.eight_bit import REFUSED, STATES
+
+    if (kind := optimizer_class(name)) in STATES:
+        return None
+    known = ", ".join(kind.__name__.lower() for kind in STATES)
+    return f"is not available with optimizer {name}, which {REFUSED[kind]}. Use 32, or one of: {known}"
 
 
 def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:

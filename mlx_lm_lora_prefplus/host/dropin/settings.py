@@ -35,7 +35,7 @@ MORE = keys_with(FUNCTIONS)
 
 CALLERS = {
     *("train", "test", "train_mode", "adapter_path", "model", "data", "hf_dataset"),
-    *("optimizer", "optimizer_config", "learning_rate", "lr_schedule"),
+    *("optimizer", "optimizer_config", "optimizer_bits", "learning_rate", "lr_schedule"),
 }
 """Keys that the file has no say in: the caller has acted on them already."""
 

@@ -149,7 +149,7 @@ class Seam:
             "Training Type": values["train_type"],
             "Batch Size": values["batch_size"],
             "Learning Rate": values["learning_rate"],
-            "Optimizer": values["optimizer"],
+            "Optimizer": values["optimizer"] + " (moments in 8 bits)" * (values["optimizer_bits"] == 8),
         }
         if values["qat_enable"]:
             lines["QAT"] = (

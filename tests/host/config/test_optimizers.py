@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import pytest
 
+from mlx_lm_lora_prefplus.engine.model.eight_bit import STATES
 from mlx_lm_lora_prefplus.engine.rate import learning_rate
 from mlx_lm_lora_prefplus.host import dropin
 from mlx_lm_lora_prefplus.host.config.flags import mode_parser
@@ -62,6 +63,30 @@ def test_the_arguments_of_each_are_checked(config, told, run_config, request):
     else:
         with pytest.raises(ValueError, match=told):
             run_config(given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_moments_in_8_bits_are_built_or_refused_with_the_reason(name, run_config):
+    given = {"optimizer": name, "optimizer_bits": 8}
+    if optimizer_class(name) in STATES:
+        built = build_optimizer(run_config(given).settings)
+        built.init({"w": mx.zeros((64, 64))})
+        assert {value["codes"].dtype for value in built.state["w"].values()} == {mx.uint8}
+    else:
+        message = f"optimizer_bits: 8 .* is not available with optimizer {name}, which .* Use 32, or one of: .*adamw"
+        with pytest.raises(ValueError, match=message):
+            run_config(given)
+
+
+@pytest.mark.parametrize("bits", [4, 16, "eight", True])
+def test_other_numbers_of_bits_are_refused(bits, run_config):
+    with pytest.raises(ValueError, match="optimizer_bits: .* must be (8 or 32|no truth value)"):
+        run_config({"optimizer_bits": bits})
+
+
+def test_a_flag_whose_values_are_numbers_gives_a_number(host, registry):
+    parsed = mode_parser(host.build_parser.__wrapped__(), registry["dpo"]).parse_args(["--optimizer-bits", "8"])
+    assert parsed.optimizer_bits == 8
 
 
 def test_adafactor_may_set_its_own_rate():
