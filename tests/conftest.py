@@ -105,8 +105,7 @@ def iterate_batches(
     rows: list[dict[str, Any]], *, batch_size: int, multiple: int = 1, mismatched: bool = False, **order: Any
 ) -> Iterator[Batch]:
     """The batches of one epoch. order: further arguments of `plan_epoch`."""
-    lengths = lengths_of(rows, mismatched=mismatched)
-    plan = plan_epoch(lengths, batch_size=batch_size, multiple=multiple, **order)
+    plan = plan_epoch(lengths_of(rows), batch_size=batch_size, multiple=multiple, **order)
     return planned_batches(rows, plan, multiple, mismatched=mismatched)
 
 

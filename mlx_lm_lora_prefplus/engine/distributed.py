@@ -29,7 +29,8 @@ class SharedPolicy:
         """See `Scorer`. Differentiable with respect to this process's share."""
         rows = batch.lengths.shape[0]
         start, stop = share(batch, self.ranks.rank, self.ranks.size)
-        fields = Scores._fields if statistics else Scores._fields[:3]
+        fields = ["logps", "mean_logits", "weighted_logps"]
+        fields += ["entropy", "log_collision"] * statistics + ["mismatched_logps"] * (batch.mismatched is not None)
         whole = mx.zeros((len(fields), rows))
         if start < stop:
             own, places = slice_batch(batch, start, stop), rows_of(batch, start, stop)

@@ -83,9 +83,7 @@ def score(session: Session) -> HeldOut:
     reference = ReferencePass(session).source().stored["test"]
     stored_logps = reference
     if reference is None or session.token_weights(next(session.batches("test"))) is not None:
-        stored_logps = ReferenceStore(
-            None, len(session.rows["test"]), completions=int(session.lengths("test").count.max())
-        )
+        stored_logps = ReferenceStore(None, len(session.rows["test"]), completions=session.completions("test"))
         reference_logps(
             computed_by, session.batches("test"), len(session.rows["test"]), "Base model", store=stored_logps
         )
@@ -120,8 +118,8 @@ def score(session: Session) -> HeldOut:
 
 def _sides(values: mx.array, batch: Batch) -> np.ndarray:
     """(examples, 2) float64."""
-    if "label" in batch.columns:  # the second completion belongs to another row
-        values = mx.tile(values[: batch.ids.shape[0]], 2)
+    if "label" in batch.columns:  # there is no second completion
+        values = mx.tile(values, 2)
         return as_numpy(values.astype(mx.float32), np.float64).reshape(2, -1).T
     return np.stack(
         [as_numpy(side.astype(mx.float32), np.float64) for side in chosen_and_rejected(values, batch)], axis=1

@@ -220,6 +220,7 @@ def _with_losses(modes: Mapping[str, Registered], mode: str, rows: Mapping[str, 
 REMOVED_MEMBERS = {
     "iterate_batches": "the host plans the batches; write collate(rows, ids, multiple), or leave it out",
     "weights": "it is called token_weights now",
+    "mismatched": "define needs_mismatched(options); completions of other rows come in Batch.mismatched",
 }
 """Members of the protocol of release 0.1 that are no longer called → what to do."""
 

@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     columns: numbers of the data, by name: (examples,) float32, or (rows,) if each completion has its own.
     loss_mask: (rows, longest completion) bool, true for tokens of `completions` that count: those of the assistant, not
         user turns or tool output between them. False at padding. None if all completion tokens count.
+    mismatched: the same prompts, each with the completion of another row, as a batch of their own; None where the loss
+        does not read them (see `Trainer.needs_mismatched`).
     """
 
     tokens: mx.array
@@ -47,6 +49,20 @@ class Batch(NamedTuple):
     ids: mx.array
     columns: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
     loss_mask: mx.array | None = None
+    mismatched: "Batch | None" = None
+
+    @property
+    def all_reference_logps(self) -> mx.array:
+        """`reference_logps`, followed by those of `mismatched`."""
+        if self.mismatched is None:
+            return self.reference_logps
+        return mx.concatenate([self.reference_logps, self.mismatched.reference_logps])
+
+    def with_reference_logps(self, logps: mx.array) -> "Batch":
+        """Return this batch with the reference log-probs `logps`, in the order of `all_reference_logps`."""
+        rows = self.lengths.shape[0]
+        mismatched = self.mismatched and self.mismatched._replace(reference_logps=logps[rows:])
+        return self._replace(reference_logps=logps[:rows], mismatched=mismatched)
 
     @property
     def completion_lengths(self) -> mx.array:
@@ -119,6 +135,8 @@ class Scores(NamedTuple):
     weighted_logps: (rows,) float32, log-probs summed with the weights; equal to `logps` without weights.
     entropy: (rows,) float32, mean over the completion tokens of −Σ_v π(v) log π(v); no gradient.
     log_collision: (rows,) float32, mean over the completion tokens of log Σ_v π(v)²; no gradient.
+    mismatched_logps: (rows,) float32, summed log-probs of the completions in `Batch.mismatched`; no gradient. None
+        without them.
     """
 
     logps: mx.array
@@ -126,6 +144,13 @@ class Scores(NamedTuple):
     weighted_logps: mx.array
     entropy: mx.array | None = None
     log_collision: mx.array | None = None
+    mismatched_logps: mx.array | None = None
+
+    @property
+    def all_weighted_logps(self) -> mx.array:
+        """`weighted_logps`, followed by `mismatched_logps`, in float32: what is kept of a reference."""
+        both = [self.weighted_logps] if self.mismatched_logps is None else [self.weighted_logps, self.mismatched_logps]
+        return mx.concatenate([logps.astype(mx.float32) for logps in both])
 
 
 @runtime_checkable
@@ -143,7 +168,6 @@ class Trainer(Protocol):
         changes the default of that flag.
     losses: allowed value of `loss_type` → its row (`mlx_lm_lora_prefplus.losses.Loss`); may be empty.
     defaults: key of the host → a default that replaces the host's.
-    mismatched: whether each unpaired row gets the completion of another row as a second completion.
     """
 
     @property
@@ -161,9 +185,6 @@ class Trainer(Protocol):
     @property
     def defaults(self) -> Mapping[str, Any]: ...
 
-    @property
-    def mismatched(self) -> bool: ...
-
     def rows_of(self, options: Any) -> RowKind:
         """Return the kind of rows that these options need; usually `rows`."""
         ...
@@ -178,6 +199,10 @@ class Trainer(Protocol):
 
     def needs_reference(self, options: Any) -> bool:
         """Whether `Batch.reference_logps` must be filled."""
+        ...
+
+    def needs_mismatched(self, options: Any) -> bool:
+        """Whether `loss` reads `Batch.mismatched`: log-probs of completions of other rows, without gradients."""
         ...
 
     def collate(self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:

@@ -78,7 +78,7 @@ def _reference(session: Session, batch: Batch, planned: ReferencePass) -> tuple[
     """The reference as the steps are given it, that of the batch in it or not, and the seconds that this takes."""
     if not session.resolved.trainer.needs_reference(session.resolved.options):
         return None, 0.0
-    rows, completions = len(session.rows["train"]), int(session.lengths("train").count.max())
+    rows, completions = len(session.rows["train"]), session.completions("train")
     in_steps, policy = planned.in_steps, session.engine.policy
     if in_steps and session.engine.trunk:  # which runs for the policy anyway
         _, policy = reference_logps_sharing_trunk(policy, session.engine.trunk, batch, None, nullcontext())

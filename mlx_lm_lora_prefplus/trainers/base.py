@@ -28,7 +28,6 @@ class BaseTrainer(ABC):
     rows: RowKind = "paired"
     losses: Mapping[str, Any] = NOTHING
     defaults: Mapping[str, Any] = NOTHING
-    mismatched: bool = False
 
     def __init_subclass__(cls, **how: Any):
         """Make references depend on all options if a class overrides `token_weights` but not `reference_key`."""
@@ -49,6 +48,10 @@ class BaseTrainer(ABC):
         raise ValueError(f"mode {self.mode} has no table of losses to add to")
 
     def needs_reference(self, options: Any) -> bool:
+        """False."""
+        return False
+
+    def needs_mismatched(self, options: Any) -> bool:
         """False."""
         return False
 

@@ -5,5 +5,5 @@ preferences, compared with a reference.
 from ..losses import OPTIONS
 from .unpaired import UnpairedTrainer
 
-KTO = UnpairedTrainer("kto", OPTIONS["kto"], OPTIONS["kto"].table, mismatched=True)
+KTO = UnpairedTrainer("kto", OPTIONS["kto"], OPTIONS["kto"].table)
 BCO = UnpairedTrainer("bco", OPTIONS["bco"], OPTIONS["bco"].table)

@@ -27,7 +27,6 @@ class TableTrainer(BaseTrainer):
     losses: Mapping[str, Loss] = field()
     reference: bool = field()
     rows: RowKind = "paired"
-    mismatched: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -55,6 +54,10 @@ class TableTrainer(BaseTrainer):
     def needs_reference(self, options: Any) -> bool:
         """Whether the log-ratios need a reference."""
         return self.reference and not getattr(options, "reference_free", False)
+
+    def needs_mismatched(self, options: Any) -> bool:
+        """Whether a chosen loss takes the log-ratios of completions of other rows."""
+        return any(self.losses[name].mismatched for name in loss_names(options.loss_type))
 
     def rows_of(self, options: Any) -> RowKind:
         """The kind of rows that the chosen losses need."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..losses import Unpaired, loss_names, objective, outcome
+from ..losses import Unpaired, objective, outcome
 from ..plugin import Batch, LossOutput, Scorer, Scores
 from ..plugin.protocol import RowKind
 from .tabled import TableTrainer, reward_rounding, summed
@@ -14,11 +14,7 @@ from .tabled import TableTrainer, reward_rounding, summed
 
 @dataclass(frozen=True)
 class UnpairedTrainer(TableTrainer):
-    """A trainer for single completions with a label.
-
-    mismatched: whether each row also gets the completion of another row, which serves to estimate the KL to the
-        reference.
-    """
+    """A trainer for single completions with a label."""
 
     reference: bool = True
     rows: RowKind = "unpaired"
@@ -27,35 +23,47 @@ class UnpairedTrainer(TableTrainer):
         """None: all token weights are 1."""
 
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """Sums of the loss over the rows."""
+        """Sums of the loss over the rows.
+
+        Raises:
+            ValueError: the batch lacks the completions of other rows that the loss reads.
+        """
+        if self.needs_mismatched(options) and batch.mismatched is None:
+            raise ValueError(
+                f"mode {self.mode}: loss_type {options.loss_type} reads Batch.mismatched, and this batch has none. "
+                "Make it by planned_batches(…, mismatched=True)."
+            )
         scores = policy(batch, statistics=True)
         rows = batch.ids.shape[0]
-        logratios = scores.logps - batch.reference_logps
+        mismatched_logratio = mx.zeros(rows)
+        if batch.mismatched is not None:
+            assert scores.mismatched_logps is not None
+            mismatched_logratio = scores.mismatched_logps - batch.mismatched.reference_logps
         examples = Unpaired(
-            policy=scores.logps[:rows],
-            reference=batch.reference_logps[:rows],
-            tokens=batch.completion_lengths[:rows],
+            policy=scores.logps,
+            reference=batch.reference_logps,
+            tokens=batch.completion_lengths,
             label=batch.columns["label"],
-            mismatched_logratio=mx.stop_gradient(logratios[rows:]) if self.mismatched else mx.zeros(rows),
+            mismatched_logratio=mismatched_logratio,
         )
         result = objective(self.losses, options, examples, state=state, update=policy.model.training)
-        reward, good = self.rewards(scores, batch, options)[:rows], examples.label > 0
-        rounding = reward_rounding(self, policy.model, scores, batch, options)[:rows]
+        reward, good = self.rewards(scores, batch, options), examples.label > 0
+        rounding = reward_rounding(self, policy.model, scores, batch, options)
         metrics = {"rewards/accuracies": outcome(mx.where(good, reward, -reward), rounding)}
-        if self.mismatched and any(self.losses[name].mismatched for name in loss_names(options.loss_type)):
+        if batch.mismatched is not None:
             metrics["kl"] = mx.broadcast_to(mx.maximum(examples.mismatched_logratio.mean(), 0), reward.shape)
         by_class = {
             "rewards": reward,
             "logps": examples.policy,
             "logps_per_token": examples.policy / mx.maximum(examples.tokens, 1),
-            "logits": scores.mean_logits[:rows],
+            "logits": scores.mean_logits,
         }
         desirable = {f"{name}/chosen": mx.where(good, value, 0) for name, value in by_class.items()}
         undesirable = {f"{name}/rejected": mx.where(good, 0, value) for name, value in by_class.items()}
         # The margin is the difference of the means of the classes: a sum over each of them.
         desirable["rewards/margins"] = desirable["rewards/chosen"]
         undesirable["rewards/margins"] = -undesirable["rewards/rejected"]
-        tokens = {} if scores.entropy is None else {"entropy": scores.entropy[:rows] * examples.tokens}
+        tokens = {} if scores.entropy is None else {"entropy": scores.entropy * examples.tokens}
         return LossOutput(
             sums=result.sums,
             metrics={

@@ -298,9 +298,11 @@ def test_numbers_are_kept_where_all_rows_have_them(tokenise):
 def test_unpaired_rows_all_the_way_to_a_batch(tokenise, chatml):
     rows, _ = tokenise(LABELLED, kind="unpaired")
     batch = next(iterate_batches(rows, batch_size=5, shuffle=False, mismatched=True))
-    assert batch.columns["label"].tolist() == [1, 0, 0, 1, 0] and batch.tokens.shape[0] == 10
+    assert batch.columns["label"].tolist() == [1, 0, 0, 1, 0] and batch.tokens.shape[0] == 5
     texts = [
-        chatml.decode(ids[:length]) for ids, length in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
+        chatml.decode(ids[:length])
+        for one in (batch, batch.mismatched)
+        for ids, length in zip(one.tokens.tolist(), one.lengths.tolist(), strict=True)
     ]
     assert ["A" * (i + 1) + "<|im_end|>\n" == text.split("assistant\n")[1] for i, text in enumerate(texts[:5])] == [
         True

@@ -41,7 +41,7 @@ def main():
     for trainer, name in EVERY_LOSS:
         options = options_for(trainer, name)
         rows = rows_for(trainer, options, count=7)
-        batches = list(iterate_batches(rows, batch_size=3, shuffle=False, mismatched=trainer.mismatched))
+        batches = list(iterate_batches(rows, batch_size=3, shuffle=False, mismatched=trainer.needs_mismatched(options)))
         policy = SharedPrefixPolicy(split_model(with_lora(tiny_llama())))
         shared = step_of(SharedPolicy(policy, ranks), trainer, options, batches, ranks)
         if not ranks.first:

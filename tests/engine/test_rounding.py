@@ -7,6 +7,7 @@ import pytest
 from mlx.utils import tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.rounding import logp_rounding, model_epsilon, token_rounding
@@ -58,10 +59,13 @@ def test_a_real_difference_is_won_and_lost():
 
 def test_unpaired_rows_have_ties_too():
     model = untrained(mx.float32)
-    policy, batch = PlainPolicy(model), batch_of(LENGTHS)
+    rows = [
+        {"prompt": [3] * prompt, "completion": [5] * tokens, "label": float(i != 2)}
+        for i, (prompt, tokens, _) in enumerate(LENGTHS)
+    ]
+    policy, batch = PlainPolicy(model), collate(rows, np.arange(len(rows)))
     batch = batch._replace(reference_logps=policy(batch).logps * (1 + 2**-23))
-    batch = batch._replace(columns={"label": mx.array([1.0, 1.0, 0.0, 1.0, 1.0])})
-    output = KTO.loss(policy, batch, KTO.options(), {})
+    output = KTO.loss(policy, batch, KTO.options(loss_type="apo_zero_unpaired"), {})
     assert output.metrics["examples"]["rewards/accuracies"].item() == 2.5
 
 

@@ -70,8 +70,9 @@ def installed(monkeypatch):
 
 def test_members_are_the_protocols():
     assert set(MEMBERS) == {
-        *("mode", "rows", "options", "losses", "defaults", "mismatched", "rows_of", "needs_reference", "collate"),
-        *("with_losses", "token_weights", "reference_key", "separable", "initial_state", "loss", "rewards", "evaluate"),
+        *("mode", "rows", "options", "losses", "defaults", "rows_of", "needs_reference", "needs_mismatched"),
+        *("collate", "with_losses", "token_weights", "reference_key", "separable", "initial_state", "loss", "rewards"),
+        "evaluate",
     }
     assert isinstance(DPO, Trainer)
 
@@ -113,9 +114,10 @@ def leaves():
         (fails_to_import, "bad:plugin: ImportError: no module named torch"),
         (leaves, "bad:plugin: SystemExit: 3"),
         (object, "it has no function mlx_lm_lora_register_trainers"),
-        ([SimpleNamespace(mode="kto", rows="paired")], "it lacks options, losses, defaults, mismatched, rows_of"),
+        ([SimpleNamespace(mode="kto", rows="paired")], "it lacks options, losses, defaults, rows_of"),
         ([SimpleNamespace(mode="kto", rows="paired")], "Inherit from mlx_lm_lora_prefplus.trainers.BaseTrainer"),
         ([trainer("kto", iterate_batches=None)], "iterate_batches is no longer called: the host plans the batches"),
+        ([trainer("kto", mismatched=True)], "mismatched is no longer called: define needs_mismatched(options)"),
         ([trainer("kto", weights=None)], "weights is no longer called: it is called token_weights now"),
         ([trainer("kto", loss=lambda policy, batch, options: None)], "loss must take (policy, batch, options, state)"),
         ([trainer("KTO plus")], "the mode 'KTO plus' is not a name"),

@@ -7,6 +7,7 @@ import pytest
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums, flatten
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, KTO
+from tests.conftest import iterate_batches
 from tests.engine import model_zoo
 from tests.engine.exactness import batch_of
 
@@ -73,7 +74,16 @@ def test_logps_have_the_weights_of_ld_alpha():
     assert found["logps_per_token/chosen"] == pytest.approx((plain.sum(1) / TOKENS)[:3].mean(), rel=1e-4)
 
 
+def unpaired(mismatched):
+    rows = [{"prompt": [1, 2], "completion": [3, 4, 5][: i + 1], "label": float(i % 2)} for i in range(3)]
+    return next(iterate_batches(rows, batch_size=3, shuffle=False, mismatched=mismatched))
+
+
 def test_kl_is_left_out_where_it_is_not_read():
-    unpaired = BATCH._replace(columns={"label": mx.array([1.0, 0.0, 1.0])})
-    assert "kl" in metrics(KTO, unpaired)
-    assert "kl" not in metrics(KTO, unpaired, loss_type="apo_zero_unpaired")
+    assert "kl" in metrics(KTO, unpaired(mismatched=True))
+    assert "kl" not in metrics(KTO, unpaired(mismatched=False), loss_type="apo_zero_unpaired")
+
+
+def test_a_batch_without_completions_of_other_rows_is_refused_by_a_loss_that_reads_them():
+    with pytest.raises(ValueError, match="loss_type kto reads Batch.mismatched, and this batch has none"):
+        metrics(KTO, unpaired(mismatched=False))

@@ -53,9 +53,8 @@ class Run:
         self.model = with_lora(tiny_llama(), moved=False)
         self.policy = PlainPolicy(self.model)
         self.rows = rows or rows_for(trainer, options)
-        self.batches = list(
-            iterate_batches(self.rows, batch_size=batch_size, shuffle=False, mismatched=trainer.mismatched)
-        )
+        mismatched = trainer.needs_mismatched(options)
+        self.batches = list(iterate_batches(self.rows, batch_size=batch_size, shuffle=False, mismatched=mismatched))
         if trainer.needs_reference(options):
             weigh = lambda batch: trainer.token_weights(batch, options)  # noqa: E731
             store = _reference(self.policy, self.batches, len(self.rows), weigh)
@@ -87,7 +86,9 @@ class Run:
 
 
 def _reference(policy, batches, rows, weigh):
-    store = ReferenceStore(None, rows, completions=max(batch.lengths.size // batch.ids.size for batch in batches))
+    store = ReferenceStore(
+        None, rows, completions=max(batch.all_reference_logps.size // batch.ids.size for batch in batches)
+    )
     reference_logps(policy, batches, rows, store=store, weights=weigh)
     return store
 

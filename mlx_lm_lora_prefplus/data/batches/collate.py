@@ -67,15 +67,17 @@ def planned_batches(
     """Yield the batches of `plan`, in its order.
 
     rows: mappings to lists of token ids, or a `datasets.Dataset`.
-    mismatched: give each unpaired row the completion of another row as a second one (see `Mismatched`). Second
-        completions form the second half of a batch.
+    mismatched: add `Batch.mismatched`, the prompts with completions of other rows (see `Mismatched`).
     collate: pads the rows of a batch, as `Trainer.collate` does.
     """
     row = _reader(rows)
-    if mismatched:
-        row = _with_second(row, Mismatched(lengths_of(rows)))
+    other = _with_others(row, Mismatched(lengths_of(rows))) if mismatched else None
     for ids in plan:
-        yield collate([row(int(i)) for i in ids], ids, multiple)
+        batch = collate([row(int(i)) for i in ids], ids, multiple)
+        if other:
+            second = collate([other(int(i)) for i in ids], ids, multiple)
+            batch = batch._replace(mismatched=second._replace(prompts=batch.prompts))
+        yield batch
 
 
 def _mask_holes(counted: np.ndarray, rows: Sequence[Row], most: int) -> bool:
@@ -134,19 +136,15 @@ def _value(scalar: Any) -> Any:
     return [tokens[start:end] for start, end in pairwise(values.offsets.to_numpy())]
 
 
-def _with_second(row: Callable[[int], Row], others: Mismatched) -> Callable[[int], Row]:
-    """Return a reader that gives unpaired rows a second completion: that of their partner, truncated."""
+def _with_others(row: Callable[[int], Row], others: Mismatched) -> Callable[[int], Row]:
+    """Return a reader that gives unpaired rows the completion of their partner, truncated, instead of their own."""
 
-    def read_pair(i: int) -> Row:
-        first = row(i)
-        other, room = row(int(others.partner[i])), others.room[i]
-        combined = {**first, "completions": [first["completion"], other["completion"][:room]]}
-        if "completion_mask" in first:
-            mask = other["completion_mask"]
-            combined["completion_masks"] = [first["completion_mask"], None if mask is None else mask[:room]]
-        return combined
+    def read(i: int) -> Row:
+        own, other, room = row(i), row(int(others.partner[i])), others.room[i]
+        columns = [name for name in ("completion", "completion_mask") if name in own]
+        return {**own, **{name: None if other[name] is None else other[name][:room] for name in columns}}
 
-    return read_pair
+    return read
 
 
 def _padded(sequences: Sequence[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Lengths of token rows, read from the offsets of their columns, and second completions of unpaired rows."""
+"""Lengths of token rows, read from the offsets of their columns, and completions of other rows for unpaired ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,11 +24,10 @@ class Lengths(NamedTuple):
     count: np.ndarray
 
 
-def lengths_of(rows: Any, *, mismatched: bool = False) -> Lengths:
+def lengths_of(rows: Any) -> Lengths:
     """Return the lengths of token rows of any kind.
 
     rows: mappings to lists, or a `datasets.Dataset`, whose Arrow offsets give the lengths: no token is read.
-    mismatched: count a second completion for each unpaired row (see `Mismatched`).
     """
     table = getattr(rows, "data", None)
     lengths = _of_mappings(rows) if table is None else _of_arrow(table)
@@ -36,7 +35,7 @@ def lengths_of(rows: Any, *, mismatched: bool = False) -> Lengths:
     if table is not None and indices is not None:
         picked = indices.column(0).to_numpy()
         lengths = Lengths(*(column[picked] for column in lengths))
-    return Mismatched(lengths).lengths if mismatched else lengths
+    return lengths
 
 
 def completions_of(row: Mapping[str, Any]) -> list[Any]:
@@ -86,15 +85,15 @@ def _of_arrow(table: Any) -> Lengths:
 
 
 class Mismatched:
-    """A second completion for each unpaired row, taken from another row, so that it does not fit the prompt.
+    """The completion of another row for each unpaired row: one that does not fit the prompt.
 
     KTO (Ethayarajh et al. 2024, arXiv:2402.01306) estimates its reference point z on such pairs. The paper shifts the
     completions within each batch; here each row keeps its partner in every epoch and for every seed, so that the
-    reference log-probs of second completions are computed only once too.
+    reference log-probs of these are computed only once too.
 
-    lengths: of the rows without second completions. Raises UserError if there is only one row.
+    lengths: of the rows. Raises UserError if there is only one row.
 
-    partner: (rows,) the row that gives the second completion: all rows form one random cycle.
+    partner: (rows,) the row that gives the completion: all rows form one random cycle.
     room: (rows,) its largest number of tokens, at least 1, so that no row becomes longer than the longest one.
     """
 
@@ -109,10 +108,3 @@ class Mismatched:
         self.partner = np.empty(rows, np.int64)
         self.partner[cycle] = np.roll(cycle, -1)
         self.room = (lengths.prompt + lengths.completion).max() - lengths.prompt
-        second = np.minimum(lengths.completion[self.partner], self.room)
-        self.lengths = Lengths(
-            lengths.prompt,
-            np.maximum(lengths.completion, second),
-            lengths.completion + second,
-            np.full_like(lengths.count, 2),
-        )

@@ -34,4 +34,5 @@ def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
             for name, values in batch.columns.items()
         },
         loss_mask=mask,
+        mismatched=batch.mismatched and slice_batch(batch.mismatched, start, stop),
     )

@@ -69,10 +69,11 @@ class ChunkedPolicy(HeadPolicy):
         if self.pairwise:
             sums = self._by_example(batch, weights, statistics)
         else:
-            sums = self._run(_pieces(batch, weights, self.width), statistics)
+            sums = self._run(batch, weights, statistics)
+        mismatched = None if batch.mismatched is None else sums.pop()
         logps, *rest = sums
         weighted = None if weights is None else rest.pop(0)
-        return scores_of(batch, logps, weighted, *rest)
+        return scores_of(batch, logps, weighted, *rest)._replace(mismatched_logps=mismatched)
 
     def _by_example(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
         """As `_run`, one example after the other."""
@@ -80,14 +81,16 @@ class ChunkedPolicy(HeadPolicy):
         for i in range(batch.ids.shape[0]):
             one, rows = slice_batch(batch, i, i + 1), rows_of(batch, i, i + 1)
             own = None if weights is None else weights[rows, : one.completions.shape[1]]
-            columns.append(self._run(_pieces(one, own, self.width), statistics))
+            columns.append(self._run(one, own, statistics))
         return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*columns, strict=True)]
 
-    def _run(self, pieces: list[Piece], statistics: bool) -> list[mx.array]:
-        """Sums over the scored tokens of each row; see `score`."""
+    def _run(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
+        """Sums over the scored tokens of each row, see `score`; last the log-probs of `Batch.mismatched`."""
+        pieces = _pieces(batch, weights, self.width)
+        others = [] if batch.mismatched is None else _pieces(batch.mismatched, None, self.width)
         trained = tree_flatten(self.model.trainable_parameters())
         names, parameters = [name for name, _ in trained], [value for _, value in trained]
-        run = _Run(self, pieces, names, statistics)
+        run = _Run(self, pieces, names, statistics, [piece for piece in others if piece.targets is not None])
 
         @mx.custom_function
         def scores(*parameters):
@@ -99,14 +102,19 @@ class ChunkedPolicy(HeadPolicy):
 
         sums: Any = scores(*parameters) if parameters else run.forward(())
         self.model.update(tree_unflatten(list(zip(names, parameters, strict=True))))
-        return list(sums)
+        *own, last = sums
+        return [*own, mx.stop_gradient(last) if others else last]
 
-    def score(self, states: mx.array, piece: Piece, statistics: bool) -> list[mx.array]:
+    def score(
+        self, states: mx.array, piece: Piece, statistics: bool, for_gradient: bool | None = None
+    ) -> list[mx.array]:
         """Sums over the scored tokens of a piece, each (rows,): log-probs, these weighted where the piece has weights,
         mean logits and, where asked for, entropy and log-collision."""
         assert piece.targets is not None and piece.counts is not None
         rows, width, size = states.shape
-        logps, *rest = self._score(states.reshape(rows * width, size), piece.targets.reshape(-1), statistics)
+        logps, *rest = self._score(
+            states.reshape(rows * width, size), piece.targets.reshape(-1), statistics, for_gradient
+        )
         weighted = [] if piece.weights is None else [logps * piece.weights.reshape(-1)]
         columns = [logps, *weighted, *rest]
         return [mx.where(piece.counts, values.reshape(rows, width), 0).sum(axis=1) for values in columns]
@@ -141,10 +149,13 @@ class _Run:
         carried: what each piece leaves to later ones.
         trunk_outputs: the output of the frozen trunk for each piece; empty without a trunk.
         frozen: number of caches that belong to the trunk. No gradient goes there.
+        others: pieces of completions of other rows after the same prompts, run forward only.
     """
 
-    def __init__(self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str], statistics: bool):
-        self.policy, self.pieces, self.names, self.statistics = policy, pieces, names, statistics
+    def __init__(
+        self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str], statistics: bool, others: list[Piece]
+    ):
+        self.policy, self.pieces, self.names, self.statistics, self.others = policy, pieces, names, statistics, others
         model: Any = policy.model
         self.templates = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
         self.carried: list[Carried] = []
@@ -153,27 +164,35 @@ class _Run:
         self.trunk_outputs: list[Any] = []
         self.frozen = sum(len(_flat(template)) for template in self.templates[: self.trunk.size]) if self.trunk else 0
 
-    def step(self, parameters: Any, k: int, carried: list[Carried]) -> tuple[list[mx.array], Carried]:
-        """Run piece `k` after the earlier ones: its scores (none in a prompt), and what it carries on."""
-        piece, model = self.pieces[k], self.policy.model
+    def step(
+        self, parameters: Any, piece: Piece, carried: list[Carried], for_gradient: bool | None = None
+    ) -> tuple[list[mx.array], Carried]:
+        """Run a piece after the earlier ones: its scores (none in a prompt), and what it carries on."""
+        model, statistics = self.policy.model, self.statistics and for_gradient is not False
         model.update(tree_unflatten(list(zip(self.names, parameters, strict=True))))
         kinds = [kind for template in self.templates for kind in _flat(template)]
         caches = [_cache(kind, piece, [new[layer] for new in carried]) for layer, kind in enumerate(kinds)]
         remaining = iter(caches)
         states = self.policy.halves.hidden(piece.tokens, [_like(template, remaining) for template in self.templates])
-        scores = [] if piece.targets is None else self.policy.score(states, piece, self.statistics)
+        scores = [] if piece.targets is None else self.policy.score(states, piece, statistics, for_gradient)
         return scores, [_carried_on(cache) for cache in caches]
 
     def forward(self, parameters: Any) -> tuple[mx.array, ...]:
-        """The sums of `ChunkedPolicy.score` over all pieces."""
+        """The sums of `ChunkedPolicy.score` over all pieces, then those of the log-probs over `others`."""
         self.carried, self.trunk_outputs = [], []
         sums: list[mx.array] = []
-        for k in range(len(self.pieces)):
+        for piece in self.pieces:
             with self.trunk.recorded(self.trunk_outputs) if self.trunk else nullcontext():
-                scores, new = self.step(parameters, k, self.carried)
+                scores, new = self.step(parameters, piece, self.carried)
             sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
             self.carried.append(new)
-        return tuple(sums)
+        carried = [new for piece, new in zip(self.pieces, self.carried, strict=True) if piece.targets is None]
+        logps: list[mx.array] = []
+        for piece in self.others:
+            scores, new = self.step(parameters, piece, carried, for_gradient=False)
+            logps.append(scores[0])
+            carried.append(new)
+        return (*sums, sum(logps[1:], logps[0])) if logps else tuple(sums)
 
     def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
         """The gradient of Σ cotangent · log-probs, plain and weighted, with respect to the parameters."""
@@ -191,7 +210,7 @@ class _Run:
                     for whole, new in zip(self.carried[:k], trained, strict=False)
                 ]
                 with self.trunk.replayed([self.trunk_outputs[k]]) if self.trunk else nullcontext():
-                    scores, new = self.step(arrays[: len(parameters)], k, carried)
+                    scores, new = self.step(arrays[: len(parameters)], self.pieces[k], carried)
                 return [*scores[:differentiable], *_leaves(new[self.frozen :])]
 
             # Invariant 3.

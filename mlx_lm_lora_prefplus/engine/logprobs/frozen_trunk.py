@@ -87,11 +87,13 @@ TOKENS = ("tokens", "prompts", "completions", "prompt_lengths", "lengths")
 def reference_logps_sharing_trunk(
     policy: Scorer, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
 ) -> tuple[mx.array, TrunkReusingPolicy]:
-    """The reference's log-probs of a batch, (rows,) float32, nats, and a policy that reuses the trunk's outputs.
+    """The reference's log-probs of a batch, and a policy that reuses the trunk's outputs.
+
+    The log-probs are float32, nats, in the order of `Batch.all_reference_logps`.
 
     weights: what each completion token counts. as_reference: a context in which the model is the reference.
     """
     outputs: list[Any] = []
     with as_reference, trunk.recorded(outputs):
-        logps = policy(batch, weights).weighted_logps
-    return mx.stop_gradient(logps.astype(mx.float32)), TrunkReusingPolicy(policy, trunk, batch, outputs)
+        logps = policy(batch, weights).all_weighted_logps
+    return mx.stop_gradient(logps), TrunkReusingPolicy(policy, trunk, batch, outputs)

@@ -82,7 +82,10 @@ class PlainPolicy:
         logps = -nn.losses.cross_entropy(logits, batch.tokens[:, 1:])
         weighted = None if weights is None else summed(logps * _at_targets(batch, mx.stop_gradient(weights)))
         of_logits = [logits.mean(-1), *(Exponentials.of(mx.stop_gradient(logits)).statistics() if statistics else ())]
-        return scores_of(batch, summed(logps), weighted, *map(summed, of_logits))
+        scores = scores_of(batch, summed(logps), weighted, *map(summed, of_logits))
+        if batch.mismatched is None:
+            return scores
+        return scores._replace(mismatched_logps=mx.stop_gradient(self(batch.mismatched).logps))
 
 
 def _at_targets(batch: Batch, weights: mx.array) -> mx.array:

@@ -5,6 +5,7 @@ the last layer and of the head is never computed for the prompt. Prompts are pad
 its prompt what is not padding.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -127,25 +128,37 @@ def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:
 def completion_states(
     halves: SplitModel, prompts: mx.array, completions: mx.array, prompt_lengths: mx.array | None = None
 ) -> mx.array:
-    """Hidden states at the positions that predict the completion tokens.
+    """Hidden states at the positions that predict the completion tokens, (rows, width, hidden).
+
+    Arguments:
+        prompts, prompt_lengths: see `after_prompts`.
+        completions: (rows, width) int32; rows a multiple of prompts: row i continues prompt i modulo prompts.
+    """
+    return after_prompts(halves, prompts, prompt_lengths)(completions)
+
+
+def after_prompts(
+    halves: SplitModel, prompts: mx.array, prompt_lengths: mx.array | None = None
+) -> Callable[[mx.array], mx.array]:
+    """Run the prompts, and return a function that continues them: see `completion_states`.
 
     Arguments:
         prompts: (prompts, prompt width) int32, padded on the right.
-        completions: (rows, width) int32; rows a multiple of prompts: row i continues prompt i modulo prompts.
         prompt_lengths: (prompts,) int32, each at least 1; None where no prompt is padded.
-
-    Returns:
-        (rows, width, hidden).
     """
-    copies = completions.shape[0] // prompts.shape[0]
-    if prompt_lengths is None:
-        last, lengths = prompts[:, -1:], prompts.shape[1] - 1
-    else:
-        last = mx.take_along_axis(prompts, prompt_lengths[:, None] - 1, axis=1)
-        lengths = mx.concatenate([prompt_lengths - 1] * copies)
-    inputs = mx.concatenate([mx.concatenate([last] * copies), completions[:, :-1]], axis=1)
-    if prompts.shape[1] == 1:
-        return halves.hidden(inputs)
-    caches = prompt_caches(halves.model)
-    halves.hidden(prompts[:, :-1], caches)
-    return halves.hidden(inputs, [_continued(cache, lengths, copies) for cache in caches])
+    caches = None
+    if prompts.shape[1] > 1:
+        caches = prompt_caches(halves.model)
+        halves.hidden(prompts[:, :-1], caches)
+
+    def continued(completions: mx.array) -> mx.array:
+        copies = completions.shape[0] // prompts.shape[0]
+        if prompt_lengths is None:
+            last, lengths = prompts[:, -1:], prompts.shape[1] - 1
+        else:
+            last = mx.take_along_axis(prompts, prompt_lengths[:, None] - 1, axis=1)
+            lengths = mx.concatenate([prompt_lengths - 1] * copies)
+        inputs = mx.concatenate([mx.concatenate([last] * copies), completions[:, :-1]], axis=1)
+        return halves.hidden(inputs, caches and [_continued(cache, lengths, copies) for cache in caches])
+
+    return continued

@@ -9,7 +9,7 @@ from ...plugin.protocol import Batch, Scores
 from ..model.swap import swapped_classes
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .plain import scores_of
-from .prefix_cache import completion_states
+from .prefix_cache import after_prompts
 from .split_model import SplitModel, arrays
 
 
@@ -29,13 +29,29 @@ class HeadPolicy:
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
         """Scores of the completion tokens of each row; differentiable. See `Scorer`."""
-        states = self._states(batch)
+        states, *mismatched = self._states(batch)
+        scores = self._scores(batch, states, weights, statistics)
+        if batch.mismatched is None:
+            return scores
+        constant = self._scores(batch.mismatched, mx.stop_gradient(mismatched[0]), for_gradient=False)
+        return scores._replace(mismatched_logps=mx.stop_gradient(constant.logps))
+
+    def _scores(
+        self,
+        batch: Batch,
+        states: mx.array,
+        weights: mx.array | None = None,
+        statistics: bool = False,
+        for_gradient: bool | None = None,
+    ) -> Scores:
+        """The scores from the hidden states of `_states`."""
         rows, width, size = states.shape
         positions = batch.scored
         logps, *rest = self._score(
             _take(states.reshape(-1, size), positions),
             _take(batch.completions.reshape(-1), positions),
             statistics,
+            for_gradient,
         )
         summed = lambda values: _by_row(values, positions, rows, width)  # noqa: E731
         weighted = None
@@ -43,15 +59,20 @@ class HeadPolicy:
             weighted = summed(logps * _take(mx.stop_gradient(weights).reshape(-1), positions))
         return scores_of(batch, summed(logps), weighted, *map(summed, rest))
 
-    def _states(self, batch: Batch) -> mx.array:
-        """(rows, longest completion, hidden) states."""
+    def _states(self, batch: Batch) -> list[mx.array]:
+        """(rows, longest completion, hidden) states; with `Batch.mismatched` also those of its completions."""
+        return [self._own_states(one) for one in (batch, batch.mismatched) if one is not None]
+
+    def _own_states(self, batch: Batch) -> mx.array:
         hidden = self.halves.hidden(batch.tokens[:, :-1])
         where = batch.prompt_lengths[:, None] - 1 + mx.arange(batch.completions.shape[1])
         where = mx.minimum(where, hidden.shape[1] - 1)
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
 
-    def _score(self, states: mx.array, targets: mx.array, statistics: bool) -> Columns:
-        training = self.model.training if self.for_gradient is None else self.for_gradient
+    def _score(
+        self, states: mx.array, targets: mx.array, statistics: bool, for_gradient: bool | None = None
+    ) -> Columns:
+        training = next(one for one in (for_gradient, self.for_gradient, self.model.training) if one is not None)
         trained = self._head_parameters() if training else {}
         vocabulary = self.halves.vocabulary
         blocks = blocks_of(states.shape[0], vocabulary, cuttable=bool(self.halves.cuts) and not trained)
@@ -82,22 +103,27 @@ class HeadPolicy:
 class SharedPrefixPolicy(HeadPolicy):
     """The prompts run once; their completions continue from them."""
 
-    def _states(self, batch: Batch) -> mx.array:
+    def _states(self, batch: Batch) -> list[mx.array]:
         examples = batch.prompts.shape[0]
-        return completion_states(self.halves, batch.prompts, batch.completions, batch.prompt_lengths[:examples])
+        states_of = after_prompts(self.halves, batch.prompts, batch.prompt_lengths[:examples])
+        return [states_of(one.completions) for one in (batch, batch.mismatched) if one is not None]
 
 
 class PairwisePrefixPolicy(HeadPolicy):
     """As `SharedPrefixPolicy`, one example after the other and unpadded prompts: for layers that keep a state."""
 
-    def _states(self, batch: Batch) -> mx.array:
-        examples, width = batch.prompts.shape[0], batch.completions.shape[1]
-        completions = batch.completions.reshape(-1, examples, width)
-        states = [
-            completion_states(self.halves, batch.prompts[i : i + 1, :length], completions[:, i])
-            for i, length in enumerate(np.array(batch.prompt_lengths[:examples]).tolist())
+    def _states(self, batch: Batch) -> list[mx.array]:
+        examples = batch.prompts.shape[0]
+        parts = [one.completions for one in (batch, batch.mismatched) if one is not None]
+        by_part: list[list[mx.array]] = [[] for _ in parts]
+        for i, length in enumerate(np.array(batch.prompt_lengths[:examples]).tolist()):
+            states_of = after_prompts(self.halves, batch.prompts[i : i + 1, :length])
+            for states, completions in zip(by_part, parts, strict=True):
+                states.append(states_of(completions[i::examples]))
+        return [
+            mx.stack(states, axis=1).reshape(*completions.shape, -1)
+            for states, completions in zip(by_part, parts, strict=True)
         ]
-        return mx.stack(states, axis=1).reshape(batch.completions.shape[0], width, -1)
 
 
 def _keyed(key: mx.array) -> type[nn.Dropout]:

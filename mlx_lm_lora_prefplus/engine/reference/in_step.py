@@ -38,7 +38,7 @@ class StepReference:
         The parameters are None where nothing is missing, and empty where the reference is the adapters off.
         """
         if moved := self._moved():
-            return batch._replace(reference_logps=mx.full(batch.lengths.shape, mx.nan)), moved
+            return batch.with_reference_logps(mx.full(batch.all_reference_logps.shape, mx.nan)), moved
         (known,) = with_reference([batch], self.store)
         missing = self.store.growing and not self.store.has(np.array(batch.ids)).all()
         return known, {} if missing else None
@@ -50,8 +50,8 @@ class StepReference:
         """
         installed = as_reference(self.policy.model, parameters)
         logps, policy = reference_logps_sharing_trunk(self.policy, self.trunk, batch, self.weights(batch), installed)
-        known, logps = batch.reference_logps, mx.where(mx.isfinite(logps), logps, mx.nan)
-        return batch._replace(reference_logps=mx.where(mx.isnan(known), logps, known)), policy
+        known, logps = batch.all_reference_logps, mx.where(mx.isfinite(logps), logps, mx.nan)
+        return batch.with_reference_logps(mx.where(mx.isnan(known), logps, known)), policy
 
     def add(self, batch: Batch, logps: mx.array) -> None:
         """Store the log-probs that `compute_with_policy` returned."""

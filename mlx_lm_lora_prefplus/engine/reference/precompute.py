@@ -76,7 +76,7 @@ def reference_logps(
 
 def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
     """(examples, completions) float32, nats."""
-    logps = policy(batch, weights(batch)).weighted_logps.astype(mx.float32)
+    logps = policy(batch, weights(batch)).all_weighted_logps
     values = by_example(logps, len(ids))
     usable = are_logps(values).all(axis=1)
     if not usable.all():
@@ -86,7 +86,7 @@ def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> n
 
 
 def by_example(logps: mx.array, examples: int) -> np.ndarray:
-    """(examples, completions) of (rows,) log-probs of a batch."""
+    """(examples, completions) of the log-probs of a batch, in the order of `Batch.all_reference_logps`."""
     return as_numpy(logps).reshape(-1, examples).T
 
 
@@ -97,8 +97,8 @@ def with_reference(batches: Iterable[Batch], store: ReferenceStore | None) -> It
             yield batch
         else:
             ids = np.array(batch.ids)
-            known = store.logps[ids, : batch.lengths.size // len(ids)]
-            yield batch._replace(reference_logps=mx.array(known.T.reshape(-1)))
+            known = store.logps[ids, : batch.all_reference_logps.size // len(ids)]
+            yield batch.with_reference_logps(mx.array(known.T.reshape(-1)))
 
 
 @contextmanager

@@ -80,13 +80,13 @@ class MovingReference:
         """
         for batch in batches:
             if self.parameters:
-                yield batch._replace(reference_logps=self._logps(batch))
+                yield batch.with_reference_logps(self._logps(batch))
             else:
                 yield from with_reference([batch], store)
 
     def _logps(self, batch: Batch) -> mx.array:
         with as_reference(self.model, self.parameters):
-            logps = self.policy(batch, self.weights(batch)).weighted_logps.astype(mx.float32)
+            logps = self.policy(batch, self.weights(batch)).all_weighted_logps
             mx.eval(logps)
         return logps
 

@@ -57,7 +57,7 @@ class GradientStep:
             total = mx.array(0.0)
             for unit, value in output.sums.items():
                 total = total + value * scales[unit]
-            return total, values, output.state, batch.reference_logps
+            return total, values, output.state, batch.all_reference_logps
 
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:

@@ -53,7 +53,7 @@ class ReferencePass:
         for name in self.used:
             file = folder / f"{self._key(name, rounding)}.npy" if folder else None
             about = {"model": session.resolved.settings.reference_model_path or session.resolved.settings.model}
-            completions = int(session.lengths(name).count.max())
+            completions = session.completions(name)
             growing = name == "train" and self.in_steps
             self.stores[name] = ReferenceStore(file, len(session.rows[name]), about, completions, growing)
             self.visited[name] = session.visited_rows(name)
@@ -135,7 +135,7 @@ class ReferencePass:
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
             *(rounding, self.digest, session.rows[split]._fingerprint),
-            *(session.multiple, ORDER, trainer.mismatched),
+            *(session.multiple, ORDER, session.mismatched and "a batch of their own"),
             *(type(trainer).collate.__qualname__, trainer.reference_key(session.resolved.options)),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
             *((settings.seed, session.cut_at, self.in_steps and session.compiled) if split == "train" else ()),

@@ -148,8 +148,17 @@ class Session:
         )
 
     def lengths(self, split: str) -> Lengths:
-        """The lengths of a split's rows, including the mismatched completion if the trainer adds one."""
-        return lengths_of(self.rows[split], mismatched=self.resolved.trainer.mismatched)
+        """The lengths of a split's rows."""
+        return lengths_of(self.rows[split])
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether batches also hold their prompts with completions of other rows."""
+        return self.resolved.trainer.needs_mismatched(self.resolved.options)
+
+    def completions(self, split: str) -> int:
+        """The most completions that a row of a split is scored with."""
+        return int(self.lengths(split).count.max()) + self.mismatched
 
     def token_weights(self, batch: Batch) -> mx.array | None:
         """The weight of each completion token in the reference's sums; None: all weights are 1."""
@@ -158,7 +167,7 @@ class Session:
     def collated(self, split: str, plan: Iterable[np.ndarray], multiple: int | None = None) -> Iterator[Batch]:
         """The batches of a plan. multiple: what widths are padded to a multiple of (default: as the run's steps)."""
         trainer, multiple = self.resolved.trainer, self.multiple if multiple is None else multiple
-        return planned_batches(self.rows[split], plan, multiple, mismatched=trainer.mismatched, collate=trainer.collate)
+        return planned_batches(self.rows[split], plan, multiple, mismatched=self.mismatched, collate=trainer.collate)
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch of training; of another split, the batches that the settings evaluate."""

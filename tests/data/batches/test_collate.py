@@ -160,9 +160,11 @@ def test_arrow_rows_give_the_batches_of_plain_rows(tmp_path, kind, mismatched, h
         for got, wanted in zip(*made, strict=True):
             assert got.columns.keys() == wanted.columns.keys() != set()
             assert (got.loss_mask is not None) == (wanted.loss_mask is not None) == holes
-            for name, value in {**wanted._asdict(), **wanted.columns}.items():
-                if name != "columns" and value is not None:
-                    assert mx.array_equal({**got._asdict(), **got.columns}[name], value), name
+            assert (got.mismatched is not None) == (wanted.mismatched is not None) == mismatched
+            for one, other in [(got, wanted), (got.mismatched, wanted.mismatched)][: 1 + mismatched]:
+                for name, value in {**other._asdict(), **other.columns}.items():
+                    if name not in ("columns", "mismatched") and value is not None:
+                        assert mx.array_equal({**one._asdict(), **one.columns}[name], value), name
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 5), (4, 8), (32, 32)])
@@ -189,21 +191,25 @@ def test_the_second_completion_is_that_of_the_partner_cut_to_fit(count, seed, ba
     batches = list(iterate_batches(rows, batch_size=batch_size, seed=seed, shuffle=shuffle, mismatched=True))
     assert sorted(ids_of(batches)) == list(range(count))
     for batch in batches:
-        assert batch.columns["label"].shape == batch.ids.shape and batch.lengths.max().item() <= limit
+        assert batch.columns["label"].shape == batch.ids.shape
         assert batch.units()["chosen_tokens"] == sum(len(rows[i]["completion"]) for i in batch.ids.tolist())
-        for number, prompt, (own, second) in examples(batch):
+        assert batch.mismatched.prompts is batch.prompts and batch.mismatched.lengths.max().item() <= limit
+        for (number, prompt, (own,)), (_, same, (second,)) in zip(
+            examples(batch), examples(batch.mismatched), strict=True
+        ):
             whole = rows[others.partner[number]]["completion"]
-            assert own == rows[number]["completion"]
+            assert own == rows[number]["completion"] and prompt == same == rows[number]["prompt"]
             assert second == whole[: limit - len(prompt)] and len(second) >= 1
 
 
-def test_lengths_with_second_completions_are_those_of_the_batches():
+def test_completions_of_other_rows_do_not_widen_a_batch():
     rows = token_rows("unpaired", 30)
-    lengths = lengths_of(rows, mismatched=True)
-    (batch,) = iterate_batches(rows, batch_size=30, shuffle=False, mismatched=True)
-    both = np.array(batch.completion_lengths).reshape(2, 30)
-    assert lengths.completion.tolist() == both.max(axis=0).tolist()
-    assert lengths.total.tolist() == both.sum(axis=0).tolist() and set(lengths.count) == {2}
+    for alone, batch in zip(
+        *(iterate_batches(rows, batch_size=4, mismatched=mismatched) for mismatched in (False, True)), strict=True
+    ):
+        assert batch.mismatched is not None and batch.units() == alone.units()
+        for name in ("tokens", "completions", "lengths", "ids", "scored"):
+            assert mx.array_equal(getattr(batch, name), getattr(alone, name)), name
 
 
 def test_one_row_alone_has_no_partner():

@@ -125,6 +125,8 @@ def test_evaluation_gives_the_same(monkeypatch):
     training = policy(batch, statistics=True)
     model.eval()
     for one, other in zip(training, policy(batch, statistics=True), strict=True):
+        if one is None:  # there are no completions of other rows
+            continue
         np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-5)
     np.testing.assert_allclose(
         np.array(policy(batch).mean_logits), np.array(PlainPolicy(model)(batch).mean_logits), atol=1e-5

@@ -262,15 +262,16 @@ def test_unpaired_rows_bring_the_mask_of_the_other_completion():
         )
     longest = max(len(row["prompt"]) + len(row["completion"]) for row in rows)
     for batch in iterate_batches(rows, batch_size=4, mismatched=True):
-        count = batch.ids.size
-        for place in range(2 * count):
-            own = rows[batch.ids[place % count].item()]
-            length = (batch.lengths[place] - batch.prompt_lengths[place]).item()
-            tokens = batch.completions[place, :length].tolist()
-            (source,) = [row for row in rows if row["completion"][:length] == tokens]
-            assert (source is own) == (place < count) and len(own["prompt"]) + length <= longest
-            assert batch.loss_mask[place].tolist()[:length] == [bool(one) for one in source["completion_mask"][:length]]
-            assert not any(batch.loss_mask[place].tolist()[length:])
+        for one in (batch, batch.mismatched):
+            for place, number in enumerate(batch.ids.tolist()):
+                own = rows[number]
+                length = (one.lengths[place] - one.prompt_lengths[place]).item()
+                tokens = one.completions[place, :length].tolist()
+                (source,) = [row for row in rows if row["completion"][:length] == tokens]
+                assert (source is own) == (one is batch) and len(own["prompt"]) + length <= longest
+                mask = one.loss_mask[place].tolist()
+                assert mask[:length] == [bool(counts) for counts in source["completion_mask"][:length]]
+                assert not any(mask[length:])
 
 
 def test_lists_with_holes():

@@ -1,0 +1,63 @@
+"""What a step of each loss of unpaired rows costs beside `bco`, which reads no completions of other rows.
+
+    python -m tests.bench.unpaired_steps
+
+Prints a line for each loss: the median CPU time of loss and gradient of a batch, the memory of the step, and both as
+multiples of those of `bco`. The model is the llama of the benchmark's suite, with LoRA on all layers.
+"""
+
+import argparse
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_lm_lora_prefplus.bench.measure import interleaved
+from mlx_lm_lora_prefplus.bench.our_step import choose
+from mlx_lm_lora_prefplus.bench.workloads import SUITE, Workload, add_lora, make_base
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
+from mlx_lm_lora_prefplus.trainers import BCO, KTO
+from tests.conftest import iterate_batches
+
+MIB = 2**20
+
+
+def unpaired_rows(workload: Workload, spread: float) -> list[dict]:
+    """Twice as many rows as the workload has pairs, half of them desirable; lengths within ± `spread`."""
+    rng = np.random.default_rng(workload.seed)
+    draw = lambda mean: rng.integers(  # noqa: E731
+        1, workload.vocabulary, round(mean * rng.uniform(1 - spread, 1 + spread))
+    ).tolist()
+    return [
+        {"prompt": draw(workload.prompt), "completion": draw(workload.chosen), "label": float(i % 2)}
+        for i in range(2 * workload.pairs)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=[name for name in SUITE if name.startswith("dpo")], default="dpo-chat")
+    parser.add_argument("--spread", type=float, default=0.15, help="lengths vary by this share")
+    parser.add_argument("--repeat", type=int, default=5)
+    asked = parser.parse_args()
+    workload = SUITE[asked.workload]
+    model = add_lora(make_base(workload))
+    policy, rows = choose(model, "auto").policy, unpaired_rows(workload, asked.spread)
+    steps = {}
+    for trainer, name in ((BCO, "bco"), (KTO, "apo_zero_unpaired"), (KTO, "kto")):
+        options = trainer.options(loss_type=name, beta=0.001)
+        mismatched = trainer.needs_mismatched(options)
+        (batch,) = iterate_batches(rows, batch_size=len(rows), shuffle=False, mismatched=mismatched)
+        step, state = GradientStep(trainer, policy, options, compiled=False), trainer.initial_state(options)
+        steps[name] = lambda step=step, batch=batch, state=state: step(batch, batch.units(), state)
+        mx.eval(steps[name]())
+    sides, _ = interleaved(steps, asked.repeat, 120.0)
+    bco = sides["bco"]
+    for name, side in sides.items():
+        print(
+            f"{name:18} {side.seconds:6.2f} s ({side.seconds / bco.seconds:.2f}×)  "
+            f"{side.step_bytes / MIB:7,.0f} MiB ({side.step_bytes / bco.step_bytes:.2f}×)"
+        )
+
+
+if __name__ == "__main__":
+    main()
