@@ -1,5 +1,6 @@
 """The command `mlx_lm_lora.prefplus bench`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,14 @@ def bench(
     ] = "cpo-chat",
     suite: Annotated[bool, typer.Option("--suite", help="All workloads of the suite, each with its goals.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Our cost over rows and tokens.")] = False,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share",
+            help="Measure a short suite and write the figures of this machine into a JSON file in this folder, to be "
+            "published. It holds no name of a user, a host or a path.",
+        ),
+    ] = False,
     figure: Annotated[Path | None, typer.Option(help="Write a figure of the result here (needs matplotlib).")] = None,
     model: Annotated[
         str | None, typer.Option(help="A model folder or name (default: a llama of random weights).")
@@ -70,12 +79,6 @@ def bench(
             raise UserError("bench: --shape is a whole model: leave out --model, --hidden and --vocabulary.")
         layers = layers or layers_of(shape)
     method = Method(engine=engine, repeat=repeat, compile_host=compile_host)  # pyright: ignore[reportArgumentType]
-    if scaling:
-        rows = measure_scaling(replace(method, host=False))
-        if figure:
-            draw_growth(rows, figure)
-        print_report(rows, as_json, describe_growth(rows))
-        return
     changes = {
         **{
             "model": model,
@@ -97,6 +100,17 @@ def bench(
         },
     }
     overrides = {key: value for key, value in changes.items() if value is not None}
+    if share:
+        if overrides or suite or scaling or figure or engine != "auto" or compile_host is not None:
+            raise UserError("bench: --share measures a suite of its own: leave out the other options.")
+        _share(measure, as_json)
+        return
+    if scaling:
+        rows = measure_scaling(replace(method, host=False))
+        if figure:
+            draw_growth(rows, figure)
+        print_report(rows, as_json, describe_growth(rows))
+        return
     if overrides:  # the goals hold only for the unchanged workload
         overrides |= {"speed_goal": None, "memory_goal": None}
     rows = []
@@ -106,3 +120,19 @@ def bench(
     if figure:
         draw_ratios(rows, figure)
     print_report(rows, as_json)
+
+
+def _share(measure: Callable[..., dict[str, Any]], as_json: bool) -> None:
+    """Measure, write the file, and say where it is."""
+    from .share import check_folder, collect, write
+
+    check_folder(Path.cwd())
+    report = collect(measure, lambda text: typer.echo(text, err=True))
+    path = write(report, Path.cwd())
+    if as_json:
+        typer.echo(path.read_text("utf-8"))
+        return
+    typer.echo(
+        f"Written to {path}: kind of machine, chip, memory, versions and the figures, and no name of yours or of a "
+        "file. Read it, then paste it into an issue of the project; docs/figures.md has the figures of other machines."
+    )

@@ -1,6 +1,7 @@
-"""Writes docs/losses.md, docs/losses/*.md, presets.md, configuration.md and papers.md: python -m tests.docs.pages.
+"""Writes losses.md, losses/*.md, presets.md, configuration.md, figures.md and papers.md: python -m tests.docs.pages.
 
-Everything in them comes from the tables of the modes, the docstrings, the config keys and the table of presets.
+Everything in them comes from the tables of the modes, the docstrings, the config keys, the table of presets, and the
+files in docs/figures.
 `python -m tests.docs.plots` draws the plots that the pages show.
 """
 
@@ -17,6 +18,7 @@ from mlx_lm_lora_prefplus.host.tools.render import KINDS, NOTATION, format_value
 from mlx_lm_lora_prefplus.trainers import mlx_lm_lora_register_trainers
 from tests.docs.configuration import configuration
 from tests.docs.curves import curves
+from tests.docs.machines import machines
 from tests.docs.papers import papers
 from tests.paths import DOCS
 
@@ -68,6 +70,7 @@ def pages() -> dict[Path, str]:
         DOCS / "losses.md": index(),
         DOCS / "presets.md": presets(),
         DOCS / "configuration.md": f"{configuration(trainers())}\n{MADE}",
+        DOCS / "figures.md": machines(),
         DOCS / "papers.md": f"{papers(trainers())}\n{MADE}",
     }
     for trainer in trainers():
