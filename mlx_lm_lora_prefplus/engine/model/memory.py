@@ -68,11 +68,11 @@ def advice(
         rows, width = batch.tokens.shape
         of = f" on {batch.ids.shape[0]} examples ({rows} rows of up to {width} tokens)"
     message = str(error).rstrip(".") or type(error).__name__
-    request = f" MLX asked for {_size(requested)} more." if requested else ""
-    savings = [f"{what}: about {_size(share * step)} less" for what, share in ways(batch, settings, trains)][:3]
+    request = f" MLX asked for {size(requested)} more." if requested else ""
+    savings = [f"{what}: about {size(share * step)} less" for what, share in ways(batch, settings, trains)][:3]
     return (
-        f"Out of memory{of}: {message}.{request} The machine has {_size(available)}; the model takes "
-        f"{_size(weights)}, and a step about {_size(step)} more. To reduce it: {'; '.join(savings)}. Files saved "
+        f"Out of memory{of}: {message}.{request} The machine has {size(available)}; the model takes "
+        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {'; '.join(savings)}. Files saved "
         "before are intact: continue with --resume (--resume force with another batch_size or max_seq_length)."
     )
 
@@ -131,5 +131,11 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _size(count: float) -> str:
+def device_limit() -> int | None:
+    """Bytes that a GPU is to use at most: what Metal recommends, or all memory of a CUDA device. None on a CPU."""
+    return total_memory() if mx.default_device().type == mx.gpu else None
+
+
+def size(count: float) -> str:
+    """Bytes in GB or MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{max(count, 0) / 1e6:.1f} MB"

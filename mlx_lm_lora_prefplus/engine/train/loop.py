@@ -27,6 +27,7 @@ from .evaluate import Validator
 from .gradient import GradientStep
 from .inputs import BatchStream, DataPosition, TrainingInputs
 from .interrupts import StepTimer, Stopped, StopRequest, leave, stop_after_step
+from .memory_guard import MemoryGuard
 from .metric_sums import MetricSums, is_finite
 from .saving import Saver
 from .snapshot import restore
@@ -125,6 +126,7 @@ class Loop:
             inputs.metrics,
             inputs.loggers,
         )
+        self.guard = MemoryGuard(settings, self.state, self.journal)
         self.validator = Validator(inputs, self.state, stop, self.journal)
         self.saver = Saver(inputs, self.state)
         self._gradients: dict[bool, GradientStep] = {}
@@ -174,6 +176,7 @@ class Loop:
 
         for batch in batches[counters.done :]:
             self.batch = batch
+            self.guard.check(batch)
             with self.state.timer.lap():
                 counters.iteration, counters.done = counters.iteration + 1, counters.done + 1
                 self._accumulate(batch, units)
