@@ -12,9 +12,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..engine.logprobs.chunked import ChunkedPolicy
+from ..data.batches.grouping import known_lengths
+from ..engine.logprobs.computed import computed_tokens, shares_prompts
 from ..engine.logprobs.select import SelectedMethod
-from ..engine.logprobs.shared_prefix import PairwisePrefixPolicy, SharedPrefixPolicy
+from ..engine.train.gradient import in_parts
 from ..errors import UserError
 from ..plugin import Batch
 from .host_step import HOST_LOSSES, describe_host_call, host_batch, host_gradient
@@ -82,7 +83,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     if workload.mode == "dpo":
         for name, visit in first_visits(choice, *loss, traced).items():
             steps[name] = lambda visit=visit: visit(batch)
-    if method.floor and _shares_prompts(choice):
+    if method.floor and shares_prompts(choice.policy):
         steps["floor"] = floor_step(halves_of(model), rows)
     error = _gradient_error(steps)
     sides, repeated = interleaved(steps, method.repeat, method.seconds)
@@ -92,7 +93,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     return {
         **_described(workload, method, choice),
         "repeat": repeated,
-        **_sides(sides, positions, rows, _shares_prompts(choice)),
+        **_sides(sides, positions, rows, shares_prompts(choice.policy)),
         "gradient_error": error,
         "graphs_compiled": {"host": int(compile_host and method.host), "ours": int(traced)},
         **_goals(workload, sides),
@@ -160,13 +161,18 @@ def _bytes(model: Any) -> int:
     return sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
 
 
-def _shares_prompts(choice: SelectedMethod) -> bool:
-    return isinstance(choice.policy, (SharedPrefixPolicy, PairwisePrefixPolicy, ChunkedPolicy))
-
-
 def _positions(batch: Batch, choice: SelectedMethod) -> int:
     """Return the number of positions that the backbone computes."""
-    return batch.prompts.size + batch.completions.size if _shares_prompts(choice) else batch.tokens.size
+    traced = mx.default_device().type == mx.gpu and choice.compilable
+    if traced:
+        return batch.prompts.size + batch.completions.size if shares_prompts(choice.policy) else batch.tokens.size
+    return sum(_computed(part, choice) for part in in_parts(batch))
+
+
+def _computed(batch: Batch, choice: SelectedMethod) -> int:
+    lengths = known_lengths(batch)
+    assert lengths is not None
+    return computed_tokens(choice.policy, lengths.prompts, lengths.completions.reshape(-1, len(lengths.prompts)))
 
 
 def _described(workload: Workload, method: Method, choice: SelectedMethod) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.batches.plan import widths
-from ..engine.logprobs.plain import PlainPolicy
-from ..engine.logprobs.shared_prefix import HeadPolicy
+from ..engine.logprobs.computed import computed_tokens, shares_prompts
 from ..engine.train.gradient import cut
 from ..host.run.session import Session
 from ..plugin import Batch
@@ -22,11 +21,6 @@ class Shape(NamedTuple):
     prompt: int
     completion: int
     completions: int
-
-    def tokens(self, shared_prompt: bool) -> int:
-        """Return the tokens to compute. shared_prompt: count the prompt once for all its completions."""
-        prompts = 1 if shared_prompt else self.completions
-        return self.rows * (prompts * self.prompt + self.completions * self.completion)
 
     def pairs(self, shared_prompt: bool) -> int:
         """Return the pairs of tokens between which attention is computed."""
@@ -49,28 +43,29 @@ class Shapes:
 
     def __init__(self, session: Session):
         self.session, self.lengths = session, session.lengths("train")
-        shared = type(session.engine.policy) not in (PlainPolicy, HeadPolicy)
+        shared = shares_prompts(session.engine.policy)
         epochs = [list(session.plan("train", epoch)) for epoch in range(EPOCHS)]
         self._rows = [rows for epoch in epochs for rows in epoch][: session.iters]
         self.epoch = len(epochs[0])
-        is_split = session.cut_at is not None
         wholes = [self._shape(rows) for rows in self._rows]
-        parts_of_batches = [self._parts(rows) for rows in self._rows] if is_split else [[whole] for whole in wholes]
-        self.whole = np.array([whole.tokens(shared) for whole in wholes])
-        self.tokens = np.array(
-            [sum(part.tokens(shared) for part in parts_of_batches) for parts_of_batches in parts_of_batches]
-        )
-        self.at_once = np.array(
-            [max(part.tokens(shared) for part in parts_of_batches) for parts_of_batches in parts_of_batches]
-        )
-        self.attended = np.array(
-            [max(part.pairs(shared) for part in parts_of_batches) for parts_of_batches in parts_of_batches]
-        )
+        parts = [self._parts(rows) for rows in self._rows]
+        tokens = [[self._tokens(part) for part in parts_of_batch] for parts_of_batch in parts]
+        self.whole = np.array([self._tokens(rows) for rows in self._rows])
+        self.tokens = np.array([sum(of_batch) for of_batch in tokens])
+        self.at_once = np.array([max(of_batch) for of_batch in tokens])
+        self.attended = np.array([max(self._shape(part).pairs(shared) for part in of_batch) for of_batch in parts])
         self.different = len(set(wholes)) if session.compiled else 0
 
-    def _parts(self, rows: np.ndarray) -> list[Shape]:
+    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return the rows of each part of a batch."""
+        if self.session.cut_at is None:
+            return [rows]
         positions = (self.lengths.prompt + self.lengths.total)[rows]
-        return [self._shape(rows[start:stop]) for start, stop in cut(positions)]
+        return [rows[start:stop] for start, stop in cut(positions)]
+
+    def _tokens(self, rows: np.ndarray) -> int:
+        session, lengths = self.session, self.lengths
+        return computed_tokens(session.engine.policy, lengths.prompt[rows], lengths.completions(rows), session.multiple)
 
     def _shape(self, rows: np.ndarray) -> Shape:
         multiple, lengths = self.session.multiple, self.lengths

@@ -23,6 +23,16 @@ class Lengths(NamedTuple):
     total: np.ndarray
     count: np.ndarray
 
+    def completions(self, rows: np.ndarray) -> np.ndarray:
+        """Return (most completions, rows) tokens of each completion of some rows, 0 for those that a row lacks.
+
+        Of lists of more than two only the longest is known; the others share the rest evenly.
+        """
+        longest, count = self.completion[rows], self.count[rows]
+        others = (self.total[rows] - longest) // np.maximum(count - 1, 1)
+        places = np.arange(count.max())[:, None]
+        return np.where(places == 0, longest, np.where(places < count, others, 0))
+
 
 def lengths_of(rows: Any) -> Lengths:
     """Return the lengths of token rows of any kind.

@@ -5,11 +5,12 @@ the last layer and of the head is never computed for the prompt. Prompts are pad
 its prompt what is not padding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
@@ -117,9 +118,7 @@ def _prompt_cache(caches: Any) -> Any:
 
 def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:
     if isinstance(cache, ArraysCache):
-        new = ArraysCache(len(cache.cache))
-        new.cache = [None if state is None else mx.concatenate([state] * copies) for state in cache.cache]
-        return new
+        return _with_states([None if state is None else mx.concatenate([state] * copies) for state in cache.cache])
     if isinstance(cache, CacheList):
         return CacheList(*(_continued(inner, lengths, copies) for inner in cache.caches))
     return cache.continued(lengths, copies)
@@ -162,3 +161,78 @@ def after_prompts(
         return halves.hidden(inputs, caches and [_continued(cache, lengths, copies) for cache in caches])
 
     return continued
+
+
+def after_prompt_groups(
+    halves: SplitModel, prompts: mx.array, lengths: np.ndarray, groups: Sequence[np.ndarray]
+) -> Callable[[mx.array, np.ndarray, Sequence[np.ndarray]], list[mx.array]]:
+    """Run the prompts in groups, each in one call of the model, and return a function that continues them in groups.
+
+    That function takes completions as in `completion_states`, (rows,) their lengths and groups of rows, whose prompts
+    may have run in different groups. It returns for each group (rows of the group, its longest completion, hidden)
+    states that predict the completion tokens.
+
+    Arguments:
+        prompts: (prompts, width) int32, padded on the right. lengths: (prompts,), each at least 1.
+        groups: positions of the prompts that run together; each prompt is in one group.
+    """
+    caches: dict[int, Sequence[Any]] = {}
+    for group in groups:
+        new, width = prompt_caches(halves.model), int(lengths[group].max()) - 1
+        if width:
+            halves.hidden(prompts[mx.array(group), :width], new)
+        caches.update(zip(group.tolist(), zip(*(_split(cache, len(group)) for cache in new), strict=True), strict=True))
+
+    def continued(completions: mx.array, own: np.ndarray, group: np.ndarray) -> mx.array:
+        examples, width = group % len(lengths), int(own[group].max())
+        ran = lengths[examples] - 1
+        last = prompts[mx.array(examples), mx.array(ran)][:, None]
+        inputs = mx.concatenate([last, completions[mx.array(group), : width - 1]], axis=1)
+        layers = zip(*(caches[example] for example in examples.tolist()), strict=True)
+        return halves.hidden(inputs, [_joined(layer, ran) for layer in layers])
+
+    return lambda completions, own, row_groups: [continued(completions, own, group) for group in row_groups]
+
+
+def _split(cache: Any, rows: int) -> list[Any]:
+    """The caches of the single rows of a cache."""
+    if isinstance(cache, ArraysCache):
+        by_state = [[None] * rows if state is None else mx.split(state, rows) for state in cache.cache]
+        return [_with_states(states) for states in zip(*by_state, strict=True)]
+    if isinstance(cache, CacheList):
+        return [CacheList(*inner) for inner in zip(*(_split(inner, rows) for inner in cache.caches), strict=True)]
+    if cache.empty():
+        return [PrefixCache()] * rows
+    keys, values = (mx.split(array, rows) for array in cache.keys_and_values())
+    return [PrefixCache(0, *both) for both in zip(keys, values, strict=True)]
+
+
+def _joined(caches: Sequence[Any], lengths: np.ndarray) -> Any:
+    """One cache for rows that continue, from a cache for each row. lengths: (rows,) tokens of the prompts that ran."""
+    first = caches[0]
+    if isinstance(first, ArraysCache):
+        states = zip(*(cache.cache for cache in caches), strict=True)
+        return _with_states([None if column[0] is None else mx.concatenate(list(column)) for column in states])
+    if isinstance(first, CacheList):
+        inner = zip(*(cache.caches for cache in caches), strict=True)
+        return CacheList(*(_joined(column, lengths) for column in inner))
+    width = int(lengths.max())
+    if not width:
+        return PrefixCache()
+    filled = next(cache for cache in caches if not cache.empty())
+    pairs = [(filled if cache.empty() else cache).keys_and_values() for cache in caches]
+    columns = [[_of_width(array, width) for array in arrays] for arrays in zip(*pairs, strict=True)]
+    keys, values = map(mx.concatenate, columns)
+    return PrefixCache(width if (lengths == width).all() else mx.array(lengths), keys, values)
+
+
+def _with_states(states: Sequence[mx.array | None]) -> ArraysCache:
+    cache = ArraysCache(len(states))
+    cache.cache = list(states)
+    return cache
+
+
+def _of_width(array: mx.array, width: int) -> mx.array:
+    """(rows, heads, width, size): cut or padded with zeros."""
+    missing = width - array.shape[2]
+    return mx.pad(array, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing > 0 else array[:, :, :width]

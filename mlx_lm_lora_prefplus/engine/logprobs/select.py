@@ -4,7 +4,7 @@ Padding, caches and masks that a model does not heed give wrong gradients withou
 trust: each must give what plain forwards of single, unpadded rows give, on a few small uneven batches.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ from .chunked import ChunkedPolicy
 from .frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
 from .plain import PlainPolicy
 from .prefix_cache import has_states, key_heads
-from .shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from .shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
 from .split_model import SplitModel, split_model
-from .verify import Oracle
+from .verify import Difference, Oracle
 
 MOST_ROWS = 32
 """Rows of the largest batch that is tried."""
@@ -72,38 +72,48 @@ class Method(NamedTuple):
     """A way to compute log-probs that may be exact.
 
     make: the policy of a model's halves. words, compilable: as in `SelectedMethod`.
-    small: the same way for rows as short as those of the probe; `make` if None.
+    trials: the same way for rows as short as those of the probe, in all forms that differ; `make` if empty.
     """
 
     make: Callable[[SplitModel], HeadPolicy]
     description: str
     compilable: bool = True
-    small: Callable[[SplitModel], HeadPolicy] | None = None
+    trials: Sequence[Callable[[SplitModel], HeadPolicy]] = ()
+
+
+def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True) -> Method:
+    """A way that runs rows in groups where that pays; tried with all rows together and with each length alone."""
+    cost = call_tokens()
+    trials = () if cost is None else (kind, partial(kind, call_tokens=0))
+    return Method(partial(kind, call_tokens=cost), description, compilable, trials)
 
 
 def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     """The ways to try, the fastest first; those in pieces before them if long rows are announced."""
-    together = Method(HeadPolicy, "prompt and completion together")
+    together = _in_groups(HeadPolicy, "prompt and completion together")
     if settings.grad_checkpoint:  # mlx-lm's checkpointing loses gradients that go through a cache
         return [together]
     try:
         padded = not has_states(model)
     except Exception:  # caches of a kind that is not understood, or whatever else making them raises
         return [together]
-    once = [Method(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
+    once = [_in_groups(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
     if padded:
-        once.insert(0, Method(SharedPrefixPolicy, "the prompt once for its completions"))
+        once.insert(0, _in_groups(SharedPrefixPolicy, "the prompt once for its completions"))
     if not settings.efficient_long_context or _dropouts(model):
         return once
     width = settings.long_context_chunk
     description = f"in pieces of {width} tokens, the prompt once for its completions"
     pieces = [
         Method(
-            partial(ChunkedPolicy, width=width, pairwise=True), f"{description}, prompt by prompt", False, _small(True)
+            partial(ChunkedPolicy, width=width, pairwise=True),
+            f"{description}, prompt by prompt",
+            False,
+            [_small(True)],
         )
     ]
     if padded:
-        pieces.insert(0, Method(partial(ChunkedPolicy, width=width), description, False, _small(False)))
+        pieces.insert(0, Method(partial(ChunkedPolicy, width=width), description, False, [_small(False)]))
     return [*pieces, *once]
 
 
@@ -130,9 +140,10 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> S
     if settings.efficient_long_context and _dropouts(model):
         refused = "; not in pieces: dropout would differ when they are computed again"
     for way in _ways(model, settings):
-        tried = (way.small or way.make)(halves)
-        tried.for_gradient = True
-        difference = oracle.difference(tried)
+        tries = [make(halves) for make in way.trials or (way.make,)]
+        for tried in tries:
+            tried.for_gradient = True
+        difference = Difference(*map(max, zip(*map(oracle.difference, tries), strict=True)))
         if oracle.passes(difference):
             policy = way.make(halves)
             if example is not None and not oracle.agrees(policy, HeadPolicy(halves), example):
@@ -140,8 +151,9 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> S
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             description = f"{way.description}, the head at completion tokens only ({exactness})"
-            trunk = _shared_trunk(tried, oracle)
-            return SelectedMethod(policy, description, way.compilable and _traceable(tried, oracle.batches[0]), trunk)
+            trunk = _shared_trunk(tries[-1], oracle)
+            traceable = way.compilable and _traceable(policy, oracle.batches[0])
+            return SelectedMethod(policy, description, traceable, trunk)
         refused += f"; {way.description}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"

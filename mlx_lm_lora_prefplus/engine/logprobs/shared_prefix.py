@@ -5,12 +5,21 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths
 from ...plugin.protocol import Batch, Scores
 from ..model.swap import swapped_classes
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .plain import scores_of
-from .prefix_cache import after_prompts
+from .prefix_cache import after_prompt_groups, after_prompts
 from .split_model import SplitModel, arrays
+
+CALL_TOKENS = 16
+"""What one more call of the layers costs on a CPU, in tokens: products of fewer rows are slower for each row."""
+
+
+def call_tokens() -> int | None:
+    """`HeadPolicy.call_tokens` for the default device: None on a GPU, where a step is compiled for each shape."""
+    return CALL_TOKENS if mx.default_device().type == mx.cpu else None
 
 
 class HeadPolicy:
@@ -18,13 +27,16 @@ class HeadPolicy:
 
     Arguments:
         halves: the model to be trained.
+        call_tokens: what one more call of the layers costs, in tokens. Rows run in groups of similar lengths, each in
+            a call of its own, so that calls and padding together cost least. None: all rows of a batch in one call,
+            as always while a step is traced, when lengths are not known.
 
     Attributes:
         for_gradient: whether a gradient will be taken, so that it is worth preparing; None: while the model trains.
     """
 
-    def __init__(self, halves: SplitModel):
-        self.halves, self.model = halves, halves.model
+    def __init__(self, halves: SplitModel, call_tokens: int | None = None):
+        self.halves, self.model, self.call_tokens = halves, halves.model, call_tokens
         self.for_gradient: bool | None = None
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
@@ -45,10 +57,10 @@ class HeadPolicy:
         for_gradient: bool | None = None,
     ) -> Scores:
         """The scores from the hidden states of `_states`."""
-        rows, width, size = states.shape
+        rows, width = batch.completions.shape
         positions = batch.scored
         logps, *rest = self._score(
-            _take(states.reshape(-1, size), positions),
+            states,
             _take(batch.completions.reshape(-1), positions),
             statistics,
             for_gradient,
@@ -60,14 +72,34 @@ class HeadPolicy:
         return scores_of(batch, summed(logps), weighted, *map(summed, rest))
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        """(rows, longest completion, hidden) states; with `Batch.mismatched` also those of its completions."""
-        return [self._own_states(one) for one in (batch, batch.mismatched) if one is not None]
+        """(positions, hidden) states that predict the tokens at `Batch.scored`; then those of `Batch.mismatched`."""
+        parts = [one for one in (batch, batch.mismatched) if one is not None]
+        if self.call_tokens is not None:
+            known = [lengths for one in parts if (lengths := known_lengths(one))]
+            if known:
+                return self._in_groups(parts, known, self.call_tokens)
+        states = self._at_once(parts)
+        return [_take(own.reshape(-1, own.shape[-1]), one.scored) for one, own in zip(parts, states, strict=True)]
+
+    def _at_once(self, parts: list[Batch]) -> list[mx.array]:
+        """(rows, longest completion, hidden) states of each part."""
+        return [self._own_states(one) for one in parts]
 
     def _own_states(self, batch: Batch) -> mx.array:
         hidden = self.halves.hidden(batch.tokens[:, :-1])
         where = batch.prompt_lengths[:, None] - 1 + mx.arange(batch.completions.shape[1])
         where = mx.minimum(where, hidden.shape[1] - 1)
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
+
+    def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: int) -> list[mx.array]:
+        """As `_states`, in groups of rows."""
+        states = []
+        for batch, lengths in zip(parts, known, strict=True):
+            total = lengths.prompts_of_rows + lengths.completions
+            row_groups = groups_within(np.flatnonzero(lengths.completions), total, call_tokens)
+            hidden = [self.halves.hidden(batch.tokens[mx.array(rows), : total[rows].max() - 1]) for rows in row_groups]
+            states.append(_at_scored(batch, row_groups, hidden, lengths.prompts_of_rows - 1))
+        return states
 
     def _score(
         self, states: mx.array, targets: mx.array, statistics: bool, for_gradient: bool | None = None
@@ -103,27 +135,58 @@ class HeadPolicy:
 class SharedPrefixPolicy(HeadPolicy):
     """The prompts run once; their completions continue from them."""
 
-    def _states(self, batch: Batch) -> list[mx.array]:
-        examples = batch.prompts.shape[0]
-        states_of = after_prompts(self.halves, batch.prompts, batch.prompt_lengths[:examples])
-        return [states_of(one.completions) for one in (batch, batch.mismatched) if one is not None]
+    def _at_once(self, parts: list[Batch]) -> list[mx.array]:
+        prompts = parts[0].prompts
+        states_of = after_prompts(self.halves, prompts, parts[0].prompt_lengths[: prompts.shape[0]])
+        return [states_of(one.completions) for one in parts]
+
+    def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: int) -> list[mx.array]:
+        prompts = known[0].prompts
+        states_of = after_prompt_groups(self.halves, parts[0].prompts, prompts, groups(prompts, call_tokens))
+        states = []
+        for batch, lengths in zip(parts, known, strict=True):
+            row_groups = groups_within(np.flatnonzero(lengths.completions), lengths.completions, call_tokens)
+            hidden = states_of(batch.completions, lengths.completions, row_groups)
+            states.append(_at_scored(batch, row_groups, hidden, np.zeros_like(lengths.completions)))
+        return states
 
 
 class PairwisePrefixPolicy(HeadPolicy):
     """As `SharedPrefixPolicy`, one example after the other and unpadded prompts: for layers that keep a state."""
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        examples = batch.prompts.shape[0]
-        parts = [one.completions for one in (batch, batch.mismatched) if one is not None]
-        by_part: list[list[mx.array]] = [[] for _ in parts]
-        for i, length in enumerate(np.array(batch.prompt_lengths[:examples]).tolist()):
-            states_of = after_prompts(self.halves, batch.prompts[i : i + 1, :length])
-            for states, completions in zip(by_part, parts, strict=True):
-                states.append(states_of(completions[i::examples]))
-        return [
-            mx.stack(states, axis=1).reshape(*completions.shape, -1)
-            for states, completions in zip(by_part, parts, strict=True)
-        ]
+        parts = [one for one in (batch, batch.mismatched) if one is not None]
+        known = [lengths for one in parts if (lengths := known_lengths(one))]
+        if not known:
+            raise ValueError("a traced batch has no known lengths, so this way cannot be compiled")
+        prompts, cost = known[0].prompts, np.inf if self.call_tokens is None else self.call_tokens
+        alone = np.arange(len(prompts))[:, None]
+        states_of = after_prompt_groups(self.halves, batch.prompts, prompts, list(alone))
+        states = []
+        for one, lengths in zip(parts, known, strict=True):
+            of_examples = np.arange(len(lengths.completions)).reshape(-1, len(prompts)).T
+            filled = [rows[lengths.completions[rows] > 0] for rows in of_examples]
+            row_groups = [group for rows in filled for group in groups_within(rows, lengths.completions, cost)]
+            hidden = states_of(one.completions, lengths.completions, row_groups)
+            states.append(_at_scored(one, row_groups, hidden, np.zeros_like(lengths.completions)))
+        return states
+
+
+def _at_scored(batch: Batch, row_groups: list[np.ndarray], states: list[mx.array], first: np.ndarray) -> mx.array:
+    """(positions, hidden) states at `Batch.scored`.
+
+    states: (rows of the group, width, hidden) of each group of rows. first: (rows,) the column that predicts the first
+        token of a row's completion.
+    """
+    rows, width = batch.completions.shape
+    starts, end = np.zeros(rows + 1, np.int64), 0
+    for group, of_group in zip(row_groups, states, strict=True):
+        starts[group] = end + np.arange(len(group)) * of_group.shape[1] + first[group]
+        end += len(group) * of_group.shape[1]
+    starts[rows] = end  # where the padding of `Batch.scored` points to
+    scored = np.array(batch.scored)
+    flat = mx.concatenate([of_group.reshape(-1, of_group.shape[-1]) for of_group in states])
+    return _take(flat, mx.array(starts[scored // width] + scored % width))
 
 
 def _keyed(key: mx.array) -> type[nn.Dropout]:

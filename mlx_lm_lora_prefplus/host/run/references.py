@@ -132,6 +132,7 @@ class ReferencePass:
         computed_by = session.engine.policy
         parts = [
             *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
+            getattr(computed_by, "call_tokens", None),
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
             *(rounding, self.digest, session.rows[split]._fingerprint),

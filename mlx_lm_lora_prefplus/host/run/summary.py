@@ -5,14 +5,16 @@ bar.
 """
 
 from dataclasses import fields
+from itertools import islice
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...data import Split
+from ...data.batches.plan import Plan
 from ...data.tokens.report import counted
-from ...engine.logprobs.plain import PlainPolicy
-from ...engine.logprobs.shared_prefix import HeadPolicy
+from ...engine.logprobs.computed import computed_tokens, shares_prompts
+from ...engine.train.gradient import cut
 from ...losses import OPTIONS, loss_names
 from ...settings import DataSettings, RunSettings
 from ..config.presets import PRESETS
@@ -149,10 +151,13 @@ def training(settings: RunSettings, model: nn.Module) -> str:
     return f"Trained: {kind[settings.train_type]}, {trained:,} parameters"
 
 
+BATCHES_COUNTED = 500
+"""Batches from which the share of padding is counted: they come in random order."""
+
+
 def schedule(session: Session) -> str:
     """The number of micro-batches, epochs and updates, and the share of padding."""
-    settings, plan, lengths = session.resolved.settings, session.plan("train"), session.lengths("train")
-    shared_prompt = type(session.engine.policy) not in (PlainPolicy, HeadPolicy)
+    settings, plan = session.resolved.settings, session.plan("train")
     examples = EXAMPLES[session.kind]
     size = f"{settings.batch_size} {examples}"
     if settings.token_budget:
@@ -160,5 +165,20 @@ def schedule(session: Session) -> str:
     return (
         f"Plan: {session.iters} micro-batches of {size} ({session.iters / len(plan):.2f} epochs), "
         f"{-(-session.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
-        f"padding adds {plan.padding(lengths, session.multiple, shared_prompt) - 1:.0%} to the tokens"
+        f"padding adds {_padding(session, plan) - 1:.0%} to the tokens"
     )
+
+
+def _padding(session: Session, plan: Plan) -> float:
+    """The tokens that a step computes for each token of its rows, in the first batches of an epoch."""
+    lengths, policy = session.lengths("train"), session.engine.policy
+    computed = real = 0
+    for rows in islice(plan, BATCHES_COUNTED):
+        positions = (lengths.prompt + lengths.total)[rows]
+        for start, stop in cut(positions) if session.cut_at else [(0, len(rows))]:
+            part = rows[start:stop]
+            completions = lengths.completions(part)
+            computed += computed_tokens(policy, lengths.prompt[part], completions, session.multiple)
+            prompts = 1 if shares_prompts(policy) else lengths.count[part]
+            real += int((prompts * lengths.prompt[part] + lengths.total[part]).sum())
+    return computed / real

@@ -35,6 +35,8 @@ WAYS = {
     "together": lambda model: HeadPolicy(split_model(model)),
     "prefix": lambda model: SharedPrefixPolicy(split_model(model)),
     "prefix, one by one": lambda model: PairwisePrefixPolicy(split_model(model)),
+    "together, in groups": lambda model: HeadPolicy(split_model(model), call_tokens=0),
+    "prefix, in groups": lambda model: SharedPrefixPolicy(split_model(model), call_tokens=0),
     "pieces": lambda model: ChunkedPolicy(split_model(model), 4),
     "pieces, one by one": lambda model: ChunkedPolicy(split_model(model), 3, True),
 }

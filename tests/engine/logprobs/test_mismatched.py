@@ -1,5 +1,7 @@
 """Completions of other rows: their log-probs are exact, no gradient is taken of them, and they cost no backward."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -35,6 +37,9 @@ WAYS = {
     "prefix, windows": (SharedPrefixPolicy, windowed),
     "pair by pair": (PairwisePrefixPolicy, tiny_llama),
     "pair by pair, states": (PairwisePrefixPolicy, recurrent),
+    "head, in groups": (partial(HeadPolicy, call_tokens=0), tiny_llama),
+    "prefix, in groups": (partial(SharedPrefixPolicy, call_tokens=3), windowed),
+    "pair by pair, in groups": (partial(PairwisePrefixPolicy, call_tokens=0), recurrent),
     "pieces": (lambda halves: ChunkedPolicy(halves, 4), tiny_llama),
     "pieces, states": (lambda halves: ChunkedPolicy(halves, 3, True), recurrent),
 }

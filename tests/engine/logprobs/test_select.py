@@ -242,7 +242,7 @@ def test_a_way_that_fails_on_long_rows_alone_is_not_taken(monkeypatch):
         """As a window that the short rows of the select do not fill."""
 
         def _states(self, batch):
-            return super()._states(batch) * (1 if batch.prompts.shape[1] <= 10 else 1.01)
+            return [states * (1 if batch.prompts.shape[1] <= 10 else 1.01) for states in super()._states(batch)]
 
     model, settings = with_lora(tiny_llama()), RunSettings()
     ways = [select.Method(Short, "short rows"), select.Method(HeadPolicy, "together")]

@@ -1,5 +1,7 @@
 """The faster ways give the scores and gradients of plain forwards, whatever is trained and however rows are batched."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -25,7 +27,8 @@ from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, batch_of, error, f
 
 ROWS = random_rows(6, seed=3)
 WAYS = [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy]
-every_way = pytest.mark.parametrize("way", WAYS)
+WAYS = {way.__name__: way for way in WAYS} | {f"{way.__name__}-groups": partial(way, call_tokens=4) for way in WAYS}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 def adapted(*keys: str, tied: bool, dropout: float = 0.0, dora: bool = False) -> nn.Module:
@@ -106,7 +109,7 @@ def scores(policy, rows, multiple=1, order=None):
     order = range(len(rows)) if order is None else order
     found = policy(collate([rows[i] for i in order], np.array(order), multiple), statistics=True)
     back = np.argsort(order)
-    return [np.array(values).reshape(2, -1)[:, back] for values in found]
+    return [np.array(values).reshape(2, -1)[:, back] for values in found[:5]]
 
 
 @pytest.mark.slow
@@ -159,7 +162,7 @@ def test_padding_of_scored_positions_counts_for_nothing(way):
     policy, batch = way(split_model(model)), collate(ROWS, np.arange(len(ROWS)))
     spare = mx.full((7,), batch.completions.size, mx.int32)
     padded = batch._replace(scored=mx.concatenate([spare[:3], batch.scored, spare[3:]]))
-    for one, other in zip(policy(padded, statistics=True), policy(batch, statistics=True), strict=True):
+    for one, other in zip(policy(padded, statistics=True)[:5], policy(batch, statistics=True)[:5], strict=True):
         np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-5, atol=1e-6)
     assert error(gradient(policy, padded), gradient(policy, batch)) <= 1e-5
 
@@ -182,6 +185,41 @@ def test_compiled_steps_equal_eager_ones(way, name):
             mx.eval(model.parameters())
     for compiled, eager in zip(*gradients, strict=True):
         assert error(compiled, eager) <= FLOAT32
+
+
+def calls_of(policy, batch, monkeypatch) -> list[tuple[int, int]]:
+    """Rows and width of each call of the layers, in order."""
+    shapes = []
+    hidden = policy.halves.hidden
+    with monkeypatch.context() as patch:
+        patch.setattr(policy.halves, "hidden", lambda tokens, *a: shapes.append(tokens.shape) or hidden(tokens, *a))
+        mx.eval(policy(batch))
+    return shapes
+
+
+UNEVEN = [(30, 8, 9), (31, 8, 60), (5, 61, 2)]
+
+
+def test_groups_leave_out_padding(monkeypatch):
+    """Prompts of 30 and 31 tokens run together, without their last one; so do completions of 60 and 61 over prompts
+    of different groups, and of 8, 8 and 9."""
+    batch, model = batch_of(UNEVEN, vocabulary=VOCABULARY), with_lora(tiny_llama())
+    halves = split_model(model)
+    of = lambda way, call_tokens: calls_of(way(halves, call_tokens), batch, monkeypatch)  # noqa: E731
+    assert of(SharedPrefixPolicy, 4) == [(2, 30), (1, 4), (2, 61), (3, 9), (1, 2)]
+    assert of(SharedPrefixPolicy, None) == [(3, 30), (6, 61)]
+    assert of(HeadPolicy, 4) == [(1, 90), (1, 65), (3, 38), (1, 6)]
+    alone = [(1, 29), (1, 30), (1, 4)]
+    assert of(PairwisePrefixPolicy, 4) == [*alone, (2, 9), (1, 60), (1, 8), (1, 61), (1, 2)]
+    assert of(PairwisePrefixPolicy, None) == [*alone, (2, 9), (2, 60), (2, 61)]
+
+
+@pytest.mark.parametrize("way", [HeadPolicy, SharedPrefixPolicy])
+def test_a_traced_step_has_no_groups(way):
+    """Lengths are not known there; the graph is that of the batch's shape."""
+    batch, model = batch_of(UNEVEN, vocabulary=VOCABULARY), with_lora(tiny_llama())
+    policy = way(split_model(model), call_tokens=4)
+    assert mx.allclose(mx.compile(lambda batch: policy(batch).logps)(batch), policy(batch).logps, rtol=1e-5)
 
 
 def test_dropout_on_a_trained_head_is_that_of_the_forward(monkeypatch):

@@ -4,6 +4,9 @@ import re
 
 import pytest
 
+from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
+from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
+from mlx_lm_lora_prefplus.engine.train.gradient import in_parts
 from mlx_lm_lora_prefplus.host.run.session import Session
 
 
@@ -59,7 +62,12 @@ def test_the_summary_says_how_much_is_padding(go, seen):
     out, _ = go()
     found = re.search(r"Plan: 4 micro-batches of 4 pairs .*; padding adds (\d+)% to the tokens", out)
     batches = list(seen[0].batches("train"))
-    padded = sum(batch.prompts.size + batch.completions.size for batch in batches)
+    padded = 0
+    for batch in batches:
+        for part in in_parts(batch):
+            lengths = known_lengths(part)
+            completions = lengths.completions.reshape(2, -1)
+            padded += computed_tokens(seen[0].engine.policy, lengths.prompts, completions)
     real = sum(
         (batch.completion_lengths.sum() + batch.prompt_lengths[: len(batch.ids)].sum()).item() for batch in batches
     )

@@ -1,0 +1,60 @@
+"""Groups of rows of similar lengths: what one call of a model computes without much padding."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...plugin.protocol import Batch
+
+
+class KnownLengths(NamedTuple):
+    """Tokens of the rows of a batch. prompts: (examples,). completions: (rows,), 0 for those that fill up a list."""
+
+    prompts: np.ndarray
+    completions: np.ndarray
+
+    @property
+    def prompts_of_rows(self) -> np.ndarray:
+        """(rows,) tokens of each row's prompt."""
+        return np.tile(self.prompts, len(self.completions) // len(self.prompts))
+
+
+def known_lengths(batch: Batch) -> KnownLengths | None:
+    """Read the lengths of a batch; None while `mx.compile` traces a function of it, since it has no values then."""
+    try:
+        prompts, lengths = np.array(batch.prompt_lengths), np.array(batch.lengths)
+    except ValueError:
+        return None
+    return KnownLengths(prompts[: batch.prompts.shape[0]], lengths - prompts)
+
+
+def groups(lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:
+    """Divide rows into groups, each padded to its longest row, at the lowest total cost.
+
+    A group costs its tokens with padding, plus `call_tokens`. Sorted by length, the rows of an optimal group stand next
+    to one another, so the search is over the places to cut, by dynamic programming in O(rows²).
+
+    Arguments:
+        lengths: (rows,) tokens of each row.
+        call_tokens: the cost of one more call of the model, in tokens; 0 gives one group for each length.
+
+    Returns:
+        The positions of the rows of each group, ascending; the group of the longest rows first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    widths = lengths[order].tolist()
+    costs, starts = [0.0], [0]
+    for stop in range(1, len(order) + 1):
+        cost, start = min((costs[i] + call_tokens + (stop - i) * widths[i], i) for i in range(stop))
+        costs.append(cost)
+        starts.append(start)
+    result, stop = [], len(order)
+    while stop:
+        result.append(np.sort(order[starts[stop] : stop]))
+        stop = starts[stop]
+    return result[::-1]
+
+
+def groups_within(rows: np.ndarray, lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:
+    """Divide some rows into groups, as `groups` does. rows: their positions in `lengths`."""
+    return [rows[group] for group in groups(lengths[rows], call_tokens)]

@@ -1,0 +1,39 @@
+"""How many tokens a way to compute log-probs runs through the layers, padding included."""
+
+import numpy as np
+
+from ...data.batches.grouping import groups
+from ...data.batches.plan import widths
+from ...plugin import Scorer
+from .chunked import ChunkedPolicy
+from .plain import PlainPolicy
+from .shared_prefix import HeadPolicy, PairwisePrefixPolicy
+
+
+def shares_prompts(policy: Scorer) -> bool:
+    """Whether a prompt runs once for all its completions."""
+    return type(policy) not in (PlainPolicy, HeadPolicy)
+
+
+def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray, multiple: int = 1) -> int:
+    """Return the tokens that the layers compute for a batch.
+
+    Arguments:
+        prompts: (examples,) tokens of each prompt.
+        completions: (completions, examples) tokens of each completion; 0 for those that fill up a list.
+        multiple: of the widths; above 1 in a compiled step (see `data.batches.plan.widths`).
+    """
+    call_tokens = getattr(policy, "call_tokens", None) if multiple == 1 else None
+
+    def padded(lengths: np.ndarray) -> int:
+        if call_tokens is None:
+            return lengths.size * int(widths(lengths.max(), multiple))
+        parts = groups(lengths[lengths > 0], call_tokens)
+        return sum(len(part) * int(lengths[lengths > 0][part].max()) for part in parts)
+
+    if not shares_prompts(policy):
+        return padded(np.where(completions > 0, prompts + completions, 0).reshape(-1))
+    alone = isinstance(policy, PairwisePrefixPolicy) or (isinstance(policy, ChunkedPolicy) and policy.pairwise)
+    if alone:
+        return int(prompts.sum()) + sum(map(padded, completions.T))
+    return padded(prompts) + padded(completions.reshape(-1))
