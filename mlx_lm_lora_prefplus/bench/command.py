@@ -1,5 +1,6 @@
 """The command `mlx_lm_lora.prefplus bench`."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ def bench(
     ] = "cpo-chat",
     suite: Annotated[bool, typer.Option("--suite", help="All workloads of the suite, each with its goals.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Our cost over rows and tokens.")] = False,
+    epoch: Annotated[
+        int | None, _count("Our steps over so many micro-batches of rows of real lengths, in groups and without.")
+    ] = None,
     share: Annotated[
         bool,
         typer.Option(
@@ -104,6 +108,12 @@ def bench(
         if overrides or suite or scaling or figure or engine != "auto" or compile_host is not None:
             raise UserError("bench: --share measures a suite of its own: leave out the other options.")
         _share(measure, as_json)
+        return
+    if epoch:
+        from .epoch import describe_epoch, measure_epoch
+
+        rows = measure_epoch(replace(SUITE[workload], **overrides), epoch)
+        typer.echo(json.dumps(rows, indent=2) if as_json else "\n".join(describe_epoch(rows)))
         return
     if scaling:
         rows = measure_scaling(replace(method, host=False))

@@ -130,14 +130,14 @@ def _once(step: Callable[[], Any]) -> Side:
     mx.clear_cache()
     resident = mx.get_active_memory()
     mx.reset_peak_memory()
-    start = _clock()
+    start = clock()
     mx.eval(step())
-    seconds = _clock() - start
+    seconds = clock() - start
     peak = mx.get_peak_memory()
     return Side(seconds, peak, peak - resident)
 
 
-def _clock() -> float:
+def clock() -> float:
     """Return seconds: CPU time of the process on a CPU, which other processes disturb less; otherwise wall time."""
     mx.synchronize()
     return time.process_time() if mx.default_device().type == mx.cpu else time.perf_counter()
@@ -149,7 +149,12 @@ def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float | None:
     mx.eval(gradients)
     if "host" not in gradients:
         return None
-    return max(_relative(gradients["ours"][name], value) for name, value in gradients["host"].items())
+    return gradient_difference(gradients["ours"], gradients["host"])
+
+
+def gradient_difference(gradient: Mapping[str, mx.array], expected: Mapping[str, mx.array]) -> float:
+    """Return the largest relative L2 difference of a tensor."""
+    return max(_relative(gradient[name], value) for name, value in expected.items())
 
 
 def _relative(first: mx.array, second: mx.array) -> float:

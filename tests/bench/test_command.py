@@ -81,3 +81,13 @@ def test_figures(tmp_path):
     for name in ("growth", "ratios"):
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
     assert "2.5×" in (tmp_path / "ratios.svg").read_text()
+
+
+def test_epoch():
+    sizes = ["--hidden=32", "--layers=1", "--vocabulary=50", "--batch=4"]
+    once, grouped, compiled = json.loads(call("--epoch=3", *sizes, "--json").stdout)
+    assert grouped["gradient_error"] < 1e-5 and once["seconds"] > 0
+    assert grouped["computed"] <= 1.05 * grouped["real"] < 1.1 * once["real"] < once["computed"]
+    assert compiled["computed"] > once["computed"] and 1 <= compiled["graphs"] <= 3
+    done = call("--epoch=1", *sizes)
+    assert "| in groups | 1.0" in done.stdout and "| compiled | 1." in done.stdout

@@ -1,0 +1,114 @@
+"""An epoch over rows of real lengths: tokens computed for each real one, and the time with and without groups."""
+
+import csv
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..data.batches.collate import collate
+from ..data.batches.grouping import known_lengths
+from ..data.batches.lengths import lengths_of
+from ..data.batches.plan import plan_epoch
+from ..engine.logprobs.computed import computed_tokens, shares_prompts
+from ..engine.logprobs.shared_prefix import HeadPolicy
+from ..engine.train.gradient import in_parts
+from ..errors import UserError
+from ..plugin import Batch, Scorer
+from .measure import MULTIPLE, clock, gradient_difference
+from .our_step import choose, our_batch, our_gradient
+from .workloads import Workload, add_lora, make_base
+
+LENGTHS = Path(__file__).with_name("chat_lengths.csv")
+"""Tokens of 400 random pairs of Anthropic HH (harmless-base, MIT), by a BPE of 32,000 tokens made from such text."""
+
+BETA, DELTA = 0.001, 50.0
+
+
+def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
+    """Run the first batches of an epoch, each in groups and in one call, in turn; return a row of figures for each way.
+
+    Rows of ways: `computed` and `real` tokens, `seconds` (CPU time on a CPU), `gradient_error` from the way in one
+    call. A last row counts a compiled step, which is not run: `graphs` is the number of different shapes.
+
+    Raises:
+        UserError: the way that a run would choose for the model has no groups.
+    """
+    model = add_lora(make_base(workload), workload.adapted)
+    grouped = choose(model, "auto").policy
+    if not isinstance(grouped, HeadPolicy) or grouped.call_tokens is None:
+        raise UserError("bench: --epoch compares groups of rows with none; on this device, or model, there are none.")
+    ways: dict[str, Scorer] = {"one call": type(grouped)(grouped.halves), "in groups": grouped}
+    rows = real_rows(workload.seed, grouped.halves.vocabulary)
+    plan = [ids for ids in islice(plan_epoch(lengths_of(rows), batch_size=workload.pairs, seed=workload.seed), batches)]
+    loss = (workload.mode, workload.loss, BETA, DELTA, False)
+    steps = {name: our_gradient(policy, *loss) for name, policy in ways.items()}
+    made = (our_batch([rows[i] for i in ids], grouped, workload.mode, 1) for ids in plan)
+    figures = _timed(steps, made)
+    parts = [part for ids in plan for part in in_parts(collate([rows[i] for i in ids], ids))]
+    for name, policy in ways.items():
+        figures[name] |= _counted(policy, parts)
+    whole = [collate([rows[i] for i in ids], ids, MULTIPLE) for ids in plan]
+    shapes = {tuple(value.shape for value in batch[:4]) for batch in whole}
+    figures["compiled"] = {**_counted(ways["one call"], whole, MULTIPLE), "graphs": len(shapes)}
+    return [{"way": name, "batches": len(plan), "pairs": workload.pairs, **row} for name, row in figures.items()]
+
+
+def real_rows(seed: int, vocabulary: int) -> list[dict[str, list[int]]]:
+    """Return random tokens in rows of the lengths of `LENGTHS`."""
+    rng = np.random.default_rng(seed)
+    with LENGTHS.open(encoding="utf-8", newline="") as file:
+        return [
+            {column: rng.integers(1, vocabulary, int(length)).tolist() for column, length in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _timed(steps: dict[str, Callable[[Batch], Any]], batches: Any) -> dict[str, dict[str, Any]]:
+    """Seconds of each way over all batches, and the largest difference of its gradients from those of the first."""
+    figures: dict[str, dict[str, Any]] = {name: {"seconds": 0.0, "gradient_error": 0.0} for name in steps}
+    for place, batch in enumerate(batches):
+        gradients = []
+        if not place:
+            mx.eval([step(batch) for step in steps.values()])
+        for name, step in steps.items():
+            start = clock()
+            result = step(batch)
+            mx.eval(result)
+            figures[name]["seconds"] += clock() - start
+            gradients.append(dict(tree_flatten(result[1])))
+            error = gradient_difference(gradients[-1], gradients[0])
+            figures[name]["gradient_error"] = max(figures[name]["gradient_error"], error)
+    return figures
+
+
+def _counted(policy: Scorer, batches: Sequence[Batch], multiple: int = 1) -> dict[str, int]:
+    computed = real = 0
+    for batch in batches:
+        lengths = known_lengths(batch)
+        assert lengths is not None
+        completions = lengths.completions.reshape(-1, len(lengths.prompts))
+        computed += computed_tokens(policy, lengths.prompts, completions, multiple)
+        prompts = lengths.prompts if shares_prompts(policy) else lengths.prompts_of_rows
+        real += int(prompts.sum() + lengths.completions.sum())
+    return {"computed": computed, "real": real}
+
+
+def describe_epoch(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the figures as a table in Markdown."""
+    lines = [
+        "| way | tokens computed for each real one | s | faster | gradients differ by | graphs |",
+        "|---|" + "---|" * 5,
+    ]
+    base = rows[0]["seconds"]
+    for row in rows:
+        cells = [row["way"], format(row["computed"] / row["real"], ".3f"), "–", "–", "–", str(row.get("graphs", "–"))]
+        if "seconds" in row:
+            seconds, error = row["seconds"], row["gradient_error"]
+            cells[2:5] = f"{seconds:.1f}", f"{base / seconds:.2f}×", f"{error:.0e}"
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
