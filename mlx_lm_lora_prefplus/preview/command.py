@@ -1,6 +1,8 @@
 """The command `mlx_lm_lora.prefplus check`: its options."""
 
 import json
+import re
+import sys
 from typing import Annotated
 
 import typer
@@ -9,12 +11,23 @@ from rich.console import Console
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 """The flags of training are passed on to the host's argument parser."""
 
+SIZE = re.compile(r"\d+(\.\d+)?(MB|GB|TB)", re.IGNORECASE)
+"""What follows --fit. No flag of training takes such a value."""
+
 
 def check(
     context: typer.Context,
     everything: Annotated[bool, typer.Option("--all", help="Show every setting, the defaults as well.")] = False,
     no_forecast: Annotated[
         bool, typer.Option("--no-forecast", help="Skip the few steps that forecast memory and time.")
+    ] = False,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit",
+            help="Find the fewest changes of keys that fit into this machine's memory, or, with a size after it (--fit "
+            "16GB), into a Mac with so much. Measures each change: some minutes.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -27,12 +40,23 @@ def check(
     if not context.args:
         typer.echo(context.get_help())
         raise typer.Exit(2)
+    if fit and no_forecast:
+        raise typer.BadParameter("--fit measures: leave out --no-forecast.")
+    from ..storage.amounts import parse_bytes
+    from .fit import Target
     from .render import render
     from .report import build_report
 
-    report = build_report(context.args, measured=not no_forecast)
+    words, sizes = context.args, [word for word in context.args if fit and SIZE.fullmatch(word)]
+    words = [word for word in words if word not in sizes]
+    target = Target(parse_bytes(sizes[-1]) if sizes else None, _say) if fit else None
+    report = build_report(words, measured=not no_forecast, fitted=target)
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False, default=str))
     else:
         Console(highlight=False).print(render(report, everything))
     raise typer.Exit(0 if report["can_start"] else 1)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..engine.model.eight_bit import saved_bytes
 from ..engine.model.memory import is_out_of_memory, total_memory, ways
 from ..host import models
+from ..host.config.optimizers import optimizer_class
 from ..host.output import fuse
 from ..host.run.references import ReferencePass
 from ..host.run.session import Session
@@ -204,11 +207,20 @@ def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -
     """Return changes that lower the memory and the bytes that each saves (approximate), the largest first."""
     settings = session.resolved.settings
     changes = [(change, share * step) for change, share in ways(longest, settings)]
-    floats = [
-        value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
-        for name, value in dict[str, mx.array](tree_flatten(session.model.parameters())).items()
-        if value.ndim == 2 and mx.issubdtype(value.dtype, mx.floating) and "lora" not in name and "scales" not in name
-    ]
+    if settings.optimizer_bits == 32:
+        trained = dict[str, mx.array](tree_flatten(session.model.trainable_parameters()))
+        changes.append(("optimizer_bits: 8", saved_bytes(optimizer_class(settings.optimizer), trained)))
+    floats = saved_by_4_bits(session.model)
     if models.quantization(settings) is None and settings.train_type != "full" and sum(floats) > weights / 2:
         changes.append(("load_in_4bits: true", sum(floats)))
-    return [{"change": change, "saves": int(size)} for change, size in sorted(changes, key=lambda item: -item[1])]
+    changes = sorted(((change, int(size)) for change, size in changes if size > 0), key=lambda item: -item[1])
+    return [{"change": change, "saves": size} for change, size in changes]
+
+
+def saved_by_4_bits(model: nn.Module) -> list[float]:
+    """Return the bytes that `load_in_4bits` saves of each weight that it quantises."""
+    return [
+        value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
+        for name, value in dict[str, mx.array](tree_flatten(model.parameters())).items()
+        if value.ndim == 2 and mx.issubdtype(value.dtype, mx.floating) and "lora" not in name and "scales" not in name
+    ]

@@ -42,6 +42,8 @@ def render(report: dict[str, Any], everything: bool = False) -> Group:
         blocks += [_heading("Rows as the model sees them"), *map(_row, report["rows"]), legend]
     if "forecast" in report:
         blocks += _forecast(report["forecast"])
+    if "fit" in report:
+        blocks += _fit(report["fit"])
     blocks += list(_verdict(report))
     return Group(*blocks)
 
@@ -192,6 +194,48 @@ def _forecast(forecast: dict[str, Any]) -> Iterator[RenderableType]:
     for change in forecast["ways"]:
         table.add_row(change["change"], gigabytes(change["saves"]))
     yield Padding(table, (1, 0, 0, 2), expand=False)
+
+
+def _fit(found: dict[str, Any]) -> Iterator[RenderableType]:
+    size = found["size"]
+    where = f"a Mac with {size / 1e9:g} GB" if size else "this machine"
+    yield _heading(f"What fits into {where}")
+    yield _indented(Text(f"A run may take {gigabytes(found['usable'])} there, and needs {gigabytes(found['peak'])}."))
+    if found["fits"]:
+        yield _indented(Text("It fits as it is.", style="green"))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("memory", "training"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("change (the result of the run stays the same where nothing else is said)", overflow="fold")
+    for row in found["tried"]:
+        result = (f" ({row['result']})", "dim") if row["result"] else ""
+        table.add_row(_memory_of(row), _time_of(row), Text.assemble(row["text"], result))
+    yield Padding(table, (1, 0, 1, 2), expand=False)
+    if not (proposal := found["proposal"]):
+        yield _indented(Text("None of these, alone or together, fits. Take a smaller model.", style="red"))
+        return
+    yield _indented(Text("The fewest changes that fit:", style="green"))
+    for key, value in proposal["changes"].items():
+        yield Padding(Text(f"{key}: {format_value(value)}", style="bold"), (0, 0, 0, 4))
+    measured = "measured" if proposal["measured"] else "not measured, calculated"
+    yield _indented(Text(f"{gigabytes(proposal['peak'])} ({measured}), training {_time_of(proposal)}."))
+    yield _indented(Text(f"The result of the run: {proposal['result'] or 'stays the same'}."))
+    if "iters" in proposal["changes"]:
+        yield _indented(
+            Text("save_every, steps_per_eval and steps_per_report count micro-batches, too: multiply them like iters.")
+        )
+
+
+def _memory_of(row: dict[str, Any]) -> str:
+    return ("fits: " if row["fits"] else "") + gigabytes(row["peak"])
+
+
+def _time_of(row: dict[str, Any]) -> str:
+    if not row["seconds"]:
+        return "not measured"
+    times = f" ({row['times_as_long']:.2f}×)" if row["times_as_long"] else ""
+    return duration(row["seconds"]) + times
 
 
 def _verdict(report: dict[str, Any]) -> Iterator[RenderableType]:

@@ -21,34 +21,37 @@ from ..host.run.references import ReferencePass
 from ..host.run.resume import check_same_run, fingerprint
 from ..host.run.session import Session
 from ..losses import loss_names
+from .fit import Target, fit
 from .forecast import forecast
 from .sample_rows import sample_rows
 
 Report = dict[str, Any]
 """can_start: whether the run can start. problems: reasons why not, one sentence each. warnings: one sentence each.
 settings: key, value and source of each. Then, unless a problem comes first: mode, objective, reference, prompt_format,
-engine, trained, plan, data (split → see `statistics_of`), rows (see `sample_rows`), forecast (see `forecast`)."""
+engine, trained, plan, data (split → see `statistics_of`), rows (see `sample_rows`), forecast (see `forecast`), fit (see
+`fit`)."""
 
 TIGHT_SHARE = 0.85
 """Warn if a run needs more than this share of the memory."""
 
 
-def build_report(arguments: Sequence[str], *, measured: bool = True) -> Report:
+def build_report(arguments: Sequence[str], *, measured: bool = True, fitted: Target | None = None) -> Report:
     """Start the run that the arguments describe, measure a few steps, and discard the results.
 
-    arguments: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast.
+    arguments: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast. fitted: the memory that the run
+        shall fit into, if changes that do this are to be found.
     """
     report: Report = {"can_start": False, "problems": [], "warnings": [], "settings": []}
     try:
         with redirect_stdout(stderr):  # messages of loading do not belong to the report
-            _fill_report(arguments, report, measured)
+            _fill_report(arguments, report, measured, fitted)
     except UserError as error:
         report["problems"].append(str(error))
     report["can_start"] = not report["problems"]
     return report
 
 
-def _fill_report(arguments: Sequence[str], report: Report, measured: bool) -> None:
+def _fill_report(arguments: Sequence[str], report: Report, measured: bool, fitted: Target | None) -> None:
     resolved = settings_of(arguments, "mlx_lm_lora.prefplus check", train=True)
     report["settings"] = _settings(resolved)
     report["warnings"] += [note for note in resolved.notes if note not in resolved.misspelt]
@@ -65,6 +68,8 @@ def _fill_report(arguments: Sequence[str], report: Report, measured: bool) -> No
     if measured and resolved.settings.train:
         forecast_ = report["forecast"] = forecast(session, planned, started, state.iteration if state else 0)
         _add_verdict(report, session.resolved, forecast_)
+        if fitted:
+            report["fit"] = fit(session, forecast_, fitted)
 
 
 def _settings(resolved: Resolved) -> list[dict[str, Any]]:

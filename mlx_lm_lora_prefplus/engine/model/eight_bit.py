@@ -97,6 +97,13 @@ def in_eight_bits(kind: type[optim.Optimizer]) -> type[optim.Optimizer]:
     return type(f"{kind.__name__}In8Bits", (_EightBit, kind), {"signs": STATES[kind]})
 
 
+def saved_bytes(kind: type[optim.Optimizer], parameters: Mapping[str, mx.array]) -> int:
+    """Return how many bytes less the moments of these parameters take in 8 bits; 0 if the optimiser is refused."""
+    large = [value for value in parameters.values() if value.size >= SMALLEST]
+    each = sum(value.nbytes - value.size - 4 * -(-value.size // BLOCK) for value in large)
+    return len(STATES.get(kind, ())) * each
+
+
 class _EightBit(optim.Optimizer):
     """Stands before the optimiser's own class. A state is {"codes", "scale"} in place of an array."""
 

@@ -57,6 +57,6 @@ class MemoryGuard:
             NAME,
             f"{what}, and the device should not use more than {memory.size(self.limit)}: beyond that a Mac begins to "
             "swap and seems frozen, and a CUDA device runs out of memory. Stop the run (what it has reached is saved) "
-            f"and change a key: {changes}. `mlx_lm_lora.prefplus check CONFIG` measures what fits.",
+            f"and change a key: {changes}. `mlx_lm_lora.prefplus check CONFIG --fit` finds the fewest.",
             self.state.counters.iteration + 1,
         )

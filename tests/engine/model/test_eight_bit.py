@@ -9,7 +9,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.engine.model import eight_bit
-from mlx_lm_lora_prefplus.engine.model.eight_bit import REFUSED, STATES, dequantized, in_eight_bits, quantized
+from mlx_lm_lora_prefplus.engine.model.eight_bit import (
+    REFUSED,
+    STATES,
+    dequantized,
+    in_eight_bits,
+    quantized,
+    saved_bytes,
+)
 
 SIGNED = (True, False)
 
@@ -117,6 +124,8 @@ def test_the_states_take_a_quarter_of_the_memory(kind, form, share):
         sizes.append(sum_of_bytes(optimizer.state["large"]))
         assert optimizer.state["small"]["m"].dtype == form
     assert sizes[1] == pytest.approx(share * sizes[0], rel=0.01)
+    assert saved_bytes(kind, weights) == sizes[0] - sizes[1]
+    assert saved_bytes(optim.Muon, weights) == 0
 
 
 def test_weights_keep_their_type_and_shape_in_parts_too(monkeypatch):

@@ -53,7 +53,7 @@ def test_a_step_near_the_limit_is_told_once_with_the_keys_to_change(guarded):
     guard.check(batch_of(40))
     (text,) = said
     assert "a step takes 9.1 GB" in text and "more than 10.0 GB" in text
-    assert "batch_size 4 → 2" in text and "check CONFIG" in text
+    assert "batch_size 4 → 2" in text and "check CONFIG --fit" in text
     assert "loss" not in text, "programs read lines with this word as reports"
 
 

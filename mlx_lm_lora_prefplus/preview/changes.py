@@ -1,0 +1,82 @@
+"""Changes of keys that lower the memory of a run, the least harmful first: what `check --fit` tries."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ..engine.train.gradient import is_separable
+from ..host import models
+from ..host.config.optimizers import bits_problem
+from ..host.run.session import Session
+from ..settings import RunSettings
+
+SMALLEST_LENGTH = 128
+"""Tokens below which `max_seq_length` is not lowered."""
+
+PARTS = 2, 4
+"""Numbers of micro-batches that one is cut into, besides one for each row."""
+
+
+class Change(NamedTuple):
+    """group: of changes of one group at most one is made. values: key → new value.
+    result: what becomes of the result of the run; empty if it stays the same.
+    """
+
+    group: str
+    values: dict[str, Any]
+    result: str = ""
+
+    @property
+    def text(self) -> str:
+        """As lines of a config file, in one line."""
+        written = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.values.items()}
+        return ", ".join(f"{key}: {value}" for key, value in written.items())
+
+
+def changes(session: Session) -> Iterator[Change]:
+    """Yield the changes that are open to a run. Those that leave its result as it is come first."""
+    settings = session.resolved.settings
+    yield from _activations(settings)
+    yield from _smaller_batches(session)
+    longest = int((session.lengths("train").prompt + session.lengths("train").completion).max())
+    if longest > 2 * settings.long_context_chunk and not settings.efficient_long_context:
+        yield Change("long rows", {"efficient_long_context": True})
+    if settings.optimizer_bits == 32 and bits_problem(8, settings.optimizer) is None:
+        result = "moments are rounded to 8 bits; losses differ in the third or fourth digit"
+        yield Change("moments", {"optimizer_bits": 8}, result)
+    if settings.train_type != "full" and models.quantization(settings) is None:
+        yield Change("weights", {"load_in_4bits": True}, "another base model: its weights are rounded to 4 bits")
+    limit = min(longest, session.resolved.data.max_seq_length)
+    for length in (limit * 3 // 4, limit // 2, limit // 4):
+        if length >= SMALLEST_LENGTH:
+            cut = int((session.lengths("train").prompt + session.lengths("train").completion > length).sum())
+            result = f"longer rows are cut, {cut} of {len(session.rows['train'])} training rows"
+            yield Change("length", {"max_seq_length": length}, result)
+
+
+def _activations(settings: RunSettings) -> Iterator[Change]:
+    """Layers keep less of their forward and compute it again for the gradient, which then is the same."""
+    if settings.efficient_long_context:
+        return
+    if "memory" in RunSettings.model_fields:
+        present = getattr(settings, "memory")  # noqa: B009
+        for value in ("balanced", "low"):
+            if value != present and present != "low" and not settings.grad_checkpoint:
+                yield Change("activations", {"memory": value})
+    elif not settings.grad_checkpoint:
+        yield Change("activations", {"grad_checkpoint": True})
+
+
+def _smaller_batches(session: Session) -> Iterator[Change]:
+    """More micro-batches of fewer rows, with as many rows in an update as before."""
+    settings, resolved = session.resolved.settings, session.resolved
+    result = ""
+    if not is_separable(resolved.trainer, resolved.options):
+        result = "the loss compares the rows of a micro-batch, which are fewer then"
+    key = "token_budget" if settings.token_budget else "batch_size"
+    size = getattr(settings, key)
+    counts = [*PARTS, *([size] if key == "batch_size" else [])]
+    for count in sorted({count for count in counts if count > 1 and size % count == 0}):
+        values = {key: size // count, "gradient_accumulation_steps": settings.gradient_accumulation_steps * count}
+        if settings.iters or not settings.epochs:
+            values["iters"] = session.iters * count
+        yield Change("batch", values, result)

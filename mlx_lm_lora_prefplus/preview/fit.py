@@ -1,0 +1,169 @@
+"""Invert the forecast: find the fewest changes of keys with which a run fits into a given memory."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..engine.model.memory import total_memory
+from ..host.run.references import ReferencePass
+from ..host.run.session import Session, read_rows
+from ..settings import DataSettings
+from .changes import Change, changes
+from .forecast import SAFE_SHARE, forecast, saved_by_4_bits
+
+GIB = 2**30
+
+LARGE_MAC = 32 * GIB
+"""Metal recommends two thirds of the memory of a Mac up to this size, and three quarters of a larger one."""
+
+WORTH = 0.03
+"""A change that lowers the memory by a smaller share is left out."""
+
+MOST_CONFIRMED = 3
+"""Combinations that are measured before the best forecast is taken."""
+
+
+class Cost(NamedTuple):
+    """peak, weights: bytes. seconds: of training; None if unknown. measured: False if forecast."""
+
+    peak: int
+    weights: int
+    seconds: float | None
+    measured: bool
+
+
+class Target(NamedTuple):
+    """size: memory of a Mac as on its box, in bytes (16 GB: 16·10⁹); None means this machine. say: is told what is
+    measured next."""
+
+    size: int | None
+    say: Callable[[str], object]
+
+
+def usable_memory(size: int | None) -> int:
+    """Bytes that a run may take. size: see `Target`."""
+    if size is None:
+        return total_memory()
+    size = size * GIB // 10**9
+    return size * 2 // 3 if size <= LARGE_MAC else size * 3 // 4
+
+
+def fit(session: Session, base: dict[str, Any], target: Target) -> dict[str, Any]:
+    """Find changes that fit, and return JSON values.
+
+    base: the forecast of the run as it is.
+
+    Returns:
+        size, usable (bytes; at most 90 % of it are planned for), fits (the run as it is), tried (each change alone),
+        proposal (changes, with peak, seconds, and whether they were measured), or None if nothing fits.
+    """
+    usable = usable_memory(target.size)
+    limit = int(SAFE_SHARE * usable)
+    seconds = base["time"]["training"] if base["time"] else None
+    now = Cost(base["memory"]["peak"], base["memory"]["weights"], seconds, base["memory"]["measured"])
+    about: dict[str, Any] = {"size": target.size, "usable": usable, "fits": now.peak <= limit}
+    about |= {"peak": now.peak, "seconds": now.seconds, "tried": [], "proposal": None}
+    if about["fits"]:
+        return about
+    tried: dict[str, tuple[Change, Cost]] = {}
+    for change in changes(session):
+        target.say(f"{change.text} …")
+        tried[change.text] = change, _cost(session, (change,), now)
+    about["tried"] = [_described((change,), cost, now, limit) for change, cost in tried.values()]
+    about["proposal"] = _proposal(session, list(tried.values()), now, limit, target.say)
+    return about
+
+
+def _proposal(
+    session: Session, tried: list[tuple[Change, Cost]], now: Cost, limit: int, say: Callable[[str], object]
+) -> dict[str, Any] | None:
+    useful = [(change, cost) for change, cost in tried if cost.peak < (1 - WORTH) * now.peak]
+    fitting = (one for one in _combinations(useful, now) if one[1].peak <= limit)
+    for number, (chosen, expected) in enumerate(fitting):
+        cost = expected
+        if not expected.measured and number < MOST_CONFIRMED:
+            say(f"{', '.join(change.text for change in chosen)} …")
+            cost = _cost(session, chosen, now)
+        if cost.peak <= limit:
+            return _described(chosen, cost, now, limit)
+        if number >= MOST_CONFIRMED:
+            break
+    return None
+
+
+def _combinations(tried: Sequence[tuple[Change, Cost]], now: Cost) -> Iterator[tuple[tuple[Change, ...], Cost]]:
+    """Yield changes, at most one of each group, with what they should cost together: first those that leave the result
+    as it is, then the fewest, then the fastest."""
+    groups: dict[str, list[tuple[Change, Cost]]] = {}
+    for change, cost in tried:
+        groups.setdefault(change.group, []).append((change, cost))
+    found = []
+    for choice in product(*([None, *members] for members in groups.values())):
+        chosen = [one for one in choice if one is not None]
+        if chosen:
+            found.append((tuple(change for change, _ in chosen), _together([cost for _, cost in chosen], now)))
+    rank = lambda one: (sum(bool(c.result) for c in one[0]), len(one[0]), one[1].seconds or 0.0, -one[1].peak)  # noqa: E731
+    return iter(sorted(found, key=rank))
+
+
+def _together(costs: list[Cost], now: Cost) -> Cost:
+    """What several changes should cost together: each lowers the memory of a step, and the weights, by its share."""
+    if len(costs) == 1:
+        return costs[0]
+    step = (now.peak - now.weights) * prod((cost.peak - cost.weights) / (now.peak - now.weights) for cost in costs)
+    weights = now.weights * prod(cost.weights / now.weights for cost in costs)
+    seconds = None
+    if now.seconds and all(cost.seconds for cost in costs):
+        seconds = now.seconds * prod((cost.seconds or 0.0) / now.seconds for cost in costs)
+    return Cost(int(step + weights), int(weights), seconds, False)
+
+
+def _cost(session: Session, chosen: Sequence[Change], now: Cost) -> Cost:
+    """Measure a run with these changes; what `load_in_4bits` saves is calculated, as the model is not loaded again."""
+    values = {key: value for change in chosen for key, value in change.values.items()}
+    quantizes = values.pop("load_in_4bits", False)
+    cost = _measured(session, values) if values else now
+    if not quantizes:
+        return cost
+    saved = int(sum(saved_by_4_bits(session.model)))
+    return Cost(cost.peak - saved, cost.weights - saved, None, False)
+
+
+def _measured(session: Session, values: dict[str, Any]) -> Cost:
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    other = _session_with(session, values)
+    found = forecast(other, ReferencePass(other), time.perf_counter())
+    memory, seconds = found["memory"], found["time"]["training"] if found["time"] else None
+    return Cost(memory["peak"], memory["weights"], seconds, memory["measured"])
+
+
+def _session_with(session: Session, values: dict[str, Any]) -> Session:
+    """The same model and rows under other settings; the rows are tokenised again if these concern them."""
+    resolved = session.resolved
+    of_data = {key: value for key, value in values.items() if key in DataSettings.model_fields}
+    resolved = resolved._replace(
+        settings=resolved.settings.model_copy(update={key: values[key] for key in values.keys() - of_data.keys()}),
+        data=resolved.data.model_copy(update=of_data),
+    )
+    rows = session.rows
+    if of_data:
+        rows = {name: split.rows for name, split in read_rows(resolved, session.tokenizer).items()}
+    return Session(resolved, session.model, session.tokenizer, rows, session.ranks)
+
+
+def _described(chosen: Sequence[Change], cost: Cost, now: Cost, limit: int) -> dict[str, Any]:
+    return {
+        "changes": {key: value for change in chosen for key, value in change.values.items()},
+        "text": ", ".join(change.text for change in chosen),
+        "result": "; ".join(change.result for change in chosen if change.result) or None,
+        "peak": cost.peak,
+        "seconds": cost.seconds,
+        "times_as_long": cost.seconds / now.seconds if cost.seconds and now.seconds else None,
+        "fits": cost.peak <= limit,
+        "measured": cost.measured,
+    }
