@@ -19,7 +19,8 @@ gradients then were from those of plain forwards of single, unpadded rows: the l
 tensor. The batches differ from those of the probe: one pair longer than a sliding window (which the probe's rows are
 not), uneven rows, rows of equal lengths, prompts of one token.
 
-- **prompt once**: the prompts run once, padded; their completions continue from their keys and values.
+- **prompt once**: the prompts run once, padded (on a CPU, rows of similar lengths together); their completions continue
+  from their keys and values.
 - **prompt once, one by one**: the same for one prompt after the other, unpadded. For layers that keep a state, and
   models that take a mask of rows for one of heads.
 - **together**: prompt and completion run together, as rows of their own.

@@ -16,12 +16,15 @@ What `_Run.backward` relies on:
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import ArraysCache, CacheList
 
+from ...data.batches.grouping import known_lengths
 from ...data.batches.slicing import rows_of, slice_batch
 from ...plugin.protocol import Batch, Scores
 from .chunk_cache import PieceCache
@@ -35,20 +38,24 @@ Carried = list[list[mx.array]]
 
 
 class Piece(NamedTuple):
-    """Some columns of the token rows.
+    """Some columns of those token rows that reach into them.
 
+    rows: (rows,) positions of the rows in the batch; None in a prompt, where they are the examples.
     tokens: (rows, width) int32, inputs.
     targets: (rows, width) int32, and counts: (rows, width) bool, which of them are scored; None in a prompt.
     weights: (rows, width) float32, what each counts in the weighted log-probs; None where all count 1.
     lengths, prompt_width: see `PieceCache`.
+    batch_rows: how many rows the batch has.
     """
 
+    rows: np.ndarray | None
     tokens: mx.array
     targets: mx.array | None
     counts: mx.array | None
     weights: mx.array | None
     lengths: mx.array
     prompt_width: int
+    batch_rows: int
 
 
 class ChunkedPolicy(HeadPolicy):
@@ -58,10 +65,11 @@ class ChunkedPolicy(HeadPolicy):
         halves: the model to be trained.
         width: tokens of a piece.
         pairwise: take one example at a time and do not pad prompts, as layers with a state need it.
+        call_tokens: see `HeadPolicy`; a piece also ends with a completion where that saves more tokens.
     """
 
-    def __init__(self, halves: SplitModel, width: int, pairwise: bool = False):
-        super().__init__(halves)
+    def __init__(self, halves: SplitModel, width: int, pairwise: bool = False, call_tokens: int | None = None):
+        super().__init__(halves, call_tokens)
         self.width, self.pairwise = width, pairwise
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
@@ -86,8 +94,9 @@ class ChunkedPolicy(HeadPolicy):
 
     def _run(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
         """Sums over the scored tokens of each row, see `score`; last the log-probs of `Batch.mismatched`."""
-        pieces = _pieces(batch, weights, self.width)
-        others = [] if batch.mismatched is None else _pieces(batch.mismatched, None, self.width)
+        cost = np.inf if self.call_tokens is None else self.call_tokens
+        pieces = _pieces(batch, weights, self.width, cost)
+        others = [] if batch.mismatched is None else _pieces(batch.mismatched, None, self.width, cost)
         trained = tree_flatten(self.model.trainable_parameters())
         names, parameters = [name for name, _ in trained], [value for _, value in trained]
         run = _Run(self, pieces, names, statistics, [piece for piece in others if piece.targets is not None])
@@ -108,8 +117,8 @@ class ChunkedPolicy(HeadPolicy):
     def score(
         self, states: mx.array, piece: Piece, statistics: bool, for_gradient: bool | None = None
     ) -> list[mx.array]:
-        """Sums over the scored tokens of a piece, each (rows,): log-probs, these weighted where the piece has weights,
-        mean logits and, where asked for, entropy and log-collision."""
+        """Sums over the scored tokens of a piece, each (rows of the batch,): log-probs, these weighted where the piece
+        has weights, mean logits and, where asked for, entropy and log-collision."""
         assert piece.targets is not None and piece.counts is not None
         rows, width, size = states.shape
         logps, *rest = self._score(
@@ -117,28 +126,51 @@ class ChunkedPolicy(HeadPolicy):
         )
         weighted = [] if piece.weights is None else [logps * piece.weights.reshape(-1)]
         columns = [logps, *weighted, *rest]
-        return [mx.where(piece.counts, values.reshape(rows, width), 0).sum(axis=1) for values in columns]
+        sums = [mx.where(piece.counts, values.reshape(rows, width), 0).sum(axis=1) for values in columns]
+        return [mx.zeros(piece.batch_rows, own.dtype).at[mx.array(piece.rows)].add(own) for own in sums]
 
 
-def _pieces(batch: Batch, weights: mx.array | None, width: int) -> list[Piece]:
-    """Columns of `width` tokens: the prompts without their last token, then that token and the completions."""
+def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: float) -> list[Piece]:
+    """Columns of at most `width` tokens: the prompts without their last token, then that token and the completions.
+
+    Completions that have ended are left out. call_tokens: the cost of one more piece, in tokens.
+    """
+    known = known_lengths(batch)
+    if known is None:
+        raise ValueError("a traced batch has no known lengths, so this way cannot be compiled")
     lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
     copies = batch.completions.shape[0] // batch.prompts.shape[0]
     prompts = batch.prompts[:, :-1]
     starts = range(0, prompts.shape[1], width)
-    pieces = [Piece(prompts[:, i : i + width], None, None, None, mx.zeros_like(lengths), 0) for i in starts]
+    pieces = [Piece(None, prompts[:, i : i + width], None, None, None, mx.zeros_like(lengths), 0, 0) for i in starts]
     last = mx.take_along_axis(batch.prompts, lengths[:, None] - 1, axis=1)
     inputs = mx.concatenate([mx.concatenate([last] * copies), batch.completions[:, :-1]], axis=1)
     counts = batch.loss_mask
     if counts is None:
         counts = mx.arange(inputs.shape[1])[None] < batch.completion_lengths[:, None]
     ran = mx.concatenate([lengths] * copies) - 1
-    for i in range(0, inputs.shape[1], width):
-        columns = slice(i, i + width)
-        own = None if weights is None else mx.stop_gradient(weights[:, columns])
-        scored = batch.completions[:, columns], counts[:, columns], own
-        pieces.append(Piece(inputs[:, columns], *scored, ran, prompts.shape[1]))
+    for start, end in pairwise(borders(known.completions, width, call_tokens)):
+        rows = np.flatnonzero(known.completions > start)
+        places, columns = mx.array(rows), slice(start, end)
+        own = None if weights is None else mx.stop_gradient(weights[places, columns])
+        scored = batch.completions[places, columns], counts[places, columns], own
+        shape = prompts.shape[1], len(known.completions)
+        pieces.append(Piece(rows, inputs[places, columns], *scored, ran[places], *shape))
     return pieces
+
+
+def borders(lengths: np.ndarray, width: int, call_tokens: float) -> list[int]:
+    """The columns where pieces of completions begin, and where the last ends.
+
+    A piece is `width` wide, or ends with a completion if the rest of the piece would pad it by more than `call_tokens`.
+    """
+    longest = int(lengths.max())
+    places = [*range(0, longest, width), longest]
+    for length in np.unique(lengths[lengths > 0]).tolist():
+        following = next(place for place in places if place >= length)
+        if (lengths == length).sum() * (following - length) > call_tokens:
+            places = sorted({*places, length})
+    return places
 
 
 class _Run:
@@ -165,13 +197,25 @@ class _Run:
         self.frozen = sum(len(_flat(template)) for template in self.templates[: self.trunk.size]) if self.trunk else 0
 
     def step(
-        self, parameters: Any, piece: Piece, carried: list[Carried], for_gradient: bool | None = None
+        self,
+        parameters: Any,
+        piece: Piece,
+        earlier: Sequence[Piece],
+        carried: Sequence[Carried],
+        for_gradient: bool | None = None,
     ) -> tuple[list[mx.array], Carried]:
-        """Run a piece after the earlier ones: its scores (none in a prompt), and what it carries on."""
+        """Run a piece after the earlier ones: its scores (none in a prompt), and what it carries on.
+
+        carried: what each of the earlier pieces carried on.
+        """
         model, statistics = self.policy.model, self.statistics and for_gradient is not False
         model.update(tree_unflatten(list(zip(self.names, parameters, strict=True))))
         kinds = [kind for template in self.templates for kind in _flat(template)]
-        caches = [_cache(kind, piece, [new[layer] for new in carried]) for layer, kind in enumerate(kinds)]
+        places = [_places(one, piece) for one in earlier]
+        caches = []
+        for layer, kind in enumerate(kinds):
+            own = [[_rows(array, rows) for array in new[layer]] for rows, new in zip(places, carried, strict=True)]
+            caches.append(_cache(kind, piece, own))
         remaining = iter(caches)
         states = self.policy.halves.hidden(piece.tokens, [_like(template, remaining) for template in self.templates])
         scores = [] if piece.targets is None else self.policy.score(states, piece, statistics, for_gradient)
@@ -181,17 +225,18 @@ class _Run:
         """The sums of `ChunkedPolicy.score` over all pieces, then those of the log-probs over `others`."""
         self.carried, self.trunk_outputs = [], []
         sums: list[mx.array] = []
-        for piece in self.pieces:
+        for k, piece in enumerate(self.pieces):
             with self.trunk.recorded(self.trunk_outputs) if self.trunk else nullcontext():
-                scores, new = self.step(parameters, piece, self.carried)
+                scores, new = self.step(parameters, piece, self.pieces[:k], self.carried)
             sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
             self.carried.append(new)
-        carried = [new for piece, new in zip(self.pieces, self.carried, strict=True) if piece.targets is None]
+        earlier = [piece for piece in self.pieces if piece.targets is None]
+        carried = self.carried[: len(earlier)]
         logps: list[mx.array] = []
         for piece in self.others:
-            scores, new = self.step(parameters, piece, carried, for_gradient=False)
+            scores, new = self.step(parameters, piece, earlier, carried, for_gradient=False)
             logps.append(scores[0])
-            carried.append(new)
+            earlier, carried = [*earlier, piece], [*carried, new]
         return (*sums, sum(logps[1:], logps[0])) if logps else tuple(sums)
 
     def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
@@ -210,7 +255,7 @@ class _Run:
                     for whole, new in zip(self.carried[:k], trained, strict=False)
                 ]
                 with self.trunk.replayed([self.trunk_outputs[k]]) if self.trunk else nullcontext():
-                    scores, new = self.step(arrays[: len(parameters)], self.pieces[k], carried)
+                    scores, new = self.step(arrays[: len(parameters)], self.pieces[k], self.pieces[:k], carried)
                 return [*scores[:differentiable], *_leaves(new[self.frozen :])]
 
             # Invariant 3.
@@ -250,18 +295,34 @@ def _like(template: Any, caches: Iterator[Any]) -> Any:
     )
 
 
+def _places(earlier: Piece, piece: Piece) -> np.ndarray | None:
+    """Where the rows of a piece, or their prompts, stand in an earlier one; None where both have the same rows."""
+    if piece.rows is None or (earlier.rows is not None and len(earlier.rows) == len(piece.rows)):
+        return None
+    if earlier.rows is None:
+        return piece.rows % earlier.tokens.shape[0]
+    return np.searchsorted(earlier.rows, piece.rows)  # those of a later piece are among those of an earlier one
+
+
+def _rows(array: mx.array, places: np.ndarray | None) -> mx.array:
+    if places is None:
+        return array
+    copies, rest = divmod(len(places), array.shape[0])
+    if not rest and np.array_equal(places, np.tile(np.arange(array.shape[0]), copies)):
+        return mx.concatenate([array] * copies)
+    return mx.concatenate([array[i : i + 1] for i in places.tolist()])
+
+
 def _cache(template: Any, piece: Piece, carried: list[list[mx.array]]) -> Any:
-    """The cache of a layer before a piece, from what each earlier piece carried on."""
-    rows = piece.tokens.shape[0]
+    """The cache of a layer before a piece, from what each earlier piece carried on for its rows."""
     if isinstance(template, ArraysCache):
         cache = ArraysCache(len(template.cache))
         if carried:
-            cache.cache = [mx.concatenate([array] * (rows // array.shape[0])) for array in carried[-1]]
+            cache.cache = list(carried[-1])
         return cache
     if not carried:
         return PieceCache(piece.lengths, piece.prompt_width)
-    pieces = [[mx.concatenate([array] * (rows // array.shape[0])) for array in arrays] for arrays in carried]
-    keys, values = (mx.concatenate(list(column), axis=2) for column in zip(*pieces, strict=True))
+    keys, values = (mx.concatenate(list(column), axis=2) for column in zip(*carried, strict=True))
     return PieceCache(piece.lengths, piece.prompt_width, keys, values)
 
 

@@ -1,11 +1,13 @@
 """How many tokens a way to compute log-probs runs through the layers, padding included."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from ...data.batches.grouping import groups
 from ...data.batches.plan import widths
 from ...plugin import Scorer
-from .chunked import ChunkedPolicy
+from .chunked import ChunkedPolicy, borders
 from .plain import PlainPolicy
 from .shared_prefix import HeadPolicy, PairwisePrefixPolicy
 
@@ -23,6 +25,8 @@ def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray
         completions: (completions, examples) tokens of each completion; 0 for those that fill up a list.
         multiple: of the widths; above 1 in a compiled step (see `data.batches.plan.widths`).
     """
+    if isinstance(policy, ChunkedPolicy):
+        return _in_pieces(policy, prompts, completions)
     call_tokens = getattr(policy, "call_tokens", None) if multiple == 1 else None
 
     def padded(lengths: np.ndarray) -> int:
@@ -33,7 +37,16 @@ def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray
 
     if not shares_prompts(policy):
         return padded(np.where(completions > 0, prompts + completions, 0).reshape(-1))
-    alone = isinstance(policy, PairwisePrefixPolicy) or (isinstance(policy, ChunkedPolicy) and policy.pairwise)
-    if alone:
+    if isinstance(policy, PairwisePrefixPolicy):
         return int(prompts.sum()) + sum(map(padded, completions.T))
     return padded(prompts) + padded(completions.reshape(-1))
+
+
+def _in_pieces(policy: ChunkedPolicy, prompts: np.ndarray, completions: np.ndarray) -> int:
+    if policy.pairwise and len(prompts) > 1:
+        return sum(_in_pieces(policy, prompts[i : i + 1], completions[:, i : i + 1]) for i in range(len(prompts)))
+    lengths, cost = completions.reshape(-1), np.inf if policy.call_tokens is None else policy.call_tokens
+    of_completions = sum(
+        int((lengths > start).sum()) * (end - start) for start, end in pairwise(borders(lengths, policy.width, cost))
+    )
+    return prompts.size * int(prompts.max()) + of_completions

@@ -106,14 +106,17 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     description = f"in pieces of {width} tokens, the prompt once for its completions"
     pieces = [
         Method(
-            partial(ChunkedPolicy, width=width, pairwise=True),
+            partial(ChunkedPolicy, width=width, pairwise=True, call_tokens=call_tokens()),
             f"{description}, prompt by prompt",
             False,
             [_small(True)],
         )
     ]
     if padded:
-        pieces.insert(0, Method(partial(ChunkedPolicy, width=width), description, False, [_small(False)]))
+        pieces.insert(
+            0,
+            Method(partial(ChunkedPolicy, width=width, call_tokens=call_tokens()), description, False, [_small(False)]),
+        )
     return [*pieces, *once]
 
 
@@ -123,7 +126,7 @@ def _dropouts(model: nn.Module) -> list[nn.Module]:
 
 def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
     """Pieces so short that the rows of the probe have borders."""
-    return partial(ChunkedPolicy, width=2, pairwise=pairwise)
+    return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
 
 
 def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> SelectedMethod:

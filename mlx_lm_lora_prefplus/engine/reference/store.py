@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...storage import cache_folder
 from ...storage.sealed import Damaged, opened, sealed, sealed_json
 
-ENGINE = 3
+ENGINE = 4
 """Raised when the same model and rows get other log-probs than before, so that old files are not used."""
 
 SAVE_SECONDS = 10.0

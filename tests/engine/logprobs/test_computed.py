@@ -1,5 +1,7 @@
 """Counted tokens are those that the layers run."""
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -7,14 +9,30 @@ import pytest
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
 from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
+from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy, borders
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from tests.conftest import random_rows, tiny_llama, with_lora
 
 
+def in_pieces(halves, call_tokens, pairwise=False):
+    return ChunkedPolicy(halves, 6, pairwise, call_tokens)
+
+
+def test_pieces_end_with_completions():
+    """Pieces of 10: the completion of 4 would be padded by 6, the two of 18 by 2 each, that of 19 by 1."""
+    lengths = np.array([25, 4, 18, 0, 18, 19])
+    assert borders(lengths, 10, np.inf) == [0, 10, 20, 25]
+    assert borders(lengths, 10, 5) == [0, 4, 10, 20, 25]
+    assert borders(lengths, 10, 3) == [0, 4, 10, 18, 20, 25]
+    assert borders(lengths, 10, 0) == [0, 4, 10, 18, 19, 20, 25]
+
+
 @pytest.mark.parametrize("call_tokens", [None, 0, 4, 16])
-@pytest.mark.parametrize("way", [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy])
+@pytest.mark.parametrize(
+    "way", [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy, in_pieces, partial(in_pieces, pairwise=True)]
+)
 def test_tokens_are_counted_as_they_run(way, call_tokens, monkeypatch):
     rows = random_rows(5, seed=4)
     batch, policy = collate(rows, np.arange(5)), way(split_model(with_lora(tiny_llama())), call_tokens)

@@ -41,6 +41,7 @@ WAYS = {
     "prefix, in groups": (partial(SharedPrefixPolicy, call_tokens=3), windowed),
     "pair by pair, in groups": (partial(PairwisePrefixPolicy, call_tokens=0), recurrent),
     "pieces": (lambda halves: ChunkedPolicy(halves, 4), tiny_llama),
+    "pieces, ended completions left out": (lambda halves: ChunkedPolicy(halves, 4, call_tokens=0), windowed),
     "pieces, states": (lambda halves: ChunkedPolicy(halves, 3, True), recurrent),
 }
 

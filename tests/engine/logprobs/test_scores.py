@@ -28,6 +28,7 @@ WAYS = {
     "prompt once, in groups": lambda model: SharedPrefixPolicy(split_model(model), call_tokens=1),
     "one by one, in groups": lambda model: PairwisePrefixPolicy(split_model(model), call_tokens=0),
     "pieces": lambda model: ChunkedPolicy(split_model(model), 3),
+    "pieces, in groups": lambda model: ChunkedPolicy(split_model(model), 3, call_tokens=0),
     "pieces, one by one": lambda model: ChunkedPolicy(split_model(model), 3, pairwise=True),
 }
 SHAPES = {
