@@ -12,10 +12,12 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, cuts
 from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.plugin import LossOutput
-from mlx_lm_lora_prefplus.trainers import CPO, DPO
+from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, ORPO, SIMPO
 from tests.conftest import random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(7, seed=2)
@@ -89,6 +91,46 @@ def test_parts_on_a_cpu_give_the_same_step(trainer, options, monkeypatch):
     seen = counting(monkeypatch)
     assert_same(whole_step(trainer, options, [3]), whole)
     assert sum(seen) == len(ROWS) and len(seen) > 3, "they are more than the two micro-batches"
+
+
+RANKED = [
+    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], row["chosen"][:3]][: 2 + i % 2]}
+    for i, row in enumerate(ROWS)
+]
+IN_GROUPS = {
+    "cpo": (CPO, CPO.options(cpo_alpha=0.7), ROWS),
+    "simpo": (SIMPO, SIMPO.options(), ROWS),
+    "orpo": (ORPO, ORPO.options(), ROWS),
+    "dpo, weighted tokens": (DPO, DPO.options(ld_alpha=0.4), ROWS),
+    "dpo, all rows together": (DPO, DPO.options(loss_type="aot"), ROWS),
+    "lists": (
+        DPO,
+        DPO.options(loss_type="plackett_luce"),
+        [{**row, "scores": [3.0, 2.0, 1.0][: len(row["completions"])]} for row in RANKED],
+    ),
+    "bco": (
+        BCO,
+        BCO.options(),
+        [{"prompt": r["prompt"], "completion": r["chosen"], "label": float(i % 2)} for i, r in enumerate(ROWS)],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy])
+@pytest.mark.parametrize("name", IN_GROUPS)
+def test_groups_of_rows_give_the_same_step(name, way):
+    trainer, options, rows = IN_GROUPS[name]
+    batch = collate(rows, np.arange(len(rows)))
+    batch = batch._replace(reference_logps=mx.where(batch.completion_lengths > 0, -20.0, 0.0))
+    halves = split_model(with_lora(tiny_llama()))
+    assert halves is not None
+    results = []
+    for policy in (PlainPolicy(halves.model), way(halves, call_tokens=2)):
+        step = GradientStep(trainer, policy, options, compiled=False)
+        values, gradient, _ = step(batch, batch.units(), trainer.initial_state(options))
+        losses = {unit: v for (unit, kind), v in zip(step.layout, values.tolist(), strict=True) if kind == "loss"}
+        results.append((losses, dict(tree_flatten(gradient))))
+    assert_same(*results)
 
 
 def test_parts_hold_what_fits():
