@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from ..engine.logprobs.frozen_trunk import reference_logps_sharing_trunk
 from ..engine.model.adapters import adapters_off
-from ..engine.model.gradient_checkpointing import gradient_checkpointing
 from ..engine.reference.precompute import reference_logps
 from ..engine.reference.store import ReferenceStore
 from ..engine.train.interrupts import StopRequest
@@ -62,8 +61,6 @@ def measure(session: Session, batch: Batch, planned: ReferencePass) -> Measured:
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(io.StringIO()))
         bar = stack.enter_context(tqdm(disable=True))
-        if session.resolved.settings.grad_checkpoint:
-            stack.enter_context(gradient_checkpointing(session.model))
         loop = _loop(session, batch, store)
         size = loop.inputs.settings.gradient_accumulation_steps
         first, seconds = _timed(loop, bar) / size, []

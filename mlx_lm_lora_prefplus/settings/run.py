@@ -173,6 +173,17 @@ class RunSettings(BaseModel):
     resume_adapter_file: Annotated[Place | None, Effect.COMPARED] = None
     reference_model_path: Annotated[Place | None, Effect.COMPARED] = None
     grad_checkpoint: Annotated[bool, Effect.SHOWS] = False
+    memory: Annotated[
+        Literal["auto", "fast", "balanced", "low"],
+        Field(
+            description="What each layer keeps of its forward for the gradient. fast: all activations. balanced: the "
+            "outputs of its linear layers; the rest is computed again. low: its input alone. auto: the first of them "
+            "that fits into the machine's memory; with grad_checkpoint low. All are exact."
+        ),
+        Effect.SHOWS,
+        OURS,
+        FUNCTIONS,
+    ] = "auto"
     efficient_long_context: Annotated[bool, Effect.COMPARED] = False
     recurrence_chunk_size: Annotated[Positive, Effect.COMPARED] = 64
     long_context_chunk: Annotated[

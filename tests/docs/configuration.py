@@ -72,7 +72,8 @@ HOST_KEYS = {
     "resume_adapter_file": "Adapters to begin with, weights alone (`resume` continues a run).",
     "reference_model_path": "Another reference: a model folder or name, or adapters on the same base (default: the "
     "model as it is before training, without adapters).",
-    "grad_checkpoint": "Compute the activations of layers again in the backward: less memory, more time. Exact.",
+    "grad_checkpoint": "With `memory: auto`, the same as `memory: low`: layers compute their activations again in "
+    "the backward.",
     "efficient_long_context": "Compute long rows in pieces of `long_context_chunk` tokens: exact, in the memory of a "
     "piece.",
     "recurrence_chunk_size": "Tokens that recurrent layers compute at a time (host).",
@@ -104,7 +105,14 @@ ROOMS = {
         *("lr_schedule", "optimizer", "optimizer_bits", "optimizer_config", "max_grad_norm", "seed", "on_nonfinite"),
     ),
     "Memory and speed": (
-        *("engine", "grad_checkpoint", "efficient_long_context", "long_context_chunk", "recurrence_chunk_size"),
+        *(
+            "engine",
+            "memory",
+            "grad_checkpoint",
+            "efficient_long_context",
+            "long_context_chunk",
+            "recurrence_chunk_size",
+        ),
     ),
     "Looking at it": (
         *("steps_per_report", "steps_per_eval", "val_batches", "test", "test_batches", "sample_prompts"),

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...plugin.protocol import Batch, Scores
+from ..model.recompute import Keep, recomputing
 
 
 def at_least_float32(array: mx.array) -> mx.array:
@@ -69,14 +70,16 @@ class PlainPolicy:
 
     Arguments:
         model: an mlx-lm model, `model(tokens) → (rows, width, vocabulary)` logits.
+        keep: what its layers keep for the gradient.
     """
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, keep: Keep = Keep.ALL):
+        self.model, self.keep = model, keep
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
         """Scores of the completion tokens of each row; differentiable, reduced in float32. See `Scorer`."""
-        logits = at_least_float32(self.model(batch.tokens[:, :-1]))
+        with recomputing(self.model, self.keep):
+            logits = at_least_float32(self.model(batch.tokens[:, :-1]))
         mask = batch.completion_mask
         summed = lambda values: mx.where(mask, values, 0).sum(-1)  # noqa: E731
         logps = -nn.losses.cross_entropy(logits, batch.tokens[:, 1:])

@@ -7,6 +7,7 @@ trust: each must give what plain forwards of single, unpadded rows give, on a fe
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ import mlx.nn as nn
 from ...plugin.protocol import Batch, Scorer, Scores
 from ...settings import RunSettings
 from ..model.adapters import adapter_layers, adapters_off
+from ..model.recompute import Keep
 from .chunked import ChunkedPolicy
 from .frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
 from .plain import PlainPolicy
@@ -41,15 +43,18 @@ class SelectedMethod(NamedTuple):
 PLAIN = "prompt and completion through the whole model"
 
 
-def choose_policy(model: nn.Module, settings: RunSettings, example: Batch | None = None) -> SelectedMethod:
+def choose_policy(
+    model: nn.Module, settings: RunSettings, example: Batch | None = None, keep: Keep = Keep.ALL
+) -> SelectedMethod:
     """The fastest way that is exact on `model` as it is now; the plain way if the settings ask for it.
 
     example: one of the data, a long one: what windows and scaled positions do shows in no short row.
+    keep: what layers keep for the gradient, where that is exact.
     """
     if settings.engine == "plain":
-        return SelectedMethod(PlainPolicy(model), f"{PLAIN} (engine: plain)")
+        return SelectedMethod(PlainPolicy(model, keep), f"{PLAIN} (engine: plain){_kept(keep)}")
     with _training_without_dropout(model):
-        choice = _choose(model, settings, example)
+        choice = _choose(model, settings, example, keep)
     mx.clear_cache()
     return choice
 
@@ -73,12 +78,14 @@ class Method(NamedTuple):
 
     make: the policy of a model's halves. words, compilable: as in `SelectedMethod`.
     trials: the same way for rows as short as those of the probe, in all forms that differ; `make` if empty.
+    in_pieces: whether it runs rows piece by piece, and so needs no layer that keeps less.
     """
 
     make: Callable[[SplitModel], HeadPolicy]
     description: str
     compilable: bool = True
     trials: Sequence[Callable[[SplitModel], HeadPolicy]] = ()
+    in_pieces: bool = False
 
 
 def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True) -> Method:
@@ -91,8 +98,6 @@ def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True
 def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     """The ways to try, the fastest first; those in pieces before them if long rows are announced."""
     together = _in_groups(HeadPolicy, "prompt and completion together")
-    if settings.grad_checkpoint:  # mlx-lm's checkpointing loses gradients that go through a cache
-        return [together]
     try:
         padded = not has_states(model)
     except Exception:  # caches of a kind that is not understood, or whatever else making them raises
@@ -110,13 +115,12 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
             f"{description}, prompt by prompt",
             False,
             [_small(True)],
+            True,
         )
     ]
     if padded:
-        pieces.insert(
-            0,
-            Method(partial(ChunkedPolicy, width=width, call_tokens=call_tokens()), description, False, [_small(False)]),
-        )
+        padded_pieces = partial(ChunkedPolicy, width=width, call_tokens=call_tokens())
+        pieces.insert(0, Method(padded_pieces, description, False, [_small(False)], True))
     return [*pieces, *once]
 
 
@@ -129,7 +133,7 @@ def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
     return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
 
 
-def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> SelectedMethod:
+def _choose(model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep) -> SelectedMethod:
     plain = PlainPolicy(model)
     halves = split_model(model)
     if halves is None:
@@ -142,25 +146,32 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None) -> S
     refused = ""
     if settings.efficient_long_context and _dropouts(model):
         refused = "; not in pieces: dropout would differ when they are computed again"
-    for way in _ways(model, settings):
+    for way, kept in product(_ways(model, settings), dict.fromkeys((keep, Keep.ALL))):
+        if way.in_pieces and kept is not Keep.ALL:
+            continue
         tries = [make(halves) for make in way.trials or (way.make,)]
         for tried in tries:
-            tried.for_gradient = True
+            tried.for_gradient, tried.keep = True, kept
         difference = Difference(*map(max, zip(*map(oracle.difference, tries), strict=True)))
         if oracle.passes(difference):
             policy = way.make(halves)
+            policy.keep = kept
             if example is not None and not oracle.agrees(policy, HeadPolicy(halves), example):
                 refused += f"; {way.description}: not exact on row {int(example.ids[0])} of the data"
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
-            description = f"{way.description}, the head at completion tokens only ({exactness})"
+            description = f"{way.description}, the head at completion tokens only{_kept(kept)} ({exactness})"
             trunk = _shared_trunk(tries[-1], oracle)
             traceable = way.compilable and _traceable(policy, oracle.batches[0])
             return SelectedMethod(policy, description, traceable, trunk)
-        refused += f"; {way.description}: not exact here"
+        refused += f"; {way.description}{_kept(kept)}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
     return SelectedMethod(plain, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]))
+
+
+def _kept(keep: Keep) -> str:
+    return "" if keep is Keep.ALL else f", keeping {keep.value} for the gradient"
 
 
 def _shared_trunk(policy: HeadPolicy, oracle: Oracle) -> Trunk | None:

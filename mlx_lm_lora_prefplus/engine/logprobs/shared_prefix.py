@@ -7,6 +7,7 @@ from mlx.utils import tree_unflatten
 
 from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths
 from ...plugin.protocol import Batch, Scores
+from ..model.recompute import Keep, recomputing
 from ..model.swap import swapped_classes
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .plain import scores_of
@@ -33,15 +34,18 @@ class HeadPolicy:
 
     Attributes:
         for_gradient: whether a gradient will be taken, so that it is worth preparing; None: while the model trains.
+        keep: what layers keep for that gradient.
     """
 
     def __init__(self, halves: SplitModel, call_tokens: int | None = None):
         self.halves, self.model, self.call_tokens = halves, halves.model, call_tokens
         self.for_gradient: bool | None = None
+        self.keep = Keep.ALL
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
         """Scores of the completion tokens of each row; differentiable. See `Scorer`."""
-        states, *mismatched = self._states(batch)
+        with recomputing(self.model, self.keep if self._trains else Keep.ALL):
+            states, *mismatched = self._states(batch)
         scores = self._scores(batch, states, weights, statistics)
         if batch.mismatched is None:
             return scores
@@ -101,10 +105,14 @@ class HeadPolicy:
             states.append(_at_scored(batch, row_groups, hidden, lengths.prompts_of_rows - 1))
         return states
 
+    @property
+    def _trains(self) -> bool:
+        return self.model.training if self.for_gradient is None else self.for_gradient
+
     def _score(
         self, states: mx.array, targets: mx.array, statistics: bool, for_gradient: bool | None = None
     ) -> Columns:
-        training = next(one for one in (for_gradient, self.for_gradient, self.model.training) if one is not None)
+        training = self._trains if for_gradient is None else for_gradient
         trained = self._head_parameters() if training else {}
         vocabulary = self.halves.vocabulary
         blocks = blocks_of(states.shape[0], vocabulary, cuttable=bool(self.halves.cuts) and not trained)

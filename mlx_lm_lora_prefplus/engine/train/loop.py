@@ -19,7 +19,6 @@ from ..log.journal import Journal
 from ..log.nonfinite import not_finite_error
 from ..log.notices import tell
 from ..model import memory
-from ..model.gradient_checkpointing import gradient_checkpointing
 from ..model.qat import quantized
 from ..rate import learning_rate
 from .early_stopping import BestMetric
@@ -52,8 +51,6 @@ def train(inputs: TrainingInputs) -> bool:
         UserError: the loss or the gradient is not finite, memory or the disk is full. Nothing is saved after that.
     """
     with ExitStack() as stack:
-        if inputs.settings.grad_checkpoint:
-            stack.enter_context(gradient_checkpointing(inputs.policy.model))
         loop = Loop(inputs, stack.enter_context(stop_after_step()))
         if inputs.resumed:
             restore(inputs, loop.state, inputs.resumed)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm_lora.visuals import Colors, print_info, print_warning
+from mlx_lm_lora.visuals import Colors, print_info
 
 from ...backend import check_temporary_folder
 from ...data import Split
@@ -80,10 +80,6 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
     if state is not None or not settings.train:
         resolved = as_begun(resolved)
         settings = resolved.settings
-    if settings.efficient_long_context and settings.grad_checkpoint:
-        print_warning("grad_checkpoint is left out: efficient_long_context computes every piece again by itself.")
-        settings = settings.model_copy(update={"grad_checkpoint": False})
-        resolved = resolved._replace(settings=settings)
     np.random.seed(settings.seed)
     mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
 

@@ -18,7 +18,9 @@ from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
 from ...engine.distributed import SharedPolicy
 from ...engine.logprobs.select import choose_policy
+from ...engine.model.activations import choose_keep
 from ...engine.model.digest import weights_digest
+from ...engine.model.recompute import Keep
 from ...engine.ranks.ranks import Ranks
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
 from ...errors import UserError
@@ -104,7 +106,8 @@ class Session:
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
         self.kind = kind_of(resolved)
-        self.engine = choose_policy(model, settings, self._long_example())
+        keep = choose_keep(settings, model, *self._largest()) if settings.train else Keep.ALL
+        self.engine = choose_policy(model, settings, self._long_example(), keep)
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
         self.multiple = 32 if self.compiled else 1
@@ -126,6 +129,15 @@ class Session:
             return None
         chosen = fitting[[longest[fitting].argmax()]]
         return next(self.collated(split, [chosen], multiple=1))
+
+    def _largest(self) -> tuple[int, int]:
+        """Most tokens that a training step computes at once, and the tokens of the longest row (estimates)."""
+        settings, lengths = self.resolved.settings, self.lengths("train")
+        examples, longest = np.sort(lengths.prompt + lengths.total), int((lengths.prompt + lengths.completion).max())
+        if runs_in_parts(self.resolved.trainer, self.resolved.options, compiled=False):
+            return max(CUT_POSITIONS, int(examples[-1])), longest
+        batch = settings.token_budget or int(examples[-settings.batch_size :].sum())
+        return max(batch, int(examples[-1])), longest
 
     def _iters(self, settings: RunSettings) -> int:
         if settings.iters or not settings.epochs:

@@ -17,9 +17,20 @@ from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.recompute import Keep
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.engine import model_zoo
-from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, WAYS, batch_of, examine, gradient
+from tests.engine.exactness import (
+    BATCHES,
+    FLOAT32,
+    FLOAT64,
+    WAYS,
+    batch_of,
+    error,
+    examine,
+    gradient,
+    plain_gradient,
+)
 from tests.engine.support_table import in_double
 from tests.paths import DOCS
 
@@ -104,6 +115,23 @@ def test_exact_with_adapters(name, kind, monkeypatch):
     assert found.error <= FLOAT32, found.words
     assert WAYS[found.way] == table()[name][0], found.words
 
+
+@pytest.mark.parametrize("keep", [Keep.PRODUCTS, Keep.INPUTS])
+@pytest.mark.parametrize("name", NAMES if ALL else ["gemma2", "gpt_oss", "mamba2", "qwen3_next", "deepseek_v3"])
+def test_layers_that_compute_again_are_exact(name, keep):
+    """And none is refused: what the probe proves without them it proves with them."""
+    if name in NO_ADAPTERS:
+        pytest.skip("mlx-lm's adapters do not work on it")
+    model = with_adapters(name, "lora").train()
+    policy = choose_policy(model, RunSettings.model_validate({}), keep=keep).policy
+    assert policy.keep is (Keep.ALL if name in NOT_AGAIN else keep)
+    for rows in BATCHES.values():
+        batch = batch_of(rows)
+        assert error(gradient(policy, batch), plain_gradient(model, batch)) <= FLOAT32
+
+
+NOT_AGAIN: set[str] = set()
+"""Classes whose layers pass gradients to each other outside of arguments, results and caches."""
 
 NO_TRUNK = {"nanbeige"}
 """Classes that run their layers more than once: what comes out of the lower ones depends on the upper ones."""

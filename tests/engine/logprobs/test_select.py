@@ -16,7 +16,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.logprobs.verify import Oracle
-from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
+from mlx_lm_lora_prefplus.engine.model.recompute import Keep
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import model_zoo
@@ -142,13 +142,16 @@ def test_no_pieces_with_dropout():
     assert type(choice.policy) is SharedPrefixPolicy and "not in pieces: dropout" in choice.description
 
 
-def test_gradient_checkpointing_takes_no_cache():
-    model = with_lora(tiny_llama())
-    with gradient_checkpointing(model):
-        oracle = trial_of(model)
-        lost = oracle.difference(for_gradient(SharedPrefixPolicy, model))
-        assert not oracle.passes(lost), "else the select need not exclude it"
-        assert type(choose_policy(model, RunSettings(grad_checkpoint=True)).policy) is HeadPolicy
+@pytest.mark.parametrize("keep", [Keep.PRODUCTS, Keep.INPUTS])
+def test_layers_keep_what_is_asked_where_that_is_exact(keep, monkeypatch):
+    choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep)
+    assert type(choice.policy) is SharedPrefixPolicy
+    assert choice.policy.keep is keep and keep.value in choice.description
+
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.model.recompute._arrays", lambda tree: [])
+    choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep)
+    assert type(choice.policy) is SharedPrefixPolicy
+    assert choice.policy.keep is Keep.ALL and f"keeping {keep.value} for the gradient: not exact" in choice.description
 
 
 def test_a_frozen_model_is_tried_by_its_log_probs():

@@ -17,7 +17,6 @@ from mlx_lm_lora_prefplus.engine.logprobs import head as heads
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
-from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import CPO
@@ -92,17 +91,6 @@ def test_fake_quantisation(way):
         wanted = plain_gradient(model, batch)
         assert error(gradient(policy, batch), wanted) <= FLOAT32
     assert error(plain, wanted) > 1e-2, "the quantisation is seen"
-
-
-@pytest.mark.parametrize("name", ["lora", "full, tied", "full, untied", "lora on the head"])
-def test_gradient_checkpointing(name):
-    """Checkpoints of layers and of chunks of the head in one graph."""
-    model = MODELS[name]()
-    model.train()
-    batch, policy = collate(ROWS, np.arange(len(ROWS))), HeadPolicy(split_model(model))
-    wanted = plain_gradient(model, batch)
-    with gradient_checkpointing(model):
-        assert error(gradient(policy, batch), wanted) <= FLOAT32
 
 
 def scores(policy, rows, multiple=1, order=None):

@@ -1,0 +1,110 @@
+"""How much memory the activations of a step need, and what layers should keep so that they fit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ...settings import RunSettings
+from .memory import total_memory
+from .recompute import Keep, calls_answered, layers_with_gradients, linears_of
+
+SHARE = 0.7
+"""Of the machine's memory, for all that a run holds: the rest is for the system, other programs and rounding up."""
+
+ALL_OF_PRODUCTS = 2.0
+"""All activations but attention scores, in units of the outputs of linear layers (1.5 measured on a Qwen2.5-0.5B)."""
+
+SCORES = 4
+"""Arrays of the size of the attention scores that the backward of a layer needs (measured there, on a CPU)."""
+
+OPTIMIZER = 4
+"""Arrays of the size of the trained parameters: they, their gradient and two moments."""
+
+CHOICES = {"fast": Keep.ALL, "balanced": Keep.PRODUCTS, "low": Keep.INPUTS}
+"""The values of the key `memory`, from the fastest to the smallest."""
+
+
+class LayerSizes(NamedTuple):
+    """Bytes for each token, in all layers that a gradient goes through.
+
+    count: number of these layers. inputs, products: of their inputs, and of the outputs of their linear layers.
+    scores: for each token that a token attends to: those of one array of attention scores.
+    """
+
+    count: int
+    inputs: float
+    products: float
+    scores: float
+
+    def needed(self, keep: Keep, tokens: int, longest: int) -> int:
+        """An upper estimate of the bytes of a step, over the weights.
+
+        tokens: computed at once. longest: tokens of the longest row.
+        """
+        if not self.count:
+            return 0
+        scores = SCORES * self.scores * longest
+        layer = (ALL_OF_PRODUCTS * self.products + scores) / self.count
+        stored = {Keep.INPUTS: self.inputs, Keep.PRODUCTS: self.inputs + self.products}
+        if keep is Keep.ALL:
+            # On a GPU MLX computes the scores again in the backward.
+            kept = ALL_OF_PRODUCTS * self.products + (scores if mx.default_device().type == mx.cpu else 0)
+        else:
+            kept = stored[keep]
+        return int((kept + layer) * tokens)
+
+
+def choose_keep(settings: RunSettings, model: nn.Module, tokens: int, longest: int) -> Keep:
+    """What the settings ask for; with `memory: auto` as much as fits into the machine's memory.
+
+    tokens: most that a step computes at once. longest: tokens of the longest row.
+    """
+    if settings.memory != "auto":
+        return CHOICES[settings.memory]
+    if settings.grad_checkpoint:
+        return Keep.INPUTS
+    try:
+        sizes = layer_sizes(model)
+    except Exception:  # whatever a model raises that does not run on a plain row: the probe will say so
+        return Keep.ALL
+    weights = _bytes(model.parameters()) + OPTIMIZER * _bytes(model.trainable_parameters())
+    room = SHARE * total_memory() - weights
+    fitting = (keep for keep in CHOICES.values() if sizes.needed(keep, tokens, longest) <= room)
+    return next(fitting, Keep.INPUTS)
+
+
+def layer_sizes(model: nn.Module, tokens: int = 4) -> LayerSizes:
+    """Measure the arrays of a small forward by their shapes. MLX is lazy: next to nothing is computed."""
+    layers = layers_with_gradients(model)
+    inputs, products = list[int](), list[int]()
+    with _sized(layers, inputs), _sized([linear for layer in layers for linear in linears_of(layer)], products):
+        model(mx.zeros((1, tokens), mx.int32))
+    itemsize = 4 if mx.default_device().type == mx.cpu else 2
+    scores = sum(max(map(_heads, layer.modules())) for layer in layers) * itemsize
+    return LayerSizes(len(layers), sum(inputs) / tokens, sum(products) / tokens, scores)
+
+
+@contextmanager
+def _sized(modules: list[nn.Module], sizes: list[int]) -> Iterator[None]:
+    """Append the bytes of what each call of the modules returns."""
+
+    def call(module: nn.Module, kind: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+        result = kind.__call__(module, *args, **kwargs)
+        sizes.append(_bytes(result))
+        return result
+
+    with calls_answered(call, modules):
+        yield
+
+
+def _bytes(tree: Any) -> int:
+    return sum(array.nbytes for _, array in cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+
+
+def _heads(module: nn.Module) -> int:
+    names = ("n_heads", "num_heads", "num_attention_heads", "n_head")
+    return max((value for name in names if isinstance(value := getattr(module, name, None), int)), default=0)

@@ -1,0 +1,278 @@
+"""Layers that keep less for the backward, and compute the rest again when it comes.
+
+The forward of a layer leaves its backward many arrays: outputs of linear layers, which are expensive to compute, and
+norms, attention scores and activation functions, which are cheap and together larger. `Keep.PRODUCTS` keeps the input
+of each layer and the outputs of its linear layers; `Keep.INPUTS` keeps the input alone (Chen et al. 2016, arXiv
+1604.06174; selection by cost: Korthikanti et al. 2022, arXiv 2205.05198, section 5).
+
+What it relies on:
+
+1. MLX is lazy: of what the backward formally computes again, only what gradients depend on is computed. The gradient
+   of a frozen linear layer does not depend on its output, so with `PRODUCTS` no large product runs twice.
+2. Keys, values and states of a cache go into a layer and come out of it as arrays, so gradients flow through a prompt
+   that several completions share. (mlx-lm's `grad_checkpoint` loses them.)
+3. A layer is computed again only when the gradient of its output is there. `mx.depends` says so; it also keeps
+   `mx.compile` from merging the second computation with the first.
+4. The layers below wait for the gradients of a layer's parameters. MLX would compute these last, and keep for them
+   what was computed again in all layers.
+5. Dropout draws the same numbers again, because their keys are kept.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from enum import Enum
+from functools import cache
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import _BaseCache
+
+from .swap import swapped_classes
+
+
+class Keep(Enum):
+    """What a layer keeps for the backward."""
+
+    ALL = "all activations"
+    PRODUCTS = "the outputs of linear layers"
+    INPUTS = "the inputs of layers"
+
+
+@contextmanager
+def recomputing(model: nn.Module, keep: Keep) -> Iterator[None]:
+    """Let the layers of `model` that gradients go through keep only so much while the context is open."""
+    layers = [] if keep is Keep.ALL else layers_with_gradients(model)
+    with swapped_classes([(layer, _recomputed(type(layer), keep)) for layer in layers]):
+        yield
+
+
+def layers_with_gradients(model: nn.Module) -> list[nn.Module]:
+    """The layers from the first trained one on; all where something outside of the layers is trained."""
+    layers: Any = model.layers
+    counts = [len(tree_flatten(layer.trainable_parameters())) for layer in layers]
+    outside = len(tree_flatten(model.trainable_parameters())) - sum(counts)
+    first = 0 if outside else next((i for i, count in enumerate(counts) if count), len(counts))
+    return list(layers[first:])
+
+
+@cache
+def _recomputed(kind: type, keep: Keep) -> type:
+    def call(layer, *args, **kwargs):
+        function = _Function(layer, kind, (args, kwargs), _Keys())
+        return function.keeping_products() if keep is Keep.PRODUCTS else function()
+
+    return type(kind.__name__, (kind,), {"__call__": call})
+
+
+class _Keys:
+    """The random keys that the dropouts of one call have drawn, so that they can draw them again.
+
+    place: how many keys of `drawn` have been used.
+    """
+
+    def __init__(self):
+        self.drawn: list[mx.array] = []
+        self.place = 0
+
+    def dropout(self, module: nn.Dropout, kind: type, args: tuple[mx.array], kwargs: dict[str, Any]) -> mx.array:
+        """The result of a dropout: the first time that of any other, then the same once more."""
+        self.place += 1
+        if self.place > len(self.drawn):
+            (state,) = cast(list[mx.array], mx.random.state)
+            self.drawn.append(mx.random.split(state)[1])  # the key that MLX draws next
+            return kind.__call__(module, *args)
+        keep, (x,) = module._p_1, args
+        return mx.random.bernoulli(keep, x.shape, self.drawn[self.place - 1]) * x * (1 / keep)
+
+
+class _Function:
+    """One call of a module as a function of arrays: its trained parameters, its arguments and what its caches hold.
+
+    Arguments:
+        kind: the class whose `__call__` is called.
+        given: positional and keyword arguments.
+        keys: where its dropouts find their keys, from `place` on.
+    """
+
+    def __init__(self, module: nn.Module, kind: type, given: tuple[tuple, dict[str, Any]], keys: _Keys, place: int = 0):
+        self.module, self.kind, self.keys, self.place = module, kind, keys, place
+        self.caches = _caches(given)
+        self.given = _map(lambda array: array, given)  # with caches as they are before the call
+        trained: Any = tree_flatten(module.trainable_parameters())
+        self.names = [name for name, _ in trained]
+        self.inputs = [*(value for _, value in trained), *_arrays(given)]
+
+    def __call__(self) -> Any:
+        """The module's result. The backward computes it again from the inputs."""
+        return self._differentiable(self.run, self.run)
+
+    def keeping_products(self) -> Any:
+        """The module's result. The backward takes the outputs of linear layers from the first computation."""
+        linears, keys = list(linears_of(self.module)), self.keys
+        products: list[mx.array] = []
+        places: list[tuple[int, int]] = []  # of the keys that each product has drawn
+
+        def first(*inputs: mx.array) -> Any:
+            def call(module, kind, args, kwargs):
+                start = keys.place
+                products.append(kind.__call__(module, *args, **kwargs))
+                places.append((start, keys.place))
+                return products[-1]
+
+            with calls_answered(call, linears):
+                return self.run(*inputs)
+
+        def again(*inputs: mx.array) -> Any:
+            remaining = zip(products, places, strict=True)
+
+            def call(module, kind, args, kwargs):
+                product, (start, keys.place) = next(remaining)
+                return _Function(module, kind, (args, kwargs), keys, start).with_value(product)
+
+            with calls_answered(call, linears):
+                return self.run(*inputs)
+
+        return self._differentiable(first, again, products)
+
+    def with_value(self, value: mx.array) -> mx.array:
+        """`value`, which the call has given before, with the gradients of the call."""
+
+        @mx.custom_function
+        def known(*inputs):
+            return value
+
+        @known.vjp
+        def _(inputs, cotangent, output):
+            return mx.vjp(lambda *inputs: [self.run(*inputs)[0]], _listed(inputs), [cotangent])[1]
+
+        return known(*self.inputs)  # pyright: ignore[reportReturnType]
+
+    def run(self, *inputs: mx.array) -> tuple[Any, Any]:
+        """The result of the call with these parameters and arrays, and the arguments, whose caches have changed."""
+        self.keys.place = self.place
+        remaining = iter(inputs[len(self.names) :])
+        args, kwargs = given = _map(lambda _: next(remaining), self.given)
+        own = self.module.trainable_parameters()
+        self.module.update(tree_unflatten(list(zip(self.names, inputs, strict=False))))
+        try:
+            with calls_answered(self.keys.dropout, _dropouts(self.module)):
+                return self.kind.__call__(self.module, *args, **kwargs), given
+        finally:
+            self.module.update(own)
+
+    def _differentiable(
+        self, first: Callable[..., Any], again: Callable[..., Any], kept: list[mx.array] | None = None
+    ) -> Any:
+        """The result of `first`; its backward goes through `again`, which gives the same.
+
+        kept: arrays that `again` reads besides its arguments.
+        """
+        output: Any = None
+
+        @mx.custom_function
+        def function(*inputs):
+            nonlocal output
+            output = first(*inputs)
+            return _arrays(output)
+
+        @function.vjp
+        def _(inputs, cotangents, outputs):
+            inputs, cotangents = _listed(inputs), _listed(cotangents)
+            own, arrays = inputs[: len(self.names)], inputs[len(self.names) :]
+            late = mx.depends([*arrays, *(kept or [])], cotangents)  # invariant 3
+            if kept:
+                kept[:] = late[len(arrays) :]
+            inputs = [*own, *late[: len(arrays)]]
+            gradients = mx.vjp(lambda *inputs: _arrays(again(*inputs)), inputs, cotangents)[1]
+            own, arrays = gradients[: len(own)], gradients[len(own) :]
+            return [*own, *(mx.depends(arrays, own) if own and arrays else arrays)]  # invariant 4
+
+        outputs: Any = function(*self.inputs)
+        remaining = iter(outputs)
+        result, given = _map(lambda _: next(remaining), output)
+        for own, new in zip(self.caches, _caches(given), strict=True):
+            vars(own).update(vars(new))
+        return result
+
+
+def _listed(arrays: mx.array | Sequence[mx.array]) -> list[mx.array]:
+    """MLX gives a `vjp` the array itself where there is only one."""
+    return [arrays] if isinstance(arrays, mx.array) else list(arrays)
+
+
+def _dropouts(module: nn.Module) -> list[nn.Module]:
+    return [inner for inner in module.modules() if isinstance(inner, nn.Dropout) and inner.training and inner._p_1 < 1]
+
+
+def linears_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in it that multiply with matrices; of an adapter layer the adapter, not the layer it adapts."""
+    for child in tree_flatten(module.children(), is_leaf=lambda value: isinstance(value, nn.Module)):
+        inner: Any = child[1]
+        weight = inner.get("weight")
+        is_matrix = isinstance(weight, mx.array) and weight.ndim > 1 and "Conv" not in type(inner).__name__
+        if "lora_a" in inner or is_matrix:
+            yield inner
+        else:
+            yield from linears_of(inner)
+
+
+@contextmanager
+def calls_answered(call: Callable[..., Any], modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let `call(module, its class, args, kwargs)` answer calls of the modules."""
+
+    def called(kind: type) -> type:
+        def answer(module, *args, **kwargs):
+            return call(module, kind, args, kwargs)
+
+        return type(kind.__name__, (kind,), {"__call__": answer})
+
+    kinds = {kind: called(kind) for kind in {type(module) for module in modules}}
+    with swapped_classes([(module, kinds[type(module)]) for module in modules]):
+        yield
+
+
+def _map(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
+    """A copy of tuples, lists, dicts and caches with `function` of each array of floats; once for each array."""
+    done: dict[int, mx.array] = {}
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, mx.array):
+            if mx.issubdtype(value.dtype, mx.floating) and id(value) not in done:
+                done[id(value)] = function(value)
+            return done.get(id(value), value)
+        if isinstance(value, dict):
+            return {key: mapped(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(mapped, value))
+        if isinstance(value, list | tuple):
+            return type(value)(map(mapped, value))
+        if isinstance(value, _BaseCache):
+            new = copy(value)
+            vars(new).update(mapped(vars(value)))
+            return new
+        return value
+
+    return mapped(tree)
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    """The arrays that `_map` visits, in its order."""
+    arrays: list[mx.array] = []
+
+    def visit(array: mx.array) -> mx.array:
+        arrays.append(array)
+        return array
+
+    _map(visit, tree)
+    return arrays
+
+
+def _caches(tree: Any) -> list[_BaseCache]:
+    """The caches in tuples, lists and dicts."""
+    if isinstance(tree, _BaseCache):
+        return [tree]
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [cache for item in items for cache in _caches(item)]
