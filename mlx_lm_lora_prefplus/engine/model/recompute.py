@@ -113,24 +113,28 @@ class _Function:
         """The module's result. The backward takes the outputs of linear layers from the first computation."""
         linears, keys = list(linears_of(self.module)), self.keys
         products: list[mx.array] = []
-        places: list[tuple[int, int]] = []  # of the keys that each product has drawn
+        known: list[tuple[bool, int, int]] = []  # of each call: whether its result is kept, its first and last key
 
         def first(*inputs: mx.array) -> Any:
             def call(module, kind, args, kwargs):
-                start = keys.place
-                products.append(kind.__call__(module, *args, **kwargs))
-                places.append((start, keys.place))
-                return products[-1]
+                start, result = keys.place, kind.__call__(module, *args, **kwargs)
+                is_product = isinstance(result, mx.array)  # a router may return a tuple
+                products.extend([result] * is_product)
+                known.append((is_product, start, keys.place))
+                return result
 
             with calls_answered(call, linears):
                 return self.run(*inputs)
 
         def again(*inputs: mx.array) -> Any:
-            remaining = zip(products, places, strict=True)
+            remaining, calls = iter(products), iter(known)
 
             def call(module, kind, args, kwargs):
-                product, (start, keys.place) = next(remaining)
-                return _Function(module, kind, (args, kwargs), keys, start).with_value(product)
+                is_product, start, end = next(calls)
+                if not is_product:
+                    return kind.__call__(module, *args, **kwargs)
+                keys.place = end
+                return _Function(module, kind, (args, kwargs), keys, start).with_value(next(remaining))
 
             with calls_answered(call, linears):
                 return self.run(*inputs)
