@@ -13,8 +13,10 @@ PACKAGE = ROOT / "mlx_lm_lora_prefplus"
 CITED = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 
 PAPERS = {
+    "1604.06174": "Chen et al. 2016. Training Deep Nets with Sublinear Memory Cost",
     "1804.04235": "Shazeer & Stern 2018. Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
     "2110.02861": "Dettmers et al. 2022. 8-bit Optimizers via Block-wise Quantization",
+    "2205.05198": "Korthikanti et al. 2022. Reducing Activation Recomputation in Large Transformer Models",
     "2205.14135": "Dao et al. 2022. FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness",
     "2305.10425": "Zhao et al. 2023. SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
     "2305.18290": "Rafailov et al. 2023. Direct Preference Optimization: Your Language Model is Secretly a Reward "

@@ -235,4 +235,4 @@ def _with_states(states: Sequence[mx.array | None]) -> ArraysCache:
 def _of_width(array: mx.array, width: int) -> mx.array:
     """(rows, heads, width, size): cut or padded with zeros."""
     missing = width - array.shape[2]
-    return mx.pad(array, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing > 0 else array[:, :, :width]
+    return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing > 0 else array[:, :, :width]

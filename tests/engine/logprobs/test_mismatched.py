@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 
 from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
@@ -15,7 +16,6 @@ from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 from mlx_lm_lora_prefplus.engine.reference.in_step import StepReference
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
