@@ -57,13 +57,10 @@ def _activations(settings: RunSettings) -> Iterator[Change]:
     """Layers keep less of their forward and compute it again for the gradient, which then is the same."""
     if settings.efficient_long_context:
         return
-    if "memory" in RunSettings.model_fields:
-        present = getattr(settings, "memory")  # noqa: B009
-        for value in ("balanced", "low"):
-            if value != present and present != "low" and not settings.grad_checkpoint:
-                yield Change("activations", {"memory": value})
-    elif not settings.grad_checkpoint:
-        yield Change("activations", {"grad_checkpoint": True})
+    levels = ["balanced", "low"]
+    present = "low" if settings.memory == "auto" and settings.grad_checkpoint else settings.memory
+    for value in levels[levels.index(present) + 1 if present in levels else 0 :]:
+        yield Change("activations", {"memory": value})
 
 
 def _smaller_batches(session: Session) -> Iterator[Change]:

@@ -2,8 +2,8 @@
 
 The forward of a layer leaves its backward many arrays: outputs of linear layers, which are expensive to compute, and
 norms, attention scores and activation functions, which are cheap and together larger. `Keep.PRODUCTS` keeps the input
-of each layer and the outputs of its linear layers; `Keep.INPUTS` keeps the input alone (Chen et al. 2016, arXiv
-1604.06174; selection by cost: Korthikanti et al. 2022, arXiv 2205.05198, section 5).
+of each layer and the outputs of its linear layers; `Keep.INPUTS` keeps the input alone (Chen et al. 2016,
+arXiv 1604.06174; what to keep, by its cost: Korthikanti et al. 2022, arXiv 2205.05198, section 5).
 
 What it relies on:
 
