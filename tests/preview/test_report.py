@@ -194,7 +194,7 @@ def test_a_run_that_does_not_fit(call, config, monkeypatch):
     for words in (
         "extrapolated from a shorter one",
         "batch_size 8 → 4",
-        "grad_checkpoint: true",
+        "memory: low",
         "load_in_4bits: true",
     ):
         assert words in " ".join(done.stdout.split())

@@ -41,18 +41,20 @@ def test_the_message_says_what_was_asked_what_is_there_and_what_helps():
     assert "on 4 examples (8 rows of up to" in text
     assert "MLX asked for 4.3 GB more" in text and "The machine has" in text
     assert "batch_size 4 → 2 (with gradient_accumulation_steps 1 → 2 the updates stay the same)" in text
-    assert "grad_checkpoint: true" in text and "max_seq_length → " in text
+    assert "memory: low" in text and "max_seq_length → " in text
     assert len(re.findall(r"about [\d.]+ GB less", text)) == 3
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"batch_size": 1}, ["grad_checkpoint", "max_seq_length", "num_layers"]),
+        ({"batch_size": 1}, ["memory: low", "max_seq_length", "num_layers"]),
         ({"batch_size": 1, "grad_checkpoint": True}, ["max_seq_length", "num_layers", "rank"]),
-        ({"token_budget": 4096}, ["token_budget 4096 → 2048", "grad_checkpoint", "max_seq_length"]),
+        ({"batch_size": 1, "memory": "low"}, ["max_seq_length", "num_layers", "rank"]),
+        ({"batch_size": 1, "memory": "balanced", "grad_checkpoint": True}, ["memory: low:", "max_seq_length"]),
+        ({"token_budget": 4096}, ["token_budget 4096 → 2048", "memory: low", "max_seq_length"]),
         ({"efficient_long_context": True}, ["batch_size 4 → 2", "max_seq_length", "long_context_chunk 512 → 256"]),
-        ({"long_context_chunk": 8}, ["batch_size", "grad_checkpoint", "efficient_long_context"]),
+        ({"long_context_chunk": 8}, ["batch_size", "memory: low", "efficient_long_context"]),
         ({"batch_size": 1, "grad_checkpoint": True, "train_type": "full"}, ["max_seq_length", "train_type: lora"]),
     ],
     ids=str,
