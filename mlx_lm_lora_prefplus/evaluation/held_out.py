@@ -96,6 +96,7 @@ def score(session: Session) -> HeldOut:
         with_reference(session.batches("test"), stored_logps),
         strict=True,
     ):
+        batch = batch._replace(mismatched=None)  # rewards do not read completions of other rows
         scores = computed_by(batch, session.token_weights(batch))
         untrained = scores._replace(
             logps=reference_batch.reference_logps, weighted_logps=reference_batch.reference_logps
