@@ -45,6 +45,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="also write all figures into this file")
     asked = parser.parse_args()
+    if asked.shape and "runs" in asked.parts:
+        parser.error("--shape: runs take the toy shape alone, since other classes bring tokenizers; give --parts steps")
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for part in asked.parts.split(","):
@@ -157,7 +159,7 @@ def _line(row: dict[str, Any], seconds: str, more: str = "") -> str:
 
 def runs(folder: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Run both sides from the start of the process to the saved adapters, in turn, and print the medians."""
-    vocabulary = cases.save_model(folder, asked.shape or cases.TOY, asked.layers)
+    vocabulary = cases.save_model(folder, cases.TOY)
     print("| a run | TRL → here, CPU s | faster | TRL → here, peak MiB | less | wall, s |\n|---|---|---|---|---|---|")
     rows = []
     for case in cases.run_cases(vocabulary, asked.pairs):

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -65,7 +65,7 @@ def text_of(tokenizer, ids):
 
 def make_trainer(folder, case, output):
     """The trainer of a case, the list that its losses go to, and the figures that it logs."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     rows = [
         {
