@@ -7,7 +7,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 
 from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
@@ -16,6 +15,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.recompute import Keep, recomputing
 from mlx_lm_lora_prefplus.engine.reference.in_step import StepReference
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
@@ -90,7 +90,7 @@ def test_loss_and_gradient_are_those_of_plain_forwards(name):
     wanted = naive(model, batch)
     assert max(mx.abs(value).max().item() for value in wanted[1].values()) > 0
     if name.endswith("checkpointed"):
-        with gradient_checkpointing(model):
+        with recomputing(model, Keep.INPUTS):
             return assert_close(ours(policy, batch), wanted)
     assert_close(ours(policy, batch), wanted)
 

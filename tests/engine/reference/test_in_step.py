@@ -7,7 +7,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm_lora_prefplus.engine.model.gradient_checkpointing import gradient_checkpointing
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
@@ -16,6 +15,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.recompute import Keep, recomputing
 from mlx_lm_lora_prefplus.engine.reference import in_step as step_reference
 from mlx_lm_lora_prefplus.engine.reference.in_step import StepReference
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
@@ -88,7 +88,7 @@ def test_the_same_bits_as_by_a_pass_of_its_own(name):
     (known,) = with_reference([one], passed_over(policy, one))
     store = ReferenceStore(None, len(ROWS))
     step = GradientStep(DPO, policy, OPTIONS, False, in_step(policy, store))
-    with gradient_checkpointing(policy.model) if name == "checkpointed" else nullcontext():
+    with recomputing(policy.model, Keep.INPUTS) if name == "checkpointed" else nullcontext():
         found, wanted = result(step, one), result(GradientStep(DPO, policy, OPTIONS, False), known)
     assert_equal(found, wanted)
     assert np.array_equal(store.logps.T.reshape(-1), np.array(known.reference_logps)), "and they are kept"
