@@ -3,6 +3,7 @@
 import json
 from io import StringIO
 
+import mlx.core as mx
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -153,6 +154,7 @@ def test_a_proposal_holds(config, rows, monkeypatch):
     alone = build_report([name])["forecast"]["memory"]["peak"]
     limit = int(0.85 * alone / 0.9)
     monkeypatch.setattr(fitting, "usable_memory", lambda size: limit)
+    mx.reset_peak_memory()
     report = build_report(["run.yaml"], fitted=Target(None, lambda text: None))
     proposal = report["fit"]["proposal"]
     console = Console(width=100, file=StringIO())
@@ -160,6 +162,7 @@ def test_a_proposal_holds(config, rows, monkeypatch):
     shown = console.file.getvalue()
     assert "What fits into this machine" in shown and "The fewest changes that fit:" in shown
     assert all(f"{key}: " in shown for key in proposal["changes"])
+    mx.reset_peak_memory()  # a run of its own begins in a new process
     again = build_report([config(train_type="full", val_batches=0, **{"batch_size": 4, **proposal["changes"]})])
     assert again["forecast"]["memory"]["peak"] <= 1.1 * limit
 
