@@ -48,6 +48,9 @@ def bench(
     adapted: Annotated[int | None, _count("Layers with adapters, from the top (default: all).")] = None,
     bits: Annotated[int | None, _count("Quantise the model to so many bits, in groups of 64.")] = None,
     chunk: Annotated[int | None, _count("Ours with efficient_long_context, in pieces of so many tokens.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What layers keep in our step: fast (default), balanced or low.")
+    ] = None,
     mode: Annotated[str | None, typer.Option(help="dpo or cpo.")] = None,
     loss: Annotated[str | None, typer.Option(help="A loss of the mode: sigmoid, hinge, ipo, dpop.")] = None,
     batch: Annotated[int | None, _count("Pairs in the batch.")] = None,
@@ -63,6 +66,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Measure a training step against the host's own: same rows, same weights, in turn, in one process."""
+    from ..engine.model.activations import CHOICES
     from ..errors import UserError
     from .architectures import layers_of
     from .figures import draw_growth, draw_ratios
@@ -78,6 +82,8 @@ def bench(
         raise UserError(f"bench: there is no engine {engine}. Known: {', '.join(ENGINES)}.")
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"bench: there is no dtype {dtype}. Known: float32, bfloat16, float16.")
+    if memory not in (None, *CHOICES):
+        raise UserError(f"bench: there is no memory {memory}. Known: {', '.join(CHOICES)}.")
     if shape:
         if model or hidden or vocabulary:
             raise UserError("bench: --shape is a whole model: leave out --model, --hidden and --vocabulary.")
@@ -92,7 +98,7 @@ def bench(
             "layers": layers,
             "vocabulary": vocabulary,
         },
-        **{"adapted": adapted, "bits": bits, "chunk": chunk},
+        **{"adapted": adapted, "bits": bits, "chunk": chunk, "memory": memory},
         **{
             "mode": mode,
             "loss": loss,

@@ -69,7 +69,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     compile_host = compiled if method.compile_host is None else method.compile_host
     model = add_lora(make_base(workload), workload.adapted)
     rows = make_rows(workload, int(model(mx.array([[1]])).shape[-1]))
-    choice = choose(model, method.engine, workload.chunk)
+    choice = choose(model, method.engine, workload.chunk, workload.memory)
     traced = compiled and choice.compilable
     batch = our_batch(rows, choice.policy, workload.mode, MULTIPLE if traced else 1)
     loss = (workload.mode, workload.loss, method.beta, method.delta)
@@ -194,6 +194,7 @@ def _described(workload: Workload, method: Method, choice: SelectedMethod) -> di
         "adapted",
         "bits",
         "chunk",
+        "memory",
     )
     sizes = () if workload.model else ("layers",) if workload.shape else ("hidden", "layers", "vocabulary")
     return {

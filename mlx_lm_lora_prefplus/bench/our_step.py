@@ -12,6 +12,7 @@ from ..engine.logprobs.plain import PlainPolicy
 from ..engine.logprobs.select import SelectedMethod, choose_policy
 from ..engine.logprobs.shared_prefix import HeadPolicy, SharedPrefixPolicy
 from ..engine.logprobs.split_model import SplitModel, split_model
+from ..engine.model.activations import CHOICES
 from ..engine.model.adapters import adapters_off
 from ..engine.reference.in_step import StepReference
 from ..engine.reference.precompute import reference_logps, with_reference
@@ -31,17 +32,18 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
 
 
-def choose(model: nn.Module, engine: Engine, chunk: int | None = None) -> SelectedMethod:
+def choose(model: nn.Module, engine: Engine, chunk: int | None = None, memory: str | None = None) -> SelectedMethod:
     """Select the engine for log-probs, with a description.
 
     chunk: process rows in chunks of this many tokens (with `auto`).
+    memory: what layers keep, by the key `memory` (with `auto`; default: fast).
 
     Raises:
         UserError: the model cannot be split into backbone and head, and `engine` needs that.
     """
     if engine == "auto":
         long = {"efficient_long_context": True, "long_context_chunk": chunk} if chunk else {}
-        return choose_policy(model, RunSettings.model_validate(long))
+        return choose_policy(model, RunSettings.model_validate(long), keep=CHOICES[memory or "fast"])
     if engine == "plain":
         return SelectedMethod(PlainPolicy(model), "prompt and completion through the whole model")
     halves = halves_of(model)

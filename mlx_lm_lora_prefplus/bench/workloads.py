@@ -35,6 +35,7 @@ class Workload:
     adapted: number of layers with adapters, from the top; −1: all.
     bits: quantise the base to this many bits, in groups of 64.
     chunk: run our step with efficient_long_context and chunks of this many tokens.
+    memory: what layers keep in our step: fast, balanced or low.
     speed_goal, memory_goal: the smallest ratio host ÷ ours that meets the suite's goal.
     """
 
@@ -55,6 +56,7 @@ class Workload:
     dtype: str | None = None
     bits: int | None = None
     chunk: int | None = None
+    memory: str | None = None
     seed: int = 0
     speed_goal: float | None = None
     memory_goal: float | None = None
