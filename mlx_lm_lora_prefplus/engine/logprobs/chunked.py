@@ -119,7 +119,7 @@ class ChunkedPolicy(HeadPolicy):
     ) -> list[mx.array]:
         """Sums over the scored tokens of a piece, each (rows of the batch,): log-probs, these weighted where the piece
         has weights, mean logits and, where asked for, entropy and log-collision."""
-        assert piece.targets is not None and piece.counts is not None
+        assert piece.rows is not None and piece.targets is not None and piece.counts is not None
         rows, width, size = states.shape
         logps, *rest = self._score(
             states.reshape(rows * width, size), piece.targets.reshape(-1), statistics, for_gradient

@@ -106,7 +106,7 @@ class Session:
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
         self.kind = kind_of(resolved)
-        keep = choose_keep(settings, model, *self._largest()) if settings.train else Keep.ALL
+        keep = choose_keep(settings, model, *self._largest()) if "train" in rows else Keep.ALL
         self.engine = choose_policy(model, settings, self._long_example(), keep)
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
