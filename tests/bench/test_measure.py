@@ -20,7 +20,7 @@ LOSSES = [(mode, loss) for mode, losses in HOST_LOSSES.items() for loss in losse
 KEYS = {
     *("workload", "mode", "loss", "prompt", "chosen", "rejected", "pairs", "hidden", "layers", "vocabulary", "model"),
     *("shape", "dtype"),
-    *("adapted", "bits", "chunk", "engine", "policy", "beta", "repeat", "device", "clock", "mlx", "notes"),
+    *("adapted", "bits", "chunk", "memory", "engine", "policy", "beta", "repeat", "device", "clock", "mlx", "notes"),
     *("speed_ratio", "memory_ratio", "peak_ratio", "gradient_error", "graphs_compiled", "speed_goal", "memory_goal"),
     *("floor_seconds", "floor_ratio", "real_tokens"),
 }

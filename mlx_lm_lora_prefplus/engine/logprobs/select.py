@@ -152,7 +152,9 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None, keep
         tries = [make(halves) for make in way.trials or (way.make,)]
         for tried in tries:
             tried.for_gradient, tried.keep = True, kept
-        difference = Difference(*map(max, zip(*map(oracle.difference, tries), strict=True)))
+        # The forms after the first differ in how rows are grouped: the batch of the most rows shows that.
+        found = [oracle.difference(tries[0]), *(oracle.difference(tried, oracle.batches[-1:]) for tried in tries[1:])]
+        difference = Difference(*map(max, zip(*found, strict=True)))
         if oracle.passes(difference):
             policy = way.make(halves)
             policy.keep = kept

@@ -4,7 +4,7 @@ Twice: gradients, as the model is trained; and log-probs in float32, because a m
 1e-2 and more that a wrong mask could hide in. (Weights are converted one by one as they are used, and freed again.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -120,10 +120,10 @@ class Oracle:
         mx.eval(trained)
         return trained
 
-    def difference(self, policy: Callable[[Batch], Scores]) -> Difference:
-        """How far a way is from plain forwards, at worst over the batches."""
+    def difference(self, policy: Callable[[Batch], Scores], batches: Sequence[Batch] | None = None) -> Difference:
+        """How far a way is from plain forwards, at worst over the batches (default: all of them)."""
         try:
-            differences = [self._differences(policy, batch) for batch in self.batches]
+            differences = [self._differences(policy, batch) for batch in batches or self.batches]
         except Exception:  # whatever a model raises when it is called in a way it does not know
             return Difference(float("inf"), float("inf"))
         return Difference(*(max(column) for column in zip(*differences, strict=True)))

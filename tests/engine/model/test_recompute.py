@@ -103,7 +103,7 @@ class TestMemory:
     ROWS: ClassVar = random_rows(2, seed=1, longest=100)
 
     def peak(self, keep, compiled):
-        model = wide_llama(16)
+        model = wide_llama(8)
         policy = SharedPrefixPolicy(split_model(model))
         policy.keep = keep
         rows = collate(self.ROWS, np.arange(2))
