@@ -58,7 +58,7 @@ def _activations(settings: RunSettings) -> Iterator[Change]:
     if settings.efficient_long_context:
         return
     levels = ["balanced", "low"]
-    present = "low" if settings.memory == "auto" and settings.grad_checkpoint else settings.memory
+    present = settings.memory_level
     for value in levels[levels.index(present) + 1 if present in levels else 0 :]:
         yield Change("activations", {"memory": value})
 

@@ -242,3 +242,8 @@ class RunSettings(BaseModel):
     qat_mode: Annotated[Literal["affine"], Effect.COMPARED] = "affine"
     qat_start_step: Annotated[Positive, Effect.DECIDES] = 1
     qat_interval: Annotated[Positive, Effect.DECIDES] = 1
+
+    @property
+    def memory_level(self) -> str:
+        """`memory`; where that is `auto`, grad_checkpoint means `low`."""
+        return "low" if self.memory == "auto" and self.grad_checkpoint else self.memory

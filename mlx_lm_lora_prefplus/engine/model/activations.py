@@ -63,10 +63,8 @@ def choose_keep(settings: RunSettings, model: nn.Module, tokens: int, longest: i
 
     tokens: most that a step computes at once. longest: tokens of the longest row.
     """
-    if settings.memory != "auto":
-        return CHOICES[settings.memory]
-    if settings.grad_checkpoint:
-        return Keep.INPUTS
+    if settings.memory_level != "auto":
+        return CHOICES[settings.memory_level]
     try:
         sizes = layer_sizes(model)
     except Exception:  # whatever a model raises that does not run on a plain row: the probe will say so

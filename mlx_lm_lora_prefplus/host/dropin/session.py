@@ -44,7 +44,7 @@ def session_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> GivenSe
         )
     model_settings: dict[str, Any] = {"train_type": train_type(model)}
     if not hasattr(model, "layers"):  # no model of mlx-lm, in which there is nothing to look for
-        model_settings["engine"] = "plain"
+        model_settings |= {"engine": "plain", "memory": "fast"}
     resolved = resolved._replace(settings=resolved.settings.model_copy(update=model_settings))
     read = {
         split: token_rows(dataset, resolved.data, f"{split} data set")

@@ -526,6 +526,27 @@ def test_evaluation_takes_a_model_that_is_only_a_function():
     assert metrics["margins"] == pytest.approx(rewards[0] - rewards[1])
 
 
+def test_a_model_without_layers_trains_also_with_grad_checkpoint():
+    class OneLayer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(64, 64)
+
+        def __call__(self, tokens, cache=None):
+            return self.embedding(tokens)
+
+    model = OneLayer()
+    before = mx.array(model.embedding.weight)
+    go("cpo", model=model, grad_checkpoint=True)
+    assert not mx.array_equal(model.embedding.weight, before)
+
+
+@pytest.mark.parametrize("grad_checkpoint", [True, False])
+def test_grad_checkpoint_takes_effect(grad_checkpoint, capsys):
+    go("dpo", grad_checkpoint=grad_checkpoint)
+    assert ("keeping the inputs of layers" in capsys.readouterr().out) is grad_checkpoint
+
+
 @pytest.mark.slow
 def test_adapters_that_are_somebody_elses_load_with_mlx_lm(model_folder):
     for dora in (False, True):

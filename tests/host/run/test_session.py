@@ -50,6 +50,23 @@ def test_more_layers_than_there_are_is_told(go):
     assert "all of them" not in go(num_layers=2, adapter_path="other")[0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ({"memory": "balanced"}, "keeping the outputs of linear layers"),
+        ({"grad_checkpoint": True}, "keeping the inputs of layers"),
+        ({"engine": "plain", "memory": "low"}, "keeping the inputs of layers"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_what_layers_keep_is_what_the_settings_ask_for(go, seen, asked, kept):
+    out, _ = go(iters=1, val_batches=0, **asked)
+    engine = next(line for line in out.splitlines() if "Engine:" in line)
+    assert ("keeping" in engine) is (kept is not None) and (kept or "") in engine
+    assert seen[0].policy.keep.value == (kept or "keeping all activations").removeprefix("keeping ")
+
+
 def test_the_plan_is_what_is_trained(go, seen):
     go(iters=2, val_batches=1)
     planned = [ids.tolist() for ids in seen[0].plan("train")]
