@@ -19,13 +19,18 @@ class KnownLengths(NamedTuple):
         return np.tile(self.prompts, len(self.completions) // len(self.prompts))
 
 
+def read_lengths(batch: Batch) -> KnownLengths:
+    """Read the lengths of a batch. ValueError while a function of it is traced, because it has no values then."""
+    prompts, lengths = np.array(batch.prompt_lengths), np.array(batch.lengths)
+    return KnownLengths(prompts[: batch.prompts.shape[0]], lengths - prompts)
+
+
 def known_lengths(batch: Batch) -> KnownLengths | None:
-    """Read the lengths of a batch; None while `mx.compile` traces a function of it, since it has no values then."""
+    """Read the lengths of a batch; None while a function of it is traced."""
     try:
-        prompts, lengths = np.array(batch.prompt_lengths), np.array(batch.lengths)
+        return read_lengths(batch)
     except ValueError:
         return None
-    return KnownLengths(prompts[: batch.prompts.shape[0]], lengths - prompts)
 
 
 def groups(lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:

@@ -40,21 +40,6 @@ class Plan:
         """Return the rows of the first `batches` batches; None means all."""
         return self.order if batches is None else self.order[: self.starts[min(batches, len(self))]]
 
-    def padding(self, lengths: Lengths, multiple: int, shared_prompt: bool) -> float:
-        """Return the tokens computed, padding included, for each token of the rows.
-
-        shared_prompt: whether a prompt is computed once for all its completions instead of once for each.
-        """
-        prompt, completion, _, count = (column[self.order] for column in lengths)
-        real = (lengths.prompt * (1 if shared_prompt else lengths.count) + lengths.total).sum()
-        most = lambda values: np.maximum.reduceat(values, self.starts[:-1])  # noqa: E731
-        width = lambda values: widths(most(values), multiple)  # noqa: E731
-        if shared_prompt:
-            row_tokens = width(prompt) + most(count) * width(completion)
-        else:
-            row_tokens = most(count) * width(prompt + completion)
-        return float((row_tokens * np.diff(self.starts)).sum() / real)
-
 
 def plan_epoch(
     lengths: Lengths,

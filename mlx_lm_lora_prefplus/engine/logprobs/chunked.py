@@ -24,7 +24,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import ArraysCache, CacheList
 
-from ...data.batches.grouping import known_lengths
+from ...data.batches.grouping import read_lengths
 from ...data.batches.slicing import rows_of, slice_batch
 from ...plugin.protocol import Batch, Scores
 from .chunk_cache import PieceCache
@@ -135,9 +135,7 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: flo
 
     Completions that have ended are left out. call_tokens: the cost of one more piece, in tokens.
     """
-    known = known_lengths(batch)
-    if known is None:
-        raise ValueError("a traced batch has no known lengths, so this way cannot be compiled")
+    known = read_lengths(batch)
     lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
     copies = batch.completions.shape[0] // batch.prompts.shape[0]
     prompts = batch.prompts[:, :-1]

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from ...plugin.protocol import Batch, Scorer, Scores
 from ...settings import RunSettings
 from ..model.adapters import adapter_layers, adapters_off
+from ..model.dropout import dropouts
 from ..model.recompute import Keep
 from .chunked import ChunkedPolicy
 from .frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
@@ -105,7 +106,7 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     once = [_in_groups(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
     if padded:
         once.insert(0, _in_groups(SharedPrefixPolicy, "the prompt once for its completions"))
-    if not settings.efficient_long_context or _dropouts(model):
+    if not settings.efficient_long_context or dropouts(model):
         return once
     width = settings.long_context_chunk
     description = f"in pieces of {width} tokens, the prompt once for its completions"
@@ -124,10 +125,6 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     return [*pieces, *once]
 
 
-def _dropouts(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, nn.Dropout) and module._p_1 < 1]
-
-
 def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
     """Pieces so short that the rows of the probe have borders."""
     return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
@@ -144,7 +141,7 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None, keep
     except Exception as error:  # whatever a model raises of which no gradient can be taken
         return SelectedMethod(plain, f"{PLAIN} (no gradient could be taken: {error})")
     refused = ""
-    if settings.efficient_long_context and _dropouts(model):
+    if settings.efficient_long_context and dropouts(model):
         refused = "; not in pieces: dropout would differ when they are computed again"
     for way, kept in product(_ways(model, settings), dict.fromkeys((keep, Keep.ALL))):
         if way.in_pieces and kept is not Keep.ALL:
@@ -195,7 +192,7 @@ def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> boo
     names = {id(module): name for name, module in model.named_modules()}
     of_head = [layer for layer in adapter_layers(model) if f"{names[id(layer)]}.lora_a" in head_names]
     above = {id(module) for layer in (*model.layers[trunk.size :], *of_head) for module in layer.modules()}
-    return all(id(module) in above for module in (*adapter_layers(model), *_dropouts(model)))
+    return all(id(module) in above for module in (*adapter_layers(model), *dropouts(model)))
 
 
 def _row_counts(halves: SplitModel) -> set[int]:

@@ -1,14 +1,14 @@
 """Policies that give the same scores as `PlainPolicy` for less: the head where needed, the prompt once."""
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths
+from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths, read_lengths
 from ...plugin.protocol import Batch, Scores
+from ..model.dropout import active_dropouts, dropout_with
 from ..model.recompute import Keep, recomputing
-from ..model.swap import swapped_classes
+from ..model.swap import calls_answered
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .plain import scores_of
 from .prefix_cache import after_prompt_groups, after_prompts
@@ -77,11 +77,9 @@ class HeadPolicy:
 
     def _states(self, batch: Batch) -> list[mx.array]:
         """(positions, hidden) states that predict the tokens at `Batch.scored`; then those of `Batch.mismatched`."""
-        parts = [one for one in (batch, batch.mismatched) if one is not None]
-        if self.call_tokens is not None:
-            known = [lengths for one in parts if (lengths := known_lengths(one))]
-            if known:
-                return self._in_groups(parts, known, self.call_tokens)
+        parts = _parts(batch)
+        if self.call_tokens is not None and known_lengths(batch):
+            return self._in_groups(parts, list(map(read_lengths, parts)), self.call_tokens)
         states = self._at_once(parts)
         return [_take(own.reshape(-1, own.shape[-1]), one.scored) for one, own in zip(parts, states, strict=True)]
 
@@ -129,9 +127,10 @@ class HeadPolicy:
     def _head_with(self, parameters: dict[str, mx.array], states: mx.array, key: mx.array) -> mx.array:
         """Logits with parameters of the head in place of the model's own, and dropout by `key`."""
         own = self._head_parameters()
+        dropouts = [active for dropout in self.halves.head_dropouts for active in active_dropouts(dropout)]
         self.model.update(tree_unflatten(list(parameters.items())))
         try:
-            with swapped_classes([(dropout, _keyed(key)) for dropout in self.halves.head_dropouts]):
+            with calls_answered(lambda module, _, args, __: dropout_with(module, *args, key=key), dropouts):
                 return self._head(states)
         finally:
             self.model.update(tree_unflatten(list(own.items())))
@@ -163,10 +162,8 @@ class PairwisePrefixPolicy(HeadPolicy):
     """As `SharedPrefixPolicy`, one example after the other and unpadded prompts: for layers that keep a state."""
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        parts = [one for one in (batch, batch.mismatched) if one is not None]
-        known = [lengths for one in parts if (lengths := known_lengths(one))]
-        if not known:
-            raise ValueError("a traced batch has no known lengths, so this way cannot be compiled")
+        parts = _parts(batch)
+        known = list(map(read_lengths, parts))
         prompts, cost = known[0].prompts, np.inf if self.call_tokens is None else self.call_tokens
         alone = np.arange(len(prompts))[:, None]
         states_of = after_prompt_groups(self.halves, batch.prompts, prompts, list(alone))
@@ -178,6 +175,11 @@ class PairwisePrefixPolicy(HeadPolicy):
             hidden = states_of(one.completions, lengths.completions, row_groups)
             states.append(_at_scored(one, row_groups, hidden, np.zeros_like(lengths.completions)))
         return states
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """The batch, and that of its prompts with completions of other rows if it has one."""
+    return [batch] if batch.mismatched is None else [batch, batch.mismatched]
 
 
 def _at_scored(batch: Batch, row_groups: list[np.ndarray], states: list[mx.array], first: np.ndarray) -> mx.array:
@@ -195,16 +197,6 @@ def _at_scored(batch: Batch, row_groups: list[np.ndarray], states: list[mx.array
     scored = np.array(batch.scored)
     flat = mx.concatenate([of_group.reshape(-1, of_group.shape[-1]) for of_group in states])
     return _take(flat, mx.array(starts[scored // width] + scored % width))
-
-
-def _keyed(key: mx.array) -> type[nn.Dropout]:
-    """Dropout that gives the same result whenever it is called."""
-
-    def call(self, x):
-        keep = self._p_1
-        return x if keep == 1 or not self.training else mx.random.bernoulli(keep, x.shape, key) * x * (1 / keep)
-
-    return type("KeyedDropout", (nn.Dropout,), {"__call__": call})
 
 
 def _take(values: mx.array, positions: mx.array) -> mx.array:

@@ -20,7 +20,6 @@ What it relies on:
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from enum import Enum
 from functools import cache
 from typing import Any, cast
@@ -28,9 +27,10 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.cache import _BaseCache
 
-from .swap import swapped_classes
+from .arguments import arrays_of, caches_of, with_arrays
+from .dropout import active_dropouts, dropout_with
+from .swap import calls_answered, swapped_classes
 
 
 class Keep(Enum):
@@ -84,8 +84,7 @@ class _Keys:
             (state,) = cast(list[mx.array], mx.random.state)
             self.drawn.append(mx.random.split(state)[1])  # the key that MLX draws next
             return kind.__call__(module, *args)
-        keep, (x,) = module._p_1, args
-        return mx.random.bernoulli(keep, x.shape, self.drawn[self.place - 1]) * x * (1 / keep)
+        return dropout_with(module, *args, key=self.drawn[self.place - 1])
 
 
 class _Function:
@@ -99,11 +98,11 @@ class _Function:
 
     def __init__(self, module: nn.Module, kind: type, given: tuple[tuple, dict[str, Any]], keys: _Keys, place: int = 0):
         self.module, self.kind, self.keys, self.place = module, kind, keys, place
-        self.caches = _caches(given)
-        self.given = _map(lambda array: array, given)  # with caches as they are before the call
+        self.caches = caches_of(given)
+        self.given = with_arrays(lambda array: array, given)  # with caches as they are before the call
         trained: Any = tree_flatten(module.trainable_parameters())
         self.names = [name for name, _ in trained]
-        self.inputs = [*(value for _, value in trained), *_arrays(given)]
+        self.inputs = [*(value for _, value in trained), *arrays_of(given)]
 
     def __call__(self) -> Any:
         """The module's result. The backward computes it again from the inputs."""
@@ -158,11 +157,11 @@ class _Function:
         """The result of the call with these parameters and arrays, and the arguments, whose caches have changed."""
         self.keys.place = self.place
         remaining = iter(inputs[len(self.names) :])
-        args, kwargs = given = _map(lambda _: next(remaining), self.given)
+        args, kwargs = given = with_arrays(lambda _: next(remaining), self.given)
         own = self.module.trainable_parameters()
         self.module.update(tree_unflatten(list(zip(self.names, inputs, strict=False))))
         try:
-            with calls_answered(self.keys.dropout, _dropouts(self.module)):
+            with calls_answered(self.keys.dropout, active_dropouts(self.module)):
                 return self.kind.__call__(self.module, *args, **kwargs), given
         finally:
             self.module.update(own)
@@ -180,7 +179,7 @@ class _Function:
         def function(*inputs):
             nonlocal output
             output = first(*inputs)
-            return _arrays(output)
+            return arrays_of(output)
 
         @function.vjp
         def _(inputs, cotangents, outputs):
@@ -190,14 +189,14 @@ class _Function:
             if kept:
                 kept[:] = late[len(arrays) :]
             inputs = [*own, *late[: len(arrays)]]
-            gradients = mx.vjp(lambda *inputs: _arrays(again(*inputs)), inputs, cotangents)[1]
+            gradients = mx.vjp(lambda *inputs: arrays_of(again(*inputs)), inputs, cotangents)[1]
             own, arrays = gradients[: len(own)], gradients[len(own) :]
             return [*own, *(mx.depends(arrays, own) if own and arrays else arrays)]  # invariant 4
 
         outputs: Any = function(*self.inputs)
         remaining = iter(outputs)
-        result, given = _map(lambda _: next(remaining), output)
-        for own, new in zip(self.caches, _caches(given), strict=True):
+        result, given = with_arrays(lambda _: next(remaining), output)
+        for own, new in zip(self.caches, caches_of(given), strict=True):
             vars(own).update(vars(new))
         return result
 
@@ -205,10 +204,6 @@ class _Function:
 def _listed(arrays: mx.array | Sequence[mx.array]) -> list[mx.array]:
     """MLX gives a `vjp` the array itself where there is only one."""
     return [arrays] if isinstance(arrays, mx.array) else list(arrays)
-
-
-def _dropouts(module: nn.Module) -> list[nn.Module]:
-    return [inner for inner in module.modules() if isinstance(inner, nn.Dropout) and inner.training and inner._p_1 < 1]
 
 
 def linears_of(module: nn.Module) -> Iterator[nn.Module]:
@@ -221,62 +216,3 @@ def linears_of(module: nn.Module) -> Iterator[nn.Module]:
             yield inner
         else:
             yield from linears_of(inner)
-
-
-@contextmanager
-def calls_answered(call: Callable[..., Any], modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let `call(module, its class, args, kwargs)` answer calls of the modules."""
-
-    def called(kind: type) -> type:
-        def answer(module, *args, **kwargs):
-            return call(module, kind, args, kwargs)
-
-        return type(kind.__name__, (kind,), {"__call__": answer})
-
-    kinds = {kind: called(kind) for kind in {type(module) for module in modules}}
-    with swapped_classes([(module, kinds[type(module)]) for module in modules]):
-        yield
-
-
-def _map(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
-    """A copy of tuples, lists, dicts and caches with `function` of each array of floats; once for each array."""
-    done: dict[int, mx.array] = {}
-
-    def mapped(value: Any) -> Any:
-        if isinstance(value, mx.array):
-            if mx.issubdtype(value.dtype, mx.floating) and id(value) not in done:
-                done[id(value)] = function(value)
-            return done.get(id(value), value)
-        if isinstance(value, dict):
-            return {key: mapped(item) for key, item in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(mapped, value))
-        if isinstance(value, list | tuple):
-            return type(value)(map(mapped, value))
-        if isinstance(value, _BaseCache):
-            new = copy(value)
-            vars(new).update(mapped(vars(value)))
-            return new
-        return value
-
-    return mapped(tree)
-
-
-def _arrays(tree: Any) -> list[mx.array]:
-    """The arrays that `_map` visits, in its order."""
-    arrays: list[mx.array] = []
-
-    def visit(array: mx.array) -> mx.array:
-        arrays.append(array)
-        return array
-
-    _map(visit, tree)
-    return arrays
-
-
-def _caches(tree: Any) -> list[_BaseCache]:
-    """The caches in tuples, lists and dicts."""
-    if isinstance(tree, _BaseCache):
-        return [tree]
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return [cache for item in items for cache in _caches(item)]

@@ -1,7 +1,8 @@
 """Layers of another class for a while."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.nn as nn
 
@@ -20,3 +21,18 @@ def swapped_classes(swaps: Sequence[tuple[nn.Module, type]]) -> Iterator[None]:
     finally:
         for (module, _), original in zip(swaps, originals, strict=True):
             module.__class__ = original
+
+
+@contextmanager
+def calls_answered(call: Callable[..., Any], modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let `call(module, its class, args, kwargs)` answer calls of the modules."""
+
+    def called(kind: type) -> type:
+        def answer(module, *args, **kwargs):
+            return call(module, kind, args, kwargs)
+
+        return type(kind.__name__, (kind,), {"__call__": answer})
+
+    kinds = {kind: called(kind) for kind in {type(module) for module in modules}}
+    with swapped_classes([(module, kinds[type(module)]) for module in modules]):
+        yield

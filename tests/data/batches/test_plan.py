@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.data.batches.lengths import Lengths, lengths_of
-from mlx_lm_lora_prefplus.data.batches.plan import plan_epoch, widths
+from mlx_lm_lora_prefplus.data.batches.plan import Plan, plan_epoch, widths
 from tests.data.conftest import token_rows
 
 KINDS = ("paired", "unpaired", "ranked")
@@ -27,6 +27,11 @@ def cost(lengths: Lengths, ids: np.ndarray, multiple: int = 1) -> int:
     """Padded tokens of a batch, worked out the long way."""
     width = lambda values: int(widths(values[ids].max(), multiple))  # noqa: E731
     return len(ids) * (width(lengths.prompt) + int(lengths.count[ids].max()) * width(lengths.completion))
+
+
+def computed(plan: Plan, lengths: Lengths) -> int:
+    """Padded tokens of all batches."""
+    return sum(cost(lengths, ids) for ids in plan)
 
 
 @given(
@@ -73,19 +78,19 @@ def test_a_row_meets_different_rows_in_different_epochs():
 def test_prompts_and_completions_both_save_padding():
     """Sorting by one length of the two leaves the other as it comes."""
     lengths = uneven(8192)
-    by_both = plan_epoch(lengths, batch_size=8).padding(lengths, 1, shared_prompt=True)
+    by_both = computed(plan_epoch(lengths, batch_size=8), lengths)
     by_one = plan_epoch(lengths._replace(completion=np.ones_like(lengths.prompt)), batch_size=8)
-    unsorted = plan_epoch(lengths, batch_size=8, shuffle=False).padding(lengths, 1, shared_prompt=True)
-    assert by_both < 0.75 * by_one.padding(lengths, 1, shared_prompt=True)
+    unsorted = computed(plan_epoch(lengths, batch_size=8, shuffle=False), lengths)
+    assert by_both < 0.75 * computed(by_one, lengths)
     assert by_both < 0.6 * unsorted
 
 
 def test_lists_of_like_length_stand_together():
     """A short list beside a long one is filled up with empty completions, which cost as much as others."""
     lengths = uneven(8192, "ranked")
-    by_all = plan_epoch(lengths, batch_size=8).padding(lengths, 1, shared_prompt=True)
+    by_all = computed(plan_epoch(lengths, batch_size=8), lengths)
     blind = plan_epoch(lengths._replace(count=np.full_like(lengths.count, 4)), batch_size=8)
-    assert by_all < 0.9 * blind.padding(lengths, 1, shared_prompt=True)
+    assert by_all < 0.9 * computed(blind, lengths)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,8 +100,7 @@ def test_a_budget_is_used(kind):
     assert np.mean(costs) > 0.8 * 16_000 and max(costs) <= 16_000
 
 
-def test_padding_worked_by_hand():
-    """Rows 2+1+2 and 1+3+1 in one batch: prompts 2·2, completions 4·3 against 3 + 7; whole rows 4·4 against 6 + 7."""
+def test_lengths_worked_by_hand():
     lengths = lengths_of(
         [
             {"prompt": [1, 1], "chosen": [1], "rejected": [1, 1]},
@@ -104,19 +108,6 @@ def test_padding_worked_by_hand():
         ]
     )
     assert [column.tolist() for column in lengths] == [[2, 1], [2, 3], [3, 4], [2, 2]]
-    plan = plan_epoch(lengths, batch_size=2)
-    assert plan.padding(lengths, 1, shared_prompt=True) == pytest.approx((4 + 12) / 10)
-    assert plan.padding(lengths, 1, shared_prompt=False) == pytest.approx(16 / 13)
-    assert plan.padding(lengths, 32, shared_prompt=True) == pytest.approx((64 + 128) / 10)
-
-
-def test_padding_of_lists_worked_by_hand():
-    """Lists of 3 (1, 2 and 1 tokens) and of 2 (2 and 4 tokens) after prompts of 2 and 1: 2·2 and 6·4 against 3 and 10;
-    whole rows 6·5 against (3·2 + 4) + (2·1 + 6)."""
-    lengths = Lengths(*(np.array(values) for values in ((2, 1), (2, 4), (4, 6), (3, 2))))
-    plan = plan_epoch(lengths, batch_size=2)
-    assert plan.padding(lengths, 1, shared_prompt=True) == pytest.approx((4 + 24) / 13)
-    assert plan.padding(lengths, 1, shared_prompt=False) == pytest.approx(30 / 18)
 
 
 def test_few_widths_and_little_rounding():

@@ -1,0 +1,52 @@
+"""The arrays of floats in the arguments of a layer, and in the caches among them."""
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import _BaseCache
+
+
+def with_arrays(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
+    """A copy of tuples, lists, dicts and caches with `function` of each array of floats; once for each array."""
+    done: dict[int, mx.array] = {}
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, mx.array):
+            if mx.issubdtype(value.dtype, mx.floating) and id(value) not in done:
+                done[id(value)] = function(value)
+            return done.get(id(value), value)
+        if isinstance(value, dict):
+            return {key: mapped(item) for key, item in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(mapped, value))
+        if isinstance(value, list | tuple):
+            return type(value)(map(mapped, value))
+        if isinstance(value, _BaseCache):
+            new = copy(value)
+            vars(new).update(mapped(vars(value)))
+            return new
+        return value
+
+    return mapped(tree)
+
+
+def arrays_of(tree: Any) -> list[mx.array]:
+    """The arrays that `with_arrays` visits, in its order."""
+    arrays = list[mx.array]()
+
+    def visit(array: mx.array) -> mx.array:
+        arrays.append(array)
+        return array
+
+    with_arrays(visit, tree)
+    return arrays
+
+
+def caches_of(tree: Any) -> list[_BaseCache]:
+    """The caches in tuples, lists and dicts."""
+    if isinstance(tree, _BaseCache):
+        return [tree]
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [cache for item in items for cache in caches_of(item)]
