@@ -148,7 +148,7 @@ def test_layers_keep_what_is_asked_where_that_is_exact(keep, monkeypatch):
     assert type(choice.policy) is SharedPrefixPolicy
     assert choice.policy.keep is keep and keep.value in choice.description
 
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.model.recompute._arrays", lambda tree: [])
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.model.recompute.arrays_of", lambda tree: [])
     choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep)
     assert type(choice.policy) is SharedPrefixPolicy
     assert choice.policy.keep is Keep.ALL and f"keeping {keep.value} for the gradient: not exact" in choice.description
