@@ -16,7 +16,7 @@ from ..host.output.previous import as_begun
 from ..host.run.load import check_start
 from ..host.run.references import ReferencePass
 from ..host.run.session import Session, tokenised
-from ..losses import outcome, pair_rounding
+from ..losses import has_gold, outcome, pair_rounding
 from ..plugin import Batch
 from ..report import intervals
 from ..report.intervals import Figure
@@ -111,19 +111,19 @@ def score(session: Session) -> HeldOut:
             ("reference", reference_batch.reference_logps),
             ("tokens", batch.completion_lengths),
         ):
-            columns_[name].append(_sides(values, batch))
+            columns_[name].append(_sides(values, batch, has_gold(trainer.losses, resolved.options)))
         columns_["label"].append(np.array(batch.columns["label"]) if "label" in batch.columns else np.zeros(0))
     columns = {name: np.concatenate(columns_[name]) for name in HeldOut._fields}
     return HeldOut(**{**columns, "label": columns["label"] if len(columns["label"]) else None})
 
 
-def _sides(values: mx.array, batch: Batch) -> np.ndarray:
+def _sides(values: mx.array, batch: Batch, gold: bool) -> np.ndarray:
     """(examples, 2) float64."""
     if "label" in batch.columns:  # there is no second completion
         values = mx.tile(values, 2)
         return as_numpy(values.astype(mx.float32), np.float64).reshape(2, -1).T
     return np.stack(
-        [as_numpy(side.astype(mx.float32), np.float64) for side in chosen_and_rejected(values, batch)], axis=1
+        [as_numpy(side.astype(mx.float32), np.float64) for side in chosen_and_rejected(values, batch, gold)], axis=1
     )
 
 

@@ -8,10 +8,10 @@ from .advice import advice
 from .api.compute import compute
 from .api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
 from .formulas.policy_only import alphapo_reward
-from .inputs import Lists, Pairs, Unpaired
+from .inputs import Lists, Pairs, Unpaired, compared
 from .loss import Loss
 from .modifiers import token_weights, wpo_weights
-from .objective import Objective, is_separable, needs_state, objective
+from .objective import Objective, has_gold, is_separable, needs_state, objective
 from .options import (
     NLL_WEIGHTS,
     OPTIONS,
@@ -46,7 +46,9 @@ __all__ = [
     "advice",
     "alphapo_reward",
     "borrowed_defaults",
+    "compared",
     "compute",
+    "has_gold",
     "idle_options",
     "is_separable",
     "loss_names",

@@ -158,6 +158,25 @@ CPO: dict[str, Loss] = {
         advice=(rules.small_beta("alphapo"), rules.simpo_advice, rules.alphapo_advice),
         reward=lambda logps, options: policy_only.alphapo_reward(logps, options.alphapo_alpha),
     ),
+    "tpo": Loss(
+        lists.tpo,
+        _SMOOTHED,
+        defaults={"beta": 0.01, "cpo_alpha": 1.0},
+        rows="ranked",
+        gold=True,
+        when="three responses: a gold one to imitate beside a chosen and a rejected one; no SFT stage before",
+    ),
+    "tpo_l": Loss(
+        lists.tpo_l,
+        ("beta", "simpo_gamma", "label_smoothing"),
+        instead=("gamma_beta_ratio",),
+        defaults={"beta": 10.0, "simpo_gamma": 3.0, "cpo_alpha": 0.05},
+        means=True,
+        rows="ranked",
+        gold=True,
+        when="as tpo where answers grow longer: log-probs a token, with a margin",
+        advice=(rules.small_beta("tpo_l"), rules.simpo_advice),
+    ),
     "simper": Loss(policy_only.simper, means=True, when="no hyper-parameter to tune: inverse perplexities"),
 }
 

@@ -85,3 +85,21 @@ class Lists(NamedTuple):
     def logratio(self) -> mx.array:
         """u = p − q, (lists, completions)."""
         return self.policy - self.reference
+
+    def means(self) -> "Lists":
+        """The same lists with log-probs divided by their completion's token count (at least 1)."""
+        tokens = mx.maximum(self.tokens, 1)
+        return self._replace(policy=self.policy / tokens, reference=self.reference / tokens)
+
+
+def compared(values: mx.array, tokens: mx.array, gold: bool = False) -> tuple[mx.array, mx.array]:
+    """The values of the completions of a list that count as chosen and rejected, (lists,) each: the best and the worst.
+
+    values, tokens: (completions, lists), the best first; completions without tokens fill up a list.
+    gold: the best of three or more is a gold response, and the second one counts as chosen.
+    """
+    count = (tokens > 0).sum(axis=0, keepdims=True)
+    last = mx.maximum(count - 1, min(1, len(values) - 1))
+    first = mx.clip(count - 2, 0, 1) if gold else mx.zeros_like(last)
+    chosen, rejected = (mx.take_along_axis(values, place, axis=0)[0] for place in (first, last))
+    return chosen, rejected

@@ -19,7 +19,8 @@ class Loss:
     keys: a frozen dataclass of those keys that the mode does not have, in the form of a trainer's options; for a loss
         that another package adds to a mode.
     instead: config keys that are other ways to set one of these.
-    defaults: its own defaults of such keys, if they differ from the mode's. Values of the user take precedence.
+    defaults: its own defaults of such keys, and of the weight of the NLL, if they differ from those of the mode. Values
+        of the user take precedence.
     means: whether it takes log-probs as means over tokens instead of sums.
     rows: the kind of rows it needs, if it differs from the mode's.
     columns: the data columns it needs.
@@ -31,6 +32,7 @@ class Loss:
     check: options of the mode (with defaults) → why the loss cannot work, or None. The sentence begins with the key and
         says what was given, what is allowed and what to do. A run with a failed check is refused.
     advice: rules like `check` for values that are allowed but known to fail. A run prints them as warnings.
+    gold: whether the best completion of a list is a gold response, whose NLL is taken, and the second is the chosen.
     alone: a clause that says what does not work if a micro-batch has one example; for a loss that is not separable.
     reward: (rows,) mean log-probs and the options → (rows,) what metrics report, before the factor β, in a mode without
         a reference; None: the mean.
@@ -53,3 +55,4 @@ class Loss:
     advice: tuple[Callable[[Any], str | None], ...] = ()
     alone: str = ""
     reward: Callable[[mx.array, Any], mx.array] | None = None
+    gold: bool = False

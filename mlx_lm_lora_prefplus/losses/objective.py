@@ -101,6 +101,11 @@ def needs_state(table: Mapping[str, Loss], options: Any) -> bool:
     return any(table[name].baseline for name in loss_names(options.loss_type))
 
 
+def has_gold(table: Mapping[str, Loss], options: Any) -> bool:
+    """Whether the best completion of a list is a gold response (see `Loss.gold`)."""
+    return any(table[name].gold for name in loss_names(getattr(options, "loss_type", [])) if name in table)
+
+
 def is_separable(table: Mapping[str, Loss], options: Any) -> bool:
     """Whether the loss of an example does not depend on the others in its batch."""
     coupled = getattr(options, "dr_dpo_beta", None) is not None or needs_state(table, options)

@@ -83,15 +83,18 @@ class Batch(NamedTuple):
         """Count each unit in this batch.
 
         examples: pairs, unpaired rows or lists. chosen_tokens: counted tokens of the first completion of each example;
-        rejected_tokens: of the last, if there are several; completion_tokens: of all. Unpaired rows also have desirable
-        and undesirable: rows of each label.
+        second_tokens: of the second where there are more than two, else of the first; rejected_tokens: of the last, if
+        there are several; completion_tokens: of all. Unpaired rows also have desirable and undesirable: rows of each
+        label.
         """
         examples = self.ids.shape[0]
         lengths = np.asarray(self.completion_lengths).reshape(-1, examples)
         units = {"examples": examples, "chosen_tokens": int(lengths[0].sum()), "completion_tokens": int(lengths.sum())}
         if len(lengths) > 1:
-            last = np.maximum((lengths > 0).sum(axis=0) - 1, 1)
-            units["rejected_tokens"] = int(np.take_along_axis(lengths, last[None], axis=0).sum())
+            count = (lengths > 0).sum(axis=0)
+            places = {"second_tokens": np.clip(count - 2, 0, 1), "rejected_tokens": np.maximum(count - 1, 1)}
+            for unit, place in places.items():
+                units[unit] = int(np.take_along_axis(lengths, place[None], axis=0).sum())
         if "label" in self.columns:
             units["desirable"] = int(np.asarray(self.columns["label"] > 0).sum())
             units["undesirable"] = examples - units["desirable"]

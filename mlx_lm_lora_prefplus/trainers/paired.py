@@ -11,6 +11,8 @@ from ..losses import (
     Objective,
     PairedOptions,
     Pairs,
+    compared,
+    has_gold,
     loss_names,
     objective,
     outcome,
@@ -69,7 +71,7 @@ class PairedTrainer(TableTrainer):
             sums=result.sums,
             metrics={
                 "examples": self._metrics(policy, scores, batch, result, options),
-                **_over_tokens(scores, batch, nll),
+                **_over_tokens(scores, batch, nll, has_gold(self.losses, options)),
             },
             state=result.state,
         )
@@ -95,11 +97,11 @@ class PairedTrainer(TableTrainer):
     ) -> dict[str, mx.array]:
         """Sums over the pairs, by TRL's names.
 
-        Of a list, the best and the worst completion count as chosen and rejected.
+        Of a list, the best and the worst completion count as chosen and rejected, unless the best is a gold response.
         """
-        tokens = mx.maximum(batch.completion_lengths, 1)
-        chosen, rejected = chosen_and_rejected(self.rewards(scores, batch, options), batch)
-        rounding = chosen_and_rejected(reward_rounding(self, policy.model, scores, batch, options), batch)
+        tokens, gold = mx.maximum(batch.completion_lengths, 1), has_gold(self.losses, options)
+        chosen, rejected = chosen_and_rejected(self.rewards(scores, batch, options), batch, gold)
+        rounding = chosen_and_rejected(reward_rounding(self, policy.model, scores, batch, options), batch, gold)
         metrics = {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
@@ -107,29 +109,25 @@ class PairedTrainer(TableTrainer):
             "rewards/margins": chosen - rejected,
         }
         for name, value in (("logps", scores.weighted_logps), ("logps_per_token", scores.logps / tokens)):
-            metrics[f"{name}/chosen"], metrics[f"{name}/rejected"] = chosen_and_rejected(value, batch)
+            metrics[f"{name}/chosen"], metrics[f"{name}/rejected"] = chosen_and_rejected(value, batch, gold)
         return summed(metrics) | {f"losses/{name}": mx.stop_gradient(value) for name, value in result.loss_sums.items()}
 
 
-def _over_tokens(scores: Scores, batch: Batch, nll: mx.array) -> dict[str, dict[str, mx.array]]:
+def _over_tokens(scores: Scores, batch: Batch, nll: mx.array, gold: bool) -> dict[str, dict[str, mx.array]]:
     """Unit → sums of the metrics that are means over tokens, not over completions."""
     tokens = batch.completion_lengths
-    chosen, rejected = chosen_and_rejected(scores.mean_logits * tokens, batch)
-    metrics_by_unit = {
-        "chosen_tokens": {"nll_loss": nll, "logits/chosen": chosen},
-        "rejected_tokens": {"logits/rejected": rejected},
-    }
+    chosen, rejected = chosen_and_rejected(scores.mean_logits * tokens, batch, gold)
+    metrics_by_unit = {"chosen_tokens": {"nll_loss": nll}, "rejected_tokens": {"logits/rejected": rejected}}
+    metrics_by_unit.setdefault("second_tokens" if gold else "chosen_tokens", {})["logits/chosen"] = chosen
     if scores.entropy is not None:
         metrics_by_unit["completion_tokens"] = {"entropy": scores.entropy * tokens}
     return {unit: summed(metrics) for unit, metrics in metrics_by_unit.items()}
 
 
-def chosen_and_rejected(values: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-    """The values of the first and the last completion of each example; empty completions are padding of a list."""
+def chosen_and_rejected(values: mx.array, batch: Batch, gold: bool = False) -> tuple[mx.array, mx.array]:
+    """The values of the completions of each example that count as chosen and rejected; see `losses.inputs.compared`."""
     by_completion = values.reshape(-1, batch.ids.shape[0])
-    present = (batch.completion_lengths > 0).reshape(by_completion.shape)
-    last = mx.maximum(present.sum(0) - 1, min(1, len(by_completion) - 1))
-    return by_completion[0], mx.take_along_axis(by_completion, last[None], axis=0)[0]
+    return compared(by_completion, batch.completion_lengths.reshape(by_completion.shape), gold)
 
 
 def _pairs(scores: Scores, batch: Batch) -> Pairs:

@@ -31,12 +31,13 @@ TOY = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 512, "vo
 
 
 class Loss(NamedTuple):
-    """both: options by the name that both sides know. ours: options of this package alone."""
+    """mode: TRL's trainer. both: options by the name that both sides know. ours, theirs: options of one side alone."""
 
     mode: str
     name: str
     both: dict[str, Any]
     ours: dict[str, Any] = {}  # noqa: RUF012  (read only)
+    theirs: dict[str, Any] = {}  # noqa: RUF012  (read only)
 
 
 def _dpo(name: str, beta: float = 0.1, **more: Any) -> Loss:
@@ -68,6 +69,12 @@ LOSSES = (
     Loss("cpo", "simpo", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0}),
     # TRL's NLL is a mean over tokens.
     Loss("orpo", "orpo", {"beta": 0.1}, {"sft_normalization": "token"}),
+    Loss("tpo", "sigmoid", {"beta": 0.1}, {"loss_type": "tpo", "cpo_alpha": 0.7}, {"tpo_alpha": 0.7}),
+    Loss(
+        **{"mode": "tpo", "name": "tpo-l", "both": {"beta": 2.0}},
+        ours={"loss_type": "tpo_l", "simpo_gamma": 0.5, "cpo_alpha": 1.0},
+        theirs={"loss_type": "tpo-l", "tpo_l_gamma": 0.5},
+    ),
     Loss("kto", "kto", {"loss_type": "kto", "beta": 0.1, "undesirable_weight": 1.3}),
     Loss("kto", "apo_zero_unpaired", {"loss_type": "apo_zero_unpaired", "beta": 0.1, "undesirable_weight": 1.3}),
 )
@@ -77,7 +84,12 @@ def case(loss: Loss, rows: list[dict], batch_size: int, **more: Any) -> dict[str
     """A training for both sides, as JSON."""
     return {
         **{"name": f"{loss.mode} {loss.name}", "mode": loss.mode, "ours": {**loss.both, **loss.ours}},
-        **{"trl": loss.both, "rows": rows, "batch_size": batch_size, "steps": len(rows) // batch_size},
+        **{
+            "trl": {**loss.both, **loss.theirs},
+            "rows": rows,
+            "batch_size": batch_size,
+            "steps": len(rows) // batch_size,
+        },
         **{"learning_rate": 1e-3, "epsilon": EPSILON, "max_length": 65_536, **more},
     }
 
@@ -95,7 +107,8 @@ def agreement_cases() -> list[dict[str, Any]]:
     return made
 
 
-TIMED = [LOSSES[0], *(loss for loss in LOSSES if (loss.mode, loss.name) == ("cpo", "sigmoid")), *LOSSES[-3:]]
+TIMED = [LOSSES[0], *(loss for loss in LOSSES if (loss.mode, loss.name) == ("cpo", "sigmoid"))]
+TIMED += [loss for loss in LOSSES if loss.mode in ("orpo", "kto")]
 """The losses whose cost is measured: one of DPO and CPO each, ORPO, and those of KTO."""
 
 
@@ -151,10 +164,8 @@ def make_rows(mode: str, vocabulary: int, count: int, prompt: int, completion: i
             {"prompt": draw(prompt), "completion": [*draw(completion), END], "label": float(i % 2)}
             for i in range(count)
         ]
-    return [
-        {"prompt": draw(prompt), "chosen": [*draw(completion), END], "rejected": [*draw(completion), END]}
-        for _ in range(count)
-    ]
+    sides = ("reference", "chosen", "rejected") if mode == "tpo" else ("chosen", "rejected")
+    return [{"prompt": draw(prompt), **{side: [*draw(completion), END] for side in sides}} for _ in range(count)]
 
 
 def save_model(folder: Path, shape: str | dict[str, int], layers: int | None = None) -> int:

@@ -26,7 +26,7 @@ from mlx_lm_lora_prefplus.plugin import Batch
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, KTO, ORPO
 
-TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO, KTO, ORPO)}
+TRAINERS = {**{trainer.mode: trainer for trainer in (CPO, DPO, KTO, ORPO)}, "tpo": CPO}
 FIGURES = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
 
 
@@ -34,7 +34,8 @@ class Case:
     """The model, the batches in the order of the rows, and the step of a case."""
 
     def __init__(self, folder: Path, case: dict):
-        self.trainer, self.rows, self.size = TRAINERS[case["mode"]], case["rows"], case["batch_size"]
+        self.trainer, self.size = TRAINERS[case["mode"]], case["batch_size"]
+        self.rows = [as_list(row) if "reference" in row else row for row in case["rows"]]
         self.options = self.trainer.options(**case["ours"])
         self.model = load_model(folder / "model")[0]
         if lora := case.get("lora"):
@@ -74,6 +75,12 @@ class Case:
             weigh = lambda batch: self.trainer.token_weights(batch, self.options)  # noqa: E731
             reference_logps(self.policy, batches, len(self.rows), store=store, weights=weigh)
         return list(with_reference(batches, store))
+
+
+def as_list(row: dict) -> dict:
+    """A gold response beside a pair, as a list of three."""
+    completions = [row[side] for side in ("reference", "chosen", "rejected")]
+    return {"prompt": row["prompt"], "completions": completions, "scores": [2.0, 1.0, 0.0]}
 
 
 def agree(folder: Path) -> None:

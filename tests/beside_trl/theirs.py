@@ -22,15 +22,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerC
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 TRAINERS = {
     "dpo": (DPOTrainer, DPOConfig),
     "cpo": (CPOTrainer, CPOConfig),
     "orpo": (ORPOTrainer, ORPOConfig),
     "kto": (KTOTrainer, KTOConfig),
+    "tpo": (TPOTrainer, TPOConfig),
 }
 FIGURES = ("grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
-SIDES = ("chosen", "rejected", "completion")
+SIDES = ("reference", "chosen", "rejected", "completion")
 
 
 class Logged(TrainerCallback):

@@ -46,6 +46,8 @@ PAPERS = {
     "2405.14734": "Meng et al. 2024. SimPO: Simple Preference Optimization with a Reference-Free Reward",
     "2405.16436": "Liu et al. 2024. Provably Mitigating Overoptimization in RLHF: Your SFT Loss is Implicitly an "
     "Adversarial Regularizer (RPO)",
+    "2405.16681": "Saeidi et al. 2024. Triple Preference Optimization: Achieving Better Alignment using a Single Step "
+    "Optimization (TPO)",
     "2406.05882": "Melnyk et al. 2024. Distributional Preference Alignment of LLMs via Optimal Transport (AOT)",
     "2406.08414": "Lu et al. 2024. Discovering Preference Optimization Algorithms with and for Large Language Models "
     "(DiscoPOP)",

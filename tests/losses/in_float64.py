@@ -164,3 +164,14 @@ def plackett_luce(u, tokens, scores, *, beta):
         rivals = [u[j] for j in range(len(u)) if j == k or (tokens[j] > 0 and scores[j] < scores[k])]
         total += math.log(sum(math.exp(beta * (rival - u[k])) for rival in rivals))
     return total
+
+
+def tpo(p, tokens, scores, *, beta, label_smoothing=0.0, simpo_gamma=0.0, means=False):
+    """One list, the best first: the second (in a list of two the first) against the last that has tokens."""
+    there = [k for k in range(len(p)) if tokens[k] > 0]
+    w, l = (there[1] if len(there) > 2 else there[0]), there[-1]
+    if scores[w] <= scores[l]:
+        return 0.0
+    value = {k: p[k] / (tokens[k] if means else 1) for k in (w, l)}
+    z = beta * (value[w] - value[l]) - simpo_gamma
+    return (1 - label_smoothing) * np.logaddexp(0, -z) + label_smoothing * np.logaddexp(0, z)

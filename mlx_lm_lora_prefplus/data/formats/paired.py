@@ -19,6 +19,9 @@ PREFERENCE_SCHEMAS = {
 }
 """Data sets with two responses and a preference in each row (Wang et al. 2024, 2410.01257; 2025, 2505.11475)."""
 
+GOLD = "reference"
+"""The column of a gold response beside chosen and rejected, by TRL's name."""
+
 ACCEPTS = (
     "prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input, and the "
     "others chosen_response and rejected_response)",
@@ -27,23 +30,35 @@ ACCEPTS = (
 )
 """The columns of the rows that `find` knows, for messages."""
 
-Sides = tuple[str, str]
-"""The columns of chosen and rejected."""
+Sides = tuple[str, ...]
+"""The columns of chosen and rejected; before them that of a gold response, where there is one."""
 
 
 def find(sample: SourceSample) -> RowFormat | None:
     """Return the format of rows that hold pairs, or None."""
-    chosen = sample.find_column("chosen_feature", "chosen", "chosen_response")
-    rejected = sample.find_column("rejected_feature", "rejected", "rejected_response")
-    if chosen and rejected and sample.has(chosen, rejected):
-        sides = chosen, rejected
-        return _preference(sample.without_prompt() if _repeats(sample, chosen) else sample, sides)
+    if sides := _sides(sample):
+        return _preference(sample.without_prompt() if _repeats(sample, sides[0]) else sample, sides)
     for name, (first, second, strength) in PREFERENCE_SCHEMAS.items():
         if sample.columns.prompt and sample.has(first, second, strength):
             description = f"two responses with a preference ({name})"
             read = partial(_preference_rows, sample=sample, first=first, second=second, strength=strength)
             return RowFormat(description, "paired", read)
     return None
+
+
+def find_with_gold(sample: SourceSample) -> RowFormat | None:
+    """Return the format of rows that hold a gold response beside a pair, as lists of three; or None."""
+    sides = _sides(sample)
+    if not sides or not sample.has(GOLD):
+        return None
+    return _preference(sample.without_prompt() if _repeats(sample, sides[0]) else sample, (GOLD, *sides))
+
+
+def _sides(sample: SourceSample) -> Sides | None:
+    """The columns of chosen and rejected, or None."""
+    chosen = sample.find_column("chosen_feature", "chosen", "chosen_response")
+    rejected = sample.find_column("rejected_feature", "rejected", "rejected_response")
+    return (chosen, rejected) if chosen and rejected and sample.has(chosen, rejected) else None
 
 
 def _repeats(sample: SourceSample, chosen: str) -> bool:
@@ -58,19 +73,21 @@ def _repeats(sample: SourceSample, chosen: str) -> bool:
 def _preference(sample: SourceSample, sides: Sides) -> RowFormat:
     prompt, chosen = sample.columns.prompt, sample.first_value(sides[0])
     read_row: Callable[..., Example | Dropped] = _row
+    names = "chosen and rejected" if len(sides) == 2 else f"{GOLD}, chosen and rejected"
     if prompt is None and isinstance(chosen, str):
         if sample.raw:
-            description, read_row = "chosen and rejected as text (the shared start is the prompt)", _raw_row
+            description, read_row = f"{names} as text (the shared start is the prompt)", _raw_row
         elif chat.is_transcript(chosen):
             description, read_row = "Human/Assistant transcripts", _transcript_row
         else:
-            description, read_row = "chosen and rejected as plain text (the shared start is the prompt)", _plain_row
+            description, read_row = f"{names} as plain text (the shared start is the prompt)", _plain_row
     elif prompt is None:
-        description = "chosen and rejected as conversations (the shared start is the prompt)"
+        description = f"{names} as conversations (the shared start is the prompt)"
     else:
         answers = "text" if isinstance(chosen, str) else "messages"
-        description = f"{prompt} as {sample.value_format(prompt)}, {sides[0]} and {sides[1]} as {answers}"
-    numbers = _number_columns(sample)
+        listed = f"{', '.join(sides[:-1])} and {sides[-1]}"
+        description = f"{prompt} as {sample.value_format(prompt)}, {listed} as {answers}"
+    numbers = _number_columns(sample) if len(sides) == 2 else {}
 
     def examples(rows: Rows) -> Iterator[Example | Dropped]:
         for number, row in rows:
@@ -82,12 +99,17 @@ def _preference(sample: SourceSample, sides: Sides) -> RowFormat:
                 example = example._replace(numbers=_numbers(row, numbers, sample.where(number)))
             yield example
 
-    return RowFormat(description, "paired", examples)
+    return RowFormat(description, "paired" if len(sides) == 2 else "ranked", examples)
+
+
+def _scores(sides: Sides) -> tuple[float, ...]:
+    """A score for each completion, the first the best."""
+    return PAIR if len(sides) == 2 else tuple(float(len(sides) - 1 - i) for i in range(len(sides)))
 
 
 def _row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:
     answers = [(side, row[side]) for side in sides]
-    return read_example(row, number, sample.where(number), sample.columns, answers, PAIR)
+    return read_example(row, number, sample.where(number), sample.columns, answers, _scores(sides))
 
 
 def _transcript_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:
@@ -106,7 +128,7 @@ def _plain_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Si
     for side in sides:
         if not isinstance(row[side], str):
             raise chat.wrong_type(sample.where(number), side, row[side], "text, as in the first rows")
-    return Example(number, None, [row[side] for side in sides], PAIR)
+    return Example(number, None, [row[side] for side in sides], _scores(sides))
 
 
 def _raw_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example:
@@ -116,10 +138,11 @@ def _raw_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Side
     """
     example = _plain_row(row, number, sample, sides)
     texts = [str(text) for text in example.completions]
-    end = min(chat.shared_start(*texts), *(len(text) - 1 for text in texts))
-    if texts[0][:end].endswith(" ") and texts[0][end] != texts[1][end]:
+    first, *others = texts
+    end = min(*(chat.shared_start(first, other) for other in others), *(len(text) - 1 for text in texts))
+    if first[:end].endswith(" ") and len({text[end] for text in texts}) > 1:
         end -= 1
-    return example._replace(prompt=texts[0][:end], completions=[text[end:] for text in texts])
+    return example._replace(prompt=first[:end], completions=[text[end:] for text in texts])
 
 
 def _preference_rows(

@@ -9,6 +9,7 @@ from ..sources.files import Rows
 from . import messages as chat
 from .conversations import read_example
 from .example import Dropped, Example
+from .paired import GOLD, find_with_gold
 from .sample import RowFormat, SourceSample
 
 RESPONSES = ("responses", "completions")
@@ -23,6 +24,7 @@ ACCEPTS = (
     "prompt, responses, scores (or ranks)",
     "prompt, completions (scored responses, as UltraFeedback)",
     "prompt, response, helpfulness (HelpSteer)",
+    f"prompt, {GOLD}, chosen, rejected (a gold response beside a pair, for losses of lists)",
 )
 """The columns of the rows that `find` knows, for messages."""
 
@@ -30,7 +32,9 @@ FEW = "fewer than two scored completions"
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that hold scored or ranked completions, or None."""
+    """Return the format of rows that hold scored or ranked completions, or a gold response beside a pair; or None."""
+    if triple := find_with_gold(sample):
+        return triple
     if sample.columns.prompt is None:
         return None
     responses, scores = (

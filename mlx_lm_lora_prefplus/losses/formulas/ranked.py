@@ -3,9 +3,12 @@
 See `losses.inputs` for the notation.
 """
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
-from ..inputs import Lists
+from ..inputs import Lists, compared
+from .pairs import logistic
 
 
 def plackett_luce(lists: Lists, *, beta: float) -> mx.array:
@@ -34,3 +37,49 @@ def plackett_luce(lists: Lists, *, beta: float) -> mx.array:
     # (lists, k, j): what j gains on k, 0 at j = k, so that the sum is never empty.
     gains = mx.where(below | itself, reward[:, None, :] - reward[:, :, None], -mx.inf)
     return mx.where(present, mx.logsumexp(gains, axis=-1), 0).sum(-1)
+
+
+def tpo(lists: Lists, *, beta: float, label_smoothing: float) -> mx.array:
+    """−(1−ε)·log σ(β(p_w − p_l)) − ε·log σ(−β(p_w − p_l)): the preference beside the NLL of a gold response.
+
+    The best completion of a list is the gold response, whose NLL the weight `cpo_alpha` adds; the second best is w and
+    the last l. In a list of two the better one is both gold and w, which is CPO. Where w and l have the same score,
+    the list asks nothing but its NLL.
+
+    Args:
+        lists: summed log-probs, the best completion first.
+        beta: β > 0, per nat; 0.01 in the paper.
+        label_smoothing: ε in [0, 0.5); TRL's, not in the paper.
+
+    Returns:
+        (lists,); ln 2 where w and l are equally likely.
+
+    References:
+        Saeidi et al. 2024 (TPO), arXiv:2405.16681; the authors' code and TRL's TPOTrainer (loss_type sigmoid).
+    """
+    return _of_the_others(lists, lambda d: logistic(beta * d, label_smoothing))
+
+
+def tpo_l(lists: Lists, *, beta: float, simpo_gamma: float, label_smoothing: float) -> mx.array:
+    """−(1−ε)·log σ(βd̄ − γ) − ε·log σ(−(βd̄ − γ)), d̄ = p̄_w − p̄_l: `tpo` on log-probs a token, with a margin.
+
+    Args:
+        lists: log-probs as *means* over tokens, the best completion first; gold, w and l as in `tpo`.
+        beta: β > 0; 10 for the authors' instruction models, 0.01 to 2 for their base models.
+        simpo_gamma: γ ≥ 0, subtracted from β·d̄; TRL's `tpo_l_gamma`.
+        label_smoothing: ε in [0, 0.5).
+
+    Returns:
+        (lists,); softplus(γ) where w and l are equally likely a token and ε = 0.
+
+    References:
+        Saeidi et al. 2024 (TPO-L), arXiv:2405.16681; the authors' code and TRL's TPOTrainer (loss_type tpo-l).
+    """
+    return _of_the_others(lists, lambda d: logistic(beta * d - simpo_gamma, label_smoothing))
+
+
+def _of_the_others(lists: Lists, loss: Callable[[mx.array], mx.array]) -> mx.array:
+    """(lists,) loss of p_w − p_l, the completions beside the gold response; 0 where their scores are equal."""
+    chosen, rejected = compared(lists.policy.T, lists.tokens.T, gold=True)
+    better, worse = compared(lists.scores.T, lists.tokens.T, gold=True)
+    return mx.where(better > worse, loss(chosen - rejected), 0)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from .. import catalogue as tables
 from ..loss import Loss
-from .base import LossNames, Number
+from .base import LossNames, ModeDefault, Number
 from .paired import PairedOptions, PreferenceOptions, SeveralOptions
 
 
@@ -21,8 +21,8 @@ class MarginOptions(SeveralOptions):
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="simpo, alphapo: the margin γ by which β times the difference must win (default: 1.0 for "
-            "simpo, 0.1 for alphapo).",
+            description="simpo, alphapo, tpo_l: the margin γ by which β times the difference must win (default: 1.0 "
+            "for simpo, 0.1 for alphapo, 3 for tpo_l).",
         ),
     ] = None
     gamma_beta_ratio: Annotated[
@@ -30,20 +30,22 @@ class MarginOptions(SeveralOptions):
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="simpo, alphapo: γ/β, instead of simpo_gamma (the SimPO repository's way of saying it).",
+            description="simpo, alphapo, tpo_l: γ/β, instead of simpo_gamma (the SimPO repository's way of saying it).",
         ),
     ] = None
     alphapo_alpha: Annotated[
         Number, Field(description="alphapo: α of the reward (1 − exp(−α·mean log-prob))/α; 0 is simpo.")
     ] = 0.25
     cpo_alpha: Annotated[
-        Number,
+        float | None,
         Field(
             ge=0,
-            description="Weight of the NLL of the chosen completions. In mode cpo 1 is the paper's and recommended; "
-            "0 is the host's CPO.",
+            allow_inf_nan=False,
+            description="Weight of the NLL of the chosen completions, of tpo and tpo_l of the gold responses. In mode "
+            "cpo 1 is the paper's and recommended; 0 is the host's CPO (default: 0; 1 for tpo, 0.05 for tpo_l).",
         ),
-    ] = 0.0
+        ModeDefault(0.0),
+    ] = None
 
     def fill_in(self) -> None:
         """Also set `simpo_gamma` from `gamma_beta_ratio`."""

@@ -93,9 +93,6 @@ class DPOOptions(PreferenceOptions):
             yield "ld_alpha and sampo both weigh tokens: give one of them"
         if self.sync_ref_model and self.reference_free:
             yield "sync_ref_model needs a reference: leave out reference_free"
-        kinds = {row.rows for row in self.chosen_losses.values() if row.function}
-        if len(kinds) > 1:
-            yield "loss_type: losses of pairs and losses of lists cannot be added: name losses of one kind"
         for name, row in self.chosen_losses.items():
             yield from self._problems_with(name, row)
 

@@ -44,6 +44,11 @@ class SeveralOptions(PairedOptions):
                 f"loss_weights: {self.loss_weights} are not as many as the losses: {', '.join(names)}; give "
                 f"{len(names)}, or leave them out"
             )
+        rows = [row for row in self.chosen_losses.values() if row.function]
+        if len({row.rows for row in rows}) > 1:
+            yield "loss_type: losses of pairs and losses of lists cannot be added: name losses of one kind"
+        elif len({row.gold for row in rows}) > 1:
+            yield "loss_type: losses with and without a gold response cannot be added: name losses of one kind"
         yield from super().problems()
 
 

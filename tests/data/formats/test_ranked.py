@@ -12,6 +12,7 @@ from tests.data.messages import bot, read, read_one, system, user
 
 LIST = Example(1, [user("Q")], [[bot("A")], [bot("B")], [bot("C")]], [3.0, 2.0, 1.0])
 RANKS = LIST._replace(scores=[-1.0, -2.0, -3.0])
+GOLD = LIST._replace(scores=[2.0, 1.0, 0.0])
 
 SHAPES = {
     "responses with scores": ({"prompt": "Q", "responses": ["B", "A", "C"], "scores": [2, 3, 1]}, LIST),
@@ -64,6 +65,11 @@ SHAPES = {
     "pairs": (
         {"prompt": "Q", "chosen": "A", "rejected": "B"},
         LIST._replace(completions=LIST.completions[:2], scores=PAIR),
+    ),
+    "a gold response beside a pair": ({"prompt": "Q", "chosen": "B", "rejected": "C", "reference": "A"}, GOLD),
+    "a gold response, the prompt in each": (
+        {name: [user("Q"), bot(x)] for name, x in zip(("reference", "chosen", "rejected"), "ABC", strict=True)},
+        GOLD,
     ),
     "lists before pairs": (
         {"prompt": "Q", "chosen": "x", "rejected": "y", "responses": ["B", "A", "C"], "scores": [2, 3, 1]},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.losses import compute
 from mlx_lm_lora_prefplus.losses.formulas.pairs import sigmoid
-from mlx_lm_lora_prefplus.losses.formulas.ranked import plackett_luce
+from mlx_lm_lora_prefplus.losses.formulas.ranked import plackett_luce, tpo, tpo_l
 from mlx_lm_lora_prefplus.losses.inputs import Lists, Pairs
 from tests.losses import in_float64 as formulas
 
@@ -131,3 +131,59 @@ def test_an_nll_of_the_best_is_added(losses, normalization, nll):
     columns = {"scores": [[3, 3], [2, 2], [1, 1]]}
     value = compute("dpo", names, logps, logps, mask, columns=columns, sft_normalization=normalization, **losses)
     assert value.item() == pytest.approx(math.log(6) + 0.5 * nll, rel=1e-6)
+
+
+TPO = {
+    "tpo": (tpo, {"beta": 0.3, "label_smoothing": 0.1}, False),
+    "tpo_l": (tpo_l, {"beta": 2.0, "label_smoothing": 0.1, "simpo_gamma": 0.7}, True),
+}
+sorted_rows = st.lists(
+    st.tuples(st.floats(-50, 0, width=32), st.integers(0, 3), st.integers(1, 5)), min_size=2, max_size=6
+)
+
+
+@pytest.mark.parametrize("name", TPO)
+@settings(max_examples=60, deadline=None)
+@given(rows=sorted_rows, padding=st.integers(0, 2))
+def test_tpo_compares_the_second_with_the_last(name, rows, padding):
+    """With its gradient: none for the gold response of three or more, nor for completions that are not compared."""
+    function, options, means = TPO[name]
+    policy, scores, tokens = (np.array(column) for column in zip(*rows, strict=True))
+    scores = np.sort(scores)[::-1]
+    filled = [np.append(values, np.zeros(padding)) for values in (policy, scores, tokens)]
+    x = make([filled[0]], [filled[1]], [filled[2]])
+
+    def loss(logps):
+        lists = x._replace(policy=logps)
+        return function(lists.means() if means else lists, **options).sum()
+
+    value, slope = mx.value_and_grad(loss)(x.policy)
+    expected = lambda p: formulas.tpo(p, tokens, scores, means=means, **options)  # noqa: E731
+    assert value.item() == pytest.approx(expected(policy), rel=1e-4, abs=1e-5)
+    h, slopes = 1e-5, []
+    for i in range(len(rows)):
+        step = h * (np.arange(len(rows)) == i)
+        slopes.append((expected(policy.astype(float) + step) - expected(policy.astype(float) - step)) / (2 * h))
+    np.testing.assert_allclose(np.array(slope)[0], [*slopes, *[0.0] * padding], rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TPO)
+def test_tpo_of_a_pair_is_cpo(name):
+    """The better one is the gold response and the chosen."""
+    logps = mx.array([[-1.0, -2.0], [-0.5, -3.0], [-2.0, -2.5], [-1.0, -4.0]])
+    pairwise = {"tpo": "sigmoid", "tpo_l": "simpo"}[name]
+    options = {"beta": 2.0, "cpo_alpha": 0.5} | ({"simpo_gamma": 0.5} if name == "tpo_l" else {})
+    lists = compute("cpo", name, logps, columns={"scores": [[1, 1], [0, 0]]}, **options)
+    assert lists.item() == pytest.approx(compute("cpo", pairwise, logps, **options).item(), rel=1e-6)
+
+
+def test_tpo_by_hand():
+    """Two lists of three; row k * 2 + i is completion k of list i: −2 (1 token), −6 (3) gold; NLL a token 8/4."""
+    logps = mx.array([[-2.0, 0, 0], [-1, -2, -3], [-1.0, -1, -1], [-2, -2, 0], [-3.0, 0, 0], [-1, -1, -1]])
+    mask = mx.array([[1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
+    columns = {"scores": [[2, 2], [1, 1], [0, 0]]}
+    value = compute("cpo", "tpo", logps, None, mask, columns=columns, beta=0.5)  # d = 0 and −1
+    assert value.item() == pytest.approx((math.log(2) + math.log1p(math.exp(0.5))) / 2 + 2.0, rel=1e-6)
+    value = compute("cpo", "tpo_l", logps, None, mask, columns=columns, beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0)
+    margins = (2 * (-1 + 3) - 1, 2 * (-2 + 1) - 1)
+    assert value.item() == pytest.approx(sum(math.log1p(math.exp(-z)) for z in margins) / 2, rel=1e-6)
