@@ -59,6 +59,9 @@ def bench(
     rejected: Annotated[int | None, _count("Tokens of a rejected completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights and rows.", show_default=False)] = None,
     engine: Annotated[str, typer.Option(help="Our way: auto (what a run chooses), prefix, head or plain.")] = "auto",
+    ours: Annotated[
+        bool, typer.Option("--ours", help="Our step alone: for a model that the host's step has no memory or time for.")
+    ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Timed steps of each side, as far as they go into a minute.")] = 3,
     compile_host: Annotated[
         bool | None, typer.Option(help="Compile the host's step (default: on a GPU).", show_default=False)
@@ -88,7 +91,13 @@ def bench(
         if model or hidden or vocabulary:
             raise UserError("bench: --shape is a whole model: leave out --model, --hidden and --vocabulary.")
         layers = layers or layers_of(shape)
-    method = Method(engine=engine, repeat=repeat, compile_host=compile_host)  # pyright: ignore[reportArgumentType]
+    method = Method(
+        engine=engine,  # pyright: ignore[reportArgumentType]
+        repeat=repeat,
+        compile_host=compile_host,
+        host=not ours,
+        floor=not ours,
+    )
     changes = {
         **{
             "model": model,

@@ -32,7 +32,7 @@ class Method:
     """How to measure.
 
     engine: our engine.
-    repeat: timed steps of each side, after one warm-up step.
+    repeat: timed steps of each side, after one warm-up step; a single step without the host's has none.
     seconds: no repetition starts after this time; there is always one.
     beta: small on both sides, or the loss saturates and its gradient is denormal numbers, which are slow on some CPUs.
     floor: also measure the lower bound on the cost of a step.
@@ -85,7 +85,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
             steps[name] = lambda visit=visit: visit(batch)
     if method.floor and shares_prompts(choice.policy):
         steps["floor"] = floor_step(halves_of(model), rows)
-    error = _gradient_error(steps)
+    error = _gradient_error(steps) if method.host or method.repeat > 1 else None
     sides, repeated = interleaved(steps, method.repeat, method.seconds)
     if reference is not None:  # the second model stays for the whole run: it is part of what the host's step needs
         sides["host"] = sides["host"]._replace(step_bytes=sides["host"].step_bytes + _bytes(reference))

@@ -26,6 +26,11 @@ def test_json():
     assert row["speed_goal"] is None and row["gradient_error"] < 1e-4
 
 
+def test_our_step_alone():
+    (row,) = json.loads(call(*SMALL, "--json", "--ours").stdout)
+    assert row["ours_step_bytes"] > 0 and not {"host_seconds", "floor_seconds"} & set(row)
+
+
 def test_table():
     done = call(*SMALL)
     assert done.exit_code == 0
