@@ -17,6 +17,7 @@ from . import __version__, backend
 from .bench.command import bench
 from .errors import UserError
 from .evaluation.command import evaluate
+from .new.command import new
 from .preview.command import PASS_THROUGH, check
 from .report.command import report
 from .storage.amounts import parse_bytes, parse_seconds
@@ -24,8 +25,8 @@ from .storage.failures import advice, words
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
-    help="Companion of mlx_lm_lora.train: installed modes, losses and presets, a quick start, checks of a run before "
-    "it starts, its results afterwards, and a benchmark.",
+    help="Companion of mlx_lm_lora.train: a config for your model and data, installed modes, losses and presets, a "
+    "quick start, checks of a run before it starts, its results afterwards, and a benchmark.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -60,6 +61,7 @@ for passing_on in (check, evaluate):
     app.command(context_settings=PASS_THROUGH, options_metavar="CONFIG [OPTIONS] [flags of training]")(
         _computing(passing_on)
     )
+app.command(context_settings=PASS_THROUGH, options_metavar="[OPTIONS] [flags of training]")(_computing(new))
 app.command()(report)
 
 

@@ -42,29 +42,37 @@ def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
     Raises:
         UserError: it cannot be loaded, or not quantised.
     """
-    folder = Path(settings.model)
+    check_place(settings.model)
+    try:
+        loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
+    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
+        raise not_loaded(settings.model, error) from error
+    return loaded[0], loaded[1]
+
+
+def check_place(model: str) -> None:
+    """Raise UserError if nothing that could be a model is at the place that the key `model` names."""
+    folder = Path(model)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise UserError(
             f"model: the folder {folder} holds no weights (*.safetensors). Give a folder that mlx_lm.load reads, or a "
             "Hugging Face name."
         )
-    if _leads_nowhere(settings.model):
+    if _leads_nowhere(model):
         raise UserError(
-            f"model: there is no folder {settings.model}. Give a folder that mlx_lm.load reads, or a Hugging Face name."
+            f"model: there is no folder {model}. Give a folder that mlx_lm.load reads, or a Hugging Face name."
         )
-    absent = not folder.exists()
-    if absent and settings.model == RunSettings.model_fields["model"].default:
+    if not folder.exists() and model == RunSettings.model_fields["model"].default:
         raise UserError(
-            f"model: none was given, and there is no folder {settings.model}, which is the default. Give --model with "
+            f"model: none was given, and there is no folder {model}, which is the default. Give --model with "
             "a folder that mlx_lm.load reads, or a Hugging Face name such as mlx-community/Qwen3-0.6B-4bit."
         )
-    try:
-        loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
-    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
-        there = f"there is no folder {settings.model} in {Path.cwd()}, and as a Hugging Face name it"
-        what = there if absent else settings.model
-        raise UserError(f"model: {what} could not be loaded: {_advice(error)}") from error
-    return loaded[0], loaded[1]
+
+
+def not_loaded(model: str, error: Exception) -> UserError:
+    """The error that says why a model could not be loaded."""
+    there = f"there is no folder {model} in {Path.cwd()}, and as a Hugging Face name it"
+    return UserError(f"model: {model if Path(model).exists() else there} could not be loaded: {_advice(error)}")
 
 
 def _leads_nowhere(path: str) -> bool:

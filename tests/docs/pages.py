@@ -52,7 +52,8 @@ learning_rate: 5e-6 # what you give wins
 `mlx_lm_lora.prefplus presets` prints this list. The start of a run says what came from the preset. They are starting
 points, and mostly those of full fine-tuning of 7B to 9B models: learning rates are as published, and LoRA takes larger
 ones, often ten times. The rate belongs to a number of pairs a step as well, often 64 or 128: `batch_size` times
-`gradient_accumulation_steps`.
+`gradient_accumulation_steps`. [`mlx_lm_lora.prefplus new`](new.md) offers those of the mode and writes a config
+around one, with a rate for LoRA.
 
 {MADE}
 | preset | mode | values | what was trained | source |

@@ -1,0 +1,193 @@
+"""The lines of a new config: a value and a comment for each key."""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..host.config.presets import PRESETS
+from .facts import DataFacts, ModelFacts
+
+RATES = {"cpo": 1e-5, "orpo": 1e-5}
+OTHER_RATE = 5e-6
+"""Learning rates for LoRA where no preset gives one, by mode: those of the cookbook."""
+
+FOR_LORA = 10
+"""LoRA takes about so many times the learning rate of training all weights."""
+
+SMALL_SET, EPOCHS_OF_SMALL = 1000, 3
+"""A set of fewer rows is trained on for more than one epoch."""
+
+BATCH = 4
+"""Rows of a micro-batch, if they fit."""
+
+MOST_VALIDATED = 100
+"""Batches of a validation at most."""
+
+FEWEST_UPDATES = 20
+"""Updates in an epoch below which fewer micro-batches are accumulated."""
+
+EVALUATIONS = 10
+"""Validations in a run, about."""
+
+LONGEST = 2048
+"""The largest max_seq_length that is written; the user may raise it."""
+
+
+class Plan(NamedTuple):
+    """What the answers decide. preset: None without one. output: name of the config file, for its first lines.
+    machine: in words. given: further keys of the user's, which override all others."""
+
+    model: str
+    data: str
+    mode: str
+    preset: str | None
+    output: str
+    adapter_path: str
+    machine: str
+    given: Mapping[str, Any]
+
+
+class Line(NamedTuple):
+    """The value of a key, and why it has this value."""
+
+    value: Any
+    comment: str
+
+
+def lines_of(plan: Plan, model: ModelFacts, data: DataFacts, fitted: Mapping[str, Any]) -> list[dict[str, Line]]:
+    """Return the lines of the config in paragraphs, key → line. fitted: the changes that `check --fit` proposes."""
+    objective = _objective(plan, model, data)
+    values = {
+        "batch_size": BATCH,
+        "gradient_accumulation_steps": max(1, min(4, data.rows["train"] // (BATCH * FEWEST_UPDATES))),
+        "learning_rate": objective["learning_rate"].value,
+        **fitted,
+        **plan.given,
+    }
+    paragraphs = [
+        _places(plan, model, data),
+        objective,
+        _adapters(model),
+        *_steps(Steps.of(data.rows["train"], values), values, data.rows.get("valid", 0)),
+    ]
+    where = {key: paragraph for paragraph in paragraphs for key in paragraph}
+    others: dict[str, Line] = {}
+    for key, value in fitted.items():
+        where.get(key, others)[key] = Line(value, f"needed to fit into {plan.machine}: found by check --fit")
+    for key, value in plan.given.items():
+        where.get(key, others)[key] = Line(value, "as you gave it")
+    return [*paragraphs, others] if others else paragraphs
+
+
+def text_of(plan: Plan, paragraphs: list[dict[str, Line]]) -> str:
+    """Return the text of the file."""
+    head = (
+        f"# Made by `mlx_lm_lora.prefplus new` for {plan.machine}.\n"
+        f"#   mlx_lm_lora.prefplus check {plan.output}       what is in the rows, and a forecast of memory and time\n"
+        f"#   mlx_lm_lora.train --config {plan.output}       trains; after a stop the same command goes on\n"
+    )
+    blocks = (
+        "".join(f"{key}: {_yaml(line.value)} # {line.comment}\n" for key, line in paragraph.items())
+        for paragraph in paragraphs
+    )
+    return "\n".join([head, *blocks])
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).removesuffix("...\n").strip()
+
+
+def _places(plan: Plan, model: ModelFacts, data: DataFacts) -> dict[str, Line]:
+    lines = {
+        "model": Line(plan.model, model.text),
+        "data": Line(plan.data, data.text),
+        "adapter_path": Line(plan.adapter_path, "the trained adapter, the metrics and the states of the run"),
+        "train": Line(True, "train; --test tests an adapter on the test rows"),
+    }
+    if data.is_text and not model.has_template:
+        lines["prompt_format"] = Line("raw", "a base model: text goes to it as it is, with EOS at the end")
+    return lines
+
+
+def _objective(plan: Plan, model: ModelFacts, data: DataFacts) -> dict[str, Line]:
+    lines = {"train_mode": Line(plan.mode, f"reads {data.kind} rows")}
+    rate, comment = RATES.get(plan.mode, OTHER_RATE), "a usual rate for LoRA with this mode; the first value to vary"
+    if plan.preset:
+        preset = PRESETS[plan.preset]
+        others = {key: value for key, value in preset.values.items() if key != "learning_rate"}
+        values = ", ".join(f"{key} {_yaml(value)}" for key, value in others.items())
+        lines["preset"] = Line(plan.preset, f"{values} ({preset.source})")
+        if published := preset.values.get("learning_rate"):
+            rate, comment = published, "the preset's own, published for LoRA"
+            if "LoRA" not in preset.about:
+                rate = float(f"{FOR_LORA * published:.6g}")
+                comment = f"the preset's {published:g} is for all weights; LoRA takes about {FOR_LORA} times as much"
+    lines["learning_rate"] = Line(rate, comment)
+    return lines
+
+
+def _adapters(model: ModelFacts) -> dict[str, Line]:
+    upper = bool(model.layers and model.layers > 16)
+    layers = Line(-1, "adapters on all layers")
+    if upper:
+        layers = Line(16, "adapters on the last 16 layers: the others need no gradient; -1 is all")
+    fused = "true also writes the whole model with the adapter merged in"
+    return {
+        "train_type": Line("lora", "train low-rank adapters; dora and full train more, and need more memory"),
+        "lora_parameters": Line({"rank": 16, "dropout": 0.0, "scale": 10.0}, "the size and the strength of an adapter"),
+        "num_layers": layers,
+        "fuse": Line(False, f"{fused}, de-quantised" if model.bits else fused),
+        "max_seq_length": Line(min(LONGEST, model.context or LONGEST), "tokens; longer prompts lose their start"),
+    }
+
+
+class Steps(NamedTuple):
+    """rows: training rows. epochs: None where the user gave iters. micro_batches: of the run. accumulated: of them in
+    an update."""
+
+    rows: int
+    epochs: int | None
+    micro_batches: int
+    accumulated: int
+
+    @classmethod
+    def of(cls, rows: int, values: Mapping[str, Any]) -> "Steps":
+        """values: batch_size, gradient_accumulation_steps, and iters or epochs where the user gave one."""
+        accumulated = values["gradient_accumulation_steps"]
+        if values.get("iters"):
+            return cls(rows, None, values["iters"], accumulated)
+        epochs = values.get("epochs") or (1 if rows >= SMALL_SET else EPOCHS_OF_SMALL)
+        return cls(rows, epochs, epochs * ceil(rows / values["batch_size"]), accumulated)
+
+
+def _steps(steps: Steps, values: Mapping[str, Any], valid: int) -> list[dict[str, Line]]:
+    size, updates = values["batch_size"], ceil(steps.micro_batches / steps.accumulated)
+    warmup = updates // 10
+    decay = [values["learning_rate"], max(1, updates - warmup)]
+    schedule = {"name": "cosine_decay", "warmup": warmup, "arguments": decay}
+    lines = {}
+    if steps.epochs:
+        about = "a small set" if steps.rows < SMALL_SET else "one pass over them is the usual length"
+        lines["epochs"] = Line(steps.epochs, f"{steps.rows:,} rows: {about}")
+    lines |= {
+        "batch_size": Line(size, "rows that are computed at a time"),
+        "gradient_accumulation_steps": Line(steps.accumulated, f"{size * steps.accumulated} rows in an update"),
+        "optimizer": Line("adamw", "the usual one"),
+        "lr_schedule": Line(schedule, f"the rate rises for {warmup} of {updates} updates, then falls to 0"),
+        "max_grad_norm": Line(1.0, "clips the gradient of an unusual batch"),
+        "seed": Line(0, "the same seed gives the same run"),
+    }
+    every = max(1, round(updates / EVALUATIONS)) * steps.accumulated
+    progress = {
+        "steps_per_report": Line(steps.accumulated * max(1, updates // 100), "micro-batches between lines of figures"),
+        "save_every": Line(every, "micro-batches between saved states"),
+        "save_every_minutes": Line(15, "and save at least every so many minutes"),
+        "resume": Line(True, "the same command goes on after anything that stopped the run"),
+    }
+    if valid:
+        progress["steps_per_eval"] = Line(every, "micro-batches between validations")
+        progress["val_batches"] = Line(min(MOST_VALIDATED, ceil(valid / size)), f"of {size}; {valid:,} rows are there")
+        progress["save_best"] = Line("loss", "keep the adapter with the lowest validation loss, too, in best/")
+    return [lines, progress]
