@@ -39,6 +39,12 @@ WITHOUT = {
     "f_alpha_divergence_coef": ("f_divergence_type", "alpha_divergence", "f_divergence_type: alpha_divergence"),
     "ref_model_sync_steps": ("sync_ref_model", True, "sync_ref_model: true"),
     "ref_model_mixup_alpha": ("sync_ref_model", True, "sync_ref_model: true"),
+    **{
+        f"bema_{key}": ("bema_for_ref_model", True, "bema_for_ref_model: true")
+        for key in (
+            *("update_freq", "update_after", "ema_power", "bias_power", "lag", "multiplier", "min_ema_multiplier"),
+        )
+    },
 }
 """Key → the key and value that it needs to have an effect, and these as text."""
 

@@ -63,6 +63,11 @@ LOSSES = (
     Loss("dpo", "WPO", {"use_weighting": True, "beta": 0.1}),
     Loss("dpo", "forward KL", {"f_divergence_type": "forward_kl", "beta": 0.1}),
     Loss("dpo", "Jensen-Shannon", {"f_divergence_type": "js_divergence", "beta": 0.1}),
+    Loss(
+        **{"mode": "dpo", "name": "BEMA reference", "both": {"beta": 0.1}},
+        ours={"bema_for_ref_model": True, "bema_update_freq": 3, "bema_update_after": 2},
+        theirs={"bema": {"update_freq": 3, "update_after": 2}},
+    ),
     Loss("cpo", "sigmoid", {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0}),
     Loss("cpo", "hinge", {"loss_type": "hinge", "beta": 0.1, "cpo_alpha": 1.0}),
     Loss("cpo", "ipo", {"loss_type": "ipo", "beta": 0.1, "cpo_alpha": 0.0}),

@@ -17,6 +17,7 @@ from mlx_lm.utils import load_model
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.reference.bema import BemaReference, BemaSchedule
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
@@ -46,7 +47,12 @@ class Case:
         else:
             self.model.unfreeze()
         self.policy = choose_policy(self.model, RunSettings()).policy
+        self.store: ReferenceStore | None = None
         self.batches = self._with_reference([self._batch(i) for i in range(0, len(self.rows), self.size)])
+        self.moving = None
+        if getattr(self.options, "bema_for_ref_model", False):
+            schedule = BemaSchedule(self.options.bema_update_freq, self.options.bema_update_after)
+            self.moving = BemaReference(self.policy, schedule, lambda batch: None)
         self.model.train()
         self.step = GradientStep(self.trainer, self.policy, self.options, compiled=False)
         mx.eval(self.model.parameters(), self.batches)
@@ -74,6 +80,7 @@ class Case:
         with adapters_off(self.model):
             weigh = lambda batch: self.trainer.token_weights(batch, self.options)  # noqa: E731
             reference_logps(self.policy, batches, len(self.rows), store=store, weights=weigh)
+        self.store = store
         return list(with_reference(batches, store))
 
 
@@ -88,7 +95,10 @@ def agree(folder: Path) -> None:
         case, steps = Case(folder, given), []
         # `Adam` with a bias correction is torch's AdamW without weight decay.
         optimizer = optim.Adam(given["learning_rate"], eps=given["epsilon"], bias_correction=True)
-        for batch in case.batches:
+        for step, batch in enumerate(case.batches):
+            if case.moving:
+                case.moving.after_update(step)
+                (batch,) = case.moving.fill([batch], case.store)
             values, gradient, _ = case.step(batch, batch.units())
             _, norm = optim.clip_grad_norm(gradient, float("inf"))
             sums = MetricSums()

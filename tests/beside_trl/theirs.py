@@ -20,6 +20,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.experimental import bema_for_ref_model
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
@@ -78,7 +79,12 @@ def make_trainer(folder, case, output):
         for row in case["rows"]
     ]
     base, config = TRAINERS[case["mode"]]
-    precomputed = {"precompute_ref_log_probs": True} if case["mode"] in ("dpo", "kto") else {}
+    bema, callbacks = case["trl"].pop("bema", None), []
+    if bema:  # the reference is updated with the average
+        base = bema_for_ref_model.DPOTrainer
+        times = {"ref_model_update_freq": bema["update_freq"], "ref_model_update_after": bema["update_after"]}
+        callbacks = [bema_for_ref_model.BEMACallback(update_ref_model=True, **bema, **times)]
+    precomputed = {"precompute_ref_log_probs": True} if case["mode"] in ("dpo", "kto") and not bema else {}
     arguments = config(
         output_dir=str(output),
         report_to="none",
@@ -109,7 +115,7 @@ def make_trainer(folder, case, output):
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[logged],
+        callbacks=[logged, *callbacks],
         **({"peft_config": peft_config} if lora else {}),
     )
     if lora:

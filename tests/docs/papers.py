@@ -69,6 +69,7 @@ PAPERS = {
     "2501.03884": "Gupta et al. 2025. AlphaPO: Reward Shape Matters for LLM Alignment",
     "2502.00883": "Xiao et al. 2025. SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters",
     "2502.07599": "Yang et al. 2025. DPO-Shift: Shifting the Distribution of Direct Preference Optimization",
+    "2508.00180": "Block & Zhang 2025. EMA Without the Lag: Bias-Corrected Iterate Averaging Schemes (BEMA)",
 }
 
 HEAD = """\

@@ -21,6 +21,7 @@ def test_no_warning_on_the_defaults_of_any_loss(mode):
         ("simpo", {"loss_type": "alphapo", "alphapo_alpha": 50.0}, "far from the published 0.25"),
         ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, 0.0]}, "nothing is learned"),
         ("dpo", {"ref_model_sync_steps": 10}, "has no effect without sync_ref_model: true"),
+        ("dpo", {"bema_update_freq": 10}, "has no effect without bema_for_ref_model: true"),
         ("dpo", {"f_alpha_divergence_coef": 0.3}, "without f_divergence_type: alpha_divergence"),
         ("dpo", {"sft_normalization": "sequence"}, "sft_normalization has no effect without sft_weight"),
         ("cpo", {"sft_normalization": "sequence"}, "sft_normalization has no effect without cpo_alpha"),

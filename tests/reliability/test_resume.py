@@ -95,6 +95,7 @@ def test_every_kind_of_training_goes_on_to_the_same_bytes(go, monkeypatch, kind,
         {"optimizer_bits": 8, "train_type": "full", "optimizer": "adamw", "gradient_accumulation_steps": 2},
         {"num_layers": 2},
         {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5},
+        {"bema_for_ref_model": True, "bema_update_freq": 2, "bema_update_after": 1},
     ],
     ids=str,
 )

@@ -271,6 +271,8 @@ def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
         ({"loss_type": []}, "the list is empty"),
         ({"ld_alpha": 0.5, "sampo": True}, "give one of them"),
         ({"sync_ref_model": True, "reference_free": True}, "needs a reference"),
+        ({"bema_for_ref_model": True, "reference_free": True}, "bema_for_ref_model needs a reference"),
+        ({"bema_for_ref_model": True, "sync_ref_model": True}, "both move the reference"),
     ],
     ids=lambda value: str(value)[:40],
 )

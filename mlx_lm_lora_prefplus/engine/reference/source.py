@@ -15,9 +15,9 @@ class ReferenceSource:
     """Fills the reference's log-probs into batches, in one of three forms.
 
     stored: split → the log-probs that were computed before training; None where the mode has no reference.
-    following: the reference of TR-DPO, which follows the policy; None for one that stays as it is. Batches of training
-        and validation get its log-probs as it is when each is taken. Test batches are compared with the reference that
-        training began with, as a later `--test` compares them.
+    following: the reference of TR-DPO or BEMA, which follows the policy; None for one that stays as it is. Batches of
+        training and validation get its log-probs as it is when each is taken. Test batches are compared with the
+        reference that training began with, as a later `--test` compares them.
     in_step: computes the reference inside the training step, over the policy's run of the frozen trunk; None where it
         is computed outside. `fill` then leaves training batches as they are.
     """
@@ -51,10 +51,10 @@ class ReferenceSource:
 
     @property
     def parameters(self) -> dict[str, mx.array]:
-        """Name → value of the parameters in which the reference differs from the one that training began with."""
-        return dict(self.following.parameters) if self.following else {}
+        """What the state of a run keeps of a reference that follows the policy; empty for one that stays."""
+        return self.following.saved() if self.following else {}
 
     def restore(self, parameters: Mapping[str, mx.array]) -> None:
         """Go on from the `parameters` of a saved run."""
         if self.following:
-            self.following.parameters = dict(parameters)
+            self.following.restore(parameters)

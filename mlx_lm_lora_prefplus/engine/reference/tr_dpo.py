@@ -1,7 +1,7 @@
 """A reference that follows the policy: TR-DPO (Gorbatovski et al. 2024, arXiv:2404.09656)."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -59,16 +59,12 @@ class MovingReference:
     def _mixed(self, name: str, new: mx.array, old: mx.array | None, share: float) -> mx.array:
         if share == 1:
             return new
+        result = mixed(name, (share, new), (1 - share, old))
         if not _is_factor(name):
-            assert old is not None
-            return share * new + (1 - share) * old
-        axis = 1 if name.endswith("lora_a") else 2 * (new.ndim == 3)
-        # The second factor carries the shares.
-        mixed = new if name.endswith("lora_a") else share * new
-        if old is not None:
-            mixed = mx.concatenate([mixed, old if name.endswith("lora_a") else (1 - share) * old], axis=axis)
+            return result
+        axis = _rank_axis(name, new)
         most = math.ceil(math.log(NEGLIGIBLE) / math.log(1 - share)) * new.shape[axis]
-        return mixed if mixed.shape[axis] <= most else mx.take(mixed, mx.arange(most), axis=axis)
+        return result if result.shape[axis] <= most else mx.take(result, mx.arange(most), axis=axis)
 
     def _trained(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self.model.trainable_parameters()))
@@ -84,6 +80,14 @@ class MovingReference:
             else:
                 yield from with_reference([batch], store)
 
+    def saved(self) -> dict[str, mx.array]:
+        """What the state of a run keeps of the reference."""
+        return dict(self.parameters)
+
+    def restore(self, saved: Mapping[str, mx.array]) -> None:
+        """Take over what `saved` returned."""
+        self.parameters = dict(saved)
+
     def _logps(self, batch: Batch) -> mx.array:
         with as_reference(self.model, self.parameters):
             logps = self.policy(batch, self.weights(batch)).all_weighted_logps
@@ -93,3 +97,21 @@ class MovingReference:
 
 def _is_factor(name: str) -> bool:
     return name.endswith(("lora_a", "lora_b"))
+
+
+def _rank_axis(name: str, factor: mx.array) -> int:
+    """The axis of a LoRA factor that the factors of a product share."""
+    return 1 if name.endswith("lora_a") else 2 * (factor.ndim == 3)
+
+
+def mixed(name: str, *terms: tuple[float, mx.array | None]) -> mx.array:
+    """Σ share · value of a trained parameter; None is 0.
+
+    Of LoRA factors the products are added: the factors stand one behind the other, and the second carries the shares.
+    """
+    known = [(share, value) for share, value in terms if value is not None]
+    if not _is_factor(name):
+        return sum((share * value for share, value in known[1:]), known[0][0] * known[0][1])
+    carries = name.endswith("lora_b")
+    factors = [share * value if carries and share != 1 else value for share, value in known]
+    return mx.concatenate(factors, axis=_rank_axis(name, factors[0]))

@@ -98,8 +98,9 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     check_nested(joined, problems)
     notes += check_losses(trainer, joined, problems)
     settings, data, options = (checked(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options))
-    if getattr(options, "sync_ref_model", False) and (path := joined.values["reference_model_path"]):
-        what = "cannot be combined with sync_ref_model, whose reference starts from the model itself; leave out one"
+    if getattr(options, "reference_moves", False) and (path := joined.values["reference_model_path"]):
+        key = "sync_ref_model" if getattr(options, "sync_ref_model", False) else "bema_for_ref_model"
+        what = f"cannot be combined with {key}, whose reference starts from the model itself; leave out one"
         problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)
     problems.raise_if_any()
     if isinstance(options, LossOptions):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +18,7 @@ from ...engine.logprobs.rounding_digest import rounding_digest
 from ...engine.model import memory
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
+from ...engine.reference.bema import BemaReference, BemaSchedule
 from ...engine.reference.in_step import StepReference
 from ...engine.reference.precompute import reference_logps
 from ...engine.reference.source import ReferenceSource
@@ -156,10 +158,24 @@ def reference_source(session: Session, stored: Mapping[str, ReferenceStore | Non
     if getattr(options, "sync_ref_model", False):
         every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
         following = MovingReference(session.policy, every, alpha, session.token_weights)
+    elif getattr(options, "bema_for_ref_model", False):
+        following = BemaReference(session.policy, _bema_schedule(options), session.token_weights)
     in_step = None
     if session.shares_trunk and session.engine.trunk is not None:
         in_step = StepReference(session.policy, session.engine.trunk, session.token_weights, store, following)
     return ReferenceSource(stored, following, in_step)
+
+
+def _bema_schedule(options: Any) -> BemaSchedule:
+    return BemaSchedule(
+        options.bema_update_freq,
+        options.bema_update_after,
+        options.bema_ema_power,
+        options.bema_bias_power,
+        options.bema_lag,
+        options.bema_multiplier,
+        options.bema_min_ema_multiplier,
+    )
 
 
 def _named(path: str, base_digest: str) -> str:

@@ -224,11 +224,11 @@ class Session:
     def shares_trunk(self) -> bool:
         """Whether a step computes reference and policy together and runs the frozen trunk once for both.
 
-        Not with TR-DPO in a compiled step: the rank of the mixed LoRA factors grows, so each mix would be traced anew.
+        Not with a moving reference in a compiled step: the rank of its LoRA factors grows, and would be traced anew.
         """
         if self.engine.trunk is None or self.ranks.size > 1 or self.resolved.settings.qat_enable:
             return False
-        return not (self.compiled and getattr(self.resolved.options, "sync_ref_model", False))
+        return not (self.compiled and getattr(self.resolved.options, "reference_moves", False))
 
     def evaluates(self, split: str) -> bool:
         """Whether the run evaluates on this split."""

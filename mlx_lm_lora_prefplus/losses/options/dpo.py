@@ -85,14 +85,46 @@ class DPOOptions(PreferenceOptions):
     ref_model_mixup_alpha: Annotated[
         Number, Field(gt=0, le=1, description="TR-DPO: share of the policy in the new reference; 1 replaces it.")
     ] = 0.6
+    bema_for_ref_model: Annotated[
+        bool,
+        Field(
+            description="Let the reference follow the policy as its bias-corrected moving average (BEMA, "
+            "arXiv:2508.00180)."
+        ),
+    ] = False
+    bema_update_freq: Annotated[
+        int, Field(gt=0, description="BEMA: φ, optimiser steps from one update of average and reference to the next.")
+    ] = 400
+    bema_update_after: Annotated[
+        int, Field(ge=0, description="BEMA: τ, optimiser steps before the average begins.")
+    ] = 0
+    bema_ema_power: Annotated[
+        Number, Field(ge=0, description="BEMA: κ of the policy's share (ρ + γt)^(−κ) in the average; 0 copies it.")
+    ] = 0.5
+    bema_bias_power: Annotated[
+        Number, Field(ge=0, description="BEMA: η of the correction (ρ + γt)^(−η); large values turn it off.")
+    ] = 0.2
+    bema_lag: Annotated[Number, Field(ge=1, description="BEMA: ρ, the age at which the schedules begin.")] = 10.0
+    bema_multiplier: Annotated[Number, Field(ge=0, description="BEMA: γ, how fast the age grows with the steps.")] = 1.0
+    bema_min_ema_multiplier: Annotated[
+        Number, Field(ge=0, le=1, description="BEMA: the least share of the policy in the average.")
+    ] = 0.0
+
+    @property
+    def reference_moves(self) -> bool:
+        """Whether the reference follows the policy."""
+        return self.sync_ref_model or self.bema_for_ref_model
 
     def problems(self) -> Iterator[str]:
         """Also check which options exclude one another. Checks of a single loss are in its row."""
         yield from super().problems()
         if self.ld_alpha is not None and self.sampo:
             yield "ld_alpha and sampo both weigh tokens: give one of them"
-        if self.sync_ref_model and self.reference_free:
-            yield "sync_ref_model needs a reference: leave out reference_free"
+        for key in ("sync_ref_model", "bema_for_ref_model"):
+            if getattr(self, key) and self.reference_free:
+                yield f"{key} needs a reference: leave out reference_free"
+        if self.sync_ref_model and self.bema_for_ref_model:
+            yield "sync_ref_model and bema_for_ref_model both move the reference: give one of them"
         for name, row in self.chosen_losses.items():
             yield from self._problems_with(name, row)
 

@@ -232,5 +232,6 @@ def test_a_reference_of_its_own_cannot_follow_the_policy(tmp_path):
     from mlx_lm_lora_prefplus.host.config.resolve import resolve
     from mlx_lm_lora_prefplus.plugin.manager import load_registry
 
-    with pytest.raises(UserError, match="reference_model_path: 'other'.*cannot be combined with sync_ref_model"):
-        resolve({"train_mode": "dpo", "sync_ref_model": True, "reference_model_path": "other"}, load_registry())
+    for key in ("sync_ref_model", "bema_for_ref_model"):
+        with pytest.raises(UserError, match=f"reference_model_path: 'other'.*cannot be combined with {key}"):
+            resolve({"train_mode": "dpo", key: True, "reference_model_path": "other"}, load_registry())

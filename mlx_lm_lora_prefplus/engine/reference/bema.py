@@ -1,0 +1,96 @@
+"""A reference that follows the policy as its bias-corrected exponential moving average (BEMA)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ...errors import UserError
+from ...plugin import Scorer
+from .precompute import Weights
+from .tr_dpo import MovingReference, mixed
+
+
+@dataclass(frozen=True)
+class BemaSchedule:
+    """When the average is updated, and with which shares; see `BemaReference`.
+
+    freq: φ > 0, optimiser steps between updates. after: τ ≥ 0, steps before the average begins.
+    ema_power: κ ≥ 0. bias_power: η ≥ 0. lag: ρ ≥ 1. multiplier: γ ≥ 0. min_ema: least share of the policy, in [0, 1].
+    """
+
+    freq: int = 400
+    after: int = 0
+    ema_power: float = 0.5
+    bias_power: float = 0.2
+    lag: float = 10.0
+    multiplier: float = 1.0
+    min_ema: float = 0.0
+
+    def shares(self, step: int) -> tuple[float, float]:
+        """β_t = max((ρ + γt)^(−κ), least share) and α_t = (ρ + γt)^(−η)."""
+        age = self.lag + self.multiplier * step
+        return max(age**-self.ema_power, self.min_ema), age**-self.bias_power
+
+
+class BemaReference(MovingReference):
+    """Every so many optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
+
+    θ_t is the policy, θ_0 the policy when the average began, and EMA_t = (1 − β_t)·EMA_{t−φ} + β_t·θ_t, from EMA = θ_0.
+    Of LoRA layers the products are averaged, so the rank of the reference's factors grows with each update. Until the
+    first update the log-probs computed before training hold.
+
+    References:
+        Block & Zhang 2025 (BEMA), arXiv:2508.00180; as a reference model: TRL's BEMACallback with `update_ref_model`,
+        whose `ref_model_update_freq` and `ref_model_update_after` are those of the average here.
+
+    Raises:
+        UserError: DoRA layers, whose average is no DoRA layer.
+    """
+
+    def __init__(self, policy: Scorer, schedule: BemaSchedule, weights: Weights):
+        super().__init__(policy, schedule.freq, 1.0, weights)
+        if any(name.endswith(".m") for name in self._trained()):
+            raise UserError(
+                "bema_for_ref_model: an average of DoRA layers is no DoRA layer. Set train_type: lora, or leave "
+                "bema_for_ref_model out."
+            )
+        self.schedule = schedule
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take the policy as θ_0, from which the average starts. Factors whose product is 0 are left out."""
+        trained = self._trained()
+        zero = {name[:-1] for name, value in trained.items() if name.endswith("lora_b") and not mx.any(value).item()}
+        self.start = {name: mx.array(value) for name, value in trained.items() if name[:-1] not in zero}
+        self.average = dict(self.start)
+
+    def after_update(self, step: int) -> None:
+        """Take the policy into the average and the reference, if it is time. step: optimiser steps done."""
+        since = step - self.schedule.after
+        if since == 0:
+            self._begin()
+        if since <= 0 or since % self.schedule.freq:
+            return
+        ema, bias = self.schedule.shares(step)
+        policy = self._trained()
+        average = {name: mixed(name, (ema, value), (1 - ema, self.average.get(name))) for name, value in policy.items()}
+        self.parameters = {
+            name: mixed(name, (1.0, average[name]), (bias, value), (-bias, self.start.get(name)))
+            for name, value in policy.items()
+        }
+        self.average = average
+        mx.eval(self.average, self.parameters)
+
+    def saved(self) -> dict[str, mx.array]:
+        """The reference, the average and where it began, for the state of a run."""
+        parts = {"average": self.average, "start": self.start, "reference": self.parameters}
+        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+
+    def restore(self, saved: Mapping[str, mx.array]) -> None:
+        """Take over what `saved` returned; nothing where it is empty."""
+        if saved:
+            self.average, self.start, self.parameters = (
+                {name.removeprefix(f"{part}/"): value for name, value in saved.items() if name.startswith(f"{part}/")}
+                for part in ("average", "start", "reference")
+            )
