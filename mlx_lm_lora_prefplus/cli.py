@@ -17,6 +17,7 @@ from . import __version__, backend
 from .bench.command import bench
 from .errors import UserError
 from .evaluation.command import evaluate
+from .export.command import export
 from .new.command import new
 from .preview.command import PASS_THROUGH, check
 from .report.command import report
@@ -63,6 +64,7 @@ for passing_on in (check, evaluate):
     )
 app.command(context_settings=PASS_THROUGH, options_metavar="[OPTIONS] [flags of training]")(_computing(new))
 app.command()(report)
+app.command()(_computing(export))
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_us
 from mlx_lm_lora.utils import from_pretrained
 
 from ..data.batches.lengths import SIDES
-from ..engine.files.adapter_files import load_adapter_weights
+from ..engine.files import peft
+from ..engine.files.adapter_files import from_peft, load_adapter_weights
 from ..engine.model.adapters import adapter_base, adapter_layers
 from ..engine.model.memory import bound_cache
 from ..errors import UserError
@@ -147,12 +148,15 @@ def adapter_config(settings: RunSettings) -> dict[str, Any]:
 
 
 def load_trained(model: nn.Module, adapter_path: str) -> None:
-    """Put the adapters in a folder on a bare base model.
+    """Put the adapters in a folder, of mlx-lm or PEFT, on a bare base model.
 
     Raises:
         UserError: the folder or its files are absent, or do not fit the model.
     """
     folder = Path(adapter_path)
+    if (file := adapter_file(adapter_path)) and file.name == peft.WEIGHTS:
+        _put_on(model, file, "adapter_path")
+        return
     for name in ("adapter_config.json", "adapters.safetensors"):
         if not (folder / name).is_file():
             raise UserError(
@@ -192,12 +196,20 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
 
 
 def adapter_file(path: str) -> Path | None:
-    """The adapters that a path names, by their file or its folder; None if it names a model."""
+    """The adapters that a path names, by their file or their folder (of mlx-lm or PEFT); None if it names a model."""
     local = Path(path).expanduser()
     if local.is_file():
         return local
-    is_adapters = (local / "adapter_config.json").is_file() and not (local / "config.json").is_file()
-    return local / "adapters.safetensors" if is_adapters else None
+    if not (local / "adapter_config.json").is_file() or (local / "config.json").is_file():
+        return None
+    ours = local / "adapters.safetensors"
+    return local / peft.WEIGHTS if (local / peft.WEIGHTS).is_file() and not ours.is_file() else ours
+
+
+def resume_file(settings: RunSettings) -> Path | None:
+    """The file that `resume_adapter_file` names; of a PEFT adapter it may name the folder."""
+    path = settings.resume_adapter_file
+    return (peft.in_folder(path) or Path(path)) if path else None
 
 
 def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
@@ -208,17 +220,23 @@ def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
             f"reference_model_path: {file} holds adapters, but {config_file}, which says how they were made, is "
             "not there."
         )
-    config = read_adapter_config(file.parent, "reference_model_path")
+    read_adapter_config(file.parent, "reference_model_path")
     model, _ = load_base(settings)
-    parameters = {key: value for key, value in (config.get("lora_parameters") or {}).items() if key != "num_layers"}
+    _put_on(model, file, "reference_model_path")
+    return model.freeze()
+
+
+def _put_on(model: nn.Module, file: Path, key: str) -> None:
+    """Put the adapters of a file, as its config beside it describes them, on a bare base model."""
+    config = read_adapter_config(file.parent, key)
+    if "peft_type" in config:
+        _, config = from_peft(model, file, key)
+    parameters = {name: value for name, value in (config.get("lora_parameters") or {}).items() if name != "num_layers"}
     # The host writes no fine_tune_type, and no lora_parameters after full fine-tuning.
     kind = config.get("fine_tune_type") or ("dora" if parameters.get("use_dora") else "lora" if parameters else "full")
-    as_trained = settings.model_copy(
-        update={"train_type": kind, "num_layers": config.get("num_layers", -1), "lora_parameters": parameters}
-    )
-    add_adapters(model, as_trained)
-    load_adapter_weights(model, file, "reference_model_path")
-    return model.freeze()
+    made_with = {"train_type": kind, "num_layers": config.get("num_layers", -1), "lora_parameters": parameters}
+    add_adapters(model, RunSettings().model_copy(update=made_with))
+    load_adapter_weights(model, file, key)
 
 
 def read_adapter_config(folder: Path, key: str) -> dict[str, Any]:

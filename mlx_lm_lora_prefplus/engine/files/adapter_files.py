@@ -13,6 +13,7 @@ from ...errors import UserError
 from ...storage.atomic import RESUME, TEMPORARY, whole_file
 from ...storage.failures import advice, words
 from .names import CONFIG, NUMBERED_ADAPTERS, PLAIN, unfinished_files
+from .peft import as_yaml, is_peft, read_peft_config, to_mlx
 
 WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
 """Metadata in the adapter files that this package writes, to tell them from those of other programs."""
@@ -89,6 +90,9 @@ def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
 def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx.array]:
     """The trainable parameters in a file, not yet evaluated, after a check that they are those of the model.
 
+    The file is one of mlx-lm, or one of PEFT with its config beside it. That is converted; where the model's layers
+    have another scale, lora_b takes the quotient, so that they compute the same.
+
     Arguments:
         key: the config key that named the file, for messages.
 
@@ -96,11 +100,15 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
         UserError: the file is absent, unreadable, or does not fit the trainable parameters of the model.
     """
     check_file(file, key)
-    try:
-        weights = mx.load(str(file))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{key}: {file} cannot be read as safetensors ({error}).") from error
-    assert isinstance(weights, dict)
+    weights = read_tensors(file, key)
+    made_with = "that the file was made with; adapter_config.json beside it tells them."
+    if is_peft(weights):
+        weights, config = from_peft(model, file, key)
+        made_with = f"of the PEFT adapter: {as_yaml(config)}"
+        layers, scale = dict(model.named_modules()), config["lora_parameters"]["scale"]
+        for name in (name for name in weights if name.endswith(".lora_b")):
+            own = getattr(layers.get(name.removesuffix(".lora_b")), "scale", scale)
+            weights[name] = weights[name] if own == scale else weights[name] * (scale / own)
     expected = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
     shapes = {name: value.shape for name, value in weights.items()}
     problems = [
@@ -113,7 +121,28 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
     if problems:
         raise UserError(
             f"{key}: {file} does not fit ({len(problems)} of {len(expected)} tensors), first: {problems[0]}. Train "
-            "with the train_type, num_layers and lora_parameters (rank) that the file was made with; "
-            "adapter_config.json beside it tells them."
+            f"with the train_type, num_layers and lora_parameters (rank) {made_with}"
         )
+    return weights
+
+
+def from_peft(model: nn.Module, file: Path, key: str) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """The tensors of a PEFT adapter as those of mlx-lm, and the content of the `adapter_config.json` they take.
+
+    Raises:
+        UserError: a file cannot be read, or mlx-lm has no such adapter.
+    """
+    config = read_peft_config(file.parent, key)
+    of_mlx_lm: Any = model
+    layers, model_type = len(of_mlx_lm.layers), getattr(model, "model_type", "")
+    return to_mlx(read_tensors(file, key), config, model_type, layers, f"{key}: {file}")
+
+
+def read_tensors(file: Path, key: str) -> dict[str, mx.array]:
+    """The tensors in a file; UserError, naming the config key, where it is unreadable."""
+    try:
+        weights = mx.load(str(file))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{key}: {file} cannot be read as safetensors ({error}).") from error
+    assert isinstance(weights, dict)
     return weights

@@ -12,6 +12,7 @@ from ...errors import UserError
 from ...settings import RunSettings
 from ..config.resolve import Resolved
 from ..models import adapter_file as adapters_of
+from ..models import resume_file
 from .aside import Previous, find_previous, fused_by_us, holds_model, newest_previous, set_aside
 from .fuse import gigabytes
 
@@ -57,7 +58,7 @@ def move_warning(previous: Previous, settings: RunSettings, *, resumed: bool) ->
 
 def named_files(settings: RunSettings) -> set[Path]:
     """Resolved paths of the adapter files that the run starts from or compares with, and of their configs."""
-    files = [Path(settings.resume_adapter_file)] if settings.resume_adapter_file else []
+    files = [file] if (file := resume_file(settings)) else []
     if settings.reference_model_path and (reference := adapters_of(settings.reference_model_path)):
         files.append(reference)
     return {one.resolve() for file in files for one in (file, file.parent / CONFIG)}

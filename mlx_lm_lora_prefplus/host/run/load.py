@@ -40,8 +40,8 @@ def check_start(settings: RunSettings) -> None:
     size_limit()
     check_loggers(settings)
     check_not_its_own_source(settings)
-    if settings.resume_adapter_file:
-        check_file(Path(settings.resume_adapter_file), "resume_adapter_file")
+    if file := models.resume_file(settings):
+        check_file(file, "resume_adapter_file")
     if not settings.train and settings.adapter_path and not Path(settings.adapter_path).is_dir():
         raise UserError(
             f"adapter_path: there is no folder {settings.adapter_path} to test. Train first, or correct the path."
@@ -87,9 +87,9 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
     model, tokenizer = models.load_base(settings)
     if settings.train:
         models.add_adapters(model, settings)
-        if settings.resume_adapter_file and state is None:
+        if (file := models.resume_file(settings)) and state is None:
             # Checked before the rows and the reference take their time; loaded after them.
-            read_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
+            read_adapter_weights(model, file, "resume_adapter_file")
 
     ranks.enter("reading the rows")
     print_info("Loading datasets")

@@ -49,8 +49,8 @@ def train_policy(
     """
     settings, model, ranks = session.resolved.settings, session.model, session.ranks
     folder = adapter_file.parent
-    if settings.resume_adapter_file and state is None:
-        load_adapter_weights(model, Path(settings.resume_adapter_file), "resume_adapter_file")
+    if (file := models.resume_file(settings)) and state is None:
+        load_adapter_weights(model, file, "resume_adapter_file")
     if ranks.first and settings.sample_prompts:
         prompts = first_prompts(session.rows["valid"], settings.sample_prompts)
         tokens, going_on = settings.sample_tokens, state is not None

@@ -1,0 +1,172 @@
+"""LoRA and DoRA adapters in the format of Hugging Face PEFT, read as mlx-lm's.
+
+mlx-lm keeps `lora_a` (inputs, rank), `lora_b` (rank, outputs) and DoRA's magnitudes `m` (outputs,), and adds
+`scale` · x · lora_a · lora_b. PEFT keeps `lora_A.weight` (rank, inputs) and `lora_B.weight` (outputs, rank), the
+transposes, and multiplies by lora_alpha / r, or with `use_rslora` by lora_alpha / √r.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import yaml
+
+from ...errors import UserError
+from .hub_names import mlx_name
+from .names import CONFIG
+
+WEIGHTS = "adapter_model.safetensors"
+ROOT = "base_model.model."
+LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
+"""Leaf in mlx-lm → in PEFT."""
+BLOCK = re.compile(r"^(?P<before>(?:.*\.)?(?:layers|h|blocks))\.(?P<number>\d+)\.(?P<inside>.+)$")
+"""A module within one of the layers."""
+
+_REFUSED = {
+    "modules_to_save": "modules that are trained as a whole (modules_to_save)",
+    "lora_bias": "biases of the adapters (lora_bias)",
+    "layer_replication": "replicated layers (layer_replication)",
+    "target_parameters": "adapters on parameters (target_parameters)",
+    "trainable_token_indices": "trained tokens (trainable_token_indices)",
+    "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens)",
+    "use_qalora": "QALoRA (use_qalora)",
+    "use_bdlora": "block-diagonal LoRA (use_bdlora)",
+    "arrow_config": "routed adapters (arrow_config)",
+    "kasa_config": "KaSA (kasa_config)",
+    "velora_config": "VeLoRA (velora_config)",
+    "monteclora_config": "MonteCLoRA (monteclora_config)",
+}
+"""Key of a PEFT config that changes what the adapter computes or holds → how a message calls it."""
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of `init_lora_weights` (or how they begin) that change the weights of the base model."""
+
+
+def is_peft(names: Iterable[str]) -> bool:
+    """Whether the tensors of an adapter file have PEFT's names."""
+    return any(name.startswith(ROOT) for name in names)
+
+
+def in_folder(path: str | Path) -> Path | None:
+    """The weights of a PEFT adapter that a path names by its folder; None where it names something else."""
+    file = Path(path).expanduser() / WEIGHTS
+    return file if file.is_file() else None
+
+
+def read_peft_config(folder: Path, key: str) -> dict[str, Any]:
+    """The `adapter_config.json` of a PEFT adapter.
+
+    Raises:
+        UserError: it is absent or damaged, or mlx-lm has no such adapter; the message names the config key.
+    """
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{key}: {folder} holds a PEFT adapter, and {file}, which says how it was made, cannot be read ({error})."
+        ) from error
+    if not isinstance(config, dict) or (problem := _unsupported(config)) is None:
+        numbers = [config.get("r"), config.get("lora_alpha")] if isinstance(config, dict) else [None]
+        if all(isinstance(value, (int, float)) and value > 0 for value in numbers):
+            return config
+        raise UserError(f"{key}: {file} gives no rank r and lora_alpha, so it is no config of a LoRA adapter of PEFT.")
+    raise UserError(
+        f"{key}: the PEFT adapter in {folder} uses {problem}, which mlx-lm does not have. LoRA and DoRA on linear "
+        "layers can be read. Otherwise merge it in PEFT (merge_and_unload) and give the merged model."
+    )
+
+
+def _unsupported(config: Mapping[str, Any]) -> str | None:
+    """What a PEFT config asks for that mlx-lm does not have."""
+    if (kind := config.get("peft_type")) != "LORA":
+        return f"the kind {kind}"
+    if (bias := config.get("bias", "none")) != "none":
+        return f"trained biases (bias: {bias})"
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        return f"a base model that was changed at the start (init_lora_weights: {start})"
+    return next((text for name, text in _REFUSED.items() if config.get(name)), None)
+
+
+def to_mlx(
+    tensors: Mapping[str, mx.array], config: Mapping[str, Any], model_type: str, layers: int, where: str
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """A PEFT adapter as mlx-lm has it: the tensors and the content of `adapter_config.json`.
+
+    mlx-lm has one rank and one scale for all layers. Lower ranks (`rank_pattern`) are filled up with zeros, and where a
+    module's scale differs (`alpha_pattern`), its lora_b takes the quotient: what they compute stays.
+
+    config: PEFT's. model_type, layers: of the base model. where: begins the message of an error.
+
+    Raises:
+        UserError: a tensor is none of LoRA or DoRA on linear layers.
+    """
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    scale = _scale(config, "", rank)
+    weights = {}
+    for name, value in tensors.items():
+        module, leaf = _split(name)
+        if leaf is None:
+            raise UserError(
+                f"{where} holds {name}, which is no tensor of LoRA or DoRA on a linear layer. Such an adapter cannot "
+                "be read. Merge it in PEFT (merge_and_unload) and give the merged model."
+            )
+        own = value.shape[0 if leaf == "lora_a" else -1]
+        value = value.T if value.ndim == 2 else value
+        if leaf == "lora_b" and (quotient := _scale(config, module, own) / scale) != 1:
+            value = value * quotient
+        if leaf != "m" and own < rank:
+            value = mx.pad(value, [(0, 0), (0, rank - own)] if leaf == "lora_a" else [(0, rank - own), (0, 0)])
+        weights[f"{mlx_name(module, model_type)}.{leaf}"] = value
+    keys, last = _keys(sorted({name.rpartition(".")[0] for name in weights}), layers)
+    parameters = {"rank": rank, "dropout": config.get("lora_dropout", 0.0), "scale": scale, "keys": keys}
+    kind = "dora" if config.get("use_dora") else "lora"
+    return weights, {
+        "fine_tune_type": kind,
+        "num_layers": last,
+        "lora_parameters": {**parameters, "use_dora": kind == "dora", "num_layers": last},
+        "model": config.get("base_model_name_or_path"),
+    }
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """The settings of a run that makes such adapters, on one line. config: `adapter_config.json` of mlx-lm."""
+    parameters = {name: config["lora_parameters"][name] for name in ("rank", "scale", "dropout", "keys")}
+    settings = {"train_type": config["fine_tune_type"], "num_layers": config["num_layers"]}
+    lines = yaml.safe_dump({**settings, "lora_parameters": parameters}, default_flow_style=True, width=10**6)
+    return lines.strip().removeprefix("{").removesuffix("}")
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """A PEFT tensor's module in transformers and its leaf in mlx-lm; None for other tensors."""
+    bare = name.removeprefix(ROOT)
+    for ours, theirs in LEAVES.items():
+        for ending in (theirs, f"{theirs}.weight"):  # PEFT before 0.12 wrote magnitudes with .weight
+            if bare.endswith(f".{ending}"):
+                return bare.removesuffix(f".{ending}"), ours
+    return bare, None
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """What PEFT multiplies the update of a module of this rank by; "": of a module that no pattern names."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if module and re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def _keys(modules: list[str], layers: int) -> tuple[list[str], int]:
+    """`keys` and `num_layers` with which mlx-lm adapts exactly these modules, of a model of so many layers."""
+    matches = [one for name in modules if (one := BLOCK.match(name))]
+    blocks = {int(one["number"]) for one in matches}
+    inside = sorted({one["inside"] for one in matches})
+    is_product = len(matches) == len(modules) == len(blocks) * len(inside)
+    if is_product and blocks == set(range(layers - len(blocks), layers)):
+        return inside, len(blocks)
+    return modules, -1

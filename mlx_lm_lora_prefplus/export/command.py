@@ -1,0 +1,75 @@
+"""The command `mlx_lm_lora.prefplus export`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Form(StrEnum):
+    """What an adapter is written for."""
+
+    PEFT = "peft"
+    GGUF = "gguf"
+    MLX = "mlx"
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter folder, of a run or of PEFT.")],
+    to: Annotated[
+        Form,
+        typer.Option(
+            help="peft: for PEFT on torch, vLLM and others. gguf: for llama.cpp and Ollama. mlx: for mlx_lm, which "
+            "also writes the model card of a run."
+        ),
+    ] = Form.PEFT,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where to write (default: ADAPTER/peft, ADAPTER/gguf)."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The base model as the other program names it: with gguf a GGUF file or a model of Ollama "
+            "(default: the model that was trained on).",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="The model that was trained on, if the folder does not name it or it moved."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the files and the model card to the hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
+) -> None:
+    """Write a trained adapter for other programs, with a model card, and upload it if asked to.
+
+    Reads adapters of mlx-lm and of PEFT.
+    """
+    from ..errors import UserError
+    from .adapter import read_adapter
+    from .forms import CARD, FILES, WRITERS
+    from .model_card import card, write_card
+    from .push import check_push
+    from .push import push as upload
+
+    if push:
+        check_push(push)
+    elif private:
+        raise UserError("--private does something only with --push OWNER/NAME.")
+    adapter = read_adapter(folder, model)
+    in_place = to is Form.MLX and adapter.is_mlx
+    target = output or (folder if in_place else folder / to.value)
+    if target.resolve() == folder.resolve() and not in_place:
+        raise UserError(f"--output: {target} is the adapter folder itself, whose files would be replaced.")
+    named = base or ("./base.gguf" if to is Form.GGUF else adapter.base)
+    WRITERS[to.value](adapter, target, named)
+    written = write_card(target / CARD, card(adapter, to.value, adapter.base if to is Form.GGUF else named))
+    print(f"Written: {target} ({', '.join(FILES[to.value])})")
+    if not written:
+        print(f"{target / CARD} has been edited, and stays as it is. Delete it to get a new one.")
+    if push:
+        print(f"Uploaded: {upload(target, FILES[to.value], push, private=private)}")

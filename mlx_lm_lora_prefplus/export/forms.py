@@ -1,0 +1,59 @@
+"""The forms that an adapter is written in: folders for mlx-lm, for PEFT, and for llama.cpp and Ollama."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..engine.files import peft
+from ..engine.files.adapter_files import WRITTEN_BY
+from ..engine.files.names import ADAPTERS, CONFIG
+from ..storage.atomic import whole_file
+from .adapter import Adapter
+from .gguf import write_gguf
+from .peft import to_peft
+
+GGUF, MODELFILE, CARD = "adapter.gguf", "Modelfile", "README.md"
+
+FILES = {
+    "mlx": (ADAPTERS, CONFIG, CARD),
+    "peft": (peft.WEIGHTS, CONFIG, CARD),
+    "gguf": (GGUF, MODELFILE, CARD),
+}
+"""Form → the files of its folder. Nothing else is ever uploaded."""
+
+
+def write_mlx(adapter: Adapter, folder: Path, base: str) -> None:
+    """The folder that mlx_lm loads with --adapter-path. What is there already stays."""
+    if not (folder / ADAPTERS).is_file():
+        _write(folder / ADAPTERS, adapter.weights, {"format": "mlx", **WRITTEN_BY})
+        _write_json(folder / CONFIG, {**adapter.config, "model": base})
+
+
+def write_peft(adapter: Adapter, folder: Path, base: str) -> None:
+    """The folder that PEFT loads. base: what it loads as the base model."""
+    tensors, config = to_peft(adapter.weights, adapter.parameters, adapter.model_type, base)
+    _write(folder / peft.WEIGHTS, tensors, {"format": "pt", **WRITTEN_BY})
+    _write_json(folder / CONFIG, config)
+
+
+def write_gguf_folder(adapter: Adapter, folder: Path, base: str) -> None:
+    """The GGUF of the adapter and a Modelfile of Ollama. base: what the Modelfile names as the base model."""
+    write_gguf(adapter, folder / GGUF)
+    with whole_file(folder / MODELFILE) as temporary:
+        temporary.write_text(f"FROM {base}\nADAPTER ./{GGUF}\n", encoding="utf-8")
+
+
+WRITERS = {"mlx": write_mlx, "peft": write_peft, "gguf": write_gguf_folder}
+
+
+def _write(file: Path, tensors: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
+    with whole_file(file) as temporary:
+        mx.save_safetensors(str(temporary), dict(tensors), metadata)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

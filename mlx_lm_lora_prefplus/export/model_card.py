@@ -1,0 +1,177 @@
+"""The model card: `README.md` in the form of the hub, from what a run has recorded."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+
+from ..errors import UserError
+from ..host.tools.describe import description_of
+from ..losses import loss_names
+from ..plugin.manager import load_registry
+from ..report.evidence import accuracy_of, evidence_of
+from ..report.intervals import of_rows
+from ..report.runs import RunRecord, read_run
+from ..report.sections import DEFAULTS
+from ..report.verdict import verdict
+from ..storage.atomic import whole_file
+from .adapter import Adapter
+from .usage import usage
+
+_MARK = re.compile(r"\n<!-- Written by mlx_lm_lora\.prefplus export, sha256 ([0-9a-f]{64})\. .*-->\n$")
+_HOME = "https://pypi.org/project/mlx-lm-lora-prefplus"
+_LICENSE = "license: unknown"
+_LICENCE = f"""## Licence
+
+The licence of the adapter follows from those of the base model and the data. Fill in the line `{_LICENSE}` at the top
+of this file."""
+
+
+def write_card(file: Path, text: str) -> bool:
+    """Write the card, unless somebody has written or edited the file there; returns whether it was written."""
+    if file.is_file() and not _is_ours(file.read_text(encoding="utf-8", errors="replace")):
+        return False
+    with whole_file(file) as temporary:
+        temporary.write_text(text + _mark(text), encoding="utf-8")
+    return True
+
+
+def _mark(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"\n<!-- Written by mlx_lm_lora.prefplus export, sha256 {digest}. An edited file is never replaced. -->\n"
+
+
+def _is_ours(content: str) -> bool:
+    """Whether a file is a card as it was written here."""
+    found = _MARK.search(content)
+    return found is not None and content == (text := content[: found.start()]) + _mark(text)
+
+
+def card(adapter: Adapter, form: str, base: str) -> str:
+    """The text of the card. form: of the folder that it describes. base: the base model."""
+    try:
+        run = read_run(adapter.folder)
+    except UserError:
+        run = None
+    settings = _settings(run)
+    mode = str(settings.get("train_mode", ("", ""))[0])
+    trained = f", trained with {mode.upper()} by [mlx-lm-lora-prefplus]({_HOME})" if mode else ""
+    parts = [
+        f"---\n{_front_matter(adapter, form, base, mode, settings)}\n---",
+        f"# {adapter.folder.resolve().name}",
+        f"A {_KINDS[adapter.kind]} for `{_public(base)}`{trained}.",
+        f"## How to use it\n\n{usage(form, _public(base))}",
+        *(_of_run(run, mode, settings) if run else []),
+        _LICENCE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_KINDS = {"lora": "LoRA adapter", "dora": "DoRA adapter", "full": "full fine-tune"}
+
+
+def _front_matter(adapter: Adapter, form: str, base: str, mode: str, settings: Mapping[str, Any]) -> str:
+    """The YAML block that the hub reads."""
+    dataset = settings.get("hf_dataset", (None,))[0]
+    datasets = [one for one in ([dataset] if isinstance(dataset, str) else []) if _is_hub_name(one)]
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if _is_hub_name(base) else {}
+    data = ModelCardData(
+        base_model=base if _is_hub_name(base) else None,
+        datasets=datasets or None,
+        library_name=form,
+        license="unknown",
+        pipeline_tag="text-generation",
+        tags=[tag for tag in (adapter.kind, mode, "preference-tuning" if mode else "", "mlx-lm-lora-prefplus") if tag],
+        **relation,
+    )
+    return data.to_yaml().strip().replace(_LICENSE, f"{_LICENSE}  # Fill in, such as apache-2.0")
+
+
+def _of_run(run: RunRecord, mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """The sections that come from the record of a run."""
+    summary = _summary(run)
+    dataset = settings.get("hf_dataset", (None,))[0] or settings.get("data", ("not recorded",))[0]
+    rows = [f"- {name.removeprefix('Rows, ')}: {text}" for name, text in summary.items() if name.startswith("Rows, ")]
+    objective = [f"- {name}: {summary[name]}" for name in ("Mode", "Objective", "Reference") if name in summary]
+    papers = [f"- Paper: {paper}" for paper in _papers(mode, settings)]
+    versions = run.about.get("versions")
+    listed = ", ".join(f"{name} {value}" for name, value in versions.items()) if isinstance(versions, dict) else ""
+    machine = f"{listed}; {run.about.get('device', 'device not recorded')}."
+    command = "```bash\nmlx_lm_lora.train --config run.yaml\n```"
+    return [
+        "\n".join(["## Data\n", f"Preference data: `{_public(str(dataset))}`\n", *rows]),
+        "\n".join(["## Objective\n", *objective, *papers]),
+        f"## Figures\n\n{_figures(run)}",
+        f"## How to train it again\n\n{command}\n\n`run.yaml`:\n\n```yaml\n{_config(settings)}```\n\n{machine}",
+    ]
+
+
+def _summary(run: RunRecord) -> dict[str, str]:
+    """Name → text, of the lines that the run printed before its first step."""
+    lines = run.about.get("summary")
+    pairs = [line.partition(": ") for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
+    cached = re.compile(r", \d+ of \d+ rows from the cache.*")  # says something of the machine, not of the adapter
+    return {name: _public(cached.sub("", text)) for name, colon, text in pairs if colon}
+
+
+def _papers(mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:
+    """The sources of the losses that were trained."""
+    registered = load_registry().modes.get(mode)
+    if registered is None:
+        return []
+    loss_type = settings.get("dpo_cpo_loss_type", settings.get("loss_type", (mode, "")))[0]
+    names = [name for name in loss_names(loss_type) if name in registered.trainer.losses]
+    found = [description_of(registered.trainer, name).references for name in names]
+    return [" ".join(text.split()) for text in dict.fromkeys(found) if text]
+
+
+def _figures(run: RunRecord) -> str:
+    """First and last values, the accuracy with its 95 % interval, and the verdict of `report`."""
+    split = "validation" if run.valid else "training"
+    reports = list((run.valid or run.train).values())
+    first, last = reports[0], reports[-1]
+    lines = [f"Of the {split} rows, after {run.iterations:,} iterations; in brackets 95 % intervals.", ""]
+    lines += ["| figure | before | after |", "|---|---|---|"]
+    for name, key in (("accuracy", "rewards/accuracies"), ("reward margin", "rewards/margins"), ("objective", "loss")):
+        if key in last:
+            shown = [_shown(report, key) for report in (first, last)]
+            lines.append(f"| {name} | {shown[0]} | {shown[1]} |")
+    return "\n".join([*lines, "", verdict(evidence_of(run)).text])
+
+
+def _shown(report: Mapping[str, float], key: str) -> str:
+    if key == "rewards/accuracies" and key in report:
+        figure = accuracy_of(dict(report))
+        return of_rows(figure) if figure else "–"
+    return f"{report[key]:.4g}" if key in report else "–"
+
+
+def _settings(run: RunRecord | None) -> dict[str, tuple[Any, str]]:
+    """Key → value and source, of the settings that `run.json` records."""
+    recorded = run.about.get("settings") if run else None
+    entries = recorded.items() if isinstance(recorded, dict) else ()
+    return {key: (entry.get("value"), str(entry.get("source"))) for key, entry in entries if isinstance(entry, dict)}
+
+
+def _config(settings: Mapping[str, tuple[Any, str]]) -> str:
+    """The settings that are not defaults, as a config file. Of absolute paths only the last part is published."""
+    given = {key: _bare(value) for key, (value, source) in settings.items() if source not in DEFAULTS}
+    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+
+
+def _bare(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def _public(text: str) -> str:
+    """A text without the folders of this machine: of an absolute path its last part stays."""
+    return re.sub(r"(?<![\w.:/])[~]?/[^\s,;:()]*/([^\s,;:()/]+)", r"\1", text)
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether a name is that of a repository on the hub, and not of a folder here."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] != "." and not Path(name).exists()

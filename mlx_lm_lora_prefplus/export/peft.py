@@ -1,0 +1,115 @@
+"""An adapter of mlx-lm as Hugging Face PEFT loads it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from ..engine.files.hub_names import PREFIXES, SAME, is_expert, known_types, transformers_name
+from ..engine.files.peft import BLOCK, LEAVES, ROOT
+from ..errors import UserError
+
+
+def to_peft(
+    weights: Mapping[str, mx.array], parameters: Mapping[str, Any], model_type: str, base: str
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """PEFT's tensors and `adapter_config.json` of an adapter of mlx-lm.
+
+    weights: the tensors of `adapters.safetensors`. parameters: `lora_parameters` of its config. model_type: that of the
+        base's `config.json`. base: what PEFT loads as the base model.
+
+    Raises:
+        UserError: PEFT has no such adapter, or the names of this kind of model are not known.
+    """
+    if model_type not in SAME and model_type not in PREFIXES:
+        raise UserError(
+            f"The names that transformers gives to the layers of {model_type} are not known here. Known model types: "
+            f"{known_types()}. Fuse the adapter into the model instead (mlx_lm.fuse)."
+        )
+    modules = modules_of(weights)
+    _refuse_odd(modules)
+    named = {name: transformers_name(name, model_type) for name in modules}
+    tensors = {
+        f"{ROOT}{named[name]}.{LEAVES[leaf]}": value.T if value.ndim == 2 else value
+        for name, leaves in modules.items()
+        for leaf, value in leaves.items()
+    }
+    rank = next(iter(modules.values()))["lora_b"].shape[0]
+    alpha = parameters["scale"] * rank
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": parameters.get("dropout", 0.0),
+        "use_dora": any("m" in leaves for leaves in modules.values()),
+        "use_rslora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        **_targets(named.values(), same=model_type in SAME),
+    }
+    return tensors, config
+
+
+def modules_of(weights: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
+    """Module name → leaf (`lora_a`, `lora_b`, `m`) → array, of an adapter of mlx-lm.
+
+    Raises:
+        UserError: there are other tensors, as after full fine-tuning, or a half of a pair is missing.
+    """
+    modules: dict[str, dict[str, mx.array]] = defaultdict(dict)
+    for name, value in weights.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf not in LEAVES:
+            raise UserError(
+                f"{name} is not a tensor of a LoRA or DoRA adapter, so this is no adapter but trained weights "
+                "(train_type: full). Fused, they are a whole model, which needs no export: mlx_lm.fuse writes it."
+            )
+        modules[module][leaf] = value
+    if half := [name for name, leaves in modules.items() if not {"lora_a", "lora_b"} <= leaves.keys()]:
+        raise UserError(f"Of {half[0]} only one of lora_a and lora_b is there. The file is not whole.")
+    if not modules:
+        raise UserError("The adapter file holds no tensors.")
+    return dict(modules)
+
+
+def _refuse_odd(modules: Mapping[str, Mapping[str, mx.array]]) -> None:
+    experts = [name for name in modules if is_expert(name)]
+    tables = [name for name in modules if name.rpartition(".")[2] in ("embed_tokens", "wte", "word_embeddings")]
+    wide = [name for name, leaves in modules.items() if leaves["lora_a"].ndim != 2 and not is_expert(name)]
+    for found, why in (
+        (experts, "experts or routers, which transformers keeps in tensors that PEFT adapts in another way"),
+        (tables, "embeddings, which mlx-lm adapts also where they are the head, and PEFT does not"),
+        (wide, "layers of a kind that PEFT does not know"),
+    ):
+        if found:
+            keys = sorted({_inside(name) for name in modules if name not in found and BLOCK.match(name)})
+            raise UserError(
+                f"The adapter has {len(found)} modules on {why}: {found[0]}. Fuse the adapter into the model "
+                f"(mlx_lm.fuse), or train without them: lora_parameters: {{keys: [{', '.join(keys)}]}}."
+            )
+
+
+def _inside(name: str) -> str:
+    """A module's name within its layer."""
+    return found["inside"] if (found := BLOCK.match(name)) else name
+
+
+def _targets(names: Iterable[str], *, same: bool) -> dict[str, Any]:
+    """`target_modules` and `layers_to_transform` that match these modules and no others.
+
+    same: whether no other part of the model has modules of the same names, such as a vision tower.
+    """
+    names = sorted(names)
+    found = [BLOCK.match(name) for name in names]
+    matches = [one for one in found if one]
+    blocks = sorted({int(one["number"]) for one in matches})
+    inside = sorted({one["inside"] for one in matches})
+    is_product = len(matches) == len(names) == len(blocks) * len(inside)
+    if not same or not is_product or len({one["before"] for one in matches}) != 1:
+        return {"target_modules": names}
+    pattern = matches[0]["before"].rpartition(".")[2]
+    return {"target_modules": inside, "layers_to_transform": blocks, "layers_pattern": pattern}

@@ -1,0 +1,60 @@
+"""Upload of an exported folder to the hub, through the hub's own library."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..errors import UserError
+
+_HELP = "Nothing was lost: the files are in {folder}. Run the same command again."
+
+
+def check_push(repo: str) -> None:
+    """Raise a UserError if nothing can be uploaded to this repository, before anything is written."""
+    try:
+        validate_repo_id(repo)
+        if "/" not in repo:
+            raise HFValidationError(f"{repo!r} names no owner.")
+    except HFValidationError as error:
+        raise UserError(f"--push: {error} Give OWNER/NAME, such as ada/llama-dpo.") from error
+    if not get_token():
+        raise UserError(
+            "--push: there is no token of the hub on this machine. Run `hf auth login` with a token that may write, or "
+            "set HF_TOKEN."
+        )
+
+
+def push(folder: Path, files: tuple[str, ...], repo: str, *, private: bool) -> str:
+    """Upload these files of a folder to a model repository, which is made if it is not there.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the hub refused, or cannot be reached.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            repo_type="model",
+            folder_path=folder,
+            allow_patterns=list(files),
+            commit_message="Adapter written by mlx_lm_lora.prefplus export",
+        )
+    except Exception as error:  # whatever the hub's library and its transport raise
+        raise UserError(f"--push: {_why(error, repo)} {_HELP.format(folder=folder)}") from error
+    return str(commit)
+
+
+def _why(error: Exception, repo: str) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return f"The hub does not accept the token (401). Run `hf auth login` again. ({repo})"
+    if status in (403, 404):
+        return f"The token may not write to {repo} ({status}). Use one of its owner with the right to write."
+    if status is not None:
+        return f"The hub answered {status}: {error}"
+    return f"The hub cannot be reached ({type(error).__name__}: {error}). Check the network."
