@@ -61,7 +61,8 @@ def export(
     elif private:
         raise UserError("--private does something only with --push OWNER/NAME.")
     adapter = read_adapter(folder, model)
-    in_place = to is Form.MLX and adapter.is_mlx
+    # A README.md beside a fused model is that of the model.
+    in_place = to is Form.MLX and adapter.is_mlx and not (folder / "config.json").is_file()
     target = output or (folder if in_place else folder / to.value)
     if target.resolve() == folder.resolve() and not in_place:
         raise UserError(f"--output: {target} is the adapter folder itself, whose files would be replaced.")
@@ -70,6 +71,6 @@ def export(
     written = write_card(target / CARD, card(adapter, to.value, adapter.base if to is Form.GGUF else named))
     print(f"Written: {target} ({', '.join(FILES[to.value])})")
     if not written:
-        print(f"{target / CARD} has been edited, and stays as it is. Delete it to get a new one.")
+        print(f"{target / CARD} is not as export writes it, so it stays as it is. Delete it to get a new one.")
     if push:
         print(f"Uploaded: {upload(target, FILES[to.value], push, private=private)}")

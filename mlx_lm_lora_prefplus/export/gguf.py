@@ -80,7 +80,7 @@ _TENSORS = {
 """Module in a layer → llama.cpp's name of its weight."""
 
 
-def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, mx.array | str]]:
+def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Tensors and metadata of a GGUF file for an adapter.
 
     Raises:
@@ -107,7 +107,7 @@ def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, mx.array |
         tensors[f"{name}.weight.lora_a"] = leaves["lora_a"].T.astype(mx.float32)
         tensors[f"{name}.weight.lora_b"] = lora_b
     rank = next(iter(modules.values()))["lora_b"].shape[0]
-    metadata: dict[str, mx.array | str] = {
+    metadata = {
         "general.architecture": architecture.name,
         "general.type": "adapter",
         "general.name": adapter.folder.resolve().name,

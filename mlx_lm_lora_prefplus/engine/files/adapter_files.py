@@ -1,6 +1,7 @@
 """Adapter files in the host's names and format. A partly written file never replaces a complete one."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
         layers, scale = dict(model.named_modules()), config["lora_parameters"]["scale"]
         for name in (name for name in weights if name.endswith(".lora_b")):
             own = getattr(layers.get(name.removesuffix(".lora_b")), "scale", scale)
-            weights[name] = weights[name] if own == scale else weights[name] * (scale / own)
+            weights[name] = weights[name] if math.isclose(own, scale) else weights[name] * (scale / own)
     expected = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
     shapes = {name: value.shape for name, value in weights.items()}
     problems = [

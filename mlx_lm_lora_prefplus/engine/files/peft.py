@@ -110,6 +110,8 @@ def to_mlx(
     weights = {}
     for name, value in tensors.items():
         module, leaf = _split(name)
+        if name.endswith(".base_layer.weight"):
+            continue  # PEFT saves a copy of the base's own head and embeddings where they are adapted
         if leaf is None:
             raise UserError(
                 f"{where} holds {name}, which is no tensor of LoRA or DoRA on a linear layer. Such an adapter cannot "
@@ -137,7 +139,9 @@ def as_yaml(config: Mapping[str, Any]) -> str:
     """The settings of a run that makes such adapters, on one line. config: `adapter_config.json` of mlx-lm."""
     parameters = {name: config["lora_parameters"][name] for name in ("rank", "scale", "dropout", "keys")}
     settings = {"train_type": config["fine_tune_type"], "num_layers": config["num_layers"]}
-    lines = yaml.safe_dump({**settings, "lora_parameters": parameters}, default_flow_style=True, width=10**6)
+    lines = yaml.safe_dump(
+        {**settings, "lora_parameters": parameters}, default_flow_style=True, sort_keys=False, width=10**6
+    )
     return lines.strip().removeprefix("{").removesuffix("}")
 
 
