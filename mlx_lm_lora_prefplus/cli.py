@@ -19,6 +19,7 @@ from .errors import UserError
 from .evaluation.command import evaluate
 from .export.command import export
 from .new.command import new
+from .pairs.command import pairs
 from .preview.command import PASS_THROUGH, check
 from .report.command import report
 from .storage.amounts import parse_bytes, parse_seconds
@@ -58,7 +59,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 app.command()(_computing(bench))
-for passing_on in (check, evaluate):
+for passing_on in (check, evaluate, pairs):
     app.command(context_settings=PASS_THROUGH, options_metavar="CONFIG [OPTIONS] [flags of training]")(
         _computing(passing_on)
     )

@@ -1,15 +1,11 @@
 """Judges that decide which of two answers is better: a user's function, a local model, or the policy's own reward."""
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.utils import load
 
 from ..data.batches.collate import collate
 from ..engine.logprobs.select import choose_policy
@@ -18,6 +14,8 @@ from ..host.run.session import Session
 from ..losses import outcome, pair_rounding
 from ..trainers.tabled import reward_rounding
 from .answers import AnsweredPrompt, reference_model
+from .functions import load_function
+from .questions import Choice
 
 Judge = Callable[[str, str, str], float]
 """Function (prompt, answer A, answer B) → 1 if A is better, 0 if B is, 0.5 if neither; or any value between."""
@@ -39,25 +37,12 @@ Which answer is better, A or B? Reply with one letter."""
 
 
 def function_judge(name: str) -> Judge:
-    """Load the function `module:function`; modules in the working directory are found.
+    """Load the function `module:function` or `file.py:function`; modules in the working directory are found.
 
     Raises:
         UserError: there is no such function.
     """
-    module, _, function = name.partition(":")
-    if not (module and function):
-        raise UserError(
-            f"--judge {name}: write module:function, or reward. A file my_judge.py is named my_judge:better."
-        )
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        callback = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--judge {name}: {error}. Start in the folder that holds {module}.py.") from error
-    finally:
-        sys.path.pop(0)
-    if not callable(callback):
-        raise UserError(f"--judge {name}: {function} is not a function.")
+    callback = load_function(name, "--judge")
 
     def judge(prompt: str, a: str, b: str) -> float:
         result: Any = callback(prompt, a, b)
@@ -81,33 +66,13 @@ def model_judge(path: str) -> Judge:
     Raises:
         UserError: it cannot be loaded, or its tokens do not distinguish A from B.
     """
-    try:
-        model, tokenizer = load(path)[:2]
-    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds
-        raise UserError(f"--judge-model: {path} could not be loaded: {type(error).__name__}: {error}") from error
-    letters = [_letter(tokenizer, letter) for letter in "AB"]
-    if letters[0] & letters[1]:
-        raise UserError(f"--judge-model: the tokenizer of {path} has no token of its own for A and for B.")
+    choice = Choice(path, "--judge-model", (("A",), ("B",)))
 
     def judge(prompt: str, a: str, b: str) -> float:
-        question = QUESTION.format(prompt=prompt, a=a, b=b)
-        logits = model(mx.array([_question_tokens(tokenizer, question)]))[0, -1].astype(mx.float32)
-        first, second = (float(mx.logsumexp(logits[mx.array(sorted(ids))])) for ids in letters)
-        return 0.5 if first == second else float(first > second)
+        (difference,) = choice([QUESTION.format(prompt=prompt, a=a, b=b)])
+        return 0.5 if difference == 0 else float(difference > 0)
 
     return judge
-
-
-def _question_tokens(tokenizer: Any, text: str) -> list[int]:
-    if tokenizer.has_chat_template:
-        messages = [{"role": "user", "content": text}]
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False)
-    return tokenizer.encode(f"{text}\n\nAnswer:")
-
-
-def _letter(tokenizer: Any, letter: str) -> set[int]:
-    """Return the first tokens of a reply with this letter: with and without a leading space."""
-    return {tokenizer.encode(text, add_special_tokens=False)[-1] for text in (letter, f" {letter}")}
 
 
 def judge_answers(judge: Judge, answered: list[AnsweredPrompt]) -> tuple[np.ndarray, float]:

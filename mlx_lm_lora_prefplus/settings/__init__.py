@@ -12,6 +12,7 @@ from .run import Optimizer, RunSettings
 __all__ = [
     "COLUMNS",
     "COLUMNS_OF_OTHERS",
+    "COMPANION_KEYS",
     "FIELDS",
     "FUNCTIONS",
     "LARGEST",
@@ -51,3 +52,7 @@ OWN_KEYS = keys_with(OURS)
 def own_fields() -> Mapping[str, Any]:
     """The pydantic field of each key in `OWN_KEYS`."""
     return {key: FIELDS[key] for key in OWN_KEYS}
+
+
+COMPANION_KEYS = ("pairs", "rounds", "round_reference")
+"""Keys of a config file that `mlx_lm_lora.prefplus pairs` and `rounds` read, and training does not."""

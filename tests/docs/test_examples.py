@@ -13,7 +13,7 @@ from typer.main import get_command
 from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.host import dropin
 from mlx_lm_lora_prefplus.host.config.flags import option_fields
-from mlx_lm_lora_prefplus.settings import DataSettings, RunSettings
+from mlx_lm_lora_prefplus.settings import COMPANION_KEYS, DataSettings, RunSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
 from tests.docs.pages import trainers
 from tests.paths import DOCS
@@ -45,7 +45,7 @@ def test_it_compiles(page: Path, text: str):
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"))
 def test_its_keys_are_known(page: Path, text: str):
-    known = {*host.CONFIG_DEFAULTS, *DataSettings.model_fields, *RunSettings.model_fields}
+    known = {*COMPANION_KEYS, *host.CONFIG_DEFAULTS, *DataSettings.model_fields, *RunSettings.model_fields}
     for trainer in trainers():
         known |= set(option_fields(trainer.options))
     config = yaml.load(text, Loader=host.yaml_loader)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.evaluation import evaluate as module
-from mlx_lm_lora_prefplus.evaluation import held_out, judges
+from mlx_lm_lora_prefplus.evaluation import held_out, judges, questions
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
 from mlx_lm_lora_prefplus.host.run.references import ReferencePass
 
@@ -130,7 +130,7 @@ def test_a_function_of_the_users(evaluated, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nothing", "write module:function"),
+        ("nothing", "write MODULE:FUNCTION"),
         ("no_such_module:f", "No module named"),
         ("json:nothing", "no attribute"),
         ("json:__name__", "not a function"),
@@ -167,7 +167,7 @@ def test_a_model_judges_by_the_likelier_letter(judge_folder):
     judge = judges.model_judge(str(judge_folder))
     model, tokenizer = mlx_lm.load(str(judge_folder))
     asked = judges.QUESTION.format(prompt="w1", a="w2", b="w3")
-    logits = model(mx.array([judges._question_tokens(tokenizer, asked)]))[0, -1]
+    logits = model(mx.array([questions.question_tokens(tokenizer, asked)]))[0, -1]
     first, second = (logits[tokenizer.encode(letter)[-1]].item() for letter in "AB")
     assert judge("w1", "w2", "w3") == float(first > second)
 

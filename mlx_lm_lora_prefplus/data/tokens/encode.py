@@ -95,6 +95,18 @@ class Encoder:
             else:
                 yield from self._rows(example, start, whole, marks)
 
+    def prompt(self, example: Example, source: str) -> Ids:
+        """Return the tokens that the model answers: the prompt with the opening of the answer; none if it is empty.
+
+        Raises UserError if the chat template rejects the prompt, or the text is not valid Unicode.
+        """
+        texts = self._texts(example._replace(completions=[]), f"{source}, row {example.row}")
+        try:
+            ids = self._encode([texts])
+        except (TypeError, UnicodeError) as error:
+            raise _text_error([example], [texts], source) from error
+        return self._begin(ids[texts[0]], not isinstance(example.prompt, list)) if texts[0] else []
+
     def digest(self) -> str:
         """Hash everything that the tokens of an example depend on."""
         backend = getattr(self.inner, "backend_tokenizer", None)

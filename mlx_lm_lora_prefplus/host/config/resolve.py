@@ -14,7 +14,16 @@ from ...errors import UserError
 from ...losses import LossOptions, borrowed_defaults
 from ...plugin.manager import Registry
 from ...plugin.protocol import Trainer
-from ...settings import COLUMNS_OF_OTHERS, OWN_KEYS, DataSettings, Effect, RunSettings, keys_with, own_fields
+from ...settings import (
+    COLUMNS_OF_OTHERS,
+    COMPANION_KEYS,
+    OWN_KEYS,
+    DataSettings,
+    Effect,
+    RunSettings,
+    keys_with,
+    own_fields,
+)
 from ..originals import originals_of
 from .flags import actions, option_fields
 from .names import near, nearest
@@ -86,12 +95,18 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     trainer_level, host_level = _trainer_defaults(trainer), _host_defaults(host)
     problems = Problems()
     joined, notes = _join([*levels, trainer_level, host_level], len(user_levels), trainer, problems)
-    keys = {*trainer_level.values, *host_level.values, *COLUMNS_OF_OTHERS}
+    keys = {*trainer_level.values, *host_level.values, *COLUMNS_OF_OTHERS, *COMPANION_KEYS}
     misspelt = [
         note for level in user_levels for note in _misspelt_keys(level, keys, mode, registry, joined.values, problems)
     ]
     notes += [note for level in user_levels for note in _keys_of_others(level, keys, mode, registry, problems)]
     notes += misspelt
+    notes += [
+        f"{key} ({level.source}) is read by mlx_lm_lora.prefplus pairs and rounds, and not by training."
+        for level in user_levels
+        for key in COMPANION_KEYS
+        if key in level.values
+    ]
     if idle := _idle_keys(user_levels, {*trainer_level.values, *COLUMNS_OF_OTHERS}, host_level):
         notes.append(f"not used in mode {mode}: {', '.join(sorted(idle))} (of mlx-lm-lora)")
 

@@ -1,0 +1,96 @@
+"""The prompts of rows of any kind: preference rows, rows of one answer, and rows of a prompt alone."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ...errors import UserError
+from ..sources.files import Rows
+from . import messages as chat
+from .conversations import read_example
+from .detect import FINDERS, SAMPLE, column_flags
+from .example import Dropped, Example
+from .sample import SourceSample
+
+TEXTS = ("text",)
+"""Names of a column of text that is taken as the prompt where there is none of `sample.PROMPTS`."""
+
+STAND_IN = "an answer"
+"""Stands in for the completion that a row of a prompt alone does not have."""
+
+
+class PromptRow(NamedTuple):
+    """A prompt: its example (without completions), and the row that it comes from."""
+
+    example: Example
+    row: Mapping[str, Any]
+
+
+def read_prompts(
+    rows: Rows, source: str, features: Mapping[str, str | None], raw: bool = False
+) -> tuple[str, Iterator[PromptRow | Dropped]]:
+    """Return the format of a source in words, and the prompt of each row.
+
+    Rows that training reads give the prompt that training would give the model. Of other rows the prompt column is
+    read, and of a conversation (`messages`) everything up to the last turn of the user.
+
+    source, features, raw: as `read_examples` takes them.
+    Raises UserError if the source is empty, there is no prompt column, or a value has the wrong type.
+    """
+    first = list(itertools.islice(rows, SAMPLE))
+    if not first:
+        raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
+    sample = SourceSample([row for _, row in first], source, features, raw)
+    shape = next(filter(None, (find(sample) for find in FINDERS["unpaired"])), None)
+    rows = itertools.chain(first, rows)
+    if shape is not None:
+        return shape.description, _of_examples(rows, shape.examples, source)
+    if sample.columns.prompt is None:
+        sample.columns = sample.columns._replace(prompt=sample.find_column("prompt_feature", *TEXTS))
+    column = sample.columns.prompt
+    if column is None or not sample.has(column):
+        raise UserError(
+            f"{source}: no column holds prompts. Columns: {', '.join(sample.column_names)}. Expected prompt, question, "
+            f"instruction, input, messages, conversations, text, or preference rows. "
+            f"{column_flags({'prompt_feature': None})}"
+        )
+    return f"{column} as {sample.value_format(column)}", (_alone(row, number, sample) for number, row in rows)
+
+
+def _of_examples(rows: Rows, examples: Any, source: str) -> Iterator[PromptRow | Dropped]:
+    """Keep the rows that are being read, so that each example finds its own."""
+    passed: dict[int, Mapping[str, Any]] = {}
+
+    def kept() -> Rows:
+        for number, row in rows:
+            passed[number] = row
+            yield number, row
+
+    for example in examples(kept()):
+        row = passed.get(example.row, {})
+        for number in [number for number in passed if number < example.row]:
+            del passed[number]
+        if isinstance(example, Example) and example.prompt is None:
+            raise UserError(
+                f"{source}: these rows have no prompt column, and their texts are no conversations, so where a prompt "
+                "ends is not known. Give rows with a prompt column, or prompt_format: raw (--prompt-format raw), where "
+                "the prompt is the start that chosen and rejected share."
+            )
+        yield example if isinstance(example, Dropped) else PromptRow(_bare(example), row)
+
+
+def _alone(row: Mapping[str, Any], number: int, sample: SourceSample) -> PromptRow | Dropped:
+    """Read a row without answers; those of a whole conversation end with the last turn of the user."""
+    column, where = sample.columns.prompt or "", sample.where(number)
+    value = row.get(column)
+    if chat.is_empty(value):
+        return Dropped(number, "empty prompt")
+    columns, answers = sample.columns, [(column, STAND_IN)]
+    if isinstance(value, list) and chat.as_messages(value, where, column, "user")[-1]["role"] == "assistant":
+        columns, answers = columns._replace(prompt=None), [(column, value)]
+    example = read_example(row, number, where, columns, answers, [1.0])
+    return example if isinstance(example, Dropped) else PromptRow(_bare(example), row)
+
+
+def _bare(example: Example) -> Example:
+    return example._replace(completions=(), scores=(), numbers={})

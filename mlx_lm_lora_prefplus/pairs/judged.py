@@ -1,0 +1,56 @@
+"""All answers to a prompt compared with one another by a judge, each two in both orders."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..evaluation.judges import QUESTION, function_judge
+from ..evaluation.questions import Choice
+from .prompts import Prompt
+from .sample import Answer
+
+Compare = Callable[[str, Sequence[tuple[str, str]]], list[float]]
+"""Function (prompt, pairs of answers) → for each pair 1 if the first is better, 0 if the second is, or between."""
+
+
+class Judgement(NamedTuple):
+    """scores: for each answer the mean outcome against the others, in [0, 1]; a comparison without a winner counts
+    half. undecided: pairs of answers (places, the smaller first) that nobody won in both orders. compared: pairs of
+    different answers."""
+
+    scores: list[float]
+    undecided: list[tuple[int, int]]
+    compared: int
+
+
+def load_judge(function: str | None, model: str | None) -> Compare:
+    """Load the judge that --judge or --judge-model names. Raises UserError if that fails."""
+    if function is not None:
+        judge = function_judge(function)
+        return lambda prompt, pairs: [judge(prompt, a, b) for a, b in pairs]
+    assert model is not None
+    choice = Choice(model, "--judge-model", (("A",), ("B",)))
+
+    def compare(prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        differences = choice([QUESTION.format(prompt=prompt, a=a, b=b) for a, b in pairs])
+        return [0.5 if difference == 0 else float(difference > 0) for difference in differences]
+
+    return compare
+
+
+def judge_all(compare: Compare, prompt: Prompt, answers: Sequence[Answer]) -> Judgement:
+    """Compare each two answers in both orders. Only a win in both orders is a win; equal texts are a tie unasked."""
+    texts = [answer.text for answer in answers]
+    places = [(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if texts[i] != texts[j]]
+    first = compare(prompt.text, [(texts[i], texts[j]) for i, j in places])
+    second = compare(prompt.text, [(texts[j], texts[i]) for i, j in places])
+    wins = [[0.5] * len(texts) for _ in texts]
+    undecided = []
+    for (i, j), one, other in zip(places, first, second, strict=True):
+        if (one - 0.5) * (other - 0.5) < 0:
+            wins[i][j], wins[j][i] = float(one > 0.5), float(one < 0.5)
+        else:
+            undecided.append((i, j))
+    others = max(1, len(texts) - 1)
+    scores = [sum(row[:i] + row[i + 1 :]) / others for i, row in enumerate(wins)]
+    return Judgement(scores, undecided, len(places))

@@ -1,0 +1,197 @@
+"""Prompts → answers → scores → rows: the whole of `mlx_lm_lora.prefplus pairs`, which goes on after a kill."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..engine.model.digest import content_digest
+from ..errors import UserError
+from ..host import models
+from ..host.config.resolve import Resolved
+from ..storage.atomic import whole_file
+from ..storage.journal import GO_ON, Journal
+from .policy import load_policy
+from .prompts import SPLITS, Prompts, collect
+from .rows import ends, make_row
+from .sample import Answer, chunk_size, sample
+from .score import Scorers, totals
+from .settings import PairSettings
+from .summary import Summary, summarise
+
+ANSWERS, SUMMARY = "answers.jsonl", "summary.json"
+SAMPLING = ("num_generations", "seeds", "temperature", "top_p", "max_tokens", "generation_batch_size")
+"""The settings that decide the answers."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made. folder: of the rows. summary: of `summarise`."""
+
+    folder: Path
+    summary: Summary
+
+
+def make_pairs(
+    resolved: Resolved,
+    adapter: Path | None,
+    settings: PairSettings,
+    folder: Path,
+    say: Say,
+    *,
+    command: str = "pairs",
+    splits: tuple[str, ...] = SPLITS,
+) -> Made:
+    """Sample answers to the prompts of a run's data, score them, and write the rows of each split into a folder.
+
+    adapter: folder or file of the adapters of the policy; None for the model itself. command: for messages.
+
+    Raises:
+        UserError: something given cannot work. What was computed before is kept.
+    """
+    scorers = Scorers(settings)
+    model, tokenizer = load_policy(resolved, adapter)
+    found = collect(resolved, tokenizer, settings.prompts, splits)
+    say(f"{len(found.prompts)} prompts ({', '.join(found.formats)}), {settings.answers} answers each")
+    answers = _answers(model, tokenizer, found, settings, folder, _policy_header(resolved, adapter), command)
+    del model
+    gc.collect()
+    mx.clear_cache()
+    scored = _scores(found, answers, scorers, settings, folder, command)
+    every_pair = resolved.data.pairing == "all_pairs"
+    sums = [totals(settings, scorers.names, one, some) for one, some in zip(scored, answers, strict=True)]
+    rows = [
+        make_row(prompt, some, one, total, settings, every_pair)
+        for prompt, some, one, total in zip(found.prompts, answers, scored, sums, strict=True)
+    ]
+    _write_rows(folder, found, rows)
+    best = [ends(some, total) for some, total in zip(answers, sums, strict=True)]
+    summary = summarise(found, answers, sums, rows, best, scored, settings)
+    with whole_file(folder / SUMMARY, GO_ON) as file:
+        file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Made(folder, summary)
+
+
+def _answers(
+    model: nn.Module,
+    tokenizer: Any,
+    found: Prompts,
+    settings: PairSettings,
+    folder: Path,
+    policy: Mapping[str, Any],
+    command: str,
+) -> list[list[Answer]]:
+    """Sample what an earlier start has not."""
+    prompts, size = found.prompts, chunk_size(settings)
+    tokens = hashlib.sha256(json.dumps([[one.split, one.key, one.tokens] for one in prompts]).encode()).hexdigest()
+    header = {**policy, "prompts": tokens[:16], **{key: getattr(settings, key) for key in SAMPLING}}
+    journal = Journal(folder / ANSWERS, header, command, len(prompts), size)
+    answers = [[Answer(*fields) for fields in line["answers"]] for line in journal.lines]
+    with _bar("Sampling", len(prompts), len(answers)) as advance:
+        for start in range(len(answers), len(prompts), size):
+            chunk = prompts[start : start + size]
+            new = sample(model, tokenizer, chunk, settings)
+            journal.append(
+                {"split": prompt.split, "prompt": prompt.text, "answers": some}
+                for prompt, some in zip(chunk, new, strict=True)
+            )
+            answers += new
+            advance(len(chunk))
+    return answers
+
+
+def _scores(
+    found: Prompts,
+    answers: list[list[Answer]],
+    scorers: Scorers,
+    settings: PairSettings,
+    folder: Path,
+    command: str,
+) -> list[dict[str, Any]]:
+    """Score what an earlier start has not. Each set of scorers has a file of its own, so none is computed twice."""
+    given = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
+    header = {"scorers": scorers.names, "digest": scorers.digest, "answers": given[:16]}
+    name = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:8]
+    journal = Journal(folder / f"rewards-{name}.jsonl", header, command, len(answers))
+    scored = list(journal.lines)
+    if len(scored) < len(answers):
+        scorers.load()
+    with _bar("Scoring", len(answers), len(scored)) as advance:
+        for place in range(len(scored), len(answers)):
+            scored.append(scorers(found.prompts[place], answers[place]))
+            journal.append(scored[-1:])
+            advance(1)
+    return scored
+
+
+def _write_rows(folder: Path, found: Prompts, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of each split; the file of a split that an earlier start had and this one has not is removed."""
+    for split in SPLITS:
+        file = folder / f"{split}.jsonl"
+        lines = [row for prompt, row in zip(found.prompts, rows, strict=True) if prompt.split == split]
+        if lines:
+            with whole_file(file, GO_ON) as temporary:
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _policy_header(resolved: Resolved, adapter: Path | None) -> dict[str, Any]:
+    """What is known of the policy: names, and a digest of its files where they are on this machine."""
+    settings = resolved.settings
+    base, files = Path(settings.model), []
+    if base.is_dir():
+        files = [*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"]
+    if adapter is not None:
+        files.append(adapter / "adapters.safetensors" if adapter.is_dir() else adapter)
+    return {
+        "model": settings.model,
+        "quantised": models.quantization(settings),
+        "adapter": str(adapter) if adapter else None,
+        "weights": content_digest(files)[:16],
+    }
+
+
+def begin_anew(folder: Path) -> None:
+    """Remove what an earlier `pairs` wrote into a folder, and nothing else."""
+    for file in [folder / ANSWERS, folder / SUMMARY, *(folder / f"{split}.jsonl" for split in SPLITS)]:
+        file.unlink(missing_ok=True)
+    for file in folder.glob("rewards-????????.jsonl"):
+        file.unlink()
+
+
+def check_folder(folder: Path, command: str) -> None:
+    """Raise a UserError if a folder holds rows that `pairs` did not make."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{command}: {folder} is a file. Give --output the name of a folder.")
+    others = [folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").exists()]
+    if others and not (folder / ANSWERS).is_file():
+        raise UserError(
+            f"{command}: {others[0]} is there and was not made by this command, which would write a file of that name. "
+            "Give --output another folder."
+        )
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, done: int) -> Iterator[Callable[[int], Any]]:
+    """Show progress over prompts with the time that is left; yield the function that advances it."""
+    from tqdm import tqdm
+
+    bar = tqdm(
+        desc=what, total=total, initial=done, unit=" prompts", file=sys.stderr, disable=sys.stderr is None, ncols=100
+    )
+    try:
+        yield bar.update
+    finally:
+        bar.close()

@@ -1,0 +1,79 @@
+"""The config that trains on the rows, and the command that runs it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..settings import COLUMNS, COMPANION_KEYS
+from ..storage.atomic import whole_file
+from ..storage.journal import GO_ON
+
+CONFIG = "train.yaml"
+ABOUT = "# Made by mlx_lm_lora.prefplus {command}. Train on the rows beside it: {line}\n"
+NOT_KEPT = ("config", "data", "hf_dataset", *COMPANION_KEYS, *COLUMNS)
+
+
+def given_values(resolved: Resolved) -> dict[str, Any]:
+    """The settings that the user gave, whose defaults are not taken."""
+    return {
+        key: value
+        for key, value in resolved.values.items()
+        if resolved.sources.get(key) not in (None, HOST_DEFAULT, TRAINER_DEFAULT) and key not in NOT_KEPT
+    }
+
+
+def from_adapter(adapter: Path | None) -> dict[str, Any]:
+    """The settings that make training go on from adapters and take them as the reference too."""
+    if adapter is None:
+        return {}
+    folder, file = (adapter, adapter / "adapters.safetensors") if adapter.is_dir() else (adapter.parent, adapter)
+    values: dict[str, Any] = {"resume_adapter_file": str(file.resolve()), "reference_model_path": str(file.resolve())}
+    try:
+        made = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return values
+    parameters = {key: value for key, value in (made.get("lora_parameters") or {}).items() if key != "num_layers"}
+    kind = made.get("fine_tune_type") or ("dora" if parameters.pop("use_dora", False) else "lora")
+    parameters.pop("use_dora", None)
+    return {
+        **values,
+        "train_type": kind,
+        **({"num_layers": made["num_layers"]} if "num_layers" in made else {}),
+        **({"lora_parameters": parameters} if parameters else {}),
+    }
+
+
+def write_config(resolved: Resolved, folder: Path, adapter: Path | None, command: str, **more: Any) -> str:
+    """Write the config of the training into the folder of the rows. Returns the command that runs it.
+
+    more: values that replace those of the user.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    given = given_values(resolved)
+    model = Path(resolved.settings.model)
+    values = {
+        "model": str(model.resolve()) if model.is_dir() else resolved.settings.model,
+        "train": True,
+        "train_mode": resolved.trainer.mode,
+        **from_adapter(adapter),
+        "adapter_path": str((folder / "adapters").resolve()),
+        **{key: value for key, value in given.items() if key not in ("model", "train", "train_mode")},
+        "data": str(folder.resolve()),
+        **more,
+    }
+    file = folder / CONFIG
+    line = f"mlx_lm_lora.train --config {shlex.quote(str(file))}"
+    with whole_file(file, GO_ON) as temporary:
+        temporary.write_text(ABOUT.format(command=command, line=line) + _yaml(values), encoding="utf-8")
+    return line
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,50 @@
+"""The model that answers: the config's model, with adapters or without."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from ..engine.files.adapter_files import check_file, load_adapter_weights
+from ..errors import UserError
+from ..host import models
+from ..host.config.resolve import Resolved
+
+FLAG = "--adapter-path"
+
+
+def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, Any]:
+    """Load the model, with the adapters in a folder or file, and its tokenizer.
+
+    Raises:
+        UserError: something is not there or does not fit.
+    """
+    settings = resolved.settings
+    model, tokenizer = models.load_base(settings)
+    if adapter is None:
+        return model, tokenizer
+    if adapter.is_dir():
+        models.load_trained(model, str(adapter))
+    else:
+        check_file(adapter, FLAG)
+        models.add_adapters(model, settings)
+        load_adapter_weights(model, adapter, FLAG)
+    return model, tokenizer
+
+
+def adapter_of(resolved: Resolved, given: Path | None) -> Path | None:
+    """The adapters that the policy has: those given, else those that training would begin with; None for none.
+
+    Raises:
+        UserError: there are none at the given place.
+    """
+    path = given or (Path(resolved.settings.resume_adapter_file) if resolved.settings.resume_adapter_file else None)
+    if path is None:
+        return None
+    path = path.expanduser()
+    if not path.exists():
+        raise UserError(
+            f"{FLAG}: there is nothing at {path}. Give the adapter folder of a finished run, or leave it out to sample "
+            "from the model itself."
+        )
+    return path

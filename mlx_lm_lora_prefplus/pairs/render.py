@@ -1,0 +1,80 @@
+"""The summary of `pairs` on the terminal."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..report.intervals import against, percent
+
+MANY_CUT_OFF = 0.1
+"""Share of better answers that were cut off from which on it is warned of."""
+
+
+def lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a summary, warnings last."""
+    prompts, answers, pairs = summary["prompts"], summary["answers"], summary["pairs"]
+    read, distinct = sum(prompts["rows"].values()), sum(prompts["distinct"].values())
+    yield f"Prompts   {_splits(prompts['distinct'])} different, of {read:,} rows ({prompts['duplicates']:,} repeat one)"
+    for reason, rows in prompts["dropped"].items():
+        yield f"          left out: {rows:,} rows, {reason}"
+    yield (
+        f"Answers   {answers['n']:,}, {answers['different']:,} of them different texts; {answers['empty']:,} empty; "
+        f"{answers['cut_off']:,} cut off at max_tokens"
+    )
+    yield f"          tokens: {_spread(answers['tokens'])}"
+    for name, spread in summary["scores"].items():
+        yield f"Scores    {name if name != 'all' else 'in all'}: {_spread(spread)}"
+    usable = sum(pairs["usable"].values())
+    yield f"Pairs     {usable:,} of {distinct:,} prompts give one: {_splits(pairs['usable']) if usable else 'none'}"
+    for reason, rows in pairs["refused"].items():
+        yield f"          refused: {rows:,} prompts, {reason}"
+    if pairs["margin"]:
+        yield f"          score of the better less that of the worse: {_spread(pairs['margin'])}"
+        yield f"          the best answer scores {pairs['best_of']:.3g} above the mean one"
+    if summary["judge_decided"] is not None:
+        yield f"Judge     the same winner in both orders: {summary['judge_decided']:.0%} of the comparisons"
+    if length := summary["length"]:
+        yield (
+            f"Length    the better answer is the longer one in {percent(length['better_is_longer'])} of the pairs; "
+            f"{length['better']:.0f} and {length['worse']:.0f} tokens on average"
+        )
+    yield from (f"[WARNING] {text}" for text in warnings(summary))
+
+
+def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the user should know before training on the rows."""
+    answers, pairs, length = summary["answers"], summary["pairs"], summary["length"]
+    if answers["different"] <= answers["n"] / 2:
+        yield (
+            f"only {answers['different']:,} of {answers['n']:,} answers differ from the others to the same prompt. "
+            "Raise --temperature or --top-p."
+        )
+    if not sum(pairs["usable"].values()):
+        yield "no prompt gives a pair: there is nothing to train on. The reasons are above."
+        return
+    if length is None:
+        return
+    if length["better_cut_off"] > MANY_CUT_OFF:
+        yield (
+            f"{length['better_cut_off']:.0%} of the better answers were cut off at max_tokens: training would teach "
+            "the model to stop in the middle of a sentence. Raise --max-tokens, or give --missing-eos-penalty."
+        )
+    side = against(length["better_is_longer"], 0.5)
+    if side:
+        yield (
+            f"the better answer is mostly the {'longer' if side > 0 else 'shorter'} one "
+            f"({percent(length['better_is_longer'])}), so training changes the length too. Where that is not meant, "
+            "add --reward length:MIN-MAX, or train with a loss that minds the length: simpo, or dpo with r_dpo or "
+            "ld_alpha."
+        )
+
+
+def _splits(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def _spread(values: Mapping[str, float] | None) -> str:
+    if values is None:
+        return "none"
+    return f"mean {values['mean']:.3g}; " + ", ".join(
+        f"{name} {values[name]:.3g}" for name in ("min", "25%", "50%", "75%", "max")
+    )

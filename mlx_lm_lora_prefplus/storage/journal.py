@@ -1,0 +1,89 @@
+"""A file of JSON lines that a run appends to, and goes on with after it was killed."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .atomic import explained
+
+GO_ON = "The same command goes on from the last whole line."
+
+
+class Journal:
+    """Lines of JSON after a header, each group of them written in one piece and forced to the disk.
+
+    Attributes:
+        lines: those that were there, without the header.
+    """
+
+    def __init__(self, file: Path, header: Mapping[str, Any], command: str, total: int, group: int = 1):
+        """Open a file, or begin it.
+
+        header: what all lines depend on. command: for messages. total: lines of the whole file. group: lines that
+            belong together (the last group may be smaller); those of a part of a group are removed.
+
+        Raises:
+            UserError: it cannot be written, is no such file, or was begun with another header.
+        """
+        self.file = file
+        self.lines: list[dict[str, Any]] = []
+        with explained(file, GO_ON):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            content = file.read_bytes() if file.exists() else b""
+        whole = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+        begun = _parsed(whole[0]) if whole else None
+        if content and begun is None and whole:
+            raise UserError(f"{command}: {file} is none of this command's files. Give another --output.")
+        if begun is None:
+            whole = [_line(header)]
+        elif begun != json.loads(_line(header)):
+            raise UserError(_differs(file, begun, json.loads(_line(header)), command))
+        for line in whole[1:]:
+            parsed = _parsed(line)
+            if parsed is None:
+                break
+            self.lines.append(parsed)
+        if len(self.lines) < total:
+            del self.lines[len(self.lines) // group * group :]
+        kept = b"".join(whole[: 1 + len(self.lines)])
+        if kept != content:
+            with explained(file, GO_ON), file.open("wb" if begun is None else "r+b") as stream:
+                if begun is None:
+                    stream.write(kept)
+                stream.truncate(len(kept))
+                _flush(stream)
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write a group of lines. Raises UserError if that is not possible; the groups before are whole."""
+        with explained(self.file, GO_ON), self.file.open("ab") as stream:
+            stream.write(b"".join(map(_line, lines)))
+            _flush(stream)
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _flush(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _differs(file: Path, begun: Mapping[str, Any], header: Mapping[str, Any], command: str) -> str:
+    keys = [key for key in {**begun, **header} if begun.get(key) != header.get(key)]
+    changes = "; ".join(f"{key} was {begun.get(key)!r:.80} and is {header.get(key)!r:.80}" for key in keys)
+    return (
+        f"{command}: {file} was begun with other settings: {changes}. Give the same settings to go on, another "
+        "--output to begin beside it, or --overwrite to begin anew."
+    )
