@@ -22,6 +22,8 @@ def lines(summary: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"          tokens: {_spread(answers['tokens'])}"
     for name, spread in summary["scores"].items():
+        if name != "all" and len(summary["scores"]) == 2:
+            continue  # the one score is all of it
         yield f"Scores    {name if name != 'all' else 'in all'}: {_spread(spread)}"
     usable = sum(pairs["usable"].values())
     yield f"Pairs     {usable:,} of {distinct:,} prompts give one: {_splits(pairs['usable']) if usable else 'none'}"
