@@ -192,7 +192,7 @@ def cache(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List or clear the cache of earlier runs (tokens of data sets, log-probs of references)."""
+    """List or clear the cache of earlier runs (tokens of data sets, log-probs of references, results of the probe)."""
     from .storage import cache_folder
 
     found = cache_folder.entries()
@@ -209,7 +209,9 @@ def cache(
         table = Table("kind", "key", "MB", "rows", "of", "last used")
         for entry in found:
             when = datetime.fromtimestamp(entry.changed).strftime("%Y-%m-%d %H:%M")
-            table.add_row(entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows), entry.source, when)
+            table.add_row(
+                entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows or "–"), entry.source, when
+            )
         Console().print(table)
     done = "cleared" if clear else "would be cleared with --clear" if partly else "in all"
     print(f"{cache_folder.cache_folder()}: {len(found) - len(left)} files, {size / 1e6:.2f} MB {done}")

@@ -1,4 +1,5 @@
-"""The cache folder: token rows and reference log-probs that later runs reuse, readable by their owner alone."""
+"""The cache folder: token rows, reference log-probs and results of the probe that later runs reuse, readable by their
+owner alone."""
 
 import atexit
 import contextlib
@@ -21,8 +22,8 @@ from .atomic import TEMPORARY, whole_file
 from .failures import advice, words
 from .sealed import Damaged, read_sealed_json
 
-KINDS = {"tokens": ".arrow", "reference": ".npy"}
-"""Subfolder of the cache → ending of its files. A .json file beside each one describes it."""
+KINDS = {"tokens": ".arrow", "reference": ".npy", "probe": ".json"}
+"""Subfolder of the cache → ending of its files. A .json file beside each one describes it, if it is not one itself."""
 
 ABANDONED = 24 * 3600
 """Age in seconds from which a temporary file must belong to a process that was killed."""
@@ -208,7 +209,7 @@ def _entry(kind: str, file: Path) -> Entry | None:
         return None
     try:
         about = read_sealed_json(told)
-        size = told.stat().st_size
+        size = 0 if told == file else told.stat().st_size
     except (OSError, Damaged):
         about, size = {}, 0
     rows = about.get("known", about.get("used"))

@@ -20,6 +20,7 @@ from ..model.dropout import dropouts
 from ..model.recompute import Keep
 from .chunked import ChunkedPolicy
 from .frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
+from .known_choice import Choice, KnownChoice
 from .plain import PlainPolicy
 from .prefix_cache import has_states, key_heads
 from .shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
@@ -45,19 +46,39 @@ PLAIN = "prompt and completion through the whole model"
 
 
 def choose_policy(
-    model: nn.Module, settings: RunSettings, example: Batch | None = None, keep: Keep = Keep.ALL
+    model: nn.Module,
+    settings: RunSettings,
+    example: Batch | None = None,
+    keep: Keep = Keep.ALL,
+    known: KnownChoice | None = None,
 ) -> SelectedMethod:
     """The fastest way that is exact on `model` as it is now; the plain way if the settings ask for it.
 
     example: one of the data, a long one: what windows and scaled positions do shows in no short row.
     keep: what layers keep for the gradient, where that is exact.
+    known: where the choice of an earlier run is read, and that of this one is written.
     """
     if settings.engine == "plain":
         return SelectedMethod(PlainPolicy(model, keep), f"{PLAIN} (engine: plain){_kept(keep)}")
     with _training_without_dropout(model):
-        choice = _choose(model, settings, example, keep)
+        halves = split_model(model)
+        choice = known.read() if known else None
+        if choice is None:
+            choice = _probe(model, halves, settings, example, keep)
+            if known:
+                known.write(choice)
+        selected = _selected(choice, model, halves, settings)
     mx.clear_cache()
-    return choice
+    return selected
+
+
+def _selected(choice: Choice, model: nn.Module, halves: SplitModel | None, settings: RunSettings) -> SelectedMethod:
+    if choice.method is None or halves is None:
+        return SelectedMethod(PlainPolicy(model), choice.description, choice.compilable)
+    policy = _ways(model, settings)[choice.method].make(halves)
+    policy.keep = choice.keep
+    trunk = find_trunk(model, halves.head_names) if choice.shares_trunk else None
+    return SelectedMethod(policy, choice.description, choice.compilable, trunk)
 
 
 @contextmanager
@@ -130,20 +151,22 @@ def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
     return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
 
 
-def _choose(model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep) -> SelectedMethod:
+def _probe(
+    model: nn.Module, halves: SplitModel | None, settings: RunSettings, example: Batch | None, keep: Keep
+) -> Choice:
+    """Try the ways on the model, the fastest first, and take the first exact one."""
     plain = PlainPolicy(model)
-    halves = split_model(model)
     if halves is None:
-        return SelectedMethod(plain, f"{PLAIN} (its head cannot be parted)")
+        return _plainly("its head cannot be parted")
     vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
     try:
         oracle = Oracle(model, vocabulary, _row_counts(halves))
     except Exception as error:  # whatever a model raises of which no gradient can be taken
-        return SelectedMethod(plain, f"{PLAIN} (no gradient could be taken: {error})")
+        return _plainly(f"no gradient could be taken: {error}")
     refused = ""
     if settings.efficient_long_context and dropouts(model):
         refused = "; not in pieces: dropout would differ when they are computed again"
-    for way, kept in product(_ways(model, settings), dict.fromkeys((keep, Keep.ALL))):
+    for (number, way), kept in product(enumerate(_ways(model, settings)), dict.fromkeys((keep, Keep.ALL))):
         if way.in_pieces and kept is not Keep.ALL:
             continue
         tries = [make(halves) for make in way.trials or (way.make,)]
@@ -160,31 +183,34 @@ def _choose(model: nn.Module, settings: RunSettings, example: Batch | None, keep
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             description = f"{way.description}, the head at completion tokens only{_kept(kept)} ({exactness})"
-            trunk = _shared_trunk(tries[-1], oracle)
             traceable = way.compilable and _traceable(policy, oracle.batches[0])
-            return SelectedMethod(policy, description, traceable, trunk)
+            return Choice(number, kept, description, traceable, _shares_trunk(tries[-1], oracle))
         refused += f"; {way.description}{_kept(kept)}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
         refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
-    return SelectedMethod(plain, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]))
+    return Choice(None, Keep.ALL, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]), False)
+
+
+def _plainly(reason: str) -> Choice:
+    return Choice(None, Keep.ALL, f"{PLAIN} ({reason})", True, False)
 
 
 def _kept(keep: Keep) -> str:
     return "" if keep is Keep.ALL else f", keeping {keep.value} for the gradient"
 
 
-def _shared_trunk(policy: HeadPolicy, oracle: Oracle) -> Trunk | None:
-    """The frozen trunk, if the policy is exact over the run of it that the reference has made."""
+def _shares_trunk(policy: HeadPolicy, oracle: Oracle) -> bool:
+    """Whether there is a frozen trunk, and the policy is exact over the run of it that the reference has made."""
     model: Any = policy.model
     trunk = find_trunk(model, policy.halves.head_names)
     if trunk is None or not _same_for_both(model, trunk, policy.halves.head_names):
-        return None
+        return False
 
     def over_the_same(batch: Batch) -> Scores:
         _, own = reference_logps_sharing_trunk(policy, trunk, batch, None, adapters_off(model))
         return own(batch)
 
-    return trunk if oracle.passes(oracle.difference(over_the_same)) else None
+    return oracle.passes(oracle.difference(over_the_same))
 
 
 def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -17,7 +18,8 @@ from ...data.batches.collate import planned_batches
 from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
 from ...engine.distributed import SharedPolicy
-from ...engine.logprobs.select import choose_policy
+from ...engine.logprobs.known_choice import KnownChoice
+from ...engine.logprobs.select import SelectedMethod, choose_policy
 from ...engine.model.activations import choose_keep
 from ...engine.model.digest import weights_digest
 from ...engine.model.recompute import Keep
@@ -107,7 +109,7 @@ class Session:
         _check_columns(resolved, rows)
         self.kind = kind_of(resolved)
         keep = choose_keep(settings, model, *self._largest()) if "train" in rows else Keep.ALL
-        self.engine = choose_policy(model, settings, self._long_example(), keep)
+        self.engine = self._method(model, keep)
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
         self.multiple = 32 if self.compiled else 1
@@ -238,7 +240,16 @@ class Session:
         """The scorer that computes the log-probs of a model in this run."""
         if model is self.model:
             return self.policy
-        return self._shared(choose_policy(model, self.resolved.settings, self._long_example()).policy)
+        return self._shared(self._method(model, Keep.ALL).policy)
+
+    def _method(self, model: nn.Module, keep: Keep) -> SelectedMethod:
+        """The method that an earlier run found exact on this model, or that the probe finds now."""
+        settings, example, known = self.resolved.settings, self._long_example(), None
+        if settings.engine != "plain":
+            with suppress(UserError):  # adapters of an unknown kind, so that the weights below them are not known
+                digest = self.base_digest if model is self.model else weights_digest(model)
+                known = KnownChoice(digest, model, settings, example, keep)
+        return choose_policy(model, settings, example, keep, known)
 
     def _shared(self, policy: Scorer) -> Scorer:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy

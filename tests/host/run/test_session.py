@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
+from mlx_lm_lora_prefplus.engine.logprobs import select
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
 from mlx_lm_lora_prefplus.engine.train.gradient import in_parts
 from mlx_lm_lora_prefplus.host.run.session import Session
@@ -65,6 +66,15 @@ def test_what_layers_keep_is_what_the_settings_ask_for(go, seen, asked, kept):
     engine = next(line for line in out.splitlines() if "Engine:" in line)
     assert ("keeping" in engine) is (kept is not None) and (kept or "") in engine
     assert seen[0].policy.keep.value == (kept or "keeping all activations").removeprefix("keeping ")
+
+
+def test_a_second_start_on_the_same_model_does_not_probe(go, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "cache"))
+    first, _ = go(iters=1, val_batches=0)
+    monkeypatch.setattr(select, "_probe", None)
+    second, _ = go(iters=1, val_batches=0, adapter_path="other")
+    line = re.compile("Engine: .*")
+    assert line.search(first)[0] == line.search(second)[0]
 
 
 def test_the_plan_is_what_is_trained(go, seen):

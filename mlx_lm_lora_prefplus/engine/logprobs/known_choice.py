@@ -1,0 +1,104 @@
+"""What the probe found on a model, kept on disk, because it takes as long as many training steps."""
+
+import hashlib
+import inspect
+import json
+import platform
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...errors import UserError
+from ...plugin.protocol import Batch
+from ...settings import RunSettings
+from ...storage import cache_folder
+from ...storage.sealed import Damaged, read_sealed_json, sealed_json
+from ..arrays import as_numpy
+from ..model.recompute import Keep
+from .split_model import arrays
+
+SETTINGS = (
+    *("train_type", "num_layers", "lora_parameters", "qat_enable", "qat_bits", "qat_group_size", "qat_mode"),
+    *("engine", "efficient_long_context", "long_context_chunk"),
+)
+"""The settings that decide what the probe finds, besides the model."""
+
+
+class Choice(NamedTuple):
+    """What the probe found.
+
+    method: the place of the method among those of the model; None for the plain one.
+    keep: what layers keep for the gradient. description: the method and why it was chosen, for people.
+    compilable: whether `mx.compile` can trace it.
+    shares_trunk: whether policy and reference can share the frozen trunk.
+    """
+
+    method: int | None
+    keep: Keep
+    description: str
+    compilable: bool
+    shares_trunk: bool
+
+
+class KnownChoice:
+    """The choice of an earlier run with the same model, settings, example and versions, if there was one.
+
+    Arguments:
+        digest: of the model's weights with its adapters off.
+        example: the row of the data that the probe uses.
+        keep: what the layers are to keep.
+    """
+
+    def __init__(self, digest: str, model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep):
+        trained = arrays(model.trainable_parameters())
+        known = {
+            "weights": digest,
+            "trained": {name: (value.shape, str(value.dtype)) for name, value in trained.items()},
+            "settings": {name: getattr(settings, name) for name in SETTINGS},
+            "keep": keep.value,
+            "example": None if example is None else _digest(as_numpy(example.tokens).tobytes()),
+            "device": [str(mx.default_device()), mx.device_info().get("device_name"), platform.machine()],
+            "versions": [version("mlx"), version("mlx-lm"), version("mlx-lm-lora-prefplus")],
+            "code": _code(model),
+        }
+        key = _digest(json.dumps(known, sort_keys=True, default=str).encode())
+        self.file = cache_folder.folder("probe") / f"{key}.json"
+        self.model = settings.model
+
+    def read(self) -> Choice | None:
+        """The choice; None if there is none on disk. A damaged one is deleted."""
+        try:
+            found = read_sealed_json(self.file)
+            choice = Choice(**{**found["choice"], "keep": Keep(found["choice"]["keep"])})
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (Damaged, KeyError, TypeError, ValueError) as error:
+            cache_folder.discard(self.file, error)
+            return None
+        cache_folder.use(self.file)
+        return choice
+
+    def write(self, choice: Choice) -> None:
+        """Keep a choice for later runs. A disk that is full or read-only costs the next run a probe, and no more."""
+        content = {"model": self.model, "choice": {**choice._asdict(), "keep": choice.keep.value}}
+        try:
+            with cache_folder.private_file(self.file) as file:
+                file.write_text(sealed_json(content), encoding="utf-8")
+        except UserError as error:
+            cache_folder.warn_not_kept(self.file.parent, error.__cause__ or error)
+
+
+def _code(model: nn.Module) -> list[str]:
+    """Digests of the code that computes log-probs, ours and that of the model's class: versions may be edited."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    with suppress(OSError, TypeError):  # a class that was defined in a notebook has no file
+        files.append(Path(inspect.getfile(type(model))))
+    return [_digest(file.read_bytes()) for file in files]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
