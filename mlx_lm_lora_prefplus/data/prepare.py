@@ -18,6 +18,7 @@ from .formats.convert import Pairing
 from .formats.detect import read_examples
 from .formats.example import Dropped, Example
 from .sources.read import Source, find_sources
+from .stream import Stream
 from .tokens import cache
 from .tokens.columns import LAYOUTS, columns_of
 from .tokens.encode import Encoder, TokenRow
@@ -38,10 +39,13 @@ class Split(NamedTuple):
 
     rows: memory-mapped. The columns are those that `Trainer.collate` takes (token ids int32, completions without the
         prompt; numbers float32) and `row` (row number in the source, from 1; in JSON Lines the line number).
+    stream: where further rows come from, if the rows are streamed; `rows` and `report` are then those of its first
+        window.
     """
 
     rows: "Dataset"
     report: SplitReport
+    stream: Stream | None = None
 
 
 def prepare(
@@ -57,7 +61,8 @@ def prepare(
 ) -> dict[str, Split]:
     """Find, read, tokenise and store the rows of `splits` ("train", "valid", "test").
 
-    The result omits splits that do not exist. Rows are streamed to disk and reused at the next start.
+    The result omits splits that do not exist. Rows are written to disk and reused at the next start; with `streaming`
+    training rows are kept in memory, one window of them at a time.
 
     tokenizer: mlx_lm's TokenizerWrapper with a chat template.
     kind: the kind of rows to make. Pairs and lists can become rows of any kind; unpaired rows stay unpaired.
@@ -76,7 +81,12 @@ def prepare(
     encoder = Encoder(tokenizer, settings, add_bos=add_bos, add_ends=add_ends, apart=kind == "unpaired")
     preparation = _Preparation(kind, settings.pairing, encoder, progress)
     folder = cache_folder.folder("tokens", cache_dir)
-    rows = {split: preparation.split(sources[split], folder) for split in splits if split in sources}
+    rows = {}
+    for split in (name for name in splits if name in sources):
+        if split == "train" and settings.streaming:
+            rows[split] = preparation.stream(sources[split], settings.shuffle_buffer)
+        else:
+            rows[split] = preparation.split(sources[split], folder)
     cache_folder.trim(folder.parent)
     return rows
 
@@ -114,6 +124,14 @@ class _Preparation:
         rows, report = stored
         return Split(rows, SplitReport(**{**report, "source": name, "cached": cached, "digest": digest}))
 
+    def stream(self, sources: list[Source], buffer: int) -> Split:
+        """Open a stream of training rows, and read its first window."""
+        stream = Stream(self, sources, buffer, self.digest(sources))
+        first = stream.window(0)
+        if first is None:
+            raise stream.nothing_to_use()
+        return Split(*first, stream)
+
     def digest(self, sources: list[Source]) -> str:
         """Hash everything that the rows depend on."""
         pairing = self.pairing if self.kind == "paired" else None
@@ -123,19 +141,28 @@ class _Preparation:
 
     def tokenise(self, source: Source, writer: cache.Writer, tally: Tally, advance: Any) -> None:
         """Stream one source through the encoder into the writer."""
+        examples = self.examples(source, tally, advance)
+        while batch := list(itertools.islice(examples, BATCH)):
+            writer.write(columns_of(self.kind, self.token_rows(batch, source.name, tally)))
+
+    def examples(self, source: Source, tally: Tally, advance: Any) -> Iterator[Example | Dropped]:
+        """Return the examples of a source. tally: counts its rows, and records its format."""
         counted = tally.count(source.rows(), advance)
         raw = self.encoder.raw
         shape, examples = read_examples(
             counted, source.name, source.features, self.kind, self.pairing, raw, tally.usage
         )
         tally.shapes[shape] += 1
-        while batch := list(itertools.islice(examples, BATCH)):
-            tally.drop(item for item in batch if isinstance(item, Dropped))
-            results = list(self.encoder([item for item in batch if isinstance(item, Example)], source.name))
-            tally.drop(item for item in results if isinstance(item, Dropped))
-            rows = [item for item in results if isinstance(item, TokenRow)]
-            tally.use(rows)
-            writer.write(columns_of(self.kind, rows))
+        return examples
+
+    def token_rows(self, examples: Sequence[Example | Dropped], source: str, tally: Tally) -> list[TokenRow]:
+        """Return the token rows of examples. tally: counts them, and those that are dropped."""
+        tally.drop(item for item in examples if isinstance(item, Dropped))
+        results = list(self.encoder([item for item in examples if isinstance(item, Example)], source))
+        tally.drop(item for item in results if isinstance(item, Dropped))
+        rows = [item for item in results if isinstance(item, TokenRow)]
+        tally.use(rows)
+        return rows
 
 
 @contextlib.contextmanager

@@ -150,10 +150,11 @@ def _session_with(session: Session, values: dict[str, Any]) -> Session:
         settings=resolved.settings.model_copy(update={key: values[key] for key in values.keys() - of_data.keys()}),
         data=resolved.data.model_copy(update=of_data),
     )
-    rows = session.rows
+    rows, stream = session.rows, session.stream
     if of_data:
-        rows = {name: split.rows for name, split in read_rows(resolved, session.tokenizer).items()}
-    return Session(resolved, session.model, session.tokenizer, rows, session.ranks)
+        splits = read_rows(resolved, session.tokenizer)
+        rows, stream = {name: split.rows for name, split in splits.items()}, splits["train"].stream
+    return Session(resolved, session.model, session.tokenizer, rows, session.ranks, stream)
 
 
 def _described(chosen: Sequence[Change], cost: Cost, now: Cost, limit: int) -> dict[str, Any]:

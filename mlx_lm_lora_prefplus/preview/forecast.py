@@ -171,6 +171,8 @@ def _time(
     compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
     validations = {1, session.iters, *range(settings.steps_per_eval, session.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
+    if session.stream:  # of each batch as it comes
+        reference = float(forward(shapes.whole).sum()) * epochs_left
     if in_steps and getattr(session.resolved.options, "reference_moves", False):
         reference = 0.0  # included in the measured steps
     if session.evaluates("valid") and longest.forward:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from .marks import FUNCTIONS, OURS, Column, Effect, Place, Positive
+from .marks import FUNCTIONS, LARGEST, OURS, Column, Effect, Place, Positive
 
 RESERVED = frozenset(
     ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
@@ -32,6 +32,25 @@ class DataSettings(BaseModel):
         Field(description="Hugging Face data sets with their splits and columns, as in mlx-lm; one or a list."),
         Effect.COMPARED,
     ] = None
+    streaming: Annotated[
+        bool,
+        Field(
+            description="Read training rows while training goes on, without a copy of their tokens on the disk: for "
+            "data sets that are too large for one. Needs iters, since the number of rows is not known."
+        ),
+        Effect.COMPARED,
+        OURS,
+    ] = False
+    shuffle_buffer: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=LARGEST,
+            description="streaming: rows that are read, kept in memory and shuffled at a time; 0 keeps their order.",
+        ),
+        Effect.COMPARED,
+        OURS,
+    ] = 1000
     prompt_feature: Annotated[
         str | None,
         Field(description="The column that holds the prompt (default: found by itself)."),

@@ -190,6 +190,14 @@ def test_a_run_of_several_processes_is_that_of_one(runs, mode):
 
 
 @pytest.mark.slow
+def test_streamed_rows_are_the_same_in_every_process(runs):
+    words = ("--streaming", "--shuffle-buffer", 5)
+    runs.alone("alone", *words)
+    output_of(runs.together("together", *words))
+    assert_same_run(runs, "alone", "together")
+
+
+@pytest.mark.slow
 def test_moments_in_8_bits_are_the_same_in_every_process(runs):
     words = ("--optimizer-bits", 8, "--lora-parameters", "{rank: 64, dropout: 0.0, scale: 10.0}")
     runs.alone("alone", *words)

@@ -95,7 +95,17 @@ ROOMS = {
         *("load_in_8bits", "load_in_mxfp4", "reference_model_path", "resume_adapter_file", "preset"),
     ),
     "Data": (
-        *("data", "hf_dataset", "prompt_format", "max_seq_length", "truncation", "max_prompt_length", "prompt_feature"),
+        *(
+            "data",
+            "hf_dataset",
+            "streaming",
+            "shuffle_buffer",
+            "prompt_format",
+            "max_seq_length",
+            "truncation",
+            "max_prompt_length",
+            "prompt_feature",
+        ),
         *("assistant_only_loss", "mask_thinking", "chat_template_kwargs"),
         *("chosen_feature", "rejected_feature", "system_feature", "completion_feature", "label_feature"),
         *("responses_feature", "scores_feature", "pairing", "preference_score_feature"),

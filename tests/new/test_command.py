@@ -72,7 +72,7 @@ def test_flags_alone_give_a_config_that_is_checked_and_trains(call, folder, mode
     assert report["can_start"] and not report["problems"]
     host.main({**written, "iters": 2, "epochs": None, "steps_per_report": 1})
     lines = [json.loads(line) for line in (folder / "runs/mine/metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines if line["split"] == "train"] == [1, 2]
+    assert [line["iteration"] for line in lines if line.get("split") == "train"] == [1, 2]
 
 
 def test_every_line_says_what_it_is_for(call, unmeasured):

@@ -10,7 +10,7 @@ from ...errors import UserError
 from .files import Rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -62,6 +62,40 @@ def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
         raise
     except Exception as error:
         raise _failed(f"{path}, split {split!r}", error) from error
+
+
+def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | IterableDataset":
+    """Open one split for reading from its place, without a copy on the disk. Arguments: see `load`.
+
+    Folders of `save_to_disk` are read where they are, as they always are.
+    """
+    import datasets
+
+    if "[" in split:
+        raise UserError(
+            f"{path}, split {split!r}: a stream has no parts, since its length is not known. Name whole splits: "
+            "hf_dataset: {path: …, train_split: train, valid_split: validation}, or leave streaming out."
+        )
+    file = Path(path).expanduser()
+    try:
+        if _saved(file):
+            return _load_saved(file, split)
+        if file.is_file() and file.suffix.lower() in BUILDERS:
+            builder = BUILDERS[file.suffix.lower()]
+            return datasets.load_dataset(builder, data_files=str(file), split=split, streaming=True, **config)
+        return datasets.load_dataset(str(file) if file.exists() else path, split=split, streaming=True, **config)
+    except Exception as error:
+        raise _failed(f"{path}, split {split!r}", error) from error
+
+
+def streamed_rows(dataset: "Dataset | IterableDataset", source: str) -> Rows:
+    """Yield the rows of a stream, numbered from 1. Raises UserError if it breaks off."""
+    number = 0
+    try:
+        for number, row in enumerate(dataset, 1):
+            yield number, dict(row)
+    except Exception as error:  # the network, or a damaged file
+        raise _failed(f"{source}, after row {number}", error) from error
 
 
 def rows(dataset: "Dataset") -> Rows:

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import UserError
 from ...settings import COLUMNS, COLUMNS_OF_OTHERS, DataSettings
 from . import hub
-from .files import READERS, Rows
+from .files import READERS, Rows, sampled_digest
 
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train_prefs", "train"),
@@ -53,13 +53,14 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
     Raises UserError if there is no data at all, or an entry of `hf_dataset` is malformed.
     """
     features = {key: _column(getattr(settings, key)) for key in COLUMNS}
+    streamed = ("train",) if settings.streaming else ()
     if settings.hf_dataset:
-        return _mixture(settings.hf_dataset, splits, features)
+        return _mixture(settings.hf_dataset, splits, features, streamed)
     path = Path(settings.data).expanduser()
     if path.is_file():
-        return {"train": [_file(path, features)]} if "train" in splits else {}
+        return {"train": [_file(path, features, bool(streamed))]} if "train" in splits else {}
     if path.is_dir():
-        return _folder(path, splits, features)
+        return _folder(path, splits, features, streamed)
     if "://" in settings.data:
         raise UserError(
             f"data: {settings.data!r} is a URL, and rows are read from this machine or from the hub. Download the file "
@@ -73,7 +74,7 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
             f"{_split_files_text()}, one such file, or the name of a data set on the hub (owner/name)."
         )
     try:
-        return _hub(settings.data, splits, features)
+        return _hub(settings.data, splits, features, streamed)
     except UserError as error:
         where = f"there is no file or folder {settings.data!r} in {Path.cwd()}"
         raise UserError(f"data: {where}. From the hub, {error}") from error
@@ -87,19 +88,23 @@ def _split_files_text() -> str:
     return f"train, valid and test files ({', '.join(READERS)})"
 
 
-def _file(path: Path, features: Mapping[str, str | None]) -> Source:
+def _file(path: Path, features: Mapping[str, str | None], streamed: bool) -> Source:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"data: {path} ends in {path.suffix or 'nothing'!r}; allowed are {', '.join(READERS)}.")
 
     def digest() -> str:
+        if streamed:
+            return path.suffix.lower() + sampled_digest(path)
         with path.open("rb") as file:
             return path.suffix.lower() + hashlib.file_digest(file, "sha256").hexdigest()
 
     return Source(str(path), lambda: reader(path), digest, features)
 
 
-def _folder(path: Path, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
+def _folder(
+    path: Path, splits: Sequence[str], features: Mapping[str, str | None], streamed: Sequence[str]
+) -> dict[str, list[Source]]:
     """Find files named after the splits; otherwise read the folder with the `datasets` library."""
     files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
     split_files = {}
@@ -108,9 +113,11 @@ def _folder(path: Path, splits: Sequence[str], features: Mapping[str, str | None
         if file := next(filter(None, candidates), None):
             split_files[split] = file
     if split_files:
-        return {split: [_file(file, features)] for split, file in split_files.items() if split in splits}
+        return {
+            split: [_file(file, features, split in streamed)] for split, file in split_files.items() if split in splits
+        }
     if hub.is_dataset_folder(path):
-        return _hub(str(path), splits, features)
+        return _hub(str(path), splits, features, streamed)
     contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
     raise UserError(
         f"data: {path} holds no data files. Expected {_split_files_text()}; also accepted: validation, val, dev, eval "
@@ -118,7 +125,9 @@ def _folder(path: Path, splits: Sequence[str], features: Mapping[str, str | None
     )
 
 
-def _hub(path: str, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
+def _hub(
+    path: str, splits: Sequence[str], features: Mapping[str, str | None], streamed: Sequence[str]
+) -> dict[str, list[Source]]:
     """Find the splits of a hub data set, or of a local folder that `datasets` can load, by their names."""
     available = hub.split_names(path)
     split_names = {}
@@ -130,20 +139,27 @@ def _hub(path: str, splits: Sequence[str], features: Mapping[str, str | None]) -
             f"data: {path} has none of the splits {', '.join(SPLIT_NAMES)}; it has: {', '.join(available) or 'none'}. "
             "Name its splits with hf_dataset: {path: …, train_split: …, valid_split: …}."
         )
-    return {split: [_from_hub(path, name, {}, features)] for split, name in split_names.items() if split in splits}
+    return {
+        split: [_from_hub(path, name, {}, features, split in streamed)]
+        for split, name in split_names.items()
+        if split in splits
+    }
 
 
-def _from_hub(path: str, split: str, config: Mapping[str, Any], features: Mapping[str, str | None]) -> Source:
+def _from_hub(
+    path: str, split: str, config: Mapping[str, Any], features: Mapping[str, str | None], streamed: bool
+) -> Source:
+    name = f"{path} [{split}]"
+    if streamed:
+        stream = hub.open_stream(path, split, config)
+        return Source(name, lambda: hub.streamed_rows(stream, name), lambda: f"{name} {dict(config)}", features)
     dataset = hub.load(path, split, config)
-    return Source(
-        f"{path} [{split}]",
-        lambda: hub.rows(dataset),
-        lambda: dataset._fingerprint,
-        features,
-    )
+    return Source(name, lambda: hub.rows(dataset), lambda: dataset._fingerprint, features)
 
 
-def _mixture(hf_dataset: Any, splits: Sequence[str], features: Mapping[str, str | None]) -> dict[str, list[Source]]:
+def _mixture(
+    hf_dataset: Any, splits: Sequence[str], features: Mapping[str, str | None], streamed: Sequence[str]
+) -> dict[str, list[Source]]:
     """Return the sources of all entries of `hf_dataset`, in their order, for each split."""
     entries = [hf_dataset] if isinstance(hf_dataset, Mapping) else list(hf_dataset)
     sources: dict[str, list[Source]] = {}
@@ -154,7 +170,7 @@ def _mixture(hf_dataset: Any, splits: Sequence[str], features: Mapping[str, str 
         for split in splits:
             name = entry.get(f"{split}_split", DEFAULT_SPLITS[split])
             if name:
-                source = _from_hub(entry["path"], name, entry.get("config") or {}, entry_features)
+                source = _from_hub(entry["path"], name, entry.get("config") or {}, entry_features, split in streamed)
                 sources.setdefault(split, []).append(source)
     return sources
 

@@ -12,7 +12,7 @@ from ...storage.failures import advice, cause_of, words
 from ...storage.sealed import Damaged, read_sealed_json, sealed_json
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 
 def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
@@ -46,28 +46,32 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def features_of(columns: Mapping[str, str]) -> "Features":
+    """Return the types of columns. columns: name → type, such as "float32", "int32 list" or "int32 list list"."""
+    from datasets import Features, Sequence, Value
+
+    def feature(kind: str) -> Any:
+        inner = kind.removesuffix(" list")
+        return Value(kind) if inner == kind else Sequence(feature(inner))
+
+    return Features({name: feature(kind) for name, kind in columns.items()})
+
+
 class Writer:
     """Writes token rows to a temporary file, which `keep` gives its final name; otherwise it is deleted.
 
-    columns: name → type, such as "float32", "int32 list" or "int32 list list".
+    columns: see `features_of`.
     Raises UserError if the rows cannot be written.
     """
 
     def __init__(self, folder: Path, digest: str, columns: Mapping[str, str]) -> None:
-        from datasets import Features, Sequence, Value
         from datasets.arrow_writer import ArrowWriter
 
         self.file = folder / f"{digest}.arrow"
-
-        def feature(kind: str) -> Any:
-            inner = kind.removesuffix(" list")
-            return Value(kind) if inner == kind else Sequence(feature(inner))
-
-        features = Features({name: feature(kind) for name, kind in columns.items()})
         self.whole = contextlib.ExitStack()
         self.temporary = self.whole.enter_context(cache_folder.private_file(self.file))
         with self._writing():
-            self.arrow = ArrowWriter(features=features, path=str(self.temporary))
+            self.arrow = ArrowWriter(features=features_of(columns), path=str(self.temporary))
 
     def __enter__(self) -> "Writer":
         return self

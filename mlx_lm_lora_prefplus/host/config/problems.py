@@ -114,6 +114,40 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
     return [] if missing else _unused_options(trainer, names, joined, problems)
 
 
+def check_streaming(
+    trainer: Trainer, settings: Any, data: Any, options: Any, joined: Joined, problems: Problems
+) -> None:
+    """Check what streamed rows need. The settings are None where they have problems of their own."""
+    if not (settings and data and options):
+        return
+    if not data.streaming:
+        if joined.set_by_user("shuffle_buffer"):
+            what = "has no effect without streaming: true. Leave it out, or set streaming"
+            problems.add("shuffle_buffer", data.shuffle_buffer, joined.sources["shuffle_buffer"], what)
+        return
+    if not settings.train:
+        return
+
+    def add(what: str) -> None:
+        problems.add("streaming", True, joined.sources["streaming"], what)
+
+    if not settings.iters:
+        epochs = f"; epochs: {settings.epochs} cannot be counted" if settings.epochs else ""
+        add(f"needs iters, the number of micro-batches to train, since the number of rows is not known{epochs}")
+    if not trainer.needs_reference(options):
+        return
+    if settings.reference_model_path:
+        add(
+            "compares with the model as it is with its adapters off, and not with reference_model_path. Fuse the "
+            "adapters of the reference into the model first (mlx_lm.fuse), and leave reference_model_path out"
+        )
+    if settings.train_type == "full":
+        add(
+            "compares with the model as it is with its adapters off, and train_type full has none. Set train_type: "
+            "lora, or choose a mode without a reference, such as cpo, simpo or orpo"
+        )
+
+
 def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems: Problems) -> list[str]:
     """Report options that only losses other than the chosen ones use. Options of no loss belong to the mode."""
     notes, fields = [], option_fields(trainer.options)

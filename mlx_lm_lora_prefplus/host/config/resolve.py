@@ -29,7 +29,7 @@ from .flags import actions, option_fields
 from .names import near, nearest
 from .nested import check_nested
 from .presets import PRESETS, TWO_NAMES, values_beside
-from .problems import Joined, Problems, check_losses, checked, join_loss_names
+from .problems import Joined, Problems, check_losses, check_streaming, checked, join_loss_names
 from .yaml_file import read_config
 
 COMMAND_LINE = "command line"
@@ -117,6 +117,7 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
         key = "sync_ref_model" if getattr(options, "sync_ref_model", False) else "bema_for_ref_model"
         what = f"cannot be combined with {key}, whose reference starts from the model itself; leave out one"
         problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)
+    check_streaming(trainer, settings, data, options, joined, problems)
     problems.raise_if_any()
     if isinstance(options, LossOptions):
         unset = [key for key in vars(options) if joined.values.get(key) is None]

@@ -16,6 +16,7 @@ from ...engine.train.inputs import TrainingInputs
 from ...plugin import Batch
 from ...settings import RunSettings
 from ..config.resolve import Resolved
+from .references import streamed_batches
 from .session import Session
 
 
@@ -30,6 +31,8 @@ def training_inputs(
     settings = settings or resolved.settings
 
     def epoch_batches(epoch: int, first: int) -> Iterator[Batch]:
+        if session.stream:
+            return streamed_batches(session, reference, epoch, first)
         return reference.fill(islice(session.batches("train", epoch), first, None), "train")
 
     fields = {

@@ -100,4 +100,5 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
     if ranks.first:
         ranks.largest(0)
     rows = {name: split.rows for name, split in splits.items()}
-    return Session(resolved, model, tokenizer, rows, ranks), splits
+    stream = splits["train"].stream if "train" in splits else None
+    return Session(resolved, model, tokenizer, rows, ranks, stream), splits

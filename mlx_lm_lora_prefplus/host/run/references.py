@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from ...engine.reference.precompute import reference_logps
 from ...engine.reference.source import ReferenceSource
 from ...engine.reference.store import ENGINE, ReferenceStore
 from ...engine.reference.tr_dpo import MovingReference
+from ...engine.train.gradient import in_parts
+from ...plugin import Batch
 from ...storage import cache_folder
 from .. import models
 from .session import Session
@@ -34,7 +37,7 @@ class ReferencePass:
 
     given: a reference model that is loaded already, instead of the one that the settings name.
     stores: split → its log-probs as far as they are on disk; empty where the mode has no reference.
-    visited: split → positions of the rows that the run visits.
+    visited: split → positions of the rows that the run visits; none of streamed rows (see `streamed_batches`).
     in_steps: whether those of the training rows are left to the steps, over the policy's run of the trunk.
     digest: of the reference's content; None where the mode has no reference, or where it is not known without loading.
     """
@@ -51,14 +54,15 @@ class ReferencePass:
             return
         self.digest = self._digest()
         folder = cache_folder.folder("reference") if self.digest else None
+        streamed = ("train",) if session.stream else ()
         rounding = rounding_digest(session.engine.policy) if folder else None
         for name in self.used:
-            file = folder / f"{self._key(name, rounding)}.npy" if folder else None
+            file = folder / f"{self._key(name, rounding)}.npy" if folder and name not in streamed else None
             about = {"model": session.resolved.settings.reference_model_path or session.resolved.settings.model}
             completions = session.completions(name)
             growing = name == "train" and self.in_steps
             self.stores[name] = ReferenceStore(file, len(session.rows[name]), about, completions, growing)
-            self.visited[name] = session.visited_rows(name)
+            self.visited[name] = np.empty(0, np.int64) if name in streamed else session.visited_rows(name)
 
     def forget_what_others_lack(self) -> None:
         """Processes on several machines have caches of their own, and compute together what one has not. Collective."""
@@ -176,6 +180,31 @@ def _bema_schedule(options: Any) -> BemaSchedule:
         options.bema_multiplier,
         options.bema_min_ema_multiplier,
     )
+
+
+def streamed_batches(session: Session, reference: ReferenceSource, number: int, first: int) -> Iterator[Batch]:
+    """The batches of a window of the stream, without its first ones.
+
+    The log-probs of the reference, which is the model with its adapters off, are computed for each batch when it is
+    taken, and kept no longer than the window.
+    """
+    part = session.window(number)
+    if part is None:
+        return iter(())
+    batches = islice(part.batches("train"), first, None)
+    if not session.resolved.trainer.needs_reference(session.resolved.options):
+        return batches
+    rows = len(part.rows["train"])
+    store = ReferenceStore(None, rows, completions=part.completions("train"))
+
+    def compared() -> Iterator[Batch]:
+        for batch in batches:
+            pieces = in_parts(batch) if part.cut_at and part.ranks.size == 1 else [batch]
+            with adapters_off(part.model), memory.explained(part.model, part.resolved.settings):
+                reference_logps(part.policy, pieces, rows, store=store, weights=part.token_weights)
+            yield batch
+
+    return ReferenceSource({"train": store}, reference.following).fill(compared(), "train")
 
 
 def _named(path: str, base_digest: str) -> str:

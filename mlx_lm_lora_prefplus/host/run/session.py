@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from copy import copy
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -17,6 +18,7 @@ from ...data import Split, prepare
 from ...data.batches.collate import planned_batches
 from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
+from ...data.stream import Stream
 from ...engine.distributed import SharedPolicy
 from ...engine.logprobs.known_choice import KnownChoice
 from ...engine.logprobs.select import SelectedMethod, choose_policy
@@ -92,7 +94,12 @@ LONGEST = 2048
 
 
 class Session:
-    """The model, the rows and the order in which a run visits them."""
+    """The model, the rows and the order in which a run visits them.
+
+    stream: where training rows come from if they are streamed; `rows` then holds the first window of them, which tells
+        the lengths to expect, and `window` gives a session for each.
+    number: of the window.
+    """
 
     def __init__(
         self,
@@ -101,8 +108,10 @@ class Session:
         tokenizer: Any,
         rows: dict[str, Dataset],
         ranks: Ranks | None = None,
+        stream: Stream | None = None,
     ):
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
+        self.stream, self.number = stream, 0
         self.ranks = ranks or Ranks()
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
@@ -115,6 +124,18 @@ class Session:
         self.multiple = 32 if self.compiled else 1
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
+
+    def window(self, number: int) -> "Session | None":
+        """The session of one window of the stream; None if no row of it can be used."""
+        assert self.stream is not None
+        read = self.stream.window(number)
+        if read is None or (self.mismatched and len(read[0]) < 2):  # which take the completion of another row
+            return None
+        other = copy(self)
+        other.rows, other.number = {"train": read[0]}, number
+        check_vocabulary(self.model, self.tokenizer, other.rows.values())
+        _check_columns(self.resolved, other.rows)
+        return other
 
     @cached_property
     def base_digest(self) -> str:
@@ -155,9 +176,9 @@ class Session:
             self.lengths(split),
             batch_size=settings.batch_size,
             token_budget=settings.token_budget,
-            epoch=epoch,
+            epoch=epoch + self.number,
             seed=settings.seed,
-            shuffle=split == "train",
+            shuffle=split == "train" and not (self.stream and self.stream.in_order),
             multiple=self.multiple,
         )
 
@@ -228,7 +249,7 @@ class Session:
 
         Not with a moving reference in a compiled step: the rank of its LoRA factors grows, and would be traced anew.
         """
-        if self.engine.trunk is None or self.ranks.size > 1 or self.resolved.settings.qat_enable:
+        if self.engine.trunk is None or self.ranks.size > 1 or self.stream or self.resolved.settings.qat_enable:
             return False
         return not (self.compiled and getattr(self.resolved.options, "reference_moves", False))
 

@@ -101,6 +101,8 @@ def reference(session: Session, planned: ReferencePass) -> str:
     if settings.reference_model_path:
         text = "loaded for one pass over the rows and freed before training" if cached < needed else "not loaded"
         return f"{settings.reference_model_path}, {text}{from_cache}"
+    if session.stream:
+        return f"the model with its adapters off, no second model; of training rows computed as they come{from_cache}"
     if settings.train_type == "full":
         return f"the model before the first step{from_cache}"
     text = f"the model with its adapters off, no second model{from_cache}"
@@ -162,8 +164,12 @@ def schedule(session: Session) -> str:
     size = f"{settings.batch_size} {examples}"
     if settings.token_budget:
         size = f"{len(plan.order) / len(plan):.1f} {examples} on average (token_budget {settings.token_budget})"
+    epochs = f"{session.iters / len(plan):.2f} epochs"
+    if session.stream:
+        order = "in their order" if session.stream.in_order else f"shuffled {session.stream.size} at a time"
+        epochs = f"rows: streaming, number unknown, {order}"
     return (
-        f"Plan: {session.iters} micro-batches of {size} ({session.iters / len(plan):.2f} epochs), "
+        f"Plan: {session.iters} micro-batches of {size} ({epochs}), "
         f"{-(-session.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
         f"padding adds {_padding(session, plan) - 1:.0%} to the tokens"
     )

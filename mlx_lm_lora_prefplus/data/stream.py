@@ -1,0 +1,125 @@
+"""Training rows that are read while training goes on: a stream is a sequence of small data sets, its windows."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import UserError
+from ..plugin.protocol import RowKind
+from .formats.example import Dropped, Example
+from .sources.read import Source
+from .tokens.cache import features_of
+from .tokens.columns import LAYOUTS, columns_of
+from .tokens.encode import TokenRow
+from .tokens.report import SplitReport, Tally
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IN_ORDER = 1000
+"""Rows of a window where `shuffle_buffer` is 0 and the rows keep their order."""
+
+Window = tuple["Dataset", SplitReport]
+Items = list[tuple[str, Example | Dropped]]
+"""Name of the source and example, or row that gives none."""
+
+
+class Preparation(Protocol):
+    """What makes token rows of a source; see `prepare`."""
+
+    @property
+    def kind(self) -> RowKind: ...
+
+    def examples(self, source: Source, tally: Tally, advance: Any) -> Iterator[Example | Dropped]: ...
+
+    def token_rows(self, examples: Sequence[Example | Dropped], source: str, tally: Tally) -> list[TokenRow]: ...
+
+
+class Stream:
+    """The windows of a stream, numbered from 0. After the last row the stream begins anew.
+
+    A window holds the rows of the next `size` examples, those of the end of the sources fewer. It is kept in memory
+    only. Which rows it holds depends on its number alone, so a run that is resumed reads the same ones.
+
+    in_order: whether the rows of a window keep their order; else the plan of its batches shuffles them.
+    """
+
+    def __init__(self, preparation: Preparation, sources: list[Source], buffer: int, digest: str):
+        self.preparation, self.sources = preparation, sources
+        self.size, self.in_order = buffer or IN_ORDER, not buffer
+        self.digest = f"{digest}-{buffer}"
+        self._next, self._windows = 0, self._read()
+        self._in_pass: int | None = None
+        self._empty = 0
+
+    @property
+    def name(self) -> str:
+        """The sources, in words."""
+        return " + ".join(source.name for source in self.sources)
+
+    def window(self, number: int) -> Window | None:
+        """Read and tokenise a window; None if no row of it can be used.
+
+        Raises UserError if none of the windows in a whole pass over the sources has a row that can be used.
+        """
+        items, tally = self._items(number)
+        rows = [
+            row
+            for source, group in groupby(items, key=lambda item: item[0])
+            for row in self.preparation.token_rows([example for _, example in group], source, tally)
+        ]
+        self._empty = 0 if rows else self._empty + 1
+        if self._in_pass is not None and self._empty >= self._in_pass:
+            raise self.nothing_to_use()
+        return self._window(number, rows, tally) if rows else None
+
+    def nothing_to_use(self) -> UserError:
+        """The error of a stream without rows that can be used."""
+        return UserError(
+            f"{self.name}: none of {self.size} rows in sequence can be used in this mode. Run `mlx_lm_lora.prefplus "
+            "check` without streaming on a part of the rows: it gives the reasons."
+        )
+
+    def _window(self, number: int, rows: list[TokenRow], tally: Tally) -> Window:
+        from datasets import Dataset
+
+        kind = self.preparation.kind
+        about = f"{self.name} (streamed, their number is unknown; this is about the first {tally.read})"
+        report = tally.report(about, self.digest)
+        columns, types = columns_of(kind, rows), LAYOUTS[kind]
+        table = Dataset.from_dict(
+            {name: columns[name] for name in report.columns},
+            features=features_of({name: types[name] for name in report.columns}),
+        )
+        table._fingerprint = f"{self.digest}-{number}"
+        return table, report
+
+    def _items(self, number: int) -> tuple[Items, Tally]:
+        """Go to a window. Those before it are read and left out."""
+        if number < self._next:
+            self._next, self._windows = 0, self._read()
+        while self._next < number:
+            next(self._windows)
+            self._next += 1
+            if self._in_pass is not None:  # whole passes need not be read
+                self._next += (number - self._next) // self._in_pass * self._in_pass
+        self._next += 1
+        return next(self._windows)
+
+    def _read(self) -> Iterator[tuple[Items, Tally]]:
+        """Yield the items of each window, with a tally for it, without an end."""
+        while True:
+            whole = Tally(self.preparation.kind)
+            items = (
+                (source.name, example)
+                for source in self.sources
+                for example in self.preparation.examples(source, whole, lambda count: None)
+            )
+            count = 0
+            while window := list(islice(items, self.size)):
+                count += 1
+                yield (
+                    window,
+                    Tally(self.preparation.kind, read=len(window), shapes=whole.shapes, usage=whole.usage),
+                )
+            self._in_pass = count
