@@ -7,8 +7,6 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..errors import UserError
 
-_HELP = "Nothing was lost: the files are in {folder}. Run the same command again."
-
 
 def check_push(repo: str) -> None:
     """Raise a UserError if nothing can be uploaded to this repository, before anything is written."""
@@ -45,16 +43,19 @@ def push(folder: Path, files: tuple[str, ...], repo: str, *, private: bool) -> s
             commit_message="Adapter written by mlx_lm_lora.prefplus export",
         )
     except Exception as error:  # whatever the hub's library and its transport raise
-        raise UserError(f"--push: {_why(error, repo)} {_HELP.format(folder=folder)}") from error
+        raise UserError(
+            f"--push: {_why(error, repo)} The files are in {folder}; run the same command again to upload them."
+        ) from error
     return str(commit)
 
 
 def _why(error: Exception, repo: str) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
+    first_line = str(error).partition("\n")[0]
     if status == 401:
-        return f"The hub does not accept the token (401). Run `hf auth login` again. ({repo})"
+        return "The hub does not accept the token (401). Run `hf auth login` again."
     if status in (403, 404):
         return f"The token may not write to {repo} ({status}). Use one of its owner with the right to write."
     if status is not None:
-        return f"The hub answered {status}: {error}"
-    return f"The hub cannot be reached ({type(error).__name__}: {error}). Check the network."
+        return f"The hub answered {status}: {first_line}."
+    return f"The hub cannot be reached ({type(error).__name__}: {first_line}). Check the network."
