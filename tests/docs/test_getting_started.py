@@ -1,4 +1,4 @@
-"""docs/getting-started.md, done: its commands run one after the other and say what the page shows, numbers aside."""
+"""docs/getting-started.md and docs/a-run.md: their commands run in order and print what the page shows, except numbers."""
 
 import doctest
 import json
@@ -14,8 +14,7 @@ import pytest
 from mlx_lm_lora_prefplus.quickstart import files
 from tests.paths import DOCS
 
-PAGE = (DOCS / "getting-started.md").read_text("utf-8")
-BLOCKS = re.findall(r"```(bash|json|yaml|text)\n(.*?)```", PAGE, re.DOTALL)
+PAGES = ("getting-started", "a-run")
 NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 COLOUR = re.compile(r"\x1b\[\d+m")
 QUICKSTART = Path(os.environ.get("PREFPLUS_QUICKSTART", "-"))
@@ -39,12 +38,13 @@ def fits(shown: str, printed: str) -> bool:
 
 
 @pytest.mark.slow
-def test_the_page_is_what_happens(tmp_path):
-    printed = ""
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_is_what_happens(page, tmp_path):
+    printed, text = "", (DOCS / f"{page}.md").read_text("utf-8")
     if files.has_model(QUICKSTART):
         shutil.copytree(QUICKSTART / "model", tmp_path / "quickstart/model")
         shutil.copy(QUICKSTART / files.MARKER, tmp_path / "quickstart")
-    for language, text in BLOCKS:
+    for language, text in re.findall(r"```(bash|json|yaml|text)\n(.*?)```", text, re.DOTALL):
         match language:
             case "bash":
                 printed = run(text, tmp_path, tmp_path / "cache")
