@@ -41,7 +41,8 @@ def shape(name: str) -> Shape:
     steps = {}
     for length in LENGTHS:
         layer = (ALL_OF_PRODUCTS * sizes.products + SCORES * scores * length) / sizes.count
-        kept = {"fast": ALL_OF_PRODUCTS * sizes.products, "balanced": sizes.inputs + sizes.products, "low": sizes.inputs}
+        everything = ALL_OF_PRODUCTS * sizes.products
+        kept = {"fast": everything, "balanced": sizes.inputs + sizes.products, "low": sizes.inputs}
         steps[length] = {level: (bytes_ + layer) * 2 * length for level, bytes_ in kept.items()}
     trained = _bytes(model.trainable_parameters())
     return Shape(_bytes(model.parameters()), (OPTIMIZER - 1) * trained, steps)

@@ -1,4 +1,4 @@
-"""docs/getting-started.md and docs/a-run.md: their commands run in order and print what the page shows, except numbers."""
+"""docs/getting-started.md and docs/a-run.md: their commands print what the page shows, except numbers."""
 
 import doctest
 import json
@@ -40,11 +40,11 @@ def fits(shown: str, printed: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_is_what_happens(page, tmp_path):
-    printed, text = "", (DOCS / f"{page}.md").read_text("utf-8")
+    printed, source = "", (DOCS / f"{page}.md").read_text("utf-8")
     if files.has_model(QUICKSTART):
         shutil.copytree(QUICKSTART / "model", tmp_path / "quickstart/model")
         shutil.copy(QUICKSTART / files.MARKER, tmp_path / "quickstart")
-    for language, text in re.findall(r"```(bash|json|yaml|text)\n(.*?)```", text, re.DOTALL):
+    for language, text in re.findall(r"```(bash|json|yaml|text)\n(.*?)```", source, re.DOTALL):
         match language:
             case "bash":
                 printed = run(text, tmp_path, tmp_path / "cache")
