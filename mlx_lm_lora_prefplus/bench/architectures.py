@@ -61,7 +61,7 @@ def layers_of(name: str) -> int:
 
 
 def build(name: str, layers: int) -> nn.Module:
-    """The model with its first so many layers and its true head, in float32, from the present random seed."""
+    """The model with its first `layers` layers and its full head, in float32, from the present random seed."""
     if not 1 <= layers <= layers_of(name):
         raise UserError(f"bench: --layers {layers}: {name} has {layers_of(name)} layers. Give 1 to that many.")
     arguments = {**ARCHITECTURES[name], "num_hidden_layers": layers}

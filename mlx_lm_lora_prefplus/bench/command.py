@@ -20,7 +20,8 @@ def bench(
     suite: Annotated[bool, typer.Option("--suite", help="All workloads of the suite, each with its goals.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Our cost over rows and tokens.")] = False,
     epoch: Annotated[
-        int | None, _count("Our steps over so many micro-batches of rows of real lengths, in groups and without.")
+        int | None,
+        _count("Measure our steps over this many micro-batches of rows of real lengths, with groups and without."),
     ] = None,
     share: Annotated[
         bool,
@@ -43,11 +44,11 @@ def bench(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = None,
     hidden: Annotated[int | None, _count("Width of the llama.")] = None,
-    layers: Annotated[int | None, _count("Layers of the llama, or the first so many of --shape.")] = None,
+    layers: Annotated[int | None, _count("Layers of the llama, or the number of first layers of --shape.")] = None,
     vocabulary: Annotated[int | None, _count("Vocabulary of the llama.")] = None,
     adapted: Annotated[int | None, _count("Layers with adapters, from the top (default: all).")] = None,
-    bits: Annotated[int | None, _count("Quantise the model to so many bits, in groups of 64.")] = None,
-    chunk: Annotated[int | None, _count("Ours with efficient_long_context, in pieces of so many tokens.")] = None,
+    bits: Annotated[int | None, _count("Quantise the model to this many bits, in groups of 64.")] = None,
+    chunk: Annotated[int | None, _count("Ours with efficient_long_context, in chunks of this many tokens.")] = None,
     memory: Annotated[
         str | None, typer.Option(help="What layers keep in our step: fast (default), balanced or low.")
     ] = None,
@@ -68,7 +69,7 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Measure a training step against the host's own: same rows, same weights, in turn, in one process."""
+    """Measure a training step against the host's own: same rows, same weights, alternately, in one process."""
     from ..engine.model.activations import CHOICES
     from ..errors import UserError
     from .architectures import layers_of

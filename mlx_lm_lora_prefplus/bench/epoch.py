@@ -30,7 +30,7 @@ BETA, DELTA = 0.001, 50.0
 
 
 def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
-    """Run the first batches of an epoch, each in groups and in one call, in turn; return a row of figures for each way.
+    """Run the first batches of an epoch, alternately in groups and in one call; return a row of figures for each.
 
     Rows of ways: `computed` and `real` tokens, `seconds` (CPU time on a CPU), `gradient_error` from the way in one
     call. A last row counts a compiled step, which is not run: `graphs` is the number of different shapes.

@@ -57,7 +57,7 @@ ON_A_GPU = Workload("dpo-4b", "dpo", 180, 280, 270, pairs=1, shape="qwen3-4b", l
 
 
 def collect(measure: Callable[[Workload, Method], dict[str, Any]], say: Callable[[str], object]) -> dict[str, Any]:
-    """Run the short suite and return what is published. say: is told which workload comes next."""
+    """Run the short suite and return what is published. say: is called with the name of the next workload."""
     about = machine_facts()
     suite = [*SHORT_SUITE, *([ON_A_GPU] if about["backend"] in ("metal", "cuda") else [])]
     rows = []

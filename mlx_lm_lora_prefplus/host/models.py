@@ -85,9 +85,11 @@ def _leads_nowhere(path: str) -> bool:
 def _advice(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if "already quantized" in text:
-        return f"{text}. It is quantised as it is: leave load_in_4bits and the like out."
+        return f"{text}. It is quantised already: leave out load_in_4bits and similar keys."
     if "group size" in text or "divisible" in text:
-        return f"{text}. The widths of this model do not fit that quantisation: leave load_in_4bits and the like out."
+        return (
+            f"{text}. The widths of this model do not fit that quantisation: leave out load_in_4bits and similar keys."
+        )
     return f"{type(error).__name__}: {text}"
 
 

@@ -52,7 +52,10 @@ DPO: dict[str, Loss] = {
         advice=(rules.large_beta("nca_pair", 0.05, "0.01 is published."),),
     ),
     "bco_pair": Loss(
-        absolute.bco_pair, ("beta",), baseline=True, when="pairs whose sides could stand alone; also a part of MPO"
+        absolute.bco_pair,
+        ("beta",),
+        baseline=True,
+        when="pairs whose completions can be judged separately; also a part of MPO",
     ),
     "sppo_hard": Loss(
         absolute.sppo_hard,
@@ -137,7 +140,9 @@ CPO: dict[str, Loss] = {
     "sigmoid": Loss(pairs.sigmoid, _SMOOTHED, when="the default; label_smoothing where labels are noisy"),
     "hinge": Loss(pairs.hinge, ("beta",), when="stop pushing pairs that are won by the margin 1/β"),
     "ipo": Loss(pairs.ipo, ("beta",), means=True, when="few or contradictory labels; β sets a target per token"),
-    "dpop": Loss(pairs.dpop_policy, ("beta", "delta"), when="the rejected completions stay likelier than the chosen"),
+    "dpop": Loss(
+        pairs.dpop_policy, ("beta", "delta"), when="the rejected completions remain more likely than the chosen"
+    ),
     "slic": Loss(policy_only.slic, ("delta",), defaults={"delta": 1.0}, when="a margin in nats on the sums, no β"),
     "simpo": Loss(
         policy_only.simpo,
@@ -203,7 +208,7 @@ KTO: dict[str, Loss] = {
         alone="the estimate of the KL that kto takes is then one row's",
     ),
     "apo_zero_unpaired": Loss(
-        unpaired.apo_zero_unpaired, _WEIGHTED, when="as kto without the estimate of the KL: rows stand alone"
+        unpaired.apo_zero_unpaired, _WEIGHTED, when="as kto, without the KL estimate, so rows are independent"
     ),
 }
 

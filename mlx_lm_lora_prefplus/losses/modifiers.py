@@ -44,7 +44,7 @@ def token_weights(
 
     References:
         `ld_alpha`: Liu et al. 2024 (LD-DPO), arXiv:2409.06411. `sampo`: Lu et al. 2024 (SamPO), arXiv:2406.10957; its
-        code draws anew for the reference and in each step, ours draws once for each row.
+        code draws again for the reference and in each step; ours draws once per row.
     """
     alpha, sample = getattr(options, "ld_alpha", None), getattr(options, "sampo", False)
     if alpha is None and not sample:

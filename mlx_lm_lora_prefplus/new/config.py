@@ -14,7 +14,7 @@ OTHER_RATE = 5e-6
 """Learning rates for LoRA where no preset gives one, by mode: those of the cookbook."""
 
 FOR_LORA = 10
-"""LoRA takes about so many times the learning rate of training all weights."""
+"""LoRA takes about this many times the learning rate of full fine-tuning."""
 
 SMALL_SET, EPOCHS_OF_SMALL = 1000, 3
 """A set of fewer rows is trained on for more than one epoch."""
@@ -183,7 +183,7 @@ def _steps(steps: Steps, values: Mapping[str, Any], valid: int) -> list[dict[str
     progress = {
         "steps_per_report": Line(steps.accumulated * max(1, updates // 100), "micro-batches between lines of figures"),
         "save_every": Line(every, "micro-batches between saved states"),
-        "save_every_minutes": Line(15, "and save at least every so many minutes"),
+        "save_every_minutes": Line(15, "also save after this many minutes"),
         "resume": Line(True, "the same command goes on after anything that stopped the run"),
     }
     if valid:

@@ -26,7 +26,7 @@ def check(
         typer.Option(
             "--fit",
             help="Find the fewest changes of keys that fit into this machine's memory, or, with a size after it (--fit "
-            "16GB), into a Mac with so much. Measures each change: some minutes.",
+            "16GB), into a Mac with that memory. Measures each change, which takes some minutes.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,

@@ -37,8 +37,8 @@ class Cost(NamedTuple):
 
 
 class Target(NamedTuple):
-    """size: memory of a Mac as on its box, in bytes (16 GB: 16·10⁹); None means this machine. say: is told what is
-    measured next."""
+    """size: memory of a Mac as on its box, in bytes (16 GB: 16·10⁹); None means this machine. say: is called with what
+    is measured next."""
 
     size: int | None
     say: Callable[[str], object]

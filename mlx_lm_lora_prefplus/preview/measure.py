@@ -25,7 +25,7 @@ from ..host.run.session import Session
 from ..plugin import Batch
 
 SECONDS, FORWARD_SECONDS, MOST_STEPS = 2.0, 0.5, 20
-"""Steps, and forwards, are timed until so much time is over, or so many are done; the first is not counted."""
+"""Steps and forwards are timed for this many seconds, or this many times; the first is not counted."""
 
 NEVER = 2**31
 

@@ -207,7 +207,7 @@ def _fit(found: dict[str, Any]) -> Iterator[RenderableType]:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("memory", "training"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("change (the result of the run stays the same where nothing else is said)", overflow="fold")
+    table.add_column("change (keeps the result of the run unless noted)", overflow="fold")
     for row in found["tried"]:
         result = (f" ({row['result']})", "dim") if row["result"] else ""
         table.add_row(_memory_of(row), _time_of(row), Text.assemble(row["text"], result))

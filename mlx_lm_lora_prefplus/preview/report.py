@@ -39,7 +39,7 @@ def build_report(arguments: Sequence[str], *, measured: bool = True, fitted: Tar
     """Start the run that the arguments describe, measure a few steps, and discard the results.
 
     arguments: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast. fitted: the memory that the run
-        shall fit into, if changes that do this are to be found.
+        must fit into, if such changes are wanted.
     """
     report: Report = {"can_start": False, "problems": [], "warnings": [], "settings": []}
     try:

@@ -15,14 +15,14 @@ def sample_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
     """Return the first row, one of median length and the longest.
 
     Each has `row` (number in the source), `why` it was chosen, `prompt` (text), `prompt_tokens`, and `completions` with
-    `name`, `text`, `tokens`, `counted` (number of tokens that count in the loss) and `parts`: the pieces of the text,
+    `name`, `text`, `tokens`, `counted` (number of tokens that count in the loss) and `parts`: the parts of the text,
     each with `text` and `counts` (whether its tokens count).
     """
     lengths = lengths_of(split.rows)
     by_length = np.argsort(lengths.prompt + lengths.completion, kind="stable")
     places = {
         0: "the first",
-        int(by_length[len(by_length) // 2]): "of middling length",
+        int(by_length[len(by_length) // 2]): "of median length",
         int(by_length[-1]): "the longest",
     }
     return [_sample(split, place, why, tokenizer) for place, why in places.items()]

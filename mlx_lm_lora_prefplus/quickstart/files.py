@@ -37,10 +37,10 @@ lora_parameters:
   dropout: 0.0    # share of adapter inputs dropped in training
   scale: 10.0    # factor on the adapter's output
 
-steps_per_report: 10    # print the training loss every so many batches
-steps_per_eval: 40    # look at valid.jsonl every so many batches
+steps_per_report: 10    # batches between two reports of the training loss
+steps_per_eval: 40    # batches between two validations on valid.jsonl
 val_batches: -1    # how many batches of it; -1 is all
-save_every: 40    # keep a copy of the adapter every so many batches
+save_every: 40    # batches between two saves of the adapter
 """
 
 

@@ -17,7 +17,7 @@ from . import files, world
 from .model import encode, make_model
 
 MOST_BEFORE, LEAST_AFTER = 0.5, 0.8
-"""The preference must be new to the model and well learnt: bounds on the courteous share before and after."""
+"""The preference must be new to the model and learned well: bounds on the courteous share before and after."""
 
 ANSWERS_PER_PROMPT = 4
 TEMPERATURE = 0.7

@@ -29,7 +29,7 @@ class DataSettings(BaseModel):
     data: Annotated[Place, Effect.COMPARED] = "data/"
     hf_dataset: Annotated[
         list[dict[str, Any]] | dict[str, Any] | None,
-        Field(description="Hugging Face data sets with their splits and columns, as in mlx-lm; one or a list."),
+        Field(description="One Hugging Face data set with its splits and columns, as in mlx-lm, or a list of them."),
         Effect.COMPARED,
     ] = None
     streaming: Annotated[
@@ -53,68 +53,68 @@ class DataSettings(BaseModel):
     ] = 1000
     prompt_feature: Annotated[
         str | None,
-        Field(description="The column that holds the prompt (default: found by itself)."),
+        Field(description="The column of the prompt (default: detected)."),
         Effect.COMPARED,
         Column("paired", "unpaired", "ranked"),
     ] = None
     chosen_feature: Annotated[
         str | None,
-        Field(description="The column that holds the better completion (default: found by itself)."),
+        Field(description="The column of the better completion (default: detected)."),
         Effect.COMPARED,
         Column("paired"),
     ] = None
     rejected_feature: Annotated[
         str | None,
-        Field(description="The column that holds the worse completion (default: found by itself)."),
+        Field(description="The column of the worse completion (default: detected)."),
         Effect.COMPARED,
         Column("paired"),
     ] = None
     system_feature: Annotated[
         str | None,
-        Field(description="The column that holds a system message (default: found by itself)."),
+        Field(description="The column of a system message (default: detected)."),
         Effect.COMPARED,
         Column("paired", "unpaired", "ranked"),
     ] = None
     completion_feature: Annotated[
         str | None,
-        Field(description="The column that holds the one completion of a row (default: found by itself)."),
+        Field(description="The column of the completion in unpaired rows (default: detected)."),
         Effect.COMPARED,
         Column("unpaired"),
     ] = None
     label_feature: Annotated[
         str | None,
-        Field(description="The column that says whether a completion is good (default: found by itself)."),
+        Field(description="The column that marks a completion as good or bad (default: detected)."),
         Effect.COMPARED,
         Column("unpaired"),
         OURS,
     ] = None
     responses_feature: Annotated[
         str | None,
-        Field(description="The column that holds a list of completions (default: found by itself)."),
+        Field(description="The column with a list of completions (default: detected)."),
         Effect.COMPARED,
         Column("ranked"),
         OURS,
     ] = None
     scores_feature: Annotated[
         str | None,
-        Field(description="The column that holds their scores (default: found by itself)."),
+        Field(description="The column with the scores of a list (default: detected)."),
         Effect.COMPARED,
         Column("ranked"),
         OURS,
     ] = None
     preference_score_feature: Annotated[
         str | None,
-        Field(
-            description="orpo: the column with a factor on the chosen log-prob in the odds (default: found by itself)."
-        ),
+        Field(description="orpo: the column with a factor on the chosen log-prob in the odds (default: detected)."),
         Effect.COMPARED,
         Column("paired", converts=False),
     ] = None
     pairing: Annotated[
         Literal["best_worst", "all_pairs"],
         Field(
-            description="Which pairs are made of several scored completions: best_worst takes the best and the worst; "
-            "all_pairs takes every two whose scores differ."
+            description=(
+                "How to make pairs from several scored completions: best_worst compares the best with the "
+                "worst; all_pairs compares every two whose scores differ."
+            )
         ),
         Effect.DECIDES,
         OURS,
@@ -122,9 +122,10 @@ class DataSettings(BaseModel):
     prompt_format: Annotated[
         Literal["chat", "raw"],
         Field(
-            description="What becomes of rows whose prompt and completions are text: chat makes messages of them for "
-            "the chat template; raw takes them as they are, with EOS at the end, and makes of every row the tokens "
-            "that TRL makes."
+            description=(
+                "How to format rows of plain text. chat: they become messages for the chat template. raw: the"
+                " text is used as it is, with EOS at the end, and every row has the tokens that TRL produces."
+            )
         ),
         Effect.COMPARED,
         OURS,
@@ -133,9 +134,12 @@ class DataSettings(BaseModel):
     truncation: Annotated[
         Truncation,
         Field(
-            description="Which part of a prompt to keep when a row exceeds max_seq_length: its end (default), its "
-            "start, or with keep_prompt all of it (TRL's rule: completions are cut instead, and a prompt that leaves "
-            "them no room is left out); drop leaves the row out. Completions always keep their start."
+            description=(
+                "What to cut if a row exceeds max_seq_length. keep_end (default) keeps the end of the prompt,"
+                " keep_start its start. keep_prompt keeps the whole prompt and cuts completions, as TRL does;"
+                " a row whose prompt leaves no room is dropped. drop drops the row. Completions always keep "
+                "their start."
+            )
         ),
         Effect.DECIDES,
         OURS,
@@ -144,8 +148,10 @@ class DataSettings(BaseModel):
     max_prompt_length: Annotated[
         Positive | None,
         Field(
-            description="Tokens of the prompt to keep when a row exceeds max_seq_length (default: what the "
-            "longer completion leaves, but no less than half of max_seq_length)."
+            description=(
+                "Prompt tokens to keep if a row exceeds max_seq_length (default: what the longer completion "
+                "leaves, but at least half of max_seq_length)."
+            )
         ),
         Effect.DECIDES,
         OURS,
@@ -154,9 +160,11 @@ class DataSettings(BaseModel):
     assistant_only_loss: Annotated[
         bool,
         Field(
-            description="In a completion of several messages only the assistant's own tokens count, in policy and "
-            "reference: no turn of the user, no output of a tool, no header of the template. A completion of one "
-            "message counts as a whole."
+            description=(
+                "In a completion of several messages, count only the assistant's own tokens, for policy and "
+                "reference: no user turns, no output of tools, no headers of the template. A completion of "
+                "one message always counts as a whole."
+            )
         ),
         Effect.COMPARED,
         OURS,
@@ -164,8 +172,10 @@ class DataSettings(BaseModel):
     mask_thinking: Annotated[
         bool,
         Field(
-            description="Leave thoughts, such as <think> … </think> at the start of an answer, out of the loss. Empty "
-            "ones that the chat template writes by itself never count."
+            description=(
+                "Exclude thoughts, such as <think> … </think> at the start of an answer, from the loss. Empty"
+                " thoughts that the chat template adds never count."
+            )
         ),
         Effect.COMPARED,
         OURS,
@@ -174,8 +184,10 @@ class DataSettings(BaseModel):
         dict[str, Any],
         AfterValidator(_template_kwargs),
         Field(
-            description="What the chat template is given besides the messages, such as {enable_thinking: true} (which "
-            "is false unless set here). A column of this name in the rows goes before it."
+            description=(
+                "Further arguments of the chat template, such as {enable_thinking: true} (false unless set "
+                "here). A column of this name in the rows takes precedence."
+            )
         ),
         Effect.COMPARED,
         OURS,

@@ -35,7 +35,7 @@ OURS = Mark()
 """The host does not have this key."""
 
 FUNCTIONS = Mark()
-"""The host's functions (`train_dpo` and the like) have no argument for it: prefplus.yaml may set it for them."""
+"""The host's functions (such as `train_dpo`) have no argument for it: prefplus.yaml may set it for them."""
 
 Format = Literal["paired", "unpaired", "ranked"]
 """How the rows of a source are written; the kinds of rows that modes read have the same names."""

@@ -45,8 +45,10 @@ class RunSettings(BaseModel):
     preset: Annotated[
         str | None,
         Field(
-            description="A named set of published settings that whatever else is given overrides; "
-            "`mlx_lm_lora.prefplus presets` lists them."
+            description=(
+                "A named set of published settings; every value that you give overrides it. "
+                "`mlx_lm_lora.prefplus presets` lists them."
+            )
         ),
         Effect.COMPARED,
         OURS,
@@ -56,8 +58,10 @@ class RunSettings(BaseModel):
     lora_parameters: Annotated[
         dict[str, Any],
         Field(
-            description="`rank`, `scale`, `dropout` of the adapters, and `keys`: names of the layers that get one "
-            "(default: every linear layer)."
+            description=(
+                "`rank`, `scale` and `dropout` of the adapters, and `keys`: names of the layers that get an "
+                "adapter (default: every linear layer)."
+            )
         ),
         Effect.DECIDES,
     ] = {"rank": 8, "dropout": 0.0, "scale": 10.0}
@@ -74,8 +78,10 @@ class RunSettings(BaseModel):
     optimizer_bits: Annotated[
         Literal[8, 32],
         Field(
-            description="8 keeps the moments of the optimiser in 8 bits, in a quarter of the memory (half for weights "
-            "in 16 bits): adam, adamw, adamax, lion, rmsprop, sgd. 32 keeps them as MLX does."
+            description=(
+                "8 stores the optimiser's moments in 8 bits, which needs a quarter of the memory (half for "
+                "16-bit weights): adam, adamw, adamax, lion, rmsprop, sgd. 32 stores them as MLX does."
+            )
         ),
         Effect.DECIDES,
         OURS,
@@ -91,7 +97,7 @@ class RunSettings(BaseModel):
     ] = None
     max_grad_norm: Annotated[
         float | None,
-        Field(gt=0, description="Clip the gradient of a step to this L2 norm (default: no clipping)."),
+        Field(gt=0, description="Clip the gradient of an update to this L2 norm (default: no clipping)."),
         Effect.DECIDES,
         OURS,
         FUNCTIONS,
@@ -101,8 +107,10 @@ class RunSettings(BaseModel):
     token_budget: Annotated[
         Positive | None,
         Field(
-            description="Instead of batch_size: as many pairs in a batch as keep prompts, chosen and rejected "
-            "completions within so many tokens, padding included. iters then count these batches."
+            description=(
+                "Replaces batch_size: a batch takes as many rows as fit into this many tokens, including "
+                "prompts, completions and padding. iters then count these batches."
+            )
         ),
         Effect.DECIDES,
         OURS,
@@ -118,29 +126,34 @@ class RunSettings(BaseModel):
     save_every: Annotated[Positive, Effect.SHOWS] = 100
     save_every_minutes: Annotated[
         float | None,
-        Field(gt=0, description="Save after so many minutes as well, whatever save_every says (default: do not)."),
+        Field(gt=0, description="Also save after this many minutes, in addition to save_every (default: do not)."),
         Effect.SHOWS,
         OURS,
         FUNCTIONS,
     ] = None
     keep_last: Annotated[
         Positive,
-        Field(description="How many states to keep in adapter_path; the older ones serve if the newest is damaged."),
+        Field(
+            description="How many checkpoints to keep in adapter_path; older ones are used if the newest is damaged."
+        ),
         Effect.SHOWS,
         OURS,
     ] = 2
     resume: Annotated[
         bool | Literal["force"],
         Field(
-            description="Continue from the newest whole state in adapter_path, or start afresh where there is none; "
-            "force: also if model, data or settings changed. --resume FILE is the host's --resume-adapter-file."
+            description=(
+                "Continue from the newest intact checkpoint in adapter_path, or start from the beginning if "
+                "there is none. force: also if model, data or settings changed. --resume FILE is the host's "
+                "--resume-adapter-file."
+            )
         ),
         Effect.COMPARED,
         OURS,
     ] = False
     on_nonfinite: Annotated[
         Literal["stop", "skip"],
-        Field(description="What to do where loss or gradient is not finite: stop, or leave out this update and go on."),
+        Field(description="What to do if the loss or gradient is not finite: stop, or skip this update and continue."),
         Effect.COMPARED,
         OURS,
         FUNCTIONS,
@@ -148,8 +161,10 @@ class RunSettings(BaseModel):
     save_best: Annotated[
         str | None,
         Field(
-            description="Keep the adapters that are best by this metric of validation, such as loss or "
-            "rewards/accuracies, in adapter_path/best (default: do not)."
+            description=(
+                "Keep the adapters that are best by this validation metric, such as loss or "
+                "rewards/accuracies, in adapter_path/best (default: do not)."
+            )
         ),
         Effect.SHOWS,
         OURS,
@@ -157,14 +172,14 @@ class RunSettings(BaseModel):
     ] = None
     early_stopping_patience: Annotated[
         Positive | None,
-        Field(description="Stop after so many validations in a row without a new best value (default: do not)."),
+        Field(description="Stop after this many validations in a row without a new best value (default: do not)."),
         Effect.COMPARED,
         OURS,
         FUNCTIONS,
     ] = None
     early_stopping_metric: Annotated[
         str | None,
-        Field(description="The metric that early_stopping_patience watches (default: that of save_best, else loss)."),
+        Field(description="The metric for early_stopping_patience (default: that of save_best, else loss)."),
         Effect.COMPARED,
         OURS,
         FUNCTIONS,
@@ -176,9 +191,11 @@ class RunSettings(BaseModel):
     memory: Annotated[
         Literal["auto", "fast", "balanced", "low"],
         Field(
-            description="What each layer keeps of its forward for the gradient. fast: all activations. balanced: the "
-            "outputs of its linear layers; the rest is computed again. low: its input alone. auto: the first of them "
-            "that fits into the machine's memory; with grad_checkpoint low. All are exact."
+            description=(
+                "What each layer stores for the gradient. fast: all activations. balanced: the outputs of its"
+                " linear layers; the rest is recomputed. low: only its input. auto: the first of these that "
+                "fits into the machine's memory; low if grad_checkpoint is set. The gradients are the same."
+            )
         ),
         Effect.SHOWS,
         OURS,
@@ -188,7 +205,7 @@ class RunSettings(BaseModel):
     recurrence_chunk_size: Annotated[Positive, Effect.COMPARED] = 64
     long_context_chunk: Annotated[
         Positive,
-        Field(description="With efficient_long_context: tokens of a row to compute at a time."),
+        Field(description="With efficient_long_context: tokens of a row in a chunk."),
         Effect.COMPARED,
         OURS,
         FUNCTIONS,
@@ -196,8 +213,10 @@ class RunSettings(BaseModel):
     engine: Annotated[
         Literal["auto", "plain"],
         Field(
-            description="How log-probs are computed: auto takes the fastest way that a probe of the model finds exact; "
-            "plain runs prompt and completion through the whole model."
+            description=(
+                "How to compute log-probs. auto: the fastest method that a test on the loaded model finds "
+                "exact. plain: prompt and completion through the whole model."
+            )
         ),
         Effect.SHOWS,
         OURS,
@@ -210,15 +229,17 @@ class RunSettings(BaseModel):
         list[Literal["wandb", "swanlab", "tensorboard"]],
         BeforeValidator(_listed),
         Field(
-            description="Loggers to send metrics to, each through its own package: wandb, swanlab, tensorboard; "
-            "several as a list."
+            description=(
+                "Loggers that receive the metrics: wandb, swanlab, tensorboard; one or a list. Each needs its"
+                " own package."
+            )
         ),
         Effect.SHOWS,
         OURS,
     ] = []
     project_name: Annotated[
         str | None,
-        Field(description="The name of the project at wandb and swanlab (default: theirs)."),
+        Field(description="The project name for wandb and swanlab (default: theirs)."),
         Effect.SHOWS,
         OURS,
     ] = None
@@ -227,14 +248,14 @@ class RunSettings(BaseModel):
         Field(
             ge=0,
             le=LARGEST,
-            description="Complete so many validation prompts at each validation, by the policy and its reference, into "
+            description="Complete this many validation prompts at each validation, by policy and reference, into "
             "samples.jsonl.",
         ),
         Effect.SHOWS,
         OURS,
     ] = 0
     sample_tokens: Annotated[
-        Positive, Field(description="sample_prompts: most tokens of a completion."), Effect.SHOWS, OURS
+        Positive, Field(description="sample_prompts: maximum tokens of a completion."), Effect.SHOWS, OURS
     ] = 64
     qat_enable: Annotated[bool, Effect.DECIDES] = False
     qat_bits: Annotated[int, Field(ge=2, le=16), Effect.DECIDES] = 8

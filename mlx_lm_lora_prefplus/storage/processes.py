@@ -1,5 +1,5 @@
 """Which process this is, in words that another process can check: whether it still runs, though its number may be used
-again and its machine may have been started anew."""
+again and its machine may have restarted."""
 
 import functools
 import os
@@ -40,7 +40,7 @@ def runs(process: Process) -> bool | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, "" where that is not told. None: it is gone, or dead and not yet waited for."""
+    """When a process was started, "" if unknown. None: it is gone, or dead and not yet waited for."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -58,7 +58,7 @@ def test_the_gradient_is_the_hosts_by_every_way(engine):
 @pytest.mark.slow
 def test_the_gradient_is_the_hosts_in_pieces():
     row = measure(replace(TINY, chunk=4), QUICK)
-    assert row["gradient_error"] < 1e-4 and "in pieces of 4 tokens" in row["policy"]
+    assert row["gradient_error"] < 1e-4 and "in chunks of 4 tokens" in row["policy"]
 
 
 def test_a_wrong_gradient_is_seen(monkeypatch):

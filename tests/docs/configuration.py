@@ -15,17 +15,18 @@ from mlx_lm_lora_prefplus.settings import OWN_KEYS, DataSettings, RunSettings
 HEAD = """\
 # Configuration
 
-A run takes its settings from a YAML file (`--config FILE`), the command line, or both. Every key below can stand in the
-file and has a flag of the same name, with `-` for `_`; nested ones take JSON or YAML there. For each key the first of
-these wins:
+You configure a run with a YAML file (`--config FILE`), with flags, or with both. Every key below works in the file and
+as a flag of the same name, with `-` for `_`. Nested keys take JSON or YAML on the command line. If a key has several
+values, the first source in this order wins:
 
 **command line > config file > preset > default of the mode > default of mlx-lm-lora**
 
-The start of a run prints what is in force, `run.json` in the adapter folder keeps each value with where it came from,
-and `mlx_lm_lora.prefplus check FILE` shows that without training. A key that nothing knows is told with the nearest
-one. If that one decides the result (`betta`, `lr`), a run refuses the file; otherwise it warns (`wand`). `check`
-refuses both. An option of another mode is an error, except in a file that serves several modes and gets its mode from
-`--train-mode`. **Ours** marks the keys that mlx-lm-lora does not have.
+The start of a run prints the settings that are in force. `run.json` in the adapter folder stores each value with its
+source. `mlx_lm_lora.prefplus check FILE` shows them without training.
+
+An unknown key is reported with the closest known one. If that key affects the result (`betta`, `lr`), the run stops;
+otherwise it warns (`wand`). `check` stops in both cases. An option of another mode is an error, except in a file that
+serves several modes and gets its mode from `--train-mode`. **Ours** marks keys that mlx-lm-lora does not have.
 
 ```yaml
 model: mlx-community/Qwen3-4B-Instruct-2507-4bit
@@ -43,49 +44,52 @@ adapter_path: adapters
 """
 
 HOST_KEYS = {
-    "model": "A folder that `mlx_lm.load` reads, or a Hugging Face name.",
-    "train": "Train.",
+    "model": "A folder that `mlx_lm.load` reads, or a name on the Hugging Face hub.",
+    "train": "Whether to train.",
     "test": "Evaluate on the test rows, after training or with the adapters in `adapter_path`.",
-    "train_mode": "The method: `dpo`, `cpo`, `simpo`, `orpo`, `kto`, `bco`, or one of another package; without it "
-    "mlx-lm-lora trains by SFT.",
+    "train_mode": "The method: `dpo`, `cpo`, `simpo`, `orpo`, `kto`, `bco`, or a mode of another package. By default "
+    "mlx-lm-lora runs SFT.",
     "train_type": "What is trained: LoRA or DoRA adapters, or all weights.",
-    "num_layers": "How many layers, from the top, get adapters; −1: all.",
-    "load_in_4bits": "Quantise the base while loading, in groups of 128.",
-    "load_in_6bits": "The same with 6 bits.",
-    "load_in_8bits": "The same with 8 bits.",
-    "load_in_mxfp4": "The same in the format mxfp4, in groups of 32.",
+    "num_layers": "How many of the last layers get adapters; −1 (default) means all layers.",
+    "load_in_4bits": "Quantise the base model to 4 bits while loading, in groups of 128.",
+    "load_in_6bits": "Quantise it to 6 bits.",
+    "load_in_8bits": "Quantise it to 8 bits.",
+    "load_in_mxfp4": "Quantise it to the format mxfp4, in groups of 32.",
     "data": "A folder with train, valid and test files (jsonl, json, parquet, csv), or a Hugging Face data set.",
-    "max_seq_length": "Tokens of a row, prompt and completion together. Longer rows are cut as `truncation` says.",
+    "max_seq_length": "Maximum tokens of a row, prompt and completion together. `truncation` decides how "
+    "longer rows are cut.",
     "optimizer": "The optimiser.",
     "learning_rate": "The learning rate, or its peak with `lr_schedule`.",
-    "seed": "Of adapters, order of rows and dropout: the same command gives the same bytes.",
-    "batch_size": "Examples (pairs, lists, unpaired rows) of a micro-batch.",
+    "seed": "Seed of the adapters, the order of rows and dropout. The same command gives the same "
+    "weights, byte for byte.",
+    "batch_size": "Examples (pairs, lists or unpaired rows) in a micro-batch.",
     "iters": "Micro-batches to train for (default: 1000 if `epochs` is not given either).",
     "epochs": "Passes over the rows, instead of `iters`.",
-    "gradient_accumulation_steps": "Micro-batches of an optimiser step. Any cut of the same rows gives the same step.",
-    "val_batches": "Batches of a validation; −1: all; 0: none.",
-    "test_batches": "Batches of the test; −1: all.",
-    "steps_per_report": "Micro-batches between two lines of the log.",
+    "gradient_accumulation_steps": "Micro-batches per update. The update does not depend on how its rows "
+    "are divided into micro-batches.",
+    "val_batches": "Batches in a validation; −1 means all rows, 0 means no validation.",
+    "test_batches": "Batches in the test; −1 means all rows.",
+    "steps_per_report": "Micro-batches between two training reports.",
     "steps_per_eval": "Micro-batches between two validations.",
-    "save_every": "Micro-batches between two saves of adapters and state.",
-    "adapter_path": "The folder of the run: adapters, state, metrics, record, samples.",
-    "resume_adapter_file": "Adapters to begin with, weights alone (`resume` continues a run).",
-    "reference_model_path": "Another reference: a model folder or name, or adapters on the same base (default: the "
-    "model as it is before training, without adapters).",
-    "grad_checkpoint": "With `memory: auto`, the same as `memory: low`: layers compute their activations again in "
-    "the backward.",
-    "efficient_long_context": "Compute long rows in pieces of `long_context_chunk` tokens: exact, in the memory of a "
-    "piece.",
-    "recurrence_chunk_size": "Tokens that recurrent layers compute at a time (host).",
-    "fuse": "Write the fused, de-quantised model beside the adapters; `--no-fuse` does not.",
+    "save_every": "Micro-batches between two saves of adapters and checkpoint.",
+    "adapter_path": "The folder of the run: adapters, checkpoints, metrics, settings, samples.",
+    "resume_adapter_file": "Adapters to start from. Only weights are loaded; to continue a run, use `resume`.",
+    "reference_model_path": "Another reference: a model folder or name, or adapters on the same base model (default: "
+    "the model before training, without adapters).",
+    "grad_checkpoint": "With `memory: auto`, the same as `memory: low`: layers recompute their activations in "
+    "the backward pass.",
+    "efficient_long_context": "Compute long rows in chunks of `long_context_chunk` tokens, with exact gradients and "
+    "the memory of one chunk.",
+    "recurrence_chunk_size": "Tokens that recurrent layers compute at a time (a key of the host).",
+    "fuse": "Also write the fused, de-quantised model into `adapter_path`; `--no-fuse` turns this off.",
     "lm_studio_name": "Install the fused model in LM Studio under this name.",
     "wandb": "A project of Weights & Biases to log to; `report_to` knows more loggers.",
-    "qat_enable": "Train on weights that are rounded as a quantised model has them (quantisation-aware training).",
-    "qat_bits": "Bits of that rounding.",
-    "qat_group_size": "Weights that share a scale in it.",
-    "qat_mode": "Its kind.",
-    "qat_start_step": "The optimiser step it begins with.",
-    "qat_interval": "Optimiser steps between two of its updates.",
+    "qat_enable": "Quantisation-aware training: train with weights that are rounded as in a quantised model.",
+    "qat_bits": "Bits of the rounding.",
+    "qat_group_size": "Weights that share one scale.",
+    "qat_mode": "The kind of rounding.",
+    "qat_start_step": "The optimiser step at which the rounding begins.",
+    "qat_interval": "Optimiser steps between two updates of the rounding.",
 }
 """What the host's keys mean in our modes. The host's own help has no line, or another meaning, for some."""
 
@@ -124,7 +128,7 @@ ROOMS = {
             "recurrence_chunk_size",
         ),
     ),
-    "Looking at it": (
+    "Reports and evaluation": (
         *("steps_per_report", "steps_per_eval", "val_batches", "test", "test_batches", "sample_prompts"),
         *("sample_tokens", "report_to", "project_name", "wandb"),
     ),
@@ -213,8 +217,8 @@ def _of_modes(trainers: list[Any]) -> Iterator[str]:
             losses += [name for name, row in trainer.losses.items() if key in (*row.options, *row.instead)]
     yield "## Options of the modes\n"
     yield (
-        "What the mode's trainer takes. A default that depends on the loss, or the mode, is on the page of the "
-        "[loss](losses.md). `dpo_cpo_loss_type` is the host's name for `loss_type`.\n"
+        "Options of the modes' trainers. If a default depends on the loss or the mode, the page of the "
+        "[loss](losses.md) shows it. `dpo_cpo_loss_type` is the host's name for `loss_type`.\n"
     )
     yield "| key | type | default | modes | losses | |\n|---|---|---|---|---|---|"
     for key, (field, modes, losses) in seen.items():

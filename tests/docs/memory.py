@@ -53,7 +53,7 @@ def _bytes(tree) -> int:
 
 
 def recommended(mac: int) -> float:
-    """Bytes that Metal recommends to use on a Mac with so many GB."""
+    """Bytes that Metal recommends to use on a Mac with `mac` GB."""
     return mac * 1e9 * (2 / 3 if mac <= 32 else 3 / 4)
 
 

@@ -28,14 +28,14 @@ MADE = "Made by `python -m tests.docs.pages` from the tables, docstrings and con
 INDEX = f"""\
 # Losses
 
-Each train mode has the losses below; `loss_type` names one, or several to be added with `loss_weights` (modes `dpo` and
-`cpo`). `mlx_lm_lora.prefplus losses` prints this list, `mlx_lm_lora.prefplus losses NAME` one of them.
+`loss_type` chooses a loss of the train mode. Modes `dpo` and `cpo` also accept several losses, weighted by
+`loss_weights`. `mlx_lm_lora.prefplus losses` prints this list, and `mlx_lm_lora.prefplus losses NAME` describes one
+loss.
 [How to choose](how-to-choose.md) · [presets](presets.md) · [add a loss](add-a-loss.md)
 
 {fill(f"Notation: {NOTATION} β is `beta`, ε `label_smoothing`, σ the logistic function; a *reward* is β·u.", 120)}
 
-An option that belongs to another loss than the chosen ones is an error; a value that you give wins over the default of
-the loss.
+An option of a loss that you did not choose is an error. A value that you give replaces the default of the loss.
 
 {MADE}"""
 
@@ -46,14 +46,14 @@ Published settings by name, in a config file or on the command line:
 
 ```yaml
 preset: simpo-llama3
-learning_rate: 5e-6 # what you give wins
+learning_rate: 5e-6 # your value replaces that of the preset
 ```
 
-`mlx_lm_lora.prefplus presets` prints this list. The start of a run says what came from the preset. They are starting
-points, and mostly those of full fine-tuning of 7B to 9B models: learning rates are as published, and LoRA takes larger
-ones, often ten times. The rate belongs to a number of pairs a step as well, often 64 or 128: `batch_size` times
-`gradient_accumulation_steps`. [`mlx_lm_lora.prefplus new`](new.md) offers those of the mode and writes a config
-around one, with a rate for LoRA.
+`mlx_lm_lora.prefplus presets` prints this list. The start of a run reports which values came from the preset. Presets
+are starting points. Most come from full fine-tuning of 7B to 9B models, with the published learning rates. LoRA needs
+higher learning rates, often ten times as high. A learning rate also depends on the number of pairs per update, which is
+`batch_size` × `gradient_accumulation_steps` and often 64 or 128 in these publications.
+[`mlx_lm_lora.prefplus new`](new.md) offers the presets of a mode and writes a config with a learning rate for LoRA.
 
 {MADE}
 | preset | mode | values | what was trained | source |
@@ -81,7 +81,7 @@ def pages() -> dict[Path, str]:
 
 
 def index() -> str:
-    """A table for each mode, and the keys that stand with all its losses."""
+    """A table for each mode, and the options of all its losses."""
     return "\n".join([INDEX, *(line for trainer in trainers() for line in _of_mode(trainer))]) + "\n"
 
 
@@ -131,7 +131,7 @@ def _page(trainer: Any, name: str, loss: Description) -> Iterator[str]:
         yield ""
     if presets := [preset for preset in PRESETS.values() if _names(preset) == (loss.mode, name)]:
         yield f"Presets: {', '.join(f'[`{preset.name}`](../presets.md)' for preset in presets)}.\n"
-    yield f"[All losses](../losses.md), with the notation and what stands with any loss of the mode. {MADE}"
+    yield f"[All losses](../losses.md), with the notation and the options of every loss of the mode. {MADE}"
 
 
 def _source(loss: Description) -> str:

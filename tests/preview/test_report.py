@@ -130,7 +130,7 @@ def test_where_the_template_tells_nothing_it_is_said(checked, config, rows, mode
     config()
     rows("train", *({"prompt": f"w{i}", "chosen": turns("w20", "w2", "w22"), "rejected": "w30"} for i in range(6)))
     told = "\n".join(checked(model="model")["warnings"])
-    assert "train: in 6 of 6 rows it could not be told which tokens are the assistant's own" in told
+    assert "train: in 6 of 6 rows it is unclear which tokens are the assistant's own" in told
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def stopped_after(iteration: int, go, monkeypatch, **changes) -> None:
 
 
 def test_nothing_there_starts_afresh_and_says_so(go):
-    assert "Nothing to resume in adapters: starting afresh" in go(resume=True).out
+    assert "Nothing to resume in adapters: starting from the beginning" in go(resume=True).out
     assert Path("adapters/state-0000006.safetensors").is_file()
 
 
@@ -242,7 +242,7 @@ def test_a_damaged_state_is_told_and_the_one_before_it_used(go, monkeypatch, dam
 def test_a_fresh_start_in_the_folder_of_another_run_says_so(go):
     go()
     ended = go(iters=3)
-    assert "adapters holds the state of a run at iteration 6. This run starts afresh" in ended.out
+    assert "adapters holds the state of a run at iteration 6. This run starts from the beginning" in ended.out
     assert "are moved to adapters/previous-1; nothing is deleted" in ended.out
     assert [path.name for path in Path("adapters").glob("state-*")] == [f"state-000000{n}.safetensors" for n in (2, 3)]
 

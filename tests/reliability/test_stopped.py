@@ -43,7 +43,7 @@ def test_in_the_reference_pass_what_is_done_is_kept(world, what):
     assert again.code == 0, again.out
     kept = int(re.search(r"(\d+) of 14 rows from the cache", again.out)[1])
     assert kept in (6, 9), again.out
-    assert "Nothing to resume in adapters: starting afresh" in again.out
+    assert "Nothing to resume in adapters: starting from the beginning" in again.out
 
 
 def test_under_nohup_a_closed_terminal_does_not_stop_it(world):

@@ -19,7 +19,7 @@ SPELLINGS = {
     1.0: "true yes 1 1.0 good desirable positive chosen like up thumbs_up thumbs-up thumbsup 👍",
     0.0: "false no 0 0.0 bad undesirable negative rejected dislike down thumbs_down thumbs-down thumbsdown 👎",
 }
-"""Label → its spellings. Case does not matter, and a blank may stand in place of `_`."""
+"""Label → its spellings. Case does not matter, and a blank may replace `_`."""
 
 LABELS = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings.split()}
 

@@ -166,7 +166,7 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _keys(modules: list[str], layers: int) -> tuple[list[str], int]:
-    """`keys` and `num_layers` with which mlx-lm adapts exactly these modules, of a model of so many layers."""
+    """`keys` and `num_layers` with which mlx-lm adapts exactly these modules, of a model with `layers` layers."""
     matches = [one for name in modules if (one := BLOCK.match(name))]
     blocks = {int(one["number"]) for one in matches}
     inside = sorted({one["inside"] for one in matches})

@@ -38,14 +38,14 @@ EARLY = 20
 """Updates from the start in which no sound rate moves a policy far."""
 
 LOST, ABSURD = 2.0, -8.0
-"""Nats per token: so much likelihood is not lost in early updates, and no pretrained model finds text so unlikely."""
+"""Nats per token: healthy early updates lose less than LOST, and no pretrained model finds text below ABSURD."""
 
 
 def _risen(history: History, run: RunInfo) -> str | None:
     """Whether the objective is far above its start, in words.
 
     Losses of single rows differ, so that a mean of few rows must be further above. A validation is of the same rows
-    each time; but where it rises while that of training does not, the policy learns the rows by heart.
+    each time; but if it rises while that of training does not, the policy overfits.
     """
     start, untrained = _start(history, run), values(_untrained(history), "loss")
     losses = values(history.train, "loss")
@@ -66,7 +66,7 @@ def _risen(history: History, run: RunInfo) -> str | None:
 
 
 FEW_ROWS = 12
-"""The mean of so many rows has to be one start more above the start than that of very many."""
+"""The mean of this many rows must be one more start value above the start than the mean of very many rows."""
 
 
 class _Latest(NamedTuple):
@@ -107,7 +107,7 @@ def _untrained(history: History) -> list[Report]:
 def _fresh(history: History, run: RunInfo) -> bool:
     """Whether the policy began at its reference, also by what was measured before the first update.
 
-    A program that loads earlier adapters into the model by itself, as MLX-LoRA-Studio does, is known by that alone.
+    Only this detects a program that has loaded earlier adapters into the model, such as MLX-LoRA-Studio.
     """
     before = [*_untrained(history), *(report for report in history.train[:1] if report.get("updates") == 1)]
     return run.fresh and all(abs(margin) < NOISE for margin in values(before, "rewards/margins"))

@@ -30,7 +30,7 @@ def accuracy_stuck(history: History, run: RunInfo) -> str | None:
         return None
     return (
         f"the accuracy stays near one half ({fmean(recent):.2f} over the last {len(recent)} reports): nothing is "
-        f"learnt. Try a larger learning_rate (now {run.learning_rate:.1e}), more rows for each update "
+        f"learned. Try a larger learning_rate (now {run.learning_rate:.1e}), more rows for each update "
         "(gradient_accumulation_steps), and check whether chosen and rejected differ in the rows of your data."
     )
 

@@ -1,4 +1,4 @@
-"""What watchers see: the reports of a run, and what the run is."""
+"""What health checks read: the reports of a run, and what the run is."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,19 +7,19 @@ Report = Mapping[str, float]
 """What was reported: metrics by TRL's names, and `iteration`."""
 
 FIRST, RECENT = 5, 10
-"""So many reports of the start, and so many of late, are what a watcher sees."""
+"""Health checks read this many of the first reports, and this many of the latest."""
 
 
 SMALLER_RATE = "a smaller learning_rate"
 
 
 class RunInfo(NamedTuple):
-    """What a watcher needs to know of a run.
+    """What a health check needs to know about a run.
 
     learning_rate: of the last update. beta: scale of the log-ratio, per nat; None where the mode has none.
     reference: whether rewards compare with a reference. fresh: whether the policy began at its reference.
     choices: config keys and losses of the mode, so that no advice names one that is not there.
-    objective: names of the losses in force. diverged: whether `rate_too_high` has spoken.
+    objective: names of the losses in force. diverged: whether `rate_too_high` has warned.
     """
 
     learning_rate: float

@@ -18,7 +18,7 @@ class Journal:
 
     history: the reports as the health checks see them. warned: names of the warnings that were given once. Both are
         added to in place.
-    trainer, options, settings: of the run. callback: told of warnings. metrics, loggers: where everything is kept.
+    trainer, options, settings: of the run. callback: receives warnings. metrics, loggers: record everything.
     """
 
     def __init__(

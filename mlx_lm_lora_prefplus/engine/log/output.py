@@ -19,7 +19,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 class RunLog:
     """`train.log` in the adapter folder: what was printed, from the start of the run, without colours or progress bars.
 
-    What is said before the file is opened is kept until then. A file that cannot be written ends no run.
+    Text that is printed before the file is opened is kept until then. A file that cannot be written ends no run.
     """
 
     def __init__(self):

@@ -59,7 +59,7 @@ class Piece(NamedTuple):
 
 
 class ChunkedPolicy(HeadPolicy):
-    """The scores of `SharedPrefixPolicy`, in pieces of `width` tokens.
+    """The scores of `SharedPrefixPolicy`, in chunks of `width` tokens.
 
     Arguments:
         halves: the model to be trained.
@@ -158,7 +158,7 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: flo
 
 
 def borders(lengths: np.ndarray, width: int, call_tokens: float) -> list[int]:
-    """The columns where pieces of completions begin, and where the last ends.
+    """The columns where chunks of completions begin, and where the last ends.
 
     A piece is `width` wide, or ends with a completion if the rest of the piece would pad it by more than `call_tokens`.
     """
@@ -179,7 +179,7 @@ class _Run:
         carried: what each piece leaves to later ones.
         trunk_outputs: the output of the frozen trunk for each piece; empty without a trunk.
         frozen: number of caches that belong to the trunk. No gradient goes there.
-        others: pieces of completions of other rows after the same prompts, run forward only.
+        others: chunks of completions of other rows after the same prompts, run forward only.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ def _like(template: Any, caches: Iterator[Any]) -> Any:
 
 
 def _places(earlier: Piece, piece: Piece) -> np.ndarray | None:
-    """Where the rows of a piece, or their prompts, stand in an earlier one; None where both have the same rows."""
+    """The places of the rows of a chunk, or of their prompts, in an earlier one; None where both have the same rows."""
     if piece.rows is None or (earlier.rows is not None and len(earlier.rows) == len(piece.rows)):
         return None
     if earlier.rows is None:

@@ -1,4 +1,4 @@
-"""Log-probs of tokens from hidden states, block by block: the logits of all tokens never stand in memory at once.
+"""Log-probs of tokens from hidden states, block by block: the logits of all tokens are never in memory together.
 
 A token's log-prob depends on its own hidden state only. With a frozen head the forward can therefore compute its
 gradient with respect to that state as well and keep it; the backward is then a product, and nothing is recomputed.
@@ -43,7 +43,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
-    """The blocks for so many positions on the default device.
+    """The blocks for a number of positions on the default device.
 
     cuttable: whether the head can compute some tokens alone.
     """

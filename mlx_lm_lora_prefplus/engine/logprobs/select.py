@@ -1,6 +1,6 @@
 """Which way to compute log-probs is exact on this model? It is tried out, on the loaded model itself, at the start.
 
-Padding, caches and masks that a model does not heed give wrong gradients without any error. So no way is taken on
+A model that ignores padding, caches or masks gives wrong gradients without any error. So no way is taken on
 trust: each must give what plain forwards of single, unpadded rows give, on a few small uneven batches.
 """
 
@@ -118,7 +118,7 @@ def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True
 
 
 def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
-    """The ways to try, the fastest first; those in pieces before them if long rows are announced."""
+    """The ways to try, the fastest first; those in chunks before them if efficient_long_context is set."""
     together = _in_groups(HeadPolicy, "prompt and completion together")
     try:
         padded = not has_states(model)
@@ -130,7 +130,7 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     if not settings.efficient_long_context or dropouts(model):
         return once
     width = settings.long_context_chunk
-    description = f"in pieces of {width} tokens, the prompt once for its completions"
+    description = f"in chunks of {width} tokens, the prompt once for its completions"
     pieces = [
         Method(
             partial(ChunkedPolicy, width=width, pairwise=True, call_tokens=call_tokens()),
@@ -165,7 +165,7 @@ def _probe(
         return _plainly(f"no gradient could be taken: {error}")
     refused = ""
     if settings.efficient_long_context and dropouts(model):
-        refused = "; not in pieces: dropout would differ when they are computed again"
+        refused = "; not in chunks: dropout would differ when they are computed again"
     for (number, way), kept in product(enumerate(_ways(model, settings)), dict.fromkeys((keep, Keep.ALL))):
         if way.in_pieces and kept is not Keep.ALL:
             continue

@@ -98,7 +98,7 @@ class Oracle:
         )
 
     def _which(self, rows: int) -> list[int]:
-        """For each row of a batch of so many its place in `alone`."""
+        """The index in `alone` of each row of a batch of a given size."""
         pairs = (rows + 1) // 2
         return [2 * (row % pairs % len(self.rows)) + row // pairs for row in range(rows)]
 
@@ -153,7 +153,7 @@ class Oracle:
             logps = policy(batch).logps
         expected = self.logps[which]
         off = np.linalg.norm(as_numpy(logps) - expected) / np.linalg.norm(expected)
-        weights = np.linspace(1.0, -1.5, rows)  # so that no two rows can stand in for one another
+        weights = np.linspace(1.0, -1.5, rows)  # so that exchanged rows are noticed
         share = np.zeros(len(self.alone))
         np.add.at(share, which, weights)
         expected = {

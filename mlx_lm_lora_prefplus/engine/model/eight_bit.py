@@ -40,7 +40,7 @@ STATES: Mapping[type[optim.Optimizer], Mapping[str, bool]] = {
     optim.Adamax: {"m": True, "v": False},
     optim.Lion: {"m": True},
 }
-"""Optimiser → its states, and whether each has a sign. All of them compute each value of a tensor by itself."""
+"""Optimiser → its states, and whether each has a sign. All of them compute each value of a tensor independently."""
 
 REFUSED: Mapping[type[optim.Optimizer], str] = {
     optim.Adagrad: "adds up squared gradients without forgetting any, and would add up the errors of rounding too",

@@ -18,7 +18,7 @@ class FakeQuantization:
         model: the policy.
         install: patches the `__call__` of the class of every `nn.Linear` of the model it is given.
         start_step: first optimiser step (from 1) that sees fake-quantised weights.
-        interval: from then on, every so many optimiser steps.
+        interval: optimiser steps between two updates from then on.
     """
 
     def __init__(self, model: nn.Module, install: Callable[[nn.Module], None], start_step: int, interval: int):

@@ -43,7 +43,7 @@ class Keep(Enum):
 
 @contextmanager
 def recomputing(model: nn.Module, keep: Keep) -> Iterator[None]:
-    """Let the layers of `model` that gradients go through keep only so much while the context is open."""
+    """Let the layers of `model` that gradients go through keep only what `keep` names while the context is open."""
     layers = [] if keep is Keep.ALL else layers_with_gradients(model)
     with swapped_classes([(layer, _recomputed(type(layer), keep)) for layer in layers]):
         yield

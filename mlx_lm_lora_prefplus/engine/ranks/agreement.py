@@ -18,9 +18,9 @@ def described(error: BaseException) -> str:
     return text if type(error).__name__ == "UserError" else f"{type(error).__name__}: {text}"
 
 
-def failures(told: Sequence[str | None]) -> str | None:
-    """A sentence of the processes that failed. told: for each rank the reason, or None."""
-    failed = [f"Rank {rank} failed at its start: {reason}" for rank, reason in enumerate(told) if reason is not None]
+def failures(reasons: Sequence[str | None]) -> str | None:
+    """A sentence about the processes that failed. reasons: for each rank the reason, or None."""
+    failed = [f"Rank {rank} failed at its start: {reason}" for rank, reason in enumerate(reasons) if reason is not None]
     return " ".join(failed) or None
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from .liveness import Peer, hung
 
 GRACE = 5.0
-"""Seconds that the main thread has to end by itself once there is a reason; then the process is ended."""
+"""Seconds that the main thread has to end once there is a reason; then the process is ended."""
 
 LONGEST_LINE = 1 << 20
 
@@ -109,7 +109,7 @@ class Heartbeat(threading.Thread):
         self.join(timeout=2)
 
     def reason_within(self, seconds: float) -> str | None:
-        """The reason why all must end, for which it waits so many seconds at most."""
+        """The reason why all must end; waits at most `seconds` for it."""
         self._has_reason.wait(seconds)
         return self.reason
 

@@ -31,7 +31,9 @@ def rank_timeout() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 1e9:
-        raise UserError(f"{TIMEOUT}={text!r} is not a number of seconds. Give for example 600, or 0 to wait for ever.")
+        raise UserError(
+            f"{TIMEOUT}={text!r} is not a number of seconds. Give for example 600, or 0 to wait without limit."
+        )
     return seconds
 
 
@@ -117,7 +119,7 @@ def _unreachable(hosts: list[list[str]], reason: str) -> str:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """TimeoutError after so many seconds. MLX holds the interpreter while it connects: only a signal ends its wait."""
+    """Raise TimeoutError after `seconds`. MLX holds the interpreter while it connects: only a signal ends its wait."""
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return

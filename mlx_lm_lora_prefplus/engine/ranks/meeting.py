@@ -18,7 +18,7 @@ PATIENCE = 3.0
 class Meeting:
     """What one process brings so that all can connect to rank 0.
 
-    told: what the others have to know of this process.
+    told: what this process sends to the others.
     """
 
     def __init__(self, rank: int):
@@ -34,7 +34,7 @@ class Meeting:
             self.told |= {"token": secrets.token_hex(16), "limit": rank_timeout()}
 
     def heartbeat(self, told: Sequence[dict[str, Any]]) -> Heartbeat | None:
-        """The running heartbeat; None where rank 0 cannot be reached. told: what each rank brought."""
+        """The running heartbeat; None if rank 0 cannot be reached. told: what each rank sent."""
         first = told[0]
         peers = [Peer(rank, one["host"], one["pid"]) for rank, one in enumerate(told)]
         heartbeat = Heartbeat(self.rank, peers, first["limit"], first["token"])

@@ -86,8 +86,8 @@ class Ranks:
     def same(self) -> Iterator[dict[str, Any]]:
         """Compare what each process puts into the dict, by names that a user knows. Collective, at its end.
 
-        The first comparison comes before any other collective call. An error inside one of the processes is told to
-        all. The heartbeat begins after it.
+        The first comparison comes before any other collective call. An error inside one of the processes is sent
+        to all. The heartbeat begins after it.
 
         Raises:
             UserError: values differ, or another process failed.

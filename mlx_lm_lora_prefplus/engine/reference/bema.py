@@ -34,7 +34,7 @@ class BemaSchedule:
 
 
 class BemaReference(MovingReference):
-    """Every so many optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
+    """After each `every` optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
 
     θ_t is the policy, θ_0 the policy when the average began, and EMA_t = (1 − β_t)·EMA_{t−φ} + β_t·θ_t, from EMA = θ_0.
     Of LoRA layers the products are averaged, so the rank of the reference's factors grows with each update. Until the

@@ -55,7 +55,7 @@ class ReferenceStore:
             self._read(self.file)
 
     def _read(self, file: Path) -> None:
-        """Take what the file holds; a damaged one is told and removed, and filled again."""
+        """Read the file; report and remove a damaged one, so that it is filled again."""
         try:
             kept = np.load(io.BytesIO(opened(file.read_bytes())))
             if (kept.shape, kept.dtype) != (self.logps.shape, np.float32):
@@ -84,7 +84,7 @@ class ReferenceStore:
             self.save()
 
     def save(self) -> None:
-        """Write what is new. A disk that is full or read-only costs the cache, not the run, and is told."""
+        """Write what is new. If the disk is full or read-only, report it and continue without the cache."""
         self.saved = time.monotonic()
         if self.file is None or not self.changed:
             return

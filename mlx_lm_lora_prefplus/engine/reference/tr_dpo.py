@@ -14,14 +14,14 @@ from .precompute import Weights, as_reference, with_reference
 from .store import ReferenceStore
 
 NEGLIGIBLE = 1e-4
-"""Shares of old policies below this are dropped from a mix of LoRA factors, whose rank would grow for ever."""
+"""Shares of old policies below this are dropped from a mix of LoRA factors, whose rank would grow without limit."""
 
 
 class MovingReference:
-    """Every so many optimiser steps the reference becomes α·policy + (1 − α)·reference.
+    """After each `every` optimiser steps the reference becomes α·policy + (1 − α)·reference.
 
     Until the first update the log-probs computed before training hold; from then on those of each batch are computed
-    when its turn comes, by the policy's own weights in memory with the reference's numbers for those that are trained.
+    when its turn comes, by the policy's own weights in memory with the reference's values for the trained parameters.
     LoRA products are mixed, not factors: the factors of the mix stand one behind the other, so its rank grows.
 
     policy: what is trained. every: optimiser steps between updates. alpha: share of the policy in the new reference.

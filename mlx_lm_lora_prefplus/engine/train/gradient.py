@@ -19,7 +19,7 @@ State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""
 
 CUT_POSITIONS = 1024
-"""On a CPU a batch is computed in parts of about so many tokens: larger ones are no faster and need more memory."""
+"""On a CPU a batch is computed in parts of about this many tokens: larger ones are no faster and need more memory."""
 
 
 class GradientStep:
@@ -89,7 +89,7 @@ class GradientStep:
     def _own(
         self, batch: Batch, scales: dict[Unit, mx.array], state: State | None
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
-        """What this process computes by itself."""
+        """What this process computes alone."""
         if not self.cuts:
             return self._whole(batch, scales, dict(state or {}))
         sums: Any = None

@@ -98,13 +98,13 @@ class _Timed(NamedTuple):
 
 
 class StepTimer:
-    """Seconds of laps, one micro-batch each.
+    """Seconds of micro-batches, one measurement each.
 
     When a process that was stopped (SIGSTOP, Ctrl-Z) goes on, it gets SIGCONT, but nobody tells it when it was
     stopped. So a lap during which it went on counts as long as the mean of the others. A closed lid needs no care:
     the clock stands still meanwhile.
 
-    count: laps in all.
+    count: micro-batches in total.
     """
 
     def __init__(self, stop: StopRequest):
@@ -124,12 +124,12 @@ class StepTimer:
 
     @property
     def count(self) -> int:
-        """Laps in all."""
+        """Micro-batches in total."""
         return self._whole.count + self._broken.count
 
     @property
     def seconds(self) -> float:
-        """Seconds of all laps; as measured where every one of them was interrupted."""
+        """Seconds of all micro-batches; as measured if every one of them was interrupted."""
         return self._whole.seconds * self.count / self._whole.count if self._whole.count else self._broken.seconds
 
     def dump(self) -> list[tuple[float, int]]:

@@ -33,7 +33,7 @@ from .snapshot import restore
 from .state import LoopState
 
 MOST_SKIPPED = 10
-"""After so many updates in a row that had to be left out, going on is of no use."""
+"""A run stops after this many skipped updates in a row."""
 
 
 def train(inputs: TrainingInputs) -> bool:

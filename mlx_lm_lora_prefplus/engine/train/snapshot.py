@@ -74,11 +74,11 @@ def check_saved(state: RunState) -> None:
         where = ".".join(map(str, first["loc"]))
         raise UserError(
             f"resume: the newest state is whole, and yet not one that this release writes ({where}: {first['msg']}). "
-            "Start afresh without --resume, or take the release that wrote it."
+            "Start again without --resume, or take the release that wrote it."
         ) from None
     keys = state.arrays.get("numpy", {}).get("keys")
     if keys is None or (keys.shape, keys.dtype) != ((624,), mx.uint32):
-        raise UserError("resume: the newest state has no random numbers of NumPy. Start afresh without --resume.")
+        raise UserError("resume: the newest state has no random numbers of NumPy. Start again without --resume.")
 
 
 def snapshot(inputs: TrainingInputs, state: LoopState) -> RunState:

@@ -9,7 +9,7 @@ import yaml
 from ...errors import UserError
 
 MOST_VALUES = 100_000
-"""Most values that a file may hold with its aliases expanded; only an attack has more, and it would take for ever."""
+"""Most values that a file may hold with its aliases expanded; only an attack has more, and it would not end."""
 
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of the key `<<`, which merges in the keys of another mapping."""

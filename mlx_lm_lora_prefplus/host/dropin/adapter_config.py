@@ -17,7 +17,7 @@ def train_type(model: nn.Module) -> str:
 
 
 def adapter_config(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """What stands in the folder already, as the host's `from_pretrained` wrote it, with the `fine_tune_type` that
+    """What the folder already contains, as the host's `from_pretrained` wrote it, with the `fine_tune_type` that
     `mlx_lm.load` needs; where nothing stands there, what the layers themselves tell.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The rows of a caller's data sets, and what the caller is told before training."""
+"""The rows of a caller's data sets, and the report to the caller before training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from .adapter_config import train_type
 from .host_items import Rows, token_rows
 
 Messages = tuple[list[str], list[str]]
-"""What was said: the lines of the summary, and the warnings."""
+"""The report: the lines of the summary, and the warnings."""
 
 
 class GivenSession(Session):

@@ -62,7 +62,7 @@ def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str,
 
 
 def resolved_settings(values: Mapping[str, Any], folder: Path | None = None) -> Resolved:
-    """Resolve and check; what the files of options say goes before what the caller gives.
+    """Resolve and check; the files of options take precedence over what the caller gives.
 
     The seed of the order of rows is drawn from NumPy's, as the host's is, unless one is given: `np.random.seed`
     decides it.
@@ -97,7 +97,7 @@ def with_files(values: Mapping[str, Any], folder: Path | None) -> Resolved:
 
 
 def _from_files(values: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
-    """What the files say, and what the user should be told of them."""
+    """The content of the files, and what to report about them."""
     files = [Path(named)] if (named := os.environ.get(VARIABLE)) else []
     if folder is not None:
         files.append(folder / FILE)

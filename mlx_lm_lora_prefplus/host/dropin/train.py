@@ -55,7 +55,7 @@ def train_dpo(
         args: all fields are used, `loss_type` too; it may be any loss of mode dpo. Where `adapter_file` is None
             nothing is saved and the adapters stay in the model; where it is a folder, they are saved in it.
         loss_fn: a loss of the caller's is called as the host calls it.
-        loss_type: goes before `args.loss_type` unless it is "sigmoid".
+        loss_type: takes precedence over `args.loss_type` unless it is "sigmoid".
 
     Raises:
         UserError: something given cannot work, or the loss is not finite. It is a ValueError.

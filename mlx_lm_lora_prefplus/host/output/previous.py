@@ -48,7 +48,7 @@ def move_warning(previous: Previous, settings: RunSettings, *, resumed: bool) ->
         if resumed
         else f"{folder} holds weights that this run did not make"
         if iteration is None
-        else f"{folder} holds the state of a run at iteration {iteration}. This run starts afresh"
+        else f"{folder} holds the state of a run at iteration {iteration}. This run starts from the beginning"
     )
     return (
         f"{reason}. Before the first step, these files ({files}, {size}) are moved to {target}; nothing is deleted. "

@@ -33,7 +33,7 @@ def write_record(
     reference: str | None,
     previous: str | None = None,
 ) -> None:
-    """Write the settings with their sources, the data reports and the versions. A resumed run writes the file anew.
+    """Write the settings with their sources, the data reports and the versions. A resumed run writes the file again.
 
     reference: a digest of the reference's content; None if there is no reference or its content is unknown.
     previous: the subfolder with the files of earlier runs.

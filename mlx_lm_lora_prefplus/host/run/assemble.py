@@ -25,7 +25,7 @@ def training_inputs(
 ) -> TrainingInputs:
     """What the loop needs to train a session.
 
-    settings: instead of the session's. others: further fields of `TrainingInputs`, and those that shall differ.
+    settings: instead of the session's. others: further fields of `TrainingInputs`, and those that must differ.
     """
     resolved = session.resolved
     settings = settings or resolved.settings

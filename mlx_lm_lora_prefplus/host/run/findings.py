@@ -45,7 +45,7 @@ def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[
 def unmasked(name: str, report: SplitReport) -> str:
     """Warn of rows whose completions count as a whole although only a part of them should."""
     return (
-        f"{name}: in {report.unmasked} of {report.used} rows it could not be told which tokens are the assistant's "
+        f"{name}: in {report.unmasked} of {report.used} rows it is unclear which tokens are the assistant's "
         "own, because the chat template rewrites earlier turns. All tokens of their completions count in the loss. Use "
         "a chat template with {% generation %} blocks, or set assistant_only_loss: false and mask_thinking: false to "
         "count all tokens."

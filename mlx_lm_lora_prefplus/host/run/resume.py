@@ -25,7 +25,7 @@ def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
         for sentence in damaged:
             print_warning(f"{sentence}. Trying the state before it.")
         if state is None:
-            print_info(f"Nothing to resume in {folder}: starting afresh.")
+            print_info(f"Nothing to resume in {folder}: starting from the beginning.")
         else:
             check_saved(state)
             print_info(f"Resuming after iteration {state.iteration} of {state.values['iters']} ({folder})")

@@ -247,7 +247,7 @@ class Session:
     def shares_trunk(self) -> bool:
         """Whether a step computes reference and policy together and runs the frozen trunk once for both.
 
-        Not with a moving reference in a compiled step: the rank of its LoRA factors grows, and would be traced anew.
+        Not with a moving reference in a compiled step: the rank of its LoRA factors grows, so it would be traced again.
         """
         if self.engine.trunk is None or self.ranks.size > 1 or self.stream or self.resolved.settings.qat_enable:
             return False

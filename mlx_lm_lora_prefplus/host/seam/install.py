@@ -23,7 +23,7 @@ from ..originals import (
 def activate(module: ModuleType) -> bool:
     """Put ours into a module of the host, and say whether it is there now.
 
-    Stands aside, in silence, where the module announces a discovery of its own (`TRAINER_PLUGIN_API`; see
+    Does nothing if the module announces its own discovery (`TRAINER_PLUGIN_API`; see
     docs/upstream). A host that does not fit is left untouched, with one line on stderr.
     """
     if is_active(module):

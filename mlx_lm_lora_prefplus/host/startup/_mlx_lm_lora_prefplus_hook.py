@@ -3,12 +3,12 @@
 Every interpreter of the environment imports this file, so it imports only `sys` and does one thing: when
 somebody imports one of the modules of mlx-lm-lora below, and only then, it hands the module that has just been
 loaded to mlx-lm-lora-prefplus, which takes over its preference modes. No file of the host is touched, and nothing
-here may break an interpreter: whatever goes wrong is told on stderr and the host runs as it is, even if our package
+here may break an interpreter: every error is reported on stderr and the host runs unchanged, even if our package
 exits while it is imported. Only Ctrl-C (KeyboardInterrupt) ends the program, as it would without us. The `.pth` line
 ignores every error, so that a damaged hook is silent; `mlx_lm_lora.prefplus doctor` names the damage.
 
 MLX_LM_LORA_PREFPLUS=0 turns it off; =strict raises what would be a warning.
-MLX_LM_LORA_PREFPLUS_PATCH=1 extends it to the functions that programs call by themselves (`train_dpo`, …).
+MLX_LM_LORA_PREFPLUS_PATCH=1 extends it to the functions that programs call directly (`train_dpo`, …).
 """
 
 import sys

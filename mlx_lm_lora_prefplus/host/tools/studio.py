@@ -34,7 +34,7 @@ exec {python} "$@"
 """
 
 OPTIONS = """# Options for which MLX-LoRA-Studio has no field, for all runs started with the python3 beside this file.
-# A prefplus.yaml in the folder of a run's adapters goes before it, key by key. Both go before the app's form.
+# A prefplus.yaml in the folder of a run's adapters takes precedence, key by key. Both override the app's form.
 # `mlx_lm_lora.train --train-mode dpo --help` lists the keys.
 
 # loss_type: simpo         # in mode cpo; any loss of the mode: see `mlx_lm_lora.prefplus modes`

@@ -1,4 +1,4 @@
-"""Losses of a pair that judge each completion by itself, against its reference. Each returns (pairs,), unreduced.
+"""Losses of a pair that judge each completion separately, against its reference. Each returns (pairs,), unreduced.
 
 They keep the chosen log-prob from falling, where a loss of Δ alone may let both fall. See `losses.inputs` for the
 notation.

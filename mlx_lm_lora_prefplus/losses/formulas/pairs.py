@@ -1,6 +1,6 @@
 """Losses of a pair: chosen against rejected completion of one prompt. Each returns (pairs,), unreduced.
 
-See `losses.inputs` for the notation. Losses that judge each completion by itself are in `absolute`, those that never
+See `losses.inputs` for the notation. Losses that judge each completion separately are in `absolute`, those that never
 have a reference in `policy_only`.
 """
 
@@ -179,7 +179,7 @@ def discopop(pairs: Pairs, *, beta: float, discopop_tau: float) -> mx.array:
     Args:
         pairs: summed log-probs.
         beta: β > 0, per nat; 0.05 in the paper.
-        discopop_tau: τ > 0, where one loss gives way to the other; 0.05 in the paper.
+        discopop_tau: τ > 0, where one loss replaces the other; 0.05 in the paper.
 
     Returns:
         (pairs,); (1 + ln 2)/2 where the policy equals the reference. Not monotonic: around x = 0 it rises with x.
@@ -248,7 +248,7 @@ def margin(pairs: Pairs, *, beta: float) -> mx.array:
 
 
 def odpo(pairs: Pairs, *, beta: float, odpo_alpha: float) -> mx.array:
-    """−log σ(βΔ − α·ln(s_w − s_l)): DPO with an offset; the more the scores differ, the more the rewards shall.
+    """−log σ(βΔ − α·ln(s_w − s_l)): DPO with an offset; a larger difference of scores requires a larger margin.
 
     Args:
         pairs: summed log-probs; columns `chosen_score` and `rejected_score`: s_w > s_l, in any unit (its choice moves
@@ -306,7 +306,7 @@ def dpo_shift(pairs: Pairs, *, beta: float, dpo_shift_lambda: float) -> mx.array
 
 def aot(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
     """ℓ(β(sort(p_w − p_l) − sort(q_w − q_l))), ℓ(x) = −(1−ε)·log σ(x) − ε·log σ(−x): the *distribution* of the policy's
-    margins shall lie above that of the reference's.
+    margins must lie above that of the reference's.
 
     Args:
         pairs: summed log-probs; sorted over the pairs of this call, so the result depends on which are together.
@@ -326,7 +326,7 @@ def aot(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
 
 
 def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
-    """ℓ(β(sort(u_w) − sort(u_l))), ℓ as in `aot`: the distribution of chosen rewards shall lie above that of rejected
+    """ℓ(β(sort(u_w) − sort(u_l))), ℓ as in `aot`: the distribution of chosen rewards must lie above that of rejected
     ones, whichever prompts they answer.
 
     Args:

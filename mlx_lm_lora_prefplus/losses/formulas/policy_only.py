@@ -15,7 +15,7 @@ MAX_ALPHAPO_EXPONENT = 60.0  # so that β·e^60/α is finite in float32 down to 
 
 
 def slic(pairs: Pairs, *, delta: float) -> mx.array:
-    """max(0, δ − d): the chosen log-prob shall lie δ nats above the rejected.
+    """max(0, δ − d): the chosen log-prob must be δ nats above the rejected.
 
     Args:
         pairs: summed log-probs.

@@ -70,7 +70,10 @@ class LossOptions:
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="Scale β of the log-ratio, per nat. Smaller is softer (default: that of the loss, mostly 0.1).",
+            description=(
+                "Scale β of the log-ratio, per nat. A smaller β lets the policy move further (default: that "
+                "of the loss, mostly 0.1)."
+            ),
         ),
         ModeDefault(0.1),
     ] = None

@@ -30,7 +30,7 @@ class MarginOptions(SeveralOptions):
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="simpo, alphapo, tpo_l: γ/β, instead of simpo_gamma (the SimPO repository's way of saying it).",
+            description="simpo, alphapo, tpo_l: γ/β, as in the SimPO repository; replaces simpo_gamma.",
         ),
     ] = None
     alphapo_alpha: Annotated[

@@ -33,15 +33,15 @@ class DPOOptions(PreferenceOptions):
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="chi_po: bound of the reward difference, in nats; it has no usual value.",
+            description="chi_po: bound of the reward difference, in nats; there is no usual value.",
         ),
     ] = None
     sft_weight: Annotated[Number, Field(ge=0, description="Weight of an added NLL of the chosen completions.")] = 0.0
     reference_free: Annotated[
-        bool, Field(description="Take 0 for the reference's log-probs instead of the reference model.")
+        bool, Field(description="Use 0 as the reference's log-probs, without a reference model.")
     ] = False
     f_divergence_type: Annotated[
-        Divergence, Field(description="The divergence that holds the policy to the reference (arXiv:2309.16240).")
+        Divergence, Field(description="The divergence that keeps the policy near the reference (arXiv:2309.16240).")
     ] = "reverse_kl"
     f_alpha_divergence_coef: Annotated[
         Number, Field(description="alpha_divergence: a, which is 1 − α of the paper; near 1 it is reverse_kl.")
@@ -51,21 +51,25 @@ class DPOOptions(PreferenceOptions):
         Field(
             ge=0,
             le=1,
-            description="LD-DPO: what tokens beyond the length of the shorter completion count (arXiv:2409.06411; "
-            "default: 1, off).",
+            description=(
+                "LD-DPO: weight of tokens beyond the length of the shorter completion (arXiv:2409.06411; "
+                "default: 1, off)."
+            ),
         ),
         WeighsTokens,
     ] = None
     sampo: Annotated[
         bool,
         Field(
-            description="SamPO: sum over as many tokens of either completion as the shorter has, drawn once for each "
-            "row by the seed 0 (arXiv:2406.10957)."
+            description=(
+                "SamPO: sum over as many tokens of each completion as the shorter one has, drawn once per row"
+                " with seed 0 (arXiv:2406.10957)."
+            )
         ),
         WeighsTokens,
     ] = False
     use_weighting: Annotated[
-        bool, Field(description="WPO: weigh each pair by how likely the policy would write it (arXiv:2406.11827).")
+        bool, Field(description="WPO: weight each pair by how likely the policy would write it (arXiv:2406.11827).")
     ] = False
     dr_dpo_beta: Annotated[
         float | None,
@@ -77,10 +81,10 @@ class DPOOptions(PreferenceOptions):
         ),
     ] = None
     sync_ref_model: Annotated[
-        bool, Field(description="TR-DPO: let the reference follow the policy (arXiv:2404.09656).")
+        bool, Field(description="TR-DPO: update the reference towards the policy during training (arXiv:2404.09656).")
     ] = False
     ref_model_sync_steps: Annotated[
-        int, Field(gt=0, description="TR-DPO: optimiser steps from one update of the reference to the next.")
+        int, Field(gt=0, description="TR-DPO: optimiser steps between two updates of the reference.")
     ] = 512
     ref_model_mixup_alpha: Annotated[
         Number, Field(gt=0, le=1, description="TR-DPO: share of the policy in the new reference; 1 replaces it.")

@@ -139,7 +139,7 @@ def test_no_pieces_with_dropout():
     long = RunSettings(efficient_long_context=True)
     assert type(choose_policy(with_lora(tiny_llama()), long).policy) is ChunkedPolicy
     choice = choose_policy(with_lora(tiny_llama(), dropout=0.1), long)
-    assert type(choice.policy) is SharedPrefixPolicy and "not in pieces: dropout" in choice.description
+    assert type(choice.policy) is SharedPrefixPolicy and "not in chunks: dropout" in choice.description
 
 
 @pytest.mark.parametrize("keep", [Keep.PRODUCTS, Keep.INPUTS])

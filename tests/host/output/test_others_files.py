@@ -43,7 +43,7 @@ def test_copies_beside_the_states_are_neither_read_nor_moved_nor_removed(go):
     (folder / ".tmp-mine.json").write_text("{}")
     before = {copy: (folder / copy).read_bytes() for copy in COPIES.values()}
     (folder / "state-0000002.safetensors").rename("state-0000002.safetensors")
-    assert "Nothing to resume in adapters: starting afresh" in go(resume=True)
+    assert "Nothing to resume in adapters: starting from the beginning" in go(resume=True)
     Path("state-0000002.safetensors").rename(folder / "state-0000002.safetensors")
     go(seed=2)
     assert {copy: (folder / copy).read_bytes() for copy in COPIES.values()} == before
