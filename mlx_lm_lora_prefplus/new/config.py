@@ -28,6 +28,9 @@ MOST_VALIDATED = 100
 FEWEST_UPDATES = 20
 """Updates in an epoch below which fewer micro-batches are accumulated."""
 
+FEWEST_REPORTED = 5
+"""Updates that a line of figures is the mean of, at least: means of fewer rows vary too much to be read."""
+
 EVALUATIONS = 10
 """Validations in a run, about."""
 
@@ -180,8 +183,9 @@ def _steps(steps: Steps, values: Mapping[str, Any], valid: int) -> list[dict[str
         "seed": Line(0, "the same seed gives the same run"),
     }
     every = max(1, round(updates / EVALUATIONS)) * steps.accumulated
+    reported = max(FEWEST_REPORTED, updates // 100) * steps.accumulated
     progress = {
-        "steps_per_report": Line(steps.accumulated * max(1, updates // 100), "micro-batches between lines of figures"),
+        "steps_per_report": Line(reported, "micro-batches between lines of figures"),
         "save_every": Line(every, "micro-batches between saved states"),
         "save_every_minutes": Line(15, "also save after this many minutes"),
         "resume": Line(True, "the same command goes on after anything that stopped the run"),
