@@ -58,10 +58,14 @@ class World:
             **changes,
         }
 
-    def start(self, instant: int | str = 0, what: str = "SIGKILL", flags=(), sleep: float = 0, prefix=(), **changes):
-        """The process; `what` happens to it at an instant: see child.py. prefix: a command that starts it."""
+    def write_config(self, **changes) -> Path:
         file = self.folder / f"config-{changes.get('adapter_path', 'adapters')}.json"
         file.write_text(json.dumps(self.config(**changes)))
+        return file
+
+    def start(self, instant: int | str = 0, what: str = "SIGKILL", flags=(), sleep: float = 0, prefix=(), **changes):
+        """The process; `what` happens to it at an instant: see child.py. prefix: a command that starts it."""
+        file = self.write_config(**changes)
         environment = {
             **os.environ,
             **{"PYTHONPATH": str(ROOT), "CHILD_SLEEP": str(sleep)},
@@ -111,11 +115,33 @@ def write_unpaired(folder: Path, **splits: int) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def new_world(folder: Path, model_folder: Path) -> World:
+    write_pairs(folder / "data", train=10, valid=4)
+    write_unpaired(folder / "unpaired", train=11, valid=4)
+    return World(folder, model_folder)
+
+
 @pytest.fixture
 def world(tmp_path, model_folder) -> World:
-    write_pairs(tmp_path / "data", train=10, valid=4)
-    write_unpaired(tmp_path / "unpaired", train=11, valid=4)
-    return World(tmp_path, model_folder)
+    return new_world(tmp_path, model_folder)
+
+
+@dataclass
+class Alone:
+    """What a run to which nothing happens leaves. instants: how many there are in it."""
+
+    weights: bytes
+    metrics: list[dict]
+    instants: int
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, model_folder) -> Alone:
+    """The run of `World.config`, done once for all tests."""
+    world = new_world(tmp_path_factory.mktemp("alone"), model_folder)
+    ended = world.run()
+    assert ended.code == 0, ended.out
+    return Alone(world.weights("adapters"), world.metrics("adapters"), ended.instants)
 
 
 @pytest.fixture

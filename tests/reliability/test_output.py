@@ -21,12 +21,10 @@ SHELLS = {
 
 
 @pytest.mark.parametrize("shell", SHELLS.values(), ids=SHELLS)
-def test_nobody_takes_what_is_printed(world, shell):
+def test_nobody_takes_what_is_printed(world, alone, shell):
     if "/dev/full" in shell and not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("there is no /dev/full here")
-    assert world.run(adapter_path="alone").code == 0
-    world.start(instant=1, what="SIGKILL").communicate(timeout=200)  # writes the config file
-    command = f"{sys.executable} -m mlx_lm_lora_prefplus train --config config-adapters.json"
+    command = f"{sys.executable} -m mlx_lm_lora_prefplus train --config {world.write_config()}"
     environment = {**os.environ, "PYTHONPATH": str(CHILD.parents[2])}
     done = subprocess.run(
         ["bash", "-c", shell.format(command=command)],
@@ -35,7 +33,7 @@ def test_nobody_takes_what_is_printed(world, shell):
     errors = world.folder / "errors.txt"
     told = done.stderr + (errors.read_text() if errors.exists() else "")
     assert done.returncode == 0 and "Traceback" not in told and "Exception ignored" not in told, told
-    assert world.weights("adapters") == world.weights("alone")
+    assert world.weights("adapters") == alone.weights
     log = (world.folder / "adapters" / LOG).read_text()
     assert "Loading model" in log and "\nIter 3: loss " in log and "Saved final weights" in log and "\x1b" not in log
 

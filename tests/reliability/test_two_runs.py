@@ -41,8 +41,7 @@ def stopped(process):
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"]])
-def test_the_second_is_refused_and_the_first_goes_on_as_if_alone(world, flags):
-    world.run(adapter_path="alone")
+def test_the_second_is_refused_and_the_first_goes_on_as_if_alone(world, alone, flags):
     first = world.start(sleep=0.2, flags=flags)
     until(first, "Iter 3:")
     folder = world.folder / "adapters"
@@ -58,28 +57,26 @@ def test_the_second_is_refused_and_the_first_goes_on_as_if_alone(world, flags):
     assert before <= {path.name for path in folder.iterdir()}
     out = first.communicate(timeout=200)[0]
     assert first.returncode == 0, out
-    assert world.weights("adapters") == world.weights("alone")
-    assert world.metrics("adapters") == world.metrics("alone")
+    assert world.weights("adapters") == alone.weights
+    assert world.metrics("adapters") == alone.metrics
     assert not (folder / LOCK).exists()
 
 
-def test_of_two_started_at_the_same_instant_one_runs(world):
+def test_of_two_started_at_the_same_instant_one_runs(world, alone):
     started = [world.start(adapter_path="adapters", seed=seed, sleep=0.1) for seed in (3, 3)]
     ended = sorted((process.communicate(timeout=200)[0], process.returncode) for process in started)
     assert sorted(code for _, code in ended) == [0, 1], ended
-    assert world.run(adapter_path="alone").code == 0
-    assert world.weights("adapters") == world.weights("alone")
-    assert world.metrics("adapters") == world.metrics("alone")
+    assert world.weights("adapters") == alone.weights
+    assert world.metrics("adapters") == alone.metrics
 
 
-def test_after_a_kill_the_folder_is_taken_over(world):
-    world.run(adapter_path="alone")
+def test_after_a_kill_the_folder_is_taken_over(world, alone):
     assert world.run("step:9").code == -9
     assert (world.folder / "adapters" / LOCK).is_file()
     again = world.run(flags=["--resume"])
     assert again.code == 0, again.out
     assert re.search(r"the run of process \d+ on .* owned adapters and is gone", again.out), again.out
-    assert world.weights("adapters") == world.weights("alone")
+    assert world.weights("adapters") == alone.weights
 
 
 def test_testing_and_the_report_read_beside_a_running_one(world):

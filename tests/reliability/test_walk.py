@@ -18,9 +18,9 @@ def command(*arguments: str) -> str:
 
 
 def test_a_fault_costs_no_more_than_the_step_under_way():
-    out = command("tests.reliability.walk", "--sample", "4")
+    out = command("tests.reliability.walk", "--sample", "3")
     assert out.count(" faults (") == 8 and "0 broke a promise" in out
 
 
 def test_no_order_of_events_loses_weights_or_uses_wrong_numbers():
-    assert "every promise held" in command("tests.reliability.life", "--examples", "3")
+    assert "every promise held" in command("tests.reliability.life", "--examples", "2")
