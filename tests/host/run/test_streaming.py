@@ -97,6 +97,7 @@ def test_no_buffer_keeps_the_order(go, rows_trained):
     assert rows_trained[:7] == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10], [1, 2], [3, 4]]
 
 
+@pytest.mark.slow
 def test_memory_and_disk_do_not_grow_with_the_rows(go, monkeypatch, tmp_path):
     """600 rows are read. No window is kept, and the cache holds the validation rows alone."""
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "cache"))
@@ -121,15 +122,33 @@ def test_memory_and_disk_do_not_grow_with_the_rows(go, monkeypatch, tmp_path):
     assert {bytes_ for _, _, bytes_ in seen} == {one_window}
 
 
-def test_kto_and_tr_dpo_train_on_streams(go):
-    go(**STREAM, train_mode="kto", adapter_path="kto", iters=12)
-    assert all(map(math.isfinite, metrics("kto")))
-    _, seen = go(
-        **STREAM, adapter_path="tr", iters=8, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.0
-    )
-    assert seen.train[-1]["train_margins"] == pytest.approx(0, abs=0.2)  # the reference is the policy of a step ago
-    go(**STREAM, adapter_path="fixed", iters=8)
-    assert adapters("tr") != adapters("fixed")
+@pytest.mark.parametrize(
+    "moving",
+    [
+        {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0},
+        {"bema_for_ref_model": True, "bema_update_freq": 1},
+    ],
+    ids=["tr_dpo", "bema"],
+)
+def test_a_moving_reference_goes_on_over_the_windows(go, moving):
+    go(**STREAM, adapter_path="fixed", iters=7)
+    go(**STREAM, **moving, adapter_path="moving", iters=7)
+    go(**STREAM, **moving, adapter_path="stopped", iters=5)
+    go(**STREAM, **moving, adapter_path="stopped", iters=7, resume=True)
+    assert adapters("moving") == adapters("stopped") != adapters("fixed")
+
+
+def test_kto_leaves_out_a_rest_of_one_row(go, tmp_path, rows_trained):
+    rows = [{"prompt": f"w{i}", "completion": f"w{i + 1} w2", "label": i % 2 == 0} for i in range(5)]
+    (tmp_path / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    go(**{**STREAM, "shuffle_buffer": 2, "val_batches": 0}, train_mode="kto", iters=5)
+    assert [sorted(one) for one in rows_trained[:5]] == [[1, 2], [3, 4], [1, 2], [3, 4], [1, 2]]
+
+
+def test_batches_within_a_token_budget(go, rows_trained):
+    go(**STREAM, token_budget=40, iters=6)
+    passed = [row for rows in rows_trained for row in rows]
+    assert len(rows_trained) == 6 and sorted(passed[:4]) == [1, 2, 3, 4]
 
 
 def test_rows_that_cannot_be_used_are_left_out(go, tmp_path):
@@ -187,7 +206,8 @@ def test_other_files_and_folders_stream(go, tmp_path, ending):
     getattr(table, f"to_{ending}")(str(folder / f"train-00000-of-00001.{ending}"))
     splits = {"path": "folder", "train_split": "train", "valid_split": None}
     go(**STREAM, adapter_path=ending, iters=7, hf_dataset=splits)
-    assert adapters(ending) == adapters("jsonl")
+    go(**STREAM, adapter_path="by name", iters=7, data="folder")
+    assert adapters(ending) == adapters("by name") == adapters("jsonl")
 
 
 def test_check_says_it(go, tmp_path, monkeypatch, model_folder):
