@@ -1,12 +1,12 @@
 """An adapter of mlx-lm as Hugging Face PEFT loads it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
 
-from ..engine.files.hub_names import PREFIXES, SAME, is_expert, known_types, transformers_name
+from ..engine.files.hub_names import EXPERTS, PREFIXES, SAME, expert_name, is_expert, known_types, transformers_name
 from ..engine.files.peft import BLOCK, LEAVES, ROOT
 from ..errors import UserError
 
@@ -28,14 +28,12 @@ def to_peft(
             f"{known_types()}. Fuse the adapter into the model instead (mlx_lm.fuse)."
         )
     modules = modules_of(weights)
-    _refuse_odd(modules)
+    experts = any(is_expert(name) for name in modules)
+    if not (experts and model_type in EXPERTS and _can_join(modules, EXPERTS[model_type])):
+        _refuse_odd(modules)
     named = {name: transformers_name(name, model_type) for name in modules}
-    tensors = {
-        f"{ROOT}{named[name]}.{LEAVES[leaf]}": value.T if value.ndim == 2 else value
-        for name, leaves in modules.items()
-        for leaf, value in leaves.items()
-    }
-    rank = next(iter(modules.values()))["lora_b"].shape[0]
+    lora_b = next(iter(modules.values()))["lora_b"]
+    rank = lora_b.shape[0 if lora_b.ndim == 2 else -1]
     alpha = parameters["scale"] * rank
     config = {
         "peft_type": "LORA",
@@ -43,7 +41,7 @@ def to_peft(
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": parameters.get("dropout", 0.0),
+        "lora_dropout": 0.0 if experts else parameters.get("dropout", 0.0),  # PEFT has none on experts
         "use_dora": any("m" in leaves for leaves in modules.values()),
         "use_rslora": False,
         "bias": "none",
@@ -51,7 +49,38 @@ def to_peft(
         "inference_mode": True,
         **_targets(named.values(), same=model_type in SAME),
     }
-    return tensors, config
+    if experts:
+        config["target_modules"] = sorted({_leaf(name, EXPERTS[model_type]) for name in modules})
+    return dict(_tensors(modules, model_type)), config
+
+
+def _tensors(modules: Mapping[str, Mapping[str, mx.array]], model_type: str) -> Iterator[tuple[str, mx.array]]:
+    """PEFT's tensors by their names. mlx-lm keeps those of experts in PEFT's layout, one after the other."""
+    for module, leaves in modules.items():
+        for leaf, value in leaves.items():
+            if value.ndim == 3:
+                for number, of_one in enumerate(value):
+                    yield f"{ROOT}{expert_name(module, model_type, number)}.{LEAVES[leaf]}", of_one
+            else:
+                name = transformers_name(module, model_type)
+                yield f"{ROOT}{name}.{LEAVES[leaf]}", value.T if value.ndim == 2 else value
+
+
+def _can_join(modules: Mapping[str, Any], projections: Mapping[str, str]) -> bool:
+    """Whether PEFT can put these adapters on the joined tensors of the experts.
+
+    It asks for gate and up together, for the same modules in each layer, and for names that no other module ends with.
+    """
+    experts = {_leaf(name, projections) for name in modules if ".switch_mlp." in name}
+    others = {_leaf(name, projections) for name in modules if ".switch_mlp." not in name}
+    both = experts >= {projections["gate_proj"], projections["up_proj"]} or experts <= {projections["down_proj"]}
+    return both and not experts & others and "layers_to_transform" in _targets(modules, same=True)
+
+
+def _leaf(name: str, projections: Mapping[str, str]) -> str:
+    """The last part of a module's name in PEFT. projections: those of an expert."""
+    last = name.rpartition(".")[2]
+    return projections[last] if ".switch_mlp." in name else last
 
 
 def modules_of(weights: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
@@ -81,7 +110,7 @@ def _refuse_odd(modules: Mapping[str, Mapping[str, mx.array]]) -> None:
     tables = [name for name in modules if name.rpartition(".")[2] in ("embed_tokens", "wte", "word_embeddings")]
     wide = [name for name, leaves in modules.items() if leaves["lora_a"].ndim != 2 and not is_expert(name)]
     for found, why in (
-        (experts, "experts or routers, which transformers keeps in tensors that PEFT adapts in another way"),
+        (experts, "experts or routers, which PEFT does not adapt in this form"),
         (tables, "embeddings, which mlx-lm adapts also where they are the head, and PEFT does not"),
         (wide, "layers of a kind that PEFT does not know"),
     ):

@@ -37,10 +37,7 @@ def save_base(folder: Path, model_type: str = "llama"):
     model.load_weights([(name, _random(value)) for name, value in tree_flatten(model.parameters())])
     folder.mkdir(parents=True)
     save_model(folder, model)
-    architecture = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[model_type]
-    save_config(
-        {"model_type": model_type, "architectures": [f"{architecture}ForCausalLM"], **SIZES}, folder / "config.json"
-    )
+    save_config({"model_type": model_type, **SIZES}, folder / "config.json")
     return model
 
 

@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlx_lm_lora_prefplus.engine.files.adapter_files import load_adapter_weights
-from mlx_lm_lora_prefplus.engine.files.peft import read_peft_config
+from mlx_lm_lora_prefplus.engine.files.peft import read_peft_config, to_mlx
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.export.peft import to_peft
 from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.export.conftest import RANK, SCALE, config_of, put_adapter, save_base
@@ -171,6 +172,31 @@ def test_what_cannot_be_written(tmp_path, adapter, export):
     )
     with pytest.raises(UserError, match=r"train_type: full.*mlx_lm\.fuse"):
         export(adapter)
+
+
+def test_experts_are_written_one_by_one():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: mx.array(rng.normal(size=shape).astype(np.float32))  # noqa: E731
+    weights = {}
+    for projection in ("gate_proj", "up_proj", "down_proj"):
+        module = f"model.layers.3.block_sparse_moe.switch_mlp.{projection}"
+        weights |= {f"{module}.lora_a": draw(4, 2, 8), f"{module}.lora_b": draw(4, 6, 2)}
+    router = "model.layers.3.block_sparse_moe.gate"
+    weights |= {f"{router}.lora_a": draw(8, 2), f"{router}.lora_b": draw(2, 4)}
+    tensors, config = to_peft(weights, {"scale": 3.0, "dropout": 0.1}, "mixtral", "base")
+    assert config["target_modules"] == ["gate", "w1", "w2", "w3"] and config["layers_to_transform"] == [3]
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 6, 0.0)
+    assert len(tensors) == 2 * (3 * 4 + 1)
+    name = "base_model.model.model.layers.3.block_sparse_moe.experts.2.w3.lora_A.weight"
+    assert np.array_equal(tensors[name], weights["model.layers.3.block_sparse_moe.switch_mlp.up_proj.lora_a"][2])
+    assert tensors[f"base_model.model.{router}.lora_A.weight"].shape == (2, 8)
+    without_up = {name: value for name, value in weights.items() if ".up_proj." not in name}
+    with pytest.raises(UserError, match="3 modules on experts or routers"):
+        to_peft(without_up, {"scale": 3.0}, "mixtral", "base")
+    with pytest.raises(UserError, match="4 modules on experts or routers"):
+        to_peft(weights, {"scale": 3.0}, "qwen2_moe", "base")
+    with pytest.raises(UserError, match=r"here holds .*experts\.0\.w1.*merge_and_unload"):
+        to_mlx(tensors, config, "mixtral", 4, "here")
 
 
 def test_the_folder_of_the_adapter_is_not_written_over(adapter, export):

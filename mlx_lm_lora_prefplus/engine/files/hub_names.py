@@ -20,8 +20,15 @@ PREFIXES = {
 }
 """`model_type` → how names begin in mlx-lm and in transformers, where only that differs."""
 
+EXPERTS = {
+    "mixtral": {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
+    "olmoe": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
+    "qwen3_moe": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
+}
+"""`model_type` → the projections of an expert in mlx-lm and in PEFT, which joins them to transformers' tensors."""
+
 _EXPERTS = re.compile(r"\.(switch_mlp|experts|router)\b|\.(mlp|block_sparse_moe)\.gate$")
-"""Experts and routers. transformers holds those of a layer in one tensor, mlx-lm in another layout."""
+"""Experts and routers: tensors in transformers, not linear layers."""
 
 
 def known_types() -> str:
@@ -44,3 +51,9 @@ def mlx_name(name: str, model_type: str) -> str:
     """The name in mlx-lm of a module of transformers."""
     ours, theirs = PREFIXES.get(model_type, ("", ""))
     return ours + name.removeprefix(theirs) if ours and name.startswith(theirs) else name
+
+
+def expert_name(name: str, model_type: str, number: int) -> str:
+    """PEFT's name of one expert of mlx-lm's `….switch_mlp.gate_proj`, where `EXPERTS` has the model type."""
+    before, _, projection = name.rpartition(".switch_mlp.")
+    return f"{before}.experts.{number}.{EXPERTS[model_type][projection]}"

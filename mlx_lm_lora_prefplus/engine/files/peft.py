@@ -112,7 +112,7 @@ def to_mlx(
         module, leaf = _split(name)
         if name.endswith(".base_layer.weight"):
             continue  # PEFT saves a copy of the base's own head and embeddings where they are adapted
-        if leaf is None:
+        if leaf is None or ".experts." in module:
             raise UserError(
                 f"{where} holds {name}, which is no tensor of LoRA or DoRA on a linear layer. Such an adapter cannot "
                 "be read. Merge it in PEFT (merge_and_unload) and give the merged model."
