@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.batches.slicing import rows_of, slice_batch
 from ..plugin import Batch, Scorer, Scores
+from .model.routers import current, examples_from
 from .ranks.ranks import Ranks
 
 
@@ -35,14 +36,21 @@ class SharedPolicy:
         if start < stop:
             own, places = slice_batch(batch, start, stop), rows_of(batch, start, stop)
             weights_of_share = None if weights is None else weights[places, : own.completions.shape[1]]
-            scores = self.own(own, weights_of_share, statistics=statistics)
+            with examples_from(start):
+                scores = self.own(own, weights_of_share, statistics=statistics)
             whole = whole.at[:, places].add(mx.stack([getattr(scores, name).astype(mx.float32) for name in fields]))
-        others = self.ranks.sum(mx.stop_gradient(whole)) - whole
-        whole = whole + mx.stop_gradient(others)
+        whole = self._with_others(whole)
+        if (record := current()) is not None:
+            record.sums = [(self._with_others(record.total()[0]), self._with_others(record.total()[1]))]
         if not self.model.training:  # the result may be kept: log-probs of the reference, figures of an evaluation
             mx.eval(whole)
             self.ranks.confirm()
         return Scores(**dict(zip(fields, whole, strict=True)))
+
+    def _with_others(self, own: mx.array) -> mx.array:
+        """The sum over the processes, of which this one's part has a gradient."""
+        own = own.astype(mx.float32)
+        return own + mx.stop_gradient(self.ranks.sum(mx.stop_gradient(own)) - own)
 
 
 def share(batch: Batch, rank: int, size: int) -> tuple[int, int]:

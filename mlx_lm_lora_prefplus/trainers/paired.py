@@ -45,7 +45,7 @@ class PairedTrainer(TableTrainer):
         """The options that weigh tokens."""
         return weighing_options(options)
 
-    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+    def preference_loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the preference loss over the pairs (or lists) and of the weighted NLL over the chosen tokens."""
         weighting = getattr(options, "use_weighting", False)
         ranked = self.rows_of(options) == "ranked"

@@ -6,9 +6,10 @@ from typing import Any, Self
 
 import mlx.core as mx
 
+from ..engine.model.routers import recorded
 from ..engine.rounding import logp_rounding
 from ..losses import START, Loss, is_separable, loss_names, needs_state
-from ..plugin import Batch, Scores
+from ..plugin import Batch, LossOutput, Scorer, Scores
 from ..plugin.protocol import RowKind
 from .base import BaseTrainer
 
@@ -37,6 +38,23 @@ class TableTrainer(BaseTrainer):
                 f"mode {self.mode}: loss {ruled[0]} has a default or a check, which its options apply; set `table` of "
                 f"{self.options.__name__} to the losses of the mode"
             )
+
+    def preference_loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+        """`loss` without that of the routers; a subclass defines it."""
+        raise NotImplementedError
+
+    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+        """Sums of the preference loss and, where `router_aux_loss_coef` asks for it, of the load-balancing loss."""
+        coefficient = getattr(options, "router_aux_loss_coef", 0.0)
+        if not coefficient:
+            return self.preference_loss(policy, batch, options, state)
+        with recorded(policy.model, batch.ids.shape[0]) as record:
+            output = self.preference_loss(policy, batch, options, state)
+        aux_loss = record.losses().sum()
+        sums, metrics = dict(output.sums), dict(output.metrics)
+        sums["examples"] = sums.get("examples", mx.array(0.0)) + coefficient * aux_loss
+        metrics["examples"] = {**metrics.get("examples", {}), **summed({"aux_loss": aux_loss})}
+        return output._replace(sums=sums, metrics=metrics)
 
     def with_losses(self, losses: Mapping[str, Any]) -> Self:
         """A copy of this trainer with further losses and their config keys."""

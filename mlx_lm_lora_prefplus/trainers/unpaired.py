@@ -22,7 +22,7 @@ class UnpairedTrainer(TableTrainer):
     def reference_key(self, options: Any) -> None:
         """None: all token weights are 1."""
 
-    def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
+    def preference_loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
         """Sums of the loss over the rows.
 
         Raises:

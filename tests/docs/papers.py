@@ -15,6 +15,8 @@ CITED = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 PAPERS = {
     "1604.06174": "Chen et al. 2016. Training Deep Nets with Sublinear Memory Cost",
     "1804.04235": "Shazeer & Stern 2018. Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+    "2101.03961": "Fedus et al. 2021. Switch Transformers: Scaling to Trillion Parameter Models with Simple and "
+    "Efficient Sparsity",
     "2110.02861": "Dettmers et al. 2022. 8-bit Optimizers via Block-wise Quantization",
     "2205.05198": "Korthikanti et al. 2022. Reducing Activation Recomputation in Large Transformer Models",
     "2205.14135": "Dao et al. 2022. FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness",

@@ -40,6 +40,13 @@ NOT_TRAINED = {
 }
 """Class that can be built → why it cannot be trained exactly, by whatever way."""
 
+KNOWN_ROUTERS = (
+    *("bailing_moe", "bailing_moe_linear", "ernie4_5_moe", "gpt_oss", "granitemoe", "granitemoehybrid", "hunyuan"),
+    *("jamba", "llama4", "mellum", "mistral4", "mixtral", "olmoe", "phimoe", "phixtral", "qwen2_moe", "qwen3_5"),
+    *("qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe"),
+)
+"""Classes whose routers are found for `router_aux_loss_coef`."""
+
 SIZES: dict[str, Any] = {
     # widths
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim"), 32),

@@ -1,4 +1,4 @@
-"""Writes docs/models.md: python -m tests.engine.support_table > docs/models.md (some minutes)."""
+"""Writes docs/models.md: python -m tests.engine.support_table > models.md, to be moved to docs (some minutes)."""
 
 import sys
 from importlib.metadata import version
@@ -8,6 +8,7 @@ import pytest
 
 from tests.engine import in_float64, model_zoo
 from tests.engine.exactness import FLOAT64, WAYS, Finding, examine, float64
+from tests.paths import DOCS
 
 INTRODUCTION = f"""\
 # Model classes
@@ -52,13 +53,20 @@ def row(name: str) -> str:
     return f"| {name} | {WAYS[found.way]} | {found.error:.0e} | {double.error:.0e} |"
 
 
+def _experts() -> str:
+    """The section on mixtures of experts, as it is on the page."""
+    page = (DOCS / "models.md").read_text(encoding="utf-8")
+    return page[page.index("## Mixtures of experts") : page.index("\n## Not in the table")]
+
+
 def main() -> None:
     """Print the table."""
+    experts = _experts()  # before the page is written anew
     print(INTRODUCTION)
     for name in model_zoo.trainable():
         print(row(name), flush=True)
         print(name, file=sys.stderr)
-    print("\n## Not in the table\n\n| class | why |\n|---|---|")
+    print(f"\n{experts}\n## Not in the table\n\n| class | why |\n|---|---|")
     for name, reason in sorted((model_zoo.NOT_BUILT | model_zoo.NOT_TRAINED).items()):
         print(f"| {name} | {reason} |")
 

@@ -27,8 +27,10 @@ from mlx_lm.models.cache import ArraysCache, CacheList
 from ...data.batches.grouping import read_lengths
 from ...data.batches.slicing import rows_of, slice_batch
 from ...plugin.protocol import Batch, Scores
+from ..model.routers import Place, examples_from, not_recorded, recorded_again, recording
 from .chunk_cache import PieceCache
 from .frozen_trunk import find_trunk
+from .places import columns_of, part, place_of_completions, place_of_prompts
 from .plain import scores_of
 from .shared_prefix import HeadPolicy
 from .split_model import SplitModel
@@ -44,6 +46,7 @@ class Piece(NamedTuple):
     tokens: (rows, width) int32, inputs.
     targets: (rows, width) int32, and counts: (rows, width) bool, which of them are scored; None in a prompt.
     weights: (rows, width) float32, what each counts in the weighted log-probs; None where all count 1.
+    place: where the tokens count for routers, see `places`.
     lengths, prompt_width: see `PieceCache`.
     batch_rows: how many rows the batch has.
     """
@@ -53,6 +56,7 @@ class Piece(NamedTuple):
     targets: mx.array | None
     counts: mx.array | None
     weights: mx.array | None
+    place: Place | None
     lengths: mx.array
     prompt_width: int
     batch_rows: int
@@ -89,14 +93,16 @@ class ChunkedPolicy(HeadPolicy):
         for i in range(batch.ids.shape[0]):
             one, rows = slice_batch(batch, i, i + 1), rows_of(batch, i, i + 1)
             own = None if weights is None else weights[rows, : one.completions.shape[1]]
-            columns.append(self._run(one, own, statistics))
+            with examples_from(i):
+                columns.append(self._run(one, own, statistics))
         return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*columns, strict=True)]
 
     def _run(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
         """Sums over the scored tokens of each row, see `score`; last the log-probs of `Batch.mismatched`."""
         cost = np.inf if self.call_tokens is None else self.call_tokens
         pieces = _pieces(batch, weights, self.width, cost)
-        others = [] if batch.mismatched is None else _pieces(batch.mismatched, None, self.width, cost)
+        with not_recorded():
+            others = [] if batch.mismatched is None else _pieces(batch.mismatched, None, self.width, cost)
         trained = tree_flatten(self.model.trainable_parameters())
         names, parameters = [name for name, _ in trained], [value for _, value in trained]
         run = _Run(self, pieces, names, statistics, [piece for piece in others if piece.targets is not None])
@@ -111,6 +117,9 @@ class ChunkedPolicy(HeadPolicy):
 
         sums: Any = scores(*parameters) if parameters else run.forward(())
         self.model.update(tree_unflatten(list(zip(names, parameters, strict=True))))
+        if run.recording:
+            *sums, probabilities, choices = sums
+            run.recording.record.sums.append((probabilities, mx.stop_gradient(choices)))
         *own, last = sums
         return [*own, mx.stop_gradient(last) if others else last]
 
@@ -140,7 +149,12 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: flo
     copies = batch.completions.shape[0] // batch.prompts.shape[0]
     prompts = batch.prompts[:, :-1]
     starts = range(0, prompts.shape[1], width)
-    pieces = [Piece(None, prompts[:, i : i + width], None, None, None, mx.zeros_like(lengths), 0, 0) for i in starts]
+    place, zeros = place_of_prompts(batch), mx.zeros_like(lengths)
+    pieces = [
+        Piece(None, prompts[:, i : i + width], None, None, None, columns_of(place, i, i + width), zeros, 0, 0)
+        for i in starts
+    ]
+    place = place_of_completions(batch)
     last = mx.take_along_axis(batch.prompts, lengths[:, None] - 1, axis=1)
     inputs = mx.concatenate([mx.concatenate([last] * copies), batch.completions[:, :-1]], axis=1)
     counts = batch.loss_mask
@@ -151,7 +165,8 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: flo
         rows = np.flatnonzero(known.completions > start)
         places, columns = mx.array(rows), slice(start, end)
         own = None if weights is None else mx.stop_gradient(weights[places, columns])
-        scored = batch.completions[places, columns], counts[places, columns], own
+        counted = columns_of(part(place, rows, end), start, end)
+        scored = batch.completions[places, columns], counts[places, columns], own, counted
         shape = prompts.shape[1], len(known.completions)
         pieces.append(Piece(rows, inputs[places, columns], *scored, ran[places], *shape))
     return pieces
@@ -179,6 +194,7 @@ class _Run:
         carried: what each piece leaves to later ones.
         trunk_outputs: the output of the frozen trunk for each piece; empty without a trunk.
         frozen: number of caches that belong to the trunk. No gradient goes there.
+        recording: the record of routers that was open when the run began, or None.
         others: chunks of completions of other rows after the same prompts, run forward only.
     """
 
@@ -189,6 +205,7 @@ class _Run:
         model: Any = policy.model
         self.templates = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
         self.carried: list[Carried] = []
+        self.recording = recording()
         trunk = find_trunk(model, policy.halves.head_names)
         self.trunk = trunk if len(self.templates) == len(model.layers) else None
         self.trunk_outputs: list[Any] = []
@@ -201,8 +218,9 @@ class _Run:
         earlier: Sequence[Piece],
         carried: Sequence[Carried],
         for_gradient: bool | None = None,
-    ) -> tuple[list[mx.array], Carried]:
-        """Run a piece after the earlier ones: its scores (none in a prompt), and what it carries on.
+    ) -> tuple[list[mx.array], list[mx.array], Carried]:
+        """Run a piece after the earlier ones: its scores (none in a prompt), the sums of its routers, if they are
+        recorded (see `RouterRecord.total`), and what it carries on.
 
         carried: what each of the earlier pieces carried on.
         """
@@ -215,31 +233,38 @@ class _Run:
             own = [[_rows(array, rows) for array in new[layer]] for rows, new in zip(places, carried, strict=True)]
             caches.append(_cache(kind, piece, own))
         remaining = iter(caches)
-        states = self.policy.halves.hidden(piece.tokens, [_like(template, remaining) for template in self.templates])
+        templates = [_like(template, remaining) for template in self.templates]
+        with recorded_again(self.recording) as record:
+            states = self.policy.halves.hidden(piece.tokens, templates, piece.place)
+        routed = [*record.total()] if record else []
         scores = [] if piece.targets is None else self.policy.score(states, piece, statistics, for_gradient)
-        return scores, [_carried_on(cache) for cache in caches]
+        return scores, routed, [_carried_on(cache) for cache in caches]
 
     def forward(self, parameters: Any) -> tuple[mx.array, ...]:
-        """The sums of `ChunkedPolicy.score` over all pieces, then those of the log-probs over `others`."""
+        """The sums of `ChunkedPolicy.score` over all pieces, then those of the log-probs over `others`, then those of
+        the routers."""
         self.carried, self.trunk_outputs = [], []
-        sums: list[mx.array] = []
+        sums, routed = list[mx.array](), list[mx.array]()
         for k, piece in enumerate(self.pieces):
             with self.trunk.recorded(self.trunk_outputs) if self.trunk else nullcontext():
-                scores, new = self.step(parameters, piece, self.pieces[:k], self.carried)
+                scores, of_piece, new = self.step(parameters, piece, self.pieces[:k], self.carried)
             sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
+            routed = [a + b for a, b in zip(routed, of_piece, strict=True)] if routed else of_piece
             self.carried.append(new)
         earlier = [piece for piece in self.pieces if piece.targets is None]
         carried = self.carried[: len(earlier)]
         logps: list[mx.array] = []
         for piece in self.others:
-            scores, new = self.step(parameters, piece, earlier, carried, for_gradient=False)
+            scores, _, new = self.step(parameters, piece, earlier, carried, for_gradient=False)
             logps.append(scores[0])
             earlier, carried = [*earlier, piece], [*carried, new]
-        return (*sums, sum(logps[1:], logps[0])) if logps else tuple(sums)
+        return (*sums, sum(logps[1:], logps[0]), *routed) if logps else (*sums, *routed)
 
     def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
-        """The gradient of Σ cotangent · log-probs, plain and weighted, with respect to the parameters."""
+        """The gradient of Σ cotangent · log-probs, plain and weighted, with respect to the parameters; and of Σ
+        cotangent · probabilities of routers, where they are recorded."""
         differentiable = 1 if self.pieces[-1].weights is None else 2
+        of_routers = [cotangents[-2]] if self.recording else []
         trained = [carried[self.frozen :] for carried in self.carried]
         cotangents_of = [[mx.zeros_like(array) for array in _leaves(carried)] for carried in trained]
         total = [mx.zeros_like(parameter) for parameter in parameters]
@@ -253,8 +278,9 @@ class _Run:
                     for whole, new in zip(self.carried[:k], trained, strict=False)
                 ]
                 with self.trunk.replayed([self.trunk_outputs[k]]) if self.trunk else nullcontext():
-                    scores, new = self.step(arrays[: len(parameters)], self.pieces[k], self.pieces[:k], carried)
-                return [*scores[:differentiable], *_leaves(new[self.frozen :])]
+                    given = arrays[: len(parameters)], self.pieces[k], self.pieces[:k], carried
+                    scores, routed, new = self.step(*given)
+                return [*scores[:differentiable], *routed[:1], *_leaves(new[self.frozen :])]
 
             # Invariant 3.
             finished = [*cotangents_of[k], *total]
@@ -263,7 +289,8 @@ class _Run:
             if self.trunk:
                 self.trunk_outputs[k] = tree_map(later, self.trunk_outputs[k])
             primals = [*parameters, *(array for new in trained[:k] for array in _leaves(new))]
-            incoming = [*([] if piece.targets is None else cotangents[:differentiable]), *cotangents_of[k]]
+            scored = [] if piece.targets is None else cotangents[:differentiable]
+            incoming = [*scored, *of_routers, *cotangents_of[k]]
             _, gradients = mx.vjp(recompute, primals, incoming)
             rest = iter(gradients)
             total = [a + next(rest) for a in total]

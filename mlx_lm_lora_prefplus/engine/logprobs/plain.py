@@ -8,6 +8,8 @@ import mlx.nn as nn
 
 from ...plugin.protocol import Batch, Scores
 from ..model.recompute import Keep, recomputing
+from ..model.routers import counted, not_recorded
+from .places import place_of_rows
 
 
 def at_least_float32(array: mx.array) -> mx.array:
@@ -78,7 +80,7 @@ class PlainPolicy:
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
         """Scores of the completion tokens of each row; differentiable, reduced in float32. See `Scorer`."""
-        with recomputing(self.model, self.keep):
+        with counted(place_of_rows(batch)), recomputing(self.model, self.keep):
             logits = at_least_float32(self.model(batch.tokens[:, :-1]))
         mask = batch.completion_mask
         summed = lambda values: mx.where(mask, values, 0).sum(-1)  # noqa: E731
@@ -88,7 +90,8 @@ class PlainPolicy:
         scores = scores_of(batch, summed(logps), weighted, *map(summed, of_logits))
         if batch.mismatched is None:
             return scores
-        return scores._replace(mismatched_logps=mx.stop_gradient(self(batch.mismatched).logps))
+        with not_recorded():
+            return scores._replace(mismatched_logps=mx.stop_gradient(self(batch.mismatched).logps))
 
 
 def _at_targets(batch: Batch, weights: mx.array) -> mx.array:

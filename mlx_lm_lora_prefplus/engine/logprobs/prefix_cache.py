@@ -21,6 +21,8 @@ from mlx_lm.models.cache import (
     create_attention_mask,
 )
 
+from ..model.routers import Place
+from .places import part
 from .split_model import SplitModel
 
 Lengths = mx.array | int
@@ -137,20 +139,23 @@ def completion_states(
 
 
 def after_prompts(
-    halves: SplitModel, prompts: mx.array, prompt_lengths: mx.array | None = None
-) -> Callable[[mx.array], mx.array]:
+    halves: SplitModel, prompts: mx.array, prompt_lengths: mx.array | None = None, place: Place | None = None
+) -> Callable[..., mx.array]:
     """Run the prompts, and return a function that continues them: see `completion_states`.
+
+    That function takes the completions and where they count, see `places`.
 
     Arguments:
         prompts: (prompts, prompt width) int32, padded on the right.
         prompt_lengths: (prompts,) int32, each at least 1; None where no prompt is padded.
+        place: where the prompts count, see `places`.
     """
     caches = None
     if prompts.shape[1] > 1:
         caches = prompt_caches(halves.model)
-        halves.hidden(prompts[:, :-1], caches)
+        halves.hidden(prompts[:, :-1], caches, place)
 
-    def continued(completions: mx.array) -> mx.array:
+    def continued(completions: mx.array, place: Place | None = None) -> mx.array:
         copies = completions.shape[0] // prompts.shape[0]
         if prompt_lengths is None:
             last, lengths = prompts[:, -1:], prompts.shape[1] - 1
@@ -158,40 +163,47 @@ def after_prompts(
             last = mx.take_along_axis(prompts, prompt_lengths[:, None] - 1, axis=1)
             lengths = mx.concatenate([prompt_lengths - 1] * copies)
         inputs = mx.concatenate([mx.concatenate([last] * copies), completions[:, :-1]], axis=1)
-        return halves.hidden(inputs, caches and [_continued(cache, lengths, copies) for cache in caches])
+        return halves.hidden(inputs, caches and [_continued(cache, lengths, copies) for cache in caches], place)
 
     return continued
 
 
 def after_prompt_groups(
-    halves: SplitModel, prompts: mx.array, lengths: np.ndarray, groups: Sequence[np.ndarray]
-) -> Callable[[mx.array, np.ndarray, Sequence[np.ndarray]], list[mx.array]]:
+    halves: SplitModel,
+    prompts: mx.array,
+    lengths: np.ndarray,
+    groups: Sequence[np.ndarray],
+    place: Place | None = None,
+) -> Callable[[mx.array, np.ndarray, Sequence[np.ndarray], Place | None], list[mx.array]]:
     """Run the prompts in groups, each in one call of the model, and return a function that continues them in groups.
 
-    That function takes completions as in `completion_states`, (rows,) their lengths and groups of rows, whose prompts
-    may have run in different groups. It returns for each group (rows of the group, its longest completion, hidden)
-    states that predict the completion tokens.
+    That function takes completions as in `completion_states`, (rows,) their lengths, groups of rows, whose prompts may
+    have run in different groups, and where the completions count, see `places`. It returns for each group (rows of the
+    group, its longest completion, hidden) states that predict the completion tokens.
 
     Arguments:
         prompts: (prompts, width) int32, padded on the right. lengths: (prompts,), each at least 1.
         groups: positions of the prompts that run together; each prompt is in one group.
+        place: where the prompts count, see `places`.
     """
     caches: dict[int, Sequence[Any]] = {}
     for group in groups:
         new, width = prompt_caches(halves.model), int(lengths[group].max()) - 1
         if width:
-            halves.hidden(prompts[mx.array(group), :width], new)
+            halves.hidden(prompts[mx.array(group), :width], new, part(place, group, width))
         caches.update(zip(group.tolist(), zip(*(_split(cache, len(group)) for cache in new), strict=True), strict=True))
 
-    def continued(completions: mx.array, own: np.ndarray, group: np.ndarray) -> mx.array:
+    def continued(completions: mx.array, own: np.ndarray, group: np.ndarray, place: Place | None) -> mx.array:
         examples, width = group % len(lengths), int(own[group].max())
         ran = lengths[examples] - 1
         last = prompts[mx.array(examples), mx.array(ran)][:, None]
         inputs = mx.concatenate([last, completions[mx.array(group), : width - 1]], axis=1)
         layers = zip(*(caches[example] for example in examples.tolist()), strict=True)
-        return halves.hidden(inputs, [_joined(layer, ran) for layer in layers])
+        return halves.hidden(inputs, [_joined(layer, ran) for layer in layers], part(place, group, width))
 
-    return lambda completions, own, row_groups: [continued(completions, own, group) for group in row_groups]
+    return lambda completions, own, row_groups, place=None: [
+        continued(completions, own, group, place) for group in row_groups
+    ]
 
 
 def _split(cache: Any, rows: int) -> list[Any]:

@@ -8,8 +8,10 @@ from ...data.batches.grouping import KnownLengths, groups, groups_within, known_
 from ...plugin.protocol import Batch, Scores
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.recompute import Keep, recomputing
+from ..model.routers import Place
 from ..model.swap import calls_answered
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
+from .places import part, place_of_completions, place_of_prompts, place_of_rows
 from .plain import scores_of
 from .prefix_cache import after_prompt_groups, after_prompts
 from .split_model import SplitModel, arrays
@@ -85,10 +87,11 @@ class HeadPolicy:
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
         """(rows, longest completion, hidden) states of each part."""
-        return [self._own_states(one) for one in parts]
+        places = [place_of_rows(parts[0]), *[None] * (len(parts) - 1)]  # completions of other rows do not count
+        return [self._own_states(one, place) for one, place in zip(parts, places, strict=True)]
 
-    def _own_states(self, batch: Batch) -> mx.array:
-        hidden = self.halves.hidden(batch.tokens[:, :-1])
+    def _own_states(self, batch: Batch, place: Place | None) -> mx.array:
+        hidden = self.halves.hidden(batch.tokens[:, :-1], place=place)
         where = batch.prompt_lengths[:, None] - 1 + mx.arange(batch.completions.shape[1])
         where = mx.minimum(where, hidden.shape[1] - 1)
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
@@ -99,7 +102,11 @@ class HeadPolicy:
         for batch, lengths in zip(parts, known, strict=True):
             total = lengths.prompts_of_rows + lengths.completions
             row_groups = groups_within(np.flatnonzero(lengths.completions), total, call_tokens)
-            hidden = [self.halves.hidden(batch.tokens[mx.array(rows), : total[rows].max() - 1]) for rows in row_groups]
+            place, hidden = (place_of_rows(batch) if batch is parts[0] else None), []
+            for rows in row_groups:
+                width = int(total[rows].max()) - 1
+                tokens = batch.tokens[mx.array(rows), :width]
+                hidden.append(self.halves.hidden(tokens, place=part(place, rows, width)))
             states.append(_at_scored(batch, row_groups, hidden, lengths.prompts_of_rows - 1))
         return states
 
@@ -144,16 +151,20 @@ class SharedPrefixPolicy(HeadPolicy):
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
         prompts = parts[0].prompts
-        states_of = after_prompts(self.halves, prompts, parts[0].prompt_lengths[: prompts.shape[0]])
-        return [states_of(one.completions) for one in parts]
+        lengths = parts[0].prompt_lengths[: prompts.shape[0]]
+        states_of = after_prompts(self.halves, prompts, lengths, place_of_prompts(parts[0]))
+        places = [place_of_completions(parts[0]), *[None] * (len(parts) - 1)]
+        return [states_of(one.completions, place) for one, place in zip(parts, places, strict=True)]
 
     def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: int) -> list[mx.array]:
         prompts = known[0].prompts
-        states_of = after_prompt_groups(self.halves, parts[0].prompts, prompts, groups(prompts, call_tokens))
+        prompt_groups, place = groups(prompts, call_tokens), place_of_prompts(parts[0])
+        states_of = after_prompt_groups(self.halves, parts[0].prompts, prompts, prompt_groups, place)
         states = []
         for batch, lengths in zip(parts, known, strict=True):
             row_groups = groups_within(np.flatnonzero(lengths.completions), lengths.completions, call_tokens)
-            hidden = states_of(batch.completions, lengths.completions, row_groups)
+            place = place_of_completions(batch) if batch is parts[0] else None
+            hidden = states_of(batch.completions, lengths.completions, row_groups, place)
             states.append(_at_scored(batch, row_groups, hidden, np.zeros_like(lengths.completions)))
         return states
 
@@ -166,13 +177,14 @@ class PairwisePrefixPolicy(HeadPolicy):
         known = list(map(read_lengths, parts))
         prompts, cost = known[0].prompts, np.inf if self.call_tokens is None else self.call_tokens
         alone = np.arange(len(prompts))[:, None]
-        states_of = after_prompt_groups(self.halves, batch.prompts, prompts, list(alone))
+        states_of = after_prompt_groups(self.halves, batch.prompts, prompts, list(alone), place_of_prompts(batch))
         states = []
         for one, lengths in zip(parts, known, strict=True):
             of_examples = np.arange(len(lengths.completions)).reshape(-1, len(prompts)).T
             filled = [rows[lengths.completions[rows] > 0] for rows in of_examples]
             row_groups = [group for rows in filled for group in groups_within(rows, lengths.completions, cost)]
-            hidden = states_of(one.completions, lengths.completions, row_groups)
+            place = place_of_completions(one) if one is batch else None
+            hidden = states_of(one.completions, lengths.completions, row_groups, place)
             states.append(_at_scored(one, row_groups, hidden, np.zeros_like(lengths.completions)))
         return states
 

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..model.routers import Place, counted
 from ..model.swap import swapped_classes
 
 
@@ -55,10 +56,10 @@ class SplitModel:
         self.head_dropouts: list[nn.Module] = []
         self.cuts: list[tuple[nn.Module, str, int]] = []
 
-    def hidden(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """(rows, width, hidden) states of (rows, width) tokens."""
+    def hidden(self, tokens: mx.array, cache: list[Any] | None = None, place: Place | None = None) -> mx.array:
+        """(rows, width, hidden) states of (rows, width) tokens. place: where they count, see `places`."""
         try:
-            with swapped_classes([(self.backbone, _catching(type(self.backbone)))]):
+            with counted(place), swapped_classes([(self.backbone, _catching(type(self.backbone)))]):
                 self.model(tokens, cache=cache)
         except _Caught as caught:
             return caught.args[0]

@@ -16,6 +16,7 @@ What it relies on:
 4. The layers below wait for the gradients of a layer's parameters. MLX would compute these last, and keep for them
    what was computed again in all layers.
 5. Dropout draws the same numbers again, because their keys are kept.
+6. What routers give goes out of a layer as an array, too, when it is recorded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from .arguments import arrays_of, caches_of, with_arrays
 from .dropout import active_dropouts, dropout_with
+from .routers import recorded_again, recording
 from .swap import calls_answered, swapped_classes
 
 
@@ -102,6 +104,7 @@ class _Function:
         self.given = with_arrays(lambda array: array, given)  # with caches as they are before the call
         trained: Any = tree_flatten(module.trainable_parameters())
         self.names = [name for name, _ in trained]
+        self.recording = recording()
         self.inputs = [*(value for _, value in trained), *arrays_of(given)]
 
     def __call__(self) -> Any:
@@ -153,16 +156,18 @@ class _Function:
 
         return known(*self.inputs)  # pyright: ignore[reportReturnType]
 
-    def run(self, *inputs: mx.array) -> tuple[Any, Any]:
-        """The result of the call with these parameters and arrays, and the arguments, whose caches have changed."""
+    def run(self, *inputs: mx.array) -> tuple[Any, Any, Any]:
+        """The result of the call with these parameters and arrays, the arguments, whose caches have changed, and what
+        its routers have given (see `routers`)."""
         self.keys.place = self.place
         remaining = iter(inputs[len(self.names) :])
         args, kwargs = given = with_arrays(lambda _: next(remaining), self.given)
         own = self.module.trainable_parameters()
         self.module.update(tree_unflatten(list(zip(self.names, inputs, strict=False))))
         try:
-            with calls_answered(self.keys.dropout, active_dropouts(self.module)):
-                return self.kind.__call__(self.module, *args, **kwargs), given
+            dropouts = active_dropouts(self.module)
+            with calls_answered(self.keys.dropout, dropouts), recorded_again(self.recording) as record:
+                return self.kind.__call__(self.module, *args, **kwargs), given, record.sums if record else []
         finally:
             self.module.update(own)
 
@@ -195,7 +200,9 @@ class _Function:
 
         outputs: Any = function(*self.inputs)
         remaining = iter(outputs)
-        result, given = with_arrays(lambda _: next(remaining), output)
+        result, given, sums = with_arrays(lambda _: next(remaining), output)
+        if self.recording:
+            self.recording.record.sums.extend(sums)
         for own, new in zip(self.caches, caches_of(given), strict=True):
             vars(own).update(vars(new))
         return result

@@ -12,6 +12,7 @@ from ...data.batches.slicing import slice_batch
 from ...plugin import Batch, Scorer, Trainer
 from ...plugin.protocol import Unit
 from ..distributed import SharedPolicy, share
+from ..model.routers import routers_of
 from ..reference.in_step import Parameters, StepReference
 from .metric_sums import Layout, flatten
 
@@ -41,6 +42,8 @@ class GradientStep:
         compiled: bool,
         reference: StepReference | None = None,
     ):
+        if getattr(options, "router_aux_loss_coef", 0.0):
+            routers_of(policy.model)  # by a trial, which cannot run while a step is traced
         self.layout: Layout = []
         self.reference = reference
         self.cuts = runs_in_parts(trainer, options, compiled)

@@ -25,6 +25,7 @@ from ...engine.logprobs.select import SelectedMethod, choose_policy
 from ...engine.model.activations import choose_keep
 from ...engine.model.digest import weights_digest
 from ...engine.model.recompute import Keep
+from ...engine.model.routers import routers_of
 from ...engine.ranks.ranks import Ranks
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
 from ...errors import UserError
@@ -118,6 +119,8 @@ class Session:
         _check_columns(resolved, rows)
         self.kind = kind_of(resolved)
         keep = choose_keep(settings, model, *self._largest()) if "train" in rows else Keep.ALL
+        if getattr(resolved.options, "router_aux_loss_coef", 0.0):
+            routers_of(model)  # refuse a model without known routers before anything is computed
         self.engine = self._method(model, keep)
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1

@@ -120,6 +120,8 @@ def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> LossOptio
     changed = {key for key, value in options.items() if value != fields_by_key[key].default}
     for key, users in idle_options(kind.table, names, changed - {"beta"}).items():  # β scales the rewards of any loss
         problems.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
+    if options.get("router_aux_loss_coef"):
+        problems.append("router_aux_loss_coef needs a model, and here are log-probs alone; leave it out")
     if problems:
         raise UserError(f"Mode {mode}: {'; '.join(problems)}.")
     return chosen

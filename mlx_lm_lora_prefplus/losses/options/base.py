@@ -77,6 +77,14 @@ class LossOptions:
         ),
         ModeDefault(0.1),
     ] = None
+    router_aux_loss_coef: Annotated[
+        Number,
+        Field(
+            ge=0,
+            description="Mixtures of experts: weight of the load-balancing loss of the routers, taken over each "
+            "example (arXiv 2101.03961; 0.001 to 0.02 are usual). 0 is off.",
+        ),
+    ] = 0.0
     table: ClassVar[Mapping[str, Loss]] = {}
 
     def __post_init__(self):
