@@ -22,6 +22,7 @@ from .new.command import new
 from .pairs.command import pairs
 from .preview.command import PASS_THROUGH, check
 from .report.command import report
+from .rounds.command import rounds
 from .storage.amounts import parse_bytes, parse_seconds
 from .storage.failures import advice, words
 
@@ -59,7 +60,7 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 app.command()(_computing(bench))
-for passing_on in (check, evaluate, pairs):
+for passing_on in (check, evaluate, pairs, rounds):
     app.command(context_settings=PASS_THROUGH, options_metavar="CONFIG [OPTIONS] [flags of training]")(
         _computing(passing_on)
     )

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..data.formats.ranked import REFUSED
 from ..engine.model.digest import content_digest
 from ..errors import UserError
 from ..host import models
@@ -36,10 +37,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Made:
-    """What was made. folder: of the rows. summary: of `summarise`."""
+    """What was made. folder: of the rows. summary: of `summarise`. scores: split → prompts → scores of the answers."""
 
     folder: Path
     summary: Summary
+    scores: dict[str, list[list[float]]]
 
 
 def make_pairs(
@@ -79,7 +81,10 @@ def make_pairs(
     summary = summarise(found, answers, sums, rows, best, scored, settings)
     with whole_file(folder / SUMMARY, GO_ON) as file:
         file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return Made(folder, summary)
+    scores: dict[str, list[list[float]]] = {}
+    for prompt, total in zip(found.prompts, sums, strict=True):
+        scores.setdefault(prompt.split, []).append(total)
+    return Made(folder, summary, scores)
 
 
 def _answers(
@@ -135,11 +140,14 @@ def _scores(
 
 
 def _write_rows(folder: Path, found: Prompts, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of each split; the file of a split that an earlier start had and this one has not is removed."""
+    """Write the rows of each split. A file that an earlier start wrote and this one does not is removed.
+
+    Without a usable row there is no `valid` and no `test`, which training could not read.
+    """
     for split in SPLITS:
         file = folder / f"{split}.jsonl"
         lines = [row for prompt, row in zip(found.prompts, rows, strict=True) if prompt.split == split]
-        if lines:
+        if lines and (split == "train" or any(REFUSED not in line for line in lines)):
             with whole_file(file, GO_ON) as temporary:
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
                 temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -150,15 +158,13 @@ def _write_rows(folder: Path, found: Prompts, rows: list[dict[str, Any]]) -> Non
 def _policy_header(resolved: Resolved, adapter: Path | None) -> dict[str, Any]:
     """What is known of the policy: names, and a digest of its files where they are on this machine."""
     settings = resolved.settings
-    base, files = Path(settings.model), []
-    if base.is_dir():
-        files = [*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"]
-    if adapter is not None:
-        files.append(adapter / "adapters.safetensors" if adapter.is_dir() else adapter)
+    base = Path(settings.model)
+    files = [*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"] if base.is_dir() else []
+    file = models.adapter_file(str(adapter)) if adapter is not None else None
     return {
         "model": settings.model,
         "quantised": models.quantization(settings),
-        "adapter": str(adapter) if adapter else None,
+        "adapter": content_digest([file])[:16] if file else None,
         "weights": content_digest(files)[:16],
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..host import models
 from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..settings import COLUMNS, COMPANION_KEYS
 from ..storage.atomic import whole_file
@@ -31,10 +32,10 @@ def from_adapter(adapter: Path | None) -> dict[str, Any]:
     """The settings that make training go on from adapters and take them as the reference too."""
     if adapter is None:
         return {}
-    folder, file = (adapter, adapter / "adapters.safetensors") if adapter.is_dir() else (adapter.parent, adapter)
+    file = models.adapter_file(str(adapter)) or adapter
     values: dict[str, Any] = {"resume_adapter_file": str(file.resolve()), "reference_model_path": str(file.resolve())}
     try:
-        made = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        made = json.loads((file.parent / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return values
     parameters = {key: value for key, value in (made.get("lora_parameters") or {}).items() if key != "num_layers"}
@@ -51,7 +52,7 @@ def from_adapter(adapter: Path | None) -> dict[str, Any]:
 def write_config(resolved: Resolved, folder: Path, adapter: Path | None, command: str, **more: Any) -> str:
     """Write the config of the training into the folder of the rows. Returns the command that runs it.
 
-    more: values that replace those of the user.
+    more: values that replace those of the user; None removes one.
 
     Raises:
         UserError: it cannot be written.
@@ -68,6 +69,7 @@ def write_config(resolved: Resolved, folder: Path, adapter: Path | None, command
         "data": str(folder.resolve()),
         **more,
     }
+    values = {key: value for key, value in values.items() if value is not None}
     file = folder / CONFIG
     line = f"mlx_lm_lora.train --config {shlex.quote(str(file))}"
     with whole_file(file, GO_ON) as temporary:

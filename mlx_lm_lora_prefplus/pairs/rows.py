@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..data.formats.ranked import REFUSED
 from .prompts import Prompt
 from .sample import Answer
 from .settings import PairSettings
@@ -41,7 +42,7 @@ def make_row(
         scores = [score if answer.text.strip() else None for score, answer in zip(scores, answers, strict=True)]
     row["scores"] = scores
     if reason is not None:
-        row["refused"] = reason
+        row[REFUSED] = reason
     return {
         **row,
         "rewards": scored["rewards"],

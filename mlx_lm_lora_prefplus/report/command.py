@@ -18,16 +18,21 @@ def report(
     from ..storage.atomic import whole_file
     from .evidence import evidence_of
     from .page import page
+    from .rounds import expanded, verdict_of
     from .runs import read_runs
     from .verdict import verdict
 
+    first = folders[0].resolve()
+    folders, rounds = expanded(folders)
     runs = read_runs(folders)
-    target = output or runs[0].folder / "report.html"
+    target = output or first / "report.html"
     if target.is_dir():
         raise UserError(f"report: {target} is a folder. Give the name of a file, such as {target / 'report.html'}.")
-    content = page(runs).encode("utf-8", "replace")  # a damaged line may hold half a surrogate pair
+    content = page(runs, rounds).encode("utf-8", "replace")  # a damaged line may hold half a surrogate pair
     with whole_file(target) as temporary:
         temporary.write_bytes(content)
+    for record in rounds:
+        print(verdict_of(record))
     for run in runs:
         print(f"{run.name}: {verdict(evidence_of(run)).text}")
         for note in run.notes:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from .. import __version__, report
 from .charts import Chart, further_charts, main_charts
 from .evidence import evidence_of
+from .rounds import Record, section
 from .runs import RunRecord
 from .sections import compared, data, notes, samples, settings, versions, warnings
 from .svg import draw, swatch
@@ -23,8 +24,8 @@ OUTCOMES = {
 }
 
 
-def page(runs: Sequence[RunRecord]) -> str:
-    """Return the report of one or several runs as HTML. All text from files is escaped."""
+def page(runs: Sequence[RunRecord], rounds: Sequence[Record] = ()) -> str:
+    """Return the report of one or several runs as HTML, with the rounds that they are. Text from files is escaped."""
     title = ", ".join(run.name for run in runs)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -43,7 +44,7 @@ def page(runs: Sequence[RunRecord]) -> str:
 {"".join(_verdict(place, run, len(runs) > 1) for place, run in enumerate(runs))}
 </header>
 <main>
-{compared(runs)}{_curves(runs)}{warnings(runs)}{samples(runs)}{settings(runs)}{data(runs)}{versions(runs)}{notes(runs)}
+{section(rounds)}{compared(runs)}{_curves(runs)}{warnings(runs)}{samples(runs)}{settings(runs)}{data(runs)}{versions(runs)}{notes(runs)}
 </main>
 <footer>Written by mlx-lm-lora-prefplus {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</footer>
 <script>

@@ -84,7 +84,8 @@ class Usage:
     @property
     def unused(self) -> list[str]:
         """The columns that no example is made of."""
-        return [column for column in self.columns if column not in self.used]
+        known = scored.ABOUT if set(self.columns) >= scored.ABOUT else frozenset()
+        return [column for column in self.columns if column not in self.used and column not in known]
 
 
 class _RecordedRow(dict[str, Any]):

@@ -28,6 +28,12 @@ ACCEPTS = (
 )
 """The columns of the rows that `find` knows, for messages."""
 
+REFUSED = "refused"
+"""Column of rows that no pair is to be made of, with the reason: `mlx_lm_lora.prefplus pairs` writes it."""
+
+ABOUT = frozenset(("rewards", "tokens", "finished"))
+"""Columns that `mlx_lm_lora.prefplus pairs` writes about the responses, for people to read."""
+
 FEW = "fewer than two scored completions"
 
 
@@ -60,6 +66,9 @@ def _lists(rows: Rows, *, sample: SourceSample, columns: tuple[str, str]) -> Ite
     sign = -1 if scores in RANKS else 1
     for number, row in rows:
         where = sample.where(number)
+        if isinstance(reason := row.get(REFUSED), str):
+            yield Dropped(number, reason)
+            continue
         answers, row_scores = ([] if row.get(name) is None else row[name] for name in columns)
         for name, value in ((responses, answers), (scores, row_scores)):
             if not isinstance(value, list):

@@ -1,0 +1,94 @@
+"""The rounds of on-policy training in a report: which runs they are, and the held-out score after each."""
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .intervals import against, percent, signed
+
+ROUNDS = "rounds.json"
+"""The file that `mlx_lm_lora.prefplus rounds` writes into its adapter folder."""
+
+Record = dict[str, Any]
+"""about: settings. held_out: the split of the scores. scores: (policies, prompts) mean score of the answers to a
+prompt, before the first round and after each. rounds: for each its folder, the counts of its pairs and their lengths.
+figures: of the scores."""
+
+ON = {"test": "the test prompts", "valid": "the validation prompts", "train": "the prompts that were trained on"}
+
+
+def expanded(folders: Iterable[Path]) -> tuple[list[Path], list[Record]]:
+    """Put the folders of its rounds in the place of a folder of rounds. Returns all folders, and the records."""
+    runs: list[Path] = []
+    records: list[Record] = []
+    for folder in folders:
+        record = _record(folder / ROUNDS)
+        if record is None:
+            runs.append(folder)
+        else:
+            records.append(record)
+            runs += [folder / one["folder"] for one in record["rounds"]]
+    return runs, records
+
+
+def _record(file: Path) -> Record | None:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("rounds") and record.get("figures") else None
+
+
+def verdict_of(record: Record) -> str:
+    """Say in a sentence what the rounds did to the score."""
+    done, figures = len(record["rounds"]), record["figures"]
+    on = ON[record["held_out"]]
+    if len(figures) < 2:
+        return f"The score on {on} before the first round is {score_text(figures[0]['score'])}."
+    first, last, gain = figures[0]["score"], figures[-1]["score"], figures[-1]["gain_in_all"]
+    change = {1: "rose", -1: "fell", 0: "did not change beyond chance"}[against(gain, 0)]
+    rounds = f"{len(figures) - 1} round{'s' * (len(figures) > 2)}"
+    scores = f"{score_text(first)} before, {score_text(last)} after, {signed(gain)} prompt by prompt"
+    unevaluated = "" if len(figures) > done else f" (round {done} is not evaluated yet)"
+    return f"Over {rounds} the score on {on} {change}: {scores}{unevaluated}."
+
+
+def lines(record: Record) -> list[list[str]]:
+    """Return a line of text for each policy: round, score, gain, pairs, how often the better answer is the longer."""
+    rows = []
+    for number, figure in enumerate(record["figures"]):
+        made = record["rounds"][number - 1] if number else None
+        length = made and made["length"]
+        rows.append(
+            [
+                str(number) if number else "before",
+                score_text(figure["score"]),
+                signed(figure["gain"]) if number else "–",
+                f"{made['pairs']['usable'].get('train', 0):,}" if made else "–",
+                percent(length["better_is_longer"]) if length else "–",
+            ]
+        )
+    return rows
+
+
+HEADS = ("round", "held-out score", "gain", "pairs trained on", "better answer is longer")
+
+
+def section(records: Sequence[Record]) -> str:
+    """Render the rounds as HTML; nothing without any."""
+    content = ""
+    for record in records:
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in lines(record))
+        heads = "".join(f"<th>{head}</th>" for head in HEADS)
+        content += (
+            f"<p>{escape(verdict_of(record))}</p><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+    return f'<section id="rounds"><h2>Rounds</h2>{content}</section>' if content else ""
+
+
+def score_text(figure: dict[str, Any]) -> str:
+    """Format a score with its interval: 0.31 [0.22, 0.4]."""
+    span = "" if figure["low"] is None else f" [{figure['low']:.3g}, {figure['high']:.3g}]"
+    return f"{figure['value']:.3g}{span}"

@@ -1,0 +1,27 @@
+"""Held-out scores before the first round and after each one, with intervals over prompts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..report import intervals
+
+SEED = 0
+
+
+def figures(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Return for each policy its mean score, and by how much it exceeds that of the policy before and of the first.
+
+    The prompts are the same for all policies, so differences are taken prompt by prompt.
+
+    scores: (policies, prompts) mean score of the answers to each prompt; the first policy is that before round 1.
+    """
+    found: list[dict[str, Any]] = []
+    for number, values in enumerate(np.array(some, np.float64) for some in scores):
+        figure: dict[str, Any] = {"score": intervals.mean(values, SEED)}
+        if number:
+            figure["gain"] = intervals.mean(values - np.array(scores[number - 1]), SEED)
+            figure["gain_in_all"] = intervals.mean(values - np.array(scores[0]), SEED)
+        found.append(figure)
+    return found

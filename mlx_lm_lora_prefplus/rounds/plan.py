@@ -1,0 +1,34 @@
+"""How many rounds there are, and with which reference: from the config and the command line."""
+
+from typing import Any
+
+from ..errors import UserError
+from ..host.config.resolve import Resolved
+from .run import REFERENCES, Plan
+
+DEFAULT_ROUNDS = 3
+
+
+def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
+    """Check the keys `rounds` and `round_reference`; what the command line gives goes before the file.
+
+    Raises:
+        UserError: a value cannot be used.
+    """
+    count = resolved.values.get("rounds", DEFAULT_ROUNDS) if rounds is None else rounds
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1000:
+        raise UserError(f"rounds: {count!r:.40} is no number of rounds. Give a whole number from 1 to 1000, such as 3.")
+    which = resolved.values.get("round_reference", "initial") if reference is None else reference
+    if which not in REFERENCES:
+        raise UserError(
+            f"round_reference: {which!r:.40} is none of {', '.join(REFERENCES)}. initial keeps the reference of the "
+            "first round; previous takes the policy that each round begins with."
+        )
+    if which == "previous" and not resolved.trainer.needs_reference(resolved.options):
+        raise UserError(
+            f"round_reference: mode {resolved.trainer.mode} has no reference with these options. Leave it out, or take "
+            "mode dpo."
+        )
+    if which == "previous" and resolved.settings.train_type == "full":
+        raise UserError("round_reference: previous needs adapters. Take train_type lora or dora, or initial.")
+    return Plan(count, which)

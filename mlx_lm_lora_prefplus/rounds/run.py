@@ -1,0 +1,191 @@
+"""Rounds of making pairs and training, each in a folder of its own, that go on after a kill."""
+
+import gc
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..engine.files.names import CONFIG as ADAPTER_CONFIG
+from ..errors import UserError
+from ..host.config.command_line import settings_of
+from ..host.config.resolve import Resolved
+from ..host.run.run import run as train
+from ..pairs.make import Made, check_folder, make_pairs
+from ..pairs.next_step import CONFIG, given_values, write_config
+from ..pairs.policy import adapter_of
+from ..pairs.prompts import SPLITS
+from ..pairs.settings import PairSettings
+from ..report.rounds import ROUNDS, Record, score_text
+from ..storage.atomic import whole_file
+from ..storage.journal import GO_ON
+from .figures import figures
+
+ADAPTERS = "adapters.safetensors"
+SEEDS_APART = 1_000_003
+"""Difference of the seeds of two rounds, so that no round draws the random numbers of another."""
+
+REFERENCES = ("initial", "previous")
+
+
+class Plan(NamedTuple):
+    """rounds: how many. reference: "initial" or "previous" (the policy that a round begins with)."""
+
+    rounds: int
+    reference: str
+
+
+def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan, say: Callable[[str], None]) -> Record:
+    """Run what is left of the rounds, and leave the adapters of the last one in the adapter folder.
+
+    Raises:
+        UserError: something given cannot work. What was computed before is kept.
+    """
+    folder = Path(resolved.settings.adapter_path)
+    record = _begin(folder, resolved, settings, plan)
+    policy = adapter_of(resolved, None)
+    for number in range(1, plan.rounds + 1):
+        here = folder / f"round-{number}"
+        if number > len(record["rounds"]):
+            say(f"\nRound {number} of {plan.rounds}: sampling and scoring")
+            made = _make(resolved, policy, settings, here / "pairs", number, SPLITS, say)
+            held_out = _held_out(made)
+            _keep_scores(record, held_out, made, number - 1, say)
+            if not made.summary["pairs"]["usable"].get("train"):
+                reasons = "; ".join(f"{rows} prompts: {why}" for why, rows in made.summary["pairs"]["refused"].items())
+                say(f"Round {number}: no prompt gives a pair ({reasons}). The rounds end here.")
+                break
+            say(f"Round {number} of {plan.rounds}: training on {made.summary['pairs']['usable']['train']} prompts")
+            _train(resolved, policy, here, plan)
+            record["rounds"].append(
+                {"folder": here.name, "pairs": made.summary["pairs"], "length": made.summary["length"]}
+            )
+            _write(folder, record)
+        policy = here
+    done = len(record["rounds"])
+    if done and len(record["scores"]) <= done:
+        say(f"\nAfter round {done}: sampling and scoring")
+        split = record["held_out"]
+        made = _make(resolved, policy, settings, folder / "after" / f"round-{done}", done + 1, (split,), say)
+        _keep_scores(record, split, made, done, say)
+    if policy is not None and done:
+        _copy(folder / f"round-{done}", folder)
+    _write(folder, record)
+    return record
+
+
+def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan) -> Record:
+    """Read what earlier starts have done; UserError where they were other rounds."""
+    about = json.loads(
+        json.dumps({"reference": plan.reference, "pairs": settings.model_dump(), "training": _training(resolved)})
+    )
+    file = folder / ROUNDS
+    try:
+        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError as error:
+        raise UserError(f"rounds: {file} is damaged ({error}). Remove it, or give another adapter_path.") from error
+    if record is None:
+        if (folder / ADAPTERS).exists():
+            raise UserError(
+                f"rounds: {folder} holds the adapters of another run. Give another adapter_path; to begin with these "
+                f"adapters, resume_adapter_file: {folder / ADAPTERS}."
+            )
+        check_folder(folder / "round-1" / "pairs", "rounds")
+        record = {"about": about, "held_out": None, "scores": [], "rounds": []}
+        _write(folder, record)
+        return record
+    if record["about"] != about:
+        changed = [
+            f"{key} was {before.get(key)!r:.80} and is {now.get(key)!r:.80}"
+            for before, now in _sections(record["about"], about)
+            for key in {**before, **now}
+            if before.get(key) != now.get(key)
+        ]
+        raise UserError(
+            f"rounds: {folder} was begun with other settings: {'; '.join(changed)}. Restore them to go on, or give "
+            "another adapter_path."
+        )
+    if len(record["rounds"]) > plan.rounds:
+        raise UserError(
+            f"rounds: {folder} already holds {len(record['rounds'])} rounds, more than {plan.rounds}. Give as many, or "
+            "another adapter_path."
+        )
+    return record
+
+
+def _sections(before: Any, now: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    whole = ({"reference": before["reference"]}, {"reference": now["reference"]})
+    return [whole, *((before[name], now[name]) for name in ("pairs", "training"))]
+
+
+def _training(resolved: Resolved) -> dict[str, Any]:
+    """The settings of the user that decide what is trained."""
+    shown = ("adapter_path", "fuse", "resume", "report_to", "project_name", "wandb", "steps_per_report", "save_every")
+    given = {key: value for key, value in given_values(resolved).items() if key not in shown}
+    return {**given, "train_mode": resolved.trainer.mode, "data": resolved.data.data}
+
+
+def _make(
+    resolved: Resolved,
+    policy: Path | None,
+    settings: PairSettings,
+    folder: Path,
+    number: int,
+    splits: tuple[str, ...],
+    say: Callable[[str], None],
+) -> Made:
+    seeds = [seed + (number - 1) * SEEDS_APART for seed in settings.seeds]
+    settings = settings.model_copy(update={"seeds": seeds})
+    return make_pairs(resolved, policy, settings, folder, say, command="rounds", splits=splits)
+
+
+def _held_out(made: Made) -> str:
+    """The split whose prompts tell how good the policy is: test, else valid, else what is trained on."""
+    return next(split for split in ("test", "valid", "train") if split in made.scores)
+
+
+def _keep_scores(record: Record, split: str, made: Made, number: int, say: Callable[[str], None]) -> None:
+    """Keep the mean score of the answers to each held-out prompt, by the policy after so many rounds."""
+    record["held_out"] = split
+    del record["scores"][number:]
+    record["scores"].append([sum(some) / len(some) for some in made.scores[split]])
+    if split == "train" and not number:
+        say("[WARNING] There are no valid or test prompts, so the scores are those of the prompts that are trained on.")
+    before = f"after round {number}" if number else "before the first round"
+    say(f"Held-out score {before}: {score_text(figures(record['scores'])[-1]['score'])} ({split} prompts)")
+
+
+def _train(resolved: Resolved, policy: Path | None, here: Path, plan: Plan) -> None:
+    """Train on the rows of a round; a run that was killed goes on."""
+    needed = resolved.trainer.needs_reference(resolved.options)
+    first = resolved.settings.reference_model_path or resolved.settings.resume_adapter_file
+    previous = str((policy / ADAPTERS if policy.is_dir() else policy).resolve()) if policy else None
+    reference = previous if plan.reference == "previous" and previous else first
+    more = {
+        "adapter_path": str(here.resolve()),
+        "resume": resolved.settings.resume or True,
+        "resume_adapter_file": previous,
+        "reference_model_path": reference if needed else None,
+        "fuse": False,
+    }
+    write_config(resolved, here / "pairs", None, "rounds", **more)
+    train(settings_of([str(here / "pairs" / CONFIG)], "mlx_lm_lora.prefplus rounds"))
+    gc.collect()
+    mx.clear_cache()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Put the adapters of a round where `mlx_lm.generate --adapter-path` finds them."""
+    for name in (ADAPTER_CONFIG, ADAPTERS):
+        with whole_file(target / name, GO_ON) as file:
+            shutil.copyfile(source / name, file)
+
+
+def _write(folder: Path, record: Record) -> None:
+    """Write the record with its figures, so that the report needs no computation."""
+    record = {**record, "figures": figures(record["scores"])}
+    with whole_file(folder / ROUNDS, GO_ON) as file:
+        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
