@@ -40,7 +40,7 @@ def run(folder, tmp_path, chatml):
 def test_report_rows_and_missing_split(run, chatml, folder):
     made = run(splits=("train", "valid", "test"))
     assert list(made) == ["train", "valid"]
-    rows, report = made["train"]
+    rows, report, _ = made["train"]
     assert rows.column_names == ["prompt", "chosen", "rejected", "row"]
     assert str(rows.features["prompt"].feature.dtype) == "int32" and rows.features["row"].dtype == "int64"
     assert rows["row"][:] == [1, 2, 3, 4, 5, 6]
@@ -192,7 +192,7 @@ def test_a_mixture_adds_up(run, folder, tmp_path, monkeypatch):
         {"path": str(folder / "valid.jsonl"), "train_split": "train"},
         {"path": str(other), "train_split": "train"},
     ]
-    rows, report = run(hf_dataset=entries)["train"]
+    rows, report, _ = run(hf_dataset=entries)["train"]
     assert rows["row"][:] == [1, 2, 1, 2]
     assert report.shape.split("; ")[1] == "prompt as messages, chosen and rejected as messages"
     assert " + " in report.source and report.read == 4
@@ -231,7 +231,9 @@ def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):
     render = lambda messages, **_: "".join(message["content"] for message in messages)  # noqa: E731
     monkeypatch.setattr(chatml, "_chat_template", render)  # the template's own time is not the point
     tracemalloc.start()
-    rows, report = prepare(DataSettings(data=str(path)), chatml, ["train"], progress=False, cache_dir=tmp_path)["train"]
+    rows, report, _ = prepare(DataSettings(data=str(path)), chatml, ["train"], progress=False, cache_dir=tmp_path)[
+        "train"
+    ]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert report.used == 20_000
@@ -264,7 +266,7 @@ PAIRS = [{**PAIR, "prompt": f"Q{i}"} for i in range(3)]
     ],
 )
 def test_kinds_of_rows_and_their_reports(tokenise, data, kind, pairing, columns, used):
-    rows, report = tokenise(data, kind=kind, pairing=pairing)
+    rows, report, _ = tokenise(data, kind=kind, pairing=pairing)
     assert rows.column_names == report.columns == columns
     assert (report.kind, report.read, report.used, report.truncated) == (kind, len(data), used, 0)
     assert len(rows) == used and set(rows["row"]) == set(range(1, len(data) + 1))
@@ -284,7 +286,7 @@ def test_kinds_of_rows_and_their_reports(tokenise, data, kind, pairing, columns,
 def test_numbers_are_kept_where_all_rows_have_them(tokenise):
     data = [{**PAIR, "prompt": f"Q{i}", "margin": i / 4, "preference_prob": 0.5} for i in range(3)]
     data += [{**PAIR, "margin": 7}, {**PAIR, "chosen": "", "margin": None}]
-    rows, report = tokenise(data)
+    rows, report, _ = tokenise(data)
     assert rows["margin"][:] == [0, 0.25, 0.5, 7] and rows.features["margin"].dtype == "float32"
     assert rows.column_names == report.columns == ["prompt", "chosen", "rejected", "row", "margin"]
     assert report.incomplete == {"preference_prob": 3}
@@ -296,7 +298,7 @@ def test_numbers_are_kept_where_all_rows_have_them(tokenise):
 
 
 def test_unpaired_rows_all_the_way_to_a_batch(tokenise, chatml):
-    rows, _ = tokenise(LABELLED, kind="unpaired")
+    rows, _, _ = tokenise(LABELLED, kind="unpaired")
     batch = next(iterate_batches(rows, batch_size=5, shuffle=False, mismatched=True))
     assert batch.columns["label"].tolist() == [1, 0, 0, 1, 0] and batch.tokens.shape[0] == 5
     texts = [
@@ -315,7 +317,7 @@ def test_unpaired_rows_all_the_way_to_a_batch(tokenise, chatml):
 
 
 def test_lists_all_the_way_to_a_batch(tokenise, chatml):
-    rows, _ = tokenise(RANKED, kind="ranked")
+    rows, _, _ = tokenise(RANKED, kind="ranked")
     batch = next(iterate_batches(rows, batch_size=4, shuffle=False))
     assert batch.columns["scores"].tolist() == [2, 3, 2, 3, 1, 2, 1, 2, 1, 1, 1, 1]
     read = [
@@ -343,7 +345,7 @@ def test_lists_all_the_way_to_a_batch(tokenise, chatml):
 def test_real_rows_with_a_real_tokenizer(shared, tmp_path, name, shape, used):
     tokenizer = load(shared / "models" / "stories260K")
     settings = DataSettings(data=str(shared / "prefs" / name), max_seq_length=16384)
-    rows, report = prepare(settings, tokenizer, ["valid"], progress=False, cache_dir=tmp_path)["valid"]
+    rows, report, _ = prepare(settings, tokenizer, ["valid"], progress=False, cache_dir=tmp_path)["valid"]
     assert (report.shape, report.used, report.truncated) == (shape, used, 0)
     for row in rows:
         assert row["prompt"].count(tokenizer.bos_token_id) == 1
@@ -374,7 +376,7 @@ def test_real_unpaired_rows_with_a_real_tokenizer(shared, tmp_path):
     tokenizer = load(shared / "models" / "stories260K")
     settings = DataSettings(data=str(shared / "prefs" / "kto_en"), max_seq_length=16384)
     made = prepare(settings, tokenizer, ["train", "valid"], kind="unpaired", progress=False, cache_dir=tmp_path)
-    rows, report = made["valid"]
+    rows, report, _ = made["valid"]
     assert report.shape == "prompt as messages, completion as messages, label"
     assert (report.used, report.desirable, report.undesirable, report.truncated) == (30, 14, 16, 0)
     assert (made["train"].report.desirable, made["train"].report.undesirable) == (122, 118)
