@@ -89,7 +89,10 @@ def test_layout_worked_by_hand():
         [False, True, True],
         [True, False, False],
     ]
-    assert batch.units() == {"examples": 2, "chosen_tokens": 4, "completion_tokens": 7, "rejected_tokens": 3}
+    assert batch.units() == {
+        **{"examples": 2, "chosen_tokens": 4, "completion_tokens": 7, "rejected_tokens": 3},
+        "second_tokens": 4,  # of pairs those of the first
+    }
     assert batch.ids.tolist() == [5, 9]
     assert list(batch.columns) == ["margin"]
     assert batch.columns["margin"].tolist() == [0.5, -2.0] and batch.columns["margin"].dtype == mx.float32
@@ -127,7 +130,10 @@ def test_layout_of_lists_and_what_fills_them_up():
     assert batch.completion_lengths.tolist() == [1, 2, 2, 1, 0, 1]
     assert batch.completions.shape == (6, 2) and batch.scored.tolist() == [0, 2, 3, 4, 5, 6, 10]
     assert batch.columns["scores"].tolist() == [5, 3, -1, 2, -1, 2]
-    assert batch.units() == {"examples": 2, "chosen_tokens": 3, "completion_tokens": 7, "rejected_tokens": 3}
+    assert batch.units() == {
+        **{"examples": 2, "chosen_tokens": 3, "completion_tokens": 7, "rejected_tokens": 3},
+        "second_tokens": 2,  # of the list of two those of the first
+    }
 
 
 def with_masks(row: dict, whole: bool) -> dict:
