@@ -75,8 +75,8 @@ def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
         if judging.is_enabled:
             report["answers"] = _compare_answers(session, judging, judge, seed)
     report["training"] = _training(Path(resolved.settings.adapter_path or ""))
-    outcome, text = verdict(evidence_of(report))
-    return {**report, "outcome": outcome, "verdict": text}
+    found = verdict(evidence_of(report))
+    return {**report, "outcome": found.outcome, "verdict": found.text}
 
 
 def _reference(session: Session) -> str:

@@ -16,7 +16,7 @@ from ..plugin.manager import load_registry
 from ..report.evidence import accuracy_of, evidence_of
 from ..report.intervals import of_rows
 from ..report.runs import RunRecord, read_run
-from ..report.sections import DEFAULTS
+from ..report.settings import DEFAULTS
 from ..report.verdict import verdict
 from ..storage.atomic import whole_file
 from .adapter import Adapter

@@ -1,17 +1,22 @@
 """The charts of a report and the points in them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from .intervals import wilson
 from .runs import RunRecord
+from .verdict import CHANCE, GOOD_ACCURACY
 
 Point = tuple[float, float]
 """Iteration and value."""
 
 MOST_POINTS = 400
 """Largest number of points in a line: more would be closer together than pixels."""
+
+MOST_INTERVALS = 40
+"""With more validations than this, intervals are not drawn: they would touch."""
 
 SMOOTHED_FROM = 30
 """Number of reports from which a training line gets a running mean."""
@@ -23,6 +28,8 @@ class Chart:
 
     unit: of the values. parts: label in the legend → metric; an empty label has no entry there.
     about: how to read the chart. guides: value → label, for horizontal lines. noisy: whether to draw a running mean.
+    intervals: whether the values are shares of rows, whose 95 % intervals are drawn on validation.
+    from_zero: whether the axis of values begins at 0.
     """
 
     title: str
@@ -31,61 +38,73 @@ class Chart:
     about: str = ""
     guides: Mapping[float, str] = field(default_factory=dict)
     noisy: bool = True
+    intervals: bool = False
+    from_zero: bool = False
 
 
 class Series(NamedTuple):
     """A line. run, part: positions of the run and of the chart's part. split: "train", "valid", or "mean" (the running
-    mean of train)."""
+    mean of train). intervals: iteration, lower and upper end of the 95 % interval."""
 
     run: int
     part: int
     split: str
     points: list[Point]
+    intervals: Sequence[tuple[float, float, float]] = ()
 
 
 CHARTS = (
     Chart(
-        "Objective (loss)",
+        "Loss",
         "",
         {"": "loss"},
-        "The value that training minimises. It should fall, on validation too. Losses differ in scale.",
+        "Training minimises it. It should fall on validation rows too. Different losses have different scales.",
     ),
     Chart(
         "Accuracy",
         "share of rows",
         {"": "rewards/accuracies"},
-        "How often the chosen completion has the higher reward.",
-        {0.5: "chance", 0.7: "works"},
+        "Share of rows in which chosen has the higher reward. “It worked” needs more than 0.7.",
+        {CHANCE: "chance", GOOD_ACCURACY: "needed"},
+        intervals=True,
     ),
     Chart(
         "Margin",
-        "β × log-ratio",
+        "",
         {"": "rewards/margins"},
-        "Reward of chosen minus that of rejected. It should be positive and grow slowly.",
+        "Reward of chosen minus reward of rejected. It should be positive and grow slowly.",
         {0.0: ""},
     ),
     Chart(
         "Rewards",
-        "β × log-ratio",
+        "",
         {"chosen": "rewards/chosen", "rejected": "rewards/rejected"},
-        "Both may fall, as long as the distance between them grows.",
+        "β × (log-probability under the policy − under the reference); in modes without a reference, "
+        "β × log-probability. Both may fall if the distance grows.",
         {0.0: ""},
     ),
     Chart(
-        "Log-probs",
-        "nats/token",
+        "Log-probability",
+        "nats per token",
         {"chosen": "logps_per_token/chosen", "rejected": "logps_per_token/rejected"},
-        "How probable the completions are under the policy. Chosen should not fall by much.",
+        "Of the completions under the policy; 0 is certain. Chosen should not fall by much.",
     ),
     Chart(
         "Gradient norm",
         "before clipping",
         {"": "grad_norm"},
-        "Norm at the last update of each report. Against spikes, set max_grad_norm or lower the learning rate.",
+        "At the last update of each report. If there are spikes, set max_grad_norm or lower the learning rate.",
     ),
     Chart("Learning rate", "", {"": "learning_rate"}, noisy=False),
-    Chart("Speed", "tokens/s", {"": "tokens_per_second"}, "Completion tokens trained on per second."),
-    Chart("Peak memory", "GB", {"": "peak_memory"}, "Largest value so far, in units of 1e9 bytes.", noisy=False),
+    Chart("Speed", "tokens/s", {"": "tokens_per_second"}, "Completion tokens trained on per second.", from_zero=True),
+    Chart(
+        "Peak memory",
+        "GB",
+        {"": "peak_memory"},
+        "Largest value so far; 1 GB is 1e9 bytes.",
+        noisy=False,
+        from_zero=True,
+    ),
 )
 
 UNITS = {"entropy": "nats", "kl": "nats", "nll_loss": "nats/token", "iterations_per_second": "1/s"}
@@ -115,7 +134,7 @@ def _metrics(runs: Iterable[RunRecord]) -> set[str]:
     return {name for run in runs for split in (run.train, run.valid) for report in split.values() for name in report}
 
 
-def series(chart: Chart, runs: Iterable[RunRecord]) -> list[Series]:
+def series(chart: Chart, runs: Sequence[RunRecord]) -> list[Series]:
     """Return the lines of a chart; validation last, so that it is drawn on top."""
     lines = []
     for place, run in enumerate(runs):
@@ -127,9 +146,22 @@ def series(chart: Chart, runs: Iterable[RunRecord]) -> list[Series]:
             lines.append(Series(place, part, "train", thinned(train)))
             if chart.noisy and len(train) >= SMOOTHED_FROM:
                 lines.append(Series(place, part, "mean", thinned(smoothed(train))))
-            lines.append(Series(place, part, "valid", thinned(valid)))
+            bounds = _intervals(run, metric) if chart.intervals and len(runs) == 1 else ()
+            lines.append(Series(place, part, "valid", thinned(valid), bounds))
     order = ("train", "mean", "valid")
     return sorted((line for line in lines if line.points), key=lambda line: order.index(line.split))
+
+
+def _intervals(run: RunRecord, metric: str) -> list[tuple[float, float, float]]:
+    """Return the intervals of a share on validation. A policy that equals its reference has none: it is exactly 0.5."""
+    bounds = []
+    for iteration, report in run.valid.items():
+        equal = report.get("rewards/chosen") == report.get("rewards/rejected") == 0
+        if metric in report and not equal and len(run.valid) <= MOST_INTERVALS:
+            figure = wilson(report[metric], report.get("rows", 0))
+            if figure["low"] is not None:
+                bounds.append((float(iteration), figure["low"], figure["high"]))
+    return bounds
 
 
 def smoothed(points: list[Point]) -> list[Point]:

@@ -1,5 +1,6 @@
 """Evidence from the files of a run on whether it worked."""
 
+from ..engine.files.names import STOPPED
 from .intervals import Figure, wilson
 from .runs import Report, RunRecord
 from .verdict import CHANCE, Evidence
@@ -25,7 +26,7 @@ def evidence_of(run: RunRecord) -> Evidence:
         objective=(split, first["loss"], last["loss"]) if len(reports) > 1 and "loss" in first | last else None,
         early=len(reports) == 1,
         warnings=list(dict.fromkeys(warned.name for warned in run.warnings)),
-        remarks=_past_its_best(run),
+        remarks=[*_past_its_best(run), *(warned.text for warned in run.warnings if warned.name == STOPPED)],
     )
 
 
@@ -56,6 +57,6 @@ def _past_its_best(run: RunRecord) -> list[str]:
     if best in (1, last) or losses[last] - losses[best] < 0.05 * abs(losses[best]):
         return []
     return [
-        f"The validation objective was best at iteration {best} ({losses[best]:.3f}) and is {losses[last]:.3f} at the "
+        f"The validation loss was best at iteration {best} ({losses[best]:.3f}) and is {losses[last]:.3f} at the "
         "end. To get the better adapters, use fewer iters, a smaller learning_rate, or save_best."
     ]

@@ -37,6 +37,20 @@ def wilson(p: float, n: float) -> Figure:
     }
 
 
+def difference_of_shares(first: Figure, second: Figure) -> Figure:
+    """Return the second share minus the first, with the interval of Newcombe (1998, method 10).
+
+    The interval holds for two separate samples. On the same rows, where runs tend to be right on the same ones, the
+    true uncertainty is smaller. n: rows of both.
+    """
+    value, n = second["value"] - first["value"], first["n"] + second["n"]
+    if first["low"] is None or second["low"] is None:
+        return {"value": value, "low": None, "high": None, "n": n}
+    below = math.hypot(second["value"] - second["low"], first["high"] - first["value"])
+    above = math.hypot(second["high"] - second["value"], first["value"] - first["low"])
+    return {"value": value, "low": value - below, "high": value + above, "n": n}
+
+
 def mean(values: np.ndarray, seed: int) -> Figure:
     """Return the mean of (n,) values with its bootstrap percentiles (Efron 1979)."""
     return bootstrap(lambda sample: sample[0].mean(axis=-1), [values], seed)
@@ -82,9 +96,15 @@ def percent(figure: Figure) -> str:
 
 
 def of_rows(figure: Figure) -> str:
-    """Format a share with its rows: 62 % [55, 69] of 120 rows."""
+    """Format a share with its interval and rows: 62 % (95 % interval 55 to 69 %, 120 rows)."""
+    return f"{100 * figure['value']:.0f} % ({interval_of_rows(figure)})"
+
+
+def interval_of_rows(figure: Figure) -> str:
+    """Format the interval and the rows of a share: 95 % interval 55 to 69 %, 120 rows."""
     rows = figure["n"]
-    return f"{percent(figure)} of {f'{rows:,}' if rows else 'an unknown number of'} row{'s' * (rows != 1)}"
+    span = "" if figure["low"] is None else f"95 % interval {100 * figure['low']:.0f} to {100 * figure['high']:.0f} %, "
+    return f"{span}{f'{rows:,}' if rows else 'unknown number of'} row{'s' * (rows != 1)}"
 
 
 def signed(figure: Figure) -> str:

@@ -6,27 +6,20 @@ from html import escape
 from importlib.resources import files
 
 from .. import __version__, report
-from .charts import Chart, further_charts, main_charts
-from .evidence import evidence_of
+from .charts import SMOOTHED_FROM, Chart, further_charts, main_charts
+from .comparison import compared
+from .header import header, title
 from .rounds import Record, section
 from .runs import RunRecord
-from .sections import compared, data, notes, samples, settings, versions, warnings
-from .svg import draw, swatch
-from .verdict import verdict
+from .sections import data, notes, samples, versions, warnings
+from .settings import settings
+from .svg import colour, draw, swatch
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-
-OUTCOMES = {
-    "worked": ("✓", "It worked"),
-    "partly": ("≈", "Partly"),
-    "failed": ("✗", "It did not work"),
-    "unknown": ("–", "Not clear"),
-}
 
 
 def page(runs: Sequence[RunRecord], rounds: Sequence[Record] = ()) -> str:
     """Return the report of one or several runs as HTML, with the rounds that they are. Text from files is escaped."""
-    title = ", ".join(run.name for run in runs)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -34,17 +27,16 @@ def page(runs: Sequence[RunRecord], rounds: Sequence[Record] = ()) -> str:
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(title)} – preference tuning</title>
+<title>{escape(title(runs))} – preference tuning</title>
 <style>
 {_asset("page.css")}</style>
 </head>
 <body class="{"several" if len(runs) > 1 else "single"}">
 <header>
-<h1>{escape(title)}</h1>
-{"".join(_verdict(place, run, len(runs) > 1) for place, run in enumerate(runs))}
+{header(runs)}
 </header>
 <main>
-{section(rounds)}{compared(runs)}{_curves(runs)}{warnings(runs)}{samples(runs)}{settings(runs)}{data(runs)}{versions(runs)}{notes(runs)}
+{section(rounds)}{compared(runs)}{warnings(runs)}{_curves(runs)}{samples(runs)}{settings(runs)}{data(runs)}{versions(runs)}{notes(runs)}
 </main>
 <footer>Written by mlx-lm-lora-prefplus {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</footer>
 <script>
@@ -58,16 +50,6 @@ def _asset(name: str) -> str:
     return (files(report) / name).read_text(encoding="utf-8")
 
 
-def _verdict(place: int, run: RunRecord, several: bool) -> str:
-    outcome, text = verdict(evidence_of(run))
-    sign, label = OUTCOMES[outcome]
-    name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b><br>' if several else ""
-    return (
-        f'<p class="verdict {outcome}"><span class="sign" role="img" aria-label="{label}">{sign}</span>'
-        f"<span>{name}{escape(text)}</span></p>"
-    )
-
-
 def _curves(runs: Sequence[RunRecord]) -> str:
     further = further_charts(runs)
     further_section = f"<details><summary>More curves ({len(further)})</summary>{_charts(further, runs)}</details>"
@@ -78,14 +60,20 @@ def _curves(runs: Sequence[RunRecord]) -> str:
 
 
 def _legend(runs: Sequence[RunRecord]) -> str:
-    key = (
-        '<p class="key">Thin: training, each report. Thick: its running mean, where there are many reports. '
-        "Marks: validation.</p>"
-    )
+    """Render the legend of all charts: the kinds of lines, and the runs if there are several."""
+    kinds = [f"<li>{swatch(0, thin=True)}training, one point per report</li>"] if any(run.train for run in runs) else []
+    if any(len(run.train) >= SMOOTHED_FROM for run in runs):
+        kinds.append(f"<li>{swatch(0)}running mean of training</li>")
+    if any(run.valid for run in runs):
+        kinds.append(f"<li>{swatch(0, mark=0)}validation</li>")
+    if len(runs) == 1 and any("rows" in report for report in runs[0].valid.values()):
+        kinds.append("<li>vertical bar: 95 % interval of the validation accuracy</li>")
+    kinds.append("<li>one iteration is one micro-batch</li>")
+    key = f'<ul class="legend kinds">{"".join(kinds)}</ul>'
     if len(runs) == 1:
         return key
     items = (f"<li>{swatch(place, mark=place)}{escape(run.name)}</li>" for place, run in enumerate(runs))
-    return f'<ul class="legend">{"".join(items)}</ul>{key}'
+    return f'{key}<ul class="legend names">{"".join(items)}</ul>'
 
 
 def _charts(charts: Sequence[Chart], runs: Sequence[RunRecord]) -> str:
@@ -94,11 +82,8 @@ def _charts(charts: Sequence[Chart], runs: Sequence[RunRecord]) -> str:
 
 def _card(chart: Chart, runs: Sequence[RunRecord]) -> str:
     several = len(runs) > 1
-    legend = "".join(
-        f'<span class="part">{swatch(0 if several else place, dashed=place > 0)}{escape(label)}</span>'
-        for place, label in enumerate(chart.parts)
-        if label
-    )
+    entries = _entries(chart, runs)
+    legend = "".join(f'<span class="part">{mark}{escape(label)}</span>' for mark, label in entries)
     unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
     about = f'<p class="about">{escape(chart.about)}</p>' if chart.about else ""
     return (
@@ -106,3 +91,21 @@ def _card(chart: Chart, runs: Sequence[RunRecord]) -> str:
         f'<span class="parts{" plain" if several else ""}">{legend}</span></figcaption>'
         f"{draw(chart, runs)}{about}</figure>"
     )
+
+
+def _entries(chart: Chart, runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Return the legend of one chart, swatch and label: its parts, or training and validation."""
+    if len(runs) > 1:
+        return [(swatch(0, dashed=part > 0), label) for part, label in enumerate(chart.parts) if label]
+    if len(chart.parts) > 1:
+        return [
+            (swatch(colour(chart, part, "", None), dashed=part > 0), label) for part, label in enumerate(chart.parts)
+        ]
+    metrics = set(chart.parts.values())
+    (run,) = runs
+    splits = {"train": ("training", run.train, None), "valid": ("validation", run.valid, 0)}
+    return [
+        (swatch(colour(chart, 0, split, None), mark=mark), label)
+        for split, (label, reports, mark) in splits.items()
+        if any(metrics & set(report) for report in reports.values())
+    ]

@@ -6,7 +6,7 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-from .charts import Chart, Point, Series, series
+from .charts import SMOOTHED_FROM, Chart, Point, Series, series
 from .runs import RunRecord
 
 WIDTH, HEIGHT = 400.0, 230.0
@@ -17,15 +17,19 @@ COLOURS = 8
 """Number of colours in `page.css` (.c0 to .c7): the palette of Okabe and Ito (2008), safe for colour blindness."""
 
 MARKS = (
-    "M-2.6 0a2.6 2.6 0 1 0 5.2 0a2.6 2.6 0 1 0 -5.2 0",
-    "M-2.4 -2.4h4.8v4.8h-4.8z",
-    "M0 -3.3l3 5.4h-6z",
-    "M0 -3.4l3.4 3.4l-3.4 3.4l-3.4 -3.4z",
+    "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0",
+    "M-2.7 -2.7h5.4v5.4h-5.4z",
+    "M0 -3.6l3.3 5.9h-6.6z",
+    "M0 -3.7l3.7 3.7l-3.7 3.7l-3.7 -3.7z",
 )
 """Marks of validation points, one shape a run, centred on the origin."""
 
 LOGARITHMIC_FROM = 50
 """An axis is logarithmic if positive values reach this many times their median."""
+
+
+NEAR = 22.0
+"""Smallest distance between the labels of two iterations."""
 
 
 class Axis(NamedTuple):
@@ -58,8 +62,10 @@ def draw(chart: Chart, runs: Sequence[RunRecord]) -> str:
     if not lines:
         return ""
     points = [point for line in lines for point in line.points]
+    bounds = [end for line in lines for _, *ends in line.intervals for end in ends]
+    values = [*(y for _, y in points), *bounds, *([0.0] if chart.from_zero else [])]
     x = _axis([x for x, _ in points], LEFT, WIDTH - RIGHT, tight=True)
-    y = _axis([y for _, y in points], HEIGHT - BOTTOM, TOP, guides=chart.guides)
+    y = _axis(values, HEIGHT - BOTTOM, TOP, guides=chart.guides)
     elements = [_grid(x, y), _guides(chart, y), *(_line(line, chart, runs, x, y) for line in lines)]
     return (
         f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{escape(_describe(chart, lines))}" '
@@ -69,7 +75,7 @@ def draw(chart: Chart, runs: Sequence[RunRecord]) -> str:
 
 def number(value: float) -> str:
     """Format a number with three significant digits."""
-    if value and not 1e-2 <= abs(value) < 1e6:
+    if value and not 1e-3 <= abs(value) < 1e6:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return f"{mantissa}e{int(exponent)}".replace("-", "−")
@@ -80,7 +86,7 @@ def number(value: float) -> str:
 def labels(ticks: Sequence[float]) -> list[str]:
     """Format the ticks of an axis, all with the same number of decimals, or in powers of ten."""
     largest = max(map(abs, ticks), default=0.0)
-    if largest and not 0.01 <= largest < 1e6:
+    if largest and not 0.001 <= largest < 1e6:
         return [number(tick) if tick else "0" for tick in ticks]
     steps = [abs(b - a) for a, b in pairwise(ticks)]
     smallest = min([*steps, largest or 1.0])
@@ -88,27 +94,35 @@ def labels(ticks: Sequence[float]) -> list[str]:
     return [f"{tick + 0.0:,.{decimals}f}".replace("-", "−") for tick in ticks]
 
 
-def swatch(colour: int, *, mark: int | None = None, dashed: bool = False) -> str:
+def swatch(colour: int, *, mark: int | None = None, dashed: bool = False, thin: bool = False) -> str:
     """Return a piece of a line for a legend."""
     shape = (
         f'<path class="mark" d="{MARKS[mark % len(MARKS)]}" transform="translate(12 5)"/>' if mark is not None else ""
     )
+    kind = "train" if thin else "mean"
     return (
         f'<svg class="swatch c{colour % COLOURS}" viewBox="0 0 24 10" aria-hidden="true">'
-        f'<path class="mean{" dashed" if dashed else ""}" d="M1 5H23"/>{shape}</svg>'
+        f'<path class="{kind}{" dashed" if dashed else ""}" d="M1 5H23"/>{shape}</svg>'
     )
 
 
-def colour(line: Series, runs: Sequence[RunRecord]) -> int:
-    """Return the colour of a line: one a run, or with a single run one a part of the chart."""
-    return (line.run if len(runs) > 1 else line.part) % COLOURS
+def colour(chart: Chart, part: int, split: str, several: int | None) -> int:
+    """Return the colour of a line: one for each run (its position is `several`) if there are several.
+
+    With a single run: one for each part of the chart, or if it has one part, one for training and one for validation.
+    """
+    if several is not None:
+        return several % COLOURS
+    if len(chart.parts) > 1:
+        return (2 + part) % COLOURS
+    return int(split == "valid")
 
 
 def _axis(values: list[float], start: float, end: float, *, tight: bool = False, guides: Iterable[float] = ()) -> Axis:
     """Return an axis that holds all values with some padding; tight: without padding, for iterations."""
     low, high = min(values), max(values)
     if tight:
-        return Axis(low, high if high > low else low + 1, start, end)
+        return Axis(low, high, start, end) if high > low else Axis(low - 0.5, low + 0.5, start, end)
     middle = sorted(values)[len(values) // 2]
     if low > 0 and high / middle >= LOGARITHMIC_FROM:
         return Axis(low / 1.3, high * 1.3, start, end, logarithmic=True)
@@ -128,6 +142,8 @@ def _round_step(step: float) -> float:
 
 def _grid(x: Axis, y: Axis) -> str:
     across, down = y.ticks(), [tick for tick in x.ticks() if tick == int(tick)]
+    if x.low == int(x.low) and all(x(tick) - x.start > NEAR for tick in down):
+        down.insert(0, x.low)
     lines = [f'<path class="grid" d="{"".join(f"M{LEFT:.0f} {y(tick):.1f}H{WIDTH - RIGHT:.0f}" for tick in across)}"/>']
     lines += [
         f'<text class="y" x="{LEFT - 6:.0f}" y="{y(tick) + 4:.1f}">{label}</text>'
@@ -147,7 +163,7 @@ def _guides(chart: Chart, y: Axis) -> str:
     visible = {value: label for value, label in chart.guides.items() if y.low <= value <= y.high}
     return "".join(
         f'<path class="guide" d="M{LEFT:.0f} {y(value):.1f}H{WIDTH - RIGHT:.0f}"/>'
-        f'<text class="note" x="{LEFT + 4:.0f}" y="{y(value) - 4:.1f}">{escape(label)}</text>'
+        f'<text class="note name" x="{WIDTH - RIGHT:.0f}" y="{y(value) + 11:.1f}">{escape(label)}</text>'
         for value, label in visible.items()
     )
 
@@ -159,15 +175,19 @@ def _line(line: Series, chart: Chart, runs: Sequence[RunRecord], x: Axis, y: Axi
     dashed = " dashed" if line.part else ""
     places = [(x(a), y(b)) for a, b in line.points]
     path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
-    kind = line.split if chart.noisy else "mean"
-    shapes = f'<path class="{kind}{dashed}" d="{path}"/>'
+    kind = line.split
+    if kind == "train" and not (chart.noisy and len(line.points) >= SMOOTHED_FROM):
+        kind = "train only"  # there is no running mean over it
+    shapes = "".join(f'<path class="interval" d="M{x(a):.1f} {y(b):.1f}V{y(c):.1f}"/>' for a, b, c in line.intervals)
+    shapes += f'<path class="{kind}{dashed}" d="{path}"/>'
     if line.split == "valid" or len(places) == 1:
         mark = MARKS[line.run % len(MARKS)]
         shapes += "".join(f'<path class="mark" d="{mark}" transform="translate({a:.1f} {b:.1f})"/>' for a, b in places)
     # The running mean needs no values of its own: the training line has them.
     values = "" if line.split == "mean" else f' data-points="{_values(line.points)}"'
     name = escape(" ".join(filter(None, names)))
-    return f'<g class="c{colour(line, runs)}" data-name="{name}"{values}>{shapes}</g>'
+    hue = colour(chart, line.part, line.split, line.run if len(runs) > 1 else None)
+    return f'<g class="c{hue}" data-name="{name}"{values}>{shapes}</g>'
 
 
 def _values(points: list[Point]) -> str:

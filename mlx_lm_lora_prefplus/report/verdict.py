@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ..engine.files.names import STOPPED
 from . import intervals
 from .intervals import Figure
 
@@ -24,10 +25,19 @@ Outcome = Literal["worked", "partly", "failed", "unknown"]
 
 
 class Verdict(NamedTuple):
-    """outcome: the result; unknown if there are too few rows. text: one sentence."""
+    """outcome: the result; unknown if there are too few rows. head: the same in words. reasons: what speaks against a
+    better outcome. figures: the numbers, the first one decides. remarks: sentences to append."""
 
     outcome: Outcome
-    text: str
+    head: str
+    reasons: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The whole verdict: one sentence and the remarks."""
+        return " ".join([f"{self.head}: {'; '.join([*self.reasons, *self.figures])}.", *self.remarks])
 
 
 @dataclass(frozen=True)
@@ -65,34 +75,41 @@ def verdict(evidence: Evidence) -> Verdict:
     diverged if the objective ended far above its start, or above it after a warning of too high a learning rate.
     """
     outcome, head, reasons = _judge(evidence)
-    details = "; ".join([*reasons, *_figures(evidence)])
-    return Verdict(outcome, " ".join([f"{head}: {details}.", *evidence.remarks]))
+    return Verdict(outcome, head, tuple(reasons), tuple(_figures(evidence)), tuple(evidence.remarks))
 
 
 def _judge(evidence: Evidence) -> tuple[Outcome, str, list[str]]:
     """Return the outcome, its text, and the reasons against it."""
+    if STOPPED in evidence.warnings:
+        return "failed", "It stopped with an error", []
     if _diverged(evidence):
-        return "failed", "It diverged", ["the objective ended above its start"]
+        return (
+            "failed",
+            "It diverged",
+            ["the loss ended far above its start"]
+            if _by_far(evidence)
+            else ["the loss ended above its start, and the learning rate was too high"],
+        )
     if evidence.early:
-        return "unknown", "Too early to judge", ["there is one report so far"]
+        return "unknown", "Too early to judge", ["there is only one report so far"]
     by_judge = evidence.win_rate if evidence.outsider else None
     decisive, before = (by_judge, CHANCE) if by_judge else (evidence.accuracy, evidence.before)
     if decisive is None:
         return "unknown", "No verdict", ["this mode reports no accuracy"]
     sign = intervals.against(decisive, before)
     if sign < 0:
-        return "failed", "It did harm", []
+        return "failed", "It did harm", ["the accuracy is below that before training"]
     if sign == 0 or decisive["n"] < FEWEST_ROWS:
         return _not_clear(evidence, decisive, before)
     reservations = []
     if not by_judge and decisive["value"] <= GOOD_ACCURACY:
-        reservations.append(f"the accuracy should be above {GOOD_ACCURACY:.0%}".replace("%", " %"))
+        reservations.append(f"the accuracy is not above {GOOD_ACCURACY:.0%}".replace("%", " %"))
     if evidence.margin is not None and evidence.margin <= 0:
         reservations.append("the margin is not positive")
     if _risen(evidence):
-        reservations.append("the objective is above its start")
+        reservations.append("the loss is above its start")
     if evidence.rows == "training":
-        reservations.append("these rows were trained on, and there was no validation")
+        reservations.append("there was no validation, and these rows were trained on")
     return ("partly", "It learns, but", reservations) if reservations else ("worked", "It worked", [])
 
 
@@ -101,10 +118,14 @@ def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outco
     fallen = evidence.objective is not None and evidence.objective[2] < evidence.objective[1]
     better = evidence.margin is not None and evidence.margin > max(evidence.margin_before, 0)
     if before > GOOD_ACCURACY and figure["value"] >= before and fallen and better:
-        return "partly", "It learns, but", [f"{before:.0%} were right before training".replace("%", " %")]
+        return "partly", "It learns, but", ["the accuracy was high before training already"]
     rows = _rows_needed(figure["value"], before)
-    reasons = ["the objective is above its start"] if _risen(evidence) else []
-    few = f"{figure['n']:,} rows are too few to tell; about {rows:,} would be needed" if rows > figure["n"] > 0 else ""
+    reasons = ["the loss is above its start"] if _risen(evidence) else []
+    few = (
+        f"{figure['n']:,} rows are too few; about {rows:,} would show such a difference"
+        if rows > figure["n"] > 0
+        else ""
+    )
     return "unknown", "No sign that it worked", [few, *reasons] if few else reasons
 
 
@@ -117,8 +138,11 @@ def _rows_needed(value: float, before: float) -> int:
 
 
 def _diverged(evidence: Evidence) -> bool:
-    by_far = evidence.objective is not None and evidence.objective[2] > DIVERGENCE * evidence.objective[1] > 0
-    return by_far or (_risen(evidence) and "rate_too_high" in evidence.warnings)
+    return _by_far(evidence) or (_risen(evidence) and "rate_too_high" in evidence.warnings)
+
+
+def _by_far(evidence: Evidence) -> bool:
+    return evidence.objective is not None and evidence.objective[2] > DIVERGENCE * evidence.objective[1] > 0
 
 
 def _risen(evidence: Evidence) -> bool:
@@ -133,17 +157,16 @@ def _figures(evidence: Evidence) -> list[str]:
     if evidence.accuracy:
         before = "" if evidence.early else f", {evidence.before:.0%} before training".replace("%", " %")
         figures.append(f"{evidence.rows} accuracy {intervals.of_rows(evidence.accuracy)}{before}")
+    if evidence.win_rate:
+        won = f"{intervals.percent(evidence.win_rate)} of {evidence.win_rate['n']:,} prompts"
+        figures.append(f"its answers win {won} against the reference, as judged by {evidence.judge}")
     if evidence.margin is not None:
         figures.append(
             f"margin {evidence.margin:+.2f}" + ("" if evidence.early else f", {evidence.margin_before:+.2f} before")
         )
-    if evidence.win_rate:
-        won = f"{intervals.percent(evidence.win_rate)} of {evidence.win_rate['n']:,} prompts"
-        figures.append(f"its answers win {won} against the reference, as {evidence.judge} judges")
     if evidence.objective:
         split, before, after = evidence.objective
-        figures.append(f"{split} objective {after:.3f}, {before:.3f} before")
-    if evidence.warnings:
-        count = len(evidence.warnings)
-        figures.append(f"{count} warning{'s' * (count > 1)} while training: {', '.join(evidence.warnings)}")
+        figures.append(f"{split} loss {after:.3f}, {before:.3f} before")
+    if names := [name for name in evidence.warnings if name != STOPPED]:
+        figures.append(f"{len(names)} warning{'s' * (len(names) > 1)} during training: {', '.join(names)}")
     return figures

@@ -89,7 +89,7 @@ def test_unpaired_rows(adapters):
     assert report["margin"]["value"] == pytest.approx(rewards[good].mean() - rewards[~good].mean(), abs=1e-3)
     assert report["accuracy"]["value"] == ((rewards > 0) == good).mean()
     assert set(report["shift"]) == {"desirable", "undesirable"}
-    assert "of 8 rows, 50 % before training" in report["verdict"]
+    assert "8 rows), 50 % before training" in report["verdict"]
 
 
 def test_lists_count_by_their_best_and_worst(adapters):
@@ -124,7 +124,7 @@ def test_a_function_of_the_users(evaluated, tmp_path):
         assert one["win"] == (0.5 if not more else float(more > 0))
         assert one["prompt"].startswith("<user> w")  # special tokens of this tokenizer's template are plain words
     assert report["answers"]["agrees_in_both_orders"] == 1
-    assert "as my_judge:longer judges" in report["verdict"]
+    assert "as judged by my_judge:longer" in report["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_the_command(adapters):
     done = call()
     assert done.exit_code == 0
     assert "Held-out rows" in done.stdout and "at equal length" in done.stdout
-    assert "of 12 rows" in " ".join(done.stdout.split())
+    assert "12 rows)" in " ".join(done.stdout.split())
     assert max(map(len, done.stdout.splitlines())) <= 80
     report = json.loads(call("--json").stdout)
     assert report["verdict"].startswith({"worked": "It worked", "unknown": "No sign"}[report["outcome"]])
@@ -234,7 +234,7 @@ def test_the_run_that_made_the_adapters_is_heard(adapters):
     Path("adapters/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = module.evaluate(words, module.Judging())
     assert report["outcome"] == "failed" and report["verdict"].startswith("It diverged: ")
-    assert "validation objective 5.260, 0.690 before; 1 warning while training: rate_too_high" in report["verdict"]
+    assert "validation loss 5.260, 0.690 before; 1 warning during training: rate_too_high" in report["verdict"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.report.charts import MOST_POINTS, Chart, further_charts, main_charts, smoothed, thinned
+from mlx_lm_lora_prefplus.report.charts import (
+    CHARTS,
+    MOST_POINTS,
+    Chart,
+    further_charts,
+    main_charts,
+    smoothed,
+    thinned,
+)
 from mlx_lm_lora_prefplus.report.runs import read_run
 from mlx_lm_lora_prefplus.report.svg import Axis, draw, labels, number
 
@@ -69,11 +77,25 @@ def test_every_finite_line_can_be_drawn(tmp_path_factory, values):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     drawn = draw(Chart("Loss", "", {"": "loss"}), [read_run(folder)])
     places = [
-        float(place) for path in re.findall(r'class="train" d="M([^"]+)"', drawn) for place in re.split("[L ]", path)
+        float(place)
+        for path in re.findall(r'class="train[^"]*" d="M([^"]+)"', drawn)
+        for place in re.split("[L ]", path)
     ]
     assert len(places) == 2 * len(values)
     assert all(-0.1 <= place <= 400.1 for place in places)
     assert "nan" not in drawn and "inf" not in drawn
+
+
+def test_validation_accuracies_have_intervals_but_not_that_of_the_reference_itself(make):
+    start = report(1, "valid", **{"rewards/chosen": 0.0, "rewards/rejected": 0.0})
+    (chart,) = [chart for chart in CHARTS if chart.title == "Accuracy"]
+    drawn = draw(chart, [read_run(make(lines=[start, report(50, "valid"), report(100, "valid")]))])
+    assert drawn.count('class="interval"') == 2
+
+
+def test_the_axis_of_iterations_names_its_start(make):
+    drawn = draw(CHARTS[0], [read_run(make())])
+    assert '<text class="x" x="50.0" y="216">1</text>' in drawn
 
 
 def test_a_spike_makes_the_axis_logarithmic(make):
@@ -84,7 +106,7 @@ def test_a_spike_makes_the_axis_logarithmic(make):
 
 def test_what_was_not_reported_has_no_chart(make):
     run = read_run(make(lines=[{"iteration": 1, "split": "train", "loss": 1.0}]))
-    assert [chart.title for chart in main_charts([run])] == ["Objective (loss)"]
+    assert [chart.title for chart in main_charts([run])] == ["Loss"]
     assert draw(Chart("KL", "", {"": "kl"}), [run]) == ""
 
 

@@ -18,7 +18,7 @@ def test_it_writes_into_the_first_folder(make):
     assert done.exit_code == 0
     assert (first / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert not (second / "report.html").exists()
-    assert "one: It worked: validation accuracy 90 % [85, 93] of 200 rows, 50 % before training" in done.stdout
+    assert "one: It worked: validation accuracy 90 % (95 % interval 85 to 93 %, 200 rows), 50 %" in done.stdout
     assert f"Written: {first / 'report.html'}" in done.stdout
 
 

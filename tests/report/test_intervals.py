@@ -21,6 +21,17 @@ def test_wilson_as_in_newcombe(of, n, low, high):
     assert (figure["low"], figure["high"]) == pytest.approx((low, high), abs=5e-5)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((10, 10), (0, 20), 0.6791, 1.0)],
+)
+def test_the_difference_of_two_shares_as_in_newcombe(first, second, low, high):
+    """Newcombe 1998, Statistics in Medicine 17, 873, table II, method 10."""
+    figures = [intervals.share(wins(*one)) for one in (second, first)]
+    figure = intervals.difference_of_shares(*figures)
+    assert (figure["low"], figure["high"]) == pytest.approx((low, high), abs=5e-5)
+
+
 def test_the_bootstrap_of_a_mean_is_near_its_normal_interval():
     values = np.random.default_rng(1).normal(2, 3, 400)
     figure = intervals.mean(values, seed=0)

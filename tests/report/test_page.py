@@ -65,11 +65,13 @@ def test_one_run(make):
     seen = rendered(make(about={}))
     check_closed_in(seen)
     text = seen.text()
-    assert "It worked: validation accuracy 90 % [85, 93] of 200 rows" in text
-    titles = ["Objective (loss)", "Accuracy", "Margin", "Rewards", "Log-probs", "Gradient norm", "Learning rate"]
+    assert (
+        "Accuracy is 90 % of 200 validation rows (95 % interval 85 to 93 %), compared with 50 % before training" in text
+    )
+    titles = ["Loss", "Accuracy", "Margin", "Rewards", "Log-probability", "Gradient norm", "Learning rate"]
     charts = [one["data-title"] for one in seen.all("figure")]
     assert charts == [*titles, "Speed", "Peak memory", "entropy", "logps"]
-    assert "What differs" not in text
+    assert "Settings that differ" not in text
     assert "nan" not in page(read_runs([make("other", about={})])).split("<script>")[0].lower()
 
 
@@ -87,8 +89,71 @@ def test_several_runs_lie_over_one_another(make):
     first = [one["data-name"] for one in seen.all("g")][:4]
     assert first == ["one training", "two training", "one validation", "two validation"]
     assert {one["class"] for one in seen.all("g")} == {"c0", "c1"}
-    assert re.search(r"What differs.*beta.*0\.1.*0\.3", seen.text(), re.S)
-    assert re.search(r"What differs.*content of the reference.*abababab", seen.text(), re.S)
+    assert re.search(r"Settings that differ.*beta.*0\.1.*0\.3", seen.text(), re.S)
+    assert re.search(r"Settings that differ.*content of the reference.*abababab", seen.text(), re.S)
+
+
+def about_run(mode="dpo", rows=200, **settings):
+    """A record of a run; `settings` are set on the command line, and their default is 1."""
+    known = {
+        **{"train_mode": {"value": mode, "source": "command line", "default": "sft"}},
+        **{"model": {"value": "/home/me/models/tiny", "source": "command line"}},
+        **{"data": {"value": "/home/me/pets", "source": "config a.yaml", "default": "data"}},
+        **{key: {"value": value, "source": "command line", "default": 1} for key, value in settings.items()},
+    }
+    data = {"valid": {"kind": "paired", "used": rows}}
+    return {"started": "2026-11-22T02:55:02+00:00", "settings": known, "data": data, "versions": {"mlx": "1"}}
+
+
+def test_the_title_says_mode_model_data_and_date(make):
+    seen = rendered(make(about=about_run()))
+    assert ("h1", "DPO of models/tiny on me/pets, 22 November 2026") in seen.texts
+    assert ("title", "DPO of models/tiny on me/pets, 22 November 2026 – preference tuning") in seen.texts
+
+
+def test_warnings_stand_above_the_charts(make):
+    lines = [report(1, "valid"), {"iteration": 5, "warning": "kl_growing", "text": "far away"}, report(9, "valid")]
+    order = [one["id"] for one in rendered(make(lines=lines, about=about_run())).all("section")]
+    assert order.index("warnings") < order.index("curves")
+
+
+def test_an_error_that_ended_the_run_decides_the_verdict(make):
+    lines = [report(1, "valid"), {"iteration": 2, "warning": "stopped", "text": "The loss is not finite."}]
+    text = rendered(make(lines=lines, about=about_run())).text()
+    assert (
+        "It stopped with an error." in text
+        and text.count("The loss is not finite.") == 2
+        and "Iteration 2: The loss is not finite." in text
+    )
+
+
+def test_settings_that_differ_from_the_default_come_first(make):
+    text = rendered(make(about=about_run(beta=2, iters=1))).text()
+    assert re.search(r"Different from the default.*beta21command line.*Equal to the default \(1\).*iters1", text)
+
+
+def test_the_difference_of_two_runs_has_an_interval(make):
+    worse = [report(1, "valid"), report(100, "valid", **{"rewards/accuracies": 0.7})]
+    text = rendered(make("one", about=about_run()), make("two", about=about_run("cpo"), lines=worse)).text()
+    assert "two minus one−20 points−28 to −12A clear difference" in text
+    assert "no results per row" in text
+
+
+def test_runs_on_different_rows_are_not_subtracted(make):
+    text = rendered(make("one", about=about_run()), make("two", about=about_run(rows=10))).text()
+    assert "Not compared, because the runs were validated on different rows" in text
+    assert "one and two." in text and "two minus one" not in text
+
+
+def test_a_setting_that_only_one_mode_has_differs_only_if_it_was_changed(make):
+    runs = [make("one", about=about_run(delta=1, gamma=3)), make("two", about=about_run("cpo"))]
+    differ = rendered(*runs).text().split("Settings that differ")[1].split("Curves")[0]
+    assert "gamma" in differ and "delta" not in differ
+
+
+def test_data_that_runs_share_are_shown_once(make):
+    text = rendered(make("one", about=about_run()), make("two", about=about_run())).text()
+    assert text.count("rows read") == 1
 
 
 def test_more_runs_than_colours(make):
@@ -130,8 +195,22 @@ def test_samples_side_by_side(make):
     sample = {"prompt": "Why?", "reference": "Once upon a time"}
     samples = [{"iteration": 1, "policy": "Once", **sample}, {"iteration": 100, "policy": "Because.", **sample}]
     text = rendered(make(about={}, samples=samples)).text()
-    order = ["Why?", "Before", "Once upon a time", "After: iteration 100", "Because.", "Earlier evaluations (1)"]
+    order = [
+        "Why?",
+        "Before training",
+        "Once upon a time",
+        "After training: iteration 100",
+        "Because.",
+        "Earlier completions (1)",
+    ]
     assert re.search(".*".join(map(re.escape, order)), text, re.S)
+
+
+def test_many_samples_are_folded_after_the_fifth(make):
+    samples = [{"iteration": 9, "prompt": f"p{n}", "policy": "same", "reference": "same"} for n in range(12)]
+    text = rendered(make(about={}, samples=samples)).text()
+    assert text.index("p4") < text.index("More prompts (7)") < text.index("p5")
+    assert "iteration 9, same text as before" in text
 
 
 def test_data_and_settings(make):
@@ -146,6 +225,14 @@ def test_data_and_settings(make):
     }
     about = {"data": {"train": split}, "settings": settings, "summary": ["Objective: sigmoid (beta 0.2)"], "iters": 400}
     text = rendered(make(about=about)).text()
-    for part in ("1,000", "990", "1.50", "10 left out, chosen = rejected", '{"rank": 8}', "config a.yaml", "of 400"):
+    for part in (
+        "1,000",
+        "990",
+        "1.50",
+        "10 rows left out, chosen = rejected",
+        '{"rank": 8}',
+        "config a.yaml",
+        "of 400",
+    ):
         assert part in text
-    assert "Defaults (1)" in text
+    assert "Equal to the default (1)" in text

@@ -24,43 +24,61 @@ def of(make, *lines):
 
 
 def test_it_worked():
-    assert verdict(GOOD) == (
-        "worked",
-        "It worked: validation accuracy 82 % [74, 88] of 120 rows, 50 % before training; margin +0.31, +0.00 before; "
-        "validation objective 0.520, 0.693 before.",
+    found = verdict(GOOD)
+    assert found.outcome == "worked"
+    assert found.text == (
+        "It worked: validation accuracy 82 % (95 % interval 74 to 88 %, 120 rows), 50 % before training; "
+        "margin +0.31, +0.00 before; validation loss 0.520, 0.693 before."
     )
 
 
 @pytest.mark.parametrize(
     ("changes", "outcome", "words"),
     [
-        ({"accuracy": wilson(5 / 7, 7)}, "unknown", "No sign that it worked: 7 rows are too few to tell; about 20"),
-        ({"accuracy": wilson(1.0, 4)}, "unknown", "No sign that it worked: 4 rows are too few to tell; about 10"),
-        ({"accuracy": wilson(0.5, 1000)}, "unknown", "No sign that it worked: validation accuracy 50 % [47, 53]"),
+        (
+            {"accuracy": wilson(5 / 7, 7)},
+            "unknown",
+            "No sign that it worked: 7 rows are too few; about 20 would show such a difference",
+        ),
+        ({"accuracy": wilson(1.0, 4)}, "unknown", "No sign that it worked: 4 rows are too few; about 10"),
+        (
+            {"accuracy": wilson(0.5, 1000)},
+            "unknown",
+            "No sign that it worked: validation accuracy 50 % (95 % interval 47 to 53 %, 1,000 rows)",
+        ),
         (
             {"accuracy": wilson(0.5, 1000), "objective": ("validation", 0.69, 1.2)},
             "unknown",
-            "No sign that it worked: the objective is above its start; validation accuracy",
+            "No sign that it worked: the loss is above its start; validation accuracy",
         ),
-        ({"accuracy": wilson(0.6, 400)}, "partly", "It learns, but: the accuracy should be above 70 %"),
-        ({"accuracy": wilson(0.3, 100)}, "failed", "It did harm: validation accuracy 30 % [22, 40] of 100 rows"),
+        ({"accuracy": wilson(0.6, 400)}, "partly", "It learns, but: the accuracy is not above 70 %"),
+        (
+            {"accuracy": wilson(0.3, 100)},
+            "failed",
+            "It did harm: the accuracy is below that before training; validation accuracy",
+        ),
         ({"margin": -0.1}, "partly", "the margin is not positive"),
-        ({"objective": ("validation", 0.693, 0.9)}, "partly", "the objective is above its start"),
-        ({"objective": ("validation", 0.69, 5.26)}, "failed", "It diverged: the objective ended above its start"),
+        ({"objective": ("validation", 0.693, 0.9)}, "partly", "the loss is above its start"),
+        ({"objective": ("validation", 0.69, 5.26)}, "failed", "It diverged: the loss ended far above its start"),
         (
             {"objective": ("validation", 0.69, 0.9), "warnings": ["rate_too_high"]},
             "failed",
-            "It diverged: the objective ended above its start",
+            "It diverged: the loss ended above its start, and the learning rate was too high",
         ),
-        ({"warnings": ["rate_too_high"]}, "worked", "1 warning while training: rate_too_high"),
-        ({"rows": "training"}, "partly", "these rows were trained on, and there was no validation"),
-        ({"accuracy": wilson(0.82, 0)}, "unknown", "82 % of an unknown number of rows"),
+        ({"warnings": ["rate_too_high"]}, "worked", "1 warning during training: rate_too_high"),
+        ({"rows": "training"}, "partly", "there was no validation, and these rows were trained on"),
+        ({"accuracy": wilson(0.82, 0)}, "unknown", "82 % (unknown number of rows)"),
         # a mode without reference begins high
-        ({"before": 0.9, "accuracy": wilson(0.92, 60)}, "partly", "It learns, but: 90 % were right before training"),
+        (
+            {"before": 0.9, "accuracy": wilson(0.92, 60)},
+            "partly",
+            "It learns, but: the accuracy was high before training already",
+        ),
         ({"before": 0.95, "accuracy": wilson(0.82, 60)}, "failed", "It did harm"),
         ({"before": 0.6, "accuracy": wilson(0.82, 60)}, "worked", "It worked"),
         ({"accuracy": None}, "unknown", "No verdict: this mode reports no accuracy"),
-        ({"early": True}, "unknown", "Too early to judge: there is one report so far"),
+        ({"warnings": ["stopped"]}, "failed", "It stopped with an error: validation accuracy"),
+        ({"early": True}, "unknown", "Too early to judge: there is only one report so far"),
     ],
 )
 def test_accuracys(changes, outcome, words):
@@ -74,25 +92,25 @@ def test_accuracys(changes, outcome, words):
 )
 def test_a_judge_from_outside_decides(won, outsider, outcome):
     found = verdict(replace(GOOD, win_rate=wilson(*won), judge="a judge", outsider=outsider))
-    assert found.outcome == outcome and f"of {won[1]} prompts against the reference, as a judge judges" in found.text
+    assert found.outcome == outcome and f"of {won[1]} prompts against the reference, as judged by a judge" in found.text
 
 
 def test_the_start_at_the_reference_counts_as_chance(make):
     """Every pair is a tie, whatever an older release wrote."""
     tie = {"rewards/chosen": 0, "rewards/rejected": 0, "rewards/margins": 0, "rewards/accuracies": 0.0}
-    assert "of 200 rows, 50 % before training" in of(make, report(1, "valid", **tie), valid(9, 0.8, 0.2)).text
+    assert "200 rows), 50 % before training" in of(make, report(1, "valid", **tie), valid(9, 0.8, 0.2)).text
 
 
 def test_a_run_of_ties_has_an_accuracy(make):
     tie = {"rewards/chosen": 0, "rewards/rejected": 0, "rewards/margins": 0, "rewards/accuracies": 0.0}
     found = of(make, *(report(i, "valid", **tie) for i in (1, 9)))
     assert "No sign that it worked: " in found.text
-    assert "validation accuracy 50 % [43, 57] of 200 rows" in found.text
+    assert "validation accuracy 50 % (95 % interval 43 to 57 %, 200 rows)" in found.text
 
 
 def test_the_warnings_of_the_run_are_counted(make):
     warned = {"iteration": 5, "warning": "kl_growing", "text": "far away"}
-    assert "1 warning while training: kl_growing" in of(make, valid(1, 0.5, 0.0), warned, valid(9, 0.8, 0.2)).text
+    assert "1 warning during training: kl_growing" in of(make, valid(1, 0.5, 0.0), warned, valid(9, 0.8, 0.2)).text
 
 
 def test_past_its_best(make):
@@ -101,16 +119,16 @@ def test_past_its_best(make):
 
 
 def test_without_validation_it_says_so(make):
-    outcome, text = of(make, *(report(iteration) for iteration in range(10, 201, 10)))
-    assert outcome == "partly"
-    assert "training accuracy 90 % [88, 92] of 1,000 rows, 62 % before training" in text
-    assert "these rows were trained on, and there was no validation" in text
+    found = of(make, *(report(iteration) for iteration in range(10, 201, 10)))
+    assert found.outcome == "partly"
+    assert "training accuracy 90 % (95 % interval 88 to 92 %, 1,000 rows), 62 % before training" in found.text
+    assert "there was no validation, and these rows were trained on" in found.text
 
 
 def test_without_validation_single_reports_do_not_decide(make):
     odd = {100: 0.0, 5000: 0.2}
     lines = [report(place, **{"rewards/accuracies": odd.get(place, 0.8)}) for place in range(10, 5001, 10)]
-    assert "training accuracy 79 % [78, 80] of 10,000 rows, 78 % before" in of(make, *lines).text
+    assert "training accuracy 79 % (95 % interval 78 to 80 %, 10,000 rows), 78 % before" in of(make, *lines).text
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])

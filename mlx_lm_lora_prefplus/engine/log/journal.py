@@ -1,16 +1,25 @@
 """What a run has reported: kept for its metrics file and its loggers, and looked at for what calls for a warning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
+from ...errors import UserError
 from ...losses import loss_names
 from ...plugin import Trainer
 from ...settings import RunSettings
 from ..files.metrics_file import Logger, MetricsFile
+from ..files.names import STOPPED
 from .health import warnings
 from .history import History, RunInfo
 from .notices import tell
+
+
+class Counters(Protocol):
+    """iteration: of the micro-batch under way."""
+
+    iteration: int
 
 
 class Journal:
@@ -51,6 +60,19 @@ class Journal:
     def warn(self, name: str, text: str, iteration: int) -> None:
         """Print a warning, keep it with the metrics, and send it to the loggers."""
         tell(self.callback, f"[WARNING] Iteration {iteration}: {text}")
+        self._keep(name, text, iteration)
+
+    @contextmanager
+    def keeping_errors(self, counters: Counters) -> Iterator[None]:
+        """Keep an error that ends the run, as a warning named `stopped`, so that the report shows it; raise it."""
+        try:
+            yield
+        except UserError as error:
+            with suppress(UserError, OSError):  # the disk may be what is full
+                self._keep(STOPPED, str(error), counters.iteration)
+            raise
+
+    def _keep(self, name: str, text: str, iteration: int) -> None:
         if self.metrics:
             self.metrics.write({"iteration": iteration, "warning": name, "text": text})
         for logger in self.loggers:

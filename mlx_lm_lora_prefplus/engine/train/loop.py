@@ -66,6 +66,7 @@ def train(inputs: TrainingInputs) -> bool:
         bar = stack.enter_context(tqdm(total=inputs.iters, initial=loop.state.counters.iteration, desc="Training"))
         with (
             suppress(Stopped),
+            loop.journal.keeping_errors(loop.state.counters),
             memory.explained(inputs.policy.model, inputs.settings, lambda: loop.batch, trains=True),
         ):
             loop.begin(bar)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 from collections import ChainMap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ...errors import UserError
@@ -174,6 +175,17 @@ def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def defaults_of(trainer: Trainer, options: Any) -> dict[str, Any]:
+    """Return key → default value in the mode of a trainer, with the losses of `options`: they may have own defaults."""
+    import mlx_lm_lora.train as host
+
+    losses = {key: getattr(options, key) for key in ("loss_type", "loss_weights") if hasattr(options, key)}
+    own: dict[str, Any] = {}
+    with suppress(TypeError, ValueError, UserError):  # a mode or loss may need a key that has no default
+        own = vars(trainer.options(**losses))
+    return {**_host_defaults(host).values, **_trainer_defaults(trainer).values, **own}
 
 
 def _trainer_defaults(trainer: Trainer) -> Level:

@@ -16,7 +16,7 @@ from ...data import Split
 from ...engine.files.names import RECORD, REFERENCE_DIGEST
 from ...settings import DataSettings, RunSettings
 from ...storage.atomic import RESUME, whole_file
-from ..config.resolve import Resolved
+from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved, defaults_of
 from .previous import PREVIOUS_KEY
 
 FORMAT = 1
@@ -65,11 +65,15 @@ def write_record(
 
 
 def settings_of(resolved: Resolved) -> dict[str, dict[str, Any]]:
-    """Key → its value and source, of the keys that the mode has."""
+    """Return key → value, source and (if the value was set) default, of the keys that the mode has."""
     options = [field.name for field in dataclasses.fields(resolved.options)]
     keys = dict.fromkeys([*RunSettings.model_fields, *DataSettings.model_fields, *options])
-    return {
-        key: {"value": resolved.values[key], "source": resolved.sources.get(key, "")}
-        for key in keys
-        if key in resolved.values
-    }
+    defaults = defaults_of(resolved.trainer, resolved.options)
+    settings = {}
+    for key in keys:
+        if key in resolved.values:
+            source = resolved.sources.get(key, "")
+            settings[key] = {"value": resolved.values[key], "source": source}
+            if key in defaults and source not in (HOST_DEFAULT, TRAINER_DEFAULT):
+                settings[key]["default"] = defaults[key]
+    return settings

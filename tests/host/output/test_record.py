@@ -35,7 +35,7 @@ def go(model_folder, tmp_path, monkeypatch):
 def test_a_run_says_what_it_was_started_with(go):
     record = json.loads((go(beta=0.3) / "run.json").read_text())
     settings = record["settings"]
-    assert settings["beta"] == {"value": 0.3, "source": "command line"}
+    assert settings["beta"] == {"value": 0.3, "source": "command line", "default": 0.1}
     assert settings["optimizer"] == {"value": "adam", "source": "host default"}
     assert settings["max_grad_norm"] == {"value": None, "source": "trainer default"}
     assert "grpo_loss_type" not in settings  # a key of the host that is none of this mode
@@ -62,7 +62,7 @@ def test_samples_of_a_run_stand_in_its_report(go):
     assert first.policy == first.reference == last.reference  # before the first step
     assert first.prompt == last.prompt and first.prompt.split()[0] == "<s>"
     text = page([run])
-    assert "Before: without the adapters" in text and "After: iteration 6" in text
+    assert "Before training (reference)" in text and "After training: iteration 6" in text
     assert run.notes == [] and "Objective" in text
 
 

@@ -1,0 +1,74 @@
+"""Pieces of HTML that several sections use, and values as text."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .runs import RunRecord
+from .svg import number, swatch
+
+
+def section(name: str, title: str, content: str) -> str:
+    return f'<section id="{name}"><h2>{title}</h2>{content}</section>\n'
+
+
+def folded(title: str, content: str) -> str:
+    """Render content that the reader unfolds; print shows it (see `page.js`)."""
+    return f"<details><summary>{title}</summary>{content}</details>"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Render a table whose cells are HTML. It scrolls if it is wider than the screen."""
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def run_name(place: int, run: RunRecord, several: bool = True) -> str:
+    """Render the name of a run, after its colour if there are several."""
+    return f'<span class="run">{swatch(place, mark=place) if several else ""}{escape(run.name)}</span>'
+
+
+def per_run(runs: Sequence[RunRecord], render: Callable[[RunRecord], str]) -> str:
+    """Render the content of each run under its name; equal content once, under all names."""
+    places: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        if content := render(run):
+            places.setdefault(content, []).append(place)
+    if len(runs) == 1:
+        return "".join(places)
+    return "".join(
+        f'<h3 class="runs">{"".join(run_name(place, runs[place]) for place in those)}</h3>{content}'
+        for content, those in places.items()
+    )
+
+
+def text_block(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>" if text.strip() else "<p><i>empty</i></p>"
+
+
+def code(value: Any) -> str:
+    return f"<code>{escape(format_value(value))}</code>"
+
+
+def format_value(value: Any) -> str:
+    """Format a value as in a config file."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, str):
+        return value
+    return number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def percentage(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return the value if it is an object, else an empty one: a damaged record may hold anything."""
+    return value if isinstance(value, dict) else {}
+
+
+def texts(value: Any) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []

@@ -1,0 +1,119 @@
+"""The settings of runs: those that differ from the default first, and those that differ between runs."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from ..engine.files.names import REFERENCE_DIGEST
+from ..settings import Effect, keys_with
+from .elements import code, folded, format_value, mapping, per_run, section, table, texts
+from .runs import RunRecord
+
+DEFAULTS = ("host default", "trainer default")
+"""Sources of default values."""
+
+NO_DIFFERENCE = {*keys_with(Effect.SHOWS), "adapter_path", "resume"}
+"""Settings that do not affect the result of a run."""
+
+CONTENT = "content of the reference"
+
+UNKNOWN = object()
+
+
+class Setting(NamedTuple):
+    """value: in the run. source: where it was set. default: `UNKNOWN` if an older run did not record it."""
+
+    value: Any
+    source: str
+    default: Any = UNKNOWN
+
+    @property
+    def is_default(self) -> bool:
+        if self.default is UNKNOWN:
+            return self.source in DEFAULTS
+        return format_value(self.value) == format_value(self.default)
+
+
+def settings_of(run: RunRecord) -> dict[str, Setting]:
+    """Return the settings of a run by key; the content of its reference counts as one."""
+    settings = {}
+    for key, entry in mapping(run.about.get("settings")).items():
+        entry = entry if isinstance(entry, dict) and "value" in entry else {"value": entry}
+        settings[key] = Setting(entry["value"], str(entry.get("source", "")), entry.get("default", UNKNOWN))
+    if digest := run.about.get(REFERENCE_DIGEST):
+        settings[CONTENT] = Setting(str(digest)[:16], "its weights, at the start of the run")
+    return settings
+
+
+def value_of(run: RunRecord, key: str) -> Any:
+    """Return the value of one setting; None if it is not known."""
+    setting = settings_of(run).get(key)
+    return None if setting is None else setting.value
+
+
+def settings(runs: Sequence[RunRecord]) -> str:
+    """Render the settings of each run: first those that differ from the default, the rest folded."""
+    content = per_run(runs, _settings)
+    if len(runs) > 1:
+        content = folded("Settings of each run", content)
+    return section("settings", "Settings", content)
+
+
+def differing(runs: Sequence[RunRecord]) -> str:
+    """Render the settings that are not the same in all runs; empty if there are none or the record of a run is lost."""
+    values = [settings_of(run) for run in runs]
+    keys = {key: None for one in values for key in one if key not in NO_DIFFERENCE}
+    differ = [key for key in keys if _differs([one.get(key) for one in values])]
+    if not all(run.about.get("versions") for run in runs):
+        return "<p>The settings of some runs are not known (no run.json), so they are not compared.</p>"
+    if not differ:
+        return "<p>All settings that affect the result are the same.</p>"
+    heads = ("setting", *(escape(run.name) for run in runs))
+    rows = [
+        [f"<code>{escape(key)}</code>", *(code(one[key].value) if key in one else "–" for one in values)]
+        for key in differ
+    ]
+    return f"<h3>Settings that differ</h3>{table(heads, rows)}"
+
+
+def _differs(values: Sequence[Setting | None]) -> bool:
+    """Tell whether runs differ in a setting. One that only some modes have differs if it is set to another value."""
+    known = [setting for setting in values if setting]
+    if len({format_value(setting.value) for setting in known}) > 1:
+        return True
+    return len(known) < len(values) and not all(setting.is_default for setting in known)
+
+
+def _settings(run: RunRecord) -> str:
+    known = sorted((key, setting) for key, setting in settings_of(run).items())
+    changed = [(key, setting) for key, setting in known if not setting.is_default]
+    defaults = [(key, setting) for key, setting in known if setting.is_default and setting.value is not None]
+    unset = sum(setting.is_default and setting.value is None for _, setting in known)
+    content = f"<h4>Printed at the start</h4>{summary}" if (summary := _summary(run)) else ""
+    if changed:
+        content += "<h4>Different from the default</h4>" + table(
+            ("setting", "value", "default", "set by"),
+            [[_key(key), code(one.value), _default(one), escape(one.source)] for key, one in changed],
+        )
+    elif not known:
+        content += "<p>The settings are not known.</p>"
+    if defaults:
+        rows = [[_key(key), code(one.value), escape(one.source)] for key, one in defaults]
+        rest = f"; {unset} more have no value" if unset else ""
+        content += folded(f"Equal to the default ({len(defaults)}{rest})", table(("setting", "value", "from"), rows))
+    return content
+
+
+def _key(key: str) -> str:
+    return f"<code>{escape(key)}</code>"
+
+
+def _default(setting: Setting) -> str:
+    return "" if setting.default is UNKNOWN else code(setting.default)
+
+
+def _summary(run: RunRecord) -> str:
+    """Render the lines that the run printed at its start, `Name: text` each."""
+    lines = [line.partition(": ") for line in texts(run.about.get("summary"))]
+    rows = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, _, text in lines]
+    return f'<dl class="summary">{"".join(rows)}</dl>' if rows else ""
