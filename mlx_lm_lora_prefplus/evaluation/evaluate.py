@@ -131,6 +131,7 @@ def _training(folder: Path) -> dict[str, Any] | None:
 def evidence_of(report: Report) -> Evidence:
     """Return the evidence for the verdict. Answers decide it if they were judged by anything but the policy itself."""
     margin, answers, training = report["margin"], report["answers"], report["training"] or {}
+    shift = report["shift"].get("chosen") or report["shift"].get("desirable")
     return Evidence(
         rows="held-out",
         accuracy=report["accuracy"],
@@ -142,5 +143,6 @@ def evidence_of(report: Report) -> Evidence:
         win_rate=answers and answers["win_rate"],
         judge=answers["judge"] if answers else "",
         outsider=bool(answers) and answers["agrees_in_both_orders"] is not None,
+        chosen_shift=shift and shift["value"],
         remarks=training.get("remarks", ()),
     )

@@ -5,7 +5,7 @@ from .intervals import Figure, wilson
 from .runs import Report, RunRecord
 from .verdict import CHANCE, Evidence
 
-ACCURACY, MARGIN = "rewards/accuracies", "rewards/margins"
+ACCURACY, MARGIN, CHOSEN = "rewards/accuracies", "rewards/margins", "logps_per_token/chosen"
 
 LATEST = 5
 """Without validation, at least this many reports are averaged at each end (or a tenth of all, if that is more)."""
@@ -24,6 +24,7 @@ def evidence_of(run: RunRecord) -> Evidence:
         margin=last.get(MARGIN),
         margin_before=first.get(MARGIN, 0.0),
         objective=(split, first["loss"], last["loss"]) if len(reports) > 1 and "loss" in first | last else None,
+        chosen_shift=last[CHOSEN] - first[CHOSEN] if CHOSEN in first and CHOSEN in last else None,
         early=len(reports) == 1,
         warnings=list(dict.fromkeys(warned.name for warned in run.warnings)),
         remarks=[*_past_its_best(run), *(warned.text for warned in run.warnings if warned.name == STOPPED)],

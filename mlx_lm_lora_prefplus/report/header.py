@@ -10,7 +10,7 @@ from .intervals import Figure, interval_of_rows
 from .runs import Report, RunRecord
 from .settings import value_of
 from .svg import number
-from .verdict import CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, verdict
+from .verdict import CHOSEN_FALL, CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, verdict
 
 SIGNS = {"worked": "✓", "partly": "≈", "failed": "✗", "unknown": "–"}
 
@@ -20,7 +20,8 @@ NAMES = {"simpo": "SimPO"}
 RULE = f"""<ul>
 <li><b>It worked</b>: the whole 95 % interval of the accuracy lies above the accuracy before training; the accuracy is
 above {percentage(GOOD_ACCURACY)}; there are at least {FEWEST_ROWS} rows; the margin is positive; the loss is not above
-its start; the rows were not trained on.</li>
+its start; the chosen completions have not lost more than {CHOSEN_FALL:.0f} nat per token of log-probability; the rows
+were not trained on.</li>
 <li><b>It learns, but</b>: the accuracy is clearly above that before training, and one of the other conditions is not
 met.</li>
 <li><b>No sign that it worked</b>: the interval contains the accuracy before training.</li>

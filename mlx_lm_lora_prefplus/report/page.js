@@ -71,7 +71,7 @@ async function png(figure) {
   const resolved = [...new Set(names)].map((name) => `${name}:${colours.getPropertyValue(name)}`).join(";");
   const style = document.createElementNS(NAMESPACE, "style");
   const rules = document.querySelector("style").textContent.replace(/@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}/g, "");
-  style.textContent = rules.replaceAll(".several ", "") + `svg{${resolved}}`;
+  style.textContent = rules.replaceAll(".several figure ", "") + `svg{${resolved}}`;
   const words = [heading(figure), ...legend(figure)];
   const head = 26 + 16 * (words.length > 1 ? Math.ceil((words.length - 1) / 2) : 0);
   const title = words.map((word, place) => caption(word, place)).flat();
@@ -104,7 +104,7 @@ function heading(figure) {
 
 // Name and colour of what the lines are.
 function* legend(figure) {
-  for (const item of [...document.querySelectorAll(".legend li"), ...figure.querySelectorAll(".parts:not(.plain) .part")]) {
+  for (const item of [...document.querySelectorAll(".legend.names li"), ...figure.querySelectorAll(".parts:not(.plain) .part")]) {
     yield { text: item.textContent, hue: getComputedStyle(item.querySelector("svg")).getPropertyValue("--hue") };
   }
 }

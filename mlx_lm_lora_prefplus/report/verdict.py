@@ -21,6 +21,9 @@ FEWEST_ROWS = 10
 CLEAR_RISE, DIVERGENCE = 0.02, 3.0
 """An objective has risen if it exceeds its start by more than CLEAR_RISE of it; DIVERGENCE times the start diverged."""
 
+CHOSEN_FALL = 1.0
+"""Nats per token. If the chosen completions lose more, each of their tokens is less than 37 % as probable as before."""
+
 Outcome = Literal["worked", "partly", "failed", "unknown"]
 
 
@@ -50,6 +53,7 @@ class Evidence:
     objective: (rows it was measured on, before training, now), or None.
     warnings: names of the health checks that warned (see `engine.log.health`).
     win_rate: share of answers that `judge` prefers to the reference's; decides the verdict if `outsider`.
+    chosen_shift: change of the log-prob of the chosen completions by training, in nats per token; None if unknown.
     early: whether there is only one report. remarks: sentences to append.
     """
 
@@ -63,6 +67,7 @@ class Evidence:
     win_rate: Figure | None = None
     judge: str = ""
     outsider: bool = False
+    chosen_shift: float | None = None
     early: bool = False
     remarks: Collection[str] = ()
 
@@ -71,8 +76,9 @@ def verdict(evidence: Evidence) -> Verdict:
     """Judge the evidence.
 
     Training worked if the whole 95 % interval of the accuracy lies above that before training, the accuracy is above
-    `GOOD_ACCURACY`, the margin is positive, the objective is not above its start, and the rows were not trained on. It
-    diverged if the objective ended far above its start, or above it after a warning of too high a learning rate.
+    `GOOD_ACCURACY`, the margin is positive, the objective is not above its start, the chosen completions have not lost
+    more than `CHOSEN_FALL`, and the rows were not trained on. It diverged if the objective ended far above its start,
+    or above it after a warning of too high a learning rate.
     """
     outcome, head, reasons = _judge(evidence)
     return Verdict(outcome, head, tuple(reasons), tuple(_figures(evidence)), tuple(evidence.remarks))
@@ -108,6 +114,9 @@ def _judge(evidence: Evidence) -> tuple[Outcome, str, list[str]]:
         reservations.append("the margin is not positive")
     if _risen(evidence):
         reservations.append("the loss is above its start")
+    if evidence.chosen_shift is not None and evidence.chosen_shift < -CHOSEN_FALL:
+        change = f"{evidence.chosen_shift:+.2f}".replace("-", "−")
+        reservations.append(f"the chosen completions are much less probable ({change} nats per token), so read samples")
     if evidence.rows == "training":
         reservations.append("there was no validation, and these rows were trained on")
     return ("partly", "It learns, but", reservations) if reservations else ("worked", "It worked", [])
@@ -122,7 +131,7 @@ def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outco
     rows = _rows_needed(figure["value"], before)
     reasons = ["the loss is above its start"] if _risen(evidence) else []
     few = (
-        f"{figure['n']:,} rows are too few; about {rows:,} would show such a difference"
+        f"{figure['n']:,} rows are too few to tell; about {rows:,} would show such a difference"
         if rows > figure["n"] > 0
         else ""
     )

@@ -38,9 +38,9 @@ def test_it_worked():
         (
             {"accuracy": wilson(5 / 7, 7)},
             "unknown",
-            "No sign that it worked: 7 rows are too few; about 20 would show such a difference",
+            "No sign that it worked: 7 rows are too few to tell; about 20 would show such a difference",
         ),
-        ({"accuracy": wilson(1.0, 4)}, "unknown", "No sign that it worked: 4 rows are too few; about 10"),
+        ({"accuracy": wilson(1.0, 4)}, "unknown", "No sign that it worked: 4 rows are too few to tell; about 10"),
         (
             {"accuracy": wilson(0.5, 1000)},
             "unknown",
@@ -77,6 +77,8 @@ def test_it_worked():
         ({"before": 0.95, "accuracy": wilson(0.82, 60)}, "failed", "It did harm"),
         ({"before": 0.6, "accuracy": wilson(0.82, 60)}, "worked", "It worked"),
         ({"accuracy": None}, "unknown", "No verdict: this mode reports no accuracy"),
+        ({"chosen_shift": -0.9}, "worked", "It worked"),
+        ({"chosen_shift": -1.35}, "partly", "the chosen completions are much less probable (−1.35 nats per token)"),
         ({"warnings": ["stopped"]}, "failed", "It stopped with an error: validation accuracy"),
         ({"early": True}, "unknown", "Too early to judge: there is only one report so far"),
     ],
