@@ -9,7 +9,7 @@ from .. import __version__, report
 from .charts import SMOOTHED_FROM, Chart, further_charts, main_charts
 from .comparison import compared
 from .header import header, title
-from .rounds import Record, section
+from .rounds import Record, rounds_section
 from .runs import RunRecord
 from .sections import data, notes, samples, versions, warnings
 from .settings import settings
@@ -36,7 +36,7 @@ def page(runs: Sequence[RunRecord], rounds: Sequence[Record] = ()) -> str:
 {header(runs)}
 </header>
 <main>
-{section(rounds)}{compared(runs)}{warnings(runs)}{_curves(runs)}{samples(runs)}{settings(runs)}{data(runs)}{versions(runs)}{notes(runs)}
+{rounds_section(rounds)}{compared(runs)}{warnings(runs)}{_curves(runs)}{samples(runs)}{settings(runs)}{data(runs)}{versions(runs)}{notes(runs)}
 </main>
 <footer>Written by mlx-lm-lora-prefplus {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</footer>
 <script>

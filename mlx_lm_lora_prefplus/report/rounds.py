@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .elements import section, table
 from .intervals import against, percent, signed
 
 ROUNDS = "rounds.json"
@@ -76,16 +77,13 @@ def lines(record: Record) -> list[list[str]]:
 HEADS = ("round", "held-out score", "gain", "pairs trained on", "better answer is longer")
 
 
-def section(records: Sequence[Record]) -> str:
+def rounds_section(records: Sequence[Record]) -> str:
     """Render the rounds as HTML; nothing without any."""
-    content = ""
-    for record in records:
-        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in lines(record))
-        heads = "".join(f"<th>{head}</th>" for head in HEADS)
-        content += (
-            f"<p>{escape(verdict_of(record))}</p><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-        )
-    return f'<section id="rounds"><h2>Rounds</h2>{content}</section>' if content else ""
+    content = "".join(
+        f"<p>{escape(verdict_of(record))}</p>{table(HEADS, [[escape(cell) for cell in row] for row in lines(record)])}"
+        for record in records
+    )
+    return section("rounds", "Rounds", content) if content else ""
 
 
 def score_text(figure: dict[str, Any]) -> str:
