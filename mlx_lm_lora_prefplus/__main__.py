@@ -21,9 +21,10 @@ def main() -> None:
 def train() -> None:
     """The host's `main`, with the seam put in by hand if the hook has not done it."""
     from .backend import problem
+    from .wrapping import fail
 
     if found := problem():
-        sys.exit(f"[ERROR] {found}")
+        fail(found)
     import mlx_lm_lora.train as host
 
     from .host.seam.install import activate

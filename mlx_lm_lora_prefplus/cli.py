@@ -5,13 +5,10 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from . import __version__, backend
 from .bench.command import bench
@@ -25,6 +22,7 @@ from .report.command import report
 from .rounds.command import rounds
 from .storage.amounts import parse_bytes, parse_seconds
 from .storage.failures import advice, words
+from .wrapping import fail
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
@@ -32,7 +30,9 @@ app = typer.Typer(
     "quick start, checks of a run before it starts, its results afterwards, and a benchmark.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
 )
+COMMANDS = app.registered_commands
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -71,15 +71,20 @@ app.command()(_computing(export))
 
 def main() -> None:
     """Entry point. Errors that the user can fix are printed without a traceback; the exit code is 1."""
+    _register_only(sys.argv[1] if len(sys.argv) > 1 else "")
     try:
         app()
     except UserError as error:
-        print(f"[ERROR] {error}", file=sys.stderr)
-        sys.exit(1)
+        fail(error)
     except OSError as error:  # a full disk, a folder that cannot be made
         where = f"{error.filename}: " if error.filename else ""
-        print(f"[ERROR] {where}{words(error)}. {advice(error)}.", file=sys.stderr)
-        sys.exit(1)
+        fail(f"{where}{words(error)}. {advice(error)}.")
+
+
+def _register_only(name: str) -> None:
+    """Keep only the command that is run, if there is one of this name: typer takes long to build them all."""
+    named = [info for info in COMMANDS if name in (info.name, getattr(info.callback, "__name__", None))]
+    COMMANDS[:] = named or COMMANDS
 
 
 def _show_version(wanted: bool) -> None:
@@ -100,20 +105,24 @@ def options(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check whether mlx_lm_lora.train runs our modes here; if not, say why and what to do. Exit code 0 if it does."""
+    """Check whether the plugin is active. If mlx_lm_lora.train does not run our modes, this command says why and what
+    to do, with exit code 1.
+    """
     from .host.tools.doctor import examine, report_lines
 
     report = examine()
     if as_json:
         print(json.dumps(report, indent=2))
     else:
+        from rich.console import Console
+
         Console(soft_wrap=True, highlight=False, markup=False).print("\n".join(report_lines(report)))
     raise typer.Exit(0 if report["active"] else 1)
 
 
 @app.command()
 def modes(as_json: AsJson = False) -> None:
-    """List the installed train modes and the packages that provide them."""
+    """List the train modes, and the packages that provide them."""
     from .plugin.manager import load_registry
 
     registry = load_registry()
@@ -123,11 +132,11 @@ def modes(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("mode", "provider", "rows", "needs reference", "losses")
-    for row in rows:
-        reference = "yes" if row["reference"] else "no"
-        table.add_row(row["mode"], row["provider"], row["rows"], reference, ", ".join(row["losses"]))
-    Console().print(table)
+    from rich.console import Console
+
+    from .host.tools.tables import modes_table
+
+    Console(highlight=False).print(modes_table(rows))
     for mode, providers in registry.rivals.items():
         print(f"mode {mode} is provided by {' and by '.join(providers)}: uninstall all but one", file=sys.stderr)
 
@@ -145,32 +154,45 @@ def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:
 
 @app.command()
 def losses(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One loss, in full.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One loss, in full, or a train mode, whose losses are listed."),
+    ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="Only those of this train mode.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the losses of the train modes, or show one: formula, options, defaults, data, when to use it, source."""
+    """List the losses, or describe one. The description has formula, options, defaults, data, use and source."""
     from .host.tools.describe import describe
     from .host.tools.render import losses_in_full, losses_in_short
     from .plugin.manager import load_registry
 
     registry = load_registry()
+    if (
+        mode is None
+        and name in registry.modes
+        and not any(name in one.trainer.losses for one in registry.modes.values())
+    ):
+        name, mode = None, name
     descriptions = describe(registry, name, mode)
     if as_json:
         print(json.dumps([asdict(description) for description in descriptions], indent=2, ensure_ascii=False))
     else:
+        from rich.console import Console
+
         Console(highlight=False).print((losses_in_full if name else losses_in_short)(descriptions, registry))
 
 
 @app.command()
 def presets(as_json: AsJson = False) -> None:
-    """List the presets: published settings that `preset: NAME` (or --preset NAME) puts in force."""
+    """List the presets: published settings. `preset: NAME` in a config file, or --preset NAME, applies one."""
     from .host.config.presets import PRESETS
     from .host.tools.render import presets_in_short
 
     if as_json:
         print(json.dumps([asdict(preset) for preset in PRESETS.values()], indent=2, ensure_ascii=False))
     else:
+        from rich.console import Console
+
         Console(highlight=False).print(presets_in_short(PRESETS.values()))
 
 
@@ -193,7 +215,9 @@ def cache(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List or clear the cache of earlier runs (tokens of data sets, log-probs of references, results of the probe)."""
+    """List or clear the cache of earlier runs. It holds tokens of data sets, log-probs of references, and results of
+    the tests that select an engine.
+    """
     from .storage import cache_folder
 
     found = cache_folder.entries()
@@ -207,13 +231,11 @@ def cache(
         print(json.dumps({**about, "in_use": [entry.key for entry in left], "entries": rows}, indent=2))
         return
     if not clear and found:
-        table = Table("kind", "key", "MB", "rows", "of", "last used")
-        for entry in found:
-            when = datetime.fromtimestamp(entry.changed).strftime("%Y-%m-%d %H:%M")
-            table.add_row(
-                entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows or "–"), entry.source, when
-            )
-        Console().print(table)
+        from rich.console import Console
+
+        from .host.tools.tables import cache_table
+
+        Console(highlight=False).print(cache_table(found))
     done = "cleared" if clear else "would be cleared with --clear" if partly else "in all"
     print(f"{cache_folder.cache_folder()}: {len(found) - len(left)} files, {size / 1e6:.2f} MB {done}")
     if left:
@@ -227,7 +249,7 @@ def quickstart(
         "quickstart"
     ),
 ) -> None:
-    """Make a small model and preference data, train on them with mlx_lm_lora.train, and check the result."""
+    """Train a small model and check the result. Makes the model and its data, and trains with mlx_lm_lora.train."""
     from .quickstart.main import run_quickstart
 
     raise typer.Exit(run_quickstart(directory))
@@ -239,7 +261,7 @@ def studio(
         "~/mlx-lm-lora-prefplus"
     ),
 ) -> None:
-    """Write an interpreter for MLX-LoRA-Studio that uses this package, and say where to select it."""
+    """Set up MLX-LoRA-Studio. Writes an interpreter that uses this package, and says where to select it in the app."""
     from .host.tools.studio import instructions, write_interpreter
 
     for line in instructions(write_interpreter(directory)):

@@ -28,7 +28,22 @@ def validated(schema: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, l
 def _plain(message: str) -> str:
     """Turn pydantic's message into the end of a sentence: `must be greater than 0`."""
     message = message.removeprefix("Value error, ").replace("Input should", "must")
+    for theirs, ours in _PLAIN_TYPES.items():
+        if message.startswith(theirs):
+            return ours
     return message[:1].lower() + message[1:]
+
+
+_PLAIN_TYPES = {
+    "must be a valid number": "must be a number",
+    "must be a finite number": "must be a finite number",
+    "must be a valid integer": "must be a whole number",
+    "must be a valid string": "must be text",
+    "must be a valid list": "must be a list",
+    "must be a valid dictionary": "must be a mapping of keys to values",
+    "must be a valid boolean": "must be true or false",
+}
+"""The start of a message of pydantic → the whole message."""
 
 
 def _misread(schema: type, values: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -40,7 +55,7 @@ def _misread(schema: type, values: Mapping[str, Any]) -> dict[str, list[str]]:
         if any(isinstance(item, bytes) for item in items):
             wrong[key] = ["must be text, not bytes"]
         elif any(isinstance(item, bool) for item in items) and key in hints and not _takes_bool(hints[key]):
-            wrong[key] = ["must be no truth value"]
+            wrong[key] = ["must not be true or false"]
     return wrong
 
 

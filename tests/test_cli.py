@@ -39,7 +39,7 @@ def test_modes_as_json(call):
 def test_modes_as_a_table(call):
     done = call("modes")
     assert done.exit_code == 0
-    assert "needs reference" in done.stdout and "cpo" in done.stdout
+    assert "reference  losses" in done.stdout and "cpo" in done.stdout
 
 
 def test_modes_names_what_is_broken(call, monkeypatch):
@@ -71,6 +71,12 @@ def test_losses_as_text(call):
     assert "Data: prompt, responses, scores." in one and "arXiv:2402.01878" in one and "Notation: p is" in one
     assert "train mode cpo" in call("losses", "ipo").stdout
     assert "train mode cpo" not in call("losses", "ipo", "--mode", "dpo").stdout
+
+
+def test_a_mode_in_place_of_a_loss_lists_its_losses(call):
+    shown = call("losses", "dpo")
+    assert shown.exit_code == 0 and shown.stdout == call("losses", "--mode", "dpo").stdout
+    assert "(train mode kto)" in call("losses", "kto").stdout, "the loss of the same name"
 
 
 def test_a_misspelt_loss_is_told_the_nearest(call):

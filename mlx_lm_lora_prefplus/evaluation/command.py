@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def evaluate(
@@ -31,7 +30,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Evaluate a trained adapter: rewards on held-out rows with confidence intervals, by length and against the
+    """Evaluate a trained adapter. Shows rewards on held-out rows with confidence intervals, by length and against the
     reference, and, with a judge, how often the policy's answers beat the reference's.
 
     Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml,
@@ -42,6 +41,8 @@ def evaluate(
     if not context.args:
         typer.echo(context.get_help())
         raise typer.Exit(2)
+    from rich.console import Console
+
     from .evaluate import Judging
     from .evaluate import evaluate as run_evaluation
     from .render import render

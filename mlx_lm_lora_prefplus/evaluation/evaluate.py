@@ -58,7 +58,7 @@ def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
     if judging.judge and judging.model:
         raise UserError("evaluate: give --judge or --judge-model, not both.")
     with redirect_stdout(sys.stderr):
-        resolved = settings_of(arguments, "mlx_lm_lora.prefplus evaluate", train_mode="dpo")
+        resolved = settings_of(arguments, train_mode="dpo")
         judge = judges.function_judge(judging.judge) if judging.judge not in (None, "reward") else None
         session, split, name = held_out.open_held_out(resolved)
         seed = resolved.settings.seed

@@ -45,7 +45,7 @@ def export(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
 ) -> None:
-    """Write a trained adapter for other programs, with a model card, and upload it if asked to.
+    """Write a trained adapter for other programs. Adds a model card, and uploads both with --push.
 
     Reads adapters of mlx-lm and of PEFT.
     """

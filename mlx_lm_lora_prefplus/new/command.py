@@ -23,7 +23,7 @@ def new(
         bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of what is not given.")
     ] = False,
 ) -> None:
-    """Write a config that runs: from a model, data and the machine to train on.
+    """Write a config that runs. It is made from a model, data and the machine to train on.
 
     Asks for what is not given as a flag and cannot be found out. Rows, model
     and machine decide which modes and presets are offered, and which keys

@@ -76,7 +76,7 @@ def _values_of(of_training: Sequence[str], mode: str) -> dict[str, Any]:
     """Return the values of flags of training."""
     if of_training and not of_training[0].startswith("-"):
         raise UserError(f"{COMMAND} takes flags, and {of_training[0]!r} is none. --output names the file to write.")
-    resolved = settings_of(of_training, COMMAND, train_mode=mode)
+    resolved = settings_of(of_training, train_mode=mode)
     typed = [key for key, source in resolved.sources.items() if source == COMMAND_LINE]
     return {key: resolved.values[key] for key in typed if key not in (*OWN_KEYS, "dpo_cpo_loss_type")}
 

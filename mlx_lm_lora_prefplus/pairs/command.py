@@ -57,7 +57,7 @@ def pairs(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, without the answers there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Make preference rows from prompts: the model answers each prompt several times, the answers are scored, and all
+    """Make preference rows from prompts. The model answers each prompt several times, the answers are scored, and all
     of them are written with their scores. Ends with the command that trains on them.
 
     The prompts are those of --data (a file, a folder or a hub name, in any form
@@ -112,7 +112,7 @@ def _run(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    resolved = settings_of(arguments, "mlx_lm_lora.prefplus pairs", train_mode="dpo")
+    resolved = settings_of(arguments, train_mode="dpo")
     settings = settings_in(resolved, given, "pairs")
     adapter = adapter_of(resolved, adapter_path)
     check_folder(output, "pairs")

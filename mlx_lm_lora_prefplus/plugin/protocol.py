@@ -1,10 +1,12 @@
 """The protocol of a trainer, and the batches, scores and losses that it works with."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import mlx.core as mx
-import numpy as np
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RowKind = Literal["paired", "unpaired", "ranked"]
 """The kind of rows a mode reads. `paired`: one prompt with a chosen and a rejected completion; `unpaired`: one prompt
@@ -88,6 +90,8 @@ class Batch(NamedTuple):
         label.
         """
         examples = self.ids.shape[0]
+        import numpy as np  # commands that only describe modes start faster without it
+
         lengths = np.asarray(self.completion_lengths).reshape(-1, examples)
         units = {"examples": examples, "chosen_tokens": int(lengths[0].sum()), "completion_tokens": int(lengths.sum())}
         if len(lengths) > 1:
@@ -208,7 +212,7 @@ class Trainer(Protocol):
         """Whether `loss` reads `Batch.mismatched`: log-probs of completions of other rows, without gradients."""
         ...
 
-    def collate(self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
+    def collate(self, rows: Sequence[Mapping[str, Any]], ids: "np.ndarray", multiple: int = 1) -> Batch:
         """Pad the rows of one micro-batch. The host decides which rows form it.
 
         rows: items with lists of token ids, completions without the prompt: `prompt`, `chosen`, `rejected` (paired);

@@ -6,7 +6,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 """The flags of training are passed on to the host's argument parser."""
@@ -42,6 +41,8 @@ def check(
         raise typer.Exit(2)
     if fit and no_forecast:
         raise typer.BadParameter("--fit measures: leave out --no-forecast.")
+    from rich.console import Console
+
     from ..storage.amounts import parse_bytes
     from .fit import Target
     from .render import render

@@ -52,7 +52,7 @@ def build_report(arguments: Sequence[str], *, measured: bool = True, fitted: Tar
 
 
 def _fill_report(arguments: Sequence[str], report: Report, measured: bool, fitted: Target | None) -> None:
-    resolved = settings_of(arguments, "mlx_lm_lora.prefplus check", train=True)
+    resolved = settings_of(arguments, train=True)
     report["settings"] = _settings(resolved)
     report["warnings"] += [note for note in resolved.notes if note not in resolved.misspelt]
     report["problems"] += resolved.misspelt

@@ -13,7 +13,9 @@ def report(
         typer.Option("--output", "-o", metavar="FILE", help="Where to write it (default: report.html in the first)."),
     ] = None,
 ) -> None:
-    """Write one HTML page about runs: verdict, curves, warnings, samples, settings, data. It needs no network."""
+    """Write an HTML page about one or several runs. It shows verdict, curves, warnings, samples, settings and data, and
+    needs no network.
+    """
     from ..errors import UserError
     from ..storage.atomic import whole_file
     from .evidence import evidence_of

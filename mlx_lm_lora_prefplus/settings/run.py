@@ -10,13 +10,13 @@ from .marks import FUNCTIONS, LARGEST, OURS, Effect, Place, Positive
 
 def _name(name: str) -> str:
     if ".." in Path(name).parts or Path(name).is_absolute():
-        raise ValueError("must be a name, and no path that leads elsewhere")
+        raise ValueError("must be a plain name without .. or a leading /")
     return name
 
 
 def _layers(count: int) -> int:
     if count == 0 or count < -1:
-        raise ValueError("must be the number of layers to train, counted from the last, or -1 for all")
+        raise ValueError("must be a positive number of layers, counted from the last, or -1 for all layers")
     return count
 
 

@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
-import numpy as np
 
-from ..data.batches.collate import collate
-from ..engine.train.evaluate import evaluate
 from ..plugin import Batch, LossOutput, Scorer, Scores
 from ..plugin.protocol import RowKind
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The engine and the data are imported by the methods that use them: commands that only describe modes start faster.
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -55,8 +57,10 @@ class BaseTrainer(ABC):
         """False."""
         return False
 
-    def collate(self, rows: Sequence[Mapping[str, Any]], ids: np.ndarray, multiple: int = 1) -> Batch:
+    def collate(self, rows: Sequence[Mapping[str, Any]], ids: "np.ndarray", multiple: int = 1) -> Batch:
         """Pad the rows on the right."""
+        from ..data.batches.collate import collate
+
         return collate(rows, ids, multiple)
 
     def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
@@ -83,4 +87,6 @@ class BaseTrainer(ABC):
         self, policy: Scorer, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
     ) -> dict[str, float]:
         """Means of `loss` and its metrics over all batches."""
+        from ..engine.train.evaluate import evaluate
+
         return evaluate(self, policy, batches, options, state)

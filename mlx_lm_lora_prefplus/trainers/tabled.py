@@ -6,8 +6,6 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from ..engine.model.routers import recorded
-from ..engine.rounding import logp_rounding
 from ..losses import START, Loss, is_separable, loss_names, needs_state
 from ..plugin import Batch, LossOutput, Scorer, Scores
 from ..plugin.protocol import RowKind
@@ -48,6 +46,8 @@ class TableTrainer(BaseTrainer):
         coefficient = getattr(options, "router_aux_loss_coef", 0.0)
         if not coefficient:
             return self.preference_loss(policy, batch, options, state)
+        from ..engine.model.routers import recorded
+
         with recorded(policy.model, batch.ids.shape[0]) as record:
             output = self.preference_loss(policy, batch, options, state)
         aux_loss = record.losses().sum()
@@ -98,6 +98,8 @@ def reward_rounding(trainer: Any, model: Any, scores: Scores, batch: Batch, opti
 
     trainer: any with `rewards(scores, batch, options)`. model: the policy's.
     """
+    from ..engine.rounding import logp_rounding
+
     rounding = logp_rounding(model, scores, batch)
     shifted = scores._replace(logps=scores.logps + rounding, weighted_logps=scores.weighted_logps + rounding)
     return mx.abs(trainer.rewards(shifted, batch, options) - trainer.rewards(scores, batch, options))

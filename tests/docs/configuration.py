@@ -7,10 +7,11 @@ from typing import Any
 from mlx_lm_lora.train import CONFIG_DEFAULTS
 from pydantic.fields import FieldInfo
 
-from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.option_fields import option_fields
 from mlx_lm_lora_prefplus.host.tools.describe import _bounds
 from mlx_lm_lora_prefplus.host.tools.render import format_value
 from mlx_lm_lora_prefplus.settings import OWN_KEYS, DataSettings, RunSettings
+from mlx_lm_lora_prefplus.settings.groups import DESCRIPTIONS, GROUPS
 
 HEAD = """\
 # Configuration
@@ -43,104 +44,6 @@ adapter_path: adapters
 ```
 """
 
-HOST_KEYS = {
-    "model": "A folder that `mlx_lm.load` reads, or a name on the Hugging Face hub.",
-    "train": "Whether to train.",
-    "test": "Evaluate on the test rows, after training or with the adapters in `adapter_path`.",
-    "train_mode": "The method: `dpo`, `cpo`, `simpo`, `orpo`, `kto`, `bco`, or a mode of another package. By default "
-    "mlx-lm-lora runs SFT.",
-    "train_type": "What is trained: LoRA or DoRA adapters, or all weights.",
-    "num_layers": "How many of the last layers get adapters; −1 (default) means all layers.",
-    "load_in_4bits": "Quantise the base model to 4 bits while loading, in groups of 128.",
-    "load_in_6bits": "Quantise it to 6 bits.",
-    "load_in_8bits": "Quantise it to 8 bits.",
-    "load_in_mxfp4": "Quantise it to the format mxfp4, in groups of 32.",
-    "data": "A folder with train, valid and test files (jsonl, json, parquet, csv), or a Hugging Face data set.",
-    "max_seq_length": "Maximum tokens of a row, prompt and completion together. `truncation` decides how "
-    "longer rows are cut.",
-    "optimizer": "The optimiser.",
-    "learning_rate": "The learning rate, or its peak with `lr_schedule`.",
-    "seed": "Seed of the adapters, the order of rows and dropout. The same command gives the same "
-    "weights, byte for byte.",
-    "batch_size": "Examples (pairs, lists or unpaired rows) in a micro-batch.",
-    "iters": "Micro-batches to train for (default: 1000 if `epochs` is not given either).",
-    "epochs": "Passes over the rows, instead of `iters`.",
-    "gradient_accumulation_steps": "Micro-batches per update. The update does not depend on how its rows "
-    "are divided into micro-batches.",
-    "val_batches": "Batches in a validation; −1 means all rows, 0 means no validation.",
-    "test_batches": "Batches in the test; −1 means all rows.",
-    "steps_per_report": "Micro-batches between two training reports.",
-    "steps_per_eval": "Micro-batches between two validations.",
-    "save_every": "Micro-batches between two saves of adapters and checkpoint.",
-    "adapter_path": "The folder of the run: adapters, checkpoints, metrics, settings, samples.",
-    "resume_adapter_file": "Adapters to start from. Only weights are loaded; to continue a run, use `resume`.",
-    "reference_model_path": "Another reference: a model folder or name, or adapters on the same base model (default: "
-    "the model before training, without adapters).",
-    "grad_checkpoint": "With `memory: auto`, the same as `memory: low`: layers recompute their activations in "
-    "the backward pass.",
-    "efficient_long_context": "Compute long rows in chunks of `long_context_chunk` tokens, with exact gradients and "
-    "the memory of one chunk.",
-    "recurrence_chunk_size": "Tokens that recurrent layers compute at a time (a key of the host).",
-    "fuse": "Also write the fused, de-quantised model into `adapter_path`; `--no-fuse` turns this off.",
-    "lm_studio_name": "Install the fused model in LM Studio under this name.",
-    "wandb": "A project of Weights & Biases to log to; `report_to` knows more loggers.",
-    "qat_enable": "Quantisation-aware training: train with weights that are rounded as in a quantised model.",
-    "qat_bits": "Bits of the rounding.",
-    "qat_group_size": "Weights that share one scale.",
-    "qat_mode": "The kind of rounding.",
-    "qat_start_step": "The optimiser step at which the rounding begins.",
-    "qat_interval": "Optimiser steps between two updates of the rounding.",
-}
-"""What the host's keys mean in our modes. The host's own help has no line, or another meaning, for some."""
-
-ROOMS = {
-    "Model and adapters": (
-        *("model", "train_mode", "train_type", "num_layers", "lora_parameters", "load_in_4bits", "load_in_6bits"),
-        *("load_in_8bits", "load_in_mxfp4", "reference_model_path", "resume_adapter_file", "preset"),
-    ),
-    "Data": (
-        *(
-            "data",
-            "hf_dataset",
-            "streaming",
-            "shuffle_buffer",
-            "prompt_format",
-            "max_seq_length",
-            "truncation",
-            "max_prompt_length",
-            "prompt_feature",
-        ),
-        *("assistant_only_loss", "mask_thinking", "chat_template_kwargs"),
-        *("chosen_feature", "rejected_feature", "system_feature", "completion_feature", "label_feature"),
-        *("responses_feature", "scores_feature", "pairing", "preference_score_feature"),
-    ),
-    "Training": (
-        *("train", "iters", "epochs", "batch_size", "token_budget", "gradient_accumulation_steps", "learning_rate"),
-        *("lr_schedule", "optimizer", "optimizer_bits", "optimizer_config", "max_grad_norm", "seed", "on_nonfinite"),
-    ),
-    "Memory and speed": (
-        *(
-            "engine",
-            "memory",
-            "grad_checkpoint",
-            "efficient_long_context",
-            "long_context_chunk",
-            "recurrence_chunk_size",
-        ),
-    ),
-    "Reports and evaluation": (
-        *("steps_per_report", "steps_per_eval", "val_batches", "test", "test_batches", "sample_prompts"),
-        *("sample_tokens", "report_to", "project_name", "wandb"),
-    ),
-    "Saving, resuming, stopping": (
-        *("adapter_path", "save_every", "save_every_minutes", "keep_last", "resume", "save_best"),
-        *("early_stopping_patience", "early_stopping_metric", "fuse", "lm_studio_name"),
-    ),
-    "Quantisation-aware training": (
-        *("qat_enable", "qat_bits", "qat_group_size", "qat_mode", "qat_start_step", "qat_interval"),
-    ),
-}
-
 FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
 
 
@@ -150,11 +53,11 @@ def configuration(trainers: list[Any]) -> str:
 
 
 def _shared() -> Iterator[str]:
-    for room, keys in ROOMS.items():
-        yield f"## {room}\n"
+    for title, keys in GROUPS.items():
+        yield f"## {title}\n"
         yield "| key | type | default | |\n|---|---|---|---|"
         for key in keys:
-            yield _row(key, FIELDS[key], HOST_KEYS.get(key))
+            yield _row(key, FIELDS[key], DESCRIPTIONS.get(key))
         yield ""
 
 
@@ -232,8 +135,8 @@ def _of_modes(trainers: list[Any]) -> Iterator[str]:
 
 def missing() -> set[str]:
     """Keys that no table has, or two have, or that nothing says what they are."""
-    told = [key for keys in ROOMS.values() for key in keys]
+    told = [key for keys in GROUPS.values() for key in keys]
     twice = {key for key in told if told.count(key) > 1}
-    mute = {key for key in told if not (HOST_KEYS.get(key) or FIELDS[key].description)}
-    unknown = set(HOST_KEYS) - set(told)
+    mute = {key for key in told if not (DESCRIPTIONS.get(key) or FIELDS[key].description)}
+    unknown = set(DESCRIPTIONS) - set(told)
     return (set(FIELDS) ^ set(told)) | twice | mute | unknown

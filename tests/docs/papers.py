@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.option_fields import option_fields
 from mlx_lm_lora_prefplus.host.config.presets import PRESETS
 from mlx_lm_lora_prefplus.host.tools.describe import description_of
 from tests.paths import ROOT

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.host import dropin
-from mlx_lm_lora_prefplus.host.config.flags import option_fields
+from mlx_lm_lora_prefplus.host.config.option_fields import option_fields
 from mlx_lm_lora_prefplus.settings import COMPANION_KEYS, DataSettings, RunSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
 from tests.docs.pages import trainers

@@ -34,7 +34,7 @@ def plain_logps(model, tokenizer, row: dict, sides=("chosen", "rejected")) -> li
 @pytest.mark.parametrize(("mode", "kind"), [("dpo", "lora"), ("dpo", "full"), ("cpo", "dora")])
 def test_rewards_are_those_of_plain_forwards(adapters, mode, kind):
     words = adapters(kind)
-    resolved = settings_of([*words, "--train-mode", mode, "--beta", "0.5"], "")
+    resolved = settings_of([*words, "--train-mode", mode, "--beta", "0.5"])
     session, _, name = held_out.open_held_out(resolved)
     scored = held_out.score(session)
     base, tokenizer = mlx_lm.load(words[1])
@@ -50,7 +50,7 @@ def test_rewards_are_those_of_plain_forwards(adapters, mode, kind):
 @pytest.mark.parametrize("words", [[], ["--loss-type", "ipo"], ["--ld-alpha", "0.5"], ["--train-mode", "simpo"]])
 def test_the_figures_are_those_of_testing(adapters, words):
     """Those of `--test`, whatever the loss makes of the log-probs."""
-    resolved = settings_of([*adapters(), *words], "", train_mode="dpo")
+    resolved = settings_of([*adapters(), *words], train_mode="dpo")
     session, _, _ = held_out.open_held_out(resolved)
     reference = ReferencePass(session).source()
     report = held_out.summary(held_out.score(session), seed=0)

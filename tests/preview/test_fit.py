@@ -24,7 +24,7 @@ NOW = Cost(peak=1000, weights=200, seconds=100.0, measured=True)
 
 @pytest.fixture
 def session(config):
-    return lambda **changed: open_run(settings_of([config(**changed)], ""))[0]
+    return lambda **changed: open_run(settings_of([config(**changed)]))[0]
 
 
 def test_what_a_mac_leaves_to_a_run():

@@ -24,7 +24,7 @@ from mlx_lm_lora_prefplus.preview.shapes import Shape, Shapes
 
 @pytest.fixture
 def session(config):
-    return lambda **changes: open_run(settings_of([config(**changes)], ""))[0]
+    return lambda **changes: open_run(settings_of([config(**changes)]))[0]
 
 
 def computed_of(policy, batch):

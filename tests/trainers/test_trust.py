@@ -257,22 +257,22 @@ def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "has no meaning with loss_type nca_pair"),
+        ({"loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "cannot be combined with loss_type nca_pair"),
         ({"loss_type": "exo_pair", "label_smoothing": 0.0}, "exo_pair takes its log"),
         ({"loss_type": ["sigmoid", "plackett_luce"]}, "cannot be added"),
         ({"loss_type": "aot", "use_weighting": True}, "compares sorted pairs"),
         ({"loss_type": "chi_po"}, "chi_po needs it"),
         (
             {"loss_type": "plackett_luce", "ld_alpha": 0.0, "use_weighting": True},
-            "leave ld_alpha and use_weighting",
+            "Leave out ld_alpha and use_weighting",
         ),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "not as many as the losses"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "must have one weight for each loss"),
         ({"loss_type": ["sigmoid", "sigmoid"]}, "names a loss twice"),
         ({"loss_type": []}, "the list is empty"),
-        ({"ld_alpha": 0.5, "sampo": True}, "give one of them"),
+        ({"ld_alpha": 0.5, "sampo": True}, "Give one of them"),
         ({"sync_ref_model": True, "reference_free": True}, "needs a reference"),
         ({"bema_for_ref_model": True, "reference_free": True}, "bema_for_ref_model needs a reference"),
-        ({"bema_for_ref_model": True, "sync_ref_model": True}, "both move the reference"),
+        ({"bema_for_ref_model": True, "sync_ref_model": True}, "both update the reference"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...wrapping import wrapped_on_terminal
 from .output import original
 
 PREFIX = "[prefplus] "
@@ -17,7 +18,7 @@ METRIC_NAMES = {"loss": "objective", "it/s": "updates per second", "memory:": "m
 
 def tell(callback: Any, line: str) -> None:
     """Print a line beside the progress bar, and `show` it."""
-    tqdm.write(line)
+    tqdm.write(wrapped_on_terminal(line))
     show(callback, line)
 
 

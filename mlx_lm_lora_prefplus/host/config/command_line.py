@@ -6,16 +6,18 @@ from typing import Any
 from ...plugin.installed import registry
 from ..originals import originals_of
 from .early_args import check_mode, requested_mode, scan
-from .flags import add_modes, mode_parser, modes_of, option_strings, spell_out
+from .flags import add_modes, host_parser, mode_parser, modes_of
+from .parsers import expand, option_strings
 from .resolve import Resolved, resolve
 from .yaml_file import read_config
 
 
-def settings_of(argv: Sequence[str], command: str, **fallbacks: Any) -> Resolved:
+def settings_of(argv: Sequence[str], **fallbacks: Any) -> Resolved:
     """Resolve `[CONFIG] [flags of mlx_lm_lora.train]` as the host's command would.
 
-    command: as the user typed it, for the usage line.
-    fallbacks: values for keys that neither the command line nor the file sets; they then count as typed.
+    Args:
+        argv: the arguments.
+        fallbacks: values for keys that neither the command line nor the file sets; they then count as typed.
 
     Raises:
         UserError: the config cannot be read, or settings cannot work; all of them at once.
@@ -26,7 +28,7 @@ def settings_of(argv: Sequence[str], command: str, **fallbacks: Any) -> Resolved
     build = originals_of(host)["build_parser"]
     argv = ["--config", *argv] if argv and not argv[0].startswith("-") else list(argv)
     options = option_strings(build())
-    request = scan(argv, lambda argument: spell_out(argument, options))
+    request = scan(argv, lambda argument: expand(argument, options))
     config = read_config(request.config, host.yaml_loader) if request.config else {}
     mode_of_request = requested_mode(request, lambda path: config)
     mode = mode_of_request or fallbacks.get("train_mode")
@@ -34,7 +36,8 @@ def settings_of(argv: Sequence[str], command: str, **fallbacks: Any) -> Resolved
     check_mode(request, lambda path: config, modes_of(parser))
     if mode and mode in registry():
         parser = mode_parser(parser, registry()[mode], registry())
-    parser.prog, parser.usage = command, f"{command} [CONFIG] [flags of mlx_lm_lora.train]"
+    else:
+        parser = host_parser(parser, mode, registry())
     typed = vars(parser.parse_args(argv))
     set_keys = {*config, *(key for key, value in typed.items() if value is not None)}
     if mode_of_request:  # a preset may name it

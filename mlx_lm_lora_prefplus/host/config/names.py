@@ -54,8 +54,10 @@ def near(name: object, names: Iterable[str]) -> Near | None:
     key = str(name).strip().lower().lstrip("-").replace("-", "_")
     if (synonym := SYNONYMS.get(key)) in candidates:
         return Near(str(synonym), True)
-    similar = next(iter(get_close_matches(key, candidates, n=1, cutoff=LIKE)), None)
-    if similar and SequenceMatcher(None, key, similar).ratio() >= SURE:
+    alike = get_close_matches(key, candidates, n=3, cutoff=LIKE)
+    # Of names equally like it, one with the same first letter: people rarely mistype that.
+    similar = max(alike, key=lambda one: (_likeness(key, one), one[:1] == key[:1]), default=None)
+    if similar and _likeness(key, similar) >= SURE:
         return Near(similar, True)
     prefixed = [one for one in candidates if len(key) > 2 and (one.startswith(key) or key.startswith(f"{one}_"))]
     if len(prefixed) == 1:
@@ -63,7 +65,17 @@ def near(name: object, names: Iterable[str]) -> Near | None:
     return Near(similar or min(prefixed, key=len), False) if similar or prefixed else None
 
 
+def _likeness(name: str, other: str) -> float:
+    return SequenceMatcher(None, name, other).ratio()
+
+
 def nearest(name: object, names: Iterable[str]) -> str:
     """`; did you mean …?` with the closest of the names; just a full stop if none is close."""
     match = near(name, names)
     return f"; did you mean {match.name}?" if match else "."
+
+
+def either(names: Iterable[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

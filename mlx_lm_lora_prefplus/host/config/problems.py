@@ -6,8 +6,8 @@ from ...errors import UserError
 from ...losses import idle_options, loss_names
 from ...plugin.protocol import Trainer
 from ...validation import validated
-from .flags import option_fields
 from .names import nearest
+from .option_fields import option_fields
 
 MOST_CHARACTERS = 200
 """Characters of a value that a message prints at most."""
@@ -39,7 +39,8 @@ class Problems:
 
     def add(self, key: str, value: Any, source: str | None, what: str) -> None:
         """Record a problem: the key, its value, the value's source, and a clause that says what is allowed."""
-        self.lines.append(f"{key}: {_shortened(value)} ({source}) {what}")
+        end = "" if what.endswith((".", "?")) else "."
+        self.lines.append(f"{key}: {_shortened(value)} ({source}) {what}{end}")
 
     def raise_if_any(self) -> None:
         """Raise one `UserError` that lists all problems."""

@@ -26,9 +26,11 @@ from ...settings import (
     own_fields,
 )
 from ..originals import originals_of
-from .flags import actions, option_fields
+from .flags import owners
 from .names import near, nearest
 from .nested import check_nested
+from .option_fields import option_fields
+from .parsers import actions
 from .presets import PRESETS, TWO_NAMES, values_beside
 from .problems import Joined, Problems, check_losses, check_streaming, checked, join_loss_names
 from .yaml_file import read_config
@@ -233,16 +235,16 @@ def _keys_of_others(level: Level, keys: set[str], mode: str, registry: Registry,
         if key in keys:
             continue
         modes = _modes_with(key, registry)
-        owners = f"mode{'s' * (len(modes) > 1)} {', '.join(modes)}"
+        of_modes = f"belongs to train_mode {owners(registry).get(key)}"
         if not modes:
             if near(key, keys | _options_of(registry)) is None:
                 notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored.")
         elif all(value == default for default in modes.values()):
             notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored.")
         elif shared:
-            notes.append(f"{key} ({level.source}) belongs to {owners} and is not used in mode {mode}.")
+            notes.append(f"{key} ({level.source}) {of_modes} and is not used in mode {mode}.")
         else:
-            problems.add(key, value, level.source, f"is not a key of mode {mode}; it belongs to {owners}")
+            problems.add(key, value, level.source, f"is not a key of mode {mode}; it {of_modes}")
     return notes
 
 

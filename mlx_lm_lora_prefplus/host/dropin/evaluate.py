@@ -6,11 +6,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm_lora.visuals import print_info
 
 from ...engine.log.console import host_metrics
 from ...plugin import Batch
 from ..config.resolve import Resolved
+from ..console import print_info
 from .losses import cpo_loss, dpo_loss
 from .session import check_reference, describe_reference, reference_of, session_of
 from .settings import resolved_settings

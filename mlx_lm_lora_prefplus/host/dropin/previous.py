@@ -6,9 +6,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm_lora.visuals import print_info
 
 from ...engine.log.notices import show
+from ..console import print_info
 from ..output.aside import find_previous, set_aside
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm_lora.visuals import print_info, print_warning
 
 from ...engine.log.notices import show
 from ...engine.model.adapters import adapter_layers
 from ...errors import UserError
 from ..config.resolve import Resolved
+from ..console import print_info, print_warning
 from ..run import summary
 from ..run.findings import findings
 from ..run.references import ReferencePass

@@ -10,7 +10,6 @@ import mlx.optimizers as optim
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs
 from mlx_lm_lora.trainer.orpo_trainer import ORPOTrainingArgs, orpo_loss
-from mlx_lm_lora.visuals import print_warning
 
 from ...engine.files.adapter_files import check_writable, save_adapters
 from ...engine.files.metrics_file import MetricsFile
@@ -22,6 +21,7 @@ from ...engine.rate import sets_its_own
 from ...engine.train.loop import train
 from ...storage.owner import Owner, owned
 from ..config.resolve import Resolved
+from ..console import print_warning
 from ..models import make_ready
 from ..output.record import write_record
 from ..run.assemble import training_inputs

@@ -9,12 +9,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged, save_to_lmstudio_merged
-from mlx_lm_lora.visuals import Colors, print_section, print_success, print_warning
+from mlx_lm_lora.visuals import Colors, print_section, print_success
 
 from ...errors import UserError
 from ...settings import RunSettings
 from ...storage.failures import advice, cause_of, words
 from ..config.resolve import Resolved
+from ..console import print_warning
 from ..models import quantization
 from .aside import record_fused, remove_fused
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm_lora.visuals import Colors, print_info
+from mlx_lm_lora.visuals import Colors
 
 from ...backend import check_temporary_folder
 from ...data import Split
@@ -20,6 +20,7 @@ from ...storage.cache_folder import size_limit
 from .. import models
 from ..callbacks.loggers import check_loggers
 from ..config.resolve import Resolved
+from ..console import print_info
 from ..output.previous import as_begun, check_not_its_own_source
 from .resume import find_state
 from .session import Session, read_rows

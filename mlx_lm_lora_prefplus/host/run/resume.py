@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_lm_lora.visuals import print_info, print_warning
-
 from ...engine.files.run_state import RunState, newest_state
 from ...engine.train.snapshot import check_saved
 from ...errors import UserError
 from ...settings import DataSettings, Effect, RunSettings, keys_with
+from ..console import print_info, print_warning
 from ..output.previous import move_warning, previous_of
 from .references import ReferencePass
 from .session import Session

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any
 
-from mlx_lm_lora.visuals import print_info, print_section, print_warning
+from mlx_lm_lora.visuals import print_section
 
 from ...engine.files.adapter_files import (
     check_writable,
@@ -23,6 +23,7 @@ from .. import models
 from ..callbacks.loggers import open_loggers
 from ..callbacks.samples import keep_samples
 from ..config.resolve import Resolved
+from ..console import print_info, print_warning
 from ..output.aside import UNFUSED
 from ..output.fuse import finish_with_fuse
 from ..output.previous import keep_previous

@@ -11,10 +11,13 @@ from typing import Any
 from ...engine.log.output import command_output
 from ...errors import UserError
 from ...plugin.installed import registry
+from ...wrapping import print_error
 from ..config.early_args import Request, check_mode, requested_mode, scan
-from ..config.flags import add_modes, mode_parser, modes_of, option_strings, spell_out
+from ..config.flags import add_modes, host_parser, mode_parser, modes_of
+from ..config.parsers import expand, option_strings
 from ..config.resolve import Resolved, resolve
 from ..config.yaml_file import read_config
+from ..console import print_info, print_warning
 
 NAME = "mlx-lm-lora-prefplus"
 
@@ -52,8 +55,9 @@ class Seam:
         """Whether the host's own `main` is at work, which must get the host's own parser whatever `sys.argv` says."""
 
     def build_parser(self) -> Any:
-        """The host's parser that takes our modes as well; with all their flags where one of them is asked for."""
-        return self._parser_of(None if self.is_theirs else self._mode_of(self._request(sys.argv[1:])))
+        """The host's parser that accepts our modes as well; with all flags of the requested mode if it is ours."""
+        mode = self._mode_of(self._request(sys.argv[1:]))
+        return self._host_parser(mode) if self.is_theirs else self._parser_of(mode)
 
     def main(self, args: Any = None) -> Any:
         """The host's `main`, or a run of ours."""
@@ -104,7 +108,6 @@ class Seam:
 
     def _run_ours(self, mode: str, args: Any) -> Any:
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        self.host.print_banner()
         try:
             if args is None:
                 typed = vars(self._parser_of(mode).parse_args())
@@ -115,17 +118,22 @@ class Seam:
             if _is_one_of_several():
                 _run_module().tell_other_ranks(error)
             raise
+        self.host.print_banner()
         self._announce(resolved)
         self._summarise(resolved.values)
         return _run_module().run(resolved, None)
 
     def _parser_of(self, mode: str | None) -> Any:
-        parser = add_modes(self.originals["build_parser"](), registry())
-        return mode_parser(parser, registry()[mode], registry()) if mode and mode in registry() else parser
+        if not mode or mode not in registry():
+            return self._host_parser(mode)
+        return mode_parser(add_modes(self.originals["build_parser"](), registry()), registry()[mode], registry())
+
+    def _host_parser(self, mode: str | None) -> Any:
+        return host_parser(self.originals["build_parser"](), mode, registry())
 
     def _request(self, argv: list[str]) -> Request:
         options = option_strings(self.originals["build_parser"]())
-        return scan(argv, lambda word: spell_out(word, options))
+        return scan(argv, lambda word: expand(word, options))
 
     def _mode_of(self, request: Request) -> str | None:
         return requested_mode(request, self._read_config)
@@ -136,9 +144,9 @@ class Seam:
     def _announce(self, resolved: Resolved) -> None:
         """Say who runs the mode, and what the user should know before it starts."""
         mode = resolved.trainer.mode
-        self.host.print_info(f"--train-mode {mode} is run by {resolved.provider} (MLX_LM_LORA_PREFPLUS=0 turns it off)")
+        print_info(f"--train-mode {mode} is run by {resolved.provider} (MLX_LM_LORA_PREFPLUS=0 turns it off)")
         for note in resolved.notes:
-            self.host.print_warning(note)
+            print_warning(note)
 
     def _summarise(self, values: Mapping[str, Any]) -> None:
         """The host's configuration summary."""
@@ -171,10 +179,10 @@ def _as_command() -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            print(f"[ERROR] {error}", file=sys.stderr)
+            print_error(error)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
-            print("\n[ERROR] Interrupted. Adapter files that were saved before are whole.", file=sys.stderr)
+            print("\n[ERROR] Interrupted. Adapter files that were saved before are complete.", file=sys.stderr)
             raise SystemExit(130) from None
 
 

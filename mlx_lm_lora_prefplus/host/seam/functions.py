@@ -7,7 +7,6 @@ import mlx.nn as nn
 import mlx_lm_lora.train as host
 from datasets import Dataset
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm_lora.visuals import print_warning
 
 from ...engine.log.output import recorded
 from ...engine.model.adapters import adapter_layers
@@ -18,6 +17,7 @@ from ...storage.owner import owned
 from .. import models
 from ..callbacks.loggers import open_loggers
 from ..config.resolve import Resolved, resolve
+from ..console import print_warning
 from ..dropin.host_items import PairRows, token_rows, unwrapped
 from ..dropin.settings import OBJECTIVE, with_files
 from ..output.previous import keep_previous

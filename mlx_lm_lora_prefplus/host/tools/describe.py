@@ -5,7 +5,6 @@ import re
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -14,7 +13,8 @@ from ...errors import UserError
 from ...losses import Loss, mode_default
 from ...plugin.manager import Registry
 from ...plugin.protocol import RowKind, Trainer
-from ..config.flags import option_fields
+from ..config.names import nearest
+from ..config.option_fields import option_fields
 
 COLUMNS: dict[RowKind, tuple[str, ...]] = {
     "paired": ("prompt", "chosen", "rejected"),
@@ -149,7 +149,4 @@ def _select(noun: str, name: str | None, names: Iterable[str], where: str = "") 
     names = list(dict.fromkeys(names))
     if name is None or name in names:
         return names if name is None else [name]
-    plain = name.lower().replace("-", "_")
-    near = get_close_matches(plain, names, n=1) or [name for name in names if name.startswith(plain)]
-    hint = f"; did you mean {near[0]}?" if near else "."
-    raise UserError(f"There is no {noun} {name!r}{where}{hint} Choose from: {', '.join(names)}.")
+    raise UserError(f"There is no {noun} {name!r}{where}{nearest(name, names)} Choose from: {', '.join(names)}.")

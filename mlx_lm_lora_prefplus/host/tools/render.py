@@ -13,6 +13,7 @@ from ...losses import inputs as examples
 from ...plugin.manager import Registry
 from ..config.presets import Preset
 from .describe import Description, Option, mode_options
+from .tables import add_plain, narrow_table
 
 KINDS = {"paired": "pairs", "unpaired": "unpaired rows", "ranked": "lists"}
 NOTATION = " ".join((examples.__doc__ or "").split("Notation in the formulas: ")[-1].split())
@@ -25,10 +26,10 @@ def losses_in_short(descriptions: Iterable[Description], registry: Registry) -> 
         trainer = registry[mode].trainer
         reference = "with a reference" if trainer.needs_reference(trainer.options()) else "without a reference"
         blocks.append(Text(f"{mode}: {KINDS[trainer.rows]}, {reference}", style="bold"))
-        table = _table("loss", "log-probs", "when to use it")
+        table = narrow_table("loss", "log-probs", "when to use it")
         for loss in losses:
             kind = f" ({KINDS[loss.rows]})" if loss.rows != trainer.rows else ""
-            _add(table, loss.name, "means" if loss.means else "sums", loss.when + kind)
+            add_plain(table, loss.name, "means" if loss.means else "sums", loss.when + kind)
         blocks.append(Padding(table, (0, 0, 1, 0), expand=False))
     blocks.append(Text("mlx_lm_lora.prefplus losses NAME shows one in full."))
     return Group(*blocks)
@@ -94,20 +95,7 @@ def format_value(value: Any) -> str:
 
 
 def _options(options: Iterable[Option]) -> Table:
-    table = _table("option", "default", "bounds", "what it is")
+    table = narrow_table("option", "default", "bounds", "what it is")
     for option in options:
-        _add(table, option.key, format_value(option.default), option.bounds, option.about)
+        add_plain(table, option.key, format_value(option.default), option.bounds, option.about)
     return table
-
-
-def _table(*headings: str) -> Table:
-    """Return a table that never wraps names; the last column takes the remaining width."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for place, heading in enumerate(headings, start=1):
-        table.add_column(heading, no_wrap=place < len(headings), overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    """Add a row of plain text: rich would interpret the brackets of formulas as markup."""
-    table.add_row(*map(Text, cells))

@@ -90,7 +90,7 @@ class LossOptions:
     def __post_init__(self):
         names = loss_names(self.loss_type)
         if not names:
-            raise ValueError("loss_type: the list is empty; name at least one loss")
+            raise ValueError("loss_type: the list is empty. Name at least one loss")
         if len(set(names)) < len(names):
             raise ValueError(f"loss_type: {', '.join(names)} names a loss twice; name each once")
         self.fill_in()

@@ -56,7 +56,7 @@ class MarginOptions(SeveralOptions):
         assert self.beta is not None
         gamma = self.gamma_beta_ratio * self.beta
         if user_gamma is not None and abs(user_gamma - gamma) > 1e-9:
-            raise ValueError("simpo_gamma and gamma_beta_ratio are two names of one thing: give one of them")
+            raise ValueError("simpo_gamma and gamma_beta_ratio set the same value differently. Give one of them")
         object.__setattr__(self, "simpo_gamma", gamma)
 
 

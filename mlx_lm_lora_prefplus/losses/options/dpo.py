@@ -123,12 +123,12 @@ class DPOOptions(PreferenceOptions):
         """Also check which options exclude one another. Checks of a single loss are in its row."""
         yield from super().problems()
         if self.ld_alpha is not None and self.sampo:
-            yield "ld_alpha and sampo both weigh tokens: give one of them"
+            yield "ld_alpha and sampo cannot be combined, because both weight tokens. Give one of them"
         for key in ("sync_ref_model", "bema_for_ref_model"):
             if getattr(self, key) and self.reference_free:
-                yield f"{key} needs a reference: leave out reference_free"
+                yield f"{key} needs a reference, and reference_free has none. Leave out one of them"
         if self.sync_ref_model and self.bema_for_ref_model:
-            yield "sync_ref_model and bema_for_ref_model both move the reference: give one of them"
+            yield "sync_ref_model and bema_for_ref_model cannot be combined: both update the reference. Give one of them"
         for name, row in self.chosen_losses.items():
             yield from self._problems_with(name, row)
 
@@ -137,12 +137,15 @@ class DPOOptions(PreferenceOptions):
         if self.f_divergence_type != "reverse_kl" and row.function and not row.divergence:
             able = ", ".join(name for name, row in self.table.items() if row.divergence)
             yield (
-                f"f_divergence_type: {self.f_divergence_type} has no meaning with loss_type {name}; it can stand with "
-                f"{able}"
+                f"f_divergence_type: {self.f_divergence_type} cannot be combined with loss_type {name}. These losses "
+                f"support it: {able}"
             )
         weighing = {**weighing_options(self), "use_weighting": self.use_weighting}
         keys = [key for key, value in weighing.items() if value is not None and value is not False]
         if row.rows == "ranked" and keys:
-            yield f"{', '.join(keys)}: for pairs only, and loss_type {name} takes lists; leave {' and '.join(keys)} out"
+            yield (
+                f"{', '.join(keys)} cannot be combined with loss_type {name}, which takes lists and not pairs. Leave "
+                f"out {' and '.join(keys)}"
+            )
         if self.use_weighting and not row.separable:
-            yield f"use_weighting weighs pairs, and {name} compares sorted pairs: leave one out"
+            yield f"use_weighting cannot be combined with {name}, which compares sorted pairs. Leave out one of them"

@@ -24,7 +24,7 @@ class KTOOptions(UnpairedOptions):
     """Config keys of mode `kto`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.KTO
-    loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with.")] = "kto"
+    loss_type: Annotated[LossNames, Field(description="Loss to train with.")] = "kto"
 
 
 @dataclass(frozen=True)
@@ -32,4 +32,4 @@ class BCOOptions(UnpairedOptions):
     """Config keys of mode `bco`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.BCO
-    loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with.")] = "bco"
+    loss_type: Annotated[LossNames, Field(description="Loss to train with.")] = "bco"

@@ -21,18 +21,23 @@ class SeveralOptions(PairedOptions):
     loss_weights: Annotated[
         list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None,
         BeforeValidator(listed),
-        Field(description="With several losses: the weight of each (default: 1)."),
+        Field(description="Weights of the losses if loss_type names several, one for each (default: 1)."),
     ] = None
     sft_normalization: Annotated[
         Literal["token", "sequence"],
         Field(
-            description="What the NLL of the chosen completions is averaged over: all their tokens, or the "
-            "completions, each by its own mean."
+            description="How the NLL of the chosen completions is averaged. token: over all their tokens. sequence: "
+            "over each completion first."
         ),
     ] = "token"
     label_smoothing: Annotated[
         float | None,
-        Field(ge=0, lt=0.5, description="Share ε of preferences assumed to be wrong, in [0, 0.5) (default: 0)."),
+        Field(
+            ge=0,
+            lt=0.5,
+            description="Share ε of the preferences that is assumed to be wrong, at least 0 and below 0.5 (default: "
+            "0).",
+        ),
         ModeDefault(0.0),
     ] = None
 
@@ -41,8 +46,8 @@ class SeveralOptions(PairedOptions):
         names = loss_names(self.loss_type)
         if self.loss_weights is not None and len(self.loss_weights) != len(names):
             yield (
-                f"loss_weights: {self.loss_weights} are not as many as the losses: {', '.join(names)}; give "
-                f"{len(names)}, or leave them out"
+                f"loss_weights: {self.loss_weights} must have one weight for each loss ({', '.join(names)}). Give "
+                f"{len(names)}, or leave loss_weights out"
             )
         rows = [row for row in self.chosen_losses.values() if row.function]
         if len({row.rows for row in rows}) > 1:

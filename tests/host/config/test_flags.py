@@ -2,9 +2,12 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.host.config.flags import actions, add_modes, mode_parser, option_fields, spell_out
+from mlx_lm_lora_prefplus.host.config.flags import add_modes, host_parser, mode_parser, owners
+from mlx_lm_lora_prefplus.host.config.option_fields import option_fields
+from mlx_lm_lora_prefplus.host.config.parsers import actions, expand, help_text
 from mlx_lm_lora_prefplus.plugin.manager import HOST_MODES
-from mlx_lm_lora_prefplus.settings import OWN_KEYS
+from mlx_lm_lora_prefplus.settings import FIELDS, OWN_KEYS
+from mlx_lm_lora_prefplus.settings.groups import GROUPS
 
 
 @pytest.fixture
@@ -58,9 +61,9 @@ def test_the_abbreviations_that_people_use(parser_of):
 
 
 def test_words_behind_two_dashes_are_left_alone():
-    assert spell_out("--", ("--save-every",)) == "--"
-    assert spell_out("--save=3", ("--save-every",)) == "--save-every=3"
-    assert spell_out("--s", ("--save-every", "--seed")) == "--s"
+    assert expand("--", ("--save-every",)) == "--"
+    assert expand("--save=3", ("--save-every",)) == "--save-every=3"
+    assert expand("--s", ("--save-every", "--seed")) == "--s"
 
 
 @pytest.mark.parametrize("mode", ["cpo", "dpo", "fancy"])
@@ -71,7 +74,7 @@ def test_there_is_a_flag_for_every_key_with_its_description(parser_of, registry,
     for key, field in option_fields(registry[mode].trainer.options).items():
         assert key in known
         if key != "loss_type":
-            assert " ".join((field.description or "").split()[:3]) in text
+            assert " ".join((field.description or "").removesuffix(".").split()[:3]) in text
     assert set(OWN_KEYS) | {"loss_type", "lora_parameters", "lr_schedule", "chosen_feature"} <= known
     assert f"--train-mode {mode} ({registry[mode].provider})" in text
 
@@ -148,18 +151,84 @@ def test_resume_is_a_switch_and_with_a_file_the_hosts_abbreviation(parser_of, wo
         (["--betta", "0.2"], "--betta is not an option of --train-mode dpo; did you mean --beta?"),
         (["--lr", "1e-5"], "--lr is not an option of --train-mode dpo; did you mean --learning-rate?"),
         (["--lora-layers=4"], "--lora-layers is not an option of --train-mode dpo; did you mean --num-layers?"),
-        (["--sft-kind", "b"], "--sft-kind is not an option of --train-mode dpo; it belongs to --train-mode fancy."),
+        (["--sft-kind", "b"], "--sft-kind is not an option of --train-mode dpo. It belongs to --train-mode fancy."),
         (["--sft-kin", "1"], "did you mean --sft-kind, of --train-mode fancy?"),
         (["--qqq"], "--qqq is not an option of --train-mode dpo."),
-        (["--betta", "1", "--qqq"], "did you mean --beta?; --qqq is not an option of --train-mode dpo."),
-        (["--iters"], "argument --iters: expected one argument."),
-        (["stray"], "'stray' does not belong to any option."),
+        (["--betta", "1", "--qqq"], "did you mean --beta? - --qqq is not an option of --train-mode dpo."),
+        (["--iters"], "--iters needs a value, and none was given."),
+        (["stray"], "'stray' does not belong to any option. Remove it."),
     ],
 )
-def test_what_is_typed_wrongly_is_told_in_one_line(plain_host, registry, capsys, words, said):
+def test_a_wrong_option_gets_a_short_error_and_not_the_usage(plain_host, registry, capsys, words, said):
     parser = mode_parser(add_modes(plain_host.build_parser(), registry), registry["dpo"], registry)
     with pytest.raises(SystemExit) as stopped:
         parser.parse_args(words)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and line.startswith("[ERROR] ") and said in line
-    assert line.endswith("--train-mode dpo --help` lists the options.")
+    lines = capsys.readouterr().err.splitlines()
+    message = " ".join(" ".join(lines).split())
+    assert stopped.value.code == 2 and message.startswith("[ERROR] ") and said in message
+    assert lines[-1] == "`python -m mlx_lm_lora.train --train-mode dpo --help` lists the options."
+    assert len(lines) <= 4 and max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("mode", "words", "said"),
+    [
+        ("sft", ["--betta", "1"], "--betta is not an option of --train-mode sft; did you mean --beta?"),
+        ("sft", ["--savers", "1"], "--savers is not an option of --train-mode sft. It belongs to --train-mode fancy."),
+        ("sft", ["--batch-size", "x"], "--batch-size: 'x' is not a whole number."),
+        ("sft", ["--train-type", "lorra"], "--train-type: 'lorra' is not one of lora, dora, full. Did you mean lora?"),
+        (None, ["--label-smoothing", "1"], "not an option of the default --train-mode, which is sft. It belongs to"),
+        (None, ["--train-mode"], "--train-mode needs a value"),
+    ],
+)
+def test_a_mode_of_the_host_gets_short_errors_too(plain_host, registry, capsys, mode, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        host_parser(plain_host.build_parser(), mode, registry).parse_args(words)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) <= 4
+    assert said in " ".join(" ".join(lines).split())
+    assert lines[-1].endswith(f"{' --train-mode sft' if mode else ''} --help` lists the options.")
+
+
+def test_a_mode_of_the_host_is_parsed_as_by_the_host(plain_host, registry):
+    words = ["--train-mode", "sft", "--iters", "3", "--learning", "1e-3"]
+    ours = host_parser(plain_host.build_parser(), "sft", registry)
+    assert vars(ours.parse_args(words)) == vars(plain_host.build_parser().parse_args(words))
+    assert vars(ours.parse_args([])) == vars(plain_host.build_parser().parse_args([]))
+
+
+def test_the_error_names_the_modes_and_losses_that_have_the_option():
+    from mlx_lm_lora_prefplus.plugin.manager import load_registry
+
+    of = owners(load_registry())
+    assert of["simpo_gamma"].startswith("cpo (loss_type simpo, alphapo") and of["simpo_gamma"].endswith("or simpo")
+    assert of["dpop_lambda"] == "dpo (loss_type dpop_paper)"
+    assert of["reference_free"] == "dpo"
+
+
+def test_the_help_of_a_mode_begins_with_its_options_and_has_none_of_other_modes(plain_host, registry, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = mode_parser(add_modes(plain_host.build_parser(), registry), registry["dpo"], registry).format_help()
+    usage, _, *sections = text.split("\n\n")
+    assert len(usage.splitlines()) == 2 and "--train --model MODEL --data DATA" in usage
+    titles = [section.splitlines()[0] for section in sections]
+    assert titles[0].startswith("Options of --train-mode dpo") and titles[2:][: len(GROUPS)] == [
+        f"{one}:" for one in GROUPS
+    ]
+    assert "--loss-type" in sections[0] and "--beta" in sections[0]
+    assert not [
+        option for option in ("--klpo-", "--judge", "--latent", "--simpo-gamma", "--sft-loss") if option in text
+    ]
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_every_key_of_a_run_is_in_the_help(plain_host, registry):
+    text = mode_parser(add_modes(plain_host.build_parser(), registry), registry["dpo"], registry).format_help()
+    assert [key for key in FIELDS if f"--{key.replace('_', '-')}" not in text] == []
+
+
+def test_the_help_names_a_default_once():
+    assert help_text("Rate.", (), 0.5) == "Rate (default: 0.5)."
+    assert help_text("Rate (default: none).", (), 0.5) == "Rate (default: none)."
+    assert help_text("100 % of it.", ("a", "b"), True) == "100 %% of it. One of: a, b (default: on)."
+    assert help_text("A switch.", (), False) == "A switch."

@@ -34,7 +34,7 @@ def test_every_preset_says_where_it_comes_from(name):
 
 def test_a_key_of_another_mode_would_be_noticed(registry):
     values = PRESETS["cpo-alma"].values
-    with pytest.raises(UserError, match="cpo_alpha.* is not a key of mode dpo; it belongs to modes cpo, simpo"):
+    with pytest.raises(UserError, match="cpo_alpha.* is not a key of mode dpo; it belongs to train_mode cpo or simpo"):
         resolve({"train_mode": "dpo", **values}, registry, read_file=False)
 
 

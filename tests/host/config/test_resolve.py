@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_lm_lora_prefplus.host.config.flags import actions
+from mlx_lm_lora_prefplus.host.config.parsers import actions
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.host.originals import originals_of
 
@@ -194,8 +194,12 @@ def test_a_file_that_misspells_another_key_is_noted(run_config, key):
 
 def test_a_file_that_serves_several_modes_may_hold_keys_of_all(run_config, refused):
     (note,) = run_config(file={"tau": 0.9, "group_size": 4}).notes
-    assert note.startswith("tau (config ") and note.endswith("belongs to mode fancy and is not used in mode dpo.")
-    assert refused(file={"tau": 0.9, "train_mode": "dpo"}).endswith("not a key of mode dpo; it belongs to mode fancy")
+    assert note.startswith("tau (config ") and note.endswith(
+        "belongs to train_mode fancy (loss_type curved) and is not used in mode dpo."
+    )
+    assert refused(file={"tau": 0.9, "train_mode": "dpo"}).endswith(
+        "not a key of mode dpo; it belongs to train_mode fancy (loss_type curved)."
+    )
     (note,) = run_config(file={"sft_kin": "b"}).notes
     assert note.endswith("did you mean sft_kind, of mode fancy?")
 

@@ -156,7 +156,7 @@ LOGPS = -np.ones((4, 5), np.float32)
         ("dpo", "plackett_luce", {"columns": {"scores": [1, 2, 3, 4]}}, r"give \(completions, lists\)"),
         ("dpo", "sigmoid", {"columns": {"scores": [[1, 2], [3, 4]]}}, "column scores: the shape"),
         ("dpo", "sigmoid", {"beta": 0}, r"^Mode dpo: beta: must be greater than 0\.$"),
-        ("dpo", "sigmoid", {"beta": True}, r"^Mode dpo: beta: must be no truth value\.$"),
+        ("dpo", "sigmoid", {"beta": True}, r"^Mode dpo: beta: must not be true or false\.$"),
         ("dpo", "sigmoid", {"discopop_tau": 0.1}, "discopop_tau is not used by sigmoid; it belongs to discopop"),
         ("cpo", ["ipo", "hinge"], {"simpo_gamma": 2.0}, "is not used by ipo, hinge; it belongs to simpo, alphapo"),
         ("dpo", [], {}, "^Mode dpo: loss_type: the list is empty"),

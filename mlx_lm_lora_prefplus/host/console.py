@@ -1,0 +1,19 @@
+"""The host's `[INFO]` and `[WARNING]` lines, wrapped on a terminal."""
+
+from mlx_lm_lora import visuals
+
+from ..wrapping import wrapped_on_terminal
+
+
+def print_info(text: str) -> None:
+    """Print an information as the host does."""
+    visuals.print_info(_body(text, "[INFO] "))
+
+
+def print_warning(text: str) -> None:
+    """Print a warning as the host does."""
+    visuals.print_warning(_body(text, "[WARNING] "))
+
+
+def _body(text: str, prefix: str) -> str:
+    return wrapped_on_terminal(text, prefix).removeprefix(prefix)

@@ -1,0 +1,50 @@
+"""The tables of `modes` and `cache`: as narrow as their contents, with the longest text in the last column."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ...storage.cache_folder import Entry
+
+
+def narrow_table(*headings: str) -> Table:
+    """Return a table without lines that never wraps names; the last column takes the remaining width."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, heading in enumerate(headings, start=1):
+        table.add_column(heading, no_wrap=place < len(headings), overflow="fold")
+    return table
+
+
+def add_plain(table: Table, *cells: str) -> None:
+    """Add a row of plain text: rich would interpret the brackets of formulas as markup."""
+    table.add_row(*map(Text, cells))
+
+
+def modes_table(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """Render the modes, and below them which package provides which."""
+    table = narrow_table("mode", "rows", "reference", "losses")
+    providers: dict[str, list[str]] = {}
+    for row in rows:
+        reference = "needed" if row["reference"] else "none"
+        add_plain(table, row["mode"], row["rows"], reference, ", ".join(row["losses"]))
+        providers.setdefault(row["provider"], []).append(row["mode"])
+    return Group(
+        Padding(table, (0, 0, 1, 0), expand=False),
+        *(Text(f"Provided by {name}: {', '.join(modes)}.") for name, modes in providers.items()),
+    )
+
+
+def cache_table(entries: Iterable[Entry]) -> Table:
+    """Render the entries of the cache."""
+    table = narrow_table("kind", "key", "MB", "rows", "last used", "of")
+    for entry in entries:
+        when = datetime.fromtimestamp(entry.changed).strftime("%Y-%m-%d %H:%M")
+        add_plain(
+            table, entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows or "–"), when, entry.source
+        )
+    return table

@@ -1,0 +1,68 @@
+"""Wrap messages for the terminal, and end the process with an error message."""
+
+import re
+import shutil
+import sys
+import textwrap
+from typing import NoReturn
+
+WIDTH = 100
+"""The most columns of a line of a message; a narrower terminal has fewer."""
+
+_CODE = re.compile(r"`[^`\n]*`")
+_SPACE = "\0"
+"""Stands for a space that must not become a line break."""
+
+
+def columns() -> int:
+    """The columns that a message may take: those of the terminal, at most `WIDTH`, or `WIDTH` without a terminal."""
+    return max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def wrapped(text: str, prefix: str = "", width: int | None = None) -> str:
+    """Wrap a message.
+
+    Args:
+        text: paragraphs and lists (lines that begin with `- `), one a line. Text between backticks is never broken,
+            so that a command can be copied, and lines indented by four or more spaces stay as they are.
+        prefix: stands before the first line, such as `[ERROR] `; the lines that continue it are indented by its length.
+        width: columns (default: `columns()`).
+    """
+    width = width or columns()
+    lines = f"{prefix}{text}".split("\n")
+    return "\n".join(_wrapped_line(line, len(prefix) if place == 0 else 0, width) for place, line in enumerate(lines))
+
+
+def wrapped_on_terminal(text: str, prefix: str = "") -> str:
+    """Wrap a message that is printed on stdout, if that is a terminal: programs read a log line by line."""
+    try:
+        terminal = sys.stdout.isatty()
+    except (AttributeError, ValueError):  # a program's own stream, or a closed one
+        terminal = False
+    return wrapped(text, prefix) if terminal else f"{prefix}{text}"
+
+
+def _wrapped_line(line: str, indent: int, width: int) -> str:
+    if len(line) <= width or line.startswith("    "):
+        return line
+    start = re.match(r" *(- )?", line)
+    glued = _CODE.sub(lambda code: code[0].replace(" ", _SPACE), line)
+    following = " " * (indent or (start.end() if start else 0))
+    filled = textwrap.fill(glued, width, subsequent_indent=following, break_long_words=False, break_on_hyphens=False)
+    return filled.replace(_SPACE, " ")
+
+
+def error_text(error: object) -> str:
+    """The lines of an error as a command prints them."""
+    return wrapped(str(error), "[ERROR] ")
+
+
+def print_error(error: object) -> None:
+    """Print an error on stderr."""
+    print(error_text(error), file=sys.stderr)
+
+
+def fail(error: object, code: int = 1) -> NoReturn:
+    """Print an error on stderr and end the process with this exit code."""
+    print_error(error)
+    raise SystemExit(code)
