@@ -69,7 +69,7 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Measure a training step against the host's own: same rows, same weights, alternately, in one process."""
+    """Compare our training step with the host's. Same rows, same weights, alternately, in one process."""
     from ..engine.model.activations import CHOICES
     from ..errors import UserError
     from .architectures import layers_of

@@ -30,7 +30,7 @@ def check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Check a run without training: settings and their sources, rows as the model will see them, problems in the data,
+    """Check a run without training. Shows settings and their sources, rows as the model will see them, problems in the data,
     and a forecast of memory and time. Exit code 0 if the run can start, else 1.
 
     Takes a config file and the flags of mlx_lm_lora.train, such as

@@ -45,8 +45,9 @@ class ShortErrorParser(argparse.ArgumentParser):
         """Why an option is not accepted, with the option that was probably meant."""
         option = argument.partition("=")[0]
         key = option.lstrip("-").replace("-", "_")
-        mode = f"--train-mode {self.mode}" if self.mode else "the default --train-mode, which is sft"
-        text = f"{option} is not an option of {mode}"
+        text = f"{option} is not an option of --train-mode {self.mode}"
+        if not self.mode:
+            text = f"{option} is not an option of the default --train-mode, which is sft"
         if key in self.owners:
             return f"{text}. It belongs to --train-mode {self.owners[key]}."
         own = {one.lstrip("-").replace("-", "_") for one in option_strings(self) if one.startswith("--")}

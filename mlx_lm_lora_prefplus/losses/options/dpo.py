@@ -128,7 +128,7 @@ class DPOOptions(PreferenceOptions):
             if getattr(self, key) and self.reference_free:
                 yield f"{key} needs a reference, and reference_free has none. Leave out one of them"
         if self.sync_ref_model and self.bema_for_ref_model:
-            yield "sync_ref_model and bema_for_ref_model cannot be combined: both update the reference. Give one of them"
+            yield "sync_ref_model and bema_for_ref_model cannot be combined: both update the reference. Give one"
         for name, row in self.chosen_losses.items():
             yield from self._problems_with(name, row)
 
