@@ -30,8 +30,8 @@ def check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Check a run without training. Shows settings and their sources, rows as the model will see them, problems in the data,
-    and a forecast of memory and time. Exit code 0 if the run can start, else 1.
+    """Check a run without training. Shows settings and their sources, rows as the model will see them, problems in the
+    data, and a forecast of memory and time. Exit code 0 if the run can start, else 1.
 
     Takes a config file and the flags of mlx_lm_lora.train, such as
     check run.yaml --batch-size 8. Writes nothing to the adapter folder.

@@ -17,8 +17,8 @@ def rounds(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Train on-policy from prompts, in rounds: make pairs with the present policy as `pairs` does, train on them,
-    evaluate on held-out prompts, and again.
+    """Train on-policy from prompts, in rounds. Each round makes pairs with the present policy as `pairs` does, trains
+    on them, and evaluates on held-out prompts.
 
     Takes a config file with the keys of training, pairs (how answers are
     sampled and scored), rounds and round_reference. Each round has a folder
@@ -43,7 +43,7 @@ def _run(arguments: list[str], count: int | None, reference: str | None) -> dict
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    resolved = settings_of(arguments, "mlx_lm_lora.prefplus rounds", train_mode="dpo", train=True)
+    resolved = settings_of(arguments, train_mode="dpo", train=True)
     settings = settings_in(resolved, {}, "rounds")
     plan = plan_of(resolved, count, reference)
     folder = Path(resolved.settings.adapter_path)

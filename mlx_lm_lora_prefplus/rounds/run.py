@@ -172,7 +172,7 @@ def _train(resolved: Resolved, policy: Path | None, here: Path, plan: Plan) -> N
         "fuse": False,
     }
     write_config(resolved, here / "pairs", None, "rounds", **more)
-    train(settings_of([str(here / "pairs" / CONFIG)], "mlx_lm_lora.prefplus rounds"))
+    train(settings_of([str(here / "pairs" / CONFIG)]))
     gc.collect()
     mx.clear_cache()
 
