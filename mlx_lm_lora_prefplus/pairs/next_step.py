@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..engine.files.adapter_files import without_model
 from ..host import models
 from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..settings import COLUMNS, COMPANION_KEYS
@@ -38,6 +39,8 @@ def from_adapter(adapter: Path | None) -> dict[str, Any]:
         made = json.loads((file.parent / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return values
+    if "peft_type" in made:
+        made = without_model(file, "--adapter-path")
     parameters = {key: value for key, value in (made.get("lora_parameters") or {}).items() if key != "num_layers"}
     kind = made.get("fine_tune_type") or ("dora" if parameters.pop("use_dora", False) else "lora")
     parameters.pop("use_dora", None)

@@ -13,6 +13,7 @@ from mlx_lm_lora_prefplus.engine.files.peft import read_peft_config, to_mlx
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.export.peft import to_peft
 from mlx_lm_lora_prefplus.host import models
+from mlx_lm_lora_prefplus.pairs.next_step import from_adapter
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.export.conftest import RANK, SCALE, config_of, put_adapter, save_base
 
@@ -111,6 +112,20 @@ def test_a_peft_adapter_is_a_reference_a_start_and_a_policy_to_evaluate(tmp_path
     models.add_adapters(wrong, run.model_copy(update={"lora_parameters": {**other_scale, "rank": 4}}))
     with pytest.raises(UserError, match=r"does not fit.*of the PEFT adapter: .*num_layers: 2.*rank: 3, scale: 1\.7"):
         load_adapter_weights(wrong, file, "resume_adapter_file")
+
+
+def test_the_config_of_pairs_goes_on_from_a_peft_adapter(tmp_path, export, adapter):
+    export(adapter)
+    values = from_adapter(adapter / "peft")
+    file = (adapter / "peft" / "adapter_model.safetensors").resolve()
+    assert values["resume_adapter_file"] == values["reference_model_path"] == str(file)
+    model = save_base(tmp_path / "again")
+    keys = ("train_type", "num_layers", "lora_parameters")
+    models.add_adapters(model, RunSettings().model_copy(update={key: values[key] for key in keys}))
+    load_adapter_weights(model, file, "resume_adapter_file")
+    expected = save_base(tmp_path / "other")
+    models.load_trained(expected, str(adapter))
+    np.testing.assert_allclose(np.array(model(IDS)), np.array(expected(IDS)), atol=1e-6)
 
 
 def test_ranks_and_scales_of_their_own_layers(tmp_path, export, adapter):

@@ -139,6 +139,14 @@ def from_peft(model: nn.Module, file: Path, key: str) -> tuple[dict[str, mx.arra
     return to_mlx(read_tensors(file, key), config, model_type, layers, f"{key}: {file}")
 
 
+def without_model(file: Path, key: str) -> dict[str, Any]:
+    """The content of the `adapter_config.json` for a PEFT adapter, with the full names of its modules as keys.
+
+    Names are those of transformers, which most models of mlx-lm have too. Errors as `from_peft`.
+    """
+    return to_mlx(read_tensors(file, key), read_peft_config(file.parent, key), "", 0, f"{key}: {file}")[1]
+
+
 def read_tensors(file: Path, key: str) -> dict[str, mx.array]:
     """The tensors in a file; UserError, naming the config key, where it is unreadable."""
     try:
