@@ -49,6 +49,7 @@ def export(
 
     Reads adapters of mlx-lm and of PEFT.
     """
+    from ..engine.files.names import RECORD
     from ..errors import UserError
     from .adapter import read_adapter
     from .forms import CARD, FILES, WRITERS
@@ -64,8 +65,9 @@ def export(
     # A README.md beside a fused model is that of the model.
     in_place = to is Form.MLX and adapter.is_mlx and not (folder / "config.json").is_file()
     target = output or (folder if in_place else folder / to.value)
-    if target.resolve() == folder.resolve() and not in_place:
-        raise UserError(f"--output: {target} is the adapter folder itself, whose files would be replaced.")
+    in_place = in_place and target.resolve() == folder.resolve()
+    if not in_place and (target.resolve() == folder.resolve() or (target / RECORD).is_file()):
+        raise UserError(f"--output: {target} holds the adapter of a run, which would be replaced. Give another folder.")
     named = base or ("./base.gguf" if to is Form.GGUF else adapter.base)
     WRITERS[to.value](adapter, target, named)
     written = write_card(target / CARD, card(adapter, to.value, adapter.base if to is Form.GGUF else named))

@@ -26,8 +26,8 @@ FILES = {
 
 
 def write_mlx(adapter: Adapter, folder: Path, base: str) -> None:
-    """The folder that mlx_lm loads with --adapter-path. What is there already stays."""
-    if not (folder / ADAPTERS).is_file():
+    """The folder that mlx_lm loads with --adapter-path. The adapter's own folder stays as it is."""
+    if not (adapter.is_mlx and folder.resolve() == adapter.folder.resolve()):
         _write(folder / ADAPTERS, adapter.weights, {"format": "mlx", **WRITTEN_BY})
         _write_json(folder / CONFIG, {**adapter.config, "model": base})
 

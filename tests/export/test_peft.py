@@ -214,8 +214,20 @@ def test_experts_are_written_one_by_one():
         to_mlx(tensors, config, "mixtral", 4, "here")
 
 
-def test_the_folder_of_the_adapter_is_not_written_over(adapter, export):
-    with pytest.raises(UserError, match="--output: .*adapter folder itself"):
+def test_the_folder_of_the_adapter_is_not_written_over(tmp_path, adapter, export):
+    with pytest.raises(UserError, match="--output: .*holds the adapter of a run"):
         export(adapter, "-o", adapter)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="--output: .*holds the adapter of a run"):
+        export(adapter, "--to", "mlx", "-o", tmp_path)
     with pytest.raises(UserError, match="no adapter folder"):
-        export(adapter.parent)
+        export(tmp_path)
+
+
+def test_a_second_export_replaces_the_first(tmp_path, adapter, export):
+    export(adapter, "--to", "mlx", "-o", tmp_path / "out")
+    tensors = {name: 2 * value for name, value in load_file(adapter / "adapters.safetensors").items()}
+    save_file(tensors, adapter / "adapters.safetensors")
+    export(adapter, "--to", "mlx", "-o", tmp_path / "out")
+    again = load_file(tmp_path / "out" / "adapters.safetensors")
+    assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
