@@ -61,6 +61,8 @@ def find_turns(render: Render, messages: Messages, first: int, text: str, specia
         end = None if start is None else _end(render, messages, place, text, start, specials)
         if start is None or end is None or start + header > end:
             return None
+        if _content_text(messages[place]) not in text[start + header : end]:
+            return None  # the turn before was taken for a later one with the same words
         turns.append(_turn(messages[place], text, start, start + header, end, specials))
         after = end
     return turns

@@ -320,4 +320,17 @@ def test_every_turn_is_found_whatever_it_says(turns, last, name):
         assert "<|im_start|>" not in span
 
 
+def test_a_turn_with_the_words_of_the_last_is_not_taken_for_it():
+    """The template writes an empty thought before the last turn alone, also where only the first one is rendered."""
+    tokenizer = make_tokenizer(TEMPLATES["empty_think"])
+    messages = [user("Q"), bot("a"), bot("a")]
+
+    def render(some, opening):
+        return tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=opening, enable_thinking=False)
+
+    text = render(messages, False)
+    found = find_turns(render, messages, 1, text, ["<|im_end|>"])
+    assert found is None or [text[slice(*turn.body)] for turn in found] == ["a<|im_end|>"] * 2
+
+
 CACHE: dict = {}
