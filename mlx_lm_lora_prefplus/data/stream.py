@@ -36,7 +36,7 @@ class Preparation(Protocol):
 
 
 class Stream:
-    """The windows of a stream, numbered from 0. After the last row the stream begins anew.
+    """The windows of a stream, numbered from 0. After the last row the stream starts again.
 
     A window holds the rows of the next `size` examples, those of the end of the sources fewer. It is kept in memory
     only. Which rows it holds depends on its number alone, so a run that is resumed reads the same ones.

@@ -32,7 +32,7 @@ def pairs(
     top_p: Annotated[float | None, typer.Option(help="Sample from the most probable tokens of this mass.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Largest length of an answer (default 256).")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed of the answers; several times for several.")] = None,
-    prompts: Annotated[int | None, typer.Option(help="Only so many prompts of each split.")] = None,
+    prompts: Annotated[int | None, typer.Option(help="Use only this many prompts of each split.")] = None,
     generation_batch_size: Annotated[int | None, typer.Option(help="Answers computed together (default 32).")] = None,
     reward: Rewards = None,
     reward_model: Annotated[
@@ -54,7 +54,7 @@ def pairs(
     min_margin: Annotated[
         float | None, typer.Option(help="Refuse pairs whose scores differ by less (default: by nothing).")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, without the answers there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again, without the existing answers.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Make preference rows from prompts. The model answers each prompt several times, the answers are scored, and all
@@ -63,7 +63,7 @@ def pairs(
     The prompts are those of --data (a file, a folder or a hub name, in any form
     that training reads, or rows with a prompt alone), or of a config file:
     pairs run.yaml, or pairs --model M --data prompts.jsonl. Settings may also
-    stand in the config under pairs. The same command goes on after a kill.
+    be in the config under pairs. The same command continues after a kill.
     """
     if not context.args:
         typer.echo(context.get_help())

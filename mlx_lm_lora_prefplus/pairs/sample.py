@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 
 def chunk_size(settings: PairSettings) -> int:
-    """Prompts that are answered together: so many that the generator's batch stays filled for most of the time.
+    """Prompts that are answered together: enough to keep the generator's batch filled most of the time.
 
     The batches that a prompt is answered in depend on this number and on nothing else, so a run that goes on after a
     kill computes the same bytes.

@@ -29,7 +29,7 @@ class Scorers:
     settings: PairSettings
 
     def __post_init__(self) -> None:
-        """Load the functions and rules, and look for the models, so that what is wrong is told before any sampling."""
+        """Load the functions and rules, and look for the models, so that errors appear before any sampling."""
         settings = self.settings
         self.rewards: dict[str, Score] = {}
         self.judge: Compare | None = None

@@ -13,7 +13,7 @@ from .settings import differing
 from .svg import number
 
 ALL_PAIRS = 4
-"""Up to so many runs, each is compared with each."""
+"""Up to this many runs, each is compared with each other."""
 
 COUNTS = ("kind", "used", "prompt_tokens", "chosen_tokens", "rejected_tokens")
 """Fields of a data report that are equal where the rows are."""

@@ -1,4 +1,4 @@
-"""Pieces of HTML that several sections use, and values as text."""
+"""HTML elements that several sections use, and values as text."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -10,7 +10,7 @@ DEFAULT_ROUNDS = 3
 
 
 def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
-    """Check the keys `rounds` and `round_reference`; what the command line gives goes before the file.
+    """Check the keys `rounds` and `round_reference`; the command line takes precedence over the file.
 
     Raises:
         UserError: a value cannot be used.

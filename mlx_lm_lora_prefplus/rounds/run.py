@@ -148,7 +148,7 @@ def _held_out(made: Made) -> str:
 
 
 def _keep_scores(record: Record, split: str, made: Made, number: int, say: Callable[[str], None]) -> None:
-    """Keep the mean score of the answers to each held-out prompt, by the policy after so many rounds."""
+    """Keep the mean score of the answers to each held-out prompt, by the policy after a number of rounds."""
     record["held_out"] = split
     del record["scores"][number:]
     record["scores"].append([sum(some) / len(some) for some in made.scores[split]])

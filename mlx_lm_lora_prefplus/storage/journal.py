@@ -84,6 +84,6 @@ def _differs(file: Path, begun: Mapping[str, Any], header: Mapping[str, Any], co
     keys = [key for key in {**begun, **header} if begun.get(key) != header.get(key)]
     changes = "; ".join(f"{key} was {begun.get(key)!r:.80} and is {header.get(key)!r:.80}" for key in keys)
     return (
-        f"{command}: {file} was begun with other settings: {changes}. Give the same settings to go on, another "
-        "--output to begin beside it, or --overwrite to begin anew."
+        f"{command}: {file} was started with other settings: {changes}. Give the same settings to continue, another "
+        "--output for a new file, or --overwrite to start again."
     )

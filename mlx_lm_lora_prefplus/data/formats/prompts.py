@@ -16,7 +16,7 @@ TEXTS = ("text",)
 """Names of a column of text that is taken as the prompt where there is none of `sample.PROMPTS`."""
 
 STAND_IN = "an answer"
-"""Stands in for the completion that a row of a prompt alone does not have."""
+"""The completion of a row that has only a prompt."""
 
 
 class PromptRow(NamedTuple):

@@ -7,7 +7,7 @@ over the layers with experts together:
 
 where E counts experts and T the pairs (t, layer); a prompt counts once for each completion. That is the loss of Fedus
 et al. 2021 (Switch Transformers), arXiv 2101.03961, eq. 4 to 6, as transformers' `load_balancing_loss_func` computes it
-from a batch of this one example. The loss is no sum over tokens, so what it is taken over must be said: over a
+from a batch of this one example. The loss is no sum over tokens, so its unit must be defined: over a
 micro-batch, as in TRL, it would depend on how a step is cut. Over an example it adds up, whatever the cut.
 
 Routers are found by a trial: the modules whose outputs have their k largest entries where the experts were chosen.
@@ -126,7 +126,7 @@ def _opened(record: RouterRecord | None) -> Iterator[None]:
 
 @contextmanager
 def recorded(model: nn.Module, examples: int) -> Iterator[RouterRecord]:
-    """Record the routers of a model while it scores a batch of so many examples.
+    """Record the routers of a model while it scores a batch of this many examples.
 
     Raises:
         UserError: the model has no experts, or its routers are not known.
