@@ -99,7 +99,7 @@ class ModeParser(ShortErrorParser):
         formatter = argparse.HelpFormatter(self.prog, max_help_position=26, width=columns())
         formatter.add_usage(self.usage or self._short_usage(), [], [])
         formatter.add_text(
-            "Every option can also stand in the config file, with _ for -: --learning-rate is learning_rate. "
+            "Every option also works in the config file, with _ for -: --learning-rate is learning_rate. "
             "Options of the command line override the file."
         )
         by_key = {action.dest: action for action in actions(self) if action.option_strings[-1] != "--no-fuse"}
