@@ -134,7 +134,7 @@ def _figures(run: RunRecord) -> str:
     split = "validation" if run.valid else "training"
     reports = list((run.valid or run.train).values())
     first, last = reports[0], reports[-1]
-    lines = [f"Of the {split} rows, after {run.iterations:,} iterations; in brackets 95 % intervals.", ""]
+    lines = [f"Of the {split} rows, after {run.iterations:,} iterations.", ""]
     lines += ["| figure | before | after |", "|---|---|---|"]
     for name, key in (("accuracy", "rewards/accuracies"), ("reward margin", "rewards/margins"), ("objective", "loss")):
         if key in last:
