@@ -92,7 +92,8 @@ def pairs(
     from .render import lines
 
     print("\n".join(lines(summary)))
-    print(f"\nThe rows are in {output}. To train on them:\n\n    {line}")
+    usable = summary["pairs"]["usable"].get("train")
+    print(f"\nThe rows are in {output}." + (f" To train on them:\n\n    {line}" if usable else ""))
 
 
 def _numbers(text: str | None) -> list[Any] | None:

@@ -74,7 +74,7 @@ def lines(record: Record) -> list[list[str]]:
     return rows
 
 
-HEADS = ("round", "held-out score", "gain", "pairs trained on", "better answer is longer")
+HEADS = ("round", "score", "gain", "pairs trained on", "better answer is longer")
 
 
 def rounds_section(records: Sequence[Record]) -> str:

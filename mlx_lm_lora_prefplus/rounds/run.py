@@ -155,7 +155,7 @@ def _keep_scores(record: Record, split: str, made: Made, number: int, say: Calla
     if split == "train" and not number:
         say("[WARNING] There are no valid or test prompts, so the scores are those of the prompts that are trained on.")
     before = f"after round {number}" if number else "before the first round"
-    say(f"Held-out score {before}: {score_text(figures(record['scores'])[-1]['score'])} ({split} prompts)")
+    say(f"Score {before}: {score_text(figures(record['scores'])[-1]['score'])} ({split} prompts)")
 
 
 def _train(resolved: Resolved, policy: Path | None, here: Path, plan: Plan) -> None:

@@ -136,6 +136,7 @@ def test_rows_of_the_user_are_not_overwritten(pairs, here):
 def test_differences_below_the_margin_are_refused(pairs, here):
     summary = json.loads(pairs("--json", "--min-margin", "100").stdout)
     assert summary["pairs"]["usable"] == {}
+    assert "mlx_lm_lora.train" not in pairs("--min-margin", "100").output
     assert sum(summary["pairs"]["refused"].values()) == 7
     assert all(set(row["scores"]) == {None} for row in rows_of(here / "pairs/train.jsonl"))
 

@@ -138,6 +138,11 @@ def _unknown(sample: SourceSample, kind: RowKind) -> UserError:
     near = [f"{name!r} (for {expected[key]})" for key, name in matches.items() if name]
     hint = f" Close: {', '.join(near)}." if near else ""
     accepted = "; ".join((*unpaired.ACCEPTS, ACCEPTED)) if kind == "unpaired" else ACCEPTED
+    if sample.columns.prompt and not near:
+        hint = (
+            " If the rows are prompts alone: mlx_lm_lora.prefplus pairs makes preference rows of them, and "
+            "rounds trains on them in rounds."
+        )
     return UserError(
         f"{sample.source}: these columns fit no shape of preference rows: {_list(sample.column_names)}.{hint} "
         f"Accepted: {accepted}. Other names: set {', '.join(keys)}. "

@@ -88,3 +88,8 @@ def test_rows_without_a_prompt_are_left_out_and_each_prompt_keeps_its_row():
 def test_rows_without_prompts_are_an_error(rows, said):
     with pytest.raises(UserError, match=said):
         prompts(*rows)
+
+
+def test_training_on_prompts_alone_says_what_makes_rows_of_them():
+    with pytest.raises(UserError, match="prefplus pairs makes preference rows"):
+        read_examples(iter([(1, {"prompt": "Hello?"})]), "rows", FEATURES, "paired")
