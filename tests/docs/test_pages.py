@@ -4,7 +4,9 @@ import re
 
 import mlx.core as mx
 import pytest
+import typer
 
+from mlx_lm_lora_prefplus import cli
 from tests.docs.configuration import missing
 from tests.docs.curves import curves, values
 from tests.docs.pages import FOLDER, pages, trainers
@@ -73,3 +75,9 @@ def test_tests_that_the_pages_name_are_there():
             if file not in OF_THE_HOST and (there is None or name not in there.read_text(encoding="utf-8")):
                 missing.append((page.name, file, name))
     assert not missing
+
+
+def test_the_page_of_the_commands_has_all_of_them():
+    page = (DOCS / "commands.md").read_text("utf-8")
+    named = re.findall(r"^\| `mlx_lm_lora\.prefplus (\w+)", page, re.M)
+    assert sorted(named) == sorted(typer.main.get_command(cli.app).commands)
