@@ -8,6 +8,9 @@ from typing import Any
 from .runs import RunRecord
 from .svg import number, swatch
 
+LONGEST_NAME = 40
+"""Largest number of characters of a name in a table: a column should not be wider than a phone."""
+
 
 def section(name: str, title: str, content: str) -> str:
     return f'<section id="{name}"><h2>{title}</h2>{content}</section>\n'
@@ -25,9 +28,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def run_name(place: int, run: RunRecord, several: bool = True) -> str:
-    """Render the name of a run, after its colour if there are several."""
-    return f'<span class="run">{swatch(place, mark=place) if several else ""}{escape(run.name)}</span>'
+def run_name(place: int, run: RunRecord) -> str:
+    """Render the name of one of several runs after its colour."""
+    return f'<span class="run">{swatch(place, mark=place)}{short_name(run)}</span>'
+
+
+def short_name(run: RunRecord) -> str:
+    """Return the name of a run as HTML; of a long name the beginning and the end."""
+    name = run.name
+    return escape(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}")
 
 
 def per_run(runs: Sequence[RunRecord], render: Callable[[RunRecord], str]) -> str:

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 
-from .elements import percentage, run_name, texts
+from .elements import percentage, texts
 from .evidence import evidence_of
 from .intervals import Figure, interval_of_rows
 from .runs import Report, RunRecord
 from .settings import value_of
-from .svg import number
-from .verdict import CHOSEN_FALL, CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, verdict
+from .svg import number, swatch
+from .verdict import CHOSEN_FALL, CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, Verdict, verdict
 
 SIGNS = {"worked": "✓", "partly": "≈", "failed": "✗", "unknown": "–"}
 
@@ -28,10 +28,11 @@ met.</li>
 <li><b>It did harm</b>: the whole interval lies below the accuracy before training.</li>
 <li><b>It diverged</b>: the last loss is more than {DIVERGENCE:.0f} times the first, or more than
 {percentage(CLEAR_RISE)} above it after the warning that the learning rate is too high.</li>
+<li><b>It stopped with an error</b>: an error ended the run.</li>
 </ul>
 <p>The accuracy is the share of rows in which the chosen completion gets the higher reward; a tie counts one half.
 Before training, a policy equals its reference, so that all rows are ties and the accuracy is 50 %. In modes without a
-reference (CPO, ORPO) it is that of the untrained model.</p>
+reference (CPO, SimPO, ORPO) it is that of the untrained model.</p>
 <p>The 95 % interval (Wilson's score interval) says how far the accuracy on many more rows of the same kind could be
 from the one measured. More rows make it narrower.</p>
 """
@@ -99,15 +100,24 @@ def _verdict(place: int, run: RunRecord, several: bool) -> str:
     """Render the verdict: the number that decides first, then what speaks against a better one."""
     evidence = evidence_of(run)
     found = verdict(evidence)
-    name = f'<p class="subject"><b>{run_name(place, run)}</b>{escape(_subject(run))}</p>' if several else ""
-    sentences = [*map(_capital, found.reasons), _sentence(evidence)]
+    name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b>'
+    subject = f'<p class="subject">{name}{escape(_subject(run))}</p>'
+    sentences = [_sentence(evidence), *found.remarks]
     if count := len(run.warnings):
-        sentences.append(f"{count} warning{'s' * (count > 1)} during training, shown below.")
-    points = "".join(f"<p>{escape(text)}</p>" for text in [*sentences, *found.remarks] if text)
+        sentences.insert(1, f"{count} warning{'s' * (count > 1)} during training, shown below.")
+    points = "".join(f"<p>{escape(text)}</p>" for text in sentences if text)
     return (
         f'<div class="verdict {found.outcome}"><span class="sign" aria-hidden="true">{SIGNS[found.outcome]}</span>'
-        f"<div>{name}<p><b>{escape(found.head)}.</b></p>{points}</div></div>"
+        f"<div>{subject if several else ''}<p>{_outcome(found)}</p>{points}</div></div>"
     )
+
+
+def _outcome(found: Verdict) -> str:
+    """Render the outcome and its reasons as a sentence: “It learns, but the margin is not positive.”"""
+    if not found.reasons:
+        return f"<b>{escape(found.head)}.</b>"
+    colon = "" if found.head.endswith("but") else ":"
+    return f"<b>{escape(found.head)}{colon}</b> {escape('; '.join(found.reasons))}."
 
 
 def _sentence(evidence: Evidence) -> str:
@@ -125,18 +135,14 @@ def _sentence(evidence: Evidence) -> str:
     return f"Accuracy is {percentage(figure['value'])} of {rows}{interval}{before}."
 
 
-def _capital(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
-
-
 def _tiles(run: RunRecord) -> str:
     """Render the key figures of one run, each with its value before training where it has one."""
     evidence = evidence_of(run)
-    rows = evidence.rows
+    rows = "" if evidence.rows == "validation" else f", {evidence.rows}"
     tiles = [
-        (f"Accuracy, {rows}", *_accuracy(evidence.accuracy, evidence)),
-        (f"Margin, {rows}", _signed(evidence.margin), _before(evidence, _signed(evidence.margin_before))),
-        (f"Loss, {rows}", *_loss(run, evidence)),
+        (f"Accuracy{rows}", *_accuracy(evidence.accuracy, evidence)),
+        (f"Margin{rows}", _signed(evidence.margin), _before(evidence, _signed(evidence.margin_before))),
+        (f"Loss{rows}", *_loss(run, evidence)),
         *costs(run),
     ]
     cells = (
@@ -155,7 +161,7 @@ def costs(run: RunRecord) -> list[tuple[str, str, str]]:
     of = f"of {planned:,}" if isinstance(planned, int) and planned != run.iterations else ""
     return [
         ("Iterations", f"{run.iterations:,}", of),
-        ("Median speed", number(speeds[len(speeds) // 2]) if speeds else "", "completion tokens/s"),
+        ("Median speed", number(speeds[len(speeds) // 2]) if speeds else "", "tokens/s"),
         ("Peak memory", _memory(peak) if peak is not None else "", ""),
     ]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..engine.files.names import REFERENCE_DIGEST
 from ..settings import Effect, keys_with
-from .elements import code, folded, format_value, mapping, per_run, section, table, texts
+from .elements import code, folded, format_value, mapping, per_run, section, short_name, table, texts
 from .runs import RunRecord
 
 DEFAULTS = ("host default", "trainer default")
@@ -68,7 +68,7 @@ def differing(runs: Sequence[RunRecord]) -> str:
         return "<p>The settings of some runs are not known (no run.json), so they are not compared.</p>"
     if not differ:
         return "<p>All settings that affect the result are the same.</p>"
-    heads = ("setting", *(escape(run.name) for run in runs))
+    heads = ("setting", *(short_name(run) for run in runs))
     rows = [
         [f"<code>{escape(key)}</code>", *(code(one[key].value) if key in one else "–" for one in values)]
         for key in differ

@@ -51,9 +51,14 @@ class Axis(NamedTuple):
         if self.logarithmic:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             return [10.0**power for power in powers if (power - powers[0]) % (1 + len(powers) // 6) == 0]
-        step = _round_step((self.high - self.low) / 4)
-        first = math.ceil(self.low / step - 1e-9)
-        return [place * step for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        ticks: list[float] = []
+        for parts in (4, 6):
+            step = _round_step((self.high - self.low) / parts)
+            first = math.ceil(self.low / step - 1e-9)
+            ticks = [place * step for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
+            if len(ticks) > 2:
+                break
+        return ticks
 
 
 def draw(chart: Chart, runs: Sequence[RunRecord]) -> str:

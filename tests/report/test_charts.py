@@ -61,8 +61,12 @@ def test_numbers(value, words):
 def test_ticks_are_few_and_inside(low, span):
     axis = Axis(low, low + span, 0, 100)
     ticks = axis.ticks()
-    assert 1 <= len(ticks) <= 6
+    assert 1 <= len(ticks) <= 7
     assert all(-0.01 <= axis(tick) <= 100.01 for tick in ticks)
+
+
+def test_an_axis_has_more_than_one_number():
+    assert Axis(0.57, 1.49, 0, 100).ticks() == pytest.approx([0.6, 0.8, 1.0, 1.2, 1.4])
 
 
 FINITE = st.floats(-1e30, 1e30, allow_nan=False)

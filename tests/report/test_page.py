@@ -156,6 +156,20 @@ def test_data_that_runs_share_are_shown_once(make):
     assert text.count("rows read") == 1
 
 
+def test_a_long_name_is_shortened_in_tables_only(make):
+    name = "a" * 60 + "z" * 60
+    text = rendered(make(name, about=about_run()), make("two", about=about_run(beta=2))).text()
+    assert name in text and "a" * 20 + "…" + "z" * 20 in text.split("Comparison")[-1]
+
+
+def test_the_verdict_is_a_sentence_with_its_reason(make):
+    fallen = {"logps_per_token/chosen": -4.0}
+    text = rendered(make(lines=[report(1, "valid"), report(100, "valid", **fallen)], about=about_run())).text()
+    assert (
+        "It learns, but the chosen completions are much less probable (−2.50 nats per token), so read samples." in text
+    )
+
+
 def test_more_runs_than_colours(make):
     seen = rendered(*(make(f"run{place}", about={}) for place in range(10)))
     assert {one["class"] for one in seen.all("g")} == {f"c{place}" for place in range(8)}
