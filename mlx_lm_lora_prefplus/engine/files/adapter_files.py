@@ -91,8 +91,8 @@ def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
 def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx.array]:
     """The trainable parameters in a file, not yet evaluated, after a check that they are those of the model.
 
-    The file is one of mlx-lm, or one of PEFT with its config beside it. That is converted; where the model's layers
-    have another scale, lora_b takes the quotient, so that they compute the same.
+    The file is one of mlx-lm, or one of PEFT, which is converted. Where the config beside it names another scale than
+    that of the model's layers, lora_b takes the quotient, so that they compute the same.
 
     Arguments:
         key: the config key that named the file, for messages.
@@ -106,10 +106,9 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
     if is_peft(weights):
         weights, config = from_peft(model, file, key)
         made_with = f"of the PEFT adapter: {as_yaml(config)}"
-        layers, scale = dict(model.named_modules()), config["lora_parameters"]["scale"]
-        for name in (name for name in weights if name.endswith(".lora_b")):
-            own = getattr(layers.get(name.removesuffix(".lora_b")), "scale", scale)
-            weights[name] = weights[name] if math.isclose(own, scale) else weights[name] * (scale / own)
+    else:
+        config = _config_beside(file)
+    _keep_effect(weights, model, config.get("lora_parameters", {}).get("scale"))
     expected = {name: value.shape for name, value in dict(tree_flatten(model.trainable_parameters())).items()}
     shapes = {name: value.shape for name, value in weights.items()}
     problems = [
@@ -125,6 +124,24 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
             f"with the train_type, num_layers and lora_parameters (rank) {made_with}"
         )
     return weights
+
+
+def _config_beside(file: Path) -> dict[str, Any]:
+    """The `adapter_config.json` in the file's folder; empty if there is none that can be read."""
+    try:
+        config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and isinstance(config.get("lora_parameters", {}), dict) else {}
+
+
+def _keep_effect(weights: dict[str, mx.array], model: nn.Module, scale: float | None) -> None:
+    """Let adapters that were made with this scale compute the same in the model's layers."""
+    layers = dict(model.named_modules())
+    for name in [name for name in weights if name.endswith(".lora_b")]:
+        own = getattr(layers.get(name.removesuffix(".lora_b")), "scale", scale)
+        if scale and own and not math.isclose(own, scale):
+            weights[name] = weights[name] * (scale / own)
 
 
 def from_peft(model: nn.Module, file: Path, key: str) -> tuple[dict[str, mx.array], dict[str, Any]]:

@@ -93,6 +93,31 @@ def test_what_does_not_fit_is_refused_whole(tmp_path, made, message):
     assert mx.array_equal(model(mx.array([[1, 2, 3]])), before)
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_of_another_scale_compute_the_same(tmp_path, dora):
+    """They were made with a scale of 10, and go on with one of 20."""
+    made = with_lora(tiny_llama(), dora=dora)
+    save_adapters(made, tmp_path / "adapters.safetensors", {"lora_parameters": {"scale": 10.0}}, None)
+    model = with_lora(tiny_llama(), dora=dora, moved=False)
+    for _, module in model.named_modules():
+        if "lora_b" in module:
+            module.scale = 20.0
+    load_adapter_weights(model, tmp_path / "adapters.safetensors", "resume_adapter_file")
+    tokens = mx.array([[1, 2, 3]])
+    assert mx.allclose(model(tokens), made(tokens), atol=1e-5)
+    assert not mx.allclose(model(tokens), tiny_llama()(tokens), atol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"lora_parameters": 3}', "{}"])
+def test_a_config_beside_adapters_that_says_no_scale_changes_nothing(tmp_path, text):
+    made = with_lora(tiny_llama())
+    save_adapters(made, tmp_path / "adapters.safetensors", {}, None)
+    (tmp_path / "adapter_config.json").write_text(text)
+    model = with_lora(tiny_llama(), moved=False)
+    load_adapter_weights(model, tmp_path / "adapters.safetensors", "resume_adapter_file")
+    assert mx.array_equal(model(mx.array([[1, 2]])), made(mx.array([[1, 2]])))
+
+
 def test_unreadable_and_absent_files(tmp_path):
     model = with_lora(tiny_llama())
     (tmp_path / "torn.safetensors").write_bytes(b"\x00" * 5)
