@@ -12,18 +12,19 @@ FOLDER = DOCS / "figures"
 HEAD = """\
 # Figures from machines
 
-What a training step costs on machines that people have. Yours is missing? In an empty folder:
+The cost of a training step on real machines. To add yours, run this in an empty folder:
 
 ```bash
 mlx_lm_lora.prefplus bench --share
 ```
 
-runs a short suite (some minutes; on Metal and CUDA with four layers of a 4-bit Qwen3-4B in it) and writes one small
-JSON file: kind of machine, chip, memory, system, versions, figures; no name of yours, of the machine or of a file. Read
-it, then paste it into an issue. It is kept in `docs/figures/` as it is, and the tables below are made from these files.
+It runs a short suite, which takes some minutes. On Metal and CUDA the suite includes four layers of a 4-bit Qwen3-4B.
+It writes one small JSON file with the kind of machine, chip, memory, system, versions and figures. The file contains no
+name of you, of the machine or of a file. Read it, then paste it into an issue. The files are in `docs/figures/`, and
+the tables below are made from them.
 
-A step is loss and gradient of a batch, mlx-lm-lora's own beside ours in one process, as on the page of
-[performance](performance.md), which says what the figures mean. `host → ours`.
+A step is the loss and gradient of a batch. mlx-lm-lora's step and ours are measured in one process (`host → ours`).
+[Performance](performance.md) explains the figures.
 """
 
 

@@ -13,26 +13,26 @@ from tests.paths import DOCS
 INTRODUCTION = f"""\
 # Model classes
 
-Which way of computing log-probs a run takes is decided by the numbers of the loaded model at its start, not by this
-table (`engine: auto`; the line `Engine:` of a run says what was chosen and why). The table is what that probe chose for
-each model class of mlx-lm {version("mlx-lm")}, built small with random weights, all of it trained, and how far the
-gradients then were from those of plain forwards of single, unpadded rows: the largest relative L2 difference of a
-tensor. The batches differ from those of the probe: one pair longer than a sliding window (which the probe's rows are
-not), uneven rows, rows of equal lengths, prompts of one token.
+At its start, a run tests on the loaded model which methods of computing log-probs are exact, and chooses the fastest
+one (`engine: auto`). The line `Engine:` of the log shows the method and the reason. This table does not affect the
+choice. It shows what was chosen for each model class of mlx-lm {version("mlx-lm")}, built small with random weights,
+with all weights trained. The last columns show how far the gradients are from those of plain forward passes of single,
+unpadded rows: the largest relative L2 difference of a tensor. The batches differ from those of the test at the start:
+one pair longer than a sliding window, uneven rows, rows of equal lengths, and prompts of one token.
 
-- **prompt once**: the prompts run once, padded (on a CPU, rows of similar lengths together); their completions continue
-  from their keys and values.
-- **prompt once, one by one**: the same for one prompt after the other, unpadded. For layers that keep a state, and
-  models that take a mask of rows for one of heads.
-- **together**: prompt and completion run together, as rows of their own.
-- **plain**: as the host does it, all logits at once; what is left where nothing else is exact. In all other
-  ways the head runs at completion tokens only, in blocks.
+- **prompt once**: the prompts run once, padded (on a CPU, rows of similar lengths together). Their completions
+  continue from their keys and values.
+- **prompt once, one by one**: the same for one prompt after the other, unpadded. It is used for layers that keep a
+  state, and for models that would confuse a mask of rows with one of heads.
+- **together**: prompt and completion run together, as separate rows.
+- **plain**: all logits at once, as in the host. It is used if nothing else is exact. With all other methods the head
+  runs only at completion tokens, in blocks.
 
-Below {FLOAT64:.0e} the float64 column shows rounding of float64. Classes above it convert to float32 inside (routers
-of experts, states, norms), which the float32 column measures. Made by `python -m tests.engine.support_table`; a test
-compares this table with what is chosen now. With LoRA, with DoRA (where mlx-lm has it: not on experts) and on a 4-bit
-base the same ways are chosen and are as exact; mlx-lm's adapters do not work on all layers of gemma3n and kimi_k3, nor
-its DoRA on afm7.
+Values below {FLOAT64:.0e} in the float64 column are rounding of float64. Classes above it convert to float32 internally
+(routers of experts, states, norms), which the float32 column measures. The table is made by
+`python -m tests.engine.support_table`, and a test compares it with what is chosen now. With LoRA, with DoRA (where
+mlx-lm supports it: not on experts) and on a 4-bit base model the same methods are chosen and are as exact. mlx-lm's
+adapters do not work on all layers of gemma3n and kimi_k3, and its DoRA does not work on afm7.
 
 | class | way | float32 | float64 |
 |---|---|---|---|"""
