@@ -14,6 +14,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from ..host.tools.doctor import examine
 from . import files, world
+from .commands import next_commands
 from .model import encode, make_model
 
 MOST_BEFORE, LEAST_AFTER = 0.5, 0.8
@@ -120,8 +121,7 @@ def _verdict(folder: Path, result: dict[str, Any]) -> int:
             file=sys.stderr,
         )
         return 1
-    print(
-        f"\nNext: open {folder / 'config.yaml'}, set `model` and `data` to your own (each line says what it is for), "
-        f"and run\n\n    mlx_lm_lora.train --config {shlex.quote(str(folder / 'config.yaml'))}"
-    )
+    print("\nNext:")
+    for purpose, command in next_commands(folder):
+        print(f"\n  {purpose}\n    {command}")
     return 0

@@ -43,7 +43,9 @@ def test_success_writes_the_result_and_says_what_next(staged, capsys):
     said = capsys.readouterr().out
     assert "before: It" in said
     assert "after:  Gladly!" in said
-    assert f"mlx_lm_lora.train --config {folder / 'config.yaml'}" in said
+    lines = said.split("Next:")[1].strip().splitlines()
+    commands = [line.strip() for line in lines if line.startswith("    ")]
+    assert len(commands) == 3 and f"report {folder / 'adapters'}" in commands[1] and commands[2].endswith(" new")
 
 
 def test_a_preference_that_was_there_before_fails(staged, capsys):
