@@ -75,7 +75,7 @@ def make_config(flags: Mapping[str, str | None], of_training: Sequence[str], def
 def _values_of(of_training: Sequence[str], mode: str) -> dict[str, Any]:
     """Return the values of flags of training."""
     if of_training and not of_training[0].startswith("-"):
-        raise UserError(f"{COMMAND} takes flags, and {of_training[0]!r} is none. --output names the file to write.")
+        raise UserError(f"{COMMAND}: {of_training[0]!r} is not a flag. To name the file to write, use --output FILE.")
     resolved = settings_of(of_training, train_mode=mode)
     typed = [key for key, source in resolved.sources.items() if source == COMMAND_LINE]
     return {key: resolved.values[key] for key in typed if key not in (*OWN_KEYS, "dpo_cpo_loss_type")}

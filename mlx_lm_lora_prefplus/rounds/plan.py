@@ -21,7 +21,7 @@ def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
     which = resolved.values.get("round_reference", "initial") if reference is None else reference
     if which not in REFERENCES:
         raise UserError(
-            f"round_reference: {which!r:.40} is none of {', '.join(REFERENCES)}. initial keeps the reference of the "
+            f"round_reference: {which!r:.40} is not one of {', '.join(REFERENCES)}. initial keeps the reference of the "
             "first round; previous takes the policy that each round begins with."
         )
     if which == "previous" and not resolved.trainer.needs_reference(resolved.options):

@@ -11,7 +11,7 @@ from .failures import advice, cause_of, words
 TEMPORARY = ".tmp-"
 """Begins the names of files that are not yet whole."""
 
-RESUME = "With --resume the run goes on from its last state."
+RESUME = "--resume continues the run from its last saved state."
 """What `then` of `whole_file` is for the files of a run."""
 
 

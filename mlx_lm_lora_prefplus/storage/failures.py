@@ -9,8 +9,8 @@ PROBE = 1 << 20
 """Bytes that are written to learn why a library could not write its own."""
 
 SPACE = "Free some space on the disk"
-ALLOW = "Allow writing there, or choose another place"
-PATH = "A part of the path is a file and not a folder: move it away, or choose another place"
+ALLOW = "Allow writing there, or choose another folder"
+PATH = "A part of the path is a file and not a folder: move it away, or choose another folder"
 NETWORK = "The network folder cannot be reached: connect it again, or choose a folder on this machine"
 
 ADVICE = {
@@ -19,8 +19,8 @@ ADVICE = {
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose a file system that takes larger files",
     errno.EACCES: ALLOW,
     errno.EPERM: ALLOW,
-    errno.EROFS: "The file system can only be read: choose another place",
-    errno.EISDIR: "A folder has the name of the file: move the folder away, or choose another place",
+    errno.EROFS: "The file system can only be read: choose another folder",
+    errno.EISDIR: "A folder has the name of the file: move the folder away, or choose another folder",
     errno.ENOTDIR: PATH,
     errno.EEXIST: PATH,
     errno.ENOENT: "The folder was removed in the meantime: make it again",
@@ -59,4 +59,4 @@ def words(error: BaseException) -> str:
 def advice(error: BaseException) -> str:
     """What to do about it: the beginning of a sentence without its full stop."""
     number = error.errno if isinstance(error, OSError) else None
-    return ADVICE.get(number or 0, "Put right what is in the way, or choose another place")
+    return ADVICE.get(number or 0, "Correct the cause, or choose another folder")

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from .atomic import explained
 
-GO_ON = "The same command goes on from the last whole line."
+GO_ON = "Run the same command again to continue from the last complete line."
 
 
 class Journal:
@@ -36,7 +36,7 @@ class Journal:
         whole = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
         begun = _parsed(whole[0]) if whole else None
         if content and begun is None and whole:
-            raise UserError(f"{command}: {file} is none of this command's files. Give another --output.")
+            raise UserError(f"{command}: {file} was not written by this command. Give another --output.")
         if begun is None:
             whole = [_line(header)]
         elif begun != json.loads(_line(header)):

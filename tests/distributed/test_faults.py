@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the processes are forked, which Metal does not survive"),
 ]
 
-WHOLE = "start all processes again, with --resume to go on from there."
+COMPLETE = "Start all processes again with --resume to continue."
 
 
 def test_what_differs_is_named_with_its_values_in_every_process(forked):
@@ -86,7 +86,7 @@ def test_a_process_that_dies_ends_the_others_at_each_phase(forked, rank):
         error = group.error(1 - rank)
         assert error.startswith(f"Rank {rank} (pid {group.pids[rank]} on "), phase
         assert f"is gone while {phase}: it was killed" in error, phase
-        assert error.endswith(WHOLE), phase
+        assert error.endswith(COMPLETE), phase
         assert "Test Results" not in group.said(0), phase
     whole = forked.start("whole", "--test")
     assert whole.wait() == [0, 0]
@@ -100,7 +100,9 @@ def test_a_process_that_fails_ends_the_others_at_each_phase(forked):
     for phase, (what, message) in zip(PHASES, itertools.cycle(faults.items()), strict=False):
         group = forked.start(phase.replace(" ", "-"), "--test", faults={1: [phase, what]})
         assert group.wait() == [1, 1], phase
-        assert f"failed while {phase}: {message} What was saved is whole: {WHOLE}" in group.error(0), phase
+        assert f"failed while {phase}: {message} The files saved before are complete. {COMPLETE}" in group.error(0), (
+            phase
+        )
         assert "Test Results" not in group.said(0), phase
 
 
@@ -173,4 +175,4 @@ def test_without_connections_of_its_own_a_run_is_the_same_and_a_death_is_noticed
     dead = forked.start("dead", faults={1: ["training", "kill"]}, unreachable=[1])
     assert dead.wait() == [1, -signal.SIGKILL]
     assert dead.error(0).startswith("Another process is gone ([ring] ")
-    assert dead.error(0).endswith(WHOLE)
+    assert dead.error(0).endswith(COMPLETE)

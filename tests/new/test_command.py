@@ -132,11 +132,11 @@ def test_flags_of_training_go_into_the_file(call, unmeasured):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--mode", "kot"), "train_mode 'kot' is none of"),
+        (("--mode", "kot"), "train_mode: 'kot' is not a mode of"),
         (("--preset", "kto", "--mode", "dpo"), "preset, for mode dpo, 'kto': choose one of dpo, "),
         (("--machine", "large"), "'large' is not a size"),
         (("--output", "run.txt"), "must end in .yaml"),
-        (("mine.yaml",), "'mine.yaml' is none"),
+        (("mine.yaml",), "'mine.yaml' is not a flag"),
     ],
 )
 def test_wrong_flags(call, words, said):

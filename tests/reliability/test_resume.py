@@ -52,7 +52,7 @@ def test_a_finished_run_changes_no_byte(go):
     go()
     before = content()
     ended = go(resume=True)
-    assert "Nothing is left to train" in ended.out and not ended.log
+    assert "is finished. To train longer" in ended.out and not ended.log
     assert content() == before
 
 
@@ -295,7 +295,7 @@ def test_early_stopping_ends_and_stays_ended(go, monkeypatch):
     ended = go(early_stopping_metric="rewards/accuracies", **changes)
     assert "Stopped after iteration 4: 2 validations without a better rewards/accuracies" in ended.out
     before = content()
-    assert "Nothing is left to train" in go(early_stopping_metric="rewards/accuracies", resume=True, **changes).out
+    assert "is finished. To train longer" in go(early_stopping_metric="rewards/accuracies", resume=True, **changes).out
     assert content() == before
     more = {**changes, "early_stopping_patience": 4}
     assert "Stopped after iteration 8" in go(early_stopping_metric="rewards/accuracies", resume=True, **more).out

@@ -37,7 +37,7 @@ def test_what_a_library_does_not_say_the_system_does(tmp_path, monkeypatch):
 
 
 def test_a_library_whose_error_is_no_error_of_the_disk_is_quoted(tmp_path):
-    told = r"a\.json: no such array\. .*Put right what is in the way"
+    told = r"a\.json: no such array\. .*Correct the cause"
     with pytest.raises(UserError, match=told), whole_file(tmp_path / "a.json"):
         raise RuntimeError("no such array")
 

@@ -47,6 +47,6 @@ def test_another_header_is_refused_and_nothing_changed(tmp_path):
     with pytest.raises(UserError, match="seed was 1 and is 2"):
         Journal(file, {**HEADER, "seed": 2}, "pairs", 7)
     file.write_text("a note\nof mine\n")
-    with pytest.raises(UserError, match="none of this command's files"):
+    with pytest.raises(UserError, match="was not written by this command"):
         Journal(file, HEADER, "pairs", 7)
     assert file.read_text() == "a note\nof mine\n" and before

@@ -54,7 +54,7 @@ class StateFiles:
 
     def __init__(self, folder: Path, keep: int, resumed: int | None = None):
         self.folder, self.keep = folder, keep
-        self.how_to_go_on = f"Adapters and state are saved in {folder}; with --resume the run goes on from here."
+        self.how_to_go_on = f"Adapters and state are saved in {folder}; --resume continues the run from here."
         last = -1 if resumed is None else resumed
         self.own = [file for file in states_in(folder) if _number(file) <= last]
 

@@ -95,7 +95,10 @@ class Output:
     def _fail(self, error: Exception) -> None:
         self.works = False
         if isinstance(sys.stderr, Output) and sys.stderr is not self:
-            print(f"[WARNING] Printing is no longer possible ({error}). The run goes on without it.", file=sys.stderr)
+            print(
+                f"[WARNING] Output can no longer be printed ({error}). The run continues; see train.log.",
+                file=sys.stderr,
+            )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

@@ -25,7 +25,7 @@ GRACE = 5.0
 
 LONGEST_LINE = 1 << 20
 
-GO_ON = "What was saved is whole: start all processes again, with --resume to go on from there."
+GO_ON = "The files saved before are complete. Start all processes again with --resume to continue."
 """What to do when another process has ended the run."""
 
 

@@ -93,7 +93,9 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     levels = [*user_levels, *([preset] if preset else [])]
     mode = ChainMap(*(level.values for level in levels)).get("train_mode", host.CONFIG_DEFAULTS["train_mode"])
     if not isinstance(mode, str) or mode not in registry:
-        raise UserError(f"train_mode {mode!r:.80} is none of the plugin modes installed here: {', '.join(registry)}.")
+        raise UserError(
+            f"train_mode: {mode!r:.80} is not a mode of an installed plugin. Choose from: {', '.join(registry)}."
+        )
     trainer, provider = registry[mode]
     trainer_level, host_level = _trainer_defaults(trainer), _host_defaults(host)
     problems = Problems()

@@ -24,7 +24,7 @@ def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:
     files = [previous.folder / file for file in previous.files]
     if any(_holds(model, previous.folder / file) for file in previous.weights):
         set_aside(previous, {file.resolve() for file in files})
-        line = f"This run goes on from weights in {previous.folder}; they are kept in {previous.target} as well."
+        line = f"This run continues from weights in {previous.folder}. A copy of them is kept in {previous.target}."
     else:
         set_aside(previous, {(previous.folder / "adapter_config.json").resolve()})
         line = f"{previous.folder} held weights that this run did not make: they were moved to {previous.target}."

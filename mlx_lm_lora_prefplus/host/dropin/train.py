@@ -205,7 +205,9 @@ class _Stopped(StateFiles):
     def __init__(self, folder: Path, iters: int, save_adapters: Callable[[int], tuple[Path, Path | None]]):
         super().__init__(folder, keep=1)
         self.iters, self.save_adapters = iters, save_adapters
-        self.how_to_go_on = f"Its adapters are saved in {folder}: go on from the numbered file of that iteration."
+        self.how_to_go_on = (
+            f"Its adapters are saved in {folder}. To continue, start from the numbered file of that iteration."
+        )
 
     def save(self, state: RunState) -> Path:
         """The numbered adapters of an iteration that is not the last, if they are not there."""

@@ -123,7 +123,7 @@ def _run_owned(
                 keeps = ranks.first and (trained or not metrics.has("test"))
                 test_policy(session, reference, metrics if keeps else None, loggers)
         if not trained:
-            print_info(f"Nothing is left to train: {settings.adapter_path} holds the finished run. More iters go on.")
+            print_info(f"The run in {settings.adapter_path} is finished. To train longer, set a larger iters.")
     else:
         if settings.adapter_path:
             models.load_trained(model, settings.adapter_path)

@@ -58,7 +58,7 @@ def test_what_cannot_be_printed_is_in_the_log(tmp_path, monkeypatch, error, when
         print("after", flush=True)
     first, *said = (tmp_path / LOG).read_text().splitlines()
     assert first.startswith("--- 20") and said == ["before", "Iter 1: loss 0.5", "after"]
-    assert heard.getvalue().count(f"Printing is no longer possible ({error})") == 1
+    assert heard.getvalue().count(f"Output can no longer be printed ({error})") == 1
 
 
 @pytest.mark.parametrize("streams", [(None, None), (Broken(ERRORS[0]), Broken(ERRORS[0]))], ids=["none", "broken"])

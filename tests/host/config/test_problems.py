@@ -83,7 +83,7 @@ def test_a_long_value_is_shown_in_part(refused):
 
 @pytest.mark.parametrize("mode", [["dpo"], {"a": 1}, b"dpo", 3])
 def test_a_mode_that_is_no_name(refused, mode):
-    assert "is none of the plugin modes installed here" in refused(mode=mode)
+    assert "is not a mode of an installed plugin" in refused(mode=mode)
 
 
 # options of other losses

@@ -299,7 +299,7 @@ def test_the_hosts_run_does_not_read_the_file(host, registry):
 
 
 def test_no_such_mode(refused):
-    assert "'sft' is none of the plugin modes installed here: cpo, dpo, fancy" in refused(mode="sft")
+    assert "'sft' is not a mode of an installed plugin. Choose from: cpo, dpo, fancy" in refused(mode="sft")
 
 
 def test_the_hosts_own_parser_is_asked_for_defaults(host):

@@ -685,7 +685,7 @@ def test_weights_of_others_are_moved_and_those_that_a_run_goes_on_from_stay(caps
         Path("again").mkdir(exist_ok=True)
         Path("again", name).write_bytes(data)
     go("cpo", model=resumed, adapter_file="again/adapters.safetensors")
-    assert "goes on from weights in again; they are kept in again/previous-1" in capsys.readouterr().out
+    assert "continues from weights in again. A copy of them is kept in again/previous-1" in capsys.readouterr().out
     assert adapter_files("again/previous-1") == first
     assert {name for name, data in adapter_files("again").items() if data == first[name]} == {
         *("0000001_adapters.safetensors", "0000002_adapters.safetensors")
