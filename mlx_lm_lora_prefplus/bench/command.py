@@ -70,14 +70,14 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compare our training step with the host's. Same rows, same weights, alternately, in one process."""
-    from ..engine.model.activations import CHOICES
+    from ..engine.memory.activations import CHOICES
     from ..errors import UserError
     from .architectures import layers_of
     from .figures import draw_growth, draw_ratios
     from .measure import Method, measure
-    from .our_step import ENGINES
     from .report import print_report
     from .scaling import describe_growth, measure_scaling
+    from .sides.our_step import ENGINES
     from .workloads import SUITE
 
     if workload not in SUITE:

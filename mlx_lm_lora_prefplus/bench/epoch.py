@@ -20,7 +20,7 @@ from ..engine.train.gradient import in_parts
 from ..errors import UserError
 from ..plugin import Batch, Scorer
 from .measure import MULTIPLE, clock, gradient_difference
-from .our_step import choose, our_batch, our_gradient
+from .sides.our_step import choose, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base
 
 LENGTHS = Path(__file__).with_name("chat_lengths.csv")

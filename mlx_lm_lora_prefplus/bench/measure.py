@@ -14,13 +14,13 @@ from mlx.utils import tree_flatten
 
 from ..data.batches.grouping import known_lengths
 from ..engine.logprobs.computed import computed_tokens, shares_prompts
-from ..engine.logprobs.select import SelectedMethod
+from ..engine.probe.select import SelectedMethod
 from ..engine.train.gradient import in_parts
 from ..errors import UserError
 from ..plugin import Batch
-from .host_step import HOST_LOSSES, describe_host_call, host_batch, host_gradient
-from .lower_bound import floor_step
-from .our_step import Engine, choose, first_visits, halves_of, our_batch, our_gradient
+from .sides.host_step import HOST_LOSSES, describe_host_call, host_batch, host_gradient
+from .sides.lower_bound import floor_step
+from .sides.our_step import Engine, choose, first_visits, halves_of, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base, make_rows
 
 MULTIPLE = 32

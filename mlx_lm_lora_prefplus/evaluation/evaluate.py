@@ -14,9 +14,9 @@ from ..errors import UserError
 from ..host.config.command_line import settings_of
 from ..host.run import summary
 from ..host.run.session import Session
-from ..report.evidence import evidence_of as evidence_of_run
-from ..report.runs import read_run
-from ..report.verdict import Evidence, verdict
+from ..report.results.evidence import evidence_of as evidence_of_run
+from ..report.results.runs import read_run
+from ..report.results.verdict import Evidence, verdict
 from . import held_out, judges
 from .answers import AnsweredPrompt, answer_prompts
 from .win_rate import win_rate

@@ -18,8 +18,8 @@ from ..host.run.references import ReferencePass
 from ..host.run.session import Session, tokenised
 from ..losses import has_gold, outcome, pair_rounding
 from ..plugin import Batch
-from ..report import intervals
-from ..report.intervals import Figure
+from ..report.results import intervals
+from ..report.results.intervals import Figure
 from ..trainers.paired import chosen_and_rejected
 from ..trainers.tabled import reward_rounding
 

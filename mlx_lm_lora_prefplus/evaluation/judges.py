@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..data.batches.collate import collate
-from ..engine.logprobs.select import choose_policy
+from ..engine.probe.select import choose_policy
 from ..errors import UserError
 from ..host.run.session import Session
 from ..losses import outcome, pair_rounding

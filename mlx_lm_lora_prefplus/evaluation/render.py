@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..report.intervals import of_rows, percent, signed
+from ..report.results.intervals import of_rows, percent, signed
 
 
 def render(report: dict[str, Any]) -> Group:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..report import intervals
-from ..report.intervals import Figure
+from ..report.results import intervals
+from ..report.results.intervals import Figure
 from .answers import AnsweredPrompt
 
 STEPS, LONGEST_STEP, RIDGE = 25, 2.0, 0.1

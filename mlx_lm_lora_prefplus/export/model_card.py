@@ -13,11 +13,11 @@ from ..errors import UserError
 from ..host.tools.describe import description_of
 from ..losses import loss_names
 from ..plugin.manager import load_registry
-from ..report.evidence import accuracy_of, evidence_of
-from ..report.intervals import of_rows
-from ..report.runs import RunRecord, read_run
+from ..report.results.evidence import accuracy_of, evidence_of
+from ..report.results.intervals import of_rows
+from ..report.results.runs import RunRecord, read_run
+from ..report.results.verdict import verdict
 from ..report.settings import DEFAULTS
-from ..report.verdict import verdict
 from ..storage.atomic import whole_file
 from .adapter import Adapter
 from .usage import usage

@@ -17,11 +17,11 @@ from mlx_lm_lora.utils import from_pretrained
 from ..data.batches.lengths import SIDES
 from ..engine.files import peft
 from ..engine.files.adapter_files import from_peft, load_adapter_weights
+from ..engine.memory.advice import bound_cache
 from ..engine.model.adapters import adapter_base, adapter_layers
-from ..engine.model.memory import bound_cache
 from ..errors import UserError
 from ..settings import RunSettings
-from .config.nested import lora_problems
+from .config.checks.nested import lora_problems
 
 _QUANTIZATIONS = {
     "load_in_4bits": {"bits": 4, "group_size": 128},

@@ -8,7 +8,7 @@ from sys import stderr
 from typing import Any, NamedTuple
 
 from ..data.formats.convert import MADE_FROM
-from ..engine.model.memory import total_memory
+from ..engine.memory.advice import total_memory
 from ..errors import UserError
 from ..host.config.command_line import settings_of
 from ..host.config.presets import PRESETS

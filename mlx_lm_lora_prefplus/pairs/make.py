@@ -24,7 +24,7 @@ from .policy import load_policy
 from .prompts import SPLITS, Prompts, collect
 from .rows import ends, make_row
 from .sample import Answer, chunk_size, sample
-from .score import Scorers, totals
+from .scores.score import Scorers, totals
 from .settings import PairSettings
 from .summary import Summary, summarise
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..report.intervals import against, percent
+from ..report.results.intervals import against, percent
 
 MANY_CUT_OFF = 0.1
 """Share of better answers that were cut off from which on it is warned of."""

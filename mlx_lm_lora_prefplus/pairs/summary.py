@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..report import intervals
+from ..report.results import intervals
 from .prompts import Prompts
 from .sample import Answer
 from .settings import PairSettings

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ..engine.train.gradient import is_separable
 from ..host import models
-from ..host.config.optimizers import bits_problem
+from ..host.config.checks.optimizers import bits_problem
 from ..host.run.session import Session
 from ..settings import RunSettings
 

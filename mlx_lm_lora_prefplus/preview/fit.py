@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..engine.model.memory import total_memory
+from ..engine.memory.advice import total_memory
 from ..host.run.references import ReferencePass
 from ..host.run.session import Session, read_rows
 from ..settings import DataSettings

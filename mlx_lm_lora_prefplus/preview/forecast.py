@@ -10,10 +10,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..engine.memory.advice import is_out_of_memory, total_memory, ways
 from ..engine.model.eight_bit import saved_bytes
-from ..engine.model.memory import is_out_of_memory, total_memory, ways
 from ..host import models
-from ..host.config.optimizers import optimizer_class
+from ..host.config.checks.optimizers import optimizer_class
 from ..host.output import fuse
 from ..host.run.references import ReferencePass
 from ..host.run.session import Session

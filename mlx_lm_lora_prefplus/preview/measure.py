@@ -18,7 +18,7 @@ from ..engine.reference.store import ReferenceStore
 from ..engine.train.interrupts import StopRequest
 from ..engine.train.loop import Loop
 from ..host import models
-from ..host.config.optimizers import build_optimizer
+from ..host.config.checks.optimizers import build_optimizer
 from ..host.run.assemble import training_inputs
 from ..host.run.references import ReferencePass, reference_source
 from ..host.run.session import Session

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data import Split
 from ..data.statistics import statistics_of
-from ..engine.model.memory import total_memory
+from ..engine.memory.advice import total_memory
 from ..errors import UserError
 from ..host.config.command_line import settings_of
 from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved

@@ -18,11 +18,11 @@ def report(
     """
     from ..errors import UserError
     from ..storage.atomic import whole_file
-    from .evidence import evidence_of
     from .page import page
+    from .results.evidence import evidence_of
+    from .results.runs import read_runs
+    from .results.verdict import verdict
     from .rounds import expanded, verdict_of
-    from .runs import read_runs
-    from .verdict import verdict
 
     first = folders[0].resolve()
     folders, rounds = expanded(folders)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from html import escape
 from itertools import combinations
 
-from .elements import mapping, run_name, section, table
-from .evidence import accuracy_of
+from .drawing.elements import mapping, run_name, section, table
+from .drawing.svg import number
 from .header import costs, last
-from .intervals import Figure, against, difference_of_shares, interval_of_rows
-from .runs import RunRecord
+from .results.evidence import accuracy_of
+from .results.intervals import Figure, against, difference_of_shares, interval_of_rows
+from .results.runs import RunRecord
 from .settings import differing
-from .svg import number
 
 ALL_PAIRS = 4
 """Up to this many runs, each is compared with each other."""

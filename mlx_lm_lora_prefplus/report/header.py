@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 
-from .elements import percentage, texts
-from .evidence import evidence_of
-from .intervals import Figure, interval_of_rows
-from .runs import Report, RunRecord
+from .drawing.elements import percentage, texts
+from .drawing.svg import number, swatch
+from .results.evidence import evidence_of
+from .results.intervals import Figure, interval_of_rows
+from .results.runs import Report, RunRecord
+from .results.verdict import CHOSEN_FALL, CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, Verdict, verdict
 from .settings import value_of
-from .svg import number, swatch
-from .verdict import CHOSEN_FALL, CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, Verdict, verdict
 
 SIGNS = {"worked": "✓", "partly": "≈", "failed": "✗", "unknown": "–"}
 

@@ -6,14 +6,14 @@ from html import escape
 from importlib.resources import files
 
 from .. import __version__, report
-from .charts import SMOOTHED_FROM, Chart, further_charts, main_charts
 from .comparison import compared
+from .drawing.charts import SMOOTHED_FROM, Chart, further_charts, main_charts
+from .drawing.svg import colour, draw, swatch
 from .header import header, title
+from .results.runs import RunRecord
 from .rounds import Record, rounds_section
-from .runs import RunRecord
 from .sections import data, notes, samples, versions, warnings
 from .settings import settings
-from .svg import colour, draw, swatch
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 

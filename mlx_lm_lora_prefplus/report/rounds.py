@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .elements import section, table
-from .intervals import against, percent, signed
+from .drawing.elements import section, table
+from .results.intervals import against, percent, signed
 
 ROUNDS = "rounds.json"
 """The file that `mlx_lm_lora.prefplus rounds` writes into its adapter folder."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .elements import folded, format_value, mapping, per_run, run_name, section, table, text_block, texts
-from .runs import RunRecord, Sample
+from .drawing.elements import folded, format_value, mapping, per_run, run_name, section, table, text_block, texts
+from .results.runs import RunRecord, Sample
 
 SHOWN_SAMPLES = 5
 """Number of prompts whose completions are shown; the rest is folded."""

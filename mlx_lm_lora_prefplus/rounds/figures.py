@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..report import intervals
+from ..report.results import intervals
 
 SEED = 0
 

@@ -7,9 +7,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.bench.host_step import HOST_LOSSES, host_batch
 from mlx_lm_lora_prefplus.bench.measure import Method, interleaved, measure
-from mlx_lm_lora_prefplus.bench.our_step import ENGINES, TRAINERS
+from mlx_lm_lora_prefplus.bench.sides.host_step import HOST_LOSSES, host_batch
+from mlx_lm_lora_prefplus.bench.sides.our_step import ENGINES, TRAINERS
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, Workload, add_lora, make_base, make_rows
 from mlx_lm_lora_prefplus.errors import UserError
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_lm_lora_prefplus.bench.measure import interleaved
-from mlx_lm_lora_prefplus.bench.our_step import choose
+from mlx_lm_lora_prefplus.bench.sides.our_step import choose
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, Workload, add_lora, make_base
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import BCO, KTO

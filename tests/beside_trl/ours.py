@@ -15,13 +15,13 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
-from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
+from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.engine.reference.bema import BemaReference, BemaSchedule
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
-from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.losses import loss_names
 from mlx_lm_lora_prefplus.plugin import Batch
 from mlx_lm_lora_prefplus.settings import RunSettings

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_lm_lora_prefplus.bench.architectures import ARCHITECTURES, build, layers_of
-from mlx_lm_lora_prefplus.engine.model.activations import ALL_OF_PRODUCTS, OPTIMIZER, SCORES, SHARE, layer_sizes
+from mlx_lm_lora_prefplus.engine.memory.activations import ALL_OF_PRODUCTS, OPTIMIZER, SCORES, SHARE, layer_sizes
 from tests.paths import DOCS
 
 PAGE = DOCS / "memory.md"

@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten
 from mlx_lm_lora_prefplus.data.batches.collate import planned_batches
 from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
 from mlx_lm_lora_prefplus.data.batches.plan import plan_epoch
-from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.train.inputs import TrainingInputs

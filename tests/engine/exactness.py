@@ -9,8 +9,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy, at_least_float32
-from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.plugin import Batch
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.engine import model_zoo

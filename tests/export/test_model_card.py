@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mlx_lm_lora_prefplus.export.model_card import write_card
-from mlx_lm_lora_prefplus.report.intervals import of_rows, wilson
+from mlx_lm_lora_prefplus.report.results.intervals import of_rows, wilson
 
 
 @pytest.fixture

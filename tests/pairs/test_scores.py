@@ -10,12 +10,12 @@ from mlx_lm import load
 from mlx_lm_lora_prefplus.data.formats.example import Example
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.evaluation import questions
-from mlx_lm_lora_prefplus.pairs import reward_models
-from mlx_lm_lora_prefplus.pairs.functions import function_reward
-from mlx_lm_lora_prefplus.pairs.judged import judge_all, load_judge
 from mlx_lm_lora_prefplus.pairs.prompts import Prompt
 from mlx_lm_lora_prefplus.pairs.rows import ALIKE, NOISE, SAME, UNDECIDED, ends, make_row, refusal
-from mlx_lm_lora_prefplus.pairs.rules import find_rule
+from mlx_lm_lora_prefplus.pairs.scores import reward_models
+from mlx_lm_lora_prefplus.pairs.scores.functions import function_reward
+from mlx_lm_lora_prefplus.pairs.scores.judged import judge_all, load_judge
+from mlx_lm_lora_prefplus.pairs.scores.rules import find_rule
 from mlx_lm_lora_prefplus.pairs.settings import PairSettings
 from tests.pairs.conftest import answers
 

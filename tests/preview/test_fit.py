@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mlx_lm_lora_prefplus import cli
-from mlx_lm_lora_prefplus.engine.model.memory import total_memory
+from mlx_lm_lora_prefplus.engine.memory.advice import total_memory
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
 from mlx_lm_lora_prefplus.host.run.load import open_run
 from mlx_lm_lora_prefplus.preview import fit as fitting

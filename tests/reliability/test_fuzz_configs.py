@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx_lm_lora.train as host
 import pytest
 
-from mlx_lm_lora_prefplus.host.config.optimizers import build_optimizer
+from mlx_lm_lora_prefplus.host.config.checks.optimizers import build_optimizer
 from mlx_lm_lora_prefplus.host.config.option_fields import option_fields
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.host.seam.install import activate

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_lm_lora_prefplus.report.page import page
-from mlx_lm_lora_prefplus.report.runs import read_runs
+from mlx_lm_lora_prefplus.report.results.runs import read_runs
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lm_lora_prefplus.report.charts import (
+from mlx_lm_lora_prefplus.report.drawing.charts import (
     CHARTS,
     MOST_POINTS,
     Chart,
@@ -15,8 +15,8 @@ from mlx_lm_lora_prefplus.report.charts import (
     smoothed,
     thinned,
 )
-from mlx_lm_lora_prefplus.report.runs import read_run
-from mlx_lm_lora_prefplus.report.svg import Axis, draw, labels, number
+from mlx_lm_lora_prefplus.report.drawing.svg import Axis, draw, labels, number
+from mlx_lm_lora_prefplus.report.results.runs import read_run
 
 from .conftest import report
 

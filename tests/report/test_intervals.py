@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlx_lm_lora_prefplus.evaluation.win_rate import length_controlled
-from mlx_lm_lora_prefplus.report import intervals
+from mlx_lm_lora_prefplus.report.results import intervals
 
 
 def wins(of: int, n: int) -> np.ndarray:

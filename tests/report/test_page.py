@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mlx_lm_lora_prefplus.report.page import page
-from mlx_lm_lora_prefplus.report.runs import read_runs
+from mlx_lm_lora_prefplus.report.results.runs import read_runs
 
 from .conftest import HOSTILE, report
 

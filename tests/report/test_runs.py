@@ -3,8 +3,8 @@
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.report.charts import CHARTS, series
-from mlx_lm_lora_prefplus.report.runs import read_run, read_runs
+from mlx_lm_lora_prefplus.report.drawing.charts import CHARTS, series
+from mlx_lm_lora_prefplus.report.results.runs import read_run, read_runs
 
 from .conftest import report
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from mlx_lm_lora_prefplus.report.evidence import evidence_of
-from mlx_lm_lora_prefplus.report.intervals import wilson
-from mlx_lm_lora_prefplus.report.runs import read_run
-from mlx_lm_lora_prefplus.report.verdict import Evidence, verdict
+from mlx_lm_lora_prefplus.report.results.evidence import evidence_of
+from mlx_lm_lora_prefplus.report.results.intervals import wilson
+from mlx_lm_lora_prefplus.report.results.runs import read_run
+from mlx_lm_lora_prefplus.report.results.verdict import Evidence, verdict
 
 from .conftest import report
 

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums, flatten
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
-from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums, flatten
 from mlx_lm_lora_prefplus.trainers import CPO, DPO, KTO
 from tests.conftest import iterate_batches
 from tests.engine import model_zoo

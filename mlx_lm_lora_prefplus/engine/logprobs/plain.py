@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...plugin.protocol import Batch, Scores
-from ..model.recompute import Keep, recomputing
+from ..memory.recompute import Keep, recomputing
 from ..model.routers import counted, not_recorded
 from .places import place_of_rows
 

@@ -6,8 +6,8 @@ from mlx.utils import tree_unflatten
 
 from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths, read_lengths
 from ...plugin.protocol import Batch, Scores
+from ..memory.recompute import Keep, recomputing
 from ..model.dropout import active_dropouts, dropout_with
-from ..model.recompute import Keep, recomputing
 from ..model.routers import Place
 from ..model.swap import calls_answered
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps

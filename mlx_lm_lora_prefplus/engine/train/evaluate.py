@@ -10,13 +10,13 @@ from ...errors import UserError
 from ...plugin import Batch, Scorer, Trainer
 from ..log.console import report_validation
 from ..log.journal import Journal
+from ..log.metric_sums import MetricSums, flatten, is_finite
 from ..log.nonfinite import not_finite_error
 from ..log.notices import tell
 from ..model.qat import quantized
 from ..rate import learning_rate
 from .inputs import TrainingInputs
 from .interrupts import StepTimer, Stopped, StopRequest
-from .metric_sums import MetricSums, flatten, is_finite
 from .snapshot import random_seed
 from .state import LoopState
 

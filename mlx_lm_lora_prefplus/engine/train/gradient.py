@@ -12,9 +12,9 @@ from ...data.batches.slicing import slice_batch
 from ...plugin import Batch, Scorer, Trainer
 from ...plugin.protocol import Unit
 from ..distributed import SharedPolicy, share
+from ..log.metric_sums import Layout, flatten
 from ..model.routers import routers_of
 from ..reference.in_step import Parameters, StepReference
-from .metric_sums import Layout, flatten
 
 State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""

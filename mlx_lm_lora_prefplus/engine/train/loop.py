@@ -16,9 +16,10 @@ from ...plugin import Batch
 from ...plugin.protocol import Unit
 from ..log.console import bar_text, report_training
 from ..log.journal import Journal
+from ..log.metric_sums import MetricSums, is_finite
 from ..log.nonfinite import not_finite_error
 from ..log.notices import tell
-from ..model import memory
+from ..memory import advice as memory
 from ..model.qat import quantized
 from ..rate import learning_rate
 from .early_stopping import BestMetric
@@ -27,7 +28,6 @@ from .gradient import GradientStep
 from .inputs import BatchStream, DataPosition, TrainingInputs
 from .interrupts import StepTimer, Stopped, StopRequest, leave, stop_after_step
 from .memory_guard import MemoryGuard
-from .metric_sums import MetricSums, is_finite
 from .saving import Saver
 from .snapshot import restore
 from .state import LoopState

@@ -5,7 +5,7 @@ import mlx.core as mx
 from ...plugin import Batch
 from ...settings import RunSettings
 from ..log.journal import Journal
-from ..model import memory
+from ..memory import advice as memory
 from .state import LoopState
 
 NEAR = 0.9

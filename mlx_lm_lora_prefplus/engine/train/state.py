@@ -7,9 +7,9 @@ import mlx.core as mx
 from pydantic import Field
 
 from ..log.history import History
+from ..log.metric_sums import MetricSums
 from .early_stopping import BestMetric
 from .interrupts import StepTimer
-from .metric_sums import MetricSums
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 

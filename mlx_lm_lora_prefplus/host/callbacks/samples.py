@@ -13,7 +13,7 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 
 from ...engine.files.metrics_file import Logger
 from ...engine.model.adapters import adapter_layers, adapters_off
-from ...report.runs import SAMPLES
+from ...report.results.runs import SAMPLES
 from ...storage.atomic import RESUME, explained, whole_file
 
 

@@ -26,13 +26,13 @@ from ...settings import (
     own_fields,
 )
 from ..originals import originals_of
+from .checks.nested import check_nested
+from .checks.problems import Joined, Problems, check_losses, check_streaming, checked, join_loss_names
 from .flags import owners
 from .names import near, nearest
-from .nested import check_nested
 from .option_fields import option_fields
 from .parsers import actions
 from .presets import PRESETS, TWO_NAMES, values_beside
-from .problems import Joined, Problems, check_losses, check_streaming, checked, join_loss_names
 from .yaml_file import read_config
 
 COMMAND_LINE = "command line"

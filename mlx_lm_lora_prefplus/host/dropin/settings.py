@@ -13,8 +13,8 @@ from ...errors import UserError
 from ...losses import loss_names
 from ...plugin.installed import registry
 from ...settings import FUNCTIONS, keys_with
+from ..config.checks.problems import nearest
 from ..config.option_fields import option_fields
-from ..config.problems import nearest
 from ..config.resolve import Resolved, resolve
 from ..config.yaml_file import read_config
 

@@ -15,10 +15,10 @@ import numpy as np
 from mlx_lm.utils import _download
 
 from ...data.batches.plan import ORDER
-from ...engine.logprobs.rounding_digest import rounding_digest
-from ...engine.model import memory
+from ...engine.memory import advice as memory
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
+from ...engine.probe.rounding_digest import rounding_digest
 from ...engine.reference.bema import BemaReference, BemaSchedule
 from ...engine.reference.in_step import StepReference
 from ...engine.reference.precompute import reference_logps

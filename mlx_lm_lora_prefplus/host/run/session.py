@@ -20,12 +20,12 @@ from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
 from ...data.stream import Stream
 from ...engine.distributed import SharedPolicy
-from ...engine.logprobs.known_choice import KnownChoice
-from ...engine.logprobs.select import SelectedMethod, choose_policy
-from ...engine.model.activations import choose_keep
+from ...engine.memory.activations import choose_keep
+from ...engine.memory.recompute import Keep
 from ...engine.model.digest import weights_digest
-from ...engine.model.recompute import Keep
 from ...engine.model.routers import routers_of
+from ...engine.probe.known_choice import KnownChoice
+from ...engine.probe.select import SelectedMethod, choose_policy
 from ...engine.ranks.ranks import Ranks
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
 from ...errors import UserError

@@ -14,15 +14,15 @@ from ...engine.files.adapter_files import (
 from ...engine.files.metrics_file import Logger, MetricsFile
 from ...engine.files.run_state import RunState, StateFiles
 from ...engine.log.console import host_metrics
-from ...engine.model import memory
+from ...engine.memory import advice as memory
 from ...engine.reference.source import ReferenceSource
 from ...engine.train.loop import train
 from ...plugin import Batch
-from ...report.intervals import of_rows, wilson
+from ...report.results.intervals import of_rows, wilson
 from ...storage.owner import Owner
 from .. import models
 from ..callbacks.samples import Samples, first_prompts
-from ..config.optimizers import build_optimizer
+from ..config.checks.optimizers import build_optimizer
 from .assemble import trainer_state, training_inputs
 from .session import Session
 

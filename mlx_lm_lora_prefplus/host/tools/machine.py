@@ -27,7 +27,7 @@ def device() -> dict[str, Any]:
     try:
         import mlx.core as mx
 
-        from ...engine.model.memory import total_memory
+        from ...engine.memory.advice import total_memory
 
         backend = "metal" if mx.metal.is_available() else "cuda" if mx.default_device().type == mx.gpu else "cpu"
         name = str(mx.device_info().get("device_name", mx.default_device()))

@@ -5,12 +5,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_lm_lora_prefplus.engine.logprobs import known_choice, select
-from mlx_lm_lora_prefplus.engine.logprobs.known_choice import KnownChoice
-from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.model.digest import weights_digest
-from mlx_lm_lora_prefplus.engine.model.recompute import Keep
+from mlx_lm_lora_prefplus.engine.probe import known_choice, select
+from mlx_lm_lora_prefplus.engine.probe.known_choice import KnownChoice
+from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import tiny_llama, with_lora
 
@@ -70,7 +70,7 @@ def newer_mlx(monkeypatch):
         edited_code,
         newer_mlx,
     ],
-    ids=str,
+    ids=["layers", "trained layers", "no adapters", "engine", "dropout", "keep", "code", "mlx"],
 )
 def test_whatever_may_change_the_choice_is_probed_again(probes, change, monkeypatch):
     chosen(with_lora(tiny_llama()))

@@ -14,10 +14,10 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm_lora_prefplus.engine.logprobs import head
 from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import reference_logps_sharing_trunk
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.model.recompute import Keep
+from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.engine import model_zoo
 from tests.engine.exactness import (
@@ -180,7 +180,7 @@ def test_a_class_that_is_not_causal_is_named():
 
 def test_windows_lie_beyond_the_probe():
     """Else this would not show that a mask of a window is right that the probe never saw in action."""
-    from mlx_lm_lora_prefplus.engine.logprobs.verify import LENGTHS
+    from mlx_lm_lora_prefplus.engine.probe.verify import LENGTHS
 
     assert max(prompt + max(rest) for prompt, *rest in LENGTHS) < model_zoo.WINDOW
 

@@ -5,7 +5,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.rounding_digest import rounding_digest
+from mlx_lm_lora_prefplus.engine.probe.rounding_digest import rounding_digest
 from tests.conftest import tiny_llama, with_lora
 
 

@@ -9,14 +9,14 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
-from mlx_lm_lora_prefplus.engine.logprobs import select as select
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.select import choose_policy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
-from mlx_lm_lora_prefplus.engine.logprobs.verify import Oracle
-from mlx_lm_lora_prefplus.engine.model.recompute import Keep
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
+from mlx_lm_lora_prefplus.engine.probe import select as select
+from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
+from mlx_lm_lora_prefplus.engine.probe.verify import Oracle
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import model_zoo
@@ -148,7 +148,7 @@ def test_layers_keep_what_is_asked_where_that_is_exact(keep, monkeypatch):
     assert type(choice.policy) is SharedPrefixPolicy
     assert choice.policy.keep is keep and keep.value in choice.description
 
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.model.recompute.arrays_of", lambda tree: [])
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.memory.recompute.arrays_of", lambda tree: [])
     choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep)
     assert type(choice.policy) is SharedPrefixPolicy
     assert choice.policy.keep is Keep.ALL and f"keeping {keep.value} for the gradient: not exact" in choice.description
@@ -210,7 +210,7 @@ def test_a_model_without_gradient_is_no_error():
 def test_large_models_are_compared_by_their_smallest_tensors(monkeypatch):
     """So that the gradients of the others are never computed."""
     model = tiny_llama()
-    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.logprobs.verify.COMPARED_BYTES", 1000)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.engine.probe.verify.COMPARED_BYTES", 1000)
     names = trial_of(model).names
     assert names == {name for name, value in tree_flatten(model.parameters()) if "norm" in name}
 

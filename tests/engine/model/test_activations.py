@@ -4,9 +4,9 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_lm_lora_prefplus.engine.model import activations
-from mlx_lm_lora_prefplus.engine.model.activations import choose_keep, layer_sizes
-from mlx_lm_lora_prefplus.engine.model.recompute import Keep
+from mlx_lm_lora_prefplus.engine.memory import activations
+from mlx_lm_lora_prefplus.engine.memory.activations import choose_keep, layer_sizes
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import tiny_llama, with_lora
 

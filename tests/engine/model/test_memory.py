@@ -5,7 +5,7 @@ import re
 import mlx.core as mx
 import pytest
 
-from mlx_lm_lora_prefplus.engine.model import memory
+from mlx_lm_lora_prefplus.engine.memory import advice as memory
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import iterate_batches, random_rows, tiny_llama
 

@@ -14,7 +14,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
-from mlx_lm_lora_prefplus.engine.model.recompute import Keep
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.model.routers import (
     Place,
     RouterRecord,

@@ -11,11 +11,11 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
+from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, cuts
-from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.plugin import LossOutput
 from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, ORPO, SIMPO
 from tests.conftest import random_rows, tiny_llama, with_lora

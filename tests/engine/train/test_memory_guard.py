@@ -5,7 +5,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.engine.log.history import History
 from mlx_lm_lora_prefplus.engine.log.journal import Journal
-from mlx_lm_lora_prefplus.engine.model import memory
+from mlx_lm_lora_prefplus.engine.memory import advice as memory
 from mlx_lm_lora_prefplus.engine.train.memory_guard import MemoryGuard
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO

@@ -5,7 +5,7 @@ import json
 import mlx.core as mx
 import pytest
 
-from mlx_lm_lora_prefplus.engine.train.metric_sums import MetricSums, flatten
+from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums, flatten
 from mlx_lm_lora_prefplus.plugin import LossOutput
 
 

@@ -11,8 +11,8 @@ import pytest
 from mlx_lm_lora_prefplus.engine.model.eight_bit import STATES
 from mlx_lm_lora_prefplus.engine.rate import learning_rate
 from mlx_lm_lora_prefplus.host import dropin
+from mlx_lm_lora_prefplus.host.config.checks.optimizers import build_optimizer, optimizer_class
 from mlx_lm_lora_prefplus.host.config.flags import mode_parser
-from mlx_lm_lora_prefplus.host.config.optimizers import build_optimizer, optimizer_class
 from mlx_lm_lora_prefplus.settings import Optimizer, RunSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
 from tests.host.dropin.test_train import Items, Recorder, host_items, same, weights

@@ -25,7 +25,7 @@ from datasets import Dataset
 from mlx.utils import tree_flatten
 from mlx_lm_lora.trainer.datasets import CacheDataset
 
-from mlx_lm_lora_prefplus.bench.host_step import host_gradient
+from mlx_lm_lora_prefplus.bench.sides.host_step import host_gradient
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host import dropin, originals
 from mlx_lm_lora_prefplus.host.dropin.host_items import token_rows

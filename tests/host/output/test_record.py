@@ -9,7 +9,7 @@ import pytest
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.report.page import page
-from mlx_lm_lora_prefplus.report.runs import read_runs
+from mlx_lm_lora_prefplus.report.results.runs import read_runs
 from tests.conftest import write_pairs
 
 activate(host)

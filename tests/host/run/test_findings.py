@@ -13,7 +13,7 @@ from mlx_lm_lora_prefplus.host import dropin
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from mlx_lm_lora_prefplus.preview.report import build_report
 from mlx_lm_lora_prefplus.report.page import page
-from mlx_lm_lora_prefplus.report.runs import read_runs
+from mlx_lm_lora_prefplus.report.results.runs import read_runs
 from tests.conftest import tiny_llama, with_lora
 
 WORDS = [f"w{i}" for i in range(10)]

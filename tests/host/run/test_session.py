@@ -5,8 +5,8 @@ import re
 import pytest
 
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
-from mlx_lm_lora_prefplus.engine.logprobs import select
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
+from mlx_lm_lora_prefplus.engine.probe import select
 from mlx_lm_lora_prefplus.engine.train.gradient import in_parts
 from mlx_lm_lora_prefplus.host.run.session import Session
 

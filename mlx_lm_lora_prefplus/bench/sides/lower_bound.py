@@ -7,9 +7,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..engine.logprobs.head import blocks_of
-from ..engine.logprobs.prefix_cache import completion_states
-from ..engine.logprobs.split_model import SplitModel
+from ...engine.logprobs.head import blocks_of
+from ...engine.logprobs.prefix_cache import completion_states
+from ...engine.logprobs.split_model import SplitModel
 
 
 def floor_step(halves: SplitModel, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:

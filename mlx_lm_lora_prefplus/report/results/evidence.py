@@ -1,6 +1,6 @@
 """Evidence from the files of a run on whether it worked."""
 
-from ..engine.files.names import STOPPED
+from ...engine.files.names import STOPPED
 from .intervals import Figure, wilson
 from .runs import Report, RunRecord
 from .verdict import CHANCE, Evidence

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .runs import RunRecord
+from ..results.runs import RunRecord
 from .svg import number, swatch
 
 LONGEST_NAME = 40

@@ -6,8 +6,8 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
+from ..results.runs import RunRecord
 from .charts import SMOOTHED_FROM, Chart, Point, Series, series
-from .runs import RunRecord
 
 WIDTH, HEIGHT = 400.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 30.0

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from ..errors import UserError
-from .prompts import Prompt
-from .sample import Answer
+from ...errors import UserError
+from ..prompts import Prompt
+from ..sample import Answer
 
 Rule = Callable[[Prompt, Answer], float]
 """Function (prompt, answer) → score; higher is better."""

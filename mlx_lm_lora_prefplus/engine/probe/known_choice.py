@@ -18,8 +18,8 @@ from ...settings import RunSettings
 from ...storage import cache_folder
 from ...storage.sealed import Damaged, read_sealed_json, sealed_json
 from ..arrays import as_numpy
-from ..model.recompute import Keep
-from .split_model import arrays
+from ..logprobs.split_model import arrays
+from ..memory.recompute import Keep
 
 SETTINGS = (
     *("train_type", "num_layers", "lora_parameters", "qat_enable", "qat_bits", "qat_group_size", "qat_mode"),

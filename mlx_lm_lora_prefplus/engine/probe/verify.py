@@ -17,8 +17,8 @@ from ...data.batches.collate import collate
 from ...data.batches.slicing import slice_batch
 from ...plugin.protocol import Batch, Scorer, Scores
 from ..arrays import as_numpy
-from .plain import at_least_float32
-from .split_model import arrays
+from ..logprobs.plain import at_least_float32
+from ..logprobs.split_model import arrays
 
 EXACT = 1e-4
 """Relative L2 difference that is rounding in float32."""

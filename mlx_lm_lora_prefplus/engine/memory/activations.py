@@ -9,9 +9,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...settings import RunSettings
-from .memory import total_memory
+from ..model.swap import calls_answered
+from .advice import total_memory
 from .recompute import Keep, layers_with_gradients, linears_of
-from .swap import calls_answered
 
 SHARE = 0.7
 """Of the machine's memory, for all that a run holds: the rest is for the system, other programs and rounding up."""

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ..evaluation.judges import QUESTION, function_judge
-from ..evaluation.questions import Choice
-from .prompts import Prompt
-from .sample import Answer
+from ...evaluation.judges import QUESTION, function_judge
+from ...evaluation.questions import Choice
+from ..prompts import Prompt
+from ..sample import Answer
 
 Compare = Callable[[str, Sequence[tuple[str, str]]], list[float]]
 """Function (prompt, pairs of answers) → for each pair 1 if the first is better, 0 if the second is, or between."""

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.model.digest import content_digest
-from ..errors import UserError
+from ...engine.model.digest import content_digest
+from ...errors import UserError
+from ..prompts import Prompt
+from ..sample import Answer
+from ..settings import PairSettings
 from .functions import function_reward
 from .judged import Compare, judge_all, load_judge
-from .prompts import Prompt
 from .reward_models import Reward, load_reward_model
 from .rules import find_rule
-from .sample import Answer
-from .settings import PairSettings
 
 Score = Callable[[Prompt, list[Answer]], list[float]]
 

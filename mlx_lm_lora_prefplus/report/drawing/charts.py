@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from .intervals import wilson
-from .runs import RunRecord
-from .verdict import CHANCE, GOOD_ACCURACY
+from ..results.intervals import wilson
+from ..results.runs import RunRecord
+from ..results.verdict import CHANCE, GOOD_ACCURACY
 
 Point = tuple[float, float]
 """Iteration and value."""

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..engine.files.names import STOPPED
+from ...engine.files.names import STOPPED
 from . import intervals
 from .intervals import Figure
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from ...settings import Optimizer, RunSettings
+from ....settings import Optimizer, RunSettings
 from .problems import nearest
 
 MOST_TURNS = 1000
@@ -30,7 +30,7 @@ def build_optimizer(settings: RunSettings) -> Any:
     arguments = {**DEFAULTS.get(name, {}), **settings.optimizer_config.get(name, {})}
     kind: Any = optimizer_class(name)
     if settings.optimizer_bits == 8:
-        from ...engine.model.eight_bit import in_eight_bits
+        from ....engine.model.eight_bit import in_eight_bits
 
         kind = in_eight_bits(kind)
     return kind(learning_rate=rate, **arguments)
@@ -40,7 +40,7 @@ def bits_problem(bits: Any, name: Any) -> str | None:
     """Return a clause that says why `optimizer_bits: 8` cannot be used with an optimiser; None if it can."""
     if bits != 8 or name not in get_args(Optimizer):
         return None
-    from ...engine.model.eight_bit import REFUSED, STATES
+    from ....engine.model.eight_bit import REFUSED, STATES
 
     if (kind := optimizer_class(name)) in STATES:
         return None

@@ -29,10 +29,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..model.dropout import active_dropouts, dropout_with
+from ..model.routers import recorded_again, recording
+from ..model.swap import calls_answered, swapped_classes
 from .arguments import arrays_of, caches_of, with_arrays
-from .dropout import active_dropouts, dropout_with
-from .routers import recorded_again, recording
-from .swap import calls_answered, swapped_classes
 
 
 class Keep(Enum):

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ...settings import LARGEST
+from ....settings import LARGEST
 from .optimizers import bits_problem, optimizer_problems
 from .problems import Joined, Problems, nearest
 

@@ -7,21 +7,21 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..data.batches.collate import collate
-from ..engine.logprobs.plain import PlainPolicy
-from ..engine.logprobs.select import SelectedMethod, choose_policy
-from ..engine.logprobs.shared_prefix import HeadPolicy, SharedPrefixPolicy
-from ..engine.logprobs.split_model import SplitModel, split_model
-from ..engine.model.activations import CHOICES
-from ..engine.model.adapters import adapters_off
-from ..engine.reference.in_step import StepReference
-from ..engine.reference.precompute import reference_logps, with_reference
-from ..engine.reference.store import ReferenceStore
-from ..engine.train.gradient import GradientStep, in_parts
-from ..errors import UserError
-from ..plugin import Batch, Scorer
-from ..settings import RunSettings
-from ..trainers import CPO, DPO
+from ...data.batches.collate import collate
+from ...engine.logprobs.plain import PlainPolicy
+from ...engine.logprobs.shared_prefix import HeadPolicy, SharedPrefixPolicy
+from ...engine.logprobs.split_model import SplitModel, split_model
+from ...engine.memory.activations import CHOICES
+from ...engine.model.adapters import adapters_off
+from ...engine.probe.select import SelectedMethod, choose_policy
+from ...engine.reference.in_step import StepReference
+from ...engine.reference.precompute import reference_logps, with_reference
+from ...engine.reference.store import ReferenceStore
+from ...engine.train.gradient import GradientStep, in_parts
+from ...errors import UserError
+from ...plugin import Batch, Scorer
+from ...settings import RunSettings
+from ...trainers import CPO, DPO
 
 Engine = Literal["auto", "prefix", "head", "plain"]
 """`auto`: as a run selects it. `prefix`: the prompt once, the head at completion tokens. `head`: the head at completion

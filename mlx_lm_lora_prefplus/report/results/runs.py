@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine.files.names import METRICS, RECORD, SAMPLES
-from ..errors import UserError
+from ...engine.files.names import METRICS, RECORD, SAMPLES
+from ...errors import UserError
 
 Report = dict[str, float]
 """The metrics at one iteration: name → finite value."""

@@ -15,16 +15,16 @@ import mlx.nn as nn
 
 from ...plugin.protocol import Batch, Scorer, Scores
 from ...settings import RunSettings
+from ..logprobs.chunked import ChunkedPolicy
+from ..logprobs.frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
+from ..logprobs.plain import PlainPolicy
+from ..logprobs.prefix_cache import has_states, key_heads
+from ..logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
+from ..logprobs.split_model import SplitModel, split_model
+from ..memory.recompute import Keep
 from ..model.adapters import adapter_layers, adapters_off
 from ..model.dropout import dropouts
-from ..model.recompute import Keep
-from .chunked import ChunkedPolicy
-from .frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
 from .known_choice import Choice, KnownChoice
-from .plain import PlainPolicy
-from .prefix_cache import has_states, key_heads
-from .shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
-from .split_model import SplitModel, split_model
 from .verify import Difference, Oracle
 
 MOST_ROWS = 32

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..engine.model.digest import file_digest
-from ..errors import UserError
-from ..evaluation.functions import load_function
-from .prompts import Prompt
-from .sample import Answer
+from ...engine.model.digest import file_digest
+from ...errors import UserError
+from ...evaluation.functions import load_function
+from ..prompts import Prompt
+from ..sample import Answer
 
 
 def function_reward(name: str) -> tuple[Callable[[Prompt, list[Answer]], list[float]], str]:

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from ...errors import UserError
-from ...losses import idle_options, loss_names
-from ...plugin.protocol import Trainer
-from ...validation import validated
-from .names import nearest
-from .option_fields import option_fields
+from ....errors import UserError
+from ....losses import idle_options, loss_names
+from ....plugin.protocol import Trainer
+from ....validation import validated
+from ..names import nearest
+from ..option_fields import option_fields
 
 MOST_CHARACTERS = 200
 """Characters of a value that a message prints at most."""
