@@ -8,6 +8,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 from datasets import Dataset
+from huggingface_hub import try_to_load_from_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
@@ -124,6 +125,17 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
             f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look "
             "like self_attn.q_proj; without keys every linear layer gets an adapter."
         )
+
+
+def has_vision(model: str) -> bool:
+    """Whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
+    local = Path(model) / "config.json"
+    file = local if local.is_file() else try_to_load_from_cache(model, "config.json")
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, (str, Path)) else {}
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("vision_config"))
 
 
 def make_ready(model: nn.Module, settings: RunSettings) -> None:

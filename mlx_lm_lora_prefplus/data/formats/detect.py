@@ -15,6 +15,7 @@ from . import paired, unpaired
 from . import ranked as scored
 from .convert import MADE_FROM, Pairing, as_kind
 from .example import Dropped, Example
+from .pictures import without_pictures
 from .sample import RowFormat, SourceSample
 
 SAMPLE = 100
@@ -56,8 +57,10 @@ def read_examples(
 
     source: file or hub name, for messages. features: column overrides by settings key, None to detect.
     raw: keep rows of text as text instead of making messages of them. usage: records which columns are used.
-    Raises UserError if the source is empty, the columns fit no format, or a value has the wrong type.
+    Raises UserError if the source is empty, the columns fit no format, a value has the wrong type, or a row
+    has pictures.
     """
+    rows = without_pictures(rows, source)
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
         raise UserError(f"{source}: holds no rows. Give a file with at least one row.")

@@ -10,6 +10,7 @@ from . import messages as chat
 from .conversations import read_example
 from .detect import FINDERS, SAMPLE, column_flags
 from .example import Dropped, Example
+from .pictures import without_pictures
 from .sample import SourceSample
 
 TEXTS = ("text",)
@@ -35,8 +36,10 @@ def read_prompts(
     read, and of a conversation (`messages`) everything up to the last turn of the user.
 
     source, features, raw: as `read_examples` takes them.
-    Raises UserError if the source is empty, there is no prompt column, or a value has the wrong type.
+    Raises UserError if the source is empty, there is no prompt column, a value has the wrong type, or a row
+    has pictures.
     """
+    rows = without_pictures(rows, source)
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
         raise UserError(f"{source}: holds no rows. Give a file with at least one row.")

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from ...data import SplitReport, statistics
 from ...engine.model.qat import effective_linears
 from ...losses import LossOptions, advice
+from .. import models
 from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..output import fuse
 from .session import Session
@@ -19,8 +20,8 @@ from .session import Session
 DEFAULT_SOURCES = (None, HOST_DEFAULT, TRAINER_DEFAULT)
 """Sources of values that the user did not choose."""
 
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-"""Columns with content that a language model cannot see."""
+MEDIA = ("video", "videos", "audio", "audios")
+"""Columns with content that a language model cannot see. Rows with pictures are refused earlier."""
 
 
 def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[str, int] | None = None) -> list[str]:
@@ -99,6 +100,11 @@ def _of_model(session: Session) -> list[str]:
         texts.append(
             "The tokenizer has no EOS token: completions are trained on without one, so the model does not learn where "
             "to stop, unless the chat template ends each turn with a token of its own."
+        )
+    if settings.train and settings.fuse and models.has_vision(settings.model):
+        texts.append(
+            "The model also has a vision tower, which mlx_lm does not load: its language model is trained on text, and "
+            "the fused model can no longer read pictures. Set fuse: false to write the adapters alone."
         )
     if settings.train and settings.train_type == "full" and _quantized(session.model):
         trained = dict(tree_flatten(session.model.trainable_parameters()))

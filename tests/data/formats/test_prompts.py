@@ -93,3 +93,9 @@ def test_rows_without_prompts_are_an_error(rows, said):
 def test_training_on_prompts_alone_says_what_makes_rows_of_them():
     with pytest.raises(UserError, match="prefplus pairs makes preference rows"):
         read_examples(iter([(1, {"prompt": "Hello?"})]), "rows", FEATURES, "paired")
+
+
+@pytest.mark.parametrize("row", [{"prompt": "What is it?"}, PAIRED[0]])
+def test_a_prompt_with_a_picture_is_refused(row):
+    with pytest.raises(UserError, match="row 2: column 'images' holds a picture"):
+        prompts(row, {**row, "images": ["a.png"]})

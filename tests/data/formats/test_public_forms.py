@@ -172,7 +172,20 @@ def test_a_prompt_with_an_image_is_refused_in_words():
     look = [user([{"type": "image", "text": None}, {"type": "text", "text": "What is it?"}])]
     answers = [[bot([{"type": "text", "text": text}])] for text in ("A cat.", "A dog.")]
     with pytest.raises(UserError, match=r"row 1, column 'prompt': .*images and sound cannot be read"):
-        read({"images": ["a.png"], "prompt": look, "chosen": answers[0], "rejected": answers[1]})
+        read({"prompt": look, "chosen": answers[0], "rejected": answers[1]})
+
+
+@pytest.mark.parametrize("picture", [{"images": ["a.png"]}, {"image": {"bytes": None, "path": "a.png"}}])
+def test_a_row_with_a_picture_is_refused_wherever_it_is(picture):
+    """As openbmb/RLHF-V-Dataset: the prompt is text, and the picture a column of its own."""
+    plain = [{**TEXT, "prompt": "Name a cat."}] * 150
+    with pytest.raises(UserError, match="row 151: column 'image.*' holds a picture"):
+        read(*plain, {**plain[0], **picture})
+
+
+def test_empty_columns_of_pictures_change_nothing():
+    row = {**TEXT, "prompt": "Name a cat."}
+    assert read_one({**row, "images": [], "image": None}) == read_one(row)
 
 
 def test_a_prompt_that_is_named_stays_one():

@@ -53,12 +53,12 @@ def told(model_folder, tmp_path, monkeypatch, capsys):
 
 
 def test_rows_that_are_cut_one_sided_and_without_validation(told, tmp_path):
-    write(tmp_path / "data", "train", 30, images=["a.png"], source="web")
+    write(tmp_path / "data", "train", 30, videos=["a.mp4"], source="web")
     text = told(max_seq_length=14)
     assert "train: 30 of 30 rows are truncated to max_seq_length" in text
     assert "train: chosen is longer than rejected in 100% of the pairs" in text
     assert "There is no validation (no valid rows)" in text
-    assert "train: column images is not used: the model sees only the text" in text
+    assert "train: column videos is not used: the model sees only the text" in text
     assert "train: these columns are not used: source." in text
 
 
@@ -69,6 +69,17 @@ def test_a_tokenizer_without_an_end_is_named(told, tmp_path, model_folder):
     file = tmp_path / "endless" / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None}))
     assert "The tokenizer has no EOS token" in told(model=str(tmp_path / "endless"))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_fused_model_loses_its_vision_tower(told, tmp_path, model_folder, fuse):
+    for split in ("train", "valid"):
+        write(tmp_path / "data", split, 4)
+    shutil.copytree(model_folder, tmp_path / "seeing")
+    file = tmp_path / "seeing" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vision_config": {"depth": 1}}))
+    text = told(model=str(tmp_path / "seeing"), fuse=fuse)
+    assert ("the fused model can no longer read pictures" in text) is fuse
 
 
 def test_settings_that_have_no_effect(told, tmp_path, model_folder):
