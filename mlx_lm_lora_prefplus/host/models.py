@@ -130,8 +130,8 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
 def has_vision(model: str) -> bool:
     """Whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
     local = Path(model) / "config.json"
-    file = local if local.is_file() else try_to_load_from_cache(model, "config.json")
     try:
+        file = local if local.is_file() else try_to_load_from_cache(model, "config.json")
         config = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, (str, Path)) else {}
     except (OSError, ValueError):
         return False

@@ -87,3 +87,14 @@ def test_a_model_that_was_not_given_or_is_nowhere_is_called_so(tmp_path, monkeyp
         UserError, match=r"^model: there is no folder my_model in .*, and as a Hugging Face name it could"
     ):
         models.load_base(RunSettings(model="my_model"))
+
+
+@pytest.mark.parametrize(("content", "there"), [('{"vision_config": {"depth": 1}}', True), ("{}", False), ("{", False)])
+def test_a_vision_tower_is_read_from_the_config(tmp_path, content, there):
+    (tmp_path / "config.json").write_text(content)
+    assert models.has_vision(str(tmp_path)) == there
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "./x", "a/b/c", "no_such_model"])
+def test_without_a_config_no_vision_tower_is_known(model):
+    assert not models.has_vision(model)
