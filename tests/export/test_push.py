@@ -12,6 +12,7 @@ from tests.export import hub_server
 def hub(monkeypatch):
     with hub_server.running() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", "hf_x")
         yield hub
 

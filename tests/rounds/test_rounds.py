@@ -137,7 +137,7 @@ def test_a_finished_run_computes_nothing_and_more_rounds_go_on(rounds, straight)
     ("changes", "said"),
     [
         ({"rounds": 0}, "no number of rounds"),
-        ({"round_reference": "last"}, "none of initial, previous"),
+        ({"round_reference": "last"}, "is not one of initial, previous"),
         ({"round_reference": "previous", "train_mode": "cpo"}, "has no reference"),
         ({"pairs": {}}, "nothing scores the answers"),
         ({"pairs": 3}, "is no mapping"),

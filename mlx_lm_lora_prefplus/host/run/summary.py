@@ -74,7 +74,7 @@ def objective(resolved: Resolved) -> str:
     used = {key for name in names if name in table for key in table[name].options}
     of_losses = {key for row in table.values() for key in (*row.options, *row.instead)}
     plain = {field.name: field.default for field in fields(options)}
-    always = ALWAYS_SHOWN if isinstance(options, tuple(OPTIONS.values())) else values
+    always = ALWAYS_SHOWN if isinstance(options, tuple(OPTIONS.values())) else {*values} - {"router_aux_loss_coef"}
     printed = {
         key: value
         for key, value in values.items()

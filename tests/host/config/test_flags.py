@@ -166,7 +166,7 @@ def test_a_wrong_option_gets_a_short_error_and_not_the_usage(plain_host, registr
     lines = capsys.readouterr().err.splitlines()
     message = " ".join(" ".join(lines).split())
     assert stopped.value.code == 2 and message.startswith("[ERROR] ") and said in message
-    assert lines[-1] == "`python -m mlx_lm_lora.train --train-mode dpo --help` lists the options."
+    assert lines[-1].endswith("mlx_lm_lora.train --train-mode dpo --help` lists the options.")
     assert len(lines) <= 4 and max(map(len, lines)) <= 100
 
 
