@@ -1,5 +1,6 @@
 """The top of the page: what was trained, whether it worked, and the key figures."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -155,13 +156,13 @@ def _tiles(run: RunRecord) -> str:
 
 def costs(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return name, value and remark of what the run took: iterations, speed, memory."""
-    speeds = sorted(report["tokens_per_second"] for report in run.train.values() if "tokens_per_second" in report)
+    speeds = [report["tokens_per_second"] for report in run.train.values() if "tokens_per_second" in report]
     peak = last(run.train).get("peak_memory")
     planned = run.about.get("iters")
     of = f"of {planned:,}" if isinstance(planned, int) and planned != run.iterations else ""
     return [
         ("Iterations", f"{run.iterations:,}", of),
-        ("Median speed", number(speeds[len(speeds) // 2]) if speeds else "", "tokens/s"),
+        ("Median speed", number(statistics.median(speeds)) if speeds else "", "tokens/s"),
         ("Peak memory", _memory(peak) if peak is not None else "", ""),
     ]
 

@@ -136,7 +136,7 @@ def test_a_cache_that_was_cleared_changes_no_byte(go, monkeypatch, tmp_path, lay
         ({"batch_size": 5}, "batch_size was 3 and is 5"),
         ({"beta": 0.2}, "beta was 0.1 and is 0.2"),
         ({"loss_type": "hinge"}, "loss_type was sigmoid and is hinge"),
-        ({"train_mode": "cpo"}, "is another one: train_mode was dpo and is cpo. Restore its"),
+        ({"train_mode": "cpo"}, "is another one: train_mode was dpo and is cpo. Restore the settings"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2"),
         ({"optimizer": "adamw"}, "optimizer was adam and is adamw"),
         ({"optimizer_bits": 8}, "optimizer_bits was 32 and is 8"),
@@ -174,7 +174,7 @@ def test_a_reference_whose_files_were_replaced_is_refused(go):
     record = json.loads(Path("adapters/run.json").read_text())
     go(adapter_path="sft", seed=6)
     before = content()
-    with pytest.raises(UserError, match=r"another one: weights of the reference changed\. Restore its.*--resume force"):
+    with pytest.raises(UserError, match=r"another one: weights of the reference changed\. Restore the settings.*--resume force"):
         go(reference_model_path="sft", iters=6, resume=True)
     assert content() == before
     forced = go(reference_model_path="sft", iters=6, resume="force").out
@@ -187,7 +187,7 @@ def test_a_reference_whose_files_were_replaced_is_refused(go):
 def test_other_rows_and_another_template_are_named(go, world):
     go()
     write_pairs(world.folder / "data", seed=7, train=10)
-    with pytest.raises(UserError, match="iteration 6 is another one: train rows changed. Restore its settings"):
+    with pytest.raises(UserError, match="iteration 6 is another one: train rows changed. Restore the settings"):
         go(resume=True, iters=8)
     template = world.model / "chat_template.jinja"
     file = template if template.is_file() else world.model / "tokenizer_config.json"

@@ -8,7 +8,7 @@ from ...plugin.protocol import Batch
 
 
 class KnownLengths(NamedTuple):
-    """Tokens of the rows of a batch. prompts: (examples,). completions: (rows,), 0 for those that fill up a list."""
+    """Tokens of the rows of a batch. prompts: (examples,). completions: (rows,), 0 for padding rows of a list."""
 
     prompts: np.ndarray
     completions: np.ndarray

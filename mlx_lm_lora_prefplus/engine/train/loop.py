@@ -186,7 +186,7 @@ class Loop:
                 return
 
     def _after_batch(self, bar: tqdm) -> None:
-        """What follows a micro-batch: validation, report and save where they are due, and the end if a signal asks."""
+        """Validate, report and save where due; then raise `Stopped` if a signal has arrived."""
         if self._validation_is_due:
             self.validator.validate(self.state.counters.iteration)
             self.state.counters.validated = self.state.counters.iteration

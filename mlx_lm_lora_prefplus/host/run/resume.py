@@ -79,8 +79,8 @@ def check_same_run(state: RunState, identity: dict[str, Any], settings: RunSetti
     if settings.resume != "force":
         raise UserError(
             f"resume: the run that was saved in {settings.adapter_path} at iteration {state.iteration} is another one: "
-            f"{'; '.join(changed)}. Restore its settings, resume anyway with --resume force, or set another "
-            "adapter_path."
+            f"{'; '.join(changed)}. Restore the settings of the saved run, use --resume force to continue "
+            "anyway, or set another adapter_path."
         )
     for change in changed:
         print_warning(f"resume: force resumes although {change}")

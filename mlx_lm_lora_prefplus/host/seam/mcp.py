@@ -1,4 +1,4 @@
-"""The host's MCP server: our modes in its table of train modes, our keys among those it knows."""
+"""Adds our modes and keys to the tables of the host's MCP server."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -33,8 +33,8 @@ def function_reward(name: str) -> tuple[Callable[[Prompt, list[Answer]], list[fl
     if not lists and not takes_all and not {"prompt", "completion"} <= set(parameters):
         raise UserError(
             f"--reward {name}: takes ({', '.join(parameters)}). Write def {name.rpartition(':')[2]}(prompt, "
-            "completion) that returns a number, or (prompts, completions) that returns a list of numbers; further "
-            "parameters are columns of the row."
+            "completion) to return one number, or with (prompts, completions) to return a list. Extra parameters "
+            "receive columns of the row."
         )
 
     def columns(prompt: Prompt) -> dict[str, Any]:
