@@ -174,7 +174,9 @@ def test_a_reference_whose_files_were_replaced_is_refused(go):
     record = json.loads(Path("adapters/run.json").read_text())
     go(adapter_path="sft", seed=6)
     before = content()
-    with pytest.raises(UserError, match=r"another one: weights of the reference changed\. Restore the settings.*--resume force"):
+    with pytest.raises(
+        UserError, match=r"another one: weights of the reference changed\. Restore the settings.*--resume force"
+    ):
         go(reference_model_path="sft", iters=6, resume=True)
     assert content() == before
     forced = go(reference_model_path="sft", iters=6, resume="force").out
