@@ -46,7 +46,7 @@ SHAPE: dict[str, Any] = {
 }
 
 PRETRAIN_STEPS = 400
-BATCH = 12
+BATCH = 6
 PEAK_RATE = 2e-3
 WARM_UP = 20
 SEED = 7
