@@ -8,10 +8,9 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-MIB = 2**20
-WIDE = 1000
-"""Columns: a table is never squeezed into the terminal; it can be pasted as Markdown."""
+from ..wrapping import columns, wrapped
 
+MIB = 2**20
 NONE = "–"
 """The text of a cell without a measurement. Lines of such cells only are omitted."""
 
@@ -23,8 +22,28 @@ def print_report(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) 
     if as_json:
         print(json.dumps(list(rows), indent=2))
         return
-    Console(width=WIDE).print(table(rows))
-    print("\n".join([*remarks(rows), *lines]))
+    width = columns()
+    for group in groups(rows, width):
+        rendered = table(group)
+        Console(width=max(width, width_of(rendered))).print(rendered)
+    print("\n".join(wrapped(f"- {line}", width=width) for line in [*remarks(rows), *lines]))
+
+
+def groups(rows: Sequence[Row], width: int) -> list[list[Row]]:
+    """Split the rows so that the table of each group is at most `width` columns wide, or holds one row."""
+    found: list[list[Row]] = []
+    for row in rows:
+        if found and width_of(table([*found[-1], row])) <= width:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def width_of(table: Table) -> int:
+    """Return the columns that a table takes where nothing is cut or wrapped."""
+    console = Console(width=10_000)
+    return console.measure(table).maximum
 
 
 def table(rows: Sequence[Row]) -> Table:

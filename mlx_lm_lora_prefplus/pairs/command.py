@@ -117,7 +117,7 @@ def _run(
     settings = settings_in(resolved, given, "pairs")
     adapter = adapter_of(resolved, adapter_path)
     check_folder(output, "pairs")
-    with owned(output, say):
+    with owned(output, say, "--output"):
         if overwrite:
             begin_anew(output)
         made = make_pairs(resolved, adapter, settings, output, say)

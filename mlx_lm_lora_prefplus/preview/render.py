@@ -130,8 +130,9 @@ def _histogram(bins: list[dict[str, int]]) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     for bin_ in bins:
+        label = str(bin_["from"]) if bin_["from"] == bin_["to"] else f"{bin_['from']}–{bin_['to']}"
         bar = "█" * round(BAR * bin_["rows"] / largest) or ("▏" if bin_["rows"] else "")
-        table.add_row(f"{bin_['from']}–{bin_['to']}", Text.assemble((bar, "cyan"), f" {bin_['rows']}"))
+        table.add_row(label, Text.assemble((bar, "cyan"), f" {bin_['rows']}"))
     return table
 
 

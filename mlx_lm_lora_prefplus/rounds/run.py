@@ -169,6 +169,7 @@ def _train(resolved: Resolved, policy: Path | None, here: Path, plan: Plan) -> N
         "resume": resolved.settings.resume or True,
         "resume_adapter_file": previous,
         "reference_model_path": reference if needed else None,
+        "round_reference": plan.reference,
         "fuse": False,
     }
     write_config(resolved, here / "pairs", None, "rounds", **more)

@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import UserError
 from .amounts import parse_bytes
 from .atomic import TEMPORARY, whole_file
 from .failures import advice, words
-from .sealed import Damaged, read_sealed_json
+from .sealed import Damaged, Unsealed, read_sealed_json
 
 KINDS = {"tokens": ".arrow", "reference": ".npy", "probe": ".json"}
 """Subfolder of the cache → ending of its files. A .json file beside each one describes it, if it is not one itself."""
@@ -203,6 +203,8 @@ def entries(root: Path | None = None) -> list[Entry]:
 
 def _entry(kind: str, file: Path) -> Entry | None:
     told = file.with_suffix(".json")
+    about: dict[str, Any] = {}
+    size = 0
     try:
         state = file.stat()
     except OSError:  # removed in the meantime
@@ -210,10 +212,12 @@ def _entry(kind: str, file: Path) -> Entry | None:
     try:
         about = read_sealed_json(told)
         size = 0 if told == file else told.stat().st_size
+    except Unsealed:
+        about, size = {"source": "made by an older version, not used"}, told.stat().st_size
     except (OSError, Damaged):
-        about, size = {}, 0
+        about = {"source": "damaged, will be made again"}
     rows = about.get("known", about.get("used"))
-    source = str(about.get("model") or about.get("source") or "damaged")
+    source = str(about.get("model") or about.get("source") or "–")
     return Entry(kind, file.stem, size + state.st_size, state.st_mtime, rows, source)
 
 

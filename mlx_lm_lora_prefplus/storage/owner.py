@@ -53,8 +53,8 @@ class Claim(NamedTuple):
 class Owner:
     """This process as the owner of a folder. Made by `owned`."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.lock = folder, folder / LOCK
+    def __init__(self, folder: Path, setting: str):
+        self.folder, self.lock, self.setting = folder, folder / LOCK, setting
         status = folder.stat()
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         self.claim = Claim(this_process(), since, (status.st_dev, status.st_ino), secrets.token_hex(8))
@@ -75,9 +75,9 @@ class Owner:
             return
         by = f" by {_described(found)}" if found else ""
         raise UserError(
-            f"adapter_path: {self.folder} was taken over{by} while this run stood still. This run ends here and writes "
-            "nothing more, so that the files of two runs are not mixed. Start it again with --resume once that one has "
-            "ended, or give another adapter_path."
+            f"{self.setting}: {self.folder} was taken over{by} while this run stood still. This run ends here and "
+            "writes nothing more, so that the files of two runs are not mixed. Start it again with --resume once that "
+            f"one has ended, or give another {self.setting}."
         )
 
     def take(self, tell: Callable[[str], object]) -> None:
@@ -88,7 +88,7 @@ class Owner:
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.lock))
                 found = self._settled()
                 if found is not None and self._is_alive(found, tell):
-                    raise UserError(_refusal(self.folder, found))
+                    raise UserError(_refusal(self.folder, found, self.setting))
                 if found is None and not os.path.lexists(self.lock):
                     continue  # it was released just now
                 if self._remove(found) and found is not None:
@@ -175,11 +175,12 @@ class Owner:
 
 
 @contextmanager
-def owned(folder: Path | None, tell: Callable[[str], object]) -> Iterator[Owner | None]:
+def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "adapter_path") -> Iterator[Owner | None]:
     """Own a folder as long as the block runs. It is made if it is not there.
 
     folder: None for a process that writes nothing, such as any but the first of several.
     tell: called with a line where a process that is gone owned the folder.
+    setting: the key or option that names the folder, for messages.
 
     Raises:
         UserError: another run owns it, or it cannot be written.
@@ -191,11 +192,11 @@ def owned(folder: Path | None, tell: Callable[[str], object]) -> Iterator[Owner 
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            owner = Owner(folder)
+            owner = Owner(folder, setting)
             owner.take(tell)
         except OSError as error:
             raise UserError(
-                f"adapter_path: {error.filename or folder} cannot be written ({words(error)}). {advice(error)}."
+                f"{setting}: {error.filename or folder} cannot be written ({words(error)}). {advice(error)}."
             ) from error
         yield owner
     finally:
@@ -203,7 +204,7 @@ def owned(folder: Path | None, tell: Callable[[str], object]) -> Iterator[Owner 
             owner.release()
 
 
-def _refusal(folder: Path, found: Claim) -> str:
+def _refusal(folder: Path, found: Claim, setting: str) -> str:
     process = found.process
     if process == this_process():
         gone = "It runs in this very program: wait for its end"
@@ -212,8 +213,8 @@ def _refusal(folder: Path, found: Claim) -> str:
     else:
         gone = f"Wait for its end, or end it (kill {process.pid} saves and stops it)"
     return (
-        f"adapter_path: {_described(found)} is training in {folder}, and two runs in one folder would mix their files. "
-        f"{gone}, or give another adapter_path. Nothing was changed."
+        f"{setting}: {_described(found)} is using {folder}, and two runs in one folder would mix their files. "
+        f"{gone}, or give another {setting}. Nothing was changed."
     )
 
 

@@ -15,6 +15,10 @@ class Damaged(Exception):
     """A file that is not what was written; the message says what is wrong with it."""
 
 
+class Unsealed(Damaged):
+    """A file without a digest, as older versions of this package wrote it."""
+
+
 def sealed(content: bytes) -> bytes:
     """The content and its SHA-256 after it."""
     return content + hashlib.sha256(content).digest()
@@ -42,10 +46,13 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        Unsealed: it has no digest.
         Damaged: it is not what was written, or cannot be read.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and KEY not in content:
+            raise Unsealed("an older version made it, without a digest")
         digest = content.pop(KEY)
     except FileNotFoundError:
         raise

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mlx_lm_lora_prefplus import cli
-from mlx_lm_lora_prefplus.bench import figures, scaling
+from mlx_lm_lora_prefplus.bench import figures, report, scaling
 from mlx_lm_lora_prefplus.bench import measure as measuring
 from mlx_lm_lora_prefplus.bench.workloads import SUITE
 from mlx_lm_lora_prefplus.errors import UserError
@@ -96,3 +96,15 @@ def test_epoch():
     assert compiled["computed"] > once["computed"] and 1 <= compiled["graphs"] <= 3
     done = call("--epoch=1", *sizes)
     assert "| in groups | 1.0" in done.stdout and "| compiled | 1." in done.stdout
+
+
+def test_tables_of_a_suite_are_as_wide_as_the_terminal_at_most(monkeypatch, capsys):
+    (row,) = json.loads(call(*SMALL, "--json").stdout)
+    rows = [{**row, "workload": f"workload-{n}", "speed_goal": 2.0, "speed_ratio": 1.0} for n in range(4)]
+    for width in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        report.print_report(rows, as_json=False)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= width
+        assert all(any(f"workload-{n} " in line for line in lines) for n in range(4))
+        assert sum("1.00× (goal 2×, missed)" in line for line in lines) == 2

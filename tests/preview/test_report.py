@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from mlx_lm_lora_prefplus import cli
 from mlx_lm_lora_prefplus.preview import forecast
+from mlx_lm_lora_prefplus.preview.render import _histogram
 from mlx_lm_lora_prefplus.preview.report import build_report
 
 
@@ -34,6 +35,11 @@ def test_json(call, config):
     assert (settings["beta"]["value"], settings["beta"]["source"]) == (0.5, "config run.yaml")
     assert settings["optimizer"] == {"key": "optimizer", "value": "adam", "source": "host default", "used": False}
     assert report["data"]["train"]["used"] == 10 and report["reference"].endswith("0 of 13 rows from the cache")
+
+
+def test_a_bin_of_one_length_is_one_number():
+    table = _histogram([{"from": 16, "to": 16, "rows": 2}, {"from": 17, "to": 18, "rows": 1}])
+    assert list(table.columns[0].cells) == ["16", "17–18"]
 
 
 def test_the_prompt_format_is_told(checked):

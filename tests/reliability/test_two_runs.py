@@ -50,7 +50,7 @@ def test_the_second_is_refused_and_the_first_goes_on_as_if_alone(world, alone, f
         second = world.run(flags=flags, seed=3 if flags else 9)
     assert second.code == 1 and "Traceback" not in second.out, second.out
     told = re.search(
-        r"\[ERROR\] adapter_path: the run of process (\d+) on \S+, begun 20\S+, is training in",
+        r"\[ERROR\] adapter_path: the run of process (\d+) on \S+, begun 20\S+, is using",
         " ".join(second.out.split()),
     )
     assert told and int(told[1]) == first.pid, second.out

@@ -74,6 +74,8 @@ def test_each_round_begins_with_the_policy_of_the_last(straight):
     config = config_of(straight / "round-2")
     assert config["resume_adapter_file"] == str(straight / "round-1/adapters.safetensors")
     assert "reference_model_path" not in config and config["fuse"] is False
+    log = (straight / "round-2/train.log").read_text()
+    assert "Reference: the model with its adapters off" in log and "although training starts" not in log
     for name in ("adapters.safetensors", "adapter_config.json"):
         assert (straight / name).read_bytes() == (straight / "round-2" / name).read_bytes()
     headers = [json.loads(file.read_text().splitlines()[0]) for file in sorted(straight.rglob("answers.jsonl"))]

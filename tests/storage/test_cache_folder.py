@@ -36,11 +36,14 @@ def test_entries_and_clear(root):
     tokens = entry(root, "a", source="train.jsonl", used=7)
     entry(root, "b", kind="reference", model="base", rows=9, known=4)
     (cache_folder.folder("reference") / "c.npy").write_bytes(b"")
+    (cache_folder.folder("reference") / "d.npy").write_bytes(b"")
+    (cache_folder.folder("reference") / "d.json").write_text('{"model": "base", "known": 4}')
     found = {one.key: one for one in cache_folder.entries()}
     assert (found["a"].kind, found["a"].rows, found["a"].source) == ("tokens", 7, "train.jsonl")
     assert (found["b"].kind, found["b"].rows, found["b"].source) == ("reference", 4, "base")
     assert found["a"].size == 100 + tokens.with_suffix(".json").stat().st_size
-    assert (found["c"].rows, found["c"].source) == (None, "damaged")
+    assert (found["c"].rows, found["c"].source) == (None, "damaged, will be made again")
+    assert found["d"].source.startswith("made by an older version")
     for folder in (root, root / "tokens"):
         (folder / "notes.txt").write_text("the user's own")
     (root / "tokens" / ".tmp-0-a.arrow").write_bytes(b"torn")

@@ -19,7 +19,7 @@ from mlx_lm_lora_prefplus.storage import owner as ownership
 from mlx_lm_lora_prefplus.storage.owner import LOCK, owned
 from mlx_lm_lora_prefplus.storage.processes import runs, this_process
 
-REFUSED = "process .* is training in .*, and two runs in one folder would mix their files"
+REFUSED = "process .* is using .*, and two runs in one folder would mix their files"
 
 
 @pytest.fixture
@@ -73,6 +73,10 @@ def test_it_is_owned_once_and_free_again_afterwards(tmp_path):
     for part in (place, "begun 20", "another adapter_path", "this very program"):
         assert part in str(caught.value)
     assert "kill" not in str(caught.value), "it would be told to end itself"
+    refused = pytest.raises(UserError, match=r"^--output: .*or give another --output")
+    with owned(folder, print), refused as caught, owned(folder, print, "--output"):
+        pass
+    assert "adapter_path" not in str(caught.value)
     assert take(folder) == []
 
 

@@ -1,8 +1,10 @@
 """Data sets that the `datasets` library loads: hub names, folders with split files, folders of `save_to_disk`."""
 
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,8 @@ def split_names(path: str) -> list[str]:
         loaded = datasets.load_from_disk(path)
         return [str(name) for name in loaded] if isinstance(loaded, datasets.DatasetDict) else ["train"]
     try:
-        return list(datasets.get_dataset_split_names(path))
+        with _one_try(path):
+            return list(datasets.get_dataset_split_names(path))
     except Exception as error:  # the library raises many kinds; each becomes one readable line
         raise _failed(path, error) from error
 
@@ -57,7 +60,8 @@ def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
             return _load_saved(file, split)
         if file.is_file() and file.suffix.lower() in BUILDERS:
             return datasets.load_dataset(BUILDERS[file.suffix.lower()], data_files=str(file), split=split, **config)
-        return datasets.load_dataset(str(file) if file.exists() else path, split=split, **config)
+        with _one_try(path):
+            return datasets.load_dataset(str(file) if file.exists() else path, split=split, **config)
     except UserError:
         raise
     except Exception as error:
@@ -83,7 +87,8 @@ def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | 
         if file.is_file() and file.suffix.lower() in BUILDERS:
             builder = BUILDERS[file.suffix.lower()]
             return datasets.load_dataset(builder, data_files=str(file), split=split, streaming=True, **config)
-        return datasets.load_dataset(str(file) if file.exists() else path, split=split, streaming=True, **config)
+        with _one_try(path):
+            return datasets.load_dataset(str(file) if file.exists() else path, split=split, streaming=True, **config)
     except Exception as error:
         raise _failed(f"{path}, split {split!r}", error) from error
 
@@ -121,10 +126,38 @@ def _load_saved(path: Path, split: str) -> "Dataset":
     return loaded[name] if isinstance(loaded, datasets.DatasetDict) else loaded
 
 
+@contextmanager
+def _one_try(path: str) -> Iterator[None]:
+    """Switch the `datasets` library to its cache if the hub cannot be reached: it would repeat requests for 25 s."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    if not before and not Path(path).expanduser().exists() and not hub_answers():
+        config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Return whether a connection to the hub can be opened. A slow hub counts as one that answers."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10.0)
+    except Exception as error:  # of the HTTP library, which depends on the release of huggingface_hub
+        return type(error).__name__ != "ConnectError"
+    return True
+
+
 def _failed(source: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or "no further reason given"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no further reason given'}"
+    if isinstance(error, ConnectionError):
+        reason = "The hub cannot be reached, and this machine has no copy of the data set"
     return UserError(
-        f"{source}: cannot be loaded as a data set. {type(error).__name__}: {reason[:600].rstrip('.')}. "
+        f"{source}: cannot be loaded as a data set. {reason[:600].rstrip('.')}. "
         "Check the name, the split and (for several configurations) hf_dataset: {path: …, config: {name: …}}; "
         "without a network use local files."
     )

@@ -113,7 +113,8 @@ def reference(session: Session, planned: ReferencePass) -> str:
             "; each other training row is computed in its first step, where layers 1 to "
             f"{trunk.size} of {count} run once for policy and reference"
         )
-    if settings.resume_adapter_file:
+    chosen = "round_reference" in session.resolved.values  # `rounds` keeps the first reference on purpose
+    if settings.resume_adapter_file and not chosen:
         text += (
             f"; it is the base model although training starts from {settings.resume_adapter_file} (to compare with "
             f"that adapter, set reference_model_path: {settings.resume_adapter_file})"

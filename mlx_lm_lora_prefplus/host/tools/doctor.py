@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...plugin.manager import load_registry
+from ...wrapping import wrapped
 from ..originals import MARK, version_misfit
 from . import machine
 
@@ -71,7 +72,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     lines = [("ok: " if report["active"] else "not active: ") + state, ""]
     for mark in ("problem", "note"):
         for one in report[f"{mark}s"]:
-            lines += [f"{mark}: {one['what']}", f"{'do':>{len(mark)}}: {one['do']}"]
+            lines += [wrapped(one["what"], f"{mark}: "), wrapped(one["do"], f"{'do':>{len(mark)}}: ")]
     lines += [""] if report["problems"] or report["notes"] else []
     lines += [f"{name:<22}{number or 'not installed'}" for name, number in report["versions"].items()]
     lines += [f"{'backend':<22}{report['backend']}, {report['device']}"]

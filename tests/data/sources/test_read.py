@@ -3,11 +3,14 @@
 import csv
 import json
 import tracemalloc
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import datasets
 import pytest
+from huggingface_hub import constants
 
-from mlx_lm_lora_prefplus.data.sources import files
+from mlx_lm_lora_prefplus.data.sources import files, hub
 from mlx_lm_lora_prefplus.data.sources.read import find_sources
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import DataSettings
@@ -204,6 +207,26 @@ def test_a_file_of_another_kind(tmp_path):
 def test_a_hub_name_that_cannot_be_reached():
     with pytest.raises(UserError, match=r"nobody/nothing: cannot be loaded as a data set"):
         find_sources(DataSettings(data="nobody/nothing"), ALL)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits to try again"))
+    with pytest.raises(UserError, match=r"cannot be loaded as a data set. The hub cannot be reached"):
+        find_sources(DataSettings(data="nobody/nothing"), ALL)
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_whether_the_hub_answers(monkeypatch):
+    class ConnectError(Exception):
+        pass
+
+    for error, answers in ((ConnectError("no such host"), False), (TimeoutError(), True)):
+        session = SimpleNamespace(head=Mock(side_effect=error))
+        monkeypatch.setattr("huggingface_hub.get_session", lambda session=session: session)
+        assert hub.hub_answers.__wrapped__() is answers
 
 
 def test_a_folder_made_for_the_datasets_library(tmp_path):

@@ -12,7 +12,7 @@ from tests.conftest import random_rows, tiny_llama, with_lora, write_pairs
 from tests.host.dropin.test_train import Items, host_items
 from tests.host.seam.test_functions import arguments, loaded
 
-REFUSED = "is training in .*adapters, and two runs in one folder"
+REFUSED = "is using .*adapters, and two runs in one folder"
 
 
 @pytest.mark.parametrize("mode", ["dpo", "cpo", "orpo"])
