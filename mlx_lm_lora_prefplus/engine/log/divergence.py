@@ -1,20 +1,29 @@
 """The first sign that training diverges, and how far the policy is from its reference."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from statistics import fmean
 
-from .history import History, Report, RunInfo, values
+from .history import FEW_ROWS, History, Report, RunInfo, latest_mean, values
 
 
 def drift_of(history: History, run: RunInfo) -> tuple[float, float]:
-    """How far the policy is from its reference on a completion (nats), and the tokens of one; 0, 0 if not known."""
-    last = history.train[-1] if history.train else {}
-    drift = last.get("kl")
-    if drift is None and run.reference and run.beta and {"rewards/chosen", "rewards/rejected"} <= set(last):
-        drift = (abs(last["rewards/chosen"]) + abs(last["rewards/rejected"])) / 2 / run.beta
-    per_token, whole = last.get("logps_per_token/chosen"), last.get("logps/chosen")
-    return (drift, whole / per_token) if drift is not None and per_token and whole else (0.0, 0.0)
+    """How far the policy is from its reference on a completion (nats), and the tokens of one; 0, 0 if not known.
+
+    Both are means over the chosen and the rejected completions of the latest rows (see `latest_mean`).
+    """
+
+    def mean(name: str) -> float | None:
+        found = latest_mean(history.train, name)
+        return found.value if found else None
+
+    sides = ("chosen", "rejected")
+    drifts = [kl] if (kl := mean("kl")) is not None else []
+    rewards = [mean(f"rewards/{side}") for side in sides]
+    if run.reference and run.beta and None not in rewards:
+        drifts.append(fmean(abs(reward or 0) for reward in rewards) / run.beta)
+    lengths = [(mean(f"logps/{side}"), mean(f"logps_per_token/{side}")) for side in sides]
+    tokens = [whole / per_token for whole, per_token in lengths if whole and per_token]
+    return (max(drifts), fmean(tokens)) if drifts and tokens else (0.0, 0.0)
 
 
 def rate_too_high(history: History, run: RunInfo) -> str | None:
@@ -38,7 +47,10 @@ EARLY = 20
 """Updates from the start in which no sound rate moves a policy far."""
 
 LOST, ABSURD = 2.0, -8.0
-"""Nats per token: healthy early updates lose less than LOST, and no pretrained model finds text below ABSURD."""
+"""Nats per token: healthy early updates lose less than LOST, and no pretrained model finds text below ABSURD.
+
+A loss of LOST is enough where both means are of many rows; of few rows, other rows explain a larger difference.
+"""
 
 
 def _risen(history: History, run: RunInfo) -> str | None:
@@ -49,42 +61,20 @@ def _risen(history: History, run: RunInfo) -> str | None:
     """
     start, untrained = _start(history, run), values(_untrained(history), "loss")
     losses = values(history.train, "loss")
-    now = _latest_rows(history.train)
+    now = latest_mean(history.train, "loss")
     if start <= 0 or not losses:
         return None
     validated = values([report for report in history.valid[1:] if report["iteration"] > 1], "loss")[-1:]
     steady = len(losses) >= 4 and min(losses[-3:]) > 1.5 * start
     # With a reference every row begins at the same loss, so that what differs early on is due to training.
     early = run.reference and _fresh(history, run) and history.train[-1].get("updates", math.inf) <= EARLY
-    many = now.rows > 0 and now.loss > (1.5 + FEW_ROWS / now.rows) * start
+    many = now is not None and now.value > (1.5 + FEW_ROWS / now.rows) * start
     again = bool(validated and untrained) and validated[0] > 1.5 * untrained[0] and losses[-1] > start
     if not (steady or many or again or (early and losses[-1] > 3 * start)):
         return None
     end = validated[0] if again and not (steady or many) else losses[-1]
     begin = untrained[0] if again and not (steady or many) else start
     return f"the objective has risen from {begin:.2f} to {end:.2f} while training"
-
-
-FEW_ROWS = 12
-"""The mean of this many rows must be one more start value above the start than the mean of very many rows."""
-
-
-class _Latest(NamedTuple):
-    """loss: mean over `rows`."""
-
-    loss: float
-    rows: float
-
-
-def _latest_rows(reports: Sequence[Report]) -> _Latest:
-    """The mean objective of the latest reports that hold `FEW_ROWS` rows together."""
-    total = rows = 0.0
-    for report in reversed(reports):
-        count = report.get("rows", 0)
-        total, rows = total + count * report.get("loss", 0.0), rows + count
-        if rows >= FEW_ROWS:
-            return _Latest(total / rows, rows)
-    return _Latest(0.0, 0.0)
 
 
 def _start(history: History, run: RunInfo) -> float:
@@ -135,11 +125,15 @@ def _jumped(history: History, run: RunInfo) -> str | None:
 def _unlearned(history: History) -> str | None:
     """Whether the first updates made the chosen completions far less likely than they were, in words."""
     name = "logps_per_token/chosen"
-    now, untrained = values(history.train[-1:], name), values(_untrained(history), name)
-    if not now or history.train[-1].get("updates", math.inf) > EARLY:
+    now = latest_mean(history.train, name)
+    if now is None or history.train[-1].get("updates", math.inf) > EARLY:
         return None
-    if untrained and untrained[0] - now[0] > LOST:
-        return f"the chosen completions have fallen from {untrained[0]:.1f} to {now[0]:.1f} nats per token at once"
-    if not untrained and now[0] < ABSURD:
-        return f"the chosen completions have {now[0]:.1f} nats per token, less than any pretrained model gives to text"
+    for report in _untrained(history):
+        before = report.get(name, -math.inf)
+        lost = LOST * (1 + FEW_ROWS / now.rows + FEW_ROWS / max(report.get("rows", 0), 1))
+        if before - now.value > lost:
+            return f"the chosen completions have fallen from {before:.1f} to {now.value:.1f} nats per token at once"
+        return None
+    if now.value < ABSURD:
+        return f"the chosen completions have {now.value:.1f} nats per token, less than any pretrained model gives text"
     return None

@@ -3,11 +3,12 @@
 A warning is a line of the log and must not contain the word `loss`, because programs parse such lines as reports.
 """
 
+import math
 from collections.abc import Callable
-from statistics import fmean
+from statistics import fmean, variance
 
 from .divergence import drift_of, rate_too_high
-from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, values
+from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, measured, values
 
 
 def warnings(history: History, run: RunInfo) -> dict[str, str]:
@@ -51,18 +52,32 @@ def margins_exploding(history: History, run: RunInfo) -> str | None:
     )
 
 
+FALLEN = 0.5
+"""Nats per token. If the chosen completions lose this much, each token is 61 % as probable as before. Less is usual."""
+
+
+ENOUGH_ROWS = 30
+"""The first reports must hold this many rows, else a few easy rows at the start look like a fall later."""
+
+
 def chosen_falling(history: History, run: RunInfo) -> str | None:
-    """Warn of likelihood displacement (Razin et al. 2024, arXiv:2410.08847): chosen completions become less likely."""
+    """Warn of likelihood displacement (Razin et al. 2024, arXiv:2410.08847): chosen completions become less likely.
+
+    In validations, the last two must both be low. Reports of training hold other rows each time, so the fall must
+    also be three standard errors.
+    """
     name = "logps_per_token/chosen"
     valid = values(history.valid, name)
     if len(valid) >= 2:  # the same rows each time
-        before, now = valid[0], valid[-1]
+        before, now, error = valid[0], max(valid[1:][-2:]), 0.0
     else:
-        train = values(history.train, name)
-        if len(train) < 2 * FIRST:
+        train = measured(history.train, name)
+        first, last = values(train[:FIRST], name), values(train[FIRST:], name)
+        if len(last) < RECENT or sum(values(train[:FIRST], "rows")) < ENOUGH_ROWS:
             return None
-        before, now = fmean(train[:FIRST]), fmean(train[-FIRST:])
-    if before - now < max(0.1, 0.1 * abs(before)):
+        before, now = fmean(first), fmean(last)
+        error = math.sqrt(variance(first) / len(first) + variance(last) / len(last))
+    if before - now < max(FALLEN, 3 * error):
         return None
     return (
         f"the chosen completions have become less likely, from {before:.2f} to {now:.2f} nats per token (likelihood "

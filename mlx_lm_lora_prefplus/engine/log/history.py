@@ -67,3 +67,31 @@ class History:
 def values(reports: Sequence[Report], name: str) -> list[float]:
     """The metric of this name in those reports that have it."""
     return [report[name] for report in reports if name in report]
+
+
+def measured(reports: Sequence[Report], name: str) -> list[Report]:
+    """The reports that measured this metric. One without such a row, say a desirable one, repeats the last value."""
+    having = [report for report in reports if name in report]
+    return [report for place, report in enumerate(having) if not place or report[name] != having[place - 1][name]]
+
+
+class LatestMean(NamedTuple):
+    """value: mean over `rows` rows."""
+
+    value: float
+    rows: float
+
+
+FEW_ROWS = 12
+"""Fewer rows than this are too few to judge a mean: single rows differ by several nats per token."""
+
+
+def latest_mean(reports: Sequence[Report], name: str) -> LatestMean | None:
+    """The mean of a metric over the latest reports that hold `FEW_ROWS` rows together; None if all hold fewer."""
+    total = rows = 0.0
+    for report in reversed(measured(reports, name)):
+        count = report.get("rows", 0)
+        total, rows = total + count * report[name], rows + count
+        if rows >= FEW_ROWS:
+            return LatestMean(total / rows, rows)
+    return None

@@ -1,6 +1,7 @@
 """Each watcher speaks where its thing happens, and is silent on a healthy run."""
 
 import math
+import random
 import re
 from dataclasses import fields
 
@@ -27,6 +28,7 @@ def healthy(i: int) -> dict[str, float]:
         **{
             "iteration": i,
             "updates": 10 * i,
+            "rows": 20,
             "loss": math.log(2) - 0.01 * i,
             "rewards/accuracies": 0.5 + 0.02 * min(i, 20),
         },
@@ -77,8 +79,53 @@ def test_there_is_a_case_for_each():
 
 
 def test_chosen_that_fall_on_the_same_rows_of_validation_are_seen_sooner():
-    valid = [{"iteration": 1, "logps_per_token/chosen": -1.0}, {"iteration": 9, "logps_per_token/chosen": -1.2}]
-    assert list(warnings(history([], valid), RUN)) == ["chosen_falling"]
+    assert list(warnings(history([], validated(-1.0, -1.6)), RUN)) == ["chosen_falling"]
+    assert list(warnings(history([], validated(-1.0, -1.3, -1.6, -1.7)), RUN)) == ["chosen_falling"]
+
+
+@pytest.mark.parametrize("values", [(-1.0, -1.3), (-3.4, -3.8), (-1.0, -1.2, -1.7), (-1.0, -1.7, -1.2)])
+def test_a_fall_that_most_runs_have_or_that_does_not_last_is_none(values):
+    assert warnings(history([], validated(*values)), RUN) == {}
+
+
+def validated(*values):
+    return [{"iteration": 1 + 50 * n, "logps_per_token/chosen": value} for n, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 10])
+def test_reports_differ_by_their_rows(rows):
+    """Single rows differ by a nat per token. That alone warns in few runs."""
+    warned = 0
+    for seed in range(30):
+        rng, found, texts = random.Random(seed), History(), {}
+        for i in range(1, 101):
+            value = rng.gauss(-3.5, 1 / math.sqrt(rows))
+            found.add("train", {"iteration": i, "updates": i, "rows": rows, "logps_per_token/chosen": value})
+            texts |= warnings(found, RUN)
+        warned += bool(texts)
+    assert warned <= 1, warned
+
+
+KTO = [None, None, None, -5.17, -5.17, -4.42, -4.42, -4.42, -4.42, -6.23, -4.17, -4.17, -4.17, -4.17, -4.17, -4.17]
+"""Seen: one row a report, whose mean of desirable rows repeats where the row is an undesirable one."""
+
+
+def test_few_rows_in_kto_are_no_rate_that_is_too_high():
+    found = history([], [{"iteration": 1, "rows": 5, "loss": 0.5, "logps_per_token/chosen": -3.33}])
+    for i, value in enumerate([*KTO, *[-8.9] * 4], 1):
+        chosen = (
+            {} if value is None else {"rewards/chosen": -0.5, "logps/chosen": -500.0, "logps_per_token/chosen": value}
+        )
+        found.add("train", {"iteration": i, "rows": 1, "updates": i, "loss": 0.5, "kl": 0.0, **chosen})
+        assert warnings(found, RUN._replace(choices=MODES["kto"])) == {}
+
+
+def test_short_chosen_and_long_rejected_completions_are_no_drift():
+    """50 nats from the reference on rejected completions of 100 tokens are half a nat for each token."""
+    sides = {"rewards/chosen": 0.1, "rewards/rejected": -5.0, "logps/chosen": -8.0, "logps_per_token/chosen": -2.0}
+    far = {**healthy(3), **sides, "logps/rejected": -200.0, "logps_per_token/rejected": -2.0}
+    assert warnings(history([far]), RUN) == {}
+    assert list(warnings(history([{**far, "rewards/rejected": -12.0}]), RUN)) == ["kl_growing"]
 
 
 def test_kl_is_taken_where_the_mode_reports_it():
@@ -143,7 +190,7 @@ def rows(n, loss, **more):
     return {"iteration": 5, "rows": n, "loss": loss, "updates": 5, **more}
 
 
-BEFORE = {"iteration": 1, "loss": 0.693, "logps_per_token/chosen": -3.4}
+BEFORE = {"iteration": 1, "rows": 20, "loss": 0.693, "logps_per_token/chosen": -3.4}
 
 
 @pytest.mark.parametrize(
