@@ -1,1 +1,1 @@
-"""From batches to trained weights: log-probs, reference, step, loop, evaluation, checkpoints."""
+"""Training: log-probs, the reference, optimiser steps, the training loop, evaluation and checkpoints."""

@@ -1,4 +1,4 @@
-"""From MLX to NumPy, with the errors of MLX."""
+"""Convert MLX arrays to NumPy without losing MLX's errors."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def as_numpy(array: mx.array, dtype: Any = None) -> np.ndarray:
-    """A computed array as NumPy's.
+    """Compute an MLX array and return it as a NumPy array.
 
-    NumPy's own conversion of an array that is not computed yet hides what MLX raises (mlx 0.32.4): the result is
-    whatever was in memory. So the array is computed before.
+    NumPy can convert an array that MLX has not computed yet. If the computation fails, that conversion hides the error
+    and returns whatever was in memory (mlx 0.32.4). This function therefore computes the array first.
 
     Raises:
-        RuntimeError: what went wrong in computing it, such as a lost process or no memory.
+        RuntimeError: The computation failed, for example because a process was lost or memory ran out.
     """
     mx.eval(array)
     return np.array(array, dtype)

@@ -1,9 +1,11 @@
-"""Several processes that train one model: each computes its share of every batch, and all get the whole result.
+"""Data-parallel training: each process computes its share of every batch and receives the scores of the whole batch.
 
-The processes exchange the log-probs of their rows. Each then computes the loss of the whole batch, with its own rows
-differentiable and the others' as constants. Invariants: every loss, metric and running mean equals that of a single
-process, also where the loss compares rows with one another; and the gradients of the processes add up to the gradient
-of the batch. All processes make the same collective calls in the same order.
+The processes exchange the log-probs of their rows. Each process then computes the loss of the whole batch. Its own rows
+are differentiable; the rows of the others are constants.
+
+Two things always hold. Every loss, metric and running mean equals that of a single process, even where the loss
+compares rows with one another. And the gradients of the processes add up to the gradient of the batch. All processes
+make the same collective calls in the same order.
 """
 
 import mlx.core as mx
@@ -17,9 +19,9 @@ from .ranks.ranks import Ranks
 
 
 class SharedPolicy:
-    """Computes this process's share of a batch and returns the scores of the whole batch.
+    """Compute this process's share of a batch and return the scores of the whole batch.
 
-    own: computes the share. Every process must make the same calls with the same batches.
+    own: the scorer that computes the share. Every process must make the same calls with the same batches.
     """
 
     def __init__(self, own: Scorer, ranks: Ranks):
@@ -27,7 +29,7 @@ class SharedPolicy:
         self.model: nn.Module = own.model
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """See `Scorer`. Differentiable with respect to this process's share."""
+        """Return the scores of the batch (see `Scorer`), differentiable with respect to this process's share."""
         rows = batch.lengths.shape[0]
         start, stop = share(batch, self.ranks.rank, self.ranks.size)
         fields = ["logps", "mean_logits", "weighted_logps"]
@@ -42,25 +44,26 @@ class SharedPolicy:
         whole = self._with_others(whole)
         if (record := current()) is not None:
             record.sums = [(self._with_others(record.total()[0]), self._with_others(record.total()[1]))]
-        if not self.model.training:  # the result may be kept: log-probs of the reference, figures of an evaluation
+        if not self.model.training:  # the result may be kept: log-probs of the reference, scores of an evaluation
             mx.eval(whole)
             self.ranks.confirm()
         return Scores(**dict(zip(fields, whole, strict=True)))
 
     def _with_others(self, own: mx.array) -> mx.array:
-        """The sum over the processes, of which this one's part has a gradient."""
+        """Return the sum over all processes. Only this process's summand has a gradient."""
         own = own.astype(mx.float32)
         return own + mx.stop_gradient(self.ranks.sum(mx.stop_gradient(own)) - own)
 
 
 def share(batch: Batch, rank: int, size: int) -> tuple[int, int]:
-    """The range of examples that a process computes, first and one past the last; shares hold about as many tokens.
+    """Return the range of examples that a process computes (first, one past the last). Shares have about equal tokens.
 
-    The shares rotate from batch to batch, so that no process is always the one without an example.
+    The shares rotate from batch to batch. Otherwise a small batch would always leave the same process without an
+    example.
     """
     examples = batch.ids.shape[0]
     lengths = np.array(batch.lengths, np.int64).reshape(-1, examples).sum(axis=0)
-    before = np.cumsum(lengths) - lengths / 2  # an example belongs to where its middle falls
+    before = np.cumsum(lengths) - lengths / 2  # an example belongs to the share that its middle falls into
     turn = (rank + int(np.array(batch.ids)[0])) % size
     edges = np.searchsorted(before, np.arange(size + 1) * (lengths.sum() / size))
     return int(edges[turn]), int(edges[turn + 1])

@@ -1,4 +1,4 @@
-"""The learning rate of an optimiser, whatever kind it is."""
+"""The learning rate of an optimiser of any kind."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import mlx.optimizers as optim
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:
-    """The rate of the last update: of several optimisers the first one's.
+    """Return the rate of the last update; with several optimisers, the first one's.
 
-    Of an Adafactor that sets its own rate, the part of it that holds for all weights (Shazeer & Stern 2018,
+    For an Adafactor that sets its own rate, this is the factor that all weights share (Shazeer & Stern 2018,
     arXiv:1804.04235, section 7).
     """
     while isinstance(optimizer, optim.MultiOptimizer):
@@ -21,5 +21,5 @@ def learning_rate(optimizer: optim.Optimizer) -> float:
 
 
 def sets_its_own(optimizer: Any) -> bool:
-    """Whether the learning rate that the optimiser was given is not read."""
+    """Return whether the optimiser ignores its given learning rate."""
     return bool(getattr(optimizer, "relative_step", False))

@@ -1,4 +1,4 @@
-"""Preference losses: pure functions of log-probs, the rows that describe them, and how they are put together."""
+"""Preference losses: pure functions of log-probs, the tables that describe them, and the code that combines them."""
 
 import sys
 

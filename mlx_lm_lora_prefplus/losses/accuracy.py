@@ -1,18 +1,18 @@
-"""Who wins a comparison: the one rule behind every accuracy and win rate of this package."""
+"""Decide which side wins a comparison. Every accuracy and win rate of this package uses this rule."""
 
 import mlx.core as mx
 
 
 def outcome(difference: mx.array, rounding: mx.array | float = 0.0) -> mx.array:
-    """1 for a win, 1/2 for a tie, 0 for a loss; the mean over rows is the accuracy.
+    """Return 1 for a win, 1/2 for a tie, 0 for a loss. The mean over rows is the accuracy.
 
-    A difference that is no larger than its rounding is a tie: its sign says nothing. A policy that equals its reference
-    therefore has an accuracy of exactly one half. (TRL 1.16 counts every difference above 0 as a win, and equal
-    rewards as lost.)
+    A difference that is no larger than its rounding error is a tie, because its sign is meaningless. A policy that
+    equals its reference therefore has an accuracy of exactly one half. (TRL 1.16 counts every difference above 0 as a
+    win and equal rewards as a loss.)
 
     Args:
-        difference: any shape; how much the side that should win is ahead.
-        rounding: of the same shape, or one number ≥ 0, in the unit of `difference`.
+        difference: any shape; value of the side that should win minus value of the other side.
+        rounding: rounding error in the unit of `difference`; of the same shape, or one number ≥ 0.
 
     Returns:
         float32 in the shape of `difference`; 0 where it is NaN.
@@ -22,14 +22,14 @@ def outcome(difference: mx.array, rounding: mx.array | float = 0.0) -> mx.array:
 
 
 def pair_rounding(first: mx.array, second: mx.array) -> mx.array:
-    """The rounding of a difference of two values, from the rounding of each: they are independent, so √(a² + b²)."""
+    """Return the rounding error of a difference from those of its two values: √(a² + b²), as they are independent."""
     return mx.sqrt(mx.square(first) + mx.square(second))
 
 
 def sum_rounding(*sums: mx.array) -> mx.array:
-    """The error of sums of log-probs that are added in different orders: 2 ε Σ|sum|.
+    """Return the rounding error of sums of log-probs that may be added in another order: 2 ε Σ|sum|.
 
-    ε is that of the dtype of the sums. (On one core with and without a BLAS, sums of up to 200 tokens differed by up to
-    1.6 ε of their size.)
+    ε is the machine epsilon of the dtype of the sums. (On one core, with and without a BLAS library, sums of up to 200
+    tokens differed by up to 1.6 ε of their size.)
     """
     return 2 * mx.finfo(sums[0].dtype).eps * sum(map(mx.abs, sums[1:]), mx.abs(sums[0]))

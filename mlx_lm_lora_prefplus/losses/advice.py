@@ -1,20 +1,20 @@
-"""Warnings about values that are allowed but known to fail, each with what to use instead."""
+"""Warnings about option values that are allowed but known to fail. Each says what to use instead."""
 
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 SOME = 0.1
-"""Micro-batches with a single example matter only above this share."""
+"""Warn about micro-batches with a single example only above this share."""
 
-REMEDY = "Let a micro-batch hold 4 or more (batch_size, token_budget)."
+REMEDY = "Use micro-batches of 4 or more examples (batch_size, token_budget)."
 
 
 def advice(options: Any, alone: float = 0.0, labels: tuple[int, int] | None = None) -> list[str]:
-    """Warnings about the options of one of our modes.
+    """Return the warnings about the options of one of this package's modes.
 
-    alone: share of the micro-batches that hold one example.
-    labels: desirable and undesirable rows, of unpaired rows.
+    alone: share of the micro-batches that contain one example.
+    labels: numbers of desirable and undesirable rows; None for rows without labels.
     """
     chosen = options.chosen_losses
     rules = [rule for row in chosen.values() for rule in row.advice]
@@ -46,11 +46,11 @@ WITHOUT = {
         )
     },
 }
-"""Key → the key and value that it needs to have an effect, and these as text."""
+"""Key → (the key and the value that give it an effect, the same as text)."""
 
 
 def _without_effect(options: Any) -> list[tuple[str, str]]:
-    """Changed keys without effect → the settings that they need."""
+    """Return changed keys without effect, with the settings that they need."""
     plain = {field.name: field.default for field in fields(options)}
     changed = {key for key, default in plain.items() if getattr(options, key) != default}
     warnings = [
@@ -66,11 +66,11 @@ def _without_effect(options: Any) -> list[tuple[str, str]]:
 
 
 def _alone(share: float) -> str:
-    return f"{'All' if share == 1 else f'{share:.0%} of the'} micro-batches hold one example alone"
+    return f"{'All' if share == 1 else f'{share:.0%} of the'} micro-batches contain only one example"
 
 
 def _of_single_examples(options: Any) -> Iterator[str]:
-    """What does not work if a micro-batch has a single example."""
+    """Yield what does not work if a micro-batch has a single example."""
     yield from (row.alone for row in options.chosen_losses.values() if row.alone)
     if getattr(options, "dr_dpo_beta", None) is not None:
         yield "dr_dpo_beta has no effect"
@@ -79,7 +79,7 @@ def _of_single_examples(options: Any) -> Iterator[str]:
 def _of_labels(options: Any, desirable: int, undesirable: int) -> list[str]:
     if not desirable or not undesirable:
         which = "desirable" if desirable else "undesirable"
-        return [f"All rows are {which}: there is nothing to tell apart. Add rows of the other label."]
+        return [f"All rows are {which}: the model has nothing to compare. Add rows with the other label."]
     good, bad = options.desirable_weight * desirable, options.undesirable_weight * undesirable
     if not good or not bad:
         zero = [key for key in ("desirable_weight", "undesirable_weight") if not getattr(options, key)]

@@ -1,9 +1,10 @@
 """The inputs of losses: log-probs of the completions of pairs, unpaired rows or lists.
 
-Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, u = p − q the log-ratio; w the
-chosen and l the rejected completion of a pair, Δ = u_w − u_l; n counts completion tokens. Log-probs are in nats and sum
-over the completion tokens, or are means over them where the loss's row in the table says so. Without a reference q is
-0, so u is p and Δ is p_w − p_l: the same functions serve DPO and CPO.
+Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, and u = p − q the log-ratio.
+The index w marks the chosen completion of a pair, l the rejected one. Δ = u_w − u_l. n is the number of completion
+tokens. Log-probs are in nats. They are sums over the completion tokens, or means over them if the table of losses says
+so; p̄ always is the mean. Without a reference q is 0, so u is p, and Δ is p_w − p_l. The same functions therefore serve
+DPO and CPO.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import mlx.core as mx
 
 
 class Pairs(NamedTuple):
-    """Chosen and rejected completions, each (pairs,) float32; without a reference, its log-probs are zeros.
+    """Chosen and rejected completions, each (pairs,) float32. Without a reference, its log-probs are zeros.
 
     columns: numbers from the data, such as `margin`, (pairs,) each.
     """
@@ -27,21 +28,21 @@ class Pairs(NamedTuple):
 
     @property
     def chosen_logratio(self) -> mx.array:
-        """u_w = p_w − q_w, (pairs,)."""
+        """Return u_w = p_w − q_w, (pairs,)."""
         return self.chosen - self.reference_chosen
 
     @property
     def rejected_logratio(self) -> mx.array:
-        """u_l = p_l − q_l, (pairs,)."""
+        """Return u_l = p_l − q_l, (pairs,)."""
         return self.rejected - self.reference_rejected
 
     @property
     def delta(self) -> mx.array:
-        """Δ = u_w − u_l, (pairs,)."""
+        """Return Δ = u_w − u_l, (pairs,)."""
         return self.chosen_logratio - self.rejected_logratio
 
     def means(self) -> "Pairs":
-        """The same pairs with log-probs divided by their completion's token count (at least 1)."""
+        """Return the same pairs with log-probs divided by their completion's token count (at least 1)."""
         n_w, n_l = mx.maximum(self.chosen_tokens, 1), mx.maximum(self.rejected_tokens, 1)
         return self._replace(
             chosen=self.chosen / n_w,
@@ -66,14 +67,14 @@ class Unpaired(NamedTuple):
 
     @property
     def logratio(self) -> mx.array:
-        """u = p − q, (rows,)."""
+        """Return u = p − q, (rows,)."""
         return self.policy - self.reference
 
 
 class Lists(NamedTuple):
-    """Completions of one prompt sorted by score, the best first, each (lists, completions) float32.
+    """Completions of one prompt sorted by score, best first, each (lists, completions) float32.
 
-    scores: the scores themselves; equal ones are ties. tokens: 0 where a list is shorter than the longest.
+    scores: their scores. Equal scores are ties. tokens: token counts; 0 for the padding of shorter lists.
     """
 
     policy: mx.array
@@ -83,20 +84,20 @@ class Lists(NamedTuple):
 
     @property
     def logratio(self) -> mx.array:
-        """u = p − q, (lists, completions)."""
+        """Return u = p − q, (lists, completions)."""
         return self.policy - self.reference
 
     def means(self) -> "Lists":
-        """The same lists with log-probs divided by their completion's token count (at least 1)."""
+        """Return the same lists with log-probs divided by their completion's token count (at least 1)."""
         tokens = mx.maximum(self.tokens, 1)
         return self._replace(policy=self.policy / tokens, reference=self.reference / tokens)
 
 
 def compared(values: mx.array, tokens: mx.array, gold: bool = False) -> tuple[mx.array, mx.array]:
-    """The values of the completions of a list that count as chosen and rejected, (lists,) each: the best and the worst.
+    """Return the values of the completions of a list that count as chosen and rejected (best and worst), (lists,) each.
 
-    values, tokens: (completions, lists), the best first; completions without tokens fill up a list.
-    gold: the best of three or more is a gold response, and the second one counts as chosen.
+    values, tokens: (completions, lists), best first. Completions without tokens are the padding of a list.
+    gold: in a list of three or more, the best is a gold response, and the second one counts as chosen.
     """
     count = (tokens > 0).sum(axis=0, keepdims=True)
     last = mx.maximum(count - 1, min(1, len(values) - 1))

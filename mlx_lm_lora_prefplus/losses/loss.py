@@ -1,4 +1,4 @@
-"""The row that describes a loss to configs, `--help`, checks and docs."""
+"""The description of a loss for configs, `--help`, checks and docs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,31 +11,32 @@ from ..plugin.protocol import RowKind
 
 @dataclass(frozen=True)
 class Loss:
-    """One row in the table of a mode.
+    """One row in the table of a mode's losses.
 
-    function: called as `function(examples, **options)` with the option keys named here and an instance of `Pairs`,
-        `Unpaired` or `Lists`; returns (examples,). None: the loss is the NLL of the chosen completions alone.
-    options: the config keys it takes.
-    keys: a frozen dataclass of those keys that the mode does not have, in the form of a trainer's options; for a loss
-        that another package adds to a mode.
-    instead: config keys that are other ways to set one of these.
-    defaults: its own defaults of such keys, and of the weight of the NLL, if they differ from those of the mode. Values
-        of the user take precedence.
-    means: whether it takes log-probs as means over tokens instead of sums.
-    rows: the kind of rows it needs, if it differs from the mode's.
-    columns: the data columns it needs.
-    divergence: whether the loss supports other f-divergences (it must be a function of Δ alone).
-    separable: whether the loss of an example does not depend on the others in its batch.
-    mismatched: whether it takes the log-ratio of another row's completion.
+    function: called as `function(examples, **options)` with an instance of `Pairs`, `Unpaired` or `Lists` and the
+        option keys below; returns (examples,). None: the loss is only the NLL of the chosen completions.
+    options: the config keys that the function takes.
+    keys: for a loss that another package adds to a mode: a frozen dataclass of those keys that the mode does not have,
+        like a trainer's options.
+    instead: config keys that are other ways to set one of these options.
+    defaults: this loss's defaults of its keys and of the weight of the NLL, if they differ from the mode's. The user's
+        values take precedence.
+    means: whether it uses log-probs as means over tokens instead of sums.
+    rows: the kind of rows that it needs, if it differs from the mode's.
+    columns: the data columns that it needs.
+    divergence: whether the loss supports other f-divergences. For this it must be a function of Δ alone.
+    separable: whether the loss of an example is independent of the others in its batch.
+    mismatched: whether it uses the log-ratio of another row's completion.
     baseline: whether it takes `baseline`, the running mean of the rewards (see `losses.running_mean`).
     when: when to use it, in one line.
-    check: options of the mode (with defaults) → why the loss cannot work, or None. The sentence begins with the key and
-        says what was given, what is allowed and what to do. A run with a failed check is refused.
+    check: takes the options of the mode (with defaults) and returns why the loss cannot work, or None. The sentence
+        begins with the key and says what was given, what is allowed and what to do. A failed check stops the run.
     advice: rules like `check` for values that are allowed but known to fail. A run prints them as warnings.
-    gold: whether the best completion of a list is a gold response, whose NLL is taken, and the second is the chosen.
-    alone: a clause that says what does not work if a micro-batch has one example; for a loss that is not separable.
-    reward: (rows,) mean log-probs and the options → (rows,) what metrics report, before the factor β, in a mode without
-        a reference; None: the mean.
+    gold: whether the best completion of a list is a gold response (its NLL is added to the loss) and the second is the
+        chosen one.
+    alone: for a loss that is not separable: a clause that says what does not work if a micro-batch has one example.
+    reward: for a mode without a reference: takes (rows,) mean log-probs and the options, and returns the (rows,) reward
+        for the metrics before the factor β. None: the mean log-prob.
     """
 
     function: Callable[..., mx.array] | None

@@ -1,6 +1,6 @@
-"""Computes the loss of a batch from its log-probs: a weighted sum of losses, with the modifiers.
+"""Compute the loss of a batch from its log-probs: a weighted sum of losses, with the modifiers.
 
-This is the only place that combines losses; training, evaluation and `compute` all use it.
+This is the only place that combines losses. Training, evaluation and `compute` all use it.
 """
 
 from collections.abc import Mapping
@@ -39,16 +39,16 @@ def objective(
     state: Mapping[str, mx.array] | None = None,
     update: bool = True,
 ) -> Objective:
-    """The loss of a batch.
+    """Return the loss of a batch.
 
     Arguments:
         table: the losses of the mode.
         options: the config keys of the mode.
         examples: log-probs as sums.
-        nll: (examples,) NLL of the chosen completions, of lists the best, summed over their tokens.
-        nll_weight: its weight, added to its weight in `loss_type`.
+        nll: (examples,) NLL of the chosen completions (of lists: the best ones), summed over their tokens.
+        nll_weight: weight of the NLL, in addition to the weight of `sft` in `loss_type`.
         pair_weights: (pairs,) of WPO, see `wpo_weights`.
-        state: of losses with a running mean of the rewards; without it their baseline is 0.
+        state: for losses with a running mean of the rewards. Without it their baseline is 0.
         update: whether to update the running mean with these examples before using it.
     """
     names = loss_names(options.loss_type)
@@ -82,7 +82,7 @@ def objective(
 
 
 def _logratio_of(row: Loss, options: Any, examples: Any) -> Any:
-    """The examples as sums or means, with the log-ratio of the chosen divergence."""
+    """Return the examples as sums or means, with the log-ratio of the chosen divergence."""
     kind = getattr(options, "f_divergence_type", "reverse_kl")
     if row.divergence and kind != "reverse_kl":
         return with_divergence(examples, transform(kind, options.f_alpha_divergence_coef), row.means)
@@ -90,23 +90,23 @@ def _logratio_of(row: Loss, options: Any, examples: Any) -> Any:
 
 
 def _logratios(examples: Any) -> mx.array:
-    """u of every completion, one after the other."""
+    """Return u of every completion, concatenated."""
     if isinstance(examples, Pairs):
         return mx.concatenate([examples.chosen_logratio, examples.rejected_logratio])
     return examples.logratio
 
 
 def needs_state(table: Mapping[str, Loss], options: Any) -> bool:
-    """Whether a chosen loss uses the running mean of the rewards."""
+    """Return whether a chosen loss uses the running mean of the rewards."""
     return any(table[name].baseline for name in loss_names(options.loss_type))
 
 
 def has_gold(table: Mapping[str, Loss], options: Any) -> bool:
-    """Whether the best completion of a list is a gold response (see `Loss.gold`)."""
+    """Return whether the best completion of a list is a gold response (see `Loss.gold`)."""
     return any(table[name].gold for name in loss_names(getattr(options, "loss_type", [])) if name in table)
 
 
 def is_separable(table: Mapping[str, Loss], options: Any) -> bool:
-    """Whether the loss of an example does not depend on the others in its batch."""
+    """Return whether the loss of an example is independent of the others in its batch."""
     coupled = getattr(options, "dr_dpo_beta", None) is not None or needs_state(table, options)
     return not coupled and all(table[name].separable for name in loss_names(options.loss_type))

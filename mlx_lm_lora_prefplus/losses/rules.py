@@ -1,6 +1,6 @@
-"""Rules of single losses: values that are refused (`Loss.check`), and values that are known to fail (`Loss.advice`).
+"""Rules of single losses: values that are not allowed (`Loss.check`), and values known to fail (`Loss.advice`).
 
-A rule takes the options of the mode and returns what is wrong and what to do instead, or None.
+A rule takes the options of the mode. It returns what is wrong and what to do instead, or None.
 """
 
 from collections.abc import Callable
@@ -9,30 +9,32 @@ from typing import Any
 Rule = Callable[[Any], str | None]
 
 MOST_ALPHAPO_ALPHA = 2.0
-"""With mean log-probs of −7, as of text that is new to a model, e^(−αp̄) is then 1e6, or 1e-6 where α is below 0."""
+"""The largest |α|. With mean log-probs of −7 (as of text that is new to a model), e^(−αp̄) is then 1e6, or 1e-6 for α <
+0.
+"""
 
 
 def exo_pair_check(options: Any) -> str | None:
-    """Refuse ε = 0, where the loss is infinite."""
+    """Reject ε = 0, where the loss is infinite."""
     if options.label_smoothing:
         return None
-    return "label_smoothing: exo_pair takes its log, and it is 0; give more than 0, or leave it out"
+    return "label_smoothing is 0, but exo_pair takes its logarithm. Give more than 0, or remove it"
 
 
 def chi_po_check(options: Any) -> str | None:
     """Require a bound, because none suits all data."""
     if options.chi_po_clip is not None:
         return None
-    return "chi_po_clip: chi_po needs it: twice the largest reward that you expect, in nats"
+    return "chi_po_clip is missing, and chi_po needs it. Set it to twice the largest reward that you expect, in nats"
 
 
 def small_beta(loss: str) -> Rule:
-    """Warn of a β that is usual for sums in a loss that compares means per token."""
+    """Warn of a β that is common for sums in a loss that compares means per token."""
 
     def advice(options: Any) -> str | None:
         if options.beta >= 1:
             return None
-        return f"beta {options.beta} is small for {loss}, which compares means per token: 2 to 10 are published."
+        return f"beta {options.beta} is small for {loss}, which compares means per token. Published values are 2 to 10."
 
     return advice
 
@@ -52,18 +54,18 @@ def simpo_advice(options: Any) -> str | None:
     if gamma <= beta:
         return None
     return (
-        f"simpo_gamma {gamma:g} is more than beta {beta:g}: γ/β above 1 asks for more than one nat per token. "
-        "0.1 to 0.8 are published (gamma_beta_ratio sets it)."
+        f"simpo_gamma {gamma:g} is more than beta {beta:g}: a ratio above 1 requires a margin of more than one nat "
+        "per token. Published ratios are 0.1 to 0.8 (gamma_beta_ratio sets the ratio)."
     )
 
 
 def alphapo_advice(options: Any) -> str | None:
-    """Warn of an α that makes the reward flat."""
+    """Warn of an α for which the reward is flat."""
     if abs(options.alphapo_alpha) <= MOST_ALPHAPO_ALPHA:
         return None
     return (
-        f"alphapo_alpha {options.alphapo_alpha:g} is far from the published 0.25: the reward of unlikely completions "
-        "is flat or cut off, and nothing is learned from them."
+        f"alphapo_alpha {options.alphapo_alpha:g} is far from the published 0.25. The reward of unlikely completions "
+        "is then constant, so nothing is learned from them. Try 0.25."
     )
 
 
@@ -71,4 +73,4 @@ def robust_advice(options: Any) -> str | None:
     """Warn of ε = 0."""
     if options.label_smoothing:
         return None
-    return "loss_type robust with label_smoothing 0 is plain DPO. Give the share of wrong labels."
+    return "loss_type robust with label_smoothing 0 is plain DPO. Set label_smoothing to the share of wrong labels."

@@ -1,4 +1,4 @@
-"""The running mean of the rewards that BCO takes as its baseline δ (Jung et al. 2024, arXiv:2404.04656)."""
+"""The running mean of the rewards, which BCO uses as its baseline δ (Jung et al. 2024, arXiv:2404.04656)."""
 
 import mlx.core as mx
 
@@ -8,7 +8,7 @@ START: State = {"reward_mean": mx.array(0.0), "reward_count": mx.array(0.0)}
 
 
 def updated(state: State, rewards: mx.array) -> State:
-    """Update the state with more rewards: the mean over all rewards so far, equally weighted; no gradient."""
+    """Update the state with more rewards: the mean over all rewards so far, equally weighted, without a gradient."""
     rewards = mx.stop_gradient(rewards)
     count = state["reward_count"] + rewards.size
     mean = state["reward_mean"] + (rewards - state["reward_mean"]).sum() / count

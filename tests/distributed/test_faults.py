@@ -46,7 +46,7 @@ def test_what_differs_is_named_with_its_values_in_every_process(forked):
         assert set(group.wait()) == {1}, name
         for rank in range(len(group.pids)):
             error = group.error(rank)
-            assert "processes do not train the same. " in error, name
+            assert "processes were started differently. " in error, name
             assert expected in error, name
             assert "Rank" not in error, name
         if name == "rows":
@@ -100,7 +100,7 @@ def test_a_process_that_fails_ends_the_others_at_each_phase(forked):
     for phase, (what, message) in zip(PHASES, itertools.cycle(faults.items()), strict=False):
         group = forked.start(phase.replace(" ", "-"), "--test", faults={1: [phase, what]})
         assert group.wait() == [1, 1], phase
-        assert f"failed while {phase}: {message} The files saved before are complete. {COMPLETE}" in group.error(0), (
+        assert f"failed while {phase}: {message} Files that were saved are complete. {COMPLETE}" in group.error(0), (
             phase
         )
         assert "Test Results" not in group.said(0), phase

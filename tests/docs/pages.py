@@ -25,6 +25,10 @@ from tests.paths import DOCS
 FOLDER = DOCS / "losses"
 MADE = "Made by `python -m tests.docs.pages` from the tables, docstrings and config keys; do not edit it by hand.\n"
 
+SYMBOLS = fill(
+    f"Notation: {NOTATION} β is `beta`, ε `label_smoothing`, σ the logistic function; a *reward* is β·u.", 120
+)
+
 INDEX = f"""\
 # Losses
 
@@ -33,7 +37,7 @@ INDEX = f"""\
 loss.
 [How to choose](how-to-choose.md) · [presets](presets.md) · [add a loss](add-a-loss.md)
 
-{fill(f"Notation: {NOTATION} β is `beta`, ε `label_smoothing`, σ the logistic function; a *reward* is β·u.", 120)}
+{SYMBOLS}
 
 An option of a loss that you did not choose is an error. A value that you give replaces the default of the loss.
 
@@ -109,6 +113,7 @@ def _page(trainer: Any, name: str, loss: Description) -> Iterator[str]:
     yield f"# `{name}`, mode `{loss.mode}`\n"
     yield f"    {loss.formula}\n"
     yield f"{sentence(loss.meaning)}\n" if loss.meaning else ""
+    yield f"{SYMBOLS}\n"
     yield "| | |\n|---|---|"
     yield f"| when to use it | {_cell(loss.when)} |"
     yield f"| log-probs | {_cell(loss.log_probs)} |"
@@ -131,7 +136,7 @@ def _page(trainer: Any, name: str, loss: Description) -> Iterator[str]:
         yield ""
     if presets := [preset for preset in PRESETS.values() if _names(preset) == (loss.mode, name)]:
         yield f"Presets: {', '.join(f'[`{preset.name}`](../presets.md)' for preset in presets)}.\n"
-    yield f"[All losses](../losses.md), with the notation and the options of every loss of the mode. {MADE}"
+    yield f"[All losses](../losses.md), with the options of every loss of the mode. {MADE}"
 
 
 def _source(loss: Description) -> str:

@@ -157,7 +157,7 @@ def test_ranks_and_scales_of_their_own_layers(tmp_path, export, adapter):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights: pissa"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
-        ({"r": None}, "gives no rank r"),
+        ({"r": None}, "has no rank r"),
     ],
 )
 def test_kinds_that_mlx_lm_does_not_have(adapter, export, change, said):

@@ -16,8 +16,8 @@ def test_no_warning_on_the_defaults_of_any_loss(mode):
 @pytest.mark.parametrize(
     ("mode", "given", "said"),
     [
-        ("simpo", {"beta": 0.1, "simpo_gamma": 0.05}, "2 to 10 are published"),
-        ("cpo", {"loss_type": "simpo", "simpo_gamma": 5.0}, "0.1 to 0.8 are published"),
+        ("simpo", {"beta": 0.1, "simpo_gamma": 0.05}, "Published values are 2 to 10"),
+        ("cpo", {"loss_type": "simpo", "simpo_gamma": 5.0}, "Published ratios are 0.1 to 0.8"),
         ("simpo", {"loss_type": "alphapo", "alphapo_alpha": 50.0}, "far from the published 0.25"),
         ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, 0.0]}, "nothing is learned"),
         ("dpo", {"ref_model_sync_steps": 10}, "has no effect without sync_ref_model: true"),
@@ -49,7 +49,7 @@ def test_no_warning(mode, given):
 @pytest.mark.parametrize(
     ("mode", "given", "said"),
     [
-        ("kto", {}, "the estimate of the KL that kto takes is then one row's"),
+        ("kto", {}, "kto estimates the KL divergence from a single row"),
         ("dpo", {"loss_type": "aot"}, "there is nothing to sort, so aot is DPO"),
         ("dpo", {"loss_type": "aot, aot_unpaired"}, "so aot is DPO; there is nothing to sort, so aot_unpaired is DPO"),
         ("dpo", {"dr_dpo_beta": 1.0}, "dr_dpo_beta has no effect"),
@@ -59,7 +59,7 @@ def test_examples_alone_in_their_micro_batch(mode, given, said):
     options = OPTIONS[mode](**given)
     assert advice(options, 0.05) == []
     (told,) = advice(options, 0.4)
-    assert told.startswith("40% of the micro-batches hold one example alone: ") and said in told
+    assert told.startswith("40% of the micro-batches contain only one example: ") and said in told
     assert advice(options, 1.0)[0].startswith("All micro-batches hold one")
     assert advice(OPTIONS["dpo"](), 1.0) == []
 

@@ -259,12 +259,12 @@ def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
     [
         ({"loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "cannot be combined with loss_type nca_pair"),
         ({"loss_type": "exo_pair", "label_smoothing": 0.0}, "exo_pair takes its log"),
-        ({"loss_type": ["sigmoid", "plackett_luce"]}, "cannot be added"),
+        ({"loss_type": ["sigmoid", "plackett_luce"]}, "cannot be combined"),
         ({"loss_type": "aot", "use_weighting": True}, "compares sorted pairs"),
         ({"loss_type": "chi_po"}, "chi_po needs it"),
         (
             {"loss_type": "plackett_luce", "ld_alpha": 0.0, "use_weighting": True},
-            "Leave out ld_alpha and use_weighting",
+            "Remove ld_alpha and use_weighting",
         ),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "must have one weight for each loss"),
         ({"loss_type": ["sigmoid", "sigmoid"]}, "names a loss twice"),

@@ -17,23 +17,23 @@ from .names import CONFIG, NUMBERED_ADAPTERS, PLAIN, unfinished_files
 from .peft import as_yaml, is_peft, read_peft_config, to_mlx
 
 WRITTEN_BY = {"written_by": "mlx-lm-lora-prefplus"}
-"""Metadata in the adapter files that this package writes, to tell them from those of other programs."""
+"""Metadata in the adapter files that this package writes. It distinguishes them from files of other programs."""
 
 
 def save_adapters(
     model: nn.Module, adapter_file: Path, config: Mapping[str, Any], iteration: int | None
 ) -> Path | None:
-    """Write the trainable parameters to `adapter_file`, with `adapter_config.json` beside it.
+    """Write the trainable parameters to `adapter_file`, and `adapter_config.json` to the same folder.
 
     Arguments:
         config: the content of `adapter_config.json`, as `mlx_lm.load` reads it.
-        iteration: if given, the numbered file `0000100_adapters.safetensors` is written as well.
+        iteration: if given, also write the numbered file, such as `0000100_adapters.safetensors`.
 
     Returns:
-        The numbered file.
+        The path of the numbered file.
 
     Raises:
-        UserError: a file cannot be written; what was there before is whole.
+        UserError: A file cannot be written. An earlier file of the same name is unchanged.
     """
     weights = dict(tree_flatten(model.trainable_parameters()))
     folder = adapter_file.parent
@@ -49,10 +49,10 @@ def save_adapters(
 def check_writable(adapter_file: Path) -> None:
     """Make the adapter folder and check that files can be written in it.
 
-    Removes partly written files of a killed run.
+    Incomplete files of a killed run are removed.
 
     Raises:
-        UserError: it cannot.
+        UserError: The folder cannot be made or written.
     """
     folder = adapter_file.parent
     probe = folder / f"{TEMPORARY}writable"
@@ -84,25 +84,26 @@ def check_file(file: Path, key: str) -> None:
 
 
 def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
-    """Load trainable parameters from a file, all of them or none; arguments and errors as `read_adapter_weights`."""
+    """Load all trainable parameters from a file, or none if one of them does not fit. See `read_adapter_weights`."""
     model.load_weights(list(read_adapter_weights(model, file, key).items()), strict=False)
 
 
 def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx.array]:
-    """The trainable parameters in a file, not yet evaluated, after a check that they are those of the model.
+    """Return the trainable parameters in a file, not yet evaluated, after a check that they fit the model.
 
-    The file is one of mlx-lm, or one of PEFT, which is converted. Where the config beside it names another scale than
-    that of the model's layers, lora_b takes the quotient, so that they compute the same.
+    The file comes from mlx-lm or from PEFT; tensors of PEFT are converted. If the config beside the file has another
+    scale than the model's layers, `lora_b` is multiplied by the quotient of the scales. The adapter then computes the
+    same.
 
     Arguments:
         key: the config key that named the file, for messages.
 
     Raises:
-        UserError: the file is absent, unreadable, or does not fit the trainable parameters of the model.
+        UserError: The file is absent or unreadable, or it does not fit the trainable parameters of the model.
     """
     check_file(file, key)
     weights = read_tensors(file, key)
-    made_with = "that the file was made with; adapter_config.json beside it tells them."
+    made_with = "that the file was made with. They are listed in adapter_config.json beside it."
     if is_peft(weights):
         weights, config = from_peft(model, file, key)
         made_with = f"of the PEFT adapter: {as_yaml(config)}"
@@ -127,7 +128,7 @@ def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx
 
 
 def _config_beside(file: Path) -> dict[str, Any]:
-    """The `adapter_config.json` in the file's folder; empty if there is none that can be read."""
+    """Return the `adapter_config.json` in the file's folder; empty if it is absent or unreadable."""
     try:
         config = json.loads((file.parent / "adapter_config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -136,7 +137,7 @@ def _config_beside(file: Path) -> dict[str, Any]:
 
 
 def _keep_effect(weights: dict[str, mx.array], model: nn.Module, scale: float | None) -> None:
-    """Let adapters that were made with this scale compute the same in the model's layers."""
+    """Rescale adapters that were made with this scale, so that the model's layers compute the same."""
     layers = dict(model.named_modules())
     for name in [name for name in weights if name.endswith(".lora_b")]:
         own = getattr(layers.get(name.removesuffix(".lora_b")), "scale", scale)
@@ -145,10 +146,10 @@ def _keep_effect(weights: dict[str, mx.array], model: nn.Module, scale: float | 
 
 
 def from_peft(model: nn.Module, file: Path, key: str) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """The tensors of a PEFT adapter as those of mlx-lm, and the content of the `adapter_config.json` they take.
+    """Return the tensors of a PEFT adapter as mlx-lm's, and the content of the `adapter_config.json` for them.
 
     Raises:
-        UserError: a file cannot be read, or mlx-lm has no such adapter.
+        UserError: A file cannot be read, or mlx-lm has no such kind of adapter.
     """
     config = read_peft_config(file.parent, key)
     of_mlx_lm: Any = model
@@ -157,15 +158,15 @@ def from_peft(model: nn.Module, file: Path, key: str) -> tuple[dict[str, mx.arra
 
 
 def without_model(file: Path, key: str) -> dict[str, Any]:
-    """The content of the `adapter_config.json` for a PEFT adapter, with the full names of its modules as keys.
+    """Return the content of the `adapter_config.json` for a PEFT adapter, with full module names as keys.
 
-    Names are those of transformers, which most models of mlx-lm have too. Errors as `from_peft`.
+    The names are those of transformers. Most models of mlx-lm use the same names. Errors as in `from_peft`.
     """
     return to_mlx(read_tensors(file, key), read_peft_config(file.parent, key), "", 0, f"{key}: {file}")[1]
 
 
 def read_tensors(file: Path, key: str) -> dict[str, mx.array]:
-    """The tensors in a file; UserError, naming the config key, where it is unreadable."""
+    """Return the tensors in a file. If it is unreadable, raise a UserError that names the config key."""
     try:
         weights = mx.load(str(file))
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Names of modules: in mlx-lm, and in transformers, which are those that PEFT uses."""
+"""Module names of mlx-lm, and the matching names in transformers, which PEFT uses."""
 
 import re
 
@@ -18,42 +18,43 @@ PREFIXES = {
     "gemma4": ("language_model.model.", "model.language_model."),
     "qwen3_5": ("language_model.model.", "model."),
 }
-"""`model_type` → how names begin in mlx-lm and in transformers, where only that differs."""
+"""`model_type` → the prefix of names in mlx-lm and in transformers, for models where only the prefix differs."""
 
 EXPERTS = {
     "mixtral": {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
     "olmoe": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
     "qwen3_moe": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
 }
-"""`model_type` → the projections of an expert in mlx-lm and in PEFT, which joins them to transformers' tensors."""
+"""`model_type` → the projections of an expert in mlx-lm and in PEFT. PEFT appends its names to transformers' tensors.
+"""
 
 _EXPERTS = re.compile(r"\.(switch_mlp|experts|router)\b|\.(mlp|block_sparse_moe)\.gate$")
-"""Experts and routers: tensors in transformers, not linear layers."""
+"""Parts of the names of experts and routers. In transformers these are tensors, not linear layers."""
 
 
 def known_types() -> str:
-    """The values of `model_type` whose names are known, for messages."""
+    """Return the supported values of `model_type`, for messages."""
     return ", ".join(sorted(SAME | PREFIXES.keys()))
 
 
 def is_expert(name: str) -> bool:
-    """Whether a module is an expert or a router."""
+    """Return whether a module is an expert or a router."""
     return _EXPERTS.search(name) is not None
 
 
 def transformers_name(name: str, model_type: str) -> str:
-    """The name in transformers of a module of mlx-lm."""
+    """Return transformers' name of a module of mlx-lm."""
     ours, theirs = PREFIXES.get(model_type, ("", ""))
     return theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name
 
 
 def mlx_name(name: str, model_type: str) -> str:
-    """The name in mlx-lm of a module of transformers."""
+    """Return mlx-lm's name of a module of transformers."""
     ours, theirs = PREFIXES.get(model_type, ("", ""))
     return ours + name.removeprefix(theirs) if ours and name.startswith(theirs) else name
 
 
 def expert_name(name: str, model_type: str, number: int) -> str:
-    """PEFT's name of one expert of mlx-lm's `….switch_mlp.gate_proj`, where `EXPERTS` has the model type."""
+    """Return PEFT's name of one expert of mlx-lm's `….switch_mlp.gate_proj`, for model types in `EXPERTS`."""
     before, _, projection = name.rpartition(".switch_mlp.")
     return f"{before}.experts.{number}.{EXPERTS[model_type][projection]}"

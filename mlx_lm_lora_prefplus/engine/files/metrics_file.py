@@ -1,4 +1,4 @@
-"""`metrics.jsonl` in the adapter folder: a line for each report, validation and warning of a run."""
+"""`metrics.jsonl` in the adapter folder: one line for each training report, validation and warning of a run."""
 
 import json
 import os
@@ -11,29 +11,31 @@ from .names import METRICS
 
 
 class Logger(Protocol):
-    """Receives the content of `metrics.jsonl`, and samples. Iterations are micro-batches."""
+    """Receives the lines of `metrics.jsonl` and generated samples. Iterations count micro-batches."""
 
     def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
-        """Values of "train", "valid" or "test", under TRL's names."""
+        """Record metrics of "train", "valid" or "test", under TRL's names."""
         ...
 
     def warning(self, iteration: int, name: str, text: str) -> None:
-        """The warning of the health check `name`."""
+        """Record the warning of the health check `name`."""
         ...
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Completions at one evaluation: `iteration`, `prompt`, `policy` and `reference` of each."""
+        """Record the completions of one evaluation. Each sample has `iteration`, `prompt`, `policy` and `reference`."""
         ...
 
     def close(self) -> None:
-        """The run is over."""
+        """Finish recording, because the run has ended."""
         ...
 
 
 class MetricsFile:
-    """Lines of JSON, each with `iteration` and `split` ("train", "valid", "test") or `warning`; TRL names the metrics.
+    """The metrics file: JSON lines, each with `iteration` and either `split` ("train", "valid", "test") or `warning`.
 
-    folder: the adapter folder. lines: the number of lines of this run so far.
+    Metrics have TRL's names.
+
+    folder: the adapter folder. lines: the number of lines that this run has written.
     """
 
     def __init__(self, folder: Path):
@@ -41,9 +43,9 @@ class MetricsFile:
         self.lines = 0
 
     def begin(self, lines: int) -> int:
-        """Keep the first `lines` lines. A resumed run writes the lines after its state again.
+        """Keep the first `lines` lines and drop the rest. A resumed run writes the lines after its saved state again.
 
-        Returns how many of them are damaged or gone; they are left out.
+        Returns how many of the kept lines are damaged or missing. Damaged lines are left out.
         """
         if self.file.is_file():
             whole = [line for line in self._lines()[:lines] if _record(line) is not None]
@@ -53,7 +55,7 @@ class MetricsFile:
         return lines - self.lines
 
     def _lines(self) -> list[str]:
-        """The lines of the file with their line breaks; none if it cannot be read."""
+        """Return the lines of the file with their line breaks; an empty list if it cannot be read."""
         try:
             return self.file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         except OSError:
@@ -66,29 +68,29 @@ class MetricsFile:
         """Append a line.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: The file cannot be written.
         """
         with explained(self.file, RESUME), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record, allow_nan=False) + "\n")
         self.lines += 1
 
     def has(self, split: str) -> bool:
-        """Whether there is a line of a split."""
+        """Return whether there is a line of this split."""
         return any(record.get("split") == split for record in self._records())
 
     def last_iteration(self) -> int:
-        """The iteration of the last line; 0 where there is none."""
+        """Return the iteration of the last line; 0 if there is none."""
         return max((record["iteration"] for record in self._records()), default=0)
 
     def sync(self) -> None:
-        """Force the lines to the disk, so that no state on disk lacks the lines before it."""
+        """Force the lines to the disk. A saved state may only follow when the lines before it are on disk."""
         if self.file.is_file():
             with explained(self.file, RESUME), self.file.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """The content of a line with its line break; None if it is damaged."""
+    """Return the content of a line with its line break; None if it is damaged."""
     try:
         record = json.loads(line) if line.endswith("\n") else None
     except (ValueError, RecursionError):

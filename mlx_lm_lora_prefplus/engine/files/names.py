@@ -1,4 +1,4 @@
-"""The exact names of a run's files in its adapter folder. All other files there belong to somebody else."""
+"""The names of a run's files in its adapter folder. All other files there belong to the user or to other programs."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,23 +9,25 @@ STATE = "state-{:07d}.safetensors"
 CONFIG = "adapter_config.json"
 METRICS = "metrics.jsonl"
 RECORD = "run.json"
-"""The settings with their sources, the data and the versions that a run was started with."""
+"""The settings with their sources, the data and the package versions of a run."""
 REFERENCE_DIGEST = "reference_digest"
-"""The key of `run.json` that holds a digest of the reference's content."""
+"""The key of `run.json` that contains a digest of the reference's weights."""
 STOPPED = "stopped"
-"""The name of the warning in `METRICS` that holds the error which ended the run."""
+"""The name of the warning in `METRICS` that contains the error which ended the run."""
 SAMPLES = "samples.jsonl"
-"""Completions at each evaluation."""
+"""Completions that were sampled at each evaluation."""
 PAGE = "report.html"
 LOG = "train.log"
-"""What the runs in this folder have printed."""
+"""The output of the runs in this folder."""
 
 PLAIN = (ADAPTERS, CONFIG, METRICS, RECORD, SAMPLES, PAGE)
 FORMS = (NUMBERED_ADAPTERS, STATE)
 
 
 def number_in(name: str, form: str) -> int | None:
-    """The number in a file name of the form `form`; None for every other name, such as that of a copy or a backup."""
+    """Return the number in a file name of the form `form`; None for other names, such as those of copies
+    and backups.
+    """
     before, after = form[: form.index("{")], form[form.index("}") + 1 :]
     digits = name.removeprefix(before).removesuffix(after)
     if not (digits.isascii() and digits.isdigit()):
@@ -34,13 +36,13 @@ def number_in(name: str, form: str) -> int | None:
 
 
 def numbered_files(folder: Path, form: str) -> list[Path]:
-    """The files in a folder with names of the form `form`, the lowest number first."""
+    """Return the files in a folder with names of the form `form`, lowest number first."""
     numbers = {path: number for path in _content(folder) if (number := number_in(path.name, form)) is not None}
     return sorted((path for path in numbers if path.is_file()), key=numbers.__getitem__)
 
 
 def unfinished_files(folder: Path, prefix: str, adapters: str = ADAPTERS) -> list[Path]:
-    """Our files that are incomplete because their process was killed while it wrote them.
+    """Return this package's incomplete files, which a killed process left behind.
 
     prefix: how the name of an incomplete file begins. adapters: the name of the adapter file.
     """
@@ -52,7 +54,7 @@ def unfinished_files(folder: Path, prefix: str, adapters: str = ADAPTERS) -> lis
 
 
 def is_ours(name: str, adapters: str = ADAPTERS) -> bool:
-    """Whether a run writes files of this name."""
+    """Return whether a run writes files of this name."""
     return name in (adapters, *PLAIN) or any(number_in(name, form) is not None for form in FORMS)
 
 

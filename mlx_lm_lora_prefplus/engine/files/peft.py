@@ -1,8 +1,8 @@
-"""LoRA and DoRA adapters in the format of Hugging Face PEFT, read as mlx-lm's.
+"""Read LoRA and DoRA adapters in the format of Hugging Face PEFT and convert them to mlx-lm's.
 
-mlx-lm keeps `lora_a` (inputs, rank), `lora_b` (rank, outputs) and DoRA's magnitudes `m` (outputs,), and adds
-`scale` · x · lora_a · lora_b. PEFT keeps `lora_A.weight` (rank, inputs) and `lora_B.weight` (outputs, rank), the
-transposes, and multiplies by lora_alpha / r, or with `use_rslora` by lora_alpha / √r.
+mlx-lm stores `lora_a` (inputs, rank), `lora_b` (rank, outputs) and DoRA's magnitudes `m` (outputs,). It adds `scale` ·
+x · lora_a · lora_b to the layer's output. PEFT stores the transposes `lora_A.weight` (rank, inputs) and `lora_B.weight`
+(outputs, rank). Its scale is lora_alpha / r, or lora_alpha / √r with `use_rslora`.
 """
 
 import json
@@ -21,9 +21,9 @@ from .names import CONFIG
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."
 LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
-"""Leaf in mlx-lm → in PEFT."""
+"""Name of a tensor in mlx-lm → its name in PEFT."""
 BLOCK = re.compile(r"^(?P<before>(?:.*\.)?(?:layers|h|blocks))\.(?P<number>\d+)\.(?P<inside>.+)$")
-"""A module within one of the layers."""
+"""Matches the name of a module inside one of the layers."""
 
 _REFUSED = {
     "modules_to_save": "modules that are trained as a whole (modules_to_save)",
@@ -39,49 +39,52 @@ _REFUSED = {
     "velora_config": "VeLoRA (velora_config)",
     "monteclora_config": "MonteCLoRA (monteclora_config)",
 }
-"""Key of a PEFT config that changes what the adapter computes or holds → how a message calls it."""
+"""Key of a PEFT config that changes what the adapter computes or contains → its description in messages."""
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Values of `init_lora_weights` (or how they begin) that change the weights of the base model."""
+"""Values of `init_lora_weights`, or their prefixes, that change the weights of the base model."""
 
 
 def is_peft(names: Iterable[str]) -> bool:
-    """Whether the tensors of an adapter file have PEFT's names."""
+    """Return whether the tensors of an adapter file have PEFT's names."""
     return any(name.startswith(ROOT) for name in names)
 
 
 def in_folder(path: str | Path) -> Path | None:
-    """The weights of a PEFT adapter that a path names by its folder; None where it names something else."""
+    """Return the weights of a PEFT adapter, given its folder; None if the path is something else."""
     file = Path(path).expanduser() / WEIGHTS
     return file if file.is_file() else None
 
 
 def read_peft_config(folder: Path, key: str) -> dict[str, Any]:
-    """The `adapter_config.json` of a PEFT adapter.
+    """Return the `adapter_config.json` of a PEFT adapter.
 
     Raises:
-        UserError: it is absent or damaged, or mlx-lm has no such adapter; the message names the config key.
+        UserError: The config is absent or damaged, or mlx-lm has no such kind of adapter. The message names the config
+            key.
     """
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{key}: {folder} holds a PEFT adapter, and {file}, which says how it was made, cannot be read ({error})."
+            f"{key}: {folder} contains a PEFT adapter, but its config {file} cannot be read ({error})."
         ) from error
     if not isinstance(config, dict) or (problem := _unsupported(config)) is None:
         numbers = [config.get("r"), config.get("lora_alpha")] if isinstance(config, dict) else [None]
         if all(isinstance(value, (int, float)) and value > 0 for value in numbers):
             return config
-        raise UserError(f"{key}: {file} gives no rank r and lora_alpha, so it is no config of a LoRA adapter of PEFT.")
+        raise UserError(
+            f"{key}: {file} has no rank r or no lora_alpha, so it is not a config of a LoRA adapter of PEFT."
+        )
     raise UserError(
         f"{key}: the PEFT adapter in {folder} uses {problem}, which mlx-lm does not have. LoRA and DoRA on linear "
-        "layers can be read. Otherwise merge it in PEFT (merge_and_unload) and give the merged model."
+        "layers can be read. Merge this one in PEFT (merge_and_unload) and give the merged model."
     )
 
 
 def _unsupported(config: Mapping[str, Any]) -> str | None:
-    """What a PEFT config asks for that mlx-lm does not have."""
+    """Return what a PEFT config asks for that mlx-lm does not support."""
     if (kind := config.get("peft_type")) != "LORA":
         return f"the kind {kind}"
     if (bias := config.get("bias", "none")) != "none":
@@ -95,15 +98,16 @@ def _unsupported(config: Mapping[str, Any]) -> str | None:
 def to_mlx(
     tensors: Mapping[str, mx.array], config: Mapping[str, Any], model_type: str, layers: int, where: str
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """A PEFT adapter as mlx-lm has it: the tensors and the content of `adapter_config.json`.
+    """Convert a PEFT adapter: return mlx-lm's tensors and the content of `adapter_config.json`.
 
-    mlx-lm has one rank and one scale for all layers. Lower ranks (`rank_pattern`) are filled up with zeros, and where a
-    module's scale differs (`alpha_pattern`), its lora_b takes the quotient: what they compute stays.
+    mlx-lm has one rank and one scale for all layers. Modules with a lower rank (`rank_pattern`) are padded with zeros.
+    Where a module has another scale (`alpha_pattern`), its `lora_b` is multiplied by the quotient of the scales. The
+    adapter computes the same as in PEFT.
 
-    config: PEFT's. model_type, layers: of the base model. where: begins the message of an error.
+    config: PEFT's config. model_type, layers: of the base model. where: the beginning of error messages.
 
     Raises:
-        UserError: a tensor is none of LoRA or DoRA on linear layers.
+        UserError: A tensor does not belong to LoRA or DoRA on a linear layer.
     """
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     scale = _scale(config, "", rank)
@@ -111,11 +115,11 @@ def to_mlx(
     for name, value in tensors.items():
         module, leaf = _split(name)
         if name.endswith(".base_layer.weight"):
-            continue  # PEFT saves a copy of the base's own head and embeddings where they are adapted
+            continue  # PEFT also saves copies of the base model's head and embeddings if these are adapted
         if leaf is None or ".experts." in module:
             raise UserError(
-                f"{where} holds {name}, which is no tensor of LoRA or DoRA on a linear layer. Such an adapter cannot "
-                "be read. Merge it in PEFT (merge_and_unload) and give the merged model."
+                f"{where} contains {name}. Only LoRA and DoRA on linear layers can be read. Merge the adapter in PEFT "
+                "(merge_and_unload) and give the merged model."
             )
         own = value.shape[0 if leaf == "lora_a" else -1]
         value = value.T if value.ndim == 2 else value
@@ -136,7 +140,7 @@ def to_mlx(
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """The settings of a run that makes such adapters, on one line. config: `adapter_config.json` of mlx-lm."""
+    """Return the settings of a run that makes such adapters, on one line. config: mlx-lm's `adapter_config.json`."""
     parameters = {name: config["lora_parameters"][name] for name in ("rank", "scale", "dropout", "keys")}
     settings = {"train_type": config["fine_tune_type"], "num_layers": config["num_layers"]}
     lines = yaml.safe_dump(
@@ -146,17 +150,17 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """A PEFT tensor's module in transformers and its leaf in mlx-lm; None for other tensors."""
+    """Return the module in transformers and the tensor name in mlx-lm of a PEFT tensor; None for other tensors."""
     bare = name.removeprefix(ROOT)
     for ours, theirs in LEAVES.items():
-        for ending in (theirs, f"{theirs}.weight"):  # PEFT before 0.12 wrote magnitudes with .weight
+        for ending in (theirs, f"{theirs}.weight"):  # PEFT before 0.12 named magnitudes with .weight
             if bare.endswith(f".{ending}"):
                 return bare.removesuffix(f".{ending}"), ours
     return bare, None
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies the update of a module of this rank by; "": of a module that no pattern names."""
+    """Return the scale that PEFT uses for a module of this rank. name "": a module that no pattern matches."""
     alpha = config.get("lora_alpha", 8)
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if module and re.match(rf"(.*\.)?({pattern})$", module):
@@ -166,7 +170,7 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _keys(modules: list[str], layers: int) -> tuple[list[str], int]:
-    """`keys` and `num_layers` with which mlx-lm adapts exactly these modules, of a model with `layers` layers."""
+    """Return the `keys` and `num_layers` with which mlx-lm adapts exactly these modules. layers: of the model."""
     matches = [one for name in modules if (one := BLOCK.match(name))]
     blocks = {int(one["number"]) for one in matches}
     inside = sorted({one["inside"] for one in matches})

@@ -1,4 +1,4 @@
-"""The saved state of a run: a run that was killed at any moment and resumes from it ends with the same bytes."""
+"""The saved state of a run. A run that was killed at any moment and resumed from it ends with the same bytes."""
 
 import hashlib
 import json
@@ -13,23 +13,23 @@ from ...storage.atomic import RESUME, TEMPORARY, whole_file
 from .names import STATE, number_in, numbered_files
 
 FORMAT = 1
-"""Increase it when older states can no longer be read."""
+"""Format version. Increase it when older states can no longer be read."""
 
 BLANK = b"0" * 64
 """Placeholder for the digest in the file while the digest is computed."""
 
 MARK = b'"sha256":"'
-"""Precedes the digest in the header of the file. It is unique, because nested JSON has its quotes escaped."""
+"""Text before the digest in the header of the file. It occurs only once, because quotes in nested JSON are escaped."""
 
 
 class RunState(NamedTuple):
     """Everything that changes during a run.
 
-    arrays: tree → name → array: `weights` (the trainable ones), `optimizer`, `gradient` (of an incomplete optimiser
-        step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy), `numpy`. Any new
-        component with arrays gets its own tree.
-    values: JSON values: position, counters, windows of the log, the state of MLX's random numbers, and the settings
-        that the run was started with (`fingerprint`).
+    arrays: group → name → array. The groups are `weights` (the trainable ones), `optimizer`, `gradient` (of an
+    incomplete optimiser step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy) and
+    `numpy`. A new component with arrays gets its own group.
+    values: JSON values: position, counters, the metrics since the last report, the state of MLX's random numbers, and
+    the settings that the run was started with (`fingerprint`).
     """
 
     arrays: dict[str, dict[str, mx.array]]
@@ -37,19 +37,19 @@ class RunState(NamedTuple):
 
     @property
     def iteration(self) -> int:
-        """Micro-batches done."""
+        """Number of completed micro-batches."""
         return self.values["iteration"]
 
 
 class Damaged(Exception):
-    """A state is damaged; the message says how."""
+    """A saved state is damaged. The message describes the damage."""
 
 
 class StateFiles:
     """The states of one run in its adapter folder, one file per save.
 
-    folder: the adapter folder. keep: how many states to keep. resumed: the iteration that the run resumes from; None
-        for a new run.
+    folder: the adapter folder. keep: how many states to keep. resumed: the iteration from which the run resumes; None
+    for a new run.
     """
 
     def __init__(self, folder: Path, keep: int, resumed: int | None = None):
@@ -62,7 +62,7 @@ class StateFiles:
         """Write a state, then remove the oldest. The first save also removes the states of other runs in the folder.
 
         Raises:
-            UserError: the state cannot be written; earlier ones remain intact.
+            UserError: The state cannot be written. Earlier states are unchanged.
         """
         target = self.folder / STATE.format(state.iteration)
         arrays = {f"{tree}/{name}": value for tree, group in state.arrays.items() for name, value in group.items()}
@@ -75,19 +75,19 @@ class StateFiles:
                     file.unlink()
         self.own = [*(file for file in self.own if file != target), target]
         for file in self.own[: -self.keep]:
-            with suppress(OSError):  # an old state that stays costs room and nothing else
+            with suppress(OSError):  # an old state that cannot be removed only uses disk space
                 file.unlink(missing_ok=True)
         self.own = self.own[-self.keep :]
         return target
 
 
 def states_in(folder: Path) -> list[Path]:
-    """The states in a folder, the oldest first. Copies and backups under other names do not count."""
+    """Return the states in a folder, oldest first. Copies and backups under other names do not count."""
     return numbered_files(folder, STATE)
 
 
 def is_state(file: Path) -> bool:
-    """Whether a file has the name of a state."""
+    """Return whether a file has the name of a state."""
     return number_in(file.name, STATE) is not None
 
 
@@ -98,12 +98,12 @@ def _number(file: Path) -> int:
 
 
 def newest_name(folder: Path) -> int | None:
-    """The iteration of the newest state in a folder, from the file names alone; None if there is none."""
+    """Return the iteration of the newest state in a folder, from the file names alone; None if there is no state."""
     return max(map(_number, states_in(folder)), default=None)
 
 
 def newest_state(folder: Path) -> tuple[RunState | None, list[str]]:
-    """The newest intact state in a folder, and a sentence for each newer one that is damaged."""
+    """Return the newest intact state in a folder, and one sentence about each newer state that is damaged."""
     damaged = []
     for file in reversed(states_in(folder)):
         try:
@@ -117,7 +117,7 @@ def read_state(file: Path) -> RunState:
     """Read a state after checking every byte of it. Its arrays are not yet evaluated.
 
     Raises:
-        Damaged: the file is incomplete, changed, or in another format.
+        Damaged: The file is incomplete, was changed, or has another format.
     """
     try:
         digest, place = _digest(file)
@@ -125,7 +125,7 @@ def read_state(file: Path) -> RunState:
             stream.seek(place)
             written = stream.read(len(BLANK))
         if digest != written:
-            raise Damaged("its content does not fit its digest")
+            raise Damaged("its content does not match its digest")
         loaded: Any = mx.load(str(file), return_metadata=True)
         arrays, header = loaded
         values = json.loads(header["values"])
@@ -149,7 +149,7 @@ def _seal(file: Path) -> None:
 
 
 def _digest(file: Path) -> tuple[bytes, int]:
-    """SHA-256 of a file computed with `BLANK` as the digest in its header, and the offset of the digest in bytes."""
+    """Return the SHA-256 of a file, computed with `BLANK` in place of the digest, and the byte offset of the digest."""
     with file.open("rb") as stream:
         size = stream.read(8)
         header = stream.read(min(int.from_bytes(size, "little"), os.fstat(stream.fileno()).st_size))

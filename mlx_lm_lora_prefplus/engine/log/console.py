@@ -1,4 +1,4 @@
-"""What the loop says: the host's log lines and callback payloads, to the letter."""
+"""Print the host's log lines and call its callbacks, with exactly its formats and payloads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,16 +13,16 @@ _HOST_METRICS = {
     "rejected_logits_mean": "logits/rejected",
     "chosen_logits_mean": "logits/chosen",
 }
-"""The host's name of a metric → ours."""
+"""The host's name of a metric → its name here."""
 
 
 def host_metrics(means: Mapping[str, float], prefix: str = "") -> dict[str, float]:
-    """The metrics that a trainer has, under the host's names."""
+    """Return the metrics of a trainer under the host's names."""
     return {prefix + host: means[ours] for host, ours in _HOST_METRICS.items() if ours in means}
 
 
 def bar_text(means: Mapping[str, float]) -> str:
-    """What the progress bar shows beside its own count, rate and remaining time."""
+    """Return the text that the progress bar shows after its count, rate and remaining time."""
     shown = {"loss": "loss", "acc": "rewards/accuracies", "margin": "rewards/margins"}
     return ", ".join(f"{name}={means[metric]:.3f}" for name, metric in shown.items() if metric in means)
 
@@ -31,7 +31,7 @@ def report_training(callback: Any, iteration: int, means: Mapping[str, float], s
     """Print the host's training line and call `on_train_loss_report`.
 
     speed: the payload keys `learning_rate`, `iterations_per_second`, `tokens_per_second`, `trained_tokens` and
-        `peak_memory` (GB = 1e9 bytes).
+    `peak_memory` (GB = 1e9 bytes).
     """
     tqdm.write(
         f"\nIter {iteration}: "

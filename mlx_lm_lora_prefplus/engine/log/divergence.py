@@ -1,4 +1,4 @@
-"""The first sign that training diverges, and how far the policy is from its reference."""
+"""Detect the first sign of divergence: a rising objective, or a policy that moves too far from its reference."""
 
 import math
 from statistics import fmean
@@ -27,13 +27,15 @@ def drift_of(history: History, run: RunInfo) -> tuple[float, float]:
 
 
 def rate_too_high(history: History, run: RunInfo) -> str | None:
-    """The first sign of divergence: the objective rises above its start, or the policy leaves its reference at once."""
+    """Warn if the objective rises above its start, or if the policy moves far from its reference in its
+    first updates.
+    """
     what = _risen(history, run) or _jumped(history, run) or _unlearned(history)
     if not what:
         return None
     beta = f" at beta {run.beta}" if run.beta else ""
-    delta = "delta: 10 first, because dpop takes 50 for each nat by default, " if "dpop" in run.objective else ""
-    rate = "a third of the rate" if run.learning_rate <= USUAL else USUAL_RATES
+    delta = "delta: 10 first (dpop's default of 50 is large), " if "dpop" in run.objective else ""
+    rate = "a third of this rate" if run.learning_rate <= USUAL else USUAL_RATES
     return (
         f"{what}: learning_rate {run.learning_rate:g} is too high{beta}. Try {delta}{rate}, a warmup in lr_schedule or "
         "max_grad_norm: 1.0."
@@ -44,7 +46,7 @@ USUAL = 3e-4
 USUAL_RATES = "a usual rate (1e-5 to 1e-4 for adapters, 5e-7 to 5e-6 for all weights)"
 
 EARLY = 20
-"""Updates from the start in which no sound rate moves a policy far."""
+"""Number of first updates in which a reasonable learning rate moves the policy only a little."""
 
 LOST, ABSURD = 2.0, -8.0
 """Nats per token: healthy early updates lose less than LOST, and no pretrained model finds text below ABSURD.
@@ -54,10 +56,11 @@ A loss of LOST is enough where both means are of many rows; of few rows, other r
 
 
 def _risen(history: History, run: RunInfo) -> str | None:
-    """Whether the objective is far above its start, in words.
+    """Return a description if the objective is far above its start.
 
-    Losses of single rows differ, so that a mean of few rows must be further above. A validation is of the same rows
-    each time; but if it rises while that of training does not, the policy overfits.
+    Losses vary between rows, so a mean over few rows must be further above the start than a mean over many. Validation
+    uses the same rows each time, but it counts only if the training loss rises too: otherwise the policy overfits and
+    does not diverge.
     """
     start, untrained = _start(history, run), values(_untrained(history), "loss")
     losses = values(history.train, "loss")
@@ -66,7 +69,7 @@ def _risen(history: History, run: RunInfo) -> str | None:
         return None
     validated = values([report for report in history.valid[1:] if report["iteration"] > 1], "loss")[-1:]
     steady = len(losses) >= 4 and min(losses[-3:]) > 1.5 * start
-    # With a reference every row begins at the same loss, so that what differs early on is due to training.
+    # With a reference every row starts at the same loss, so early differences come from training.
     early = run.reference and _fresh(history, run) and history.train[-1].get("updates", math.inf) <= EARLY
     many = now is not None and now.value > (1.5 + FEW_ROWS / now.rows) * start
     again = bool(validated and untrained) and validated[0] > 1.5 * untrained[0] and losses[-1] > start
@@ -78,10 +81,12 @@ def _risen(history: History, run: RunInfo) -> str | None:
 
 
 def _start(history: History, run: RunInfo) -> float:
-    """The objective before training, of the validation before the first step and the first report; 0: unknown.
+    """Return the objective before training, from the validation before the first update and the first report; 0 if
+    unknown.
 
-    With a reference it is the same for every row. Without one, other rows have another, so that the higher counts;
-    but no more than twice that of the validation, because the first report may have diverged already.
+    With a reference the objective starts at the same value for every row. Without one, it differs between rows, so the
+    higher of the two values counts. It is limited to twice the validation's, because training may have diverged before
+    the first report.
     """
     first, untrained = values(history.train, "loss")[:1], values(_untrained(history), "loss")
     if run.reference or not (first and untrained):
@@ -90,25 +95,25 @@ def _start(history: History, run: RunInfo) -> float:
 
 
 def _untrained(history: History) -> list[Report]:
-    """The validation before the first step, if there was one."""
+    """Return the validation before the first update, if there was one."""
     return [report for report in history.valid[:1] if report["iteration"] == 1]
 
 
 def _fresh(history: History, run: RunInfo) -> bool:
-    """Whether the policy began at its reference, also by what was measured before the first update.
+    """Return whether the policy started equal to its reference, also according to the first measurement.
 
-    Only this detects a program that has loaded earlier adapters into the model, such as MLX-LoRA-Studio.
+    Only the measurement detects a program, such as MLX-LoRA-Studio, that loaded earlier adapters into the model.
     """
     before = [*_untrained(history), *(report for report in history.train[:1] if report.get("updates") == 1)]
     return run.fresh and all(abs(margin) < NOISE for margin in values(before, "rewards/margins"))
 
 
 NOISE = 0.01
-"""A margin of a policy that equals its reference is smaller, even where the weights have 16 bits."""
+"""Upper limit of the margin of a policy that equals its reference, with 16-bit weights too."""
 
 
 def _jumped(history: History, run: RunInfo) -> str | None:
-    """Whether the first updates moved the policy further than a pair needs in all, in words."""
+    """Return a description if the first updates moved the policy further than a whole run usually does."""
     first = history.train[0] if history.train else {}
     updates, margin = first.get("updates", 0), first.get("rewards/margins", 0.0)
     if not (run.reference and _fresh(history, run)) or not updates:
@@ -123,7 +128,7 @@ def _jumped(history: History, run: RunInfo) -> str | None:
 
 
 def _unlearned(history: History) -> str | None:
-    """Whether the first updates made the chosen completions far less likely than they were, in words."""
+    """Return a description if the first updates made the chosen completions far less likely."""
     name = "logps_per_token/chosen"
     now = latest_mean(history.train, name)
     if now is None or history.train[-1].get("updates", math.inf) > EARLY:

@@ -12,7 +12,7 @@ from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, measured, va
 
 
 def warnings(history: History, run: RunInfo) -> dict[str, str]:
-    """Name of the check → its warning, for the checks that warn."""
+    """Name of the health check → its warning, for the checks that warn."""
     texts: dict[str, str | None] = {}
     for name, check in HEALTH_CHECKS.items():
         texts[name] = check(history, run)
@@ -22,8 +22,10 @@ def warnings(history: History, run: RunInfo) -> dict[str, str]:
 
 
 def accuracy_stuck(history: History, run: RunInfo) -> str | None:
-    """Warn if at least ten reports after the first ones are near one half. After a divergence a larger learning rate
-    does not help, so there is no warning."""
+    """Warn if the accuracy stays near one half for at least ten reports after the first ones.
+
+    After a divergence a larger learning rate does not help, so there is no warning.
+    """
     if run.diverged:
         return None
     recent = values(history.train[FIRST:], "rewards/accuracies")
@@ -42,13 +44,13 @@ def margins_exploding(history: History, run: RunInfo) -> str | None:
     if len(margins) < 4 or margins[-1] < 15 or not margins[-1] > margins[-2] > margins[-3]:
         return None
     return (
-        f"the margin has grown to {margins[-1]:.1f} and keeps growing: the pairs were won long ago, and the policy "
-        "drifts away from its start. "
+        f"the margin has grown to {margins[-1]:.1f} and keeps growing: the policy already separates the pairs, and "
+        "more training only moves it further from its start. "
     ) + run.advice(
         (None, "fewer iters"),
         (None, SMALLER_RATE),
         ("label_smoothing", "label_smoothing: 0.1"),
-        ("ipo", "the objective ipo, which aims at a margin"),
+        ("ipo", "the objective ipo, which has a target margin"),
     )
 
 
@@ -91,7 +93,7 @@ def chosen_falling(history: History, run: RunInfo) -> str | None:
 
 
 def kl_growing(history: History, run: RunInfo) -> str | None:
-    """Warn if the policy is far from its reference: more than one nat for each token of a completion."""
+    """Warn if the policy is far from its reference: more than one nat per token of a completion."""
     drift, tokens = drift_of(history, run)
     if drift <= tokens:
         return None

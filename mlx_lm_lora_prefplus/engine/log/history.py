@@ -1,13 +1,13 @@
-"""What health checks read: the reports of a run, and what the run is."""
+"""The input of the health checks: the reports of a run and its settings."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Report = Mapping[str, float]
-"""What was reported: metrics by TRL's names, and `iteration`."""
+"""One report: metrics under TRL's names, and `iteration`."""
 
 FIRST, RECENT = 5, 10
-"""Health checks read this many of the first reports, and this many of the latest."""
+"""Health checks read this many of the first reports and this many of the latest."""
 
 
 SMALLER_RATE = "a smaller learning_rate"
@@ -16,10 +16,10 @@ SMALLER_RATE = "a smaller learning_rate"
 class RunInfo(NamedTuple):
     """What a health check needs to know about a run.
 
-    learning_rate: of the last update. beta: scale of the log-ratio, per nat; None where the mode has none.
-    reference: whether rewards compare with a reference. fresh: whether the policy began at its reference.
-    choices: config keys and losses of the mode, so that no advice names one that is not there.
-    objective: names of the losses in force. diverged: whether `rate_too_high` has warned.
+    learning_rate: of the last update. beta: scale of the log-ratio, per nat; None if the mode has none.
+    reference: whether rewards are relative to a reference. fresh: whether the policy started equal to its reference.
+    choices: config keys and losses of the mode, so that no advice names one that the mode does not have.
+    objective: names of the losses in use. diverged: whether `rate_too_high` has warned.
     """
 
     learning_rate: float
@@ -31,9 +31,9 @@ class RunInfo(NamedTuple):
     diverged: bool = False
 
     def advice(self, *suggestions: tuple[str | None, str]) -> str:
-        """`Try …` with those suggestions whose config key or loss (None: needs none) is there.
+        """Return `Try …` with the suggestions whose config key or loss exists in this mode (None: needs none).
 
-        Where the run has diverged, the learning rate comes first.
+        If the run has diverged, the first suggestion is a smaller learning rate.
         """
         matching = [text for needed, text in suggestions if needed is None or needed in self.choices]
         if self.diverged and SMALLER_RATE in matching:
@@ -50,22 +50,22 @@ class History:
         self.valid: list[Report] = []
 
     def add(self, split: str, report: Report) -> None:
-        """Take in a report of "train" or "valid"."""
+        """Add a report of "train" or "valid"."""
         reports: list[Report] = getattr(self, split)
         reports.append(report)
         del reports[FIRST:-RECENT]
 
     def dump(self) -> dict[str, Any]:
-        """For the saved state of a run."""
+        """Return the content as values for the saved state of a run."""
         return {"train": self.train, "valid": self.valid}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Take over what `dump` gave."""
+        """Restore what `dump` returned."""
         self.train, self.valid = list(dumped["train"]), list(dumped["valid"])
 
 
 def values(reports: Sequence[Report], name: str) -> list[float]:
-    """The metric of this name in those reports that have it."""
+    """Return this metric from all reports that contain it."""
     return [report[name] for report in reports if name in report]
 
 

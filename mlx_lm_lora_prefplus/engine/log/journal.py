@@ -1,4 +1,4 @@
-"""What a run has reported: kept for its metrics file and its loggers, and looked at for what calls for a warning."""
+"""Collect the reports of a run, pass them to the metrics file and loggers, and run the health checks on them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,16 +17,16 @@ from .notices import tell
 
 
 class Counters(Protocol):
-    """iteration: of the micro-batch under way."""
+    """iteration: of the current micro-batch."""
 
     iteration: int
 
 
 class Journal:
-    """Takes reports and warnings, and hands them on.
+    """Receives reports and warnings and passes them on.
 
-    history: the reports as the health checks see them. warned: names of the warnings that were given once. Both are
-        added to in place.
+    history: the reports for the health checks. warned: names of the warnings that were given. Both are extended in
+    place.
     trainer, options, settings: of the run. callback: receives warnings. metrics, loggers: record everything.
     """
 
@@ -46,7 +46,7 @@ class Journal:
         self.callback, self.metrics, self.loggers = callback, metrics, loggers
 
     def record(self, split: str, iteration: int, values: dict[str, float], rate: float) -> None:
-        """Keep what was reported, and warn where it calls for it. rate: the learning rate of the last update."""
+        """Record a report and run the health checks. rate: the learning rate of the last update."""
         if self.metrics:
             self.metrics.write({"iteration": iteration, "split": split, **values})
         for logger in self.loggers:
@@ -58,17 +58,19 @@ class Journal:
                 self.warn(name, text, iteration)
 
     def warn(self, name: str, text: str, iteration: int) -> None:
-        """Print a warning, keep it with the metrics, and send it to the loggers."""
+        """Print a warning, write it to the metrics file, and send it to the loggers."""
         tell(self.callback, f"[WARNING] Iteration {iteration}: {text}")
         self._keep(name, text, iteration)
 
     @contextmanager
     def keeping_errors(self, counters: Counters) -> Iterator[None]:
-        """Keep an error that ends the run, as a warning named `stopped`, so that the report shows it; raise it."""
+        """Record an error that ends the run as a warning named `stopped`, so that the report page shows it, then raise
+        it.
+        """
         try:
             yield
         except UserError as error:
-            with suppress(UserError, OSError):  # the disk may be what is full
+            with suppress(UserError, OSError):  # the error may be a full disk
                 self._keep(STOPPED, str(error), counters.iteration)
             raise
 
@@ -79,7 +81,7 @@ class Journal:
             logger.warning(iteration, name, text)
 
     def _about(self, rate: float) -> RunInfo:
-        """What the health checks need to know of the run."""
+        """Return what the health checks need to know about the run."""
         options, settings = self.options, self.settings
         return RunInfo(
             rate,

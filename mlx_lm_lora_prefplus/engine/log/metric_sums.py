@@ -10,14 +10,14 @@ from ...plugin.protocol import LossOutput, Unit
 from ..arrays import as_numpy
 
 Layout = list[tuple[Unit, str]]
-"""What each entry of a flattened `LossOutput` is: its unit and its name; the losses are named `loss`."""
+"""The unit and the name of each entry of a flattened `LossOutput`. The losses are named `loss`."""
 
 
 def flatten(output: LossOutput) -> tuple[Layout, mx.array]:
     """Put every sum of an output into one vector.
 
-    One array, because a compiled function must not return two equal reductions (it fails on mlx 0.32.4), and
-    because one array is one synchronisation.
+    There are two reasons to use one array. A compiled function must not return two equal reductions (it fails on mlx
+    0.32.4), and one array needs one synchronisation.
     """
     losses = [((unit, "loss"), value) for unit, value in output.sums.items()]
     metrics = [((unit, name), value) for unit, group in output.metrics.items() for name, value in group.items()]
@@ -26,10 +26,10 @@ def flatten(output: LossOutput) -> tuple[Layout, mx.array]:
 
 
 class MetricSums:
-    """Running sums (as Python floats: long sums lose float32 digits) and counts of their units.
+    """Running sums and the counts of their units. They are Python floats, because long sums lose digits in float32.
 
-    before: the totals of the window before. Where a window holds none of a unit, say no desirable row, its means are
-        those that were last known.
+    before: the totals of the previous window. If a window has no example of a unit (such as no desirable row), the
+    means of that unit are taken from the previous window.
     """
 
     def __init__(self, before: "MetricSums | None" = None):
@@ -38,7 +38,7 @@ class MetricSums:
         self._last_means: dict[tuple[Unit, str], float] = before._means() if before else {}
 
     def add(self, units: dict[Unit, int], layout: Layout, values: mx.array) -> None:
-        """Add a micro-batch: its counts, and the sums that `flatten` laid out."""
+        """Add a micro-batch: its counts, and the sums from `flatten`."""
         for unit, count in units.items():
             self._units[unit] = self._units.get(unit, 0) + count
         for key, value in zip(layout, as_numpy(values, np.float64).tolist(), strict=True):
@@ -46,13 +46,13 @@ class MetricSums:
 
     @property
     def rows(self) -> int:
-        """How many examples (pairs, unpaired rows or lists) were added."""
+        """The number of examples (pairs, unpaired rows or lists) that were added."""
         return self._units.get("examples", 0)
 
     def means(self) -> dict[str, float]:
-        """`loss` (the sum of its means over each unit) and every metric, of several units the sum too.
+        """Return `loss` and every metric. A value with several units is the sum of its means over each unit.
 
-        A metric is left out as long as it had none of one of its units.
+        A metric is left out until each of its units has been seen.
         """
         own, means = self._means(), dict[str, float]()
         replaced = {name for unit, name in self._sums if (unit, name) not in own} - {"loss"}
@@ -66,7 +66,7 @@ class MetricSums:
         return {**self._last_means, **means}
 
     def dump(self) -> dict[str, Any]:
-        """For the saved state of a run."""
+        """Return the content as values for the saved state of a run."""
         return {
             "sums": [[*key, value] for key, value in self._sums.items()],
             "units": self._units,
@@ -74,7 +74,7 @@ class MetricSums:
         }
 
     def load(self, dumped: dict[str, Any]) -> None:
-        """Take over what `dump` gave."""
+        """Restore what `dump` returned."""
         self._units = dict(dumped["units"])
         self._sums, self._last_means = (
             {(unit, name): value for unit, name, value in dumped[key]} for key in ("sums", "known")
@@ -82,5 +82,5 @@ class MetricSums:
 
 
 def is_finite(means: dict[str, float]) -> bool:
-    """Whether every value can be printed and sent on."""
+    """Return whether all values are finite."""
     return all(math.isfinite(value) for value in means.values())

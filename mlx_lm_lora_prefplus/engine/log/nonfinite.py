@@ -1,4 +1,4 @@
-"""The error of a run whose loss, gradient or weights are not finite."""
+"""The error message for a loss, gradient or weight that is not finite."""
 
 from dataclasses import fields
 from typing import Any
@@ -8,20 +8,20 @@ from ...settings import RunSettings
 
 
 def not_finite_error(problem: str, settings: RunSettings, options: Any, learning_rate: float, step: int) -> UserError:
-    """What is wrong, with the settings that decide it, and what to try.
+    """Return a message with the problem, the settings that influence it, and what to try.
 
-    problem: a sentence. learning_rate: of the last update. step: optimiser steps that are done.
+    problem: a sentence. learning_rate: of the last update. step: completed optimiser steps.
     """
     return UserError(
         f"{problem} Settings: learning_rate {learning_rate:.3e}, max_grad_norm {settings.max_grad_norm}"
-        f"{_describe(options)}. Training stopped before the update (optimiser step {step + 1}); what was saved earlier "
-        "is whole. Try a smaller learning_rate, set max_grad_norm: 1.0, look at these rows, or let on_nonfinite: skip "
-        "leave such updates out."
+        f"{_describe(options)}. Training stopped before optimiser step {step + 1}. Files that were saved earlier are "
+        "intact. Try a smaller learning_rate, set max_grad_norm: 1.0, inspect these rows, or set on_nonfinite: skip "
+        "to leave out such updates."
     )
 
 
 def _describe(options: Any) -> str:
-    """The loss, β and whatever else differs from its default."""
+    """Return the loss, β and every other option that differs from its default, as text."""
     values = {
         one.name: getattr(options, one.name)
         for one in fields(options)

@@ -1,4 +1,4 @@
-"""Lines for a person, written where the caller's callback shows them when printing does not reach anybody."""
+"""Write messages to the user, also in programs that discard stdout, such as MLX-LoRA-Studio."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from .output import original
 PREFIX = "[prefplus] "
 
 METRIC_NAMES = {"loss": "objective", "it/s": "updates per second", "memory:": "memory "}
-"""MLX-LoRA-Studio reads the numbers of a line that holds one of these as metrics: each is written as another word."""
+"""Words that MLX-LoRA-Studio reads as the name of a metric → the word to write instead."""
 
 
 def tell(callback: Any, line: str) -> None:
@@ -23,28 +23,28 @@ def tell(callback: Any, line: str) -> None:
 
 
 def show(callback: Any, line: str) -> None:
-    """Write a line to the stream that a callback of the caller's holds, if it holds one besides the present stdout.
+    """Write a line to the stream of a callback, if it has one other than the current stdout.
 
-    MLX-LoRA-Studio's runner discards what is printed while it loads and trains; its callback holds the real stdout,
-    which the app shows. Printing is left to the caller of this function.
+    MLX-LoRA-Studio's runner discards stdout while it loads and trains. Its callback has the original stdout, which the
+    app shows. This function does not print; its caller does.
     """
     stream = _own_stream(callback)
     if stream is not None:
-        with suppress(OSError, ValueError):  # nobody reads it any more
+        with suppress(OSError, ValueError):  # the reader is gone
             stream.write(f"{PREFIX}{without_metrics(line)}\n")
             stream.flush()
 
 
 def without_metrics(line: str) -> str:
-    """The line without anything that MLX-LoRA-Studio would read as a metric or as the progress of the run."""
+    """Return the line without text that MLX-LoRA-Studio would read as a metric or as the progress of the run."""
     for word, other in METRIC_NAMES.items():
         line = re.sub(re.escape(word), other, line, flags=re.IGNORECASE)
     line = re.sub(r"peak[ _](?=mem)", "peak-", line, flags=re.IGNORECASE)
-    return re.sub(r"(?<=\d)\s*/\s*(?=\d)", "\N{DIVISION SLASH}", line)  # `3/10` is taken for progress
+    return re.sub(r"(?<=\d)\s*/\s*(?=\d)", "\N{DIVISION SLASH}", line)  # the app reads `3/10` as progress
 
 
 def _own_stream(callback: Any) -> Any:
-    """The stream of a callback, or of one that it wraps as mlx-lm's loggers do; None if that is where printing goes."""
+    """Return the stream of a callback or of a callback that it wraps, as mlx-lm's loggers do; None if it is stdout."""
     while callback is not None:
         stream = getattr(callback, "stream", None)
         if callable(getattr(stream, "write", None)) and callable(getattr(stream, "flush", None)):

@@ -1,4 +1,4 @@
-"""What a run prints: it never fails because nobody takes it, and the log file of the run has it in any case."""
+"""The output of a run. It is also written to a log file, and a closed terminal or pipe never ends the run."""
 
 import os
 import re
@@ -17,9 +17,9 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class RunLog:
-    """`train.log` in the adapter folder: what was printed, from the start of the run, without colours or progress bars.
+    """`train.log` in the adapter folder: the output from the start of the run, without colours and progress bars.
 
-    Text that is printed before the file is opened is kept until then. A file that cannot be written ends no run.
+    Output from before the file is opened is buffered. If the file cannot be written, the run continues.
     """
 
     def __init__(self):
@@ -27,7 +27,7 @@ class RunLog:
         self._file: TextIO | None = None
 
     def open(self, folder: Path) -> None:
-        """Append to the log in this folder from now on."""
+        """Open the log in this folder and append to it from now on."""
         early, self._early = self._early or [], None
         with suppress(OSError):
             self._file = (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace")
@@ -35,7 +35,7 @@ class RunLog:
             self.add(f"--- {now}, process {os.getpid()}\n{''.join(early)}")
 
     def add(self, text: str) -> None:
-        """Write text at the end."""
+        """Append text."""
         text = _COLOURS.sub("", text)
         if self._early is not None:
             self._early.append(text)
@@ -47,7 +47,7 @@ class RunLog:
                 self.close()
 
     def close(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         file, self._file = self._file, None
         if file is not None:
             with suppress(OSError, ValueError):
@@ -55,9 +55,9 @@ class RunLog:
 
 
 class Output:
-    """A stream in the place of another one. When that one fails (a closed pipe, a full disk), writing goes nowhere.
+    """Replaces another stream. If writing to that stream fails (a closed pipe, a full disk), later output is dropped.
 
-    stream: the other one; None where the program was started without it. log: gets the text as well.
+    stream: the other stream; None if the program was started without it. log: also receives the text.
     """
 
     def __init__(self, stream: Any, log: RunLog | None = None):
@@ -65,13 +65,13 @@ class Output:
         self.works = stream is not None
 
     def write(self, text: str) -> int:
-        """Write text where that is possible."""
+        """Write text if possible."""
         if self.log is not None:
             self.log.add(text)
         if self.works:
             try:
                 self.stream.write(text)
-            except UnicodeEncodeError:  # a terminal without these characters
+            except UnicodeEncodeError:  # the terminal's encoding lacks some of these characters
                 self.write_plain(text)
             except (OSError, ValueError) as error:
                 self._fail(error)
@@ -85,7 +85,7 @@ class Output:
             self._fail(error)
 
     def flush(self) -> None:
-        """Flush the stream where that is possible."""
+        """Flush the stream if possible."""
         if self.works:
             try:
                 self.stream.flush()
@@ -105,7 +105,7 @@ class Output:
 
 
 def original(stream: Any) -> Any:
-    """The stream that an `Output` stands for; any other one itself."""
+    """Return the stream that an `Output` replaces, or the given stream if it is not an `Output`."""
     while isinstance(stream, Output):
         stream = stream.stream
     return stream
@@ -113,7 +113,9 @@ def original(stream: Any) -> Any:
 
 @contextmanager
 def recorded() -> Iterator[RunLog]:
-    """Let nothing that is printed end the run, and record it. An error that ends the run is recorded too."""
+    """Keep failed output from ending the run, and record output in the log. An error that ends the run is
+    logged too.
+    """
     log = RunLog()
     stdout: Any = Output(sys.stdout, log)
     stderr: Any = Output(sys.stderr)
@@ -132,15 +134,16 @@ def recorded() -> Iterator[RunLog]:
 
 @contextmanager
 def command_output() -> Iterator[None]:
-    """For a command from start to end: also Python's last flush, and files in a closed stream's place.
+    """Protect a whole command against closed streams, including Python's last flush at exit.
 
-    A library that prints to a closed stdout or stderr would otherwise write into the next file that was opened.
+    If stdout or stderr is closed, the next file that is opened would get its number. A library that prints would then
+    write into that file.
     """
     for handle in (0, 1, 2):
         try:
             os.fstat(handle)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this stream's
     streams = sys.stdout, sys.stderr
     try:
         stdout: Any = Output(sys.stdout)
@@ -153,7 +156,9 @@ def command_output() -> Iterator[None]:
 
 
 def _flush_or_discard(stream: Any) -> None:
-    """Flush a stream; if it takes nothing, let what is left in it go nowhere, so that the exit code stays the run's."""
+    """Flush a stream. If that fails, discard its buffer, so that Python's flush at exit does not change the
+    exit code.
+    """
     if stream is None:
         return
     try:

@@ -1,19 +1,19 @@
-"""Keys and values of an attention layer when rows are run piece by piece."""
+"""The key-value cache of an attention layer while rows are computed chunk by chunk."""
 
 import mlx.core as mx
 from mlx_lm.models.cache import _BaseCache
 
 
 class PieceCache(_BaseCache):
-    """The keys and values that came in (the prompt's, then what the rows have added), and this piece's own.
+    """The keys and values that came in (from the prompt and from earlier chunks), and those of this chunk.
 
     Arguments:
         lengths: (rows,) int32, real tokens of each row's prompt among the first `prompt_width` keys.
-        prompt_width: how many of the keys that came in are the prompt's; the rest of a row's follow on its real ones.
-        keys, values: (rows, heads, keys, size) that came in, or None.
+        prompt_width: how many of the incoming keys belong to the prompt. Later keys continue each row's real tokens.
+        keys, values: incoming keys and values, (rows, heads, keys, size), or None.
 
     Attributes:
-        new: the keys and values of this piece, once it has run.
+        new: the keys and values of this chunk, once it has been computed.
     """
 
     new: tuple[mx.array, mx.array]
@@ -30,18 +30,18 @@ class PieceCache(_BaseCache):
         self.offset = lengths + (self.before - prompt_width)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """All keys and values up to here."""
+        """Return all keys and values up to this chunk."""
         self.new = (keys, values)
         if self.keys is None or self.values is None:
             return keys, values
         return mx.concatenate([self.keys, keys], axis=2), mx.concatenate([self.values, values], axis=2)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        """(rows, 1, N, keys) bool: which keys each of `N` new positions sees."""
+        """Return the attention mask (rows, 1, N, keys) bool: which keys each of the `N` new positions can attend to."""
         columns = mx.arange(self.before + N)[None]
         rows = self.lengths[:, None]
         prompt = columns < self.prompt_width
-        keys = mx.where(prompt, columns, rows + columns - self.prompt_width)[:, None, :]  # true positions
+        keys = mx.where(prompt, columns, rows + columns - self.prompt_width)[:, None, :]  # positions without padding
         queries = (self.offset[:, None] + mx.arange(N)[None])[:, :, None]
         mask = (~prompt | (columns < rows))[:, None, :] & (keys <= queries)
         if window_size:
@@ -49,5 +49,5 @@ class PieceCache(_BaseCache):
         return mask[:, None]
 
     def empty(self) -> bool:
-        """Whether nothing came in."""
+        """Return whether there are no incoming keys."""
         return self.keys is None

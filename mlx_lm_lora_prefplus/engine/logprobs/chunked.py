@@ -1,17 +1,18 @@
-"""Exact gradients of long rows in the memory of a short piece.
+"""Exact gradients of long rows with the memory of one short chunk.
 
-The forward runs piece by piece and stores only what later pieces need: the keys and values of attention layers, and
-the states of recurrent layers. The backward visits the pieces in reverse order. It recomputes each piece from the
-stored values and passes the gradient with respect to them on to the earlier pieces, so no gradient is cut at a border.
+The forward pass computes a row chunk by chunk and stores only what later chunks need: the keys and values of attention
+layers, and the states of recurrent layers. The backward pass visits the chunks in reverse order. It recomputes each
+chunk from the stored values and passes the gradient with respect to them to the earlier chunks. No gradient is cut off
+at a chunk border.
 
-What `_Run.backward` relies on:
+`_Run.backward` relies on four facts:
 
-1. When it reaches piece k, `cotangents_of[k]` is complete: every later piece has added its share.
-2. Recomputing a piece gives the bits of the forward, because it starts from the very arrays that the forward stored.
-   (`select` uses this engine for no model with dropout.)
-3. A piece is recomputed only when the pieces after it are finished. MLX is lazy, so `mx.depends` must say so; without
-   it all pieces would be in memory at once.
-4. Tracing leaves placeholders in the model. `ChunkedPolicy._run` puts the arrays back.
+1. When it reaches chunk k, `cotangents_of[k]` is complete: every later chunk has added its gradient.
+2. Recomputing a chunk gives the same bits as the forward pass, because it starts from the same arrays. (`select` does
+   not use this engine for models with dropout.)
+3. A chunk is recomputed only when the chunks after it are finished. MLX is lazy, so `mx.depends` must state this order.
+   Without it all chunks would be in memory together.
+4. Tracing leaves placeholders in the model. `ChunkedPolicy._run` restores the arrays.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,19 +37,19 @@ from .shared_prefix import HeadPolicy
 from .split_model import SplitModel
 
 Carried = list[list[mx.array]]
-"""What a piece leaves to later ones, for each layer: its keys and values of the piece, or its state."""
+"""What a chunk passes to later chunks, for each layer: its keys and values, or its recurrent state."""
 
 
 class Piece(NamedTuple):
-    """Some columns of those token rows that reach into them.
+    """One chunk: some columns of the rows that have tokens there.
 
-    rows: (rows,) positions of the rows in the batch; None in a prompt, where they are the examples.
+    rows: (rows,) positions of the rows in the batch. None in a prompt, where each row is an example.
     tokens: (rows, width) int32, inputs.
-    targets: (rows, width) int32, and counts: (rows, width) bool, which of them are scored; None in a prompt.
-    weights: (rows, width) float32, what each counts in the weighted log-probs; None where all count 1.
-    place: where the tokens count for routers, see `places`.
+    targets: (rows, width) int32, and counts: (rows, width) bool, which of them are scored. None in a prompt.
+    weights: (rows, width) float32, the weight of each token in the weighted log-probs. None if all weights are 1.
+    place: the position of the tokens in the batch, for routers; see `places`.
     lengths, prompt_width: see `PieceCache`.
-    batch_rows: how many rows the batch has.
+    batch_rows: the number of rows in the batch.
     """
 
     rows: np.ndarray | None
@@ -63,13 +64,13 @@ class Piece(NamedTuple):
 
 
 class ChunkedPolicy(HeadPolicy):
-    """The scores of `SharedPrefixPolicy`, in chunks of `width` tokens.
+    """Computes the scores of `SharedPrefixPolicy` in chunks of `width` tokens.
 
     Arguments:
         halves: the model to be trained.
-        width: tokens of a piece.
-        pairwise: take one example at a time and do not pad prompts, as layers with a state need it.
-        call_tokens: see `HeadPolicy`; a piece also ends with a completion where that saves more tokens.
+        width: tokens of a chunk.
+        pairwise: compute one example at a time without padding prompts. Layers with a recurrent state need it.
+        call_tokens: see `HeadPolicy`. A chunk also ends where a completion ends, if that saves more tokens than this.
     """
 
     def __init__(self, halves: SplitModel, width: int, pairwise: bool = False, call_tokens: int | None = None):
@@ -77,7 +78,9 @@ class ChunkedPolicy(HeadPolicy):
         self.width, self.pairwise = width, pairwise
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """Scores of the completion tokens of each row; differentiable with respect to the trained parameters."""
+        """Return the scores of the completion tokens of each row, differentiable with respect to the trained
+        parameters.
+        """
         if self.pairwise:
             sums = self._by_example(batch, weights, statistics)
         else:
@@ -88,7 +91,7 @@ class ChunkedPolicy(HeadPolicy):
         return scores_of(batch, logps, weighted, *rest)._replace(mismatched_logps=mismatched)
 
     def _by_example(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
-        """As `_run`, one example after the other."""
+        """Like `_run`, but one example after the other."""
         columns = []
         for i in range(batch.ids.shape[0]):
             one, rows = slice_batch(batch, i, i + 1), rows_of(batch, i, i + 1)
@@ -98,7 +101,9 @@ class ChunkedPolicy(HeadPolicy):
         return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*columns, strict=True)]
 
     def _run(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
-        """Sums over the scored tokens of each row, see `score`; last the log-probs of `Batch.mismatched`."""
+        """Return the sums over the scored tokens of each row (see `score`), then the log-probs of
+        `Batch.mismatched`.
+        """
         cost = np.inf if self.call_tokens is None else self.call_tokens
         pieces = _pieces(batch, weights, self.width, cost)
         with not_recorded():
@@ -126,8 +131,11 @@ class ChunkedPolicy(HeadPolicy):
     def score(
         self, states: mx.array, piece: Piece, statistics: bool, for_gradient: bool | None = None
     ) -> list[mx.array]:
-        """Sums over the scored tokens of a piece, each (rows of the batch,): log-probs, these weighted where the piece
-        has weights, mean logits and, where asked for, entropy and log-collision."""
+        """Return the sums over the scored tokens of a chunk, each of shape (rows of the batch,).
+
+        The sums are: log-probs; weighted log-probs, if the chunk has weights; mean logits; and, if requested, entropy
+        and log-collision.
+        """
         assert piece.rows is not None and piece.targets is not None and piece.counts is not None
         rows, width, size = states.shape
         logps, *rest = self._score(
@@ -140,9 +148,10 @@ class ChunkedPolicy(HeadPolicy):
 
 
 def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: float) -> list[Piece]:
-    """Columns of at most `width` tokens: the prompts without their last token, then that token and the completions.
+    """Return chunks of at most `width` columns: first the prompts without their last tokens, then last tokens and
+    completions.
 
-    Completions that have ended are left out. call_tokens: the cost of one more piece, in tokens.
+    Completions that have ended are left out. call_tokens: the cost of one more chunk, in tokens.
     """
     known = read_lengths(batch)
     lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
@@ -173,9 +182,10 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: flo
 
 
 def borders(lengths: np.ndarray, width: int, call_tokens: float) -> list[int]:
-    """The columns where chunks of completions begin, and where the last ends.
+    """Return the columns where chunks of completions begin, and the column where the last chunk ends.
 
-    A piece is `width` wide, or ends with a completion if the rest of the piece would pad it by more than `call_tokens`.
+    A chunk is `width` columns wide. It ends earlier, at the end of a completion, if the remaining columns would be
+    padded by more than `call_tokens` tokens.
     """
     longest = int(lengths.max())
     places = [*range(0, longest, width), longest]
@@ -187,15 +197,15 @@ def borders(lengths: np.ndarray, width: int, call_tokens: float) -> list[int]:
 
 
 class _Run:
-    """The forward and the backward of one batch.
+    """The forward and the backward pass of one batch.
 
     Attributes:
-        templates: the caches that the model makes for itself; they tell which kind each layer needs.
-        carried: what each piece leaves to later ones.
-        trunk_outputs: the output of the frozen trunk for each piece; empty without a trunk.
-        frozen: number of caches that belong to the trunk. No gradient goes there.
-        recording: the record of routers that was open when the run began, or None.
-        others: chunks of completions of other rows after the same prompts, run forward only.
+        templates: the caches that the model creates. They show which kind of cache each layer needs.
+        carried: what each chunk passes to later ones.
+        trunk_outputs: the output of the frozen trunk for each chunk; empty without a trunk.
+        frozen: number of caches that belong to the trunk. They receive no gradient.
+        recording: the router record that was open when the run began, or None.
+        others: chunks of completions of other rows after the same prompts, for the forward pass only.
     """
 
     def __init__(
@@ -219,10 +229,12 @@ class _Run:
         carried: Sequence[Carried],
         for_gradient: bool | None = None,
     ) -> tuple[list[mx.array], list[mx.array], Carried]:
-        """Run a piece after the earlier ones: its scores (none in a prompt), the sums of its routers, if they are
-        recorded (see `RouterRecord.total`), and what it carries on.
+        """Compute one chunk after the earlier ones.
 
-        carried: what each of the earlier pieces carried on.
+        Returns its scores (none in a prompt), the sums of its routers if they are recorded (see `RouterRecord.total`),
+        and what it passes to later chunks.
+
+        carried: what each earlier chunk passed on.
         """
         model, statistics = self.policy.model, self.statistics and for_gradient is not False
         model.update(tree_unflatten(list(zip(self.names, parameters, strict=True))))
@@ -241,8 +253,9 @@ class _Run:
         return scores, routed, [_carried_on(cache) for cache in caches]
 
     def forward(self, parameters: Any) -> tuple[mx.array, ...]:
-        """The sums of `ChunkedPolicy.score` over all pieces, then those of the log-probs over `others`, then those of
-        the routers."""
+        """Return the sums of `ChunkedPolicy.score` over all chunks, then the log-probs over `others`, then the router
+        sums.
+        """
         self.carried, self.trunk_outputs = [], []
         sums, routed = list[mx.array](), list[mx.array]()
         for k, piece in enumerate(self.pieces):
@@ -261,8 +274,11 @@ class _Run:
         return (*sums, sum(logps[1:], logps[0]), *routed) if logps else (*sums, *routed)
 
     def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
-        """The gradient of Σ cotangent · log-probs, plain and weighted, with respect to the parameters; and of Σ
-        cotangent · probabilities of routers, where they are recorded."""
+        """Return the gradient with respect to the parameters.
+
+        The gradient is that of Σ cotangent · log-probs (plain and weighted) plus, if routers are recorded, Σ cotangent
+        · router probabilities.
+        """
         differentiable = 1 if self.pieces[-1].weights is None else 2
         of_routers = [cotangents[-2]] if self.recording else []
         trained = [carried[self.frozen :] for carried in self.carried]
@@ -282,7 +298,7 @@ class _Run:
                     scores, routed, new = self.step(*given)
                 return [*scores[:differentiable], *routed[:1], *_leaves(new[self.frozen :])]
 
-            # Invariant 3.
+            # Fact 3 of the module docstring.
             finished = [*cotangents_of[k], *total]
             later = lambda array, finished=finished: None if array is None else mx.depends([array], finished)[0]  # noqa: E731
             self.pieces[k] = piece._replace(tokens=later(piece.tokens))
@@ -303,7 +319,7 @@ def _leaves(carried: Carried) -> list[mx.array]:
 
 
 def _flat(template: Any) -> list[Any]:
-    """The caches of a cache, which may hold several."""
+    """Return the caches inside a cache, which may contain several."""
     return (
         [inner for cache in template.caches for inner in _flat(cache)]
         if isinstance(template, CacheList)
@@ -312,7 +328,7 @@ def _flat(template: Any) -> list[Any]:
 
 
 def _like(template: Any, caches: Iterator[Any]) -> Any:
-    """The next of the caches, arranged as in the template."""
+    """Return the next of the caches, nested as in the template."""
     return (
         CacheList(*(_like(inner, caches) for inner in template.caches))
         if isinstance(template, CacheList)
@@ -321,12 +337,14 @@ def _like(template: Any, caches: Iterator[Any]) -> Any:
 
 
 def _places(earlier: Piece, piece: Piece) -> np.ndarray | None:
-    """The places of the rows of a chunk, or of their prompts, in an earlier one; None where both have the same rows."""
+    """Return the positions of this chunk's rows, or of their prompts, in an earlier chunk; None if both have the same
+    rows.
+    """
     if piece.rows is None or (earlier.rows is not None and len(earlier.rows) == len(piece.rows)):
         return None
     if earlier.rows is None:
         return piece.rows % earlier.tokens.shape[0]
-    return np.searchsorted(earlier.rows, piece.rows)  # those of a later piece are among those of an earlier one
+    return np.searchsorted(earlier.rows, piece.rows)  # later chunks have a subset of the rows of earlier ones
 
 
 def _rows(array: mx.array, places: np.ndarray | None) -> mx.array:
@@ -339,7 +357,7 @@ def _rows(array: mx.array, places: np.ndarray | None) -> mx.array:
 
 
 def _cache(template: Any, piece: Piece, carried: list[list[mx.array]]) -> Any:
-    """The cache of a layer before a piece, from what each earlier piece carried on for its rows."""
+    """Return the cache of a layer before a chunk, from what each earlier chunk passed on for its rows."""
     if isinstance(template, ArraysCache):
         cache = ArraysCache(len(template.cache))
         if carried:

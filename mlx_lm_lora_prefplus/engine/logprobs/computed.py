@@ -1,4 +1,4 @@
-"""How many tokens a way to compute log-probs runs through the layers, padding included."""
+"""Count the tokens, padding included, that a method of computing log-probs runs through the layers."""
 
 from itertools import pairwise
 
@@ -13,17 +13,17 @@ from .shared_prefix import HeadPolicy, PairwisePrefixPolicy
 
 
 def shares_prompts(policy: Scorer) -> bool:
-    """Whether a prompt runs once for all its completions."""
+    """Whether a prompt is computed once for all its completions."""
     return type(policy) not in (PlainPolicy, HeadPolicy)
 
 
 def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray, multiple: int = 1) -> int:
-    """Return the tokens that the layers compute for a batch.
+    """Return the number of tokens that the layers compute for a batch.
 
     Arguments:
         prompts: (examples,) tokens of each prompt.
-        completions: (completions, examples) tokens of each completion; 0 for those that fill up a list.
-        multiple: of the widths; above 1 in a compiled step (see `data.batches.plan.widths`).
+        completions: (completions, examples) tokens of each completion; 0 for the padding of a list.
+        multiple: widths are rounded up to it; above 1 in a compiled step (see `data.batches.plan.widths`).
     """
     if isinstance(policy, ChunkedPolicy):
         return _in_pieces(policy, prompts, completions)

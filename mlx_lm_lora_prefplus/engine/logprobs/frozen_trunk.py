@@ -1,8 +1,8 @@
 """The frozen trunk: the layers below the first trained one. Policy and reference share its output within a step.
 
-What sharing relies on: the trunk has no trained parameters and no adapters, so policy and reference compute the same
-from the same tokens; `TrunkReusingPolicy` replays an output only for the very arrays that it was computed from; and
-`select` has compared the result with the full computation before any run uses it.
+Sharing is exact for three reasons. The trunk has no trained parameters and no adapters, so policy and reference compute
+the same from the same tokens. `TrunkReusingPolicy` reuses an output only for the arrays from which it was computed. And
+`select` compares the result with the full computation before a run uses it.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +18,7 @@ from ..model.swap import swapped_classes
 
 
 class Trunk(NamedTuple):
-    """size: number of its layers. top: the last of them."""
+    """size: number of its layers. top: the last of its layers."""
 
     size: int
     top: nn.Module
@@ -37,10 +37,12 @@ class Trunk(NamedTuple):
 
     @contextmanager
     def replayed(self, outputs: Sequence[Any]) -> Iterator[None]:
-        """Let the trunk return `outputs`, one a call; MLX is lazy, so nothing below is run or differentiated."""
+        """Make the trunk return `outputs`, one per call. MLX is lazy, so the layers below are neither computed nor
+        differentiated.
+        """
 
         def call(layer, *args, **kwargs):
-            kind.__call__(layer, *args, **kwargs)  # for its cache, which a layer above may read
+            kind.__call__(layer, *args, **kwargs)  # called for its cache, which a layer above may read
             return next(remaining)
 
         remaining, kind = iter(outputs), type(self.top)
@@ -49,9 +51,9 @@ class Trunk(NamedTuple):
 
 
 def find_trunk(model: nn.Module, head: Collection[str]) -> Trunk | None:
-    """The trunk of a model; None where it has none.
+    """Return the trunk of a model; None if it has none.
 
-    head: names of the parameters of the head. They may be trained.
+    head: names of the parameters of the head, which may be trained.
     """
     layers: Any = model.layers
     trained = [name for name, _ in tree_flatten(model.trainable_parameters()) if name not in head]
@@ -65,7 +67,7 @@ class TrunkReusingPolicy:
 
     Arguments:
         policy: computes the scores.
-        outputs: those of the trunk when `policy` was called with `batch`.
+        outputs: the trunk's outputs when `policy` was called with `batch`.
     """
 
     def __init__(self, policy: Scorer, trunk: Trunk, batch: Batch, outputs: Sequence[Any]):
@@ -81,17 +83,17 @@ class TrunkReusingPolicy:
 
 
 TOKENS = ("tokens", "prompts", "completions", "prompt_lengths", "lengths")
-"""The fields of a batch that the trunk's output depends on."""
+"""Return the fields of a batch that the trunk's output depends on."""
 
 
 def reference_logps_sharing_trunk(
     policy: Scorer, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
 ) -> tuple[mx.array, TrunkReusingPolicy]:
-    """The reference's log-probs of a batch, and a policy that reuses the trunk's outputs.
+    """Return the reference's log-probs of a batch, and a policy that reuses the trunk's outputs.
 
-    The log-probs are float32, nats, in the order of `Batch.all_reference_logps`.
+    The log-probs are float32, in nats, in the order of `Batch.all_reference_logps`.
 
-    weights: what each completion token counts. as_reference: a context in which the model is the reference.
+    weights: the weight of each completion token. as_reference: a context in which the model is the reference.
     """
     outputs: list[Any] = []
     with as_reference, trunk.recorded(outputs):

@@ -1,9 +1,11 @@
-"""Log-probs of tokens from hidden states, block by block: the logits of all tokens are never in memory together.
+"""Log-probs of tokens from hidden states, block by block. The logits of all tokens are never in memory together.
 
-A token's log-prob depends on its own hidden state only. With a frozen head the forward can therefore compute its
-gradient with respect to that state as well and keep it; the backward is then a product, and nothing is recomputed.
-Over the vocabulary the sums run along as in flash attention (Dao et al. 2022, arXiv 2205.14135, section 3.1), with the
-states for queries and the rows of the head for keys and values.
+A token's log-prob depends on its own hidden state only. With a frozen head, the forward pass can therefore also compute
+the gradient of each log-prob with respect to its state and keep it. The backward pass is then one product and
+recomputes nothing.
+
+Over the vocabulary, the sums are accumulated as in flash attention (Dao et al. 2022, arXiv 2205.14135, section 3.1):
+the states take the place of the queries, and the rows of the head that of keys and values.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,36 +18,37 @@ from .plain import Exponentials, at_least_float32, exp
 
 
 class Head(Protocol):
-    """(positions, hidden) states → (positions, vocabulary) logits, or (positions, tokens) those of some tokens."""
+    """(positions, hidden) states → (positions, vocabulary) logits, or (positions, tokens) logits of some tokens."""
 
     def __call__(self, states: mx.array, tokens: slice | mx.array | None = None, /) -> mx.array: ...
 
 
 Columns = tuple[mx.array, ...]
-"""Of each position, (positions,) float32: log-prob (nats), mean logit over the vocabulary, and where statistics are
-asked for entropy and log-collision (see `Scores`). Only the log-probs have a gradient."""
+"""For each position, (positions,) float32: log-prob (nats) and mean logit over the vocabulary. If statistics are
+requested, also entropy and log-collision (see `Scores`). Only the log-probs have a gradient.
+"""
 
 BLOCK_BYTES = {"cpu": 4 * 1024**2, "gpu": 128 * 1024**2}
-"""Size of the float32 logits that are computed at a time: on a CPU what stays in its cache."""
+"""Size of the float32 logits that are computed at a time. On a CPU they fit into its cache."""
 
 MOST_POSITIONS = 1024
-"""Positions of a block: more are no faster (measured on a CPU)."""
+"""Positions of a block. More are no faster (measured on a CPU)."""
 
 FEWEST_POSITIONS = 64
 """Products with fewer rows than this are slow, whatever the vocabulary (measured on a CPU)."""
 
 
 class Blocks(NamedTuple):
-    """How many positions and how many tokens of the vocabulary to take at a time."""
+    """How many positions and how many vocabulary tokens to compute at a time."""
 
     positions: int
     tokens: int
 
 
 def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
-    """The blocks for a number of positions on the default device.
+    """Return the blocks for this many positions on the default device.
 
-    cuttable: whether the head can compute some tokens alone.
+    cuttable: whether the head can compute the logits of a part of the vocabulary.
     """
     logits = BLOCK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"] // 4
     if not cuttable:
@@ -57,7 +60,7 @@ def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
 def head_logps(
     head: Head, vocabulary: int, hidden: mx.array, targets: mx.array, blocks: Blocks, statistics: bool = False
 ) -> Columns:
-    """Log-probs where no gradient is wanted. (One can be taken all the same; the logits are then kept.)
+    """Return log-probs for use without a gradient. A gradient can be taken, but then the logits are kept.
 
     The arguments are those of `frozen_head_logps`.
     """
@@ -72,7 +75,7 @@ def head_logps(
 
 
 def _in_turn(function: Callable[[mx.array, slice], Columns], hidden: mx.array, positions: int) -> Columns:
-    """`function` of some states at a time, one after the other, so that logits die before the next are born."""
+    """Apply `function` to some states at a time, so that logits are freed before the next ones are computed."""
     chunks: list[Columns] = []
     for start in range(0, hidden.shape[0], positions):
         where = slice(start, start + positions)
@@ -100,14 +103,14 @@ def _scored(logits: mx.array, targets: mx.array, statistics: bool) -> Columns:
 def frozen_head_logps(
     head: Head, vocabulary: int, hidden: mx.array, targets: mx.array, blocks: Blocks, statistics: bool = False
 ) -> Columns:
-    """Log-probs where no parameter of the head is trained.
+    """Return log-probs for a head without trained parameters.
 
     Arguments:
-        vocabulary: tokens that the head knows.
-        hidden: (positions, hidden) states; the gradient goes to these alone.
+        vocabulary: number of tokens of the head.
+        hidden: (positions, hidden) states. Only they receive a gradient.
         targets: (positions,) token ids.
-        blocks: positions and tokens to take at a time.
-        statistics: whether to give entropy and log-collision as well.
+        blocks: positions and tokens to compute at a time.
+        statistics: whether to return entropy and log-collision as well.
     """
 
     def scored_with_gradient(states: mx.array, where: slice) -> Columns:
@@ -129,7 +132,7 @@ def frozen_head_logps(
 
 
 def _with_gradient(head: Head, states: mx.array, targets: mx.array, statistics: bool) -> Columns:
-    """`Columns`, and the gradient of each log-prob with respect to its state."""
+    """Return `Columns`, and the gradient of each log-prob with respect to its state."""
     raw = head(states)
     logits = at_least_float32(raw)
     exponentials = Exponentials.of(logits)
@@ -147,11 +150,11 @@ def _in_blocks(
     statistics: bool,
     gradient: bool,
 ) -> Columns:
-    """As `_with_gradient`, `tokens` of the vocabulary at a time; without the gradient where none is asked for.
+    """Like `_with_gradient`, but with `tokens` of the vocabulary at a time. The gradient is computed only if requested.
 
-    The sums over the vocabulary are kept relative to the largest logit m so far: with z = logit − m these are Σ exp z,
-    Σ z exp z, Σ (exp z)² and Σ exp z ∂z/∂state. The target's own logit and its gradient come from the rows of all
-    targets at once: square, but small beside the rest.
+    The sums over the vocabulary are relative to m, the largest logit so far. With z = logit − m they are Σ exp z, Σ z
+    exp z, Σ (exp z)² and Σ exp z ∂z/∂state. The logit of the target and its gradient are computed from the head's rows
+    of all targets. That matrix is (positions, positions), which is small compared with the rest.
     """
     own_logit = lambda states: mx.diagonal(head(states, targets))  # noqa: E731
     (own,), (of_own,) = mx.vjp(own_logit, [states], [mx.ones(targets.shape, states.dtype)])
@@ -192,13 +195,13 @@ def trained_head_logps(
     chunk: int,
     statistics: bool = False,
 ) -> Columns:
-    """Log-probs where parameters of the head are trained: each chunk is computed again in the backward.
+    """Return log-probs for a head with trained parameters. The backward pass computes each chunk again.
 
     Arguments:
-        head: (parameters, states, key) → logits. All that is trained in it must come through `parameters`, and all
-            that is random through `key`, or the second computation would not be that of the first.
+        head: (parameters, states, key) → logits. Everything that is trained in it must come from `parameters`, and
+            everything random from `key`. Otherwise the second computation would differ from the first.
 
-    The others are those of `frozen_head_logps`.
+    The other arguments are those of `frozen_head_logps`.
     """
 
     flat = tree_flatten(parameters)
@@ -222,7 +225,7 @@ def trained_head_logps(
 
         for start in range(0, hidden.shape[0], chunk):
             where = slice(start, start + chunk)
-            (states,) = mx.depends([hidden[where]], [*sums, *of_states[-1:]])  # as in `_in_turn`
+            (states,) = mx.depends([hidden[where]], [*sums, *of_states[-1:]])  # one after the other, as in `_in_turn`
             logps = lambda *arrays, where=where: scored_chunk(arrays[:-1], arrays[-1], where, False)[0]  # noqa: E731
             *gradients, of_chunk = mx.vjp(logps, [*own, states], [cotangents[0][where]])[1]
             sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]

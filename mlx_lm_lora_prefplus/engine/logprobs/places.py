@@ -1,4 +1,6 @@
-"""Where the tokens of a call of the model count for its routers (see `model.routers`); None if nothing is recorded."""
+"""Positions in the batch of the tokens of one model call, for its routers (see `model.routers`); None if
+not recorded.
+"""
 
 import mlx.core as mx
 import numpy as np
@@ -8,7 +10,9 @@ from ..model.routers import Place, current
 
 
 def place_of_rows(batch: Batch) -> Place | None:
-    """Of `tokens[:, :-1]`: prompt and completion of each row but for its last token, which the model never reads."""
+    """Return the places of `tokens[:, :-1]`: prompt and completion of each row except its last token, which is not an
+    input.
+    """
     if current() is None:
         return None
     read = mx.where(batch.lengths > batch.prompt_lengths, batch.lengths - 1, 0)
@@ -16,7 +20,7 @@ def place_of_rows(batch: Batch) -> Place | None:
 
 
 def place_of_prompts(batch: Batch) -> Place | None:
-    """Of `prompts[:, :-1]`, once for each completion that is not empty."""
+    """Return the places of `prompts[:, :-1]`. Each counts once for every completion that is not empty."""
     if current() is None:
         return None
     examples = batch.ids.shape[0]
@@ -26,19 +30,19 @@ def place_of_prompts(batch: Batch) -> Place | None:
 
 
 def place_of_completions(batch: Batch) -> Place | None:
-    """Of the last token of each prompt and `completions[:, :-1]`."""
+    """Return the places of the last token of each prompt and of `completions[:, :-1]`."""
     if current() is None:
         return None
     return _place(batch.lengths - batch.prompt_lengths, batch.completions.shape[1], batch)
 
 
 def part(place: Place | None, rows: np.ndarray, width: int) -> Place | None:
-    """Some rows, and the first columns of them."""
+    """Return the places of some rows, and of their first columns."""
     return None if place is None else place.part(rows, width)
 
 
 def columns_of(place: Place | None, start: int, end: int) -> Place | None:
-    """Some columns of all rows."""
+    """Return the places of some columns of all rows."""
     return None if place is None else place._replace(weights=place.weights[:, start:end])
 
 

@@ -1,4 +1,4 @@
-"""Log-probs of completion tokens under a model, by one plain forward."""
+"""Log-probs of completion tokens under a model, from one plain forward pass."""
 
 import math
 from typing import NamedTuple
@@ -13,18 +13,20 @@ from .places import place_of_rows
 
 
 def at_least_float32(array: mx.array) -> mx.array:
-    """The array in float32; float64 (only on the CPU) as it is."""
+    """Return the array in float32; float64 (CPU only) stays float64."""
     return array if array.dtype == mx.float64 else array.astype(mx.float32)
 
 
 def exp(x: mx.array) -> mx.array:
-    """eˣ. In float32 on a CPU `mx.power` takes a third of the time of `mx.exp`, and is as exact (mlx 0.32.4)."""
+    """Return eˣ. In float32 on a CPU `mx.power` takes a third of the time of `mx.exp` and is as exact (mlx 0.32.4)."""
     on_cpu = mx.default_device().type == mx.cpu
     return mx.power(math.e, x) if on_cpu and x.dtype == mx.float32 else mx.exp(x)
 
 
 class Exponentials(NamedTuple):
-    """Of logits (…, vocabulary): z, they less the largest of their row; exp z; total, (…, 1), Σ exp z."""
+    """Return three values of logits (…, vocabulary): z, the logits minus the largest of their row; exp z; and Σ exp z,
+    (…, 1).
+    """
 
     z: mx.array
     exp: mx.array
@@ -37,19 +39,19 @@ class Exponentials(NamedTuple):
         return cls(z, exponentials, exponentials.sum(axis=-1, keepdims=True))
 
     def logps(self, targets: mx.array) -> mx.array:
-        """(…,) log-probs of targets (…,), nats."""
+        """Return the log-probs (…,) of targets (…,), in nats."""
         return (mx.take_along_axis(self.z, targets[..., None], axis=-1) - mx.log(self.total))[..., 0]
 
     def logps_gradient(self, targets: mx.array) -> mx.array:
-        """(…, vocabulary) gradient of each log-prob with respect to its logits: 1[v = target] − π(v)."""
+        """Return the gradient (…, vocabulary) of each log-prob with respect to its logits: 1[v = target] − π(v)."""
         gradient = self.exp * (-1 / self.total)
         at_target = 1 + mx.take_along_axis(gradient, targets[..., None], axis=-1)
         return mx.put_along_axis(gradient, targets[..., None], at_target, axis=-1)
 
     def statistics(self) -> tuple[mx.array, mx.array]:
-        """(…,) −Σ_v π(v) log π(v) and log Σ_v π(v)², nats.
+        """Return the entropy −Σ_v π(v) log π(v) and the log-collision log Σ_v π(v)², both (…,), in nats.
 
-        With S = Σ exp z these are log S − Σ z exp z / S, and log Σ (exp z)² − 2 log S.
+        With S = Σ exp z they are log S − Σ z exp z / S, and log Σ (exp z)² − 2 log S.
         """
         total = self.total[..., 0]
         entropy = mx.log(total) - (self.exp * self.z).sum(axis=-1) / total
@@ -57,10 +59,10 @@ class Exponentials(NamedTuple):
 
 
 def scores_of(batch: Batch, logps: mx.array, weighted_logps: mx.array | None, *sums: mx.array) -> Scores:
-    """Scores from sums over the completion tokens of each row.
+    """Return the scores from sums over the completion tokens of each row.
 
     Arguments:
-        sums: (rows,) each: mean logits and, where asked for, entropy and log-collision.
+        sums: (rows,) each: mean logits and, if requested, entropy and log-collision.
     """
     count = mx.maximum(batch.completion_lengths, 1)
     mean_logits, *statistics = (mx.stop_gradient(values) / count for values in sums)
@@ -68,7 +70,7 @@ def scores_of(batch: Batch, logps: mx.array, weighted_logps: mx.array | None, *s
 
 
 class PlainPolicy:
-    """A model as trainers see it: `policy(batch)` runs prompt and completion through it once.
+    """A model as trainers see it. `policy(batch)` computes prompt and completion in one forward pass.
 
     Arguments:
         model: an mlx-lm model, `model(tokens) → (rows, width, vocabulary)` logits.
@@ -79,7 +81,7 @@ class PlainPolicy:
         self.model, self.keep = model, keep
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """Scores of the completion tokens of each row; differentiable, reduced in float32. See `Scorer`."""
+        """Return the scores of the completion tokens of each row: differentiable, reduced in float32. See `Scorer`."""
         with counted(place_of_rows(batch)), recomputing(self.model, self.keep):
             logits = at_least_float32(self.model(batch.tokens[:, :-1]))
         mask = batch.completion_mask
@@ -95,6 +97,8 @@ class PlainPolicy:
 
 
 def _at_targets(batch: Batch, weights: mx.array) -> mx.array:
-    """(rows, width − 1): weights of completion tokens where they are predicted; anything elsewhere."""
+    """Return the weights of completion tokens where they are predicted, (rows, width − 1). Other entries
+    are undefined.
+    """
     where = mx.arange(1, batch.tokens.shape[1])[None] - batch.prompt_lengths[:, None]
     return mx.take_along_axis(weights, mx.clip(where, 0, weights.shape[1] - 1), axis=1)

@@ -1,8 +1,8 @@
-"""The prompt once for both completions: caches that keep its keys and values and let completions continue there.
+"""Compute each prompt once: caches keep its keys and values, and its completions continue from there.
 
-The prompt runs without its last token; the rows of completions begin with that token, so what the last token needs of
-the last layer and of the head is never computed for the prompt. Prompts are padded on the right, and each row sees of
-its prompt what is not padding.
+The prompt is computed without its last token, and the rows of completions begin with that token. The last layer and the
+head therefore never compute outputs for the prompt that nobody uses. Prompts are padded on the right, and a mask hides
+the padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +26,15 @@ from .places import part
 from .split_model import SplitModel
 
 Lengths = mx.array | int
-"""Tokens of each row's prompt that ran (its own length minus one): (rows,) int32, or the same for all."""
+"""Tokens of each row's prompt that were computed (its length minus one): (rows,) int32, or one number for all rows."""
 
 
 class PrefixCache(_BaseCache):
-    """Keeps the keys and values of the prompts while they run, and gives them to the rows that continue.
+    """Stores the keys and values of the prompts, and provides them to the rows that continue.
 
     Arguments:
-        lengths: 0 while the prompts themselves run.
-        keys, values: (rows, heads, prompt width, size), from the run of the prompts.
+        lengths: 0 while the prompts are computed.
+        keys, values: (rows, heads, prompt width, size), from the computation of the prompts.
     """
 
     def __init__(self, lengths: Lengths = 0, keys: mx.array | None = None, values: mx.array | None = None):
@@ -42,7 +42,7 @@ class PrefixCache(_BaseCache):
         self.keys, self.values = keys, values
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """The prompt's keys and values, then these."""
+        """Return the prompt's keys and values, followed by these."""
         self.offset = self.offset + keys.shape[2]
         if self.keys is not None and self.values is not None:
             keys = mx.concatenate([self.keys, keys], axis=2)
@@ -51,18 +51,20 @@ class PrefixCache(_BaseCache):
         return keys, values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """What `update_and_fetch` gave, for layers that share it."""
+        """What `update_and_fetch` returned, for layers that share it."""
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
-        """Which keys each of `N` new positions sees: "causal", None, (N, keys) bool, or (rows, 1, N, keys) bool."""
+        """Return which keys the `N` new positions can attend to: "causal", None, (N, keys) bool, or (rows, 1, N, keys)
+        bool.
+        """
         if isinstance(self.offset, int):
             return create_attention_mask(N, self.offset, return_array, window_size)
         assert self.keys is not None
         rows = self.offset[:, None]
         ahead = mx.broadcast_to(mx.arange(self.keys.shape[2])[None], (rows.shape[0], self.keys.shape[2]))
-        new = rows + mx.arange(N)[None]  # true positions of the new tokens
+        new = rows + mx.arange(N)[None]  # positions of the new tokens, without padding
         keys = mx.concatenate([ahead, new], axis=1)
         real = mx.concatenate([ahead < rows, mx.ones(new.shape, mx.bool_)], axis=1)
         mask = real[:, None, :] & (keys[:, None, :] <= new[:, :, None])
@@ -71,20 +73,23 @@ class PrefixCache(_BaseCache):
         return mask[:, None]
 
     def continued(self, lengths: Lengths, copies: int) -> "PrefixCache":
-        """The cache for rows that continue: `copies` rows for each prompt, one copy of all prompts after the other."""
+        """Return the cache for rows that continue. It has `copies` rows per prompt: all prompts, then all prompts
+        again, and so on.
+        """
         keys, values = (mx.concatenate([array] * copies) for array in self.keys_and_values())
         return PrefixCache(lengths, keys, values)
 
     def empty(self) -> bool:
-        """Whether it holds no keys."""
+        """Return whether it contains no keys."""
         return self.keys is None
 
 
 def prompt_caches(model: nn.Module) -> list[Any]:
-    """An empty cache for each layer: states of recurrent layers in the model's own kind, keys and values in ours.
+    """Return an empty cache for each layer: the model's own kind for recurrent states, `PrefixCache` for keys and
+    values.
 
     Raises:
-        ValueError: the model uses a cache of another kind than those that are understood here.
+        ValueError: The model uses another kind of cache.
     """
     mlx_lm_model: Any = model
     caches = mlx_lm_model.make_cache() if hasattr(model, "make_cache") else [None] * len(mlx_lm_model.layers)
@@ -92,12 +97,14 @@ def prompt_caches(model: nn.Module) -> list[Any]:
 
 
 def has_states(model: nn.Module) -> bool:
-    """Whether a layer keeps a state instead of keys and values: padding a prompt would run into it."""
+    """Return whether a layer keeps a recurrent state instead of keys and values. The padding of a prompt would change
+    it.
+    """
     return any(_holds_state(cache) for cache in prompt_caches(model))
 
 
 def key_heads(halves: SplitModel) -> set[int]:
-    """How many heads of keys the layers have."""
+    """Return the number of key heads of the layers."""
     caches = prompt_caches(halves.model)
     halves.hidden(mx.array([[1, 2]]), caches)
     flat = [inner for cache in caches for inner in (cache.caches if isinstance(cache, CacheList) else [cache])]
@@ -115,7 +122,7 @@ def _prompt_cache(caches: Any) -> Any:
         return CacheList(*(_prompt_cache(cache) for cache in caches.caches))
     if caches is None or type(caches) in (KVCache, RotatingKVCache, ConcatenateKVCache):
         return PrefixCache()
-    raise ValueError(f"a cache of kind {type(caches).__name__} is not understood")
+    raise ValueError(f"a cache of kind {type(caches).__name__} is not supported")
 
 
 def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:
@@ -129,11 +136,12 @@ def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:
 def completion_states(
     halves: SplitModel, prompts: mx.array, completions: mx.array, prompt_lengths: mx.array | None = None
 ) -> mx.array:
-    """Hidden states at the positions that predict the completion tokens, (rows, width, hidden).
+    """Return the hidden states at the positions that predict the completion tokens, (rows, width, hidden).
 
     Arguments:
         prompts, prompt_lengths: see `after_prompts`.
-        completions: (rows, width) int32; rows a multiple of prompts: row i continues prompt i modulo prompts.
+        completions: (rows, width) int32. The number of rows is a multiple of the number of prompts: row i continues
+            prompt i modulo prompts.
     """
     return after_prompts(halves, prompts, prompt_lengths)(completions)
 
@@ -141,14 +149,14 @@ def completion_states(
 def after_prompts(
     halves: SplitModel, prompts: mx.array, prompt_lengths: mx.array | None = None, place: Place | None = None
 ) -> Callable[..., mx.array]:
-    """Run the prompts, and return a function that continues them: see `completion_states`.
+    """Compute the prompts, and return a function that continues them as in `completion_states`.
 
-    That function takes the completions and where they count, see `places`.
+    That function takes the completions and their places (see `places`).
 
     Arguments:
         prompts: (prompts, prompt width) int32, padded on the right.
-        prompt_lengths: (prompts,) int32, each at least 1; None where no prompt is padded.
-        place: where the prompts count, see `places`.
+        prompt_lengths: (prompts,) int32, each at least 1; None if no prompt is padded.
+        place: the places of the prompts, see `places`.
     """
     caches = None
     if prompts.shape[1] > 1:
@@ -175,16 +183,16 @@ def after_prompt_groups(
     groups: Sequence[np.ndarray],
     place: Place | None = None,
 ) -> Callable[[mx.array, np.ndarray, Sequence[np.ndarray], Place | None], list[mx.array]]:
-    """Run the prompts in groups, each in one call of the model, and return a function that continues them in groups.
+    """Compute the prompts in groups, one model call per group, and return a function that continues them in groups.
 
-    That function takes completions as in `completion_states`, (rows,) their lengths, groups of rows, whose prompts may
-    have run in different groups, and where the completions count, see `places`. It returns for each group (rows of the
-    group, its longest completion, hidden) states that predict the completion tokens.
+    That function takes four arguments: the completions as in `completion_states`; their lengths (rows,); groups of
+    rows, whose prompts may come from different groups; and the places of the completions (see `places`). For each group
+    it returns the states that predict the completion tokens, (rows of the group, its longest completion, hidden).
 
     Arguments:
         prompts: (prompts, width) int32, padded on the right. lengths: (prompts,), each at least 1.
-        groups: positions of the prompts that run together; each prompt is in one group.
-        place: where the prompts count, see `places`.
+        groups: positions of the prompts that are computed together. Each prompt is in one group.
+        place: the places of the prompts, see `places`.
     """
     caches: dict[int, Sequence[Any]] = {}
     for group in groups:
@@ -207,7 +215,7 @@ def after_prompt_groups(
 
 
 def _split(cache: Any, rows: int) -> list[Any]:
-    """The caches of the single rows of a cache."""
+    """Return the caches of the single rows of a cache."""
     if isinstance(cache, ArraysCache):
         by_state = [[None] * rows if state is None else mx.split(state, rows) for state in cache.cache]
         return [_with_states(states) for states in zip(*by_state, strict=True)]
@@ -220,7 +228,7 @@ def _split(cache: Any, rows: int) -> list[Any]:
 
 
 def _joined(caches: Sequence[Any], lengths: np.ndarray) -> Any:
-    """One cache for rows that continue, from a cache for each row. lengths: (rows,) tokens of the prompts that ran."""
+    """Join the caches of single rows into one cache. lengths: (rows,) tokens of the prompts that were computed."""
     first = caches[0]
     if isinstance(first, ArraysCache):
         states = zip(*(cache.cache for cache in caches), strict=True)
@@ -245,6 +253,6 @@ def _with_states(states: Sequence[mx.array | None]) -> ArraysCache:
 
 
 def _of_width(array: mx.array, width: int) -> mx.array:
-    """(rows, heads, width, size): cut or padded with zeros."""
+    """Cut an array to this width, or pad it with zeros: (rows, heads, width, size)."""
     missing = width - array.shape[2]
     return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing > 0 else array[:, :, :width]

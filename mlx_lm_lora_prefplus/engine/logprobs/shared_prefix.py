@@ -1,4 +1,7 @@
-"""Policies that give the same scores as `PlainPolicy` for less: the head where needed, the prompt once."""
+"""Policies that give the same scores as `PlainPolicy` for less work.
+
+They apply the head only where it is needed, and compute each prompt only once.
+"""
 
 import mlx.core as mx
 import numpy as np
@@ -17,25 +20,29 @@ from .prefix_cache import after_prompt_groups, after_prompts
 from .split_model import SplitModel, arrays
 
 CALL_TOKENS = 16
-"""What one more call of the layers costs on a CPU, in tokens: products of fewer rows are slower for each row."""
+"""Cost of one more call of the layers on a CPU, in tokens: products of fewer rows are slower per row."""
 
 
 def call_tokens() -> int | None:
-    """`HeadPolicy.call_tokens` for the default device: None on a GPU, where a step is compiled for each shape."""
+    """Return `HeadPolicy.call_tokens` for the default device. None on a GPU, where a step is compiled for
+    each shape.
+    """
     return CALL_TOKENS if mx.default_device().type == mx.cpu else None
 
 
 class HeadPolicy:
-    """Prompt and completion run together; the head sees the positions that predict completion tokens, in chunks.
+    """Computes prompt and completion together. The head is applied in chunks, only to positions that predict completion
+    tokens.
 
     Arguments:
         halves: the model to be trained.
-        call_tokens: what one more call of the layers costs, in tokens. Rows run in groups of similar lengths, each in
-            a call of its own, so that calls and padding together cost least. None: all rows of a batch in one call,
-            as always while a step is traced, when lengths are not known.
+        call_tokens: the cost of one more call of the layers, in tokens. Rows of similar length form a group with a call
+            for itself. The groups are chosen so that calls and padding together cost least. None: one call for all
+            rows. While a step is traced there is always one call, because lengths are not known then.
 
     Attributes:
-        for_gradient: whether a gradient will be taken, so that it is worth preparing; None: while the model trains.
+        for_gradient: whether a gradient will be taken, so that the forward pass prepares it. None: while the model
+            trains.
         keep: what layers keep for that gradient.
     """
 
@@ -45,7 +52,7 @@ class HeadPolicy:
         self.keep = Keep.ALL
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """Scores of the completion tokens of each row; differentiable. See `Scorer`."""
+        """Return the scores of the completion tokens of each row, differentiable. See `Scorer`."""
         with recomputing(self.model, self.keep if self._trains else Keep.ALL):
             states, *mismatched = self._states(batch)
         scores = self._scores(batch, states, weights, statistics)
@@ -62,7 +69,7 @@ class HeadPolicy:
         statistics: bool = False,
         for_gradient: bool | None = None,
     ) -> Scores:
-        """The scores from the hidden states of `_states`."""
+        """Return the scores from the hidden states of `_states`."""
         rows, width = batch.completions.shape
         positions = batch.scored
         logps, *rest = self._score(
@@ -78,7 +85,9 @@ class HeadPolicy:
         return scores_of(batch, summed(logps), weighted, *map(summed, rest))
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        """(positions, hidden) states that predict the tokens at `Batch.scored`; then those of `Batch.mismatched`."""
+        """Return the (positions, hidden) states that predict the tokens at `Batch.scored`, then those of
+        `Batch.mismatched`.
+        """
         parts = _parts(batch)
         if self.call_tokens is not None and known_lengths(batch):
             return self._in_groups(parts, list(map(read_lengths, parts)), self.call_tokens)
@@ -86,8 +95,8 @@ class HeadPolicy:
         return [_take(own.reshape(-1, own.shape[-1]), one.scored) for one, own in zip(parts, states, strict=True)]
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
-        """(rows, longest completion, hidden) states of each part."""
-        places = [place_of_rows(parts[0]), *[None] * (len(parts) - 1)]  # completions of other rows do not count
+        """Return the (rows, longest completion, hidden) states of each part."""
+        places = [place_of_rows(parts[0]), *[None] * (len(parts) - 1)]  # completions of other rows have no place
         return [self._own_states(one, place) for one, place in zip(parts, places, strict=True)]
 
     def _own_states(self, batch: Batch, place: Place | None) -> mx.array:
@@ -97,7 +106,7 @@ class HeadPolicy:
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
 
     def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: int) -> list[mx.array]:
-        """As `_states`, in groups of rows."""
+        """Like `_states`, in groups of rows."""
         states = []
         for batch, lengths in zip(parts, known, strict=True):
             total = lengths.prompts_of_rows + lengths.completions
@@ -127,12 +136,12 @@ class HeadPolicy:
         return logps(self._head, vocabulary, states, targets, blocks, statistics)
 
     def _head_parameters(self) -> dict[str, mx.array]:
-        """Name → trained parameters that the head reads."""
+        """Return name → trained parameter, for the parameters that the head reads."""
         trained = arrays(self.model.trainable_parameters())
         return {name: value for name, value in trained.items() if name in self.halves.head_names}
 
     def _head_with(self, parameters: dict[str, mx.array], states: mx.array, key: mx.array) -> mx.array:
-        """Logits with parameters of the head in place of the model's own, and dropout by `key`."""
+        """Return logits, with these parameters in place of the model's own and with dropout drawn from `key`."""
         own = self._head_parameters()
         dropouts = [active for dropout in self.halves.head_dropouts for active in active_dropouts(dropout)]
         self.model.update(tree_unflatten(list(parameters.items())))
@@ -147,7 +156,7 @@ class HeadPolicy:
 
 
 class SharedPrefixPolicy(HeadPolicy):
-    """The prompts run once; their completions continue from them."""
+    """Computes the prompts once. Their completions continue from them."""
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
         prompts = parts[0].prompts
@@ -170,7 +179,7 @@ class SharedPrefixPolicy(HeadPolicy):
 
 
 class PairwisePrefixPolicy(HeadPolicy):
-    """As `SharedPrefixPolicy`, one example after the other and unpadded prompts: for layers that keep a state."""
+    """Like `SharedPrefixPolicy`, but one example at a time with unpadded prompts: for layers with a recurrent state."""
 
     def _states(self, batch: Batch) -> list[mx.array]:
         parts = _parts(batch)
@@ -190,33 +199,35 @@ class PairwisePrefixPolicy(HeadPolicy):
 
 
 def _parts(batch: Batch) -> list[Batch]:
-    """The batch, and that of its prompts with completions of other rows if it has one."""
+    """Return the batch and, if it has one, the batch of its prompts with completions of other rows."""
     return [batch] if batch.mismatched is None else [batch, batch.mismatched]
 
 
 def _at_scored(batch: Batch, row_groups: list[np.ndarray], states: list[mx.array], first: np.ndarray) -> mx.array:
-    """(positions, hidden) states at `Batch.scored`.
+    """Return the (positions, hidden) states at `Batch.scored`.
 
     states: (rows of the group, width, hidden) of each group of rows. first: (rows,) the column that predicts the first
-        token of a row's completion.
+    token of a row's completion.
     """
     rows, width = batch.completions.shape
     starts, end = np.zeros(rows + 1, np.int64), 0
     for group, of_group in zip(row_groups, states, strict=True):
         starts[group] = end + np.arange(len(group)) * of_group.shape[1] + first[group]
         end += len(group) * of_group.shape[1]
-    starts[rows] = end  # where the padding of `Batch.scored` points to
+    starts[rows] = end  # the index that padding in `Batch.scored` has
     scored = np.array(batch.scored)
     flat = mx.concatenate([of_group.reshape(-1, of_group.shape[-1]) for of_group in states])
     return _take(flat, mx.array(starts[scored // width] + scored % width))
 
 
 def _take(values: mx.array, positions: mx.array) -> mx.array:
-    """`values[positions]`; zero at one past the last, where the padding of `Batch.scored` points to."""
+    """Return `values[positions]`, with zero for the index one past the last. The padding of `Batch.scored` has that
+    index.
+    """
     return mx.concatenate([values, mx.zeros_like(values[:1])])[positions]
 
 
 def _by_row(values: mx.array, positions: mx.array, rows: int, width: int) -> mx.array:
-    """Sums over each row of values that stand at flattened `positions`."""
+    """Return the sums over each row of values at flattened `positions`."""
     flat = mx.zeros(rows * width + 1, values.dtype).at[positions].add(values)
     return flat[:-1].reshape(rows, width).sum(axis=1)

@@ -1,8 +1,8 @@
-"""The two halves of a model: tokens → hidden states (the backbone), hidden states → logits (the head).
+"""Split a model into two halves: the backbone (tokens → hidden states) and the head (hidden states → logits).
 
-mlx-lm's models can only be called as a whole. During a call the backbone instance therefore gets another class: one
-that raises its output as an exception, which leaves the model at that point, or one that returns hidden states of
-ours. The rest is the model's own code, so scales, soft caps, tied and quantised heads need no special care.
+mlx-lm's models can only be called as a whole. During a call, the backbone instance therefore gets another class. One
+such class raises its output as an exception, which leaves the model at that point. Another returns given hidden states.
+All other code is the model's own, so scales, soft caps, tied heads and quantised heads need no special treatment.
 """
 
 from collections.abc import Iterator
@@ -35,18 +35,18 @@ def _giving(backbone: type, hidden: mx.array) -> type:
 
 
 class SplitModel:
-    """A model with the module in it that turns tokens into hidden states.
+    """A model together with its backbone, the module that turns tokens into hidden states.
 
     Arguments:
         model: an mlx-lm model.
-        backbone: a module of it whose output the rest of the model turns into logits.
+        backbone: the module of it whose output the rest of the model turns into logits.
 
-    Attributes, filled in by `split_model`:
-        vocabulary: tokens of the head.
+    Attributes, set by `split_model`:
+        vocabulary: number of tokens of the head.
         head_names: names of the parameters that the logits of given hidden states depend on.
         head_dropouts: dropout outside the layers.
-        cuts: the parameters of the head that hold something for each token, each as (module, key, axis of the tokens);
-            empty where the head cannot compute some tokens alone.
+        cuts: the parameters of the head that have an entry for each token, each as (module, key, axis of the tokens).
+            Empty if the head cannot compute a part of the vocabulary.
     """
 
     def __init__(self, model: nn.Module, backbone: nn.Module):
@@ -57,7 +57,7 @@ class SplitModel:
         self.cuts: list[tuple[nn.Module, str, int]] = []
 
     def hidden(self, tokens: mx.array, cache: list[Any] | None = None, place: Place | None = None) -> mx.array:
-        """(rows, width, hidden) states of (rows, width) tokens. place: where they count, see `places`."""
+        """Return the (rows, width, hidden) states of (rows, width) tokens. place: see `places`."""
         try:
             with counted(place), swapped_classes([(self.backbone, _catching(type(self.backbone)))]):
                 self.model(tokens, cache=cache)
@@ -66,14 +66,16 @@ class SplitModel:
         raise ValueError(f"{type(self.model).__name__} did not call its {type(self.backbone).__name__}")
 
     def logits(self, hidden: mx.array, tokens: slice | mx.array | None = None) -> mx.array:
-        """(rows, width, vocabulary) logits of (rows, width, hidden) states; with `cuts`, of some tokens alone."""
+        """Return the (rows, width, vocabulary) logits of (rows, width, hidden) states. With `cuts`, only of some
+        tokens.
+        """
         inputs = mx.zeros(hidden.shape[:2], mx.int32)
         with swapped_classes([(self.backbone, _giving(type(self.backbone), hidden))]), self._cut(tokens):
             return self.model(inputs)
 
     @contextmanager
     def _cut(self, tokens: slice | mx.array | None) -> Iterator[None]:
-        """The head holds the rows of some tokens alone."""
+        """Keep only the rows of some tokens in the head."""
         whole = [] if tokens is None else [(module, key, module[key]) for module, key, _ in self.cuts]
         try:
             for (module, key, value), (_, _, axis) in zip(whole, self.cuts, strict=False):
@@ -85,12 +87,12 @@ class SplitModel:
 
 
 def arrays(tree: Any) -> dict[str, mx.array]:
-    """Name → array of a tree of parameters."""
+    """Return name → array of a tree of parameters."""
     return dict(tree_flatten(tree))  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def split_model(model: nn.Module) -> SplitModel | None:
-    """The innermost module that owns the layers and whose output gives the model's logits exactly, or None."""
+    """Return the innermost module that owns the layers and whose output gives exactly the model's logits, or None."""
     tokens = mx.array([[1, 2, 3]], mx.int32)
     expected = model(tokens)
     for module in _owners_of_layers(model):
@@ -98,7 +100,7 @@ def split_model(model: nn.Module) -> SplitModel | None:
         try:
             hidden = halves.hidden(tokens)
             logits = halves.logits(hidden)
-        except Exception:  # whatever a model does when it is called in two halves, this module is not the one
+        except Exception:  # whatever the model raises when it is called in two halves, this module is not the backbone
             continue
         if logits.shape == expected.shape and mx.array_equal(logits, expected, equal_nan=True):
             halves.vocabulary = expected.shape[-1]
@@ -110,7 +112,9 @@ def split_model(model: nn.Module) -> SplitModel | None:
 
 
 def _owners_of_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules that hold the layers, under whatever name and however deep; innermost first, without the model itself."""
+    """Return the modules that contain the layers, under any name and at any depth: innermost first, without
+    the model.
+    """
     layers = {id(layer) for layer in model.layers}  # pyright: ignore[reportOptionalIterable]
 
     for _, module in sorted(model.named_modules(), key=lambda item: -item[0].count(".")):
@@ -124,7 +128,7 @@ def _outside_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
-    """Names of the parameters that turn logits into NaN when they are NaN themselves."""
+    """Return the names of the parameters that make the logits NaN when they are NaN."""
     names = set()
     for path, module in _outside_layers(halves.model):
         for key, value in module.items():
@@ -140,7 +144,7 @@ def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
 
 
 def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
-    """What `SplitModel.cuts` says, if the logits of some tokens come out of it."""
+    """Return `SplitModel.cuts`, if the logits of a part of the vocabulary are computed correctly with them."""
     result = SplitModel(halves.model, halves.backbone)
     for path, module in _outside_layers(halves.model):
         if any(name.rpartition(".")[0] == path for name in halves.head_names):
@@ -150,7 +154,7 @@ def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[
     some = mx.array([halves.vocabulary - 1, 0])
     try:
         cut = result.logits(hidden, some)
-    except Exception:  # whatever a model does with fewer tokens than it was made for
+    except Exception:  # a model may fail in any way with fewer tokens than it was made for
         return []
     if cut.shape[-1] == some.size and mx.allclose(cut, logits[..., some], rtol=1e-2, atol=1e-2, equal_nan=True).item():
         return result.cuts

@@ -1,4 +1,4 @@
-"""How much memory the activations of a step need, and what layers should keep so that they fit."""
+"""Estimate the memory of a step's activations, and choose what layers keep so that they fit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,26 +14,27 @@ from .advice import total_memory
 from .recompute import Keep, layers_with_gradients, linears_of
 
 SHARE = 0.7
-"""Of the machine's memory, for all that a run holds: the rest is for the system, other programs and rounding up."""
+"""Share of the machine's memory for the whole run. The rest is for the system, other programs and rounding up."""
 
 ALL_OF_PRODUCTS = 2.0
 """All activations but attention scores, in units of the outputs of linear layers (1.5 measured on a Qwen2.5-0.5B)."""
 
 SCORES = 4
-"""Arrays of the size of the attention scores that the backward of a layer needs (measured there, on a CPU)."""
+"""Arrays of the size of the attention scores that the backward pass of a layer needs (measured on the same model, CPU).
+"""
 
 OPTIMIZER = 4
-"""Arrays of the size of the trained parameters: they, their gradient and two moments."""
+"""Arrays of the size of the trained parameters: the parameters, their gradient and two moments."""
 
 CHOICES = {"fast": Keep.ALL, "balanced": Keep.PRODUCTS, "low": Keep.INPUTS}
-"""The values of the key `memory`, from the fastest to the smallest."""
+"""The values of the key `memory`, fastest to smallest."""
 
 
 class LayerSizes(NamedTuple):
-    """Bytes for each token, in all layers that a gradient goes through.
+    """Bytes per token, in all layers that a gradient passes through.
 
-    count: number of these layers. inputs, products: of their inputs, and of the outputs of their linear layers.
-    scores: for each token that a token attends to: those of one array of attention scores.
+    count: number of these layers. inputs, products: bytes of their inputs, and of the outputs of their linear layers.
+    scores: bytes of one array of attention scores, per token that a token attends to.
     """
 
     count: int
@@ -42,7 +43,7 @@ class LayerSizes(NamedTuple):
     scores: float
 
     def needed(self, keep: Keep, tokens: int, longest: int) -> int:
-        """An upper estimate of the bytes of a step, over the weights.
+        """Return an upper estimate of the bytes of a step, in addition to the weights.
 
         tokens: computed at once. longest: tokens of the longest row.
         """
@@ -52,7 +53,7 @@ class LayerSizes(NamedTuple):
         layer = (ALL_OF_PRODUCTS * self.products + scores) / self.count
         stored = {Keep.INPUTS: self.inputs, Keep.PRODUCTS: self.inputs + self.products}
         if keep is Keep.ALL:
-            # On a GPU MLX computes the scores again in the backward.
+            # On a GPU MLX computes the scores again in the backward pass.
             kept = ALL_OF_PRODUCTS * self.products + (scores if mx.default_device().type == mx.cpu else 0)
         else:
             kept = stored[keep]
@@ -60,15 +61,15 @@ class LayerSizes(NamedTuple):
 
 
 def choose_keep(settings: RunSettings, model: nn.Module, tokens: int, longest: int) -> Keep:
-    """What the settings ask for; with `memory: auto` as much as fits into the machine's memory.
+    """Return what layers keep, as the settings ask. With `memory: auto`: as much as fits into the machine's memory.
 
-    tokens: most that a step computes at once. longest: tokens of the longest row.
+    tokens: the most that a step computes at once. longest: tokens of the longest row.
     """
     if settings.memory_level != "auto":
         return CHOICES[settings.memory_level]
     try:
         sizes = layer_sizes(model)
-    except Exception:  # whatever a model raises that does not run on a plain row: the probe will say so
+    except Exception:  # a model that fails on a plain row; the probe will report it
         return Keep.ALL
     weights = _bytes(model.parameters()) + OPTIMIZER * _bytes(model.trainable_parameters())
     room = SHARE * total_memory() - weights
@@ -77,7 +78,7 @@ def choose_keep(settings: RunSettings, model: nn.Module, tokens: int, longest: i
 
 
 def layer_sizes(model: nn.Module, tokens: int = 4) -> LayerSizes:
-    """Measure the arrays of a small forward by their shapes. MLX is lazy: next to nothing is computed."""
+    """Measure the arrays of a small forward pass by their shapes. MLX is lazy: almost nothing is computed."""
     layers = layers_with_gradients(model)
     inputs, products = list[int](), list[int]()
     with _sized(layers, inputs), _sized([linear for layer in layers for linear in linears_of(layer)], products):

@@ -1,4 +1,4 @@
-"""The message for a run that is out of memory: what it requested, what the machine has, and what would reduce it."""
+"""The out-of-memory message: what the run requested, what the machine has, and what would reduce it."""
 
 import os
 import re
@@ -23,16 +23,18 @@ OUT_OF_MEMORY = (
         "[metal::malloc] resource limit",
     ),
 )
-"""Phrases of MLX's errors on Metal, CUDA and the CPU, in lower case. (An error in a Metal command buffer ends the
-process before Python can catch it.)"""
+"""Phrases in MLX's errors on Metal, CUDA and the CPU, in lower case. (An error in a Metal command buffer ends the
+process before Python can catch it.)
+"""
 
 LOW_SAVES = 0.9
-"""Share of a step's memory that `memory: low` saves: on the whole shape of Qwen2.5-0.5B (24 layers, float32, LoRA, one
-chat pair) a step took 2,581 MiB, with it 221."""
+"""Share of a step's memory that `memory: low` saves. Measured with the shapes of Qwen2.5-0.5B (24 layers, float32,
+LoRA, one chat pair): 2,581 MiB for a step without it, 221 MiB with it.
+"""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
+    """Return whether an error means that memory ran out."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
 
@@ -41,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained(
     model: nn.Module, settings: RunSettings, batch: Callable[[], Batch | None] = lambda: None, trains: bool = False
 ) -> Iterator[None]:
-    """Turn running out of memory into a UserError that says what would reduce it.
+    """Turn an out-of-memory error into a UserError that says what would reduce memory.
 
     batch: returns the batch that is being computed. trains: whether gradients are computed too.
     """
@@ -56,7 +58,7 @@ def explained(
 def advice(
     error: BaseException, model: nn.Module, batch: Batch | None, settings: RunSettings, trains: bool = True
 ) -> str:
-    """A message for a run that ran out of memory, with three settings that would reduce its memory.
+    """Return a message with up to three settings that would reduce the memory of a run.
 
     batch: the batch that was being computed. trains: whether gradients were computed too.
     """
@@ -69,19 +71,19 @@ def advice(
         rows, width = batch.tokens.shape
         of = f" on {batch.ids.shape[0]} examples ({rows} rows of up to {width} tokens)"
     message = str(error).rstrip(".") or type(error).__name__
-    request = f" MLX asked for {size(requested)} more." if requested else ""
+    request = f" MLX requested {size(requested)} more." if requested else ""
     savings = [f"{what}: about {size(share * step)} less" for what, share in ways(batch, settings, trains)][:3]
     return (
-        f"Out of memory{of}: {message}.{request} The machine has {size(available)}; the model takes "
-        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {'; '.join(savings)}. Files saved "
-        "before are intact: continue with --resume (--resume force with another batch_size or max_seq_length)."
+        f"Out of memory{of}: {message}.{request} The machine has {size(available)}. The model takes "
+        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {'; '.join(savings)}. Saved files "
+        "are intact: continue with --resume (--resume force with another batch_size or max_seq_length)."
     )
 
 
 def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Iterator[tuple[str, float]]:
-    """Yield (a change of a setting, the share of a step's memory that it saves), the best first.
+    """Yield (a change of a setting, the share of a step's memory that it saves), largest saving first.
 
-    trains: whether gradients are computed too; else only what a forward needs counts.
+    trains: whether gradients are computed too. If not, only changes that reduce the forward pass are listed.
     """
     width = batch.tokens.shape[1] if batch is not None else 0
     if settings.token_budget:
@@ -95,7 +97,7 @@ def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Ite
             1 - half / settings.batch_size,
         )
     if trains and settings.memory_level != "low" and not settings.efficient_long_context:
-        unless = " (unless the line Engine: says `keeping the inputs of layers`)"
+        unless = " (unless the line Engine: contains `keeping the inputs of layers`)"
         yield f"memory: low{unless * (settings.memory == 'auto')}", LOW_SAVES
     if width > 2 * settings.long_context_chunk and not settings.efficient_long_context:
         yield "efficient_long_context: true", 1 - settings.long_context_chunk / width
@@ -113,19 +115,19 @@ def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Ite
 
 
 def _requested_bytes(text: str) -> int | None:
-    """The number of bytes in MLX's message."""
+    """Return the number of bytes in MLX's message."""
     match = re.search(r"(?:allocate|allocating)\D{0,20}(\d+) bytes", text)
     return int(match[1]) if match else None
 
 
 def bound_cache() -> None:
-    """Limit MLX's cache to a quarter of a GPU's memory, because batches of many shapes would fill all of it."""
+    """Limit MLX's cache to a quarter of a GPU's memory. Batches of many shapes would otherwise fill all of it."""
     if mx.default_device().type == mx.gpu:
         mx.set_cache_limit(total_memory() // 4)
 
 
 def total_memory() -> int:
-    """Bytes of memory of this machine's device."""
+    """Return the bytes of memory of this machine's device."""
     info = mx.device_info()
     for key in ("max_recommended_working_set_size", "memory_size", "total_memory"):
         if info.get(key):
@@ -134,10 +136,12 @@ def total_memory() -> int:
 
 
 def device_limit() -> int | None:
-    """Bytes that a GPU is to use at most: what Metal recommends, or all memory of a CUDA device. None on a CPU."""
+    """Return the most bytes that a GPU should use: Metal's recommended limit, or all memory of a CUDA device. None on a
+    CPU.
+    """
     return total_memory() if mx.default_device().type == mx.gpu else None
 
 
 def size(count: float) -> str:
-    """Bytes in GB or MB."""
+    """Return bytes as text in GB or MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{max(count, 0) / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""The arrays of floats in the arguments of a layer, and in the caches among them."""
+"""Find the float arrays in the arguments of a layer, including those in its caches."""
 
 from collections.abc import Callable
 from copy import copy
@@ -9,7 +9,7 @@ from mlx_lm.models.cache import _BaseCache
 
 
 def with_arrays(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
-    """A copy of tuples, lists, dicts and caches with `function` of each array of floats; once for each array."""
+    """Copy tuples, lists, dicts and caches, and apply `function` once to each float array."""
     done: dict[int, mx.array] = {}
 
     def mapped(value: Any) -> Any:
@@ -33,7 +33,7 @@ def with_arrays(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
 
 
 def arrays_of(tree: Any) -> list[mx.array]:
-    """The arrays that `with_arrays` visits, in its order."""
+    """Return the arrays that `with_arrays` visits, in its order."""
     arrays = list[mx.array]()
 
     def visit(array: mx.array) -> mx.array:
@@ -45,7 +45,7 @@ def arrays_of(tree: Any) -> list[mx.array]:
 
 
 def caches_of(tree: Any) -> list[_BaseCache]:
-    """The caches in tuples, lists and dicts."""
+    """Return the caches in tuples, lists and dicts."""
     if isinstance(tree, _BaseCache):
         return [tree]
     items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()

@@ -1,22 +1,22 @@
-"""Layers that keep less for the backward, and compute the rest again when it comes.
+"""Layers that keep less for the backward pass and recompute the rest there.
 
-The forward of a layer leaves its backward many arrays: outputs of linear layers, which are expensive to compute, and
-norms, attention scores and activation functions, which are cheap and together larger. `Keep.PRODUCTS` keeps the input
-of each layer and the outputs of its linear layers; `Keep.INPUTS` keeps the input alone (Chen et al. 2016,
-arXiv 1604.06174; what to keep, by its cost: Korthikanti et al. 2022, arXiv 2205.05198, section 5).
+The forward pass of a layer keeps many arrays for its backward pass. The outputs of linear layers are expensive to
+compute. Norms, attention scores and activation functions are cheap to compute, and together they are larger.
+`Keep.PRODUCTS` keeps the input of each layer and the outputs of its linear layers. `Keep.INPUTS` keeps only the input
+(Chen et al. 2016, arXiv 1604.06174; what to keep, by its cost: Korthikanti et al. 2022, arXiv 2205.05198, section 5).
 
-What it relies on:
+It relies on six facts:
 
-1. MLX is lazy: of what the backward formally computes again, only what gradients depend on is computed. The gradient
-   of a frozen linear layer does not depend on its output, so with `PRODUCTS` no large product runs twice.
-2. Keys, values and states of a cache go into a layer and come out of it as arrays, so gradients flow through a prompt
-   that several completions share. (mlx-lm's `grad_checkpoint` loses them.)
-3. A layer is computed again only when the gradient of its output is there. `mx.depends` says so; it also keeps
+1. MLX is lazy. Of the recomputation, only what gradients depend on is executed. The gradient of a frozen linear layer
+   does not depend on its output, so with `PRODUCTS` no large product is computed twice.
+2. Keys, values and states of a cache enter and leave a layer as arrays, so gradients also flow through a prompt that
+   several completions share. (mlx-lm's `grad_checkpoint` loses these gradients.)
+3. A layer is recomputed only when the gradient of its output is known. `mx.depends` enforces this order. It also keeps
    `mx.compile` from merging the second computation with the first.
-4. The layers below wait for the gradients of a layer's parameters. MLX would compute these last, and keep for them
-   what was computed again in all layers.
-5. Dropout draws the same numbers again, because their keys are kept.
-6. What routers give goes out of a layer as an array, too, when it is recorded.
+4. The layers below wait for the gradients of a layer's parameters. Otherwise MLX would compute these gradients last and
+   keep the recomputed arrays of all layers until then.
+5. Dropout draws the same numbers again, because its random keys are kept.
+6. The outputs of routers leave a layer as arrays, too, when they are recorded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ from .arguments import arrays_of, caches_of, with_arrays
 
 
 class Keep(Enum):
-    """What a layer keeps for the backward."""
+    """What a layer keeps for the backward pass."""
 
     ALL = "all activations"
     PRODUCTS = "the outputs of linear layers"
@@ -45,14 +45,14 @@ class Keep(Enum):
 
 @contextmanager
 def recomputing(model: nn.Module, keep: Keep) -> Iterator[None]:
-    """Let the layers of `model` that gradients go through keep only what `keep` names while the context is open."""
+    """Make the layers of `model` that need gradients keep only what `keep` names, while the context is open."""
     layers = [] if keep is Keep.ALL else layers_with_gradients(model)
     with swapped_classes([(layer, _recomputed(type(layer), keep)) for layer in layers]):
         yield
 
 
 def layers_with_gradients(model: nn.Module) -> list[nn.Module]:
-    """The layers from the first trained one on; all where something outside of the layers is trained."""
+    """Return the layers from the first trained one on; all layers if something outside the layers is trained."""
     layers: Any = model.layers
     counts = [len(tree_flatten(layer.trainable_parameters())) for layer in layers]
     outside = len(tree_flatten(model.trainable_parameters())) - sum(counts)
@@ -80,7 +80,7 @@ class _Keys:
         self.place = 0
 
     def dropout(self, module: nn.Dropout, kind: type, args: tuple[mx.array], kwargs: dict[str, Any]) -> mx.array:
-        """The result of a dropout: the first time that of any other, then the same once more."""
+        """Return the result of a dropout: the first time with a new key, the second time with the same key."""
         self.place += 1
         if self.place > len(self.drawn):
             (state,) = cast(list[mx.array], mx.random.state)
@@ -90,12 +90,13 @@ class _Keys:
 
 
 class _Function:
-    """One call of a module as a function of arrays: its trained parameters, its arguments and what its caches hold.
+    """One call of a module as a function of arrays: its trained parameters, its arguments, and the arrays in its
+    caches.
 
     Arguments:
         kind: the class whose `__call__` is called.
         given: positional and keyword arguments.
-        keys: where its dropouts find their keys, from `place` on.
+        keys: the keys of its dropouts, from `place` on.
     """
 
     def __init__(self, module: nn.Module, kind: type, given: tuple[tuple, dict[str, Any]], keys: _Keys, place: int = 0):
@@ -108,14 +109,16 @@ class _Function:
         self.inputs = [*(value for _, value in trained), *arrays_of(given)]
 
     def __call__(self) -> Any:
-        """The module's result. The backward computes it again from the inputs."""
+        """Return the module's result. The backward pass computes it again from the inputs."""
         return self._differentiable(self.run, self.run)
 
     def keeping_products(self) -> Any:
-        """The module's result. The backward takes the outputs of linear layers from the first computation."""
+        """Return the module's result. The backward pass takes the outputs of linear layers from the first
+        computation.
+        """
         linears, keys = list(linears_of(self.module)), self.keys
         products: list[mx.array] = []
-        known: list[tuple[bool, int, int]] = []  # of each call: whether its result is kept, its first and last key
+        known: list[tuple[bool, int, int]] = []  # for each call: whether its result is kept, its first and its last key
 
         def first(*inputs: mx.array) -> Any:
             def call(module, kind, args, kwargs):
@@ -144,7 +147,7 @@ class _Function:
         return self._differentiable(first, again, products)
 
     def with_value(self, value: mx.array) -> mx.array:
-        """`value`, which the call has given before, with the gradients of the call."""
+        """Return `value`, an earlier result of the call, with the gradients of the call."""
 
         @mx.custom_function
         def known(*inputs):
@@ -157,8 +160,10 @@ class _Function:
         return known(*self.inputs)  # pyright: ignore[reportReturnType]
 
     def run(self, *inputs: mx.array) -> tuple[Any, Any, Any]:
-        """The result of the call with these parameters and arrays, the arguments, whose caches have changed, and what
-        its routers have given (see `routers`)."""
+        """Call the module with these parameters and arrays.
+
+        Returns its result, the arguments, whose caches have changed, and the outputs of its routers (see `routers`).
+        """
         self.keys.place = self.place
         remaining = iter(inputs[len(self.names) :])
         args, kwargs = given = with_arrays(lambda _: next(remaining), self.given)
@@ -174,7 +179,7 @@ class _Function:
     def _differentiable(
         self, first: Callable[..., Any], again: Callable[..., Any], kept: list[mx.array] | None = None
     ) -> Any:
-        """The result of `first`; its backward goes through `again`, which gives the same.
+        """Return the result of `first`. The backward pass uses `again`, which returns the same.
 
         kept: arrays that `again` reads besides its arguments.
         """
@@ -190,13 +195,13 @@ class _Function:
         def _(inputs, cotangents, outputs):
             inputs, cotangents = _listed(inputs), _listed(cotangents)
             own, arrays = inputs[: len(self.names)], inputs[len(self.names) :]
-            late = mx.depends([*arrays, *(kept or [])], cotangents)  # invariant 3
+            late = mx.depends([*arrays, *(kept or [])], cotangents)  # fact 3 of the module docstring
             if kept:
                 kept[:] = late[len(arrays) :]
             inputs = [*own, *late[: len(arrays)]]
             gradients = mx.vjp(lambda *inputs: arrays_of(again(*inputs)), inputs, cotangents)[1]
             own, arrays = gradients[: len(own)], gradients[len(own) :]
-            return [*own, *(mx.depends(arrays, own) if own and arrays else arrays)]  # invariant 4
+            return [*own, *(mx.depends(arrays, own) if own and arrays else arrays)]  # fact 4 of the module docstring
 
         outputs: Any = function(*self.inputs)
         remaining = iter(outputs)
@@ -209,12 +214,14 @@ class _Function:
 
 
 def _listed(arrays: mx.array | Sequence[mx.array]) -> list[mx.array]:
-    """MLX gives a `vjp` the array itself where there is only one."""
+    """Undo an MLX convention: a `vjp` receives the array itself if there is only one."""
     return [arrays] if isinstance(arrays, mx.array) else list(arrays)
 
 
 def linears_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in it that multiply with matrices; of an adapter layer the adapter, not the layer it adapts."""
+    """Return the modules in it that multiply by matrices. Of an adapter layer this is the adapter, not its
+    base layer.
+    """
     for child in tree_flatten(module.children(), is_leaf=lambda value: isinstance(value, nn.Module)):
         inner: Any = child[1]
         weight = inner.get("weight")

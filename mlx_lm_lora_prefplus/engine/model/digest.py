@@ -1,4 +1,4 @@
-"""Digests that tell weights and files apart."""
+"""Digests that identify weights and files."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from mlx.utils import tree_flatten
 from .adapters import adapter_base, adapter_layers
 
 CHUNK = 1 << 22
-"""Numbers that are summed at a time; bounds the memory that a digest takes."""
+"""Values that are summed at a time, to limit the memory that a digest needs."""
 
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A digest of every weight of the model with its adapters off, and of how it is built.
+    """Return a digest of every weight of the model without its adapters, and of its structure.
 
-    It reads the values in memory, once, so a file that was edited in place is noticed, and a copy, another folder or
-    another kind of adapters on the same base is known again. Each chunk of a weight gives two sums modulo 2³² of its
-    bits, one of them weighted by position: made for accidents, not for adversaries.
+    The digest reads the values in memory once. It therefore changes if a file was edited in place. It does not change
+    for a copy, another folder, or other adapters on the same base model. Each chunk of a weight gives two sums of its
+    bits modulo 2³², one of them weighted by position. This detects accidental changes, not deliberate forgeries.
     """
     args = getattr(model, "args", None)
     found = hashlib.sha256(f"{type(model).__module__} {vars(args) if args else None}".encode())
@@ -36,7 +36,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _base_weights(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    """Name → weight, as if the adapters had never been put on."""
+    """Return name → weight, as if the adapters had never been added."""
     prefixes = {id(module): name for name, module in model.named_modules()}
     layers = {prefixes[id(layer)]: adapter_base(layer) for layer in adapter_layers(model)}
     for name, value in dict[str, Any](tree_flatten(model.parameters())).items():
@@ -60,17 +60,20 @@ def _sums(value: mx.array) -> Iterator[mx.array]:
 
 
 def files_digest(files: list[Path]) -> str:
-    """A digest of large files on this machine without reading them whole: `content_digest` and the times of change.
+    """Return a digest of large files on this machine without reading all of them: `content_digest` and modification
+    times.
 
-    Weights that are not loaded are known by it. A change that keeps size and time and falls between the samples is
-    not noticed.
+    It identifies weights that are not loaded. It misses a change that keeps size and modification time and lies between
+    the samples.
     """
     times = [file.stat().st_mtime_ns for file in sorted(files)]
     return hashlib.sha256(f"{content_digest(files)} {times}".encode()).hexdigest()
 
 
 def content_digest(files: list[Path]) -> str:
-    """A digest of names, sizes, and samples over the length of files, equal for copies. Absent files are left out."""
+    """Return a digest of names, sizes, and samples along each file. Copies have equal digests. Absent files are left
+    out.
+    """
     found = hashlib.sha256()
     for file in sorted(filter(Path.is_file, files)):
         size = file.stat().st_size
@@ -83,6 +86,6 @@ def content_digest(files: list[Path]) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,14 +1,17 @@
-"""Optimisers that keep their moments in 8 bits: a quarter of the memory of 32 bits.
+"""Optimisers whose moments use 8 bits: a quarter of the memory of 32 bits.
 
-Block-wise quantisation (Dettmers et al. 2022, arXiv 2110.02861): each block of 256 values keeps its largest absolute
-value in 32 bits and each value as an 8-bit share of it; tensors of fewer than 4,096 values stay as MLX keeps them.
-Two departures from the paper. A share is a float of 8 bits (three of them mantissa, so that levels are 6 to 12 % apart
-at any size) in place of the paper's table, whose levels below the largest tenth are farther apart. And rounding is
-stochastic, which keeps the mean of each moment: rounded to the nearest, `v` would ignore any gradient that changes it
-by less than half the distance of two levels, and with beta2 = 0.999 nearly all do.
+This is block-wise quantisation (Dettmers et al. 2022, arXiv 2110.02861). Each block of 256 values stores its largest
+absolute value in 32 bits, and each value as an 8-bit fraction of it. Tensors of fewer than 4,096 values stay as MLX
+keeps them.
 
-The random numbers follow from the number of the update alone. All processes of a run draw the same ones, and a resumed
-run draws those that an uninterrupted run would.
+There are two departures from the paper. First, a fraction is an 8-bit float with three bits of mantissa, so that
+neighbouring levels differ by 6 to 12 % at any size. The levels of the paper's table are farther apart for values below
+a tenth of the largest. Second, rounding is stochastic, which preserves the mean of each moment. Rounding to the nearest
+level would ignore every gradient that changes `v` (the mean of squared gradients) by less than half the distance
+between two levels. With beta2 = 0.999 nearly all gradients are that small.
+
+The random numbers depend only on the number of the update. All processes of a run therefore draw the same ones, and a
+resumed run draws the same as an uninterrupted run.
 """
 
 from collections.abc import Mapping
@@ -21,13 +24,13 @@ BLOCK = 256
 """Values that share a scale; 4 bytes of scale for 256 bytes of codes."""
 
 SMALLEST = 4096
-"""Values of the smallest tensor whose moments are kept in 8 bits."""
+"""Tensors with fewer values keep their moments in 32 bits."""
 
 AT_ONCE = 2**20
-"""Values that are held in 32 bits at a time; a larger tensor is updated in parts."""
+"""Values that are in 32 bits at a time. A larger tensor is updated in parts."""
 
 DROPPED = 20
-"""Lower bits of a float32 that its 8-bit form does not have: it keeps three bits of the mantissa."""
+"""Lower bits of a float32 that its 8-bit form drops: it keeps three bits of the mantissa."""
 
 ONE = 127 << 3
 """The upper bits of the float32 1.0."""
@@ -40,15 +43,17 @@ STATES: Mapping[type[optim.Optimizer], Mapping[str, bool]] = {
     optim.Adamax: {"m": True, "v": False},
     optim.Lion: {"m": True},
 }
-"""Optimiser → its states, and whether each has a sign. All of them compute each value of a tensor independently."""
+"""Optimiser → its states, and whether each has a sign. All of these optimisers update each value of a tensor
+independently.
+"""
 
 REFUSED: Mapping[type[optim.Optimizer], str] = {
-    optim.Adagrad: "adds up squared gradients without forgetting any, and would add up the errors of rounding too",
-    optim.AdaDelta: "takes the quotient of two averages, which multiplies the errors of rounding",
-    optim.Adafactor: "keeps only a mean for each row and column of a matrix, which is less already",
-    optim.Muon: "computes with whole matrices, of which all values would have to be in 32 bits at once",
+    optim.Adagrad: "sums squared gradients without decay, so it would sum the rounding errors too",
+    optim.AdaDelta: "divides two averages, which amplifies the rounding errors",
+    optim.Adafactor: "keeps only one mean per row and column of a matrix, which needs less memory already",
+    optim.Muon: "computes with whole matrices, so all their values would be in 32 bits at once",
 }
-"""Optimiser → why its states are not kept in 8 bits."""
+"""Optimiser → why its states cannot be kept in 8 bits. It completes the sentence "It …"."""
 
 
 class Quantized(NamedTuple):
@@ -59,10 +64,10 @@ class Quantized(NamedTuple):
 
 
 def quantized(values: mx.array, signed: bool, key: mx.array) -> Quantized:
-    """Round values to 8 bits, up or down at random, such that the mean over draws is the value itself.
+    """Round values to 8 bits, up or down at random, such that the expected result is the value itself.
 
-    A value without a sign that is not 0 does not become 0 either: a `v` of 0 under a moment that is not 0 would make an
-    update as large as 1 / epsilon. One with a sign does, below 1.7e-5 of its block's largest.
+    A nonzero value without a sign never becomes 0. Otherwise a `v` of 0 beside a nonzero first moment would make an
+    update as large as 1 / epsilon. A value with a sign becomes 0 below 1.7e-5 of the block's largest.
 
     Arguments:
         values: (blocks, 256) float32.
@@ -81,7 +86,7 @@ def quantized(values: mx.array, signed: bool, key: mx.array) -> Quantized:
 
 
 def dequantized(state: Quantized, signed: bool) -> mx.array:
-    """Return (blocks, 256) float32."""
+    """Return the values as (blocks, 256) float32."""
     codes = state.codes.astype(mx.uint32)
     levels, largest = (codes & 127, 127) if signed else (codes, 255)
     bits = levels + (ONE - largest) << DROPPED
@@ -92,20 +97,21 @@ def dequantized(state: Quantized, signed: bool) -> mx.array:
 def in_eight_bits(kind: type[optim.Optimizer]) -> type[optim.Optimizer]:
     """Return a subclass of an optimiser in `STATES` that keeps its moments in 8 bits.
 
-    Its update is computed in float32 and rounded to the type of the parameter. It is not for use inside `mx.compile`.
+    The update is computed in float32 and rounded to the type of the parameter. The subclass does not work inside
+    `mx.compile`.
     """
     return type(f"{kind.__name__}In8Bits", (_EightBit, kind), {"signs": STATES[kind]})
 
 
 def saved_bytes(kind: type[optim.Optimizer], parameters: Mapping[str, mx.array]) -> int:
-    """Return how many bytes less the moments of these parameters take in 8 bits; 0 if the optimiser is refused."""
+    """Return how many bytes the 8-bit moments of these parameters save; 0 if the optimiser is not supported."""
     large = [value for value in parameters.values() if value.size >= SMALLEST]
     each = sum(value.nbytes - value.size - 4 * -(-value.size // BLOCK) for value in large)
     return len(STATES.get(kind, ())) * each
 
 
 class _EightBit(optim.Optimizer):
-    """Stands before the optimiser's own class. A state is {"codes", "scale"} in place of an array."""
+    """Mixed in before the optimiser's own class. A state is {"codes", "scale"} instead of an array."""
 
     signs: Mapping[str, bool]
 
@@ -136,7 +142,7 @@ class _EightBit(optim.Optimizer):
             updated.append(new.astype(parameter.dtype))
             for name, signed in self.signs.items():
                 codes[name].append(quantized(whole[name], signed, self._next_key()))
-            if len(values) > AT_ONCE // BLOCK:  # free what this part held in 32 bits
+            if len(values) > AT_ONCE // BLOCK:  # free the 32-bit values of this part
                 mx.eval(updated, codes)
         for name, parts in codes.items():
             state[name] = {
@@ -146,13 +152,13 @@ class _EightBit(optim.Optimizer):
         return mx.concatenate(updated).reshape(-1)[: parameter.size].reshape(parameter.shape)
 
     def _next_key(self) -> mx.array:
-        """A key for each draw of an update, the same in each process."""
+        """Return a key for each draw of an update, the same in each process."""
         self._draws += 1
         return mx.stack([self.step.astype(mx.uint32), mx.array(self._draws, mx.uint32)])
 
 
 def _in_blocks(array: mx.array) -> mx.array:
-    """Return (blocks, 256), the last one filled up with zeros."""
+    """Return the values as (blocks, 256), with the last block padded with zeros."""
     flat = array.reshape(-1)
     missing = -flat.size % BLOCK
     return (mx.pad(flat, (0, missing)) if missing else flat).reshape(-1, BLOCK)

@@ -1,16 +1,18 @@
 """The load-balancing loss of mixtures of experts, from the logits of their routers.
 
-Of one example (a pair, a list or a row), over the tokens t that its completions and their prompts feed to the model and
-over the layers with experts together:
+The loss is computed per example (a pair, a list or a row). It covers the tokens t that the completions and their
+prompts feed to the model, and all layers with experts:
 
-    aux = E · Σ_e f_e·P_e,  f_e = number of (t, layer) whose k best experts hold e / T,  P_e = Σ softmax(logits)_e / T,
+    aux = E · Σ_e f_e·P_e,  f_e = number of pairs (t, layer) that chose expert e / T,  P_e = Σ softmax(logits)_e / T.
 
-where E counts experts and T the pairs (t, layer); a prompt counts once for each completion. That is the loss of Fedus
-et al. 2021 (Switch Transformers), arXiv 2101.03961, eq. 4 to 6, as transformers' `load_balancing_loss_func` computes it
-from a batch of this one example. The loss is no sum over tokens, so its unit must be defined: over a
-micro-batch, as in TRL, it would depend on how a step is cut. Over an example it adds up, whatever the cut.
+E is the number of experts. T is the number of pairs (t, layer). Each of them chooses its k best experts. A prompt
+counts once for each completion. This is the loss of Fedus et al. 2021 (Switch Transformers), arXiv 2101.03961, eq. 4 to
+6, as transformers' `load_balancing_loss_func` computes it for a batch of this one example.
 
-Routers are found by a trial: the modules whose outputs have their k largest entries where the experts were chosen.
+The loss is not a sum over tokens, so its unit must be defined. TRL computes it per micro-batch, so there it depends on
+how a step is divided. The sum over examples does not.
+
+A trial finds the routers: they are the modules whose k largest outputs match the chosen experts.
 """
 
 from collections.abc import Iterator
@@ -25,29 +27,32 @@ from ...errors import UserError
 from .swap import calls_answered, swapped_classes
 
 TOLERANCE = 1e-2
-"""By how much of the largest logit a chosen expert may lie below the k-th: in low precision scores are equal."""
+"""How far the logit of a chosen expert may lie below the k-th largest, relative to the largest: scores tie in low
+precision.
+"""
 
 TOKENS = 16
-"""Of the trial."""
+"""Number of tokens of the trial."""
 
 
 class Place(NamedTuple):
-    """Where the tokens of one call of the model belong.
+    """The position in the batch of the tokens of one model call.
 
-    weights: (rows, width) float32, how often each token counts; 0 for padding. examples: (rows,) int32.
+    weights: (rows, width) float32, how often each token counts; 0 for padding. examples: (rows,) int32, the example of
+    each row.
     """
 
     weights: mx.array
     examples: mx.array
 
     def part(self, rows: np.ndarray, width: int) -> "Place":
-        """Some rows, and the first columns of them."""
+        """Return some rows, and the first columns of them."""
         places = mx.array(rows)
         return Place(self.weights[places, :width], self.examples[places])
 
 
 class Routers(NamedTuple):
-    """modules: the router of each layer with experts. experts: E. chosen: k, experts of a token."""
+    """modules: the router of each layer with experts. experts: their number E. chosen: k, the experts per token."""
 
     modules: tuple[nn.Module, ...]
     experts: int
@@ -55,21 +60,21 @@ class Routers(NamedTuple):
 
 
 class _Holder:
-    """Keeps routers on a model without becoming a part of its parameters."""
+    """Stores routers on a model without making them part of its parameters."""
 
     def __init__(self, routers: Routers):
         self.routers = routers
 
 
 class RouterRecord:
-    """Sums over the tokens of each example, while the model runs: of probabilities, and of choices.
+    """Sums over the tokens of each example while the model runs: of router probabilities and of choices.
 
     Arguments:
-        routers: those of the model. examples: how many the batch has.
+        routers: those of the model. examples: the number of examples in the batch.
 
     Attributes:
-        sums: (probabilities, choices), (examples, E) float32 each, of each call of a router; no gradient of choices.
-        place: of the call of the model that is under way; None where its tokens do not count.
+        sums: (probabilities, choices), (examples, E) float32 each, for each call of a router. Choices have no gradient.
+        place: the place of the current model call; None if its tokens do not count.
         first: the position in the batch of the first example of the call.
     """
 
@@ -80,7 +85,7 @@ class RouterRecord:
         self.first = 0
 
     def add(self, logits: mx.array) -> None:
-        """Add what a router gave for the tokens of `place`: (…, E), in the order of (rows, width)."""
+        """Add the logits of a router for the tokens of `place`: (…, E), in the order of (rows, width)."""
         assert self.place is not None
         weights, examples = self.place
         experts = self.routers.experts
@@ -94,24 +99,24 @@ class RouterRecord:
         self.sums.append((both[0], both[1]))
 
     def total(self) -> tuple[mx.array, mx.array]:
-        """The sums over all calls so far."""
+        """Return the sums over all calls so far."""
         zeros = mx.zeros((self.examples, self.routers.experts))
         probabilities, choices = zip(*self.sums, strict=True) if self.sums else ((zeros,), (zeros,))
         return sum(probabilities[1:], probabilities[0]), sum(choices[1:], choices[0])
 
     def losses(self) -> mx.array:
-        """(examples,) float32, differentiable; 0 for an example without tokens."""
+        """Return the loss, (examples,) float32, differentiable; 0 for an example without tokens."""
         probabilities, choices = self.total()
         count = mx.maximum(choices.sum(axis=1) / self.routers.chosen, 1)
         return self.routers.experts * (probabilities * choices).sum(axis=1) / mx.square(count)
 
 
 _records: list[RouterRecord | None] = [None]
-"""The record that is open, last; None where there is none, or it is closed for a while."""
+"""The open records, innermost last. An entry is None where nothing is recorded or recording is paused."""
 
 
 def current() -> RouterRecord | None:
-    """The record that is open."""
+    """Return the open record."""
     return _records[-1]
 
 
@@ -129,7 +134,7 @@ def recorded(model: nn.Module, examples: int) -> Iterator[RouterRecord]:
     """Record the routers of a model while it scores a batch of this many examples.
 
     Raises:
-        UserError: the model has no experts, or its routers are not known.
+        UserError: The model has no experts, or its routers are not supported.
     """
     record = RouterRecord(routers_of(model), examples)
     with _opened(record), _recording(record):
@@ -137,7 +142,7 @@ def recorded(model: nn.Module, examples: int) -> Iterator[RouterRecord]:
 
 
 class Recording(NamedTuple):
-    """A record with the place of the call that is under way, to compute a part of the call apart, or once more."""
+    """Return a new record with the place of the current call, to compute a part of the call separately or again."""
 
     record: RouterRecord
     place: Place | None
@@ -145,14 +150,14 @@ class Recording(NamedTuple):
 
 
 def recording() -> Recording | None:
-    """The record that is open, as it is now."""
+    """Return the open record in its current state."""
     record = current()
     return None if record is None else Recording(record, record.place, record.first)
 
 
 @contextmanager
 def recorded_again(recording: Recording | None) -> Iterator[RouterRecord | None]:
-    """Record a part of a computation apart, in a record of its own; None where nothing is recorded."""
+    """Record a part of a computation in a separate record; None if nothing is recorded."""
     if recording is None:
         with not_recorded():
             yield None
@@ -164,13 +169,13 @@ def recorded_again(recording: Recording | None) -> Iterator[RouterRecord | None]
 
 
 def not_recorded() -> Any:
-    """A context in which the open record is closed."""
+    """Pause recording while the context is open."""
     return _opened(None)
 
 
 @contextmanager
 def counted(place: Place | None) -> Iterator[None]:
-    """One call of the model, whose tokens belong to `place`; those of None do not count."""
+    """Enclose one model call whose tokens have this place. With None they do not count."""
     if (record := current()) is None:
         yield
         return
@@ -183,7 +188,7 @@ def counted(place: Place | None) -> Iterator[None]:
 
 @contextmanager
 def examples_from(first: int) -> Iterator[None]:
-    """Calls with a part of the batch that begins with this example."""
+    """Enclose calls with a part of the batch that begins with this example."""
     if (record := current()) is None:
         yield
         return
@@ -195,7 +200,7 @@ def examples_from(first: int) -> Iterator[None]:
 
 
 def _recording(record: RouterRecord) -> Any:
-    """Routers tell the open record what they give; once, however often this is nested."""
+    """Make routers report their logits to the open record. Nested use reports them once."""
     swaps = [(one, _telling(type(one))) for one in record.routers.modules if not hasattr(type(one), "tells_record")]
     return swapped_classes(swaps) if swaps else nullcontext()
 
@@ -211,10 +216,10 @@ def _telling(kind: type) -> type:
 
 
 def routers_of(model: nn.Module) -> Routers:
-    """The routers of a model, found by a trial the first time.
+    """Return the routers of a model. The first call finds them by a trial.
 
     Raises:
-        UserError: the model has no experts, or its routers are not known.
+        UserError: The model has no experts, or its routers are not supported.
     """
     holder = getattr(model, "_router_holder", None)
     if holder is None:
@@ -230,7 +235,7 @@ def _find(model: nn.Module) -> Routers:
     blocks = [one for one in outer if any(id(child) in switches for child in _children(one))]
     kind = type(model).__module__.rpartition(".")[2]
     if not blocks:
-        raise UserError(f"router_aux_loss_coef: the model ({kind}) has no experts; leave router_aux_loss_coef out.")
+        raise UserError(f"router_aux_loss_coef: the model ({kind}) has no experts. Remove router_aux_loss_coef.")
     names = {id(module): name for name, module in model.named_modules()}
     block_ids, given = {id(one) for one in blocks}, list[tuple[nn.Module, mx.array]]()
     found, unknown = list[tuple[nn.Module, int, int]](), list[str]()
@@ -254,9 +259,9 @@ def _find(model: nn.Module) -> Routers:
     sizes = {(experts, chosen) for _, experts, chosen in found}
     if unknown or len(sizes) != 1:
         raise UserError(
-            f"router_aux_loss_coef: the routers of {kind} are not known ({', '.join(unknown[:3]) or sizes}): its "
-            "experts are not just those of the largest outputs of a linear layer; a bias, or groups, take part. "
-            "docs/models.md lists the classes that can be balanced; leave router_aux_loss_coef out."
+            f"router_aux_loss_coef: the routers of {kind} are not supported ({', '.join(unknown[:3]) or sizes}). "
+            "A supported router chooses the experts with the largest outputs of a linear layer; this one also uses "
+            "a bias or groups. docs/models.md lists the supported classes. Remove router_aux_loss_coef."
         )
     ((experts, chosen),) = sizes
     return Routers(tuple(router for router, _, _ in found), experts, chosen)
@@ -272,7 +277,7 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _chooses(logits: mx.array, indices: mx.array) -> bool:
-    """Whether the experts (…, k) are those of the largest logits (…, E), but for rounding."""
+    """Return whether the experts (…, k) are those with the largest logits (…, E), up to rounding."""
     chosen, (experts, tokens) = indices.shape[-1], (logits.shape[-1], indices.size // indices.shape[-1])
     if logits.size != tokens * experts or experts < chosen or (indices >= experts).any().item():
         return False

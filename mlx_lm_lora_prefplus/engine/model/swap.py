@@ -1,4 +1,4 @@
-"""Layers of another class for a while."""
+"""Temporarily change the class of layers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ import mlx.nn as nn
 
 @contextmanager
 def swapped_classes(swaps: Sequence[tuple[nn.Module, type]]) -> Iterator[None]:
-    """Give each module another class while the context is open, whatever happens in it.
+    """Give each module another class while the context is open. The class is restored even after an error.
 
-    Only the way a module is called changes: no parameter is moved, copied or renamed.
+    Only the way a module is called changes. No parameter is moved, copied or renamed.
     """
     originals = [type(module) for module, _ in swaps]
     try:
@@ -25,7 +25,7 @@ def swapped_classes(swaps: Sequence[tuple[nn.Module, type]]) -> Iterator[None]:
 
 @contextmanager
 def calls_answered(call: Callable[..., Any], modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let `call(module, its class, args, kwargs)` answer calls of the modules."""
+    """Route calls of the modules to `call(module, its class, args, kwargs)`."""
 
     def called(kind: type) -> type:
         def answer(module, *args, **kwargs):

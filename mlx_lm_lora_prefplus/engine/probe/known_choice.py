@@ -1,4 +1,4 @@
-"""What the probe found on a model, kept on disk, because it takes as long as many training steps."""
+"""Keep the result of the probe on disk, because the probe takes as long as many training steps."""
 
 import hashlib
 import inspect
@@ -25,14 +25,14 @@ SETTINGS = (
     *("train_type", "num_layers", "lora_parameters", "qat_enable", "qat_bits", "qat_group_size", "qat_mode"),
     *("engine", "efficient_long_context", "long_context_chunk"),
 )
-"""The settings that decide what the probe finds, besides the model."""
+"""The settings that influence the probe's result, besides the model."""
 
 
 class Choice(NamedTuple):
-    """What the probe found.
+    """The result of the probe.
 
-    method: the place of the method among those of the model; None for the plain one.
-    keep: what layers keep for the gradient. description: the method and why it was chosen, for people.
+    method: the index of the method among those of the model; None for the plain one.
+    keep: what layers keep for the gradient. description: the method and why it was chosen, for the user.
     compilable: whether `mx.compile` can trace it.
     shares_trunk: whether policy and reference can share the frozen trunk.
     """
@@ -45,10 +45,10 @@ class Choice(NamedTuple):
 
 
 class KnownChoice:
-    """The choice of an earlier run with the same model, settings, example and versions, if there was one.
+    """The stored choice of an earlier run with the same model, settings, example and versions, if there is one.
 
     Arguments:
-        digest: of the model's weights with its adapters off.
+        digest: of the model's weights without its adapters.
         example: the row of the data that the probe uses.
         keep: what the layers are to keep.
     """
@@ -70,7 +70,7 @@ class KnownChoice:
         self.model = settings.model
 
     def read(self) -> Choice | None:
-        """The choice; None if there is none on disk. A damaged one is deleted."""
+        """Return the choice; None if there is none on disk. A damaged file is deleted."""
         try:
             found = read_sealed_json(self.file)
             choice = Choice(**{**found["choice"], "keep": Keep(found["choice"]["keep"])})
@@ -83,7 +83,7 @@ class KnownChoice:
         return choice
 
     def write(self, choice: Choice) -> None:
-        """Keep a choice for later runs. A disk that is full or read-only costs the next run a probe, and no more."""
+        """Store a choice for later runs. If the disk is full or read-only, the next run only has to probe again."""
         content = {"model": self.model, "choice": {**choice._asdict(), "keep": choice.keep.value}}
         try:
             with cache_folder.private_file(self.file) as file:
@@ -93,7 +93,9 @@ class KnownChoice:
 
 
 def _code(model: nn.Module) -> list[str]:
-    """Digests of the code that computes log-probs, ours and that of the model's class: versions may be edited."""
+    """Return digests of the code that computes log-probs, including the model's class: code may change within a
+    version.
+    """
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     with suppress(OSError, TypeError):  # a class that was defined in a notebook has no file
         files.append(Path(inspect.getfile(type(model))))

@@ -1,7 +1,7 @@
-"""A digest of how the model's log-probs are rounded here: it changes with BLAS library, device and precision.
+"""A digest of how log-probs are rounded on this machine. It depends on BLAS library, device and precision.
 
-The same weights give log-probs that differ in the last bits where matrices are multiplied by another library or
-another device. No version number tells all of these apart, so the digest is of numbers that are computed.
+The same weights give log-probs that differ in the last bits if another library or device multiplies the matrices. No
+version number distinguishes all of these, so the digest is computed from actual results.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ ROWS = [
     {"prompt": list(range(1, 34)), "chosen": [5, 8, 13, 21, 2, 3, 1, 30, 7], "rejected": [29, 4, 18, 11, 6]},
     {"prompt": list(range(30, 23, -1)), "chosen": [17, 9, 2], "rejected": [3, 14, 15, 9, 26, 5]},
 ]
-"""Small numbers, which every vocabulary has."""
+"""Small token ids, which every vocabulary contains."""
 
 
 def rounding_digest(policy: Scorer) -> str:
-    """Return the SHA-256 of the exact log-probs, entropies and mean logits of two fixed pairs, adapters off.
+    """Return the SHA-256 of the exact log-probs, entropies and mean logits of two fixed pairs, without adapters.
 
-    policy: the way in which the run computes log-probs. It does one forward of about 60 tokens.
+    policy: the method by which the run computes log-probs. The digest needs one forward pass of about 60 tokens.
     """
     model = policy.model
     training = model.training
@@ -42,7 +42,9 @@ def rounding_digest(policy: Scorer) -> str:
 
 
 def _adapters_off(model: nn.Module) -> AbstractContextManager[object]:
-    """Like `adapters_off`; adapters of an unknown kind stay on. The reference of such a model is always another one."""
+    """Like `adapters_off`, but adapters of an unsupported kind stay on. The reference of such a model is always another
+    model.
+    """
     try:
         return adapters_off(model)
     except UserError:

@@ -1,7 +1,7 @@
-"""Which way to compute log-probs is exact on this model? It is tried out, on the loaded model itself, at the start.
+"""Choose the fastest exact method to compute log-probs of this model. The methods are tested on the model at the start.
 
-A model that ignores padding, caches or masks gives wrong gradients without any error. So no way is taken on
-trust: each must give what plain forwards of single, unpadded rows give, on a few small uneven batches.
+A model that ignores padding, caches or masks gives wrong gradients without any error. Each method is therefore tested
+on a few small batches of uneven rows. It must give the same results as plain forward passes of single, unpadded rows.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,12 +28,13 @@ from .known_choice import Choice, KnownChoice
 from .verify import Difference, Oracle
 
 MOST_ROWS = 32
-"""Rows of the largest batch that is tried."""
+"""Rows of the largest batch in the test."""
 
 
 class SelectedMethod(NamedTuple):
-    """policy: the way to take. words: what it is and why, for people. compilable: whether `mx.compile` can trace it.
-    trunk: the frozen trunk, if what comes out of it can be kept from the reference's forward for the policy's.
+    """policy: the method. words: what it is and why it was chosen, for the user. compilable: whether `mx.compile` can
+    trace it.
+    trunk: the frozen trunk, if its output in the reference's forward pass can be reused for the policy.
     """
 
     policy: Scorer
@@ -52,11 +53,12 @@ def choose_policy(
     keep: Keep = Keep.ALL,
     known: KnownChoice | None = None,
 ) -> SelectedMethod:
-    """The fastest way that is exact on `model` as it is now; the plain way if the settings ask for it.
+    """Return the fastest method that is exact on `model`; the plain method if the settings ask for it.
 
-    example: one of the data, a long one: what windows and scaled positions do shows in no short row.
-    keep: what layers keep for the gradient, where that is exact.
-    known: where the choice of an earlier run is read, and that of this one is written.
+    example: one example of the data, a long one, because sliding windows and scaled positions do not show in short
+    rows.
+    keep: what layers keep for the gradient, if that is exact.
+    known: the file of an earlier run's choice. The choice of this run is written to it.
     """
     if settings.engine == "plain":
         return SelectedMethod(PlainPolicy(model, keep), f"{PLAIN} (engine: plain){_kept(keep)}")
@@ -83,7 +85,7 @@ def _selected(choice: Choice, model: nn.Module, halves: SplitModel | None, setti
 
 @contextmanager
 def _training_without_dropout(model: nn.Module) -> Iterator[None]:
-    """As in training, when models take other paths than for generation, but without chance."""
+    """Use training mode without dropout. In training mode, models can take other paths than for generation."""
     training = model.training
     model.train()
     for module in model.modules():
@@ -96,11 +98,11 @@ def _training_without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 class Method(NamedTuple):
-    """A way to compute log-probs that may be exact.
+    """A method to compute log-probs that may be exact.
 
-    make: the policy of a model's halves. words, compilable: as in `SelectedMethod`.
-    trials: the same way for rows as short as those of the probe, in all forms that differ; `make` if empty.
-    in_pieces: whether it runs rows piece by piece, and so needs no layer that keeps less.
+    make: returns the policy from a model's halves. words, compilable: as in `SelectedMethod`.
+    trials: the same method for rows as short as those of the probe, in all its variants; `make` if empty.
+    in_pieces: whether it computes rows in chunks. Its layers then need not keep less for the gradient.
     """
 
     make: Callable[[SplitModel], HeadPolicy]
@@ -111,18 +113,20 @@ class Method(NamedTuple):
 
 
 def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True) -> Method:
-    """A way that runs rows in groups where that pays; tried with all rows together and with each length alone."""
+    """Return a method that computes rows in groups if that is faster. It is tested with one group, and with one per
+    length.
+    """
     cost = call_tokens()
     trials = () if cost is None else (kind, partial(kind, call_tokens=0))
     return Method(partial(kind, call_tokens=cost), description, compilable, trials)
 
 
 def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
-    """The ways to try, the fastest first; those in chunks before them if efficient_long_context is set."""
+    """Return the methods to test, fastest first. With efficient_long_context those in chunks come first."""
     together = _in_groups(HeadPolicy, "prompt and completion together")
     try:
         padded = not has_states(model)
-    except Exception:  # caches of a kind that is not understood, or whatever else making them raises
+    except Exception:  # the model has an unsupported kind of cache, or failed to make one
         return [together]
     once = [_in_groups(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
     if padded:
@@ -147,32 +151,32 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
 
 
 def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
-    """Pieces so short that the rows of the probe have borders."""
+    """Width of chunks in the test. It is small, so that the short rows of the probe have chunk borders."""
     return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
 
 
 def _probe(
     model: nn.Module, halves: SplitModel | None, settings: RunSettings, example: Batch | None, keep: Keep
 ) -> Choice:
-    """Try the ways on the model, the fastest first, and take the first exact one."""
+    """Test the methods on the model, fastest first, and return the first exact one."""
     plain = PlainPolicy(model)
     if halves is None:
-        return _plainly("its head cannot be parted")
+        return _plainly("its head cannot be separated")
     vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
     try:
         oracle = Oracle(model, vocabulary, _row_counts(halves))
-    except Exception as error:  # whatever a model raises of which no gradient can be taken
+    except Exception as error:  # a model may raise anything if no gradient can be taken
         return _plainly(f"no gradient could be taken: {error}")
     refused = ""
     if settings.efficient_long_context and dropouts(model):
-        refused = "; not in chunks: dropout would differ when they are computed again"
+        refused = "; not in chunks: dropout would differ when a chunk is computed again"
     for (number, way), kept in product(enumerate(_ways(model, settings)), dict.fromkeys((keep, Keep.ALL))):
         if way.in_pieces and kept is not Keep.ALL:
             continue
         tries = [make(halves) for make in way.trials or (way.make,)]
         for tried in tries:
             tried.for_gradient, tried.keep = True, kept
-        # The forms after the first differ in how rows are grouped: the batch of the most rows shows that.
+        # The variants after the first differ in how rows are grouped. The largest batch is enough to test that.
         found = [oracle.difference(tries[0]), *(oracle.difference(tried, oracle.batches[-1:]) for tried in tries[1:])]
         difference = Difference(*map(max, zip(*found, strict=True)))
         if oracle.passes(difference):
@@ -187,7 +191,7 @@ def _probe(
             return Choice(number, kept, description, traceable, _shares_trunk(tries[-1], oracle))
         refused += f"; {way.description}{_kept(kept)}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
-        refused += "; even so padding changes its log-probs, as if rows saw what comes after them"
+        refused += "; but padding changes its log-probs, as if tokens attended to later ones"
     return Choice(None, Keep.ALL, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]), False)
 
 
@@ -200,7 +204,7 @@ def _kept(keep: Keep) -> str:
 
 
 def _shares_trunk(policy: HeadPolicy, oracle: Oracle) -> bool:
-    """Whether there is a frozen trunk, and the policy is exact over the run of it that the reference has made."""
+    """Return whether there is a frozen trunk, and the policy is exact when it reuses the reference's output of it."""
     model: Any = policy.model
     trunk = find_trunk(model, policy.halves.head_names)
     if trunk is None or not _same_for_both(model, trunk, policy.halves.head_names):
@@ -214,7 +218,7 @@ def _shares_trunk(policy: HeadPolicy, oracle: Oracle) -> bool:
 
 
 def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> bool:
-    """Whether neither adapters nor chance make a difference but above the trunk."""
+    """Return whether adapters and dropout are only above the trunk."""
     names = {id(module): name for name, module in model.named_modules()}
     of_head = [layer for layer in adapter_layers(model) if f"{names[id(layer)]}.lora_a" in head_names]
     above = {id(module) for layer in (*model.layers[trunk.size :], *of_head) for module in layer.modules()}
@@ -222,16 +226,18 @@ def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> boo
 
 
 def _row_counts(halves: SplitModel) -> set[int]:
-    """As many rows as a layer has heads: where a mask of rows can be taken for one of heads."""
+    """Return as many rows as a layer has heads. With this size, a model may confuse a mask of rows with one
+    of heads.
+    """
     try:
         return {heads for heads in key_heads(halves) if heads <= MOST_ROWS}
-    except Exception:  # a model that does not run on our caches fails the trial of them, whatever it raises
+    except Exception:  # if the model fails on these caches, the test of them reports it
         return set()
 
 
 def _traceable(policy: Scorer, batch: Batch) -> bool:
     try:
         mx.compile(lambda batch: policy(batch).logps)(batch)
-    except Exception:  # a model that looks at values, as some mixtures of experts do
+    except Exception:  # a model that reads values of arrays, as some mixtures of experts do
         return False
     return True

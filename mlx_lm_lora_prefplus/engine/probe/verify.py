@@ -1,7 +1,8 @@
-"""What a way to compute log-probs is held against: plain forwards of a few short rows, each alone and unpadded.
+"""Compare a method to compute log-probs with plain forward passes of a few short rows, each alone and unpadded.
 
-Twice: gradients, as the model is trained; and log-probs in float32, because a model of lower precision has noise of
-1e-2 and more that a wrong mask could hide in. (Weights are converted one by one as they are used, and freed again.)
+Two things are compared: the gradients, in the precision of training; and the log-probs in float32. A model of lower
+precision has noise of 1e-2 and more, which could hide the effect of a wrong mask. (For the float32 comparison, weights
+are converted one by one as they are used, and freed again.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,47 +22,49 @@ from ..logprobs.plain import at_least_float32
 from ..logprobs.split_model import arrays
 
 EXACT = 1e-4
-"""Relative L2 difference that is rounding in float32."""
+"""Relative L2 difference that counts as rounding in float32."""
 
 NOISE = 10
-"""How many times the difference between a row alone and the same row twice in a batch is still rounding."""
+"""The tolerance, as a multiple of the difference between a row alone and the same row twice in a batch."""
 
 CAP = 1e-2
-"""A difference above is no rounding in float32, however noisy the device is."""
+"""A larger difference is never rounding in float32, however noisy the device is."""
 
 NARROW = 0.2
-"""Relative L2 difference of gradients that may be rounding in lower precision; the log-probs tell more there."""
+"""Relative L2 difference of gradients that counts as rounding in lower precision. The log-probs are the sharper test
+there.
+"""
 
 COMPARED_BYTES = 256_000_000
-"""Of a large trained model the smallest tensors are compared, up to this size; they lie in every layer."""
+"""Of a large trained model only tensors up to this size are compared. Every layer has some."""
 
 LENGTHS = [(5, 3, 4), (1, 4, 1), (7, 1, 5)]
-"""Tokens of prompt, chosen and rejected of the rows."""
+"""Tokens of prompt, chosen and rejected of the test rows."""
 
 HALF = (mx.bfloat16, mx.float16)
 
 Gradient = dict[str, mx.array]
 
 Row = dict[str, list[int]]
-"""Tokens of `prompt`, `chosen` and `rejected`."""
+"""Number of tokens of `prompt`, `chosen` and `rejected`."""
 
 SIDES = ("chosen", "rejected")
 
 
 class Difference(NamedTuple):
-    """Relative L2 differences from plain forwards; infinite where something failed or is not finite."""
+    """Relative L2 differences from plain forward passes; infinite if something failed or is not finite."""
 
     gradients: float
     logps: float
 
 
 class Oracle:
-    """The rows, and what plain forwards make of them.
+    """The test rows and their results in plain forward passes.
 
     Arguments:
         model: in training mode, without dropout.
-        vocabulary: token ids to draw from.
-        row_counts: sizes of batches to try, in rows, besides those of 2 and 3 pairs; odd ones as single completions.
+        vocabulary: token ids are drawn below this number.
+        row_counts: further batch sizes to test, in rows, besides 2 and 3 pairs. An odd count uses single completions.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int, row_counts: set[int]):
@@ -88,7 +91,9 @@ class Oracle:
             self.allowed = self.allowed._replace(gradients=NARROW)
 
     def _batch(self, rows: int) -> Batch:
-        """Pairs, the last without its rejected completion if `rows` is odd: then each row is an example of its own."""
+        """Return pairs. If `rows` is odd, the last pair has no rejected completion, and each row is a
+        separate example.
+        """
         pairs = (rows + 1) // 2
         batch = collate([self.rows[i % len(self.rows)] for i in range(pairs)], np.arange(pairs))
         if rows % 2 == 0:
@@ -98,12 +103,12 @@ class Oracle:
         )
 
     def _which(self, rows: int) -> list[int]:
-        """The index in `alone` of each row of a batch of a given size."""
+        """Return the index in `alone` of each row of a batch of a given size."""
         pairs = (rows + 1) // 2
         return [2 * (row % pairs % len(self.rows)) + row // pairs for row in range(rows)]
 
     def _alone(self, row: Row, side: str, copies: int = 1) -> Callable[[], mx.array]:
-        """The summed log-prob of one completion, by a forward of nothing but prompt and completion."""
+        """Return the summed log-prob of one completion, from a forward pass of only its prompt and itself."""
         tokens = mx.array([row["prompt"] + row[side]] * copies)
 
         def logp() -> mx.array:
@@ -121,19 +126,21 @@ class Oracle:
         return trained
 
     def difference(self, policy: Callable[[Batch], Scores], batches: Sequence[Batch] | None = None) -> Difference:
-        """How far a way is from plain forwards, at worst over the batches (default: all of them)."""
+        """Return the largest difference between a method and plain forward passes over the batches (default: all of
+        them).
+        """
         try:
             differences = [self._differences(policy, batch) for batch in batches or self.batches]
-        except Exception:  # whatever a model raises when it is called in a way it does not know
+        except Exception:  # a model may raise anything when it is called in an unexpected way
             return Difference(float("inf"), float("inf"))
         return Difference(*(max(column) for column in zip(*differences, strict=True)))
 
     def passes(self, difference: Difference) -> bool:
-        """Whether differences are rounding."""
+        """Return whether these differences are rounding."""
         return difference.gradients <= self.allowed.gradients and difference.logps <= self.allowed.logps
 
     def agrees(self, policy: Scorer, simple: Scorer, example: Batch) -> bool:
-        """Whether log-probs of one example are those of each completion alone by a simpler way."""
+        """Return whether the log-probs of one example equal those of each completion alone by a simpler method."""
         completions = example.lengths.size
         filled = np.flatnonzero(np.array(example.completion_lengths))
         rows = example._replace(
@@ -153,7 +160,7 @@ class Oracle:
             logps = policy(batch).logps
         expected = self.logps[which]
         off = np.linalg.norm(as_numpy(logps) - expected) / np.linalg.norm(expected)
-        weights = np.linspace(1.0, -1.5, rows)  # so that exchanged rows are noticed
+        weights = np.linspace(1.0, -1.5, rows)  # different weights, so that exchanged rows are noticed
         share = np.zeros(len(self.alone))
         np.add.at(share, which, weights)
         expected = {
@@ -165,7 +172,7 @@ class Oracle:
 
 
 def _compared(model: nn.Module) -> frozenset[str]:
-    """Names of the trained tensors to compare."""
+    """Return the names of the trained tensors to compare."""
     sizes = sorted((value.nbytes, name) for name, value in arrays(model.trainable_parameters()).items())
     total = np.cumsum([size for size, _ in sizes])
     return frozenset(name for i, (_, name) in enumerate(sizes) if i == 0 or total[i] <= COMPARED_BYTES)
@@ -173,7 +180,7 @@ def _compared(model: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """The model's weights converted as they are used. What is computed inside must be evaluated outside."""
+    """Convert the model's weights as they are used. Results must be evaluated inside the context."""
     own = model.parameters()
     model.update(tree_map(lambda value: value.astype(mx.float32) if value.dtype in HALF else value, own))
     try:
@@ -183,7 +190,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _difference(gradient: Gradient, expected: Gradient) -> float:
-    """Relative L2 difference of all tensors together; infinite if anything is not finite."""
+    """Return the relative L2 difference of all tensors together; infinite if anything is not finite."""
     if not expected:
         return 0.0
     off = sum(mx.square((gradient[name] - value).astype(mx.float32)).sum() for name, value in expected.items())

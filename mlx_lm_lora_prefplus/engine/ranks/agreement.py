@@ -1,14 +1,14 @@
-"""What the processes of a run were given: whether it is the same, and in words where it is not."""
+"""Compare the settings and data of a run's processes, and describe differences in words."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LONGEST_VALUE = 100
-"""Characters of a value in a message."""
+"""A longer value is cut to this many characters in a message."""
 
 
 def described(error: BaseException) -> str:
-    """An error as sentences in one line, for other processes."""
+    """Return an error as sentences on one line, for other processes."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted by SIGINT."
     if isinstance(error, SystemExit):
@@ -19,20 +19,20 @@ def described(error: BaseException) -> str:
 
 
 def failures(reasons: Sequence[str | None]) -> str | None:
-    """A sentence about the processes that failed. reasons: for each rank the reason, or None."""
+    """Return a sentence about the processes that failed. reasons: for each rank the reason, or None."""
     failed = [f"Rank {rank} failed at its start: {reason}" for rank, reason in enumerate(reasons) if reason is not None]
     return " ".join(failed) or None
 
 
 def differences(given: Sequence[Mapping[str, Any]]) -> str | None:
-    """A sentence that names all that differs, with the values. given: for each rank its values by name."""
+    """Return a sentence that names all differences with their values. given: for each rank its values by name."""
     names = dict.fromkeys(name for one in given for name in one)
     different = [_different(name, [one.get(name, "nothing") for one in given]) for name in names]
     if not any(different):
         return None
     return (
-        f"The {len(given)} processes do not train the same. {'; '.join(filter(None, different))}. Start all of them "
-        "with the same command, and with the same model, data and releases of packages on each machine."
+        f"The {len(given)} processes were started differently. {'; '.join(filter(None, different))}. Start all of them "
+        "with the same command, and with the same model, data and package versions on each machine."
     )
 
 

@@ -1,8 +1,8 @@
-"""Each of several processes tells the others that it works, and learns within seconds which of them failed or hangs.
+"""Detect within seconds that one of several processes has failed or hangs, and report it to all others.
 
 A thread in each process keeps a TCP connection to rank 0 and sends a line about once a second (see `Peer`). If a
-connection closes without a word, its process has died. Rank 0 looks for processes that hang, and passes on the reason
-why all must end; the others look after rank 0.
+connection closes without a farewell line, its process has died. Rank 0 checks for processes that hang, and sends the
+reason to all if they must end. The other processes check rank 0.
 """
 
 import json
@@ -21,17 +21,17 @@ from typing import Any
 from .liveness import Peer, hung
 
 GRACE = 5.0
-"""Seconds that the main thread has to end once there is a reason; then the process is ended."""
+"""Seconds that the main thread has to end once there is a reason. Then the thread ends the process."""
 
 LONGEST_LINE = 1 << 20
 
-GO_ON = "The files saved before are complete. Start all processes again with --resume to continue."
-"""What to do when another process has ended the run."""
+GO_ON = "Files that were saved are complete. Start all processes again with --resume to continue."
+"""Advice for the case that another process has ended the run."""
 
 
 @dataclass(eq=False)
 class Link:
-    """A connection to another process. rank: of that process; None until it has said so."""
+    """A connection to another process. rank: of that process; None until its first line has named it."""
 
     socket: socket.socket
     rank: int | None
@@ -39,16 +39,16 @@ class Link:
     outgoing: bytes = b""
 
     def say(self, **what: Any) -> None:
-        """Put a line into what is to be sent."""
+        """Add a line to the lines to be sent."""
         self.outgoing += json.dumps(what).encode() + b"\n"
 
     def flush(self) -> None:
-        """Send as much as can be sent at once. An error is noticed where the connection is read."""
+        """Send as much as can be sent without waiting. An error is noticed where the connection is read."""
         with suppress(OSError):
             self.outgoing = self.outgoing[self.socket.send(self.outgoing) :] if self.outgoing else b""
 
     def lines(self) -> list[dict[str, Any]] | None:
-        """The whole lines that have come; None if the connection is closed or talks nonsense."""
+        """Return the complete lines received so far; None if the connection is closed or a line is invalid."""
         try:
             data = self.socket.recv(1 << 16)
             *lines, self.incoming = (self.incoming + data).split(b"\n")
@@ -62,14 +62,17 @@ class Link:
 
 
 class Heartbeat(threading.Thread):
-    """The thread of one process.
+    """The heartbeat thread of one process.
 
     phase: what this process is doing. calls: how many collective calls it has made.
-    reason: why all must end, once there is one. log: takes the message with which the thread ends the process.
+    reason: why all processes must end, once there is a reason. log: receives the message with which the thread ends the
+    process.
     """
 
     def __init__(self, rank: int, peers: Sequence[Peer], limit: float, token: str):
-        """limit: see `hung`; 0: no process counts as hung. token: begins each connection and keeps strangers out."""
+        """limit: see `hung`; 0: no process counts as hung. token: a secret that begins each connection, to reject
+        strangers.
+        """
         super().__init__(name="heartbeat", daemon=True)
         self.rank, self.peers, self.limit, self.token = rank, list(peers), limit, token
         self.phase, self.calls = "starting", 0
@@ -83,10 +86,10 @@ class Heartbeat(threading.Thread):
         self._waker.setblocking(False)
         self._watch(woken, self._woken)
 
-    # What the main thread calls.
+    # Methods for the main thread.
 
     def serve(self, server: socket.socket) -> None:
-        """Start in rank 0: the others connect to this socket."""
+        """Start in rank 0. The others connect to this socket."""
         self._watch(server, self._accept)
         self.start()
 
@@ -96,12 +99,14 @@ class Heartbeat(threading.Thread):
         self.start()
 
     def enter(self, phase: str) -> None:
-        """Say what this process does from now on, such as "training"."""
+        """Set what this process does from now on, such as "training", and send it to the others."""
         self.phase = phase
         self._wake()
 
     def leave(self, failure: str | None = None) -> None:
-        """This process ends and needs the others no more. failure: why the others must end too, if they must."""
+        """Announce that this process ends and no longer needs the others. failure: why the others must end too, if they
+        must.
+        """
         if failure is not None:
             self._set_reason(f"{self.peers[self.rank]} failed while {self.phase}: {failure}")
         self._leaves = True
@@ -109,25 +114,25 @@ class Heartbeat(threading.Thread):
         self.join(timeout=2)
 
     def reason_within(self, seconds: float) -> str | None:
-        """The reason why all must end; waits at most `seconds` for it."""
+        """Wait at most `seconds` for a reason why all must end, and return it."""
         self._has_reason.wait(seconds)
         return self.reason
 
     def _wake(self) -> None:
-        with suppress(OSError):  # it has been woken often enough
+        with suppress(OSError):  # enough wake-ups are already pending
             self._waker.send(b"\0")
 
-    # What the thread does.
+    # Methods of the thread.
 
     def run(self) -> None:
-        """Listen and speak until this process leaves or must end."""
+        """Receive and send lines until this process leaves or must end."""
         last = time.monotonic()
         while not self._leaves:
             for key, _ in self._selector.select(self.interval):
                 key.data()
             now = time.monotonic()
             if now - last > max(self.limit / 2, 5 * self.interval):
-                # This process was paused (SIGSTOP). What it did not hear meanwhile says nothing of the others.
+                # This process was paused (SIGSTOP). The silence that it observed says nothing about the others.
                 for peer in self.peers:
                     peer.heard = peer.advanced = now
             last = now
@@ -144,10 +149,10 @@ class Heartbeat(threading.Thread):
             link.say(left=True)
             link.flush()
             with suppress(OSError):
-                link.socket.shutdown(socket.SHUT_WR)  # and not closed: that could discard what was just sent
+                link.socket.shutdown(socket.SHUT_WR)  # not close(): that could discard lines that were just sent
 
     def _speak(self, now: float) -> None:
-        """Send a line to every link where one is due, and what could not be sent before."""
+        """Send a line to every link where one is due, and resend what could not be sent earlier."""
         due = now - self._spoke >= self.interval or self.phase != self._said
         if due:
             self._spoke, self._said = now, self.phase
@@ -159,7 +164,7 @@ class Heartbeat(threading.Thread):
             link.flush()
 
     def _end(self, now: float) -> None:
-        """End this process, unless its main thread has time left or still saves."""
+        """End this process, unless its main thread has time left or is saving."""
         if not self._ends_at:
             self._ends_at = now + GRACE
             for link in self._links:
@@ -185,7 +190,7 @@ class Heartbeat(threading.Thread):
         source.recv(1 << 10)
 
     def _accept(self, server: socket.socket) -> None:
-        with suppress(OSError):  # it is gone again
+        with suppress(OSError):  # the peer is gone again
             self._linked(server.accept()[0], None)
 
     def _linked(self, connection: socket.socket, rank: int | None) -> Link:
@@ -202,7 +207,7 @@ class Heartbeat(threading.Thread):
                     told = None
                     break
                 link.rank = int(line["rank"])
-                self._said = ""  # speak at once
+                self._said = ""  # send the next line at once
             elif "beat" in line:
                 phase, calls, cpu = line["beat"]
                 self.peers[link.rank].note(phase, calls, cpu, time.monotonic())

@@ -1,4 +1,4 @@
-"""The start of one of several processes: it checks the host file and connects to the others, or says what is wrong."""
+"""Start one of several processes: check the host file, connect to the other processes, and describe what fails."""
 
 import json
 import os
@@ -14,16 +14,16 @@ import mlx.core as mx
 from ...errors import UserError
 
 TIMEOUT = "MLX_LM_LORA_PREFPLUS_RANK_TIMEOUT"
-"""The environment variable that sets after how many seconds a silent or idle process counts as hung; 0: never."""
+"""Environment variable: the seconds without progress after which a process counts as hung; 0: never."""
 
 DEFAULT_TIMEOUT = 600.0
 
 
 def rank_timeout() -> float:
-    """The seconds that `TIMEOUT` sets.
+    """Return the seconds in the environment variable `TIMEOUT`, or its default.
 
     Raises:
-        UserError: its value is not a number of seconds.
+        UserError: The value is not a number of seconds.
     """
     text = os.environ.get(TIMEOUT, "").strip()
     try:
@@ -38,26 +38,26 @@ def rank_timeout() -> float:
 
 
 def connect() -> mx.distributed.Group:
-    """Connect to the other processes of this run, by whatever backend MLX was started with.
+    """Connect to the other processes of this run, by the backend with which MLX was started.
 
     Raises:
-        UserError: the host file cannot be used, or the others cannot be reached.
+        UserError: The host file cannot be used, or the other processes cannot be reached.
     """
     hosts = read_hosts()
     try:
         with _alarm(rank_timeout() if hosts else 0):
             return mx.distributed.init()
     except TimeoutError:
-        raise UserError(_unreachable(hosts, f"nobody has connected for {rank_timeout():.0f} s")) from None
+        raise UserError(_unreachable(hosts, f"no process connected within {rank_timeout():.0f} s")) from None
     except RuntimeError as error:
         raise UserError(_unreachable(hosts, str(error))) from None
 
 
 def read_hosts() -> list[list[str]]:
-    """The addresses in `MLX_HOSTFILE`, a list for each rank; empty where the variable is not set.
+    """Return the addresses in `MLX_HOSTFILE`, one list per rank; an empty list if the variable is not set.
 
     Raises:
-        UserError: it is not a host file as `mlx.launch` writes it, or does not fit `MLX_RANK`.
+        UserError: The file is not a host file as `mlx.launch` writes it, or does not fit `MLX_RANK`.
     """
     name, rank = os.environ.get("MLX_HOSTFILE"), os.environ.get("MLX_RANK")
     if not name:
@@ -73,16 +73,16 @@ def read_hosts() -> list[list[str]]:
     try:
         hosts = json.loads(text)
     except ValueError as error:
-        raise UserError(f"MLX_HOSTFILE: {name} is not JSON ({error}). It must hold {form}.") from None
+        raise UserError(f"MLX_HOSTFILE: {name} is not JSON ({error}). It must contain {form}.") from None
     if not _is_host_list(hosts):
         raise UserError(
-            f"MLX_HOSTFILE: {name} must hold {form}. The files with ssh and ips are for mlx.launch --hostfile."
+            f"MLX_HOSTFILE: {name} must contain {form}. Files with the keys ssh and ips are for mlx.launch --hostfile."
         )
     if rank is None or not rank.strip().isdecimal() or int(rank) >= len(hosts):
         told = "is not set" if rank is None else f"is {rank!r}"
         raise UserError(
             f"MLX_RANK {told}, and {name} lists {len(hosts)} processes. Set MLX_RANK to a number from 0 to "
-            f"{len(hosts) - 1}, another one for each process, or start all of them with mlx.launch."
+            f"{len(hosts) - 1}, a different one for each process, or start all of them with mlx.launch."
         )
     return hosts
 
@@ -101,7 +101,7 @@ def _is_address(place: str) -> bool:
 
 def _unreachable(hosts: list[list[str]], reason: str) -> str:
     if not hosts:
-        return f"The other processes of this run cannot be reached: {reason}. Check how they were started."
+        return f"The other processes of this run cannot be reached: {reason}. Check that every process was started."
     rank = int(os.environ["MLX_RANK"])
     if "bind" in reason:
         return (
@@ -112,14 +112,16 @@ def _unreachable(hosts: list[list[str]], reason: str) -> str:
     neighbours = " and ".join(f"rank {one} at {hosts[one][0]}" for one in dict.fromkeys((before, after)))
     return (
         f"Rank {rank} of {len(hosts)} ({hosts[rank][0]}) cannot connect to {neighbours}: {reason}. Check that every "
-        "process was started and what it said, that each address in the host file is an IP of that process's "
+        "process was started and what it printed, that each address in the host file is an IP of that process's "
         "machine with a free port, and that no firewall is between them."
     )
 
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after `seconds`. MLX holds the interpreter while it connects: only a signal ends its wait."""
+    """Raise TimeoutError after `seconds`. MLX blocks the interpreter while it connects, so only a signal can end its
+    wait.
+    """
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,20 +1,20 @@
-"""Tells processes that work from processes that hang, by what each says of itself about once a second."""
+"""Distinguish processes that work from processes that hang, by the status that each sends about once a second."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WORKING = 0.005
-"""CPU seconds a second from which a process counts as working, though it makes no collective calls."""
+"""CPU seconds per second. A process that uses more counts as working, even if it makes no collective calls."""
 
 
 @dataclass
 class Peer:
-    """What is known of one of the processes.
+    """The last known status of one process.
 
-    phase: what it is doing. calls: the collective calls that it has made. cpu: seconds of CPU time it has used.
-    heard, advanced: when it was last heard of and when it last advanced, by the clock of the process that asks.
-    left: whether it needs the others no more.
+    phase: what it is doing. calls: the collective calls that it has made. cpu: seconds of CPU time that it has used.
+    heard, advanced: when its last status arrived and when it last made progress, by the clock of the receiver.
+    left: whether it no longer needs the others.
     """
 
     rank: int
@@ -31,19 +31,21 @@ class Peer:
         return f"Rank {self.rank} (pid {self.pid} on {self.host})"
 
     def note(self, phase: str, calls: int, cpu: float, now: float) -> None:
-        """Take in what it says of itself."""
+        """Update the status from a line of the process."""
         self.heard = now
         if (phase, calls) != (self.phase, self.calls) or cpu - self.cpu > WORKING * (now - self.advanced) + 0.01:
             self.phase, self.calls, self.cpu, self.advanced = phase, calls, cpu, now
 
 
 def hung(peers: Sequence[Peer], limit: float, now: float) -> str | None:
-    """A sentence that names the processes that hang; None where each one answers, and works or waits for others.
+    """Return a sentence that names the processes that hang; None if no process hangs.
 
-    A process that waits in a collective call has made one more than the process it waits for. So only those that have
-    made the fewest can be stuck, and these are if they use no CPU time either.
+    A process hangs if its status has not arrived for `limit` seconds, or if it has not made progress for `limit`
+    seconds while others wait for it. A process that waits in a collective call has made one call more than the process
+    it waits for. So only processes with the fewest calls can be stuck, and they are stuck if they use no CPU time
+    either.
 
-    limit: seconds for which a process must neither have been heard of nor have advanced.
+    limit: seconds.
     """
     present = [peer for peer in peers if not peer.left]
     silent = [peer for peer in present if now - peer.heard > limit]
@@ -52,7 +54,7 @@ def hung(peers: Sequence[Peer], limit: float, now: float) -> str | None:
         return f"No answer for {limit:g} s from {named}: paused, frozen, or its connection is gone."
     behind = [peer for peer in present if peer.calls < max(other.calls for other in present)]
     fewest = min((peer.calls for peer in behind), default=0)
-    answering = [peer for peer in behind if now - peer.heard <= limit / 2]  # the others will be silent ones soon
+    answering = [peer for peer in behind if now - peer.heard <= limit / 2]  # the others will soon count as silent
     stuck = [peer for peer in answering if peer.calls == fewest and now - peer.advanced > limit]
     if stuck:
         named = ", ".join(f"{peer} (while {peer.phase})" for peer in stuck)

@@ -1,4 +1,4 @@
-"""How the processes find one another for the heartbeat, which needs connections beside those of MLX."""
+"""Connect the processes for the heartbeat, which uses connections separate from MLX's."""
 
 import os
 import secrets
@@ -16,7 +16,7 @@ PATIENCE = 3.0
 
 
 class Meeting:
-    """What one process brings so that all can connect to rank 0.
+    """One process's part in connecting all processes to rank 0.
 
     told: what this process sends to the others.
     """
@@ -34,7 +34,7 @@ class Meeting:
             self.told |= {"token": secrets.token_hex(16), "limit": rank_timeout()}
 
     def heartbeat(self, told: Sequence[dict[str, Any]]) -> Heartbeat | None:
-        """The running heartbeat; None if rank 0 cannot be reached. told: what each rank sent."""
+        """Return the running heartbeat; None if rank 0 cannot be reached. told: what each rank sent."""
         first = told[0]
         peers = [Peer(rank, one["host"], one["pid"]) for rank, one in enumerate(told)]
         heartbeat = Heartbeat(self.rank, peers, first["limit"], first["token"])
@@ -51,13 +51,13 @@ class Meeting:
 
 
 def _addresses() -> list[str]:
-    """Addresses at which the other processes may reach this one, the likeliest first."""
+    """Return addresses at which the other processes may reach this one, the most probable first."""
     if hosts := read_hosts():
         return [place.rpartition(":")[0] for place in hosts[0]]
     found = [os.environ.get("NCCL_HOST_IP", ""), os.environ.get("MLX_JACCL_COORDINATOR", "").rpartition(":")[0]]
     with suppress(OSError):
         found += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing; asks which interface leads out
+        probe.connect(("192.0.2.1", 9))  # sends nothing, but selects the interface that leads outside
         found.append(probe.getsockname()[0])
     return list(dict.fromkeys([*filter(None, found), "127.0.0.1"]))

@@ -1,4 +1,4 @@
-"""The collective calls of several processes, and what they compare before they begin."""
+"""The collective calls of several processes, and the comparison that they make before training."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,9 +21,9 @@ from .meeting import Meeting
 
 
 class Ranks:
-    """The processes of this run, by whatever backend MLX was started with; one if it was started alone.
+    """The processes of this run, by the backend with which MLX was started; one process if it was started alone.
 
-    rank: which of them this is. size: how many they are. phase: what this process is doing.
+    rank: the number of this process. size: the number of processes. phase: what this process is doing.
     """
 
     def __init__(self):
@@ -35,44 +35,48 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Return whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def enter(self, phase: str) -> None:
-        """Say what this process does from now on, such as "training". The others name it if this one fails."""
+        """Set what this process does from now on, such as "training". If this process fails, the others report it."""
         self.phase = phase
         if self._heartbeat:
             self._heartbeat.enter(phase)
 
     @contextmanager
     def doing(self, phase: str) -> Iterator[None]:
-        """`enter` a phase for what is inside. After an error it stays, for it says where the error came."""
+        """`enter` a phase inside the context. After an error the phase stays, because it tells where the error
+        happened.
+        """
         before = self.phase
         self.enter(phase)
         yield
         self.enter(before)
 
     def leave(self, failure: str | None = None) -> None:
-        """This process makes no more collective calls. failure: why the others must end too, if they must."""
+        """Announce that this process makes no more collective calls. failure: why the others must end too, if they
+        must.
+        """
         heartbeat, self._heartbeat = self._heartbeat, None
         if heartbeat:
             heartbeat.leave(failure)
 
     @contextmanager
     def together(self, log: Callable[[str], object]) -> Iterator[None]:
-        """A run of all processes: one that fails inside ends all others.
+        """Enclose a run of all processes. If one of them fails inside, all others end.
 
-        log: takes the message of the heartbeat, where that has to end the process.
+        log: receives the message of the heartbeat if the heartbeat has to end the process.
 
         Raises:
-            UserError: another process failed; it says which one, in what, and why.
+            UserError: Another process failed. The message names the process, what it was doing, and the reason.
         """
         self._log = log
         try:
             yield
         except BaseException as error:
             lost = isinstance(error, Exception) and is_lost_peer(error)
-            # A launcher that sees one process end sends SIGTERM to the others.
+            # A launcher that notices the end of one process sends SIGTERM to the others.
             stopped = isinstance(error, SystemExit)
             reason = self._heartbeat.reason_within(3.0 if lost else float(stopped)) if self._heartbeat else None
             if lost or (stopped and reason):
@@ -84,20 +88,20 @@ class Ranks:
 
     @contextmanager
     def same(self) -> Iterator[dict[str, Any]]:
-        """Compare what each process puts into the dict, by names that a user knows. Collective, at its end.
+        """Compare the values that each process puts into the dict, under names that a user knows.
 
-        The first comparison comes before any other collective call. An error inside one of the processes is sent
-        to all. The heartbeat begins after it.
+        The comparison takes place at the end of the context. It comes before any other collective call. An error inside
+        one of the processes is sent to all. The heartbeat begins afterwards.
 
         Raises:
-            UserError: values differ, or another process failed.
+            UserError: Values differ, or another process failed.
         """
         given: dict[str, Any] = {}
         failure: Exception | None = None
         try:
             yield given
         except Exception as error:
-            if self.size == 1 or self._heartbeat:  # `together` tells the others
+            if self.size == 1 or self._heartbeat:  # `together` reports it to the others
                 raise
             failure = error
         if self.size == 1:
@@ -108,7 +112,7 @@ class Ranks:
         if failure is not None:
             raise failure
         if problem := failures([one["failure"] for one in told]) or differences([one["given"] for one in told]):
-            self.leave()  # the others know
+            self.leave()  # the others know already
             raise UserError(problem)
         if meeting:
             self._meet(meeting, [one["meeting"] for one in told])
@@ -125,12 +129,12 @@ class Ranks:
         if self.first:
             places = " or ".join(f"{host}:{port}" for host, port in told[0]["places"])
             tqdm.write(
-                f"[WARNING] Ranks {', '.join(map(str, unlinked))} cannot connect to rank 0 at {places}: a process that "
-                "hangs will not be named, and one that fails is noticed when the next one waits for it."
+                f"[WARNING] Ranks {', '.join(map(str, unlinked))} cannot connect to rank 0 at {places}. The run will "
+                "not detect a process that hangs. It will detect one that fails when another process waits for it."
             )
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process brings, as JSON. Collective."""
+        """Return what each process sends, as JSON. Collective."""
         text = np.frombuffer(json.dumps(value, default=str).encode(), np.uint8)
         (length,) = self.largest(len(text))
         padded = np.pad(text, (0, length - len(text)), constant_values=ord(" "))
@@ -139,58 +143,58 @@ class Ranks:
         return [json.loads(bytes(row)) for row in as_numpy(gathered).reshape(self.size, length)]
 
     def _count(self) -> None:
-        """Before each collective call: whoever has made fewer is the one that the others wait for."""
+        """Count a collective call. The process with the fewest calls is the one that the others wait for."""
         if self._heartbeat:
             self._heartbeat.calls += 1
 
     def sum(self, value: mx.array) -> mx.array:
-        """The sum over all processes, the same in each."""
+        """Return the sum over all processes, the same in each."""
         self._count()
         return mx.distributed.all_sum(value, group=self.group) if self.size > 1 else value
 
     def sum_gradients(self, gradient: Any) -> Any:
-        """The sum of a tree of gradients over all processes."""
+        """Return the sum of a tree of gradients over all processes."""
         if self.size == 1:
             return gradient
         self._count()
         summed = tree_map(lambda value: value * self.size, average_gradients(gradient, self.group))
-        mx.eval(summed)  # now and in every process: one that leaves it for later lets the others wait
+        mx.eval(summed)  # evaluate now, in every process: a process that does it later lets the others wait
         self.confirm()
         return summed
 
     def confirm(self) -> None:
-        """Make sure that what the collective calls before this one gave is whole. Collective.
+        """Make sure that the results of earlier collective calls are complete. Collective.
 
-        Where a process dies in a call of MLX's ring, another one may get half a sum without an error. Its next call
-        fails or waits, so nothing is kept or shown before this one has succeeded.
+        If a process dies during a call of MLX's ring, another process may receive an incomplete sum without an error.
+        The next call then fails or waits. Results are therefore used only after this call has succeeded.
         """
         self.largest(0)
 
     def largest(self, *values: int) -> list[int]:
-        """The largest of each number over all processes. Collective."""
+        """Return the largest of each number over all processes. Collective."""
         if self.size == 1:
             return list(values)
         self._count()
         return cast(list[int], mx.distributed.all_max(mx.array(values, mx.int32), group=self.group).tolist())
 
     def known_to_all(self, known: np.ndarray) -> np.ndarray:
-        """Which entries of a bool array are true in every process."""
+        """Return which entries of a bool array are true in every process."""
         if self.size == 1:
             return known
         return as_numpy(self.sum(mx.array(known.astype(np.int32)))) == self.size
 
     def from_first(self, value: mx.array) -> mx.array:
-        """The first process's value, in each; all bring arrays of the same shape and type."""
+        """Return the first process's value in each process. All processes pass arrays of the same shape and type."""
         if self.size == 1:
             return value
-        # As integers, so that every bit arrives whatever the others hold.
+        # As integers, so that every bit is preserved whatever the other processes pass.
         bits = value.reshape(-1).view(mx.uint8).astype(mx.int32)
         shared = self.sum(bits if self.first else mx.zeros_like(bits))
         mx.eval(shared)
         return shared.astype(mx.uint8).view(value.dtype).reshape(value.shape)
 
     def state_from_first(self, state: RunState | None) -> RunState | None:
-        """The first process's saved state, in each; the others bring None."""
+        """Return the first process's saved state in each process. The others pass None."""
         if self.size == 1:
             return state
         shared: dict[str, Any] | None = None
@@ -211,11 +215,11 @@ class Ranks:
             arrays[tree] = {}
             for name, (shape, kind) in group.items():
                 value = state.arrays[tree][name] if state else mx.zeros(shape, getattr(mx, kind))
-                # A half-done step's gradient is there once: the processes add up.
+                # Only the first process receives the gradient of an incomplete step, because gradients are summed.
                 arrays[tree][name] = self.from_first(value) if tree != "gradient" else value
         return RunState(arrays, shared["values"])
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether an error says that another process cannot be reached any more."""
+    """Return whether an error means that another process can no longer be reached."""
     return any(sign in str(error) for sign in ("[ring]", "[mpi]", "[nccl]", "[jaccl]", "connection to a peer"))

@@ -1,4 +1,4 @@
-"""A reference that follows the policy as its bias-corrected exponential moving average (BEMA)."""
+"""A reference that is the policy's bias-corrected exponential moving average (BEMA)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from .tr_dpo import MovingReference, mixed
 
 @dataclass(frozen=True)
 class BemaSchedule:
-    """When the average is updated, and with which shares; see `BemaReference`.
+    """When the average is updated, and with which weights; see `BemaReference`.
 
     freq: φ > 0, optimiser steps between updates. after: τ ≥ 0, steps before the average begins.
-    ema_power: κ ≥ 0. bias_power: η ≥ 0. lag: ρ ≥ 1. multiplier: γ ≥ 0. min_ema: least share of the policy, in [0, 1].
+    ema_power: κ ≥ 0. bias_power: η ≥ 0. lag: ρ ≥ 1. multiplier: γ ≥ 0. min_ema: smallest weight of the policy, in [0,
+    1].
     """
 
     freq: int = 400
@@ -28,45 +29,45 @@ class BemaSchedule:
     min_ema: float = 0.0
 
     def shares(self, step: int) -> tuple[float, float]:
-        """β_t = max((ρ + γt)^(−κ), least share) and α_t = (ρ + γt)^(−η)."""
+        """Return β_t = max((ρ + γt)^(−κ), min_ema) and α_t = (ρ + γt)^(−η)."""
         age = self.lag + self.multiplier * step
         return max(age**-self.ema_power, self.min_ema), age**-self.bias_power
 
 
 class BemaReference(MovingReference):
-    """After each `every` optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
+    """Every `freq` optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
 
-    θ_t is the policy, θ_0 the policy when the average began, and EMA_t = (1 − β_t)·EMA_{t−φ} + β_t·θ_t, from EMA = θ_0.
-    Of LoRA layers the products are averaged, so the rank of the reference's factors grows with each update. Until the
-    first update the log-probs computed before training hold.
+    θ_t is the policy at step t, and θ_0 the policy when the average began. EMA_t = (1 − β_t)·EMA_{t−φ} + β_t·θ_t,
+    starting with EMA = θ_0. For LoRA layers the products of the factors are averaged, so the rank of the reference's
+    factors grows with each update. Until the first update, the log-probs from before training are used.
 
     References:
-        Block & Zhang 2025 (BEMA), arXiv:2508.00180; as a reference model: TRL's BEMACallback with `update_ref_model`,
-        whose `ref_model_update_freq` and `ref_model_update_after` are those of the average here.
+        Block & Zhang 2025 (BEMA), arXiv:2508.00180; as a reference model: TRL's BEMACallback with `update_ref_model`.
+        Its `ref_model_update_freq` and `ref_model_update_after` equal the settings of the average here.
 
     Raises:
-        UserError: DoRA layers, whose average is no DoRA layer.
+        UserError: The model has DoRA layers. An average of DoRA layers is not a DoRA layer.
     """
 
     def __init__(self, policy: Scorer, schedule: BemaSchedule, weights: Weights):
         super().__init__(policy, schedule.freq, 1.0, weights)
         if any(name.endswith(".m") for name in self._trained()):
             raise UserError(
-                "bema_for_ref_model: an average of DoRA layers is no DoRA layer. Set train_type: lora, or leave "
-                "bema_for_ref_model out."
+                "bema_for_ref_model cannot be used with train_type: dora, because an average of DoRA layers is not a "
+                "DoRA layer. Set train_type: lora, or remove bema_for_ref_model."
             )
         self.schedule = schedule
         self._begin()
 
     def _begin(self) -> None:
-        """Take the policy as θ_0, from which the average starts. Factors whose product is 0 are left out."""
+        """Use the policy as θ_0, where the average starts. Factors whose product is 0 are left out."""
         trained = self._trained()
         zero = {name[:-1] for name, value in trained.items() if name.endswith("lora_b") and not mx.any(value).item()}
         self.start = {name: mx.array(value) for name, value in trained.items() if name[:-1] not in zero}
         self.average = dict(self.start)
 
     def after_update(self, step: int) -> None:
-        """Take the policy into the average and the reference, if it is time. step: optimiser steps done."""
+        """Update the average and the reference from the policy, if it is time. step: completed optimiser steps."""
         since = step - self.schedule.after
         if since == 0:
             self._begin()
@@ -83,12 +84,12 @@ class BemaReference(MovingReference):
         mx.eval(self.average, self.parameters)
 
     def saved(self) -> dict[str, mx.array]:
-        """The reference, the average and where it began, for the state of a run."""
+        """Return the reference, the average and its start, for the saved state of a run."""
         parts = {"average": self.average, "start": self.start, "reference": self.parameters}
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def restore(self, saved: Mapping[str, mx.array]) -> None:
-        """Take over what `saved` returned; nothing where it is empty."""
+        """Restore what `saved` returned. Do nothing if it is empty."""
         if saved:
             self.average, self.start, self.parameters = (
                 {name.removeprefix(f"{part}/"): value for name, value in saved.items() if name.startswith(f"{part}/")}

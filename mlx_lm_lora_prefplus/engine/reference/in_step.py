@@ -1,4 +1,6 @@
-"""The reference of a micro-batch, in its own step: over the same run of the frozen trunk as the policy."""
+"""Compute the reference of a micro-batch inside its training step, on the same output of the frozen trunk as the
+policy.
+"""
 
 import mlx.core as mx
 import numpy as np
@@ -10,16 +12,17 @@ from .store import ReferenceStore
 from .tr_dpo import MovingReference
 
 Parameters = dict[str, mx.array]
-"""Name → what the reference has for each parameter that is trained; empty: the adapters off."""
+"""Name → the reference's value of each trained parameter. Empty: the reference is the model without adapters."""
 
 
 class StepReference:
-    """Log-probs of the reference for the rows of a step: those that are known, or computed beside the policy's.
+    """Provides the reference's log-probs for the rows of a step: stored ones, or computed together with the policy's.
 
-    policy: the way to compute log-probs of the model that is trained. trunk: that of the model.
-    weights: what the tokens of a batch count in its sums.
-    store: what is known, and takes in what is computed.
-    moving: the reference that follows the policy, or None. Once it has moved nothing is known, and nothing is kept.
+    policy: the method to compute log-probs of the trained model. trunk: of that model.
+    weights: returns the weight of each token of a batch.
+    store: stored log-probs. New ones are added to it.
+    moving: the reference that follows the policy, or None. Once it has moved, stored log-probs are neither used nor
+    added.
     """
 
     def __init__(
@@ -33,9 +36,9 @@ class StepReference:
         self.policy, self.trunk, self.weights, self.store, self.moving = policy, trunk, weights, store, moving
 
     def lookup(self, batch: Batch) -> tuple[Batch, Parameters | None]:
-        """The batch with the log-probs that are known, NaN elsewhere, and the parameters to compute the others with.
+        """Return the batch with the stored log-probs (NaN elsewhere), and the parameters to compute the others with.
 
-        The parameters are None where nothing is missing, and empty where the reference is the adapters off.
+        The parameters are None if nothing is missing, and empty if the reference is the model without adapters.
         """
         if moved := self._moved():
             return batch.with_reference_logps(mx.full(batch.all_reference_logps.shape, mx.nan)), moved
@@ -44,9 +47,9 @@ class StepReference:
         return known, {} if missing else None
 
     def compute_with_policy(self, batch: Batch, parameters: Parameters) -> tuple[Batch, Scorer]:
-        """The batch with all of its reference, and the policy for which the trunk has run over it already.
+        """Return the batch with all reference log-probs, and a policy that reuses the trunk's output for it.
 
-        What is not finite is NaN, so that the loss is.
+        Log-probs that are not finite become NaN, so that the loss is NaN too.
         """
         installed = as_reference(self.policy.model, parameters)
         logps, policy = reference_logps_sharing_trunk(self.policy, self.trunk, batch, self.weights(batch), installed)

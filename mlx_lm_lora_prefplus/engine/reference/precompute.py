@@ -1,4 +1,4 @@
-"""Log-probs of the reference, computed once for each row that the run will visit."""
+"""Compute the reference's log-probs once for each row that the run will use."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,10 +17,10 @@ from ..model.adapters import adapters_off
 from .store import ReferenceStore, are_logps
 
 Weights = Callable[[Batch], mx.array | None]
-"""What each completion token of a batch counts: see `Trainer.token_weights`."""
+"""Returns the weight of each completion token of a batch: see `Trainer.token_weights`."""
 
 FORM = "{desc}: {n_fmt} of {total_fmt} rows, {elapsed} (left: {remaining})"
-"""A progress bar without a rate: programs that read the output take a rate for that of training."""
+"""A progress bar without a rate: programs that read the output would take it for the rate of training."""
 
 
 def reference_logps(
@@ -33,23 +33,23 @@ def reference_logps(
     missing: int | None = None,
     weights: Weights = lambda batch: None,
 ) -> np.ndarray:
-    """Summed completion log-probs of the model in `policy` as it is now.
+    """Return the summed completion log-probs of the model in `policy` in its current state.
 
     Arguments:
-        policy: the reference; put it into the state to be measured (adapters off) before.
-        batches: those that training will see: the same padding gives the same bits.
+        policy: the reference. The caller puts the model into the right state first (adapters off).
+        batches: the batches of training. The same padding gives the same bits.
         rows: number of rows in the data set.
-        progress: a title for the progress bar; none without.
-        store: takes the log-probs in; what it holds already is not computed again, so that a pass that was
-            interrupted goes on where it stopped.
-        missing: rows to be computed, for the progress bar (default: `rows`).
-        weights: what the tokens of a batch count in its sums.
+        progress: title of the progress bar; None: no progress bar.
+        store: receives the log-probs. Stored ones are not computed again, so an interrupted pass continues where it
+            stopped.
+        missing: number of rows to compute, for the progress bar (default: `rows`).
+        weights: returns the weight of each token of a batch.
 
     Returns:
-        (rows, completions) float32, nats, in the order of the completions of a row; NaN for rows that no batch held.
+        (rows, completions) float32, nats, in the order of the completions of a row; NaN for rows that are in no batch.
 
     Raises:
-        UserError: a log-prob is not finite, or positive.
+        UserError: A log-prob is not finite, or is positive.
     """
     store = ReferenceStore(None, rows) if store is None else store
     training = policy.model.training
@@ -75,7 +75,7 @@ def reference_logps(
 
 
 def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
-    """(examples, completions) float32, nats."""
+    """logps: (examples, completions) float32, nats."""
     logps = policy(batch, weights(batch)).all_weighted_logps
     values = by_example(logps, len(ids))
     usable = are_logps(values).all(axis=1)
@@ -86,12 +86,12 @@ def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> n
 
 
 def by_example(logps: mx.array, examples: int) -> np.ndarray:
-    """(examples, completions) of the log-probs of a batch, in the order of `Batch.all_reference_logps`."""
+    """Return the (examples, completions) log-probs of a batch, in the order of `Batch.all_reference_logps`."""
     return as_numpy(logps).reshape(-1, examples).T
 
 
 def with_reference(batches: Iterable[Batch], store: ReferenceStore | None) -> Iterator[Batch]:
-    """The same batches with their reference log-probs filled in (zeros stay where `store` is None)."""
+    """Return the same batches with their reference log-probs filled in (zeros remain if `store` is None)."""
     for batch in batches:
         if store is None:
             yield batch
@@ -103,9 +103,9 @@ def with_reference(batches: Iterable[Batch], store: ReferenceStore | None) -> It
 
 @contextmanager
 def as_reference(model: nn.Module, parameters: Mapping[str, mx.array]) -> Iterator[None]:
-    """The model as its reference is, in evaluation.
+    """Return a context in which the model is its reference, in evaluation mode.
 
-    parameters: name → what the reference has for each parameter that is trained; empty: the adapters off.
+    parameters: name → the reference's value of each trained parameter. Empty: the model without adapters.
     """
     own, training = model.trainable_parameters(), model.training
     model.eval()

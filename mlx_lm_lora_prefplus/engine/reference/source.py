@@ -1,4 +1,4 @@
-"""Where batches get the log-probs of the reference from: run, check and the drop-in functions share this one object."""
+"""The object that fills the reference's log-probs into batches, for runs, `check` and the drop-in functions."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,14 +12,14 @@ from .tr_dpo import MovingReference
 
 
 class ReferenceSource:
-    """Fills the reference's log-probs into batches, in one of three forms.
+    """Fills the reference's log-probs into batches, in one of three ways.
 
-    stored: split → the log-probs that were computed before training; None where the mode has no reference.
-    following: the reference of TR-DPO or BEMA, which follows the policy; None for one that stays as it is. Batches of
-        training and validation get its log-probs as it is when each is taken. Test batches are compared with the
-        reference that training began with, as a later `--test` compares them.
-    in_step: computes the reference inside the training step, over the policy's run of the frozen trunk; None where it
-        is computed outside. `fill` then leaves training batches as they are.
+    stored: split → the log-probs that were computed before training; None if the mode has no reference.
+    following: the reference of TR-DPO or BEMA, which follows the policy; None if the reference is constant. Training
+    and validation batches get its current log-probs when they are used. Test batches always use the reference at the
+    start of training, so that a later `--test` gives the same result.
+    in_step: computes the reference inside the training step, on the trunk's output for the policy. `fill` then leaves
+    training batches unchanged. None: the reference is computed outside the step.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ReferenceSource:
         self.stored, self.following, self.in_step = stored, following, in_step
 
     def fill(self, batches: Iterable[Batch], split: str) -> Iterator[Batch]:
-        """The batches of a split with the log-probs of the reference."""
+        """Return the batches of a split with the reference's log-probs."""
         if split == "train" and self.in_step:
             return iter(batches)
         store = self.stored.get(split)
@@ -40,21 +40,23 @@ class ReferenceSource:
         return with_reference(batches, store)
 
     def after_update(self, step: int) -> None:
-        """Let a reference that follows the policy take it in, if it is time. step: optimiser steps done."""
+        """Let a reference that follows the policy update itself, if it is time. step: completed optimiser steps."""
         if self.following:
             self.following.after_update(step)
 
     def save(self) -> None:
-        """Write what the steps have computed, so that a run that goes on computes no row again, in another batch."""
+        """Write the log-probs that steps have computed, so that a resumed run does not compute them again in other
+        batches.
+        """
         if self.in_step:
             self.in_step.store.save()
 
     @property
     def parameters(self) -> dict[str, mx.array]:
-        """What the state of a run keeps of a reference that follows the policy; empty for one that stays."""
+        """Return the saved state of a reference that follows the policy; empty for a constant one."""
         return self.following.saved() if self.following else {}
 
     def restore(self, parameters: Mapping[str, mx.array]) -> None:
-        """Go on from the `parameters` of a saved run."""
+        """Continue from the `parameters` of a saved run."""
         if self.following:
             self.following.restore(parameters)

@@ -12,30 +12,32 @@ from ...storage import cache_folder
 from ...storage.sealed import Damaged, opened, sealed, sealed_json
 
 ENGINE = 4
-"""Raised when the same model and rows get other log-probs than before, so that old files are not used."""
+"""Part of the digest of stored log-probs. Increase it if the same model and rows give other log-probs than before."""
 
 SAVE_SECONDS = 10.0
-"""An interrupted pass loses no more than about this much work."""
+"""Seconds of work that an interrupted pass can lose."""
 
 
 ROUNDING = 1.0
-"""Nats by which rounding may lift the log-prob of a completion above 0; it takes very long ones for a tenth of it."""
+"""Nats by which rounding may raise the log-prob of a completion above 0. Only very long completions reach a tenth of
+it.
+"""
 
 
 def are_logps(values: np.ndarray) -> np.ndarray:
-    """Which values can be log-probs: finite and not positive, but for rounding. bool, of the same shape."""
+    """Return which values can be log-probs: finite and not positive, up to rounding. bool, of the same shape."""
     return np.isfinite(values) & (values < ROUNDING)
 
 
 class ReferenceStore:
-    """The reference log-probs of one set of rows, kept in a file while they grow.
+    """The reference log-probs of one set of rows, stored in a file while they are computed.
 
-    file: where they are kept; read if it is there and whole. None keeps them in memory alone. It is a NumPy file with
-        a digest behind it.
+    file: the file, which is read if it exists and is intact. None: keep them only in memory. It is a NumPy file
+    followed by a digest.
     rows: number of rows in the data set.
-    about: what the companion command tells of the file.
-    completions: of a row; where rows have fewer, the others are 0.
-    growing: whether training steps may compute what is missing: with the adapters off, beside the policy.
+    about: the description that the companion command shows for the file.
+    completions: the number per row. If a row has fewer, the other values are 0.
+    growing: whether training steps may compute missing log-probs (without adapters, together with the policy).
     logps: (rows, completions) float32, nats; NaN for rows not computed yet.
     """
 
@@ -55,15 +57,15 @@ class ReferenceStore:
             self._read(self.file)
 
     def _read(self, file: Path) -> None:
-        """Read the file; report and remove a damaged one, so that it is filled again."""
+        """Read the file. If it is damaged, report and remove it, so that it is written again."""
         try:
             kept = np.load(io.BytesIO(opened(file.read_bytes())))
             if (kept.shape, kept.dtype) != (self.logps.shape, np.float32):
-                raise Damaged(f"it holds {kept.shape} numbers, and the rows have {self.logps.shape}")
+                raise Damaged(f"its array has shape {kept.shape}, and the data has {self.logps.shape}")
             wrong = ~(are_logps(kept) | np.isnan(kept)).all(axis=1)
             if wrong.any():
                 row = int(wrong.argmax())
-                raise Damaged(f"{kept[row].max():g} of row {row} is no log-prob")
+                raise Damaged(f"{kept[row].max():g} in row {row} is not a log-prob")
         except (FileNotFoundError, NotADirectoryError):
             return
         except (OSError, ValueError, EOFError, Damaged) as error:
@@ -73,18 +75,20 @@ class ReferenceStore:
         cache_folder.use(file)
 
     def has(self, ids: np.ndarray) -> np.ndarray:
-        """Which of these rows are known, (ids,) bool."""
+        """Return which of these rows are stored, (ids,) bool."""
         return np.all(are_logps(self.logps[ids]), axis=1)
 
     def add(self, ids: np.ndarray, values: np.ndarray) -> None:
-        """Take the log-probs of some rows, (ids, completions), and write the file now and then."""
+        """Add the log-probs of some rows, (ids, completions), and write the file from time to time."""
         self.logps[ids] = np.pad(values, ((0, 0), (0, self.logps.shape[1] - values.shape[1])))
         self.changed = True
         if time.monotonic() - self.saved > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write what is new. If the disk is full or read-only, report it and continue without the cache."""
+        """Write new log-probs to the file. If the disk is full or read-only, report it and continue without
+        the file.
+        """
         self.saved = time.monotonic()
         if self.file is None or not self.changed:
             return

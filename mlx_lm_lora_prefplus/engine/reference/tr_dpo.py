@@ -14,22 +14,27 @@ from .precompute import Weights, as_reference, with_reference
 from .store import ReferenceStore
 
 NEGLIGIBLE = 1e-4
-"""Shares of old policies below this are dropped from a mix of LoRA factors, whose rank would grow without limit."""
+"""Old policies with a smaller weight than this are dropped from the LoRA factors, whose rank would otherwise keep
+growing.
+"""
 
 
 class MovingReference:
-    """After each `every` optimiser steps the reference becomes α·policy + (1 − α)·reference.
+    """Every `every` optimiser steps the reference becomes α·policy + (1 − α)·reference.
 
-    Until the first update the log-probs computed before training hold; from then on those of each batch are computed
-    when its turn comes, by the policy's own weights in memory with the reference's values for the trained parameters.
-    LoRA products are mixed, not factors: the factors of the mix stand one behind the other, so its rank grows.
+    Until the first update, the log-probs from before training are used. Afterwards each batch's log-probs are computed
+    when the batch is used. The computation uses the policy's weights in memory, with the reference's values for the
+    trained parameters.
 
-    policy: what is trained. every: optimiser steps between updates. alpha: share of the policy in the new reference.
-    weights: what the tokens of a batch count in its sums.
-    parameters: name → the trained parameters as the reference has them; empty before the first update.
+    For LoRA, the mix is that of the products, not of the factors. It is represented by concatenating the factors, so
+    the rank grows.
+
+    policy: the trained model. every: optimiser steps between updates. alpha: weight of the policy in the new reference.
+    weights: returns the weight of each token of a batch.
+    parameters: name → the reference's value of each trained parameter; empty before the first update.
 
     Raises:
-        UserError: DoRA layers with alpha < 1, whose mix is no DoRA layer.
+        UserError: DoRA layers with alpha < 1. A mix of DoRA layers is not a DoRA layer.
     """
 
     def __init__(self, policy: Scorer, every: int, alpha: float, weights: Weights):
@@ -38,15 +43,15 @@ class MovingReference:
         layers = adapter_layers(self.model)
         if alpha < 1 and any("m" in layer for layer in layers):
             raise UserError(
-                "sync_ref_model: a mix of DoRA layers is no DoRA layer. Set ref_model_mixup_alpha: 1, or take "
+                "sync_ref_model: a mix of DoRA layers is not a DoRA layer. Set ref_model_mixup_alpha: 1, or "
                 "train_type: lora."
             )
-        # Weights that are trained themselves begin at what the policy begins at; adapters begin at nothing.
+        # Fully trained weights start as copies of the policy's. Adapters start at zero, so they need no copy.
         self._start = {name: value for name, value in self._trained().items() if not _is_factor(name)}
         self.parameters: dict[str, mx.array] = {}
 
     def after_update(self, step: int) -> None:
-        """Take the policy into the reference, if it is time. step: optimiser steps done."""
+        """Update the reference from the policy, if it is time. step: completed optimiser steps."""
         if step % self.every:
             return
         share = self.alpha
@@ -70,9 +75,9 @@ class MovingReference:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
     def fill(self, batches: Iterable[Batch], store: ReferenceStore | None) -> Iterator[Batch]:
-        """The batches with the log-probs of the reference as it is when each is taken.
+        """Return the batches with the reference's log-probs, computed when each batch is used.
 
-        store: those of the reference before the first update.
+        store: the log-probs for the time before the first update.
         """
         for batch in batches:
             if self.parameters:
@@ -81,11 +86,11 @@ class MovingReference:
                 yield from with_reference([batch], store)
 
     def saved(self) -> dict[str, mx.array]:
-        """What the state of a run keeps of the reference."""
+        """Return the reference's part of a run's saved state."""
         return dict(self.parameters)
 
     def restore(self, saved: Mapping[str, mx.array]) -> None:
-        """Take over what `saved` returned."""
+        """Restore what `saved` returned."""
         self.parameters = dict(saved)
 
     def _logps(self, batch: Batch) -> mx.array:
@@ -100,14 +105,15 @@ def _is_factor(name: str) -> bool:
 
 
 def _rank_axis(name: str, factor: mx.array) -> int:
-    """The axis of a LoRA factor that the factors of a product share."""
+    """Return the axis that the two factors of a LoRA product share."""
     return 1 if name.endswith("lora_a") else 2 * (factor.ndim == 3)
 
 
 def mixed(name: str, *terms: tuple[float, mx.array | None]) -> mx.array:
-    """Σ share · value of a trained parameter; None is 0.
+    """Return Σ share · value of a trained parameter. None counts as 0.
 
-    Of LoRA factors the products are added: the factors stand one behind the other, and the second carries the shares.
+    For LoRA factors, the products are added: the factors are concatenated, and the second factor is multiplied by the
+    shares.
     """
     known = [(share, value) for share, value in terms if value is not None]
     if not _is_factor(name):

@@ -1,4 +1,4 @@
-"""The best value of a metric of validation so far."""
+"""Keep the best value of a validation metric."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ class BestMetric:
     """Follows one metric through the validations of a run.
 
     key: the config key that named the metric, for messages.
-    value: the best so far; None before the first validation. iteration: where it was.
-    stale: validations since then.
+    value: the best so far; None before the first validation. iteration: when the best was measured.
+    stale: number of validations since then.
     """
 
     def __init__(self, metric: str, key: str):
@@ -21,19 +21,19 @@ class BestMetric:
 
     @property
     def description(self) -> str:
-        """The metric and its direction, for the log, where a line must not hold the word `loss`."""
+        """Return the metric and its direction, for the log. The text must not contain the word `loss`."""
         name = self.metric.replace("nll_loss", "NLL").replace("loss", "objective")
         return f"{name} ({'lower' if lower_is_better(self.metric) else 'higher'} is better)"
 
     def update(self, means: Mapping[str, float], iteration: int) -> bool:
-        """Take in the means of a validation, and say whether they are the best so far.
+        """Add the means of a validation, and return whether they are the best so far.
 
         Raises:
-            UserError: the metric is not among them.
+            UserError: The validation has no such metric.
         """
         if self.metric not in means:
             raise UserError(
-                f"{self.key}: validation gives no metric {self.metric!r}. Choose from: {', '.join(sorted(means))}."
+                f"{self.key}: validation has no metric {self.metric!r}. Choose from: {', '.join(sorted(means))}."
             )
         value = means[self.metric]
         better = self.value is None or (value < self.value if lower_is_better(self.metric) else value > self.value)
@@ -44,16 +44,16 @@ class BestMetric:
         return better
 
     def dump(self) -> dict[str, Any]:
-        """For the saved state of a run."""
+        """Return the content as values for the saved state of a run."""
         return {"metric": self.metric, "value": self.value, "iteration": self.iteration, "stale": self.stale}
 
     def load(self, dumped: Mapping[str, Any] | None) -> None:
-        """Take over what `dump` gave, if it is of the same metric."""
+        """Restore what `dump` returned, if it belongs to the same metric."""
         if dumped and dumped["metric"] == self.metric:
             self.value, self.iteration, self.stale = dumped["value"], dumped["iteration"], dumped["stale"]
 
 
 def lower_is_better(metric: str) -> bool:
-    """Losses, everything of the rejected completions, divergences and perplexities; of all others more is better."""
+    """Return whether lower is better: for losses, metrics of rejected completions, divergences and perplexities."""
     last = metric.rpartition("/")[2].lower()
     return "loss" in last or "rejected" in metric or last.startswith(("kl", "perplexity", "divergence", "nll"))

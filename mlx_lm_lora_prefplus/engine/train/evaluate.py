@@ -28,12 +28,12 @@ def evaluate(
     options: Any,
     state: Mapping[str, mx.array],
 ) -> dict[str, float]:
-    """Mean `loss` and metrics of `trainer.loss` over `batches`, each pair (or token) counted alike.
+    """Return the mean `loss` and metrics of `trainer.loss` over `batches`. Each pair (or token) has the same weight.
 
-    Dropout is off meanwhile. state: the trainer's (see `Trainer.initial_state`); it stays as it is.
+    Dropout is off during evaluation. state: the trainer's (see `Trainer.initial_state`); it is not changed.
 
     Raises:
-        UserError: there is no batch.
+        UserError: There are no batches.
     """
     sums = MetricSums()
     training = policy.model.training
@@ -58,11 +58,11 @@ class Validator:
         self._rows = 0
 
     def validate(self, iteration: int) -> None:
-        """Evaluate the weights as they are now, as the last step saw them, and report it under this iteration.
+        """Evaluate the current weights, including QAT as in the last step, and report the result under this iteration.
 
         Raises:
-            Stopped: a signal asks for the end. The validation will be done again from its start.
-            UserError: the loss is not finite.
+            Stopped: A signal asked the run to end. A resumed run repeats the validation from its start.
+            UserError: The loss is not finite.
         """
         inputs, counters = self.inputs, self.state.counters
         assert inputs.validation is not None
@@ -98,7 +98,7 @@ class Validator:
             tell(self.inputs.callback, line)
 
     def _timed(self, batches: Iterator[Batch], timer: StepTimer) -> Iterator[Batch]:
-        """The batches, timed and their rows counted, as long as no signal asks any process for the end."""
+        """Yield the batches, measure their time and count their rows, until a signal asks any process to end."""
         for batch in batches:
             self._rows += batch.units()["examples"]
             with timer.lap():

@@ -1,4 +1,4 @@
-"""One micro-batch: its gradient, scaled so that the micro-batches of a step add up exactly."""
+"""Compute the gradient of one micro-batch, scaled so that the micro-batches of a step add up exactly."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,18 +20,18 @@ State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""
 
 CUT_POSITIONS = 1024
-"""On a CPU a batch is computed in parts of about this many tokens: larger ones are no faster and need more memory."""
+"""On a CPU a batch is computed in parts of about this many tokens. Larger parts are no faster and need more memory."""
 
 
 class GradientStep:
     """Computes gradients of a trainer's loss with respect to the policy's trainable parameters.
 
-    Where the trainer says that its loss is separable, each of several processes computes its share of a batch alone,
-    and on a CPU examples run a few at a time: less memory and less padding for the same sums.
+    If the trainer's loss is separable, each of several processes computes its share of a batch alone. On a CPU,
+    examples are then also computed a few at a time: the sums are the same with less memory and less padding.
 
     Arguments:
-        compiled: trace the computation once for each shape (pays on a GPU; on the CPU it only costs).
-        reference: gives the batches their reference; None where they come with it.
+        compiled: trace the computation once for each shape (faster on a GPU, slower on a CPU).
+        reference: fills the reference into batches; None if the batches already contain it.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class GradientStep:
 
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:
-            # The model's state is an output too: tracing leaves placeholders in the model, and this puts arrays back.
+            # The model's state is an output too: tracing leaves placeholders in the model, and this restores the
+            # arrays.
             state_arrays = [policy.model.state, mx.random.state]
             gradient = mx.compile(gradient, inputs=state_arrays, outputs=state_arrays)
         self._gradient = gradient
@@ -72,27 +73,28 @@ class GradientStep:
     def __call__(
         self, batch: Batch, units_of_step: Mapping[Unit, int], state: State | None = None
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
-        """The flattened sums of this micro-batch (see `layout`), its share of the step's gradient, and the new state.
+        """Return the flattened sums of this micro-batch (see `layout`), its part of the step's gradient, and the new
+        state.
 
-        units_of_step: how many of each unit the whole optimiser step holds.
-        state: that of a trainer that has one.
+        units_of_step: how many of each unit (pairs, rows or tokens) the whole optimiser step contains.
+        state: of a trainer that has one.
         """
         scales = {unit: mx.array(1.0 / max(count, 1)) for unit, count in units_of_step.items()}
         if self.ranks is None:
             return self._own(batch, scales, state)
         start, stop = share(batch, self.ranks.rank, self.ranks.size)
-        # Without a share something is computed all the same, for nothing: all have to have the same sums.
+        # A process without a share computes a dummy example, because all processes must return the same sums.
         counted = float(start < stop)
         own = slice_batch(batch, start, stop) if start < stop else slice_batch(batch, 0, 1)
         values, gradient, _ = self._own(own, {unit: counted * scale for unit, scale in scales.items()}, None)
         values = self.ranks.sum(counted * values)
-        mx.eval(values, gradient)  # now and in every process: one that leaves it for later lets the others wait
+        mx.eval(values, gradient)  # evaluate now, in every process: a process that does it later lets the others wait
         return values, gradient, {}
 
     def _own(
         self, batch: Batch, scales: dict[Unit, mx.array], state: State | None
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
-        """What this process computes alone."""
+        """Compute the part of this process."""
         if not self.cuts:
             return self._whole(batch, scales, dict(state or {}))
         sums: Any = None
@@ -105,7 +107,7 @@ class GradientStep:
     def _whole(
         self, batch: Batch, scales: dict[Unit, mx.array], state: State
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
-        """What is computed at once."""
+        """Compute one part."""
         batch, reference_has = self.reference.lookup(batch) if self.reference else (batch, None)
         (_, values, new, logps), gradient = self._gradient(batch, scales, state, reference_has)
         if self.reference and reference_has is not None:
@@ -115,32 +117,34 @@ class GradientStep:
 
 
 def is_separable(trainer: Trainer, options: Any) -> bool:
-    """Whether a batch may be cut: see `Trainer`. Into a state that is carried along all rows of a batch go together."""
+    """Return whether a batch may be divided: see `Trainer`. A trainer with a state needs all rows of a
+    batch together.
+    """
     return not trainer.initial_state(options) and trainer.separable(options)
 
 
 def runs_in_parts(trainer: Trainer, options: Any, compiled: bool) -> bool:
-    """Whether a step computes the examples of a batch some at a time."""
+    """Return whether a step computes the examples of a batch a few at a time."""
     return is_separable(trainer, options) and not compiled and mx.default_device().type == mx.cpu
 
 
 def in_parts(batch: Batch) -> Iterator[Batch]:
-    """The batch in parts of about `CUT_POSITIONS` tokens."""
+    """Return the batch in parts of about `CUT_POSITIONS` tokens."""
     for start, stop in cuts(batch):
         yield slice_batch(batch, start, stop)
 
 
 def cuts(batch: Batch) -> list[tuple[int, int]]:
-    """Start and end of each part of a batch."""
+    """Return start and end of each part of a batch."""
     examples = batch.ids.shape[0]
     prompts = np.array(batch.prompt_lengths).reshape(-1, examples)
     return cut(prompts[0] + (np.array(batch.lengths).reshape(-1, examples) - prompts).sum(axis=0))
 
 
 def cut(positions: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end of each part: as many examples, in their order, as stay within `CUT_POSITIONS`; at least one.
+    """Return start and end of each part: at least one example, and as many as stay within `CUT_POSITIONS` tokens.
 
-    positions: (examples,) tokens of each, its prompt once.
+    positions: (examples,) tokens of each, counting its prompt once.
     """
     starts, room = [0], CUT_POSITIONS - int(positions[0])
     for i, needed in enumerate(positions[1:].tolist(), start=1):

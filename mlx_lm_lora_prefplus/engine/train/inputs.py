@@ -1,4 +1,4 @@
-"""All that a run of the training loop is given."""
+"""The inputs of the training loop."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +20,16 @@ EpochBatches = Callable[[int, int], Iterator[Batch]]
 
 
 class DataPosition(NamedTuple):
-    """A place in the data: the epoch, and how many of its batches come before. Both count from 0."""
+    """A position in the data: the epoch, and the number of its batches before this position. Both count from 0."""
 
     epoch: int
     batch: int
 
 
 class BatchStream:
-    """Gives out micro-batches.
+    """Provides micro-batches.
 
-    epoch_batches: epoch, number of batches to leave out → its other batches. place: of the next batch.
+    epoch_batches: (epoch, number of batches to skip) → its other batches. place: the position of the next batch.
     """
 
     def __init__(self, epoch_batches: EpochBatches, place: DataPosition):
@@ -37,14 +37,14 @@ class BatchStream:
         self._batches = self._from(epoch_batches, place)
 
     def take(self, size: int) -> list[Batch]:
-        """The next micro-batches; `place` moves behind them."""
+        """Return the next micro-batches and move `place` behind them."""
         batches = list(islice(self._batches, size))
         self.place = batches[-1][0]
         return [batch for _, batch in batches]
 
     @staticmethod
     def _from(epoch_batches: EpochBatches, place: DataPosition) -> Iterator[tuple[DataPosition, Batch]]:
-        """Each batch with the place behind it."""
+        """Yield each batch with the place behind it."""
         for epoch in count(place.epoch):
             skipped = place.batch if epoch == place.epoch else 0
             for number, batch in enumerate(epoch_batches(epoch, skipped), start=skipped + 1):
@@ -53,20 +53,20 @@ class BatchStream:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """All that a run of the loop needs.
+    """The inputs of a run of the training loop.
 
-    iters: micro-batches to train.
-    epoch_batches: epoch (from 0), number of its first batches to leave out → the others, filled by `reference`.
+    iters: number of micro-batches to train.
+    epoch_batches: (epoch from 0, number of its first batches to skip) → its other batches, filled by `reference`.
     validation: the batches to evaluate on, filled by `reference`, or None.
-    save: iteration (or None at the end) → the adapter file and the numbered file it wrote. None saves nothing.
-    save_best: keeps the adapters as the best so far, and returns their file.
-    begin: called once it is known that there is something to train, before the first step.
+    save: iteration (None at the end) → the adapter file and the numbered file that it wrote. None saves nothing.
+    save_best: saves the adapters as the best so far, and returns their file.
+    begin: called before the first step, once it is known that there is something to train.
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
-    reference: where the batches get the reference's log-probs from.
-    states, metrics: where the state and the metrics of the run are kept; None: nowhere. loggers: who gets them too.
-    resumed: the state to go on from. fingerprint: what the run was started with, to be kept with its state.
-    ranks: the processes that train together; all come here with the same, and only the first has files.
+    reference: the source of the reference's log-probs.
+    states, metrics: where the state and the metrics of the run are stored; None: nowhere. loggers: further receivers.
+    resumed: the state to continue from. fingerprint: the settings that the run was started with, stored with its state.
+    ranks: the processes that train together. All of them pass the same inputs, but only the first has files.
     """
 
     trainer: Trainer

@@ -1,7 +1,8 @@
-"""SIGINT, SIGTERM and SIGHUP: at once where nothing is lost by it, after the step while training. SIGCONT is counted,
-and pauses are no part of the time of a step.
+"""Handling of signals: SIGINT, SIGTERM, SIGHUP and SIGCONT.
 
-SIGHUP comes when the terminal or the ssh connection closes. Under `nohup` it is ignored, and training goes on.
+While training, SIGINT, SIGTERM and SIGHUP end the run after the current step; at other times they end it at once.
+SIGCONT is counted, so that pauses are excluded from the time of a step. SIGHUP comes when the terminal or the ssh
+connection closes. Under `nohup` it is ignored, and training continues.
 """
 
 import os
@@ -17,14 +18,15 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(Exception):
-    """A signal asks for the end of training, and everything is as it was after the last micro-batch."""
+    """A signal asks the run to end. Everything is in the state after the last completed micro-batch."""
 
 
 class StopRequest:
-    """What signals have asked of a run so far.
+    """What signals have requested during a run.
 
     signal: the first SIGINT, SIGTERM or SIGHUP that came; None until then.
-    pauses: how often the process went on after it had been stopped (SIGSTOP, Ctrl-Z). A stop cannot be seen itself.
+    pauses: how often the process continued after it had been stopped (SIGSTOP, Ctrl-Z). The stop itself cannot be
+    detected.
     """
 
     def __init__(self):
@@ -34,9 +36,10 @@ class StopRequest:
 
 @contextmanager
 def stop_after_step() -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM and SIGHUP are noted, for the loop to look at; a second one ends the process (see `leave`).
+    """Record SIGINT, SIGTERM and SIGHUP for the training loop. A second signal ends the process (see `leave`).
 
-    SIGHUP is never that second one: a closed terminal sends it more than once, and systemd sends it after SIGTERM.
+    SIGHUP never counts as the second signal: a closed terminal sends it several times, and systemd sends it after
+    SIGTERM.
     """
     request = StopRequest()
 
@@ -46,8 +49,8 @@ def stop_after_step() -> Iterator[StopRequest]:
                 return
             leave(number)
         request.signal = number
-        with suppress(OSError):  # print may be what was interrupted, and cannot be entered twice
-            os.write(2, b"\nStopping when this step is done and saved; a second signal stops at once.\n")
+        with suppress(OSError):  # not print(): the signal may have interrupted a print
+            os.write(2, b"\nStopping after this step is done and saved. A second signal stops at once.\n")
 
     def went_on(number: int, frame: FrameType | None) -> None:
         request.pauses += 1
@@ -58,7 +61,7 @@ def stop_after_step() -> Iterator[StopRequest]:
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process as SIGINT does, by an exception: what is under way can put things in order."""
+    """Make SIGTERM and SIGHUP end the process by an exception, as SIGINT does, so that cleanup code runs."""
 
     def end(number: int, frame: FrameType | None) -> None:
         leave(number)
@@ -68,7 +71,9 @@ def stop_at_once() -> Iterator[None]:
 
 
 def leave(number: int) -> None:
-    """Raise what ends a process by this signal: KeyboardInterrupt (exit code 130) or SystemExit (128 + number)."""
+    """Raise the exception that ends a process by this signal: KeyboardInterrupt (exit code 130) or SystemExit (128 +
+    number).
+    """
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
@@ -76,9 +81,9 @@ def leave(number: int) -> None:
 
 @contextmanager
 def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
-    """Set signal handlers and put the old ones back. Python allows it in the main thread alone.
+    """Set signal handlers and restore the old ones at the end. Python allows it only in the main thread.
 
-    A signal that is ignored (as SIGINT is in a shell's background job) or handled outside Python is left alone.
+    Signals that are ignored (as SIGINT is in a shell's background job) or handled outside Python are not changed.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -98,13 +103,13 @@ class _Timed(NamedTuple):
 
 
 class StepTimer:
-    """Seconds of micro-batches, one measurement each.
+    """Measures the seconds of micro-batches, one measurement per micro-batch.
 
-    When a process that was stopped (SIGSTOP, Ctrl-Z) goes on, it gets SIGCONT, but nobody tells it when it was
-    stopped. So a lap during which it went on counts as long as the mean of the others. A closed lid needs no care:
-    the clock stands still meanwhile.
+    A process that continues after it was stopped (SIGSTOP, Ctrl-Z) receives SIGCONT, but it cannot know when it was
+    stopped. The time of a micro-batch with such a pause is therefore replaced by the mean of the others. A closed lid
+    needs no correction, because the clock stops meanwhile.
 
-    count: micro-batches in total.
+    count: number of micro-batches.
     """
 
     def __init__(self, stop: StopRequest):
@@ -113,7 +118,7 @@ class StepTimer:
 
     @contextmanager
     def lap(self) -> Iterator[None]:
-        """Count what is done inside as one lap."""
+        """Measure one micro-batch, which is computed inside the context."""
         start, pauses = time.perf_counter(), self._stop.pauses
         yield
         seconds = time.perf_counter() - start
@@ -124,18 +129,18 @@ class StepTimer:
 
     @property
     def count(self) -> int:
-        """Micro-batches in total."""
+        """The number of micro-batches."""
         return self._whole.count + self._broken.count
 
     @property
     def seconds(self) -> float:
-        """Seconds of all micro-batches; as measured if every one of them was interrupted."""
+        """Return the seconds of all micro-batches; the uncorrected time if every one of them was interrupted."""
         return self._whole.seconds * self.count / self._whole.count if self._whole.count else self._broken.seconds
 
     def dump(self) -> list[tuple[float, int]]:
-        """For the saved state of a run."""
+        """Return the content as values for the saved state of a run."""
         return [self._whole, self._broken]
 
     def load(self, dumped: Sequence[Sequence[Any]]) -> None:
-        """Take over what `dump` gave."""
+        """Restore what `dump` returned."""
         self._whole, self._broken = (_Timed(*one) for one in dumped)

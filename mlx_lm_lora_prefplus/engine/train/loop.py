@@ -1,4 +1,4 @@
-"""The one training loop. It drives any trainer and knows no loss, no mode and no file format."""
+"""The training loop. It works with any trainer and contains no code for a particular loss, mode or file format."""
 
 import math
 from contextlib import ExitStack, suppress
@@ -37,18 +37,20 @@ MOST_SKIPPED = 10
 
 
 def train(inputs: TrainingInputs) -> bool:
-    """Train until `inputs.iters` micro-batches are done: validate, step, report and save as the settings say.
+    """Train until `inputs.iters` micro-batches are done: validate, update, report and save as the settings say.
 
-    Validation at iteration N is of the weights after N micro-batches: every `steps_per_eval`, and at the last, so that
-    the weights that are saved were validated. The one at iteration 1 comes before the first update. SIGINT,
-    SIGTERM and SIGHUP end it when the micro-batch under way is done: the state is saved and KeyboardInterrupt or
-    SystemExit raised.
+    The validation at iteration N uses the weights after N micro-batches. It takes place every `steps_per_eval` and at
+    the last iteration, so the saved weights have been validated. The validation at iteration 1 comes before the first
+    update.
+
+    SIGINT, SIGTERM and SIGHUP end training after the current micro-batch: the state is saved, and KeyboardInterrupt or
+    SystemExit is raised.
 
     Returns:
         Whether there was anything left to train. If not, nothing is written.
 
     Raises:
-        UserError: the loss or the gradient is not finite, memory or the disk is full. Nothing is saved after that.
+        UserError: The loss or the gradient is not finite, or memory or the disk is full. Nothing is saved after that.
     """
     with ExitStack() as stack:
         loop = Loop(inputs, stack.enter_context(stop_after_step()))
@@ -61,7 +63,10 @@ def train(inputs: TrainingInputs) -> bool:
         if inputs.metrics:
             lost = inputs.metrics.begin(inputs.resumed.values["lines"] if inputs.resumed else 0)
             if lost:
-                tell(inputs.callback, f"{lost} earlier line(s) of {inputs.metrics.file} are damaged or gone: left out.")
+                tell(
+                    inputs.callback,
+                    f"{lost} earlier line(s) of {inputs.metrics.file} are damaged or missing: left out.",
+                )
         inputs.policy.model.train()
         bar = stack.enter_context(tqdm(total=inputs.iters, initial=loop.state.counters.iteration, desc="Training"))
         with (
@@ -99,9 +104,9 @@ def train(inputs: TrainingInputs) -> bool:
 
 
 class Loop:
-    """Runs the steps. What goes into a saved state is in `state`.
+    """Runs the steps. The attribute `state` contains what belongs to a saved state.
 
-    inputs: all that the run is given. stop: what signals ask for. batch: the micro-batch under way.
+    inputs: the inputs of the run. stop: what signals ask for. batch: the current micro-batch.
     """
 
     def __init__(self, inputs: TrainingInputs, stop: StopRequest):
@@ -133,19 +138,19 @@ class Loop:
 
     @property
     def finished(self) -> bool:
-        """Whether all is done, or early stopping ends it. An optimiser step that was begun is finished first."""
+        """Return whether training is complete or early stopping ends it. A started optimiser step is finished first."""
         done = self.state.counters.iteration >= self.inputs.iters and not self.state.counters.done
         return self.ended_early or (done and not self._validation_is_due)
 
     @property
     def ended_early(self) -> bool:
-        """Whether the patience of early stopping is at its end."""
+        """Return whether early stopping has run out of patience."""
         patience = self.inputs.settings.early_stopping_patience
         return patience is not None and self.state.bests[0].stale >= patience
 
     @property
     def _validation_is_due(self) -> bool:
-        """Whether the weights as they are now are to be validated, and were not."""
+        """Return whether the current weights need a validation and have not had one."""
         counters, inputs = self.state.counters, self.inputs
         due = counters.iteration == inputs.iters or (
             counters.iteration > 1 and counters.iteration % inputs.settings.steps_per_eval == 0
@@ -153,7 +158,7 @@ class Loop:
         return inputs.validation is not None and counters.iteration > counters.validated and due
 
     def begin(self, bar: tqdm) -> None:
-        """Validate before the first update, or do what a signal kept the last micro-batch from."""
+        """Validate before the first update, or finish the work after a micro-batch that a signal interrupted."""
         if not self.state.counters.iteration and not self.state.counters.validated_untrained:
             if self.inputs.validation is not None:
                 self.validator.validate(1)
@@ -162,7 +167,7 @@ class Loop:
             self._after_batch(bar)
 
     def optimizer_step(self, bar: tqdm) -> None:
-        """Accumulate the gradients of the micro-batches, exactly, and update the parameters once."""
+        """Accumulate the gradients of the micro-batches of a step and update the parameters once."""
         counters = self.state.counters
         if counters.step and not counters.done:
             self.inputs.reference.after_update(counters.step)
@@ -186,11 +191,11 @@ class Loop:
                 return
 
     def _after_batch(self, bar: tqdm) -> None:
-        """Validate, report and save where due; then raise `Stopped` if a signal has arrived."""
+        """Validate, report and save where due. Then raise `Stopped` if a signal has arrived."""
         if self._validation_is_due:
             self.validator.validate(self.state.counters.iteration)
             self.state.counters.validated = self.state.counters.iteration
-        overdue = self._share_signal()  # first: it fails where another process died and the figures are wrong
+        overdue = self._share_signal()  # first: it fails if another process died and the sums are wrong
         self._report(bar)
         if overdue or self.state.counters.iteration % self.inputs.settings.save_every == 0:
             self.saver.save()
@@ -198,7 +203,7 @@ class Loop:
             raise Stopped
 
     def _batches_of_step(self) -> list[Batch]:
-        """The micro-batches of the optimiser step under way; the last step holds what is left of `iters`."""
+        """Return the micro-batches of the current optimiser step. The last step has what remains of `iters`."""
         counters, inputs = self.state.counters, self.inputs
         if self._stream is None:
             self._stream = BatchStream(inputs.epoch_batches, DataPosition(counters.epoch, counters.batch))
@@ -210,7 +215,7 @@ class Loop:
         inputs, counters = self.inputs, self.state.counters
         active, context = quantized(inputs.qat, counters.step + 1)
         if active not in self._gradients:
-            # A compiled graph keeps the layers it was traced with: one for each state of the layers.
+            # A compiled graph keeps the layers it was traced with, so there is one graph for each state of the layers.
             self._gradients[active] = GradientStep(
                 inputs.trainer, inputs.policy, inputs.options, inputs.compiled, inputs.reference.in_step
             )
@@ -249,19 +254,17 @@ class Loop:
 
     def _apply(self, gradient: Any) -> None:
         inputs = self.inputs
-        # Clipping multiplies by a float32 number; low-precision weights must stay what they are.
+        # Clipping multiplies by a float32 number. Low-precision gradients must keep their dtype.
         gradient = tree_map(lambda new, old: new.astype(old.dtype), gradient, self.state.gradient)
         inputs.optimizer.update(inputs.policy.model, gradient)
         mx.eval(inputs.policy.model.state, inputs.optimizer.state)
 
     def _not_finite(self, what: str, batches: list[Batch]) -> None:
-        """Stop, or note that the update of this step is to be left out."""
+        """Stop the run, or mark this step's update as left out."""
         counters, inputs = self.state.counters, self.inputs
         rows = np.concatenate([np.asarray(batch.ids) for batch in batches]).tolist()
         if inputs.settings.on_nonfinite == "stop" or counters.skipped_in_a_row >= MOST_SKIPPED:
-            in_a_row = (
-                f" (after {counters.skipped_in_a_row} updates in a row that were left out)" if counters.skipped else ""
-            )
+            in_a_row = f" (after leaving out {counters.skipped_in_a_row} updates in a row)" if counters.skipped else ""
             raise self._error(f"The {what} is not finite at iteration {counters.iteration}{in_a_row} on rows {rows}.")
         if not counters.left_out:
             counters.left_out, counters.skipped, counters.skipped_in_a_row = (
@@ -270,7 +273,7 @@ class Loop:
                 counters.skipped_in_a_row + 1,
             )
         what = what.replace("loss", "objective")
-        text = f"the {what} is not finite on rows {rows}; the update is left out ({counters.skipped} so far)"
+        text = f"the {what} is not finite on rows {rows}; this update is left out ({counters.skipped} so far)"
         self.journal.warn("not_finite", text, counters.iteration)
 
     def _error(self, problem: str) -> UserError:
@@ -305,12 +308,12 @@ class Loop:
 
     @property
     def _rate(self) -> float:
-        """The learning rate of the last update."""
+        """Return the learning rate of the last update."""
         return learning_rate(self.inputs.optimizer)
 
     def _share_signal(self) -> bool:
-        """Let a signal that came to one process come to all; returns whether one of them is overdue to save."""
+        """Share a signal with all processes. Returns whether one of them is overdue to save."""
         signal, overdue = self.inputs.ranks.largest(self.stop.signal or 0, int(self.saver.is_overdue))
-        if signal:  # else one may have come meanwhile
+        if signal:  # otherwise a signal may have come meanwhile
             self.stop.signal = signal
         return bool(overdue)

@@ -1,4 +1,4 @@
-"""Saves what a run has reached: the adapters first, then the state that a later run goes on from."""
+"""Save the progress of a run: first the adapters, then the state from which a later run continues."""
 
 import time
 from pathlib import Path
@@ -26,15 +26,15 @@ class Saver:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether `save_every_minutes` have passed since the last state was saved."""
+        """Return whether `save_every_minutes` have passed since the last state was saved."""
         minutes = self.inputs.settings.save_every_minutes
         return minutes is not None and (time.monotonic() - self._saved_when) / 60 >= minutes
 
     def save(self) -> None:
-        """Save in the middle of a run, with a numbered copy of the adapters.
+        """Save during a run, with a numbered copy of the adapters.
 
         Raises:
-            UserError: a weight is not finite; it does not take the place of a good one.
+            UserError: A weight is not finite. The earlier file is not replaced.
         """
         self._check_weights()
         if self.inputs.save is None:
@@ -46,7 +46,7 @@ class Saver:
         tqdm.write(f"Iter {iteration}: Saved adapter weights to {adapter_file} and {numbered}.")
 
     def save_last(self) -> Path | None:
-        """Save at the end, or where a signal ends the run; returns the adapter file. Raises as `save` does."""
+        """Save at the end of a run or after a signal, and return the adapter file. Errors as in `save`."""
         self._check_weights()
         if self.inputs.save is None:
             return None
@@ -57,12 +57,12 @@ class Saver:
         return adapter_file
 
     def _save_state(self) -> None:
-        """The state comes after the adapters: where a state is, its adapters are."""
+        """Write the adapters, then the state. A state therefore always has its adapters."""
         inputs = self.inputs
         if inputs.metrics:
             inputs.metrics.sync()
         inputs.reference.save()
-        state = snapshot(inputs, self.state)  # in every process: their gradients are added up
+        state = snapshot(inputs, self.state)  # in every process, because gradients are summed over processes
         if inputs.states:
             inputs.states.save(state)
         self.saved_at, self._saved_when = self.state.counters.iteration, time.monotonic()

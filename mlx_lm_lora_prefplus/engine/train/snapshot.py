@@ -1,4 +1,4 @@
-"""The way of a loop's state into a saved state and back."""
+"""Convert the state of a loop into a saved state, and back."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from .state import Count, Counters, LoopState
 
 @dataclass(frozen=True)
 class SavedSums:
-    """As `MetricSums.dump`."""
+    """The values of `MetricSums.dump`."""
 
     sums: list[tuple[str, str, float]]
     units: dict[str, float]
@@ -26,7 +26,7 @@ class SavedSums:
 
 @dataclass(frozen=True)
 class SavedBestMetric:
-    """As `BestMetric.dump`."""
+    """The values of `BestMetric.dump`."""
 
     metric: str
     value: float | None
@@ -36,7 +36,7 @@ class SavedBestMetric:
 
 @dataclass(frozen=True)
 class SavedHistory:
-    """As `History.dump`."""
+    """The values of `History.dump`."""
 
     train: list[dict[str, float]]
     valid: list[dict[str, float]]
@@ -44,7 +44,7 @@ class SavedHistory:
 
 @dataclass(frozen=True)
 class Saved:
-    """The form of the values of a state, as `snapshot` makes them."""
+    """The structure of the values of a state, as `snapshot` makes them."""
 
     iteration: Count
     iters: Count
@@ -62,10 +62,10 @@ class Saved:
 
 
 def check_saved(state: RunState) -> None:
-    """Make sure that a state is of the form that `restore` takes: its digest says only that it is whole.
+    """Check that a state has the structure that `restore` needs. Its digest only shows that the file is intact.
 
     Raises:
-        UserError: it is not.
+        UserError: The structure differs.
     """
     try:
         TypeAdapter(Saved).validate_json(json.dumps(state.values), strict=True)
@@ -73,16 +73,16 @@ def check_saved(state: RunState) -> None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"resume: the newest state is whole, and yet not one that this release writes ({where}: {first['msg']}). "
-            "Start again without --resume, or take the release that wrote it."
+            f"resume: the newest state is intact, but another release wrote it ({where}: {first['msg']}). "
+            "Install the release that wrote it, or start again without --resume."
         ) from None
     keys = state.arrays.get("numpy", {}).get("keys")
     if keys is None or (keys.shape, keys.dtype) != ((624,), mx.uint32):
-        raise UserError("resume: the newest state has no random numbers of NumPy. Start again without --resume.")
+        raise UserError("resume: the newest state has no random state of NumPy. Start again without --resume.")
 
 
 def snapshot(inputs: TrainingInputs, state: LoopState) -> RunState:
-    """The state of a run between two micro-batches, with the weights and the optimiser's state."""
+    """Return the state of a run between two micro-batches, with the weights and the optimiser's state."""
     kind, keys, *rest = tuple[Any, ...](np.random.get_state(legacy=True))
     gradient = {} if state.gradient is None else dict(tree_flatten(inputs.ranks.sum_gradients(state.gradient)))
     arrays = {
@@ -111,10 +111,10 @@ def snapshot(inputs: TrainingInputs, state: LoopState) -> RunState:
 
 
 def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
-    """Put a saved state into the loop's state, the model and the optimiser.
+    """Restore a saved state into the loop's state, the model and the optimiser.
 
     Raises:
-        UserError: its arrays are not those of this run.
+        UserError: Its arrays do not fit this run.
     """
     values, arrays = saved.values, saved.arrays
     model, optimizer = inputs.policy.model, inputs.optimizer
@@ -122,7 +122,7 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
     model.update(_refilled(model.trainable_parameters(), arrays, "weights"))
     optimizer.state = _refilled(optimizer.state, arrays, "optimizer")
     if not inputs.settings.lr_schedule and rate is not None:
-        optimizer.learning_rate = rate  # the same, unless it was changed and the user forced it
+        optimizer.learning_rate = rate  # the optimiser is the same, unless the user changed it and used force
     state.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
     state.trainer = _refilled(state.trainer, arrays, "trainer")
     inputs.reference.restore(arrays.get("reference", {}))
@@ -140,14 +140,14 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
 
 
 def random_seed() -> int:
-    """The seed that puts MLX's random numbers where they are now: its state is a key, the two halves of a seed."""
+    """Return the seed that gives MLX's current random state. That state is a key, the two halves of a seed."""
     (key,) = cast(list[mx.array], mx.random.state)
     high, low = np.array(key).tolist()
     return (high << 32) | low
 
 
 def _refilled(tree: Any, arrays: dict[str, dict[str, mx.array]], name: str) -> Any:
-    """A tree of the same structure with the saved arrays in it."""
+    """Return a tree of the same structure that contains the saved arrays."""
     saved, expected = arrays.get(name, {}), dict(tree_flatten(tree))
     wrong = [key for key in {*saved, *expected} if key not in saved or key not in expected]
     form = lambda value: (value.shape, value.dtype)  # noqa: E731
@@ -155,7 +155,7 @@ def _refilled(tree: Any, arrays: dict[str, dict[str, mx.array]], name: str) -> A
     if wrong:
         raise UserError(
             f"resume: the saved {name} does not fit this run ({len(wrong)} of {len(expected)} arrays), first: "
-            f"{sorted(wrong)[0]}. Train with the train_type, num_layers, lora_parameters, optimizer and optimizer_bits "
-            "of before."
+            f"{sorted(wrong)[0]}. Use the same train_type, num_layers, lora_parameters, optimizer and optimizer_bits "
+            "as before."
         )
     return tree_map_with_path(lambda key, _: saved[key], tree)

@@ -1,4 +1,4 @@
-"""All that changes while the training loop runs."""
+"""Everything that changes while the training loop runs."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -16,17 +16,17 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 @dataclass
 class Counters:
-    """What is counted.
+    """Counters of a run.
 
-    iteration: micro-batches done. step: optimiser steps done. validated: those done when the policy was last
-        validated. validated_untrained: whether the validation before the first update is done.
-    epoch, batch: place of the first micro-batch of the optimiser step under way.
-    size, done: micro-batches that this step has, and those of them that are done.
-    left_out: whether the update of this step is left out, because something was not finite.
-    tokens: completion tokens since the last report. trained_tokens: those before.
+    iteration: completed micro-batches. step: completed optimiser steps. validated: the iteration of the policy's last
+    validation. validated_untrained: whether the validation before the first update is done.
+    epoch, batch: position of the first micro-batch of the current optimiser step.
+    size, done: number of micro-batches of this step, and how many of them are done.
+    left_out: whether this step's update is left out because something was not finite.
+    tokens: completion tokens since the last report. trained_tokens: completion tokens before that.
     skipped, skipped_in_a_row: updates left out because something was not finite.
     grad_norm: L2 norm of the last update's gradient before clipping; None before the first.
-    peak_memory: bytes, of this process and those before it.
+    peak_memory: bytes, over this process and the processes from which it resumed.
     """
 
     iteration: Count = 0
@@ -48,13 +48,13 @@ class Counters:
 
 @dataclass
 class LoopState:
-    """The members of the loop that go into a saved state and come back out of it (see `snapshot`).
+    """The parts of the loop that a saved state contains (see `snapshot`).
 
-    timer: times the micro-batches of the window of the next report. sums: the sums of their metrics.
+    timer: times the micro-batches since the last report. sums: the sums of their metrics.
     trainer: see `Trainer.initial_state`.
-    bests: the metric that early stopping watches, then the one whose best adapters are kept.
-    gradient: what the micro-batches of a half-done optimiser step add up to.
-    history: what was reported. warned: names of the warnings that were given once.
+    bests: the metric for early stopping, then the metric for the best adapters.
+    gradient: the accumulated gradient of an incomplete optimiser step.
+    history: the reports. warned: names of the warnings that were given.
     """
 
     timer: StepTimer

@@ -1,4 +1,4 @@
-"""One call from per-token log-probs to the training loss, through the functions that training uses."""
+"""One call from per-token log-probs to the training loss. It uses the same functions as training."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -29,27 +29,29 @@ def compute(
     baseline: float | None = 0.0,
     **options: Any,
 ) -> mx.array:
-    """The scalar loss that training differentiates, for an optimiser step with one batch.
+    """Return the scalar loss that training differentiates, for an optimiser step with one batch.
 
     Arguments:
         mode, loss_type, options: as in a config file.
-        policy_token_logps, reference_token_logps: (rows, width) log-probs of the tokens (nats). Paired modes: chosen in
-            the first half of the rows, rejected in the second. No reference: None.
+        policy_token_logps, reference_token_logps: (rows, width) log-probs of the tokens (nats). In paired modes, the
+        first half of the rows is chosen and the second half rejected. None: no reference.
         completion_mask: (rows, width), true at completion tokens (default: everywhere).
-        label: (rows,) of modes `kto` and `bco`: true for desirable rows.
-        mismatched_logratios: (rows,) of mode `kto`: log-ratios of other rows' completions, for its z.
-        columns: data columns that the loss needs, such as `margin`, (pairs,) each; for losses of lists `scores`,
-            (completions, lists): row `k * lists + i` is completion `k` of list `i`.
-        token_log_collisions: (rows, width), log Σ_v π(v)², for `use_weighting`.
-        baseline: the value for losses with a running mean of the rewards (0, the default, is TRL's; None: the mean of
-            this batch, as in the first step of a run).
+        label: (rows,) for modes `kto` and `bco`: true for desirable rows.
+        mismatched_logratios: (rows,) for mode `kto`: log-ratios of other rows' completions. KTO estimates its reference
+            point z from them.
+        columns: data columns that the loss needs, such as `margin`, each (pairs,). Losses of lists need `scores`,
+            (completions, lists): row `k * lists + i` of the log-probs is completion `k` of list `i`.
+        token_log_collisions: (rows, width), the log of Σ_v π(v)² over all tokens v of the vocabulary, for
+            `use_weighting`. π is the policy's distribution.
+        baseline: for losses that subtract a running mean of the rewards: its value. 0, the default, is TRL's. None: the
+            mean of this batch, as in the first step of a run.
 
     Returns:
         ().
 
     Raises:
-        UserError: an unknown mode, loss or option, a value out of bounds, no rows, rows that are no pairs, shapes that
-            do not fit, or no reference, column or label where one is needed.
+        UserError: The mode, loss or an option is unknown; a value is out of bounds; there are no rows; the number of
+            rows is odd where pairs are needed; shapes do not fit; or a required reference, column or label is missing.
     """
     chosen = _options(mode, loss_type, options)
     table, names = chosen.table, loss_names(loss_type)
@@ -66,7 +68,7 @@ def compute(
     rows = _Tokens.of(policy_token_logps, None if free else reference_token_logps, completion_mask)
     if paired and len(rows.mask) % 2:
         raise UserError(
-            f"{len(rows.mask)} rows are no pairs: give the chosen in the first half, the rejected in the second."
+            f"{len(rows.mask)} rows cannot be pairs: give the chosen in the first half, the rejected in the second."
         )
     sums = _summed(rows, chosen if paired else None)
     pair_weights = None
@@ -102,7 +104,7 @@ def compute(
 
 
 def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> LossOptions:
-    """The options of a mode, with the same checks as in a config file."""
+    """Return the options of a mode, with the same checks as for a config file."""
     if mode not in OPTIONS:
         raise UserError(f"There is no mode {mode!r}; choose from {', '.join(OPTIONS)}.")
     kind = OPTIONS[mode]
@@ -121,7 +123,7 @@ def _options(mode: str, loss_type: Any, options: Mapping[str, Any]) -> LossOptio
     for key, users in idle_options(kind.table, names, changed - {"beta"}).items():  # β scales the rewards of any loss
         problems.append(f"{key} is not used by {', '.join(names)}; it belongs to {', '.join(users)}")
     if options.get("router_aux_loss_coef"):
-        problems.append("router_aux_loss_coef needs a model, and here are log-probs alone; leave it out")
+        problems.append("router_aux_loss_coef needs a model, and compute() receives only log-probs. Remove it")
     if problems:
         raise UserError(f"Mode {mode}: {'; '.join(problems)}.")
     return chosen
@@ -138,7 +140,7 @@ class _Tokens(NamedTuple):
     def of(cls, policy: Any, reference: Any, mask: Any) -> "_Tokens":
         policy = _array(policy)
         if policy.ndim != 2 or not len(policy):
-            raise UserError(f"policy_token_logps have shape {policy.shape}; give (rows, width), a row at least.")
+            raise UserError(f"policy_token_logps has shape {policy.shape}. Give (rows, width) with at least one row.")
         shape = policy.shape
         return cls(
             policy,
@@ -147,14 +149,16 @@ class _Tokens(NamedTuple):
         )
 
     def sums(self, values: mx.array | None, weights: mx.array | int = 1) -> mx.array:
-        """(rows,) sums of values over the completions; masked positions may hold anything. Zeros if there are none."""
+        """Return (rows,) sums of values over the completions; zeros if there are no values. Masked positions may have
+        any value.
+        """
         if values is None:
             return mx.zeros(len(self.mask))
         return mx.where(self.mask > 0, weights * values, 0).sum(1)
 
 
 class _Sums(NamedTuple):
-    """Sums over the completions, (rows,) each: `policy` and `reference` with token weights, `nll` without."""
+    """Sums over the completions, (rows,) each. `policy` and `reference` are weighted by token; `nll` is not."""
 
     policy: mx.array
     reference: mx.array
@@ -163,7 +167,7 @@ class _Sums(NamedTuple):
 
 
 def _summed(rows: _Tokens, options: LossOptions | None) -> _Sums:
-    """Sum the log-probs. options: of pairs, whose tokens may have weights; else None."""
+    """Sum the log-probs. options: of a paired mode, which may weight tokens; otherwise None."""
     tokens = rows.mask.sum(1)
     token_weight = rows.mask
     pairs, width = len(rows.mask) // 2, rows.mask.shape[1]
@@ -181,7 +185,7 @@ def _pairs(sums: _Sums, columns: Mapping[str, mx.array]) -> Pairs:
 
 
 def _pair_weights(rows: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
-    """The pair weights of WPO, (pairs,)."""
+    """Return the pair weights of WPO, (pairs,)."""
     if log_collisions is None:
         raise UserError("use_weighting needs token_log_collisions.")
     collisions = rows.sums(_shaped("token_log_collisions", log_collisions, *rows.mask.shape))
@@ -191,7 +195,7 @@ def _pair_weights(rows: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
 def _lists(sums: _Sums, scores: mx.array) -> Lists:
     if scores.ndim != 2 or scores.size != len(sums.tokens):
         raise UserError(
-            f"Column scores has shape {scores.shape}; give (completions, lists), a score for each of "
+            f"Column scores has shape {scores.shape}. Give (completions, lists): one score for each of "
             f"{len(sums.tokens)} rows."
         )
     flat = (sums.policy, sums.reference, sums.tokens, scores.reshape(-1))
@@ -208,14 +212,14 @@ def _unpaired(mode: str, sums: _Sums, label: Any, mismatched_logratios: Any) -> 
 
 
 def _array(values: Any) -> mx.array:
-    """An array of at least float32: sums of many tokens need it."""
+    """Return an array of at least float32, because sums of many tokens need that precision."""
     array = values if isinstance(values, mx.array) else mx.array(values)
     return array if array.dtype in (mx.float32, mx.float64) else array.astype(mx.float32)
 
 
 def _shaped(name: str, values: Any, *shape: int) -> mx.array:
-    """An array of this shape. Raises UserError for any other shape, even if broadcasting would accept it."""
+    """Return an array of this shape. Raise UserError for any other shape, even if it could be broadcast."""
     array = _array(values)
     if array.shape != shape:
-        raise UserError(f"{name}: the shape is {array.shape}, and must be {shape}.")
+        raise UserError(f"{name} has shape {array.shape}. It must have shape {shape}.")
     return array

@@ -1,11 +1,12 @@
-"""Losses with the interface of ModelScope Twinkle: objects called with a batch's labels and a model's outputs.
+"""Losses with the interface of ModelScope Twinkle: objects that are called with labels and a model's outputs.
 
     loss = DPOLoss(beta=0.1)(inputs, outputs, ref_logps=ref_logps)["loss"]
 
-inputs: {"labels": (rows, T) token ids, already shifted: the label at t is the token that position t predicts, −100
-(`ignore_index`) where there is nothing to learn}. Rows are interleaved: chosen, rejected, chosen, rejected, …
-outputs: {"logps": (rows, T) log-probs of the labels (nats)} or {"logits": (rows, T', V)}, T' ≥ T; of longer logits the
-last T positions count.
+inputs: {"labels": (rows, T) token ids}. Labels are already shifted: the label at t is the token that position t
+    predicts. Positions with −100 (`ignore_index`) are ignored. Rows are interleaved: chosen, rejected, chosen,
+    rejected, …
+outputs: {"logps": (rows, T) log-probs of the labels (nats)} or {"logits": (rows, T', vocabulary)} with T' ≥ T. If T' >
+    T, only the last T positions are used.
 """
 
 import math
@@ -21,16 +22,16 @@ from ..inputs import Pairs
 
 
 class LossOutput(TypedDict):
-    """loss: (). num_tokens: 0, which tells the caller not to divide: the loss is a mean already."""
+    """loss: (). num_tokens: always 0, which tells the caller not to divide, because the loss is already a mean."""
 
     loss: mx.array
     num_tokens: int
 
 
 class PreferenceLossBase:
-    """What the losses share: log-probs of the labels, of whole completions, chosen and rejected apart.
+    """Base class of the losses: computes log-probs of labels and completions, and separates chosen from rejected rows.
 
-    Extend it with `pair_loss`, and with `nll_weight` if the NLL of the chosen completions is to be added.
+    Subclasses implement `pair_loss`. They also implement `nll_weight` to add the NLL of the chosen completions.
 
     Args:
         ignore_index: the label of positions that do not count.
@@ -52,22 +53,24 @@ class PreferenceLossBase:
         ref_chosen_logps: Any = None,
         ref_rejected_logps: Any = None,
     ) -> LossOutput:
-        """The mean loss over the pairs, plus `nll_weight` times the NLL of the chosen tokens (their mean).
+        """Return the mean loss over the pairs, plus `nll_weight` times the mean NLL of the chosen tokens.
 
-        Losses without a reference take the arguments named `ref_…` too, and leave them unread.
+        Losses without a reference accept the `ref_…` arguments and ignore them.
 
         Args:
-            inputs, outputs: see the module.
-            ref_outputs: the reference's outputs, in the form of `outputs`.
-            ref_logps: (rows, T″) log-probs of the labels under the reference, an array or lists; T″ ≥ T, what is beyond
-                T is cut off. Comes before `ref_outputs`.
-            ref_chosen_logps, ref_rejected_logps: (pairs,) sums over the completion. They come before both others.
+            inputs, outputs: see the module docstring.
+            ref_outputs: the reference's outputs, in the same form as `outputs`.
+            ref_logps: (rows, T″) log-probs of the labels under the reference, an array or lists. T″ ≥ T; positions
+                beyond T are cut off. Takes precedence over `ref_outputs`.
+            ref_chosen_logps, ref_rejected_logps: (pairs,) sums over the completion. They take precedence over the other
+                two.
 
         Returns:
             {"loss": (), "num_tokens": 0}.
 
         Raises:
-            ValueError: no labels, an odd number of rows, shapes that do not fit, or no reference where one is needed.
+            ValueError: There are no labels, the number of rows is odd, shapes do not fit, or a required reference is
+                missing.
         """
         labels = self._labels(inputs)
         token_logps = self.token_logps(outputs, labels)
@@ -85,33 +88,35 @@ class PreferenceLossBase:
         return {"loss": loss, "num_tokens": 0}
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """(pairs,): the preference loss on summed log-probs, unreduced."""
-        raise NotImplementedError("Write pair_loss(self, pairs) in your loss.")
+        """Return the preference loss of each pair, (pairs,), from summed log-probs."""
+        raise NotImplementedError("Implement pair_loss(self, pairs) in your loss.")
 
     def token_logps(self, outputs: Mapping[str, Any], labels: mx.array) -> mx.array:
-        """(rows, T) log-probs of the labels, 0 where they are ignored; at least float32.
+        """Return (rows, T) log-probs of the labels, 0 where they are ignored; at least float32.
 
-        Of labels that lie outside the vocabulary of logits the result is NaN.
+        If a label is outside the vocabulary of the logits, its result is NaN.
 
         Args:
-            outputs: with "logps", or with "logits".
+            outputs: contains "logps" or "logits".
             labels: (rows, T).
 
         Raises:
-            ValueError: neither is there, or their shape does not fit.
+            ValueError: Both are missing, or their shape does not fit.
         """
         counted = labels != self.ignore_index
         if outputs.get("logps") is not None:
             logps = _floats(outputs["logps"])
             if logps.shape != labels.shape:
-                raise ValueError(f"outputs['logps'] have shape {logps.shape}, the labels {labels.shape}.")
+                raise ValueError(
+                    f"outputs['logps'] has shape {logps.shape}. It must have the shape of the labels, {labels.shape}."
+                )
             return mx.where(counted, logps, 0)
         if outputs.get("logits") is None:
             raise ValueError("outputs must contain 'logps' or 'logits'.")
         logits, (rows, width) = _floats(outputs["logits"]), labels.shape
         if logits.ndim != 3 or logits.shape[0] != rows or logits.shape[1] < width:
             raise ValueError(
-                f"outputs['logits'] have shape {logits.shape}; to labels of shape {labels.shape} belong "
+                f"outputs['logits'] has shape {logits.shape}. With labels of shape {labels.shape} it must be "
                 f"({rows}, at least {width}, vocabulary)."
             )
         logits = logits[:, logits.shape[1] - width :]
@@ -121,23 +126,25 @@ class PreferenceLossBase:
         return mx.where(counted, logits_of_labels - mx.logsumexp(logits, axis=-1), 0)
 
     def aggregate(self, token_logps: mx.array, labels: mx.array, *, mean: bool = False) -> mx.array:
-        """(rows,) log-probs of whole completions: the sum over the labels that count, or with `mean` their mean."""
+        """Return (rows,) log-probs of whole completions: the sum over the labels that count, or with `mean`
+        their mean.
+        """
         counted = labels != self.ignore_index
         total = mx.where(counted, token_logps, 0).sum(-1)
         return total / mx.maximum(counted.sum(-1), 1) if mean else total
 
     def sequence_logps(self, outputs: Mapping[str, Any], labels: mx.array, *, mean: bool = False) -> mx.array:
-        """(rows,) log-probs of whole completions from a model's outputs: `token_logps`, then `aggregate`."""
+        """Return (rows,) log-probs of whole completions from a model's outputs, by `token_logps` and `aggregate`."""
         return self.aggregate(self.token_logps(outputs, labels), labels, mean=mean)
 
     def split_chosen_rejected(self, rows: mx.array) -> tuple[mx.array, mx.array]:
-        """Interleaved rows, chosen first → the chosen ones and the rejected ones.
+        """Split interleaved rows (chosen first) into the chosen and the rejected ones.
 
         Raises:
-            ValueError: an odd number of rows.
+            ValueError: The number of rows is odd.
         """
         if rows.shape[0] % 2:
-            raise ValueError(f"{rows.shape[0]} rows are no pairs: give chosen, rejected, chosen, rejected, …")
+            raise ValueError(f"{rows.shape[0]} rows cannot be pairs: give chosen, rejected, chosen, rejected, …")
         return rows[0::2], rows[1::2]
 
     def _labels(self, inputs: Mapping[str, Any]) -> mx.array:
@@ -146,26 +153,26 @@ class PreferenceLossBase:
         labels = mx.array(inputs["labels"])
         if labels.ndim != 2 or labels.shape[0] == 0 or labels.shape[0] % 2:
             raise ValueError(
-                f"labels have shape {labels.shape}; give (rows, tokens) with an even number of rows: chosen, rejected, "
+                f"labels has shape {labels.shape}. Give (rows, tokens) with an even number of rows: chosen, rejected, "
                 "chosen, rejected, …"
             )
         if not mx.issubdtype(labels.dtype, mx.integer):
-            raise ValueError(f"labels are {labels.dtype}; give integers, the ids of tokens.")
+            raise ValueError(f"labels has dtype {labels.dtype}. Give token ids, which are integers.")
         return labels
 
     def _reference(
         self, labels: mx.array, outputs: Mapping[str, Any] | None, token_logps: Any, chosen: Any, rejected: Any
     ) -> tuple[mx.array, mx.array]:
-        """The reference's sums of chosen and rejected, (pairs,) each."""
+        """Return the reference's sums of chosen and rejected completions, (pairs,) each."""
         if (chosen is None) != (rejected is None):
-            raise ValueError("ref_chosen_logps and ref_rejected_logps belong together: give both.")
+            raise ValueError("Only one of ref_chosen_logps and ref_rejected_logps is given. Give both.")
         if chosen is not None:
             chosen, rejected = _floats(chosen), _floats(rejected)
             count = labels.shape[0] // 2
             if chosen.shape != (count,) or rejected.shape != (count,):
                 raise ValueError(
-                    f"ref_chosen_logps and ref_rejected_logps have shapes {chosen.shape} and {rejected.shape}; give a "
-                    f"number for each of the {count} pairs."
+                    f"ref_chosen_logps and ref_rejected_logps have shapes {chosen.shape} and {rejected.shape}. Give "
+                    f"one number for each of the {count} pairs."
                 )
             return chosen, rejected
         if token_logps is None and outputs is not None and outputs.get("logps") is not None:
@@ -175,27 +182,28 @@ class PreferenceLossBase:
         if outputs is not None:
             return self.split_chosen_rejected(self.sequence_logps(outputs, labels))
         raise ValueError(
-            f"{type(self).__name__} compares with a reference, and none is given: pass ref_logps, ref_outputs, or "
-            "ref_chosen_logps and ref_rejected_logps, or make it with reference_free=True."
+            f"{type(self).__name__} needs a reference, and none is given. Pass ref_logps, ref_outputs, or "
+            "ref_chosen_logps and ref_rejected_logps, or create the loss with reference_free=True."
         )
 
 
 class DPOLoss(PreferenceLossBase):
-    """DPO and variants: `sigmoid`, `hinge`, `ipo`, `kto` (also `kto_pair`), against a reference.
+    """DPO and variants with a reference: `sigmoid`, `hinge`, `ipo`, `kto` (also `kto_pair`).
 
-    `ipo` is Twinkle's: (βΔ − 1/(2β))² on summed log-probs. The `ipo` of the training modes is the one of TRL and of the
-    paper's authors, (Δ − 1/(2β))² on means over tokens. `kto` is `apo_zero`.
+    Δ is the chosen completion's log-ratio minus the rejected one's. `ipo` is Twinkle's: (βΔ − 1/(2β))² on summed
+    log-probs. The `ipo` of the training modes is the one of TRL and of the paper's authors, (Δ − 1/(2β))² on means over
+    tokens. `kto` is `apo_zero`.
 
     Args:
         beta: β > 0, per nat.
-        label_smoothing: ε in [0, 0.5), of `sigmoid` alone.
+        label_smoothing: ε in [0, 0.5), only for `sigmoid`.
         ignore_index: the label of positions that do not count.
         loss_type: one of the four.
-        reference_free: take 0 for the reference's log-probs; a reference that is given is left unread.
+        reference_free: use 0 as the reference's log-probs. A reference that is given is ignored.
         sft_weight: weight ≥ 0 of the added NLL of the chosen completions (mean over their tokens).
 
     Raises:
-        ValueError: a value out of bounds.
+        ValueError: A value is out of bounds.
 
     References:
         Rafailov et al. 2023, arXiv:2305.18290, eq. 7; see the pure functions for the variants.
@@ -212,11 +220,11 @@ class DPOLoss(PreferenceLossBase):
     ):
         super().__init__(ignore_index)
         if loss_type not in ("sigmoid", "hinge", "ipo", "kto", "kto_pair"):
-            raise ValueError(f"loss_type is {loss_type!r}; choose one of sigmoid, hinge, ipo, kto (also kto_pair).")
+            raise ValueError(f"loss_type is {loss_type!r}. Choose one of sigmoid, hinge, ipo, kto (also kto_pair).")
         if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing is {label_smoothing}; it lies in [0, 0.5).")
+            raise ValueError(f"label_smoothing is {label_smoothing}. It must be at least 0 and below 0.5.")
         if label_smoothing and loss_type != "sigmoid":
-            raise ValueError(f"label_smoothing belongs to loss_type 'sigmoid', not to {loss_type!r}.")
+            raise ValueError(f"label_smoothing works only with loss_type 'sigmoid', not with {loss_type!r}. Remove it.")
         self.beta = _positive("beta", beta)
         self.label_smoothing = label_smoothing
         self.loss_type = loss_type
@@ -225,7 +233,7 @@ class DPOLoss(PreferenceLossBase):
         self.needs_reference = not reference_free
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """(pairs,): the loss that `loss_type` names."""
+        """Return the loss that `loss_type` names, (pairs,)."""
         if self.loss_type == "sigmoid":
             return sigmoid(pairs, beta=self.beta, label_smoothing=self.label_smoothing)
         if self.loss_type == "hinge":
@@ -236,7 +244,9 @@ class DPOLoss(PreferenceLossBase):
 
 
 class SimPOLoss(PreferenceLossBase):
-    """SimPO: −log σ(β·d − γ) on mean log-probs, no reference. The page's example is beta=2.0, gamma=1.0.
+    """SimPO without a reference: −log σ(β·d − γ). Twinkle's documentation uses beta=2.0, gamma=1.0.
+
+    d is the chosen completion's mean log-prob minus the rejected one's.
 
     Args:
         beta: β > 0, per nat.
@@ -253,12 +263,14 @@ class SimPOLoss(PreferenceLossBase):
         self.gamma = _not_negative("gamma", gamma)
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """(pairs,): `simpo` on the means."""
+        """Return `simpo` on the means, (pairs,)."""
         return simpo(pairs.means(), beta=self.beta, simpo_gamma=self.gamma, label_smoothing=0.0)
 
 
 class CPOLoss(PreferenceLossBase):
-    """CPO: −log σ(β·d) on summed log-probs plus `cpo_alpha` times the NLL of the chosen tokens, no reference.
+    """CPO without a reference: −log σ(β·d) plus `cpo_alpha` times the mean NLL of the chosen tokens.
+
+    d is the chosen completion's summed log-prob minus the rejected one's.
 
     Args:
         beta: β > 0, per nat.
@@ -267,7 +279,7 @@ class CPOLoss(PreferenceLossBase):
         bc_coef: another name of `cpo_alpha`.
 
     Raises:
-        ValueError: both names are given and differ.
+        ValueError: Both names are given, with different values.
 
     References:
         Xu et al. 2024, arXiv:2401.08417.
@@ -293,14 +305,14 @@ class CPOLoss(PreferenceLossBase):
         return self.cpo_alpha
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """(pairs,): `sigmoid` without a reference."""
+        """Return `sigmoid` without a reference, (pairs,)."""
         return sigmoid(pairs, beta=self.beta, label_smoothing=0.0)
 
 
 class ORPOLoss(PreferenceLossBase):
-    """ORPO: NLL of the chosen tokens − β·log σ(log-odds of chosen − log-odds of rejected), no reference.
+    """ORPO without a reference: NLL of the chosen tokens − β·log σ(log-odds of chosen − log-odds of rejected).
 
-    The NLL is the mean over all chosen tokens, as in Twinkle; the training mode `orpo` takes the mean over completions.
+    The NLL is the mean over all chosen tokens, as in Twinkle. The training mode `orpo` uses the mean over completions.
 
     Args:
         beta: weight ≥ 0 of the odds-ratio term (default: 0.1).
@@ -308,7 +320,7 @@ class ORPOLoss(PreferenceLossBase):
         lambda_orpo: another name of `beta`.
 
     Raises:
-        ValueError: both names are given and differ.
+        ValueError: Both names are given, with different values.
 
     References:
         Hong et al. 2024, arXiv:2403.07691.
@@ -326,24 +338,24 @@ class ORPOLoss(PreferenceLossBase):
         return self.beta
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """(pairs,): `orpo` on the means."""
+        """Return `orpo` on the means, (pairs,)."""
         return orpo(pairs.means(), beta=self.beta)
 
 
 def _floats(values: Any) -> mx.array:
-    """An array of at least float32."""
+    """Return an array of at least float32."""
     array = values if isinstance(values, mx.array) else mx.array(values)
     return array if array.dtype in (mx.float32, mx.float64) else array.astype(mx.float32)
 
 
 def _cut(token_logps: Any, shape: tuple[int, ...]) -> mx.array:
-    """The reference's log-probs, an array or lists of any lengths, cut to the shape of the labels."""
+    """Return the reference's log-probs, an array or lists of any lengths, cut to the shape of the labels."""
     rows, width = shape
     lengths = [len(row) for row in token_logps]
     if len(lengths) != rows or min(lengths) < width:
         raise ValueError(
-            f"The reference's log-probs are {len(lengths)} rows of at least {min(lengths, default=0)} tokens; the "
-            f"labels are {rows} rows of {width}. Longer rows are cut, shorter ones cannot be used."
+            f"ref_logps has {len(lengths)} rows of at least {min(lengths, default=0)} tokens, but the labels have "
+            f"{rows} rows of {width}. Give as many rows, each at least as long (longer rows are cut)."
         )
     if isinstance(token_logps, mx.array):
         return _floats(token_logps[:, :width])
@@ -352,17 +364,19 @@ def _cut(token_logps: Any, shape: tuple[int, ...]) -> mx.array:
 
 def _one_of(name: str, value: float | None, alias: str, other: float | None, *, default: float) -> float:
     if value is not None and other is not None and value != other:
-        raise ValueError(f"{name} is {value} and {alias} is {other}, which are two names of one thing: give one.")
+        raise ValueError(
+            f"{name} is {value} and {alias} is {other}, but they are two names of the same option. Give one."
+        )
     return next((one for one in (value, other) if one is not None), default)
 
 
 def _positive(name: str, value: float) -> float:
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} is {value}; it must be above 0 and finite.")
+        raise ValueError(f"{name} is {value}. It must be above 0 and finite.")
     return value
 
 
 def _not_negative(name: str, value: float) -> float:
     if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name} is {value}; it must be at least 0 and finite.")
+        raise ValueError(f"{name} is {value}. It must be at least 0 and finite.")
     return value

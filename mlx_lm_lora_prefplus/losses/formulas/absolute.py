@@ -1,7 +1,10 @@
 """Losses of a pair that judge each completion separately, against its reference. Each returns (pairs,), unreduced.
 
-They keep the chosen log-prob from falling, where a loss of Δ alone may let both fall. See `losses.inputs` for the
-notation.
+A loss that depends only on the difference Δ can fall while both log-probs fall. These losses keep the chosen log-prob
+from falling.
+
+Notation: u_w and u_l are the log-ratios (policy's log-prob minus the reference's) of the chosen and the rejected
+completion. Δ = u_w − u_l. σ is the logistic function. β·u is the reward of a completion.
 """
 
 import mlx.core as mx
@@ -11,14 +14,15 @@ from ..inputs import Pairs
 
 
 def nca_pair(pairs: Pairs, *, beta: float) -> mx.array:
-    """−log σ(βu_w) − ½·log σ(−βu_w) − ½·log σ(−βu_l): noise contrast of each completion with the reference.
+    """−log σ(βu_w) − ½·log σ(−βu_w) − ½·log σ(−βu_l): a classifier that distinguishes completions from samples of the
+    reference.
 
     Args:
         pairs: summed log-probs.
         beta: β > 0, per nat; 0.01 in the paper.
 
     Returns:
-        (pairs,); 2 ln 2 where the policy equals the reference. In u_w it is least at βu_w = ln 2 and rises beyond.
+        (pairs,); 2 ln 2 where the policy equals the reference. The minimum in u_w is at βu_w = ln 2.
 
     References:
         Chen et al. 2024 (NCA), arXiv:2402.05369.
@@ -32,8 +36,8 @@ def bco_pair(pairs: Pairs, *, beta: float, baseline: float | mx.array) -> mx.arr
 
     Args:
         pairs: summed log-probs.
-        beta: β > 0, per nat; 0.01 is customary.
-        baseline: δ, the running mean of the rewards β·u; no gradient is taken of it. 0 is TRL's form.
+        beta: β > 0, per nat; 0.01 is common.
+        baseline: δ, the running mean of the rewards β·u, without a gradient. 0 is TRL's form.
 
     Returns:
         (pairs,); 2 ln 2 where the policy equals the reference and δ = 0.
@@ -47,17 +51,17 @@ def bco_pair(pairs: Pairs, *, beta: float, baseline: float | mx.array) -> mx.arr
 
 
 def sppo_hard(pairs: Pairs, *, beta: float) -> mx.array:
-    """(u_w − 1/(2β))² + (u_l + 1/(2β))²: self-play towards the preferred, the preference taken as certain.
+    """(u_w − 1/(2β))² + (u_l + 1/(2β))²: self-play preference optimisation that takes every preference as certain.
 
     Args:
         pairs: summed log-probs.
-        beta: β > 0; the targets of u are ±1/(2β) nats. 0.001 in the paper.
+        beta: β > 0; the targets of the log-ratios are ±1/(2β) nats. 0.001 in the paper.
 
     Returns:
         (pairs,); 1/(2β²) where the policy equals the reference: 500000 at β = 0.001.
 
     References:
-        Wu et al. 2024 (SPPO), arXiv:2405.00675; the paper has the probability of a preference model where this has 1.
+        Wu et al. 2024 (SPPO), arXiv:2405.00675. The paper uses the probability from a preference model; here it is 1.
     """
     return _squares(pairs, 1 / (2 * beta))
 
@@ -67,26 +71,27 @@ def cal_dpo(pairs: Pairs, *, beta: float) -> mx.array:
 
     Args:
         pairs: summed log-probs.
-        beta: β > 0; the targets of u are ±1/(2β) nats. It does not scale Δ inside σ.
+        beta: β > 0; the targets of the log-ratios are ±1/(2β) nats. Δ inside σ is not multiplied by β.
 
     Returns:
         (pairs,); ln 2 + 1/(2β²) where the policy equals the reference.
 
     References:
-        Xiao et al. 2024 (Cal-DPO), arXiv:2412.14516; the authors' code weighs the squares by 1/2.
+        Xiao et al. 2024 (Cal-DPO), arXiv:2412.14516. The authors' code multiplies the squares by 1/2.
     """
     return _squares(pairs, 1 / (2 * beta)) - nn.log_sigmoid(pairs.delta)
 
 
 def apo_zero(pairs: Pairs, *, beta: float) -> mx.array:
-    """1 − σ(βu_w) + σ(βu_l): raises the chosen log-prob and lowers the rejected; for data better than the model.
+    """1 − σ(βu_w) + σ(βu_l): raises the chosen log-prob and lowers the rejected one; for data better than the model.
 
     Args:
         pairs: summed log-probs.
         beta: β > 0, per nat.
 
     Returns:
-        (pairs,), in (0, 2); 1 where the policy equals the reference. Bounded: a hopeless pair has no gradient.
+        (pairs,), in (0, 2); 1 where the policy equals the reference. The loss is bounded, so a pair that is far on the
+        wrong side has almost no gradient.
 
     References:
         D'Oosterlinck et al. 2024 (APO), arXiv:2408.06266, eq. 7. Also known as `kto_pair`: the paired form of KTO
@@ -96,7 +101,7 @@ def apo_zero(pairs: Pairs, *, beta: float) -> mx.array:
 
 
 def apo_down(pairs: Pairs, *, beta: float) -> mx.array:
-    """σ(βu_w) + 1 − σ(βΔ): lowers both log-probs, the rejected more; for a model better than its data.
+    """σ(βu_w) + 1 − σ(βΔ): lowers both log-probs, the rejected one more; for a model better than its data.
 
     Args:
         pairs: summed log-probs.

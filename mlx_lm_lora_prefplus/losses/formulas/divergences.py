@@ -1,6 +1,7 @@
-"""Other f-divergences than the reverse KL: they turn the log-ratio u into another measure s(u) of the distance.
+"""Losses with another f-divergence than the reverse KL. A function s replaces the log-ratio u by s(u).
 
-A loss that is a function of Δ = u_w − u_l becomes the loss of that divergence with s(u_w) − s(u_l) in its place.
+A loss that is a function of Δ = u_w − u_l uses s(u_w) − s(u_l) instead. Here u_w and u_l are the log-ratios (policy's
+log-prob minus the reference's) of the chosen and the rejected completion.
 """
 
 import math
@@ -18,27 +19,27 @@ Transform = Callable[[mx.array], mx.array]
 
 
 def transform(name: str, alpha: float = 1.0) -> Transform:
-    """s(u) of a divergence, increasing in u, with s(0) = 0 and slope 1 there (js_divergence: slope 1/2).
+    """Return the function s of a divergence. It increases, with s(0) = 0 and slope 1 at 0 (js_divergence: slope 1/2).
 
-    reverse_kl: u. forward_kl: 1 − e^(−u). js_divergence: ln 2 + log σ(u). alpha_divergence: (e^((a−1)u) − 1)/(a − 1),
-    u as a → 1. Exponents are bounded at 80.
+    reverse_kl: s(u) = u. forward_kl: 1 − e^(−u). js_divergence: ln 2 + log σ(u). alpha_divergence: (e^((a−1)u) − 1)/(a
+        − 1), which tends to u as a → 1. Exponents are limited to 80.
 
     Args:
         name: one of DIVERGENCES.
-        alpha: a of the alpha divergence, TRL's `f_alpha_divergence_coef`; a = 1 − α of the paper: 1 is the reverse KL,
-            0 the forward KL.
+        alpha: a of the alpha divergence, TRL's `f_alpha_divergence_coef`. It is 1 − α of the paper: 1 gives the reverse
+            KL, 0 the forward KL.
 
     Returns:
         The function, on arrays of any shape.
 
     Raises:
-        ValueError: no such divergence.
+        ValueError: There is no such divergence.
 
     References:
-        Wang et al. 2023, "Beyond reverse KL", arXiv:2309.16240: f′ of each divergence, up to a constant.
+        Wang et al. 2023, "Beyond reverse KL", arXiv:2309.16240: the derivative f′ of each divergence, up to a constant.
     """
     if name not in DIVERGENCES:
-        raise ValueError(f"No divergence {name!r}: choose one of {', '.join(DIVERGENCES)}.")
+        raise ValueError(f"There is no divergence {name!r}. Choose one of {', '.join(DIVERGENCES)}.")
     if name == "forward_kl":
         name, alpha = "alpha_divergence", 0.0
     if name == "alpha_divergence" and alpha != 1.0:
@@ -53,15 +54,15 @@ DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 
 def with_divergence(pairs: Pairs, s: Transform, means: bool = False) -> Pairs:
-    """Pairs whose log-ratios are s(u): chosen s(u_w), rejected s(u_l), references 0.
+    """Return pairs whose log-ratios are s(u): chosen s(u_w), rejected s(u_l), references 0.
 
     Args:
-        pairs: *summed* log-probs, for s applies to the log-ratio of the whole completion.
+        pairs: *summed* log-probs, because s is applied to the log-ratio of the whole completion.
         s: from `transform`.
-        means: whether the loss takes means over tokens: then s(u)/n, not s(u/n).
+        means: whether the loss uses means over tokens. The log-ratio is then s(u)/n, not s(u/n), with n tokens.
 
     Returns:
-        The pairs, ready for the loss (not to be given to `means()` again). |s(u)| is bounded at 1e18.
+        The pairs, ready for the loss. Do not call `means()` on them again. |s(u)| is limited to 1e18.
     """
     zeros = mx.zeros_like(pairs.chosen)
     chosen, rejected = (

@@ -1,7 +1,7 @@
 """Losses of single completions with a label. Each returns (rows,), unreduced.
 
-See `losses.inputs` for the notation. Each is a function of ±u, with + for a desirable completion, so that none branches
-on the label.
+Notation: u is the log-ratio of a completion (policy's log-prob minus the reference's). σ is the logistic function. The
+code uses +u for a desirable and −u for an undesirable completion, so it needs no branch on the label.
 """
 
 import mlx.core as mx
@@ -13,11 +13,15 @@ from ..inputs import Unpaired
 def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float, undesirable_weight: float) -> mx.array:
     """λ_D·(1 − σ(β(u − z))) if desirable, λ_U·(1 − σ(β(z − u))) if not, z = max(0, mean of u of mismatched rows).
 
+    A mismatched row combines the prompt of one row with the completion of another. z is the estimate of the KL
+    divergence.
+
     Args:
-        unpaired: summed log-probs; z is the mean over the rows of this call, so the result depends on which are
-            together (at least 2 are needed for a mismatch). No gradient is taken of z.
+        unpaired: summed log-probs. z is the mean over the rows of this call, so the result depends on which rows are
+            together (at least 2 are needed). z has no gradient.
         beta: β > 0, per nat.
-        desirable_weight: λ_D ≥ 0. λ_D·n_D/(λ_U·n_U) is best in [1, 4/3], n the number of rows of each label.
+        desirable_weight: λ_D ≥ 0. λ_D·n_D/(λ_U·n_U) is best in [1, 4/3], where n_D and n_U are the numbers of desirable
+            and undesirable rows.
         undesirable_weight: λ_U ≥ 0.
 
     Returns:
@@ -34,7 +38,7 @@ def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float, undesirable
 def apo_zero_unpaired(
     unpaired: Unpaired, *, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> mx.array:
-    """λ_D·(1 − σ(βu)) if desirable, λ_U·σ(βu) if not: `kto` with the reference point at 0.
+    """λ_D·(1 − σ(βu)) if desirable, λ_U·σ(βu) if not: `kto` with the reference point z = 0.
 
     Args:
         unpaired: summed log-probs; `mismatched_logratio` is not used.
@@ -46,7 +50,7 @@ def apo_zero_unpaired(
         (rows,); half the weight of its label where the policy equals the reference.
 
     References:
-        D'Oosterlinck et al. 2024 (APO), arXiv:2408.06266, eq. 7, a row at a time; the weights are those of KTO.
+        D'Oosterlinck et al. 2024 (APO), arXiv:2408.06266, eq. 7, for single rows; the weights are those of KTO.
     """
     weight = _weights(unpaired, desirable_weight, undesirable_weight)
     return weight * mx.sigmoid(-beta * _sign(unpaired) * unpaired.logratio)
@@ -65,7 +69,7 @@ def bco(
     Args:
         unpaired: summed log-probs; `mismatched_logratio` is not used.
         beta: β > 0, per nat.
-        baseline: δ, the running mean of the rewards β·u over both labels; no gradient is taken of it.
+        baseline: δ, the running mean of the rewards β·u over both labels, without a gradient.
         desirable_weight: λ_D ≥ 0; 1 in the paper.
         undesirable_weight: λ_U ≥ 0; 1 in the paper.
 
@@ -73,7 +77,8 @@ def bco(
         (rows,); ln 2 times the weight of its label where the policy equals the reference and δ = 0.
 
     References:
-        Jung et al. 2024 (BCO), arXiv:2404.04656, without its weights for a shift between the prompts of both labels.
+        Jung et al. 2024 (BCO), arXiv:2404.04656, without the paper's weights for a shift between the prompts of the two
+        labels.
     """
     baseline = mx.stop_gradient(mx.array(baseline))
     reward = beta * unpaired.logratio - baseline

@@ -1,4 +1,4 @@
-"""The base of all modes' options: how defaults are resolved, and which checks apply."""
+"""The base class of all modes' options: how defaults are resolved, and which checks apply."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -13,34 +13,34 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ModeDefault(NamedTuple):
-    """Annotates a key that defaults to None with its value if no chosen loss has its own default."""
+    """Marks a key that defaults to None. The value applies if no chosen loss has a default of its own."""
 
     value: Any
 
 
 class WeighsTokens:
-    """Marks an option that `token_weights` reads; stored reference log-probs depend on its value."""
+    """Marks an option that `token_weights` uses. Stored reference log-probs depend on its value."""
 
 
 @cache
 def _marks(options: type) -> dict[str, tuple[Any, ...]]:
-    """Key → the annotations of its type."""
+    """Return key → the annotations of its type."""
     hints = get_type_hints(options, include_extras=True)
     return {key: getattr(hint, "__metadata__", ()) for key, hint in hints.items()}
 
 
 def weighing_options(options: Any) -> dict[str, Any]:
-    """The options that are marked `WeighsTokens`, with their values."""
+    """Return the options that are marked `WeighsTokens`, with their values."""
     return {key: getattr(options, key) for key, marks in _marks(type(options)).items() if WeighsTokens in marks}
 
 
 def mode_default(options: type, key: str) -> Any:
-    """The `ModeDefault` of a key of a class of options; None where it has none."""
+    """Return the `ModeDefault` of a key of a class of options; None if it has none."""
     return next((mark.value for mark in _marks(options).get(key, ()) if isinstance(mark, ModeDefault)), None)
 
 
 def listed(value: Any) -> Any:
-    """Split `a, b`, the form on a command line, into a list; return any other value unchanged."""
+    """Split `a, b`, the form on a command line, into a list. Return any other value unchanged."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else value
 
 
@@ -48,21 +48,21 @@ LossNames = Annotated[str | list[str], BeforeValidator(listed)]
 
 
 def loss_names(value: Any) -> list[str]:
-    """The names of the losses in `loss_type`."""
+    """Return the names of the losses in `loss_type`."""
     value = listed(value)
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The config keys of every mode with a table of losses; extend it with the keys of your losses.
+    """The config keys of every mode with a table of losses. Extend it with the keys of your losses.
 
-    A key that is None takes the default of the first chosen loss that has one, or else its `ModeDefault`.
+    A key that is None gets the default of the first chosen loss that has one, or else its `ModeDefault`.
 
-    table: the losses of the mode; not needed if no loss has its own default or check.
+    table: the losses of the mode. It is not needed if no loss has its own default or check.
     """
 
-    loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with; several as a list.")] = (
+    loss_type: Annotated[LossNames, Field(description="The loss to train with, or a list of several losses.")] = (
         "sigmoid"
     )
     beta: Annotated[
@@ -71,8 +71,8 @@ class LossOptions:
             gt=0,
             allow_inf_nan=False,
             description=(
-                "Scale β of the log-ratio, per nat. A smaller β lets the policy move further (default: that "
-                "of the loss, mostly 0.1)."
+                "Scale β of the log-ratio, per nat. A smaller β lets the policy move further (the default "
+                "depends on the loss; mostly 0.1)."
             ),
         ),
         ModeDefault(0.1),
@@ -81,8 +81,8 @@ class LossOptions:
         Number,
         Field(
             ge=0,
-            description="Mixtures of experts: weight of the load-balancing loss of the routers, taken over each "
-            "example (arXiv 2101.03961; 0.001 to 0.02 are usual). 0 is off.",
+            description="Mixtures of experts: weight of the routers' load-balancing loss, computed per example "
+            "(arXiv 2101.03961; common values are 0.001 to 0.02). 0 turns it off.",
         ),
     ] = 0.0
     table: ClassVar[Mapping[str, Loss]] = {}
@@ -99,7 +99,7 @@ class LossOptions:
 
     @property
     def chosen_losses(self) -> dict[str, Loss]:
-        """The chosen losses that the table has: name → row."""
+        """Return the chosen losses that are in the table: name → row."""
         return {name: self.table[name] for name in loss_names(self.loss_type) if name in self.table}
 
     def fill_in(self) -> None:
@@ -116,12 +116,12 @@ class LossOptions:
                 yield problem
 
     def default_of(self, loss: str, key: str) -> Any:
-        """The value of a key that is None if this is the only chosen loss."""
+        """Return the value that a key with None gets if `name` is the only chosen loss."""
         return self.table[loss].defaults.get(key, mode_default(type(self), key))
 
 
 def idle_options(table: Mapping[str, Any], names: Collection[str], keys: Iterable[str]) -> dict[str, list[str]]:
-    """Those of `keys` that only losses other than the chosen `names` use → these losses.
+    """Return those of `keys` that only losses outside the chosen `names` use → these losses.
 
     Keys that no loss uses belong to the mode and are not included.
     """
@@ -137,7 +137,7 @@ def idle_options(table: Mapping[str, Any], names: Collection[str], keys: Iterabl
 
 
 def borrowed_defaults(options: LossOptions, unset_keys: Collection[str]) -> list[str]:
-    """A sentence for each of the `unset_keys` for which several chosen losses have different defaults."""
+    """Return a sentence for each of the `unset_keys` for which several chosen losses have different defaults."""
     notes = []
     for key in unset_keys:
         value = getattr(options, key)
@@ -145,5 +145,5 @@ def borrowed_defaults(options: LossOptions, unset_keys: Collection[str]) -> list
         if value in own.values() and len(set(own.values())) > 1:
             owner = next(name for name in own if own[name] == value)
             others = " and ".join(f"{name} (alone {own[name]:g})" for name in own if own[name] != value)
-            notes.append(f"{key} {value:g}, the default of {owner}, holds for {others} too; set {key} to choose it.")
+            notes.append(f"{key} {value:g}, the default of {owner}, also applies to {others}. Set {key} to choose it.")
     return notes

@@ -21,7 +21,7 @@ class MarginOptions(SeveralOptions):
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="simpo, alphapo, tpo_l: the margin γ by which β times the difference must win (default: 1.0 "
+            description="simpo, alphapo, tpo_l: margin γ by which the chosen reward must be larger (default: 1.0 "
             "for simpo, 0.1 for alphapo, 3 for tpo_l).",
         ),
     ] = None
@@ -30,19 +30,19 @@ class MarginOptions(SeveralOptions):
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="simpo, alphapo, tpo_l: γ/β, as in the SimPO repository; replaces simpo_gamma.",
+            description="simpo, alphapo, tpo_l: the ratio γ/β, as in the SimPO repository; replaces simpo_gamma.",
         ),
     ] = None
     alphapo_alpha: Annotated[
-        Number, Field(description="alphapo: α of the reward (1 − exp(−α·mean log-prob))/α; 0 is simpo.")
+        Number, Field(description="alphapo: α in the reward (1 − exp(−α·mean log-prob))/α. 0 gives simpo.")
     ] = 0.25
     cpo_alpha: Annotated[
         float | None,
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="Weight of the NLL of the chosen completions, of tpo and tpo_l of the gold responses. In mode "
-            "cpo 1 is the paper's and recommended; 0 is the host's CPO (default: 0; 1 for tpo, 0.05 for tpo_l).",
+            description="Weight of the NLL of the chosen completions (tpo, tpo_l: of the gold responses). In mode "
+            "cpo, 1 is recommended, as in the paper; 0 is the host's CPO (default: 0; 1 for tpo, 0.05 for tpo_l).",
         ),
         ModeDefault(0.0),
     ] = None
@@ -56,7 +56,9 @@ class MarginOptions(SeveralOptions):
         assert self.beta is not None
         gamma = self.gamma_beta_ratio * self.beta
         if user_gamma is not None and abs(user_gamma - gamma) > 1e-9:
-            raise ValueError("simpo_gamma and gamma_beta_ratio set the same value differently. Give one of them")
+            raise ValueError(
+                "simpo_gamma and gamma_beta_ratio give different values for the same margin. Give one of them"
+            )
         object.__setattr__(self, "simpo_gamma", gamma)
 
 
@@ -84,7 +86,7 @@ class ORPOOptions(PairedOptions):
     sft_normalization: Annotated[
         Literal["token", "sequence"],
         Field(
-            description="What the NLL of the chosen completions is averaged over: the completions, each by its own "
-            "mean (the host's and the paper's), or all their tokens."
+            description="How the NLL of the chosen completions is averaged. completions: first within each completion, "
+            "as in the host and the paper. tokens: over all their tokens."
         ),
     ] = "sequence"

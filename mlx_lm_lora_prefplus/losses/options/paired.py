@@ -11,17 +11,17 @@ from .base import LossOptions, ModeDefault, listed, loss_names
 
 @dataclass(frozen=True)
 class PairedOptions(LossOptions):
-    """The config keys that every paired mode has; extend it with those of your losses."""
+    """The config keys that every paired mode has. Extend it with the keys of your losses."""
 
 
 @dataclass(frozen=True)
 class SeveralOptions(PairedOptions):
-    """The config keys of modes whose losses can be added to one another, with an NLL of the chosen completions."""
+    """The config keys of modes whose losses can be added to one another and to an NLL of the chosen completions."""
 
     loss_weights: Annotated[
         list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None,
         BeforeValidator(listed),
-        Field(description="Weights of the losses if loss_type names several, one for each (default: 1)."),
+        Field(description="Weights of the losses if loss_type is a list: one number per loss (default: 1 each)."),
     ] = None
     sft_normalization: Annotated[
         Literal["token", "sequence"],
@@ -35,8 +35,8 @@ class SeveralOptions(PairedOptions):
         Field(
             ge=0,
             lt=0.5,
-            description="Share ε of the preferences that is assumed to be wrong, at least 0 and below 0.5 (default: "
-            "0).",
+            description="Assumed share ε of wrong preferences, at least 0 and below 0.5 (the default depends on the "
+            "loss; mostly 0).",
         ),
         ModeDefault(0.0),
     ] = None
@@ -47,13 +47,13 @@ class SeveralOptions(PairedOptions):
         if self.loss_weights is not None and len(self.loss_weights) != len(names):
             yield (
                 f"loss_weights: {self.loss_weights} must have one weight for each loss ({', '.join(names)}). Give "
-                f"{len(names)}, or leave loss_weights out"
+                f"{len(names)}, or remove loss_weights"
             )
         rows = [row for row in self.chosen_losses.values() if row.function]
         if len({row.rows for row in rows}) > 1:
-            yield "loss_type: losses of pairs and losses of lists cannot be added: name losses of one kind"
+            yield "loss_type: losses of pairs and losses of lists cannot be combined. Name losses of one kind"
         elif len({row.gold for row in rows}) > 1:
-            yield "loss_type: losses with and without a gold response cannot be added: name losses of one kind"
+            yield "loss_type: losses with and without a gold response cannot be combined. Name losses of one kind"
         yield from super().problems()
 
 

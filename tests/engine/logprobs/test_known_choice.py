@@ -47,7 +47,7 @@ def test_the_second_start_takes_the_choice_of_the_first(probes):
 def test_a_model_that_takes_the_plain_way_is_known_too(probes, monkeypatch):
     monkeypatch.setattr(select, "split_model", lambda model: None)
     first, second = (chosen(with_lora(tiny_llama())) for _ in range(2))
-    assert len(probes) == 1 and first.description == second.description and "cannot be parted" in second.description
+    assert len(probes) == 1 and first.description == second.description and "cannot be separated" in second.description
 
 
 def edited_code(monkeypatch):

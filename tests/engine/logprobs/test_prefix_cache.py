@@ -112,7 +112,7 @@ class OwnCache(KVCache):
 )
 def test_other_kinds_are_refused(made):
     for cache in (made, CacheList(KVCache(), made)):
-        with pytest.raises(ValueError, match=f"{type(made).__name__} is not understood"):
+        with pytest.raises(ValueError, match=f"{type(made).__name__} is not supported"):
             prompt_caches(Made(cache))
 
 

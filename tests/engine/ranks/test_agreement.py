@@ -12,7 +12,7 @@ def test_nothing_is_said_where_all_is_the_same():
 def test_each_value_is_named_with_its_ranks_and_a_missing_one_too():
     told = differences([{"seed": 0, "beta": 0.1}, {"seed": 1, "beta": 0.1, "new": True}, {"seed": 0, "beta": 0.1}])
     assert told.startswith(
-        "The 3 processes do not train the same. seed: 0 in ranks 0, 2, 1 in rank 1; "
+        "The 3 processes were started differently. seed: 0 in ranks 0, 2, 1 in rank 1; "
         "new: nothing in ranks 0, 2, True in rank 1. "
     )
     assert "beta" not in told

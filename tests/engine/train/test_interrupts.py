@@ -37,7 +37,7 @@ def test_the_first_is_noted_and_the_second_ends(number, error, capfd):
         assert stop.signal is None
         send(number)
         assert stop.signal == number
-        assert "a second signal stops at once" in capfd.readouterr().err
+        assert "A second signal stops at once" in capfd.readouterr().err
         send(number)
     assert handlers() == before
     if error is SystemExit:

@@ -41,8 +41,8 @@ def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
 
 @pytest.mark.slow
 def test_rows_that_stand_alone_are_told(go):
-    assert "All micro-batches hold one example alone" in go(loss_type="aot", token_budget=1)[0]
-    assert "one example alone" not in go(loss_type="aot", adapter_path="other")[0]
+    assert "All micro-batches contain only one example" in go(loss_type="aot", token_budget=1)[0]
+    assert "only one example" not in go(loss_type="aot", adapter_path="other")[0]
 
 
 @pytest.mark.slow

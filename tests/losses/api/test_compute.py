@@ -147,14 +147,19 @@ LOGPS = -np.ones((4, 5), np.float32)
 @pytest.mark.parametrize(
     ("mode", "name", "given", "said"),
     [
-        ("dpo", "sigmoid", {"policy": LOGPS[:0], "reference": LOGPS[:0]}, "a row at least"),
-        ("dpo", "sigmoid", {"policy": LOGPS[0]}, r"give \(rows, width\)"),
-        ("dpo", "sigmoid", {"reference": LOGPS[:, :1]}, r"reference_token_logps: the shape is \(4, 1\)"),
-        ("dpo", "sigmoid", {"mask": LOGPS[0] > 0}, r"completion_mask: the shape is \(5,\)"),
-        ("dpo", "margin", {"columns": {"margin": [1.0]}}, r"column margin: the shape is \(1,\), and must be \(2,\)"),
+        ("dpo", "sigmoid", {"policy": LOGPS[:0], "reference": LOGPS[:0]}, "at least one row"),
+        ("dpo", "sigmoid", {"policy": LOGPS[0]}, r"Give \(rows, width\)"),
+        ("dpo", "sigmoid", {"reference": LOGPS[:, :1]}, r"reference_token_logps has shape \(4, 1\)"),
+        ("dpo", "sigmoid", {"mask": LOGPS[0] > 0}, r"completion_mask has shape \(5,\)"),
+        (
+            "dpo",
+            "margin",
+            {"columns": {"margin": [1.0]}},
+            r"column margin has shape \(1,\)\. It must have shape \(2,\)",
+        ),
         ("dpo", "plackett_luce", {}, "needs columns: scores"),
-        ("dpo", "plackett_luce", {"columns": {"scores": [1, 2, 3, 4]}}, r"give \(completions, lists\)"),
-        ("dpo", "sigmoid", {"columns": {"scores": [[1, 2], [3, 4]]}}, "column scores: the shape"),
+        ("dpo", "plackett_luce", {"columns": {"scores": [1, 2, 3, 4]}}, r"Give \(completions, lists\)"),
+        ("dpo", "sigmoid", {"columns": {"scores": [[1, 2], [3, 4]]}}, "column scores has shape"),
         ("dpo", "sigmoid", {"beta": 0}, r"^Mode dpo: beta: must be greater than 0\.$"),
         ("dpo", "sigmoid", {"beta": True}, r"^Mode dpo: beta: must not be true or false\.$"),
         ("dpo", "sigmoid", {"discopop_tau": 0.1}, "discopop_tau is not used by sigmoid; it belongs to discopop"),
@@ -162,8 +167,8 @@ LOGPS = -np.ones((4, 5), np.float32)
         ("dpo", [], {}, "^Mode dpo: loss_type: the list is empty"),
         ("dpo", {}, {}, "has no loss or option"),
         ("dpo", "sigmoid", {"table": {}}, "has no loss or option 'table'"),
-        ("kto", "kto", {"label": [True]}, "label: the shape"),
-        ("kto", "kto", {"label": [True] * 4, "mismatched_logratios": [0.0]}, "mismatched_logratios: the shape"),
+        ("kto", "kto", {"label": [True]}, "label has shape"),
+        ("kto", "kto", {"label": [True] * 4, "mismatched_logratios": [0.0]}, "mismatched_logratios has shape"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_not_broadcast(mode, name, given, said):

@@ -211,7 +211,7 @@ def test_plain_lists_and_numpy_are_taken():
         (lambda: small("kto", "kto"), "needs label"),
         (lambda: small("dpo", "odpo", columns={"chosen_score": [1.0, 2.0]}), "needs columns: rejected_score"),
         (lambda: small("dpo", "sigmoid", use_weighting=True), "needs token_log_collisions"),
-        (lambda: compute("cpo", "sigmoid", POLICY[:3], None, MASK[:3]), "3 rows are no pairs"),
+        (lambda: compute("cpo", "sigmoid", POLICY[:3], None, MASK[:3]), "3 rows cannot be pairs"),
     ],
 )
 def test_refusals(call, message):

@@ -222,9 +222,9 @@ def test_the_names_of_code_and_page():
     [
         (lambda: CPOLoss(cpo_alpha=1.0, bc_coef=0.5), ValueError, "cpo_alpha is 1.0 and bc_coef is 0.5"),
         (lambda: ORPOLoss(beta=0.1, lambda_orpo=0.0), ValueError, "beta is 0.1 and lambda_orpo is 0.0"),
-        (lambda: DPOLoss(loss_type="dpo"), ValueError, "loss_type is 'dpo'; choose one of sigmoid, hinge, ipo, kto"),
+        (lambda: DPOLoss(loss_type="dpo"), ValueError, "loss_type is 'dpo'. Choose one of sigmoid, hinge, ipo, kto"),
         (lambda: DPOLoss(label_smoothing=0.5), ValueError, "label_smoothing is 0.5"),
-        (lambda: DPOLoss(label_smoothing=0.1, loss_type="ipo"), ValueError, "belongs to loss_type 'sigmoid'"),
+        (lambda: DPOLoss(label_smoothing=0.1, loss_type="ipo"), ValueError, "works only with loss_type 'sigmoid'"),
         (lambda: DPOLoss(beta=0.0), ValueError, "beta is 0.0"),
         (lambda: SimPOLoss(beta=math.inf), ValueError, "beta is inf"),
         (lambda: DPOLoss(sft_weight=-1.0), ValueError, "sft_weight is -1.0"),
@@ -234,9 +234,9 @@ def test_the_names_of_code_and_page():
         (lambda: CPOLoss(sft_weight=1.0), TypeError, "sft_weight"),
         (lambda: ORPOLoss(alpha=1.0), TypeError, "alpha"),
         (lambda: value(reference=1), TypeError, "reference"),
-        (lambda: value(), ValueError, "none is given: pass ref_logps, ref_outputs"),
+        (lambda: value(), ValueError, "none is given. Pass ref_logps, ref_outputs"),
         (lambda: value(ref_outputs={}), ValueError, "outputs must contain 'logps' or 'logits'"),
-        (lambda: value(ref_chosen_logps=SUMS[0::2]), ValueError, "give both"),
+        (lambda: value(ref_chosen_logps=SUMS[0::2]), ValueError, "Give both"),
         (lambda: value(ref_chosen_logps=SUMS, ref_rejected_logps=SUMS), ValueError, "each of the 2 pairs"),
         (lambda: value(ref_logps=mx.zeros((4, 5))), ValueError, "4 rows of at least 5 tokens"),
         (lambda: value(ref_logps=[*REFERENCE[:3], [0.0] * 5]), ValueError, "4 rows of at least 5 tokens"),
@@ -247,10 +247,14 @@ def test_the_names_of_code_and_page():
         (lambda: CPOLoss()({"labels": mx.zeros((0, 6))}, OUTPUTS), ValueError, "even number of rows"),
         (lambda: CPOLoss()({}, OUTPUTS), ValueError, "inputs must contain 'labels'"),
         (lambda: CPOLoss()(INPUTS, {}), ValueError, "outputs must contain 'logps' or 'logits'"),
-        (lambda: CPOLoss()(INPUTS, {"logps": mx.zeros((4, 7))}), ValueError, r"shape \(4, 7\), the labels \(4, 6\)"),
+        (
+            lambda: CPOLoss()(INPUTS, {"logps": mx.zeros((4, 7))}),
+            ValueError,
+            r"shape \(4, 7\)\. It must have the shape of the labels, \(4, 6\)",
+        ),
         (lambda: CPOLoss()(INPUTS, {"logits": mx.zeros((4, 5, 12))}), ValueError, "at least 6, vocabulary"),
         (lambda: CPOLoss()(INPUTS, {"logits": mx.zeros((2, 6, 12))}), ValueError, "at least 6, vocabulary"),
-        (lambda: PreferenceLossBase()(INPUTS, OUTPUTS), NotImplementedError, "Write pair_loss"),
+        (lambda: PreferenceLossBase()(INPUTS, OUTPUTS), NotImplementedError, "Implement pair_loss"),
     ],
 )
 def test_refusals(make, error, message):
@@ -273,7 +277,7 @@ def test_the_utilities_of_the_base():
     np.testing.assert_allclose(np.array(tokens), np.where(COUNTED, LOGPS, 0), rtol=1e-6)
     chosen, rejected = base.split_chosen_rejected(mx.arange(6))
     assert (chosen.tolist(), rejected.tolist()) == ([0, 2, 4], [1, 3, 5])
-    with pytest.raises(ValueError, match="3 rows are no pairs"):
+    with pytest.raises(ValueError, match="3 rows cannot be pairs"):
         base.split_chosen_rejected(mx.arange(3))
 
 
@@ -302,7 +306,7 @@ def test_labels_outside_the_vocabulary_are_seen():
 
 
 def test_arguments_of_the_wrong_kind():
-    with pytest.raises(ValueError, match="give integers"):
+    with pytest.raises(ValueError, match="which are integers"):
         CPOLoss()({"labels": mx.zeros((2, 3))}, {"logps": mx.zeros((2, 3))})
     for gamma in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="gamma"):

@@ -47,7 +47,7 @@ def test_alpha_near_one_tends_to_the_log_ratio():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="No divergence 'kl': choose one of reverse_kl, forward_kl"):
+    with pytest.raises(ValueError, match="There is no divergence 'kl'. Choose one of reverse_kl, forward_kl"):
         transform("kl")
     for name in DIVERGENCES:
         transform(name)
