@@ -1,4 +1,4 @@
-"""Settings and a tokenizer → the token rows of each split, with a report of the rows used and dropped."""
+"""Make the token rows of each split from the settings and a tokenizer, and report the rows used and dropped."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMAT = 6
-"""Increase it when the same data and settings give other tokens than before: old caches are then not used."""
+"""Version of the token rows. Increase it if the same data and settings give other tokens than before, so that old
+caches are not used.
+"""
 
 BATCH = 512
 """Number of examples that are tokenised and written together."""
@@ -39,8 +41,7 @@ class Split(NamedTuple):
 
     rows: memory-mapped. The columns are those that `Trainer.collate` takes (token ids int32, completions without the
         prompt; numbers float32) and `row` (row number in the source, from 1; in JSON Lines the line number).
-    stream: where further rows come from, if the rows are streamed; `rows` and `report` are then those of its first
-        window.
+    stream: the source of further rows, if the rows are streamed. `rows` and `report` then belong to its first window.
     """
 
     rows: "Dataset"
@@ -61,20 +62,20 @@ def prepare(
 ) -> dict[str, Split]:
     """Find, read, tokenise and store the rows of `splits` ("train", "valid", "test").
 
-    The result omits splits that do not exist. Rows are written to disk and reused at the next start; with `streaming`
-    training rows are kept in memory, one window of them at a time.
+    The result omits splits that do not exist. Rows are written to disk and reused at the next start. With `streaming`,
+    training rows are kept in memory, one window at a time.
 
     tokenizer: mlx_lm's TokenizerWrapper with a chat template.
-    kind: the kind of rows to make. Pairs and lists can become rows of any kind; unpaired rows stay unpaired.
-    add_bos: put the BOS token first where the template omits it and the tokenizer's own `encode` adds it.
-    add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row (see `Encoder`).
+    kind: the kind of rows to make. Pairs and lists can become rows of any kind. Unpaired rows stay unpaired.
+    add_bos: add the BOS token if the template omits it and the tokenizer's own `encode` adds it.
+    add_ends: with `prompt_format: raw`, begin every row with BOS and end it with EOS (see `Encoder`).
     progress: show a progress line with the number of rows read.
     cache_dir: folder for token rows (default: see `cache_folder.cache_folder`).
 
     Raises UserError, which names file, row and column, for data that cannot be used.
     """
     if unknown := [name for name in splits if name not in ("train", "valid", "test")]:
-        raise ValueError(f"splits: {unknown} unknown; allowed are train, valid, test")
+        raise ValueError(f"splits: {unknown} unknown. Allowed are train, valid, test")
     sources = find_sources(settings, splits)
     if not sources:
         return {}
@@ -93,7 +94,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Preparation:
-    """Makes the rows of each split, all in the same way."""
+    """Makes the rows of all splits with the same settings."""
 
     kind: RowKind
     pairing: Pairing
@@ -118,8 +119,8 @@ class _Preparation:
             stored = cache.load(folder, digest)
         if stored is None:
             raise UserError(
-                f"{folder}: the token rows that were just written there cannot be read back. Allow reading there, or "
-                "name another folder in the environment variable MLX_LM_LORA_PREFPLUS_CACHE."
+                f"{folder}: the token rows that were just written there cannot be read. Allow reading in this folder, "
+                "or name another folder in the environment variable MLX_LM_LORA_PREFPLUS_CACHE."
             )
         rows, report = stored
         return Split(rows, SplitReport(**{**report, "source": name, "cached": cached, "digest": digest}))
@@ -133,7 +134,7 @@ class _Preparation:
         return Split(*first, stream)
 
     def digest(self, sources: list[Source]) -> str:
-        """Hash everything that the rows depend on."""
+        """Hash everything that determines the rows."""
         pairing = self.pairing if self.kind == "paired" else None
         content = [[source.digest(), dict(source.features)] for source in sources]
         inputs = [FORMAT, self.kind, pairing, self.encoder.digest(), *content]
@@ -146,7 +147,7 @@ class _Preparation:
             writer.write(columns_of(self.kind, self.token_rows(batch, source.name, tally)))
 
     def examples(self, source: Source, tally: Tally, advance: Any) -> Iterator[Example | Dropped]:
-        """Return the examples of a source. tally: counts its rows, and records its format."""
+        """Return the examples of a source. tally: counts its rows and records its format."""
         counted = tally.count(source.rows(), advance)
         raw = self.encoder.raw
         shape, examples = read_examples(
@@ -156,7 +157,7 @@ class _Preparation:
         return examples
 
     def token_rows(self, examples: Sequence[Example | Dropped], source: str, tally: Tally) -> list[TokenRow]:
-        """Return the token rows of examples. tally: counts them, and those that are dropped."""
+        """Return the token rows of examples. tally: counts them and the dropped ones."""
         tally.drop(item for item in examples if isinstance(item, Dropped))
         results = list(self.encoder([item for item in examples if isinstance(item, Example)], source))
         tally.drop(item for item in results if isinstance(item, Dropped))
@@ -167,7 +168,7 @@ class _Preparation:
 
 @contextlib.contextmanager
 def _bar(name: str, visible: bool) -> Iterator[Any]:
-    """Show a progress line without a rate; yield the function that advances it by n rows.
+    """Show a progress line without a rate. Yields the function that advances it by n rows.
 
     Standard error may be None, or an object that has only `write` and `flush`.
     """

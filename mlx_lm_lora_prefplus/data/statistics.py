@@ -1,4 +1,4 @@
-"""Statistics of the token rows of a split: lengths, repeated rows, length bias, and the warnings that follow."""
+"""Statistics of the token rows of a split (lengths, repeated rows, length bias), and warnings based on them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,9 @@ BINS = 10
 """Number of bars in the histogram of lengths."""
 
 BIASED_SHARE, FEWEST_PAIRS = 0.65, 20
-"""Warn of a length bias if one side is longer in at least this share of at least this many pairs."""
+"""Warn of a length bias if one side is longer in at least this share of the pairs, and there are at least this many
+pairs.
+"""
 
 TRUNCATED_SHARE = 0.1
 """Warn if more than this share of the rows is truncated."""
@@ -58,20 +60,23 @@ def data_warnings(rows: Mapping[str, Dataset], truncated: Mapping[str, int]) -> 
             longer = "longer" if bias["chosen_longer"] > bias["rejected_longer"] else "shorter"
             messages.append(
                 f"{name}: chosen is {longer} than rejected in {_largest_share(bias):.0%} of the pairs (mean difference "
-                f"{bias['mean_difference']:+.1f} tokens). A model can win by learning the length alone. Losses that "
+                f"{bias['mean_difference']:+.1f} tokens). A model can win by learning only the length. Losses that "
                 "average over tokens (such as simpo), sampo, ld_alpha and r_dpo reduce this bias."
             )
         if truncated.get(name, 0) > TRUNCATED_SHARE * len(table):
             messages.append(
                 f"{name}: {truncated[name]} of {len(table)} rows are truncated to max_seq_length. Raise "
-                "max_seq_length to keep them whole, or set truncation: drop to leave them out."
+                "max_seq_length to keep them complete, or set truncation: drop to leave them out."
             )
         if repeated["contradictions"]:
             messages.append(
-                f"{name}: {repeated['contradictions']} rows contradict an earlier row. Remove one of the two."
+                f"{name}: {repeated['contradictions']} rows contradict an earlier row (the other completion is "
+                "preferred, or the label is the opposite). Remove one of the two."
             )
         if repeated["rows"]:
-            messages.append(f"{name}: {repeated['rows']} rows repeat an earlier row and so count more than once.")
+            messages.append(
+                f"{name}: {repeated['rows']} rows repeat an earlier row, so it counts more than once. Remove them."
+            )
     return messages + _leaks(rows)
 
 
@@ -105,7 +110,7 @@ def _tokens(column: Any) -> np.ndarray:
 
 
 def _counted(rows: Dataset, side: str) -> np.ndarray:
-    """Return (rows,) the number of tokens of a completion that count in the loss."""
+    """Return the number of tokens of a completion that count in the loss, (rows,)."""
     lengths = _tokens(rows.data.column(side))
     if f"{side}_mask" not in rows.column_names:
         return lengths
@@ -118,7 +123,7 @@ def _counted(rows: Dataset, side: str) -> np.ndarray:
 
 
 def _row_lengths(rows: Dataset) -> np.ndarray:
-    """Return (rows,) the tokens of the prompt and its longest completion together."""
+    """Return the tokens of the prompt and its longest completion together, (rows,)."""
     lengths = lengths_of(rows)
     return lengths.prompt + lengths.completion
 
@@ -145,7 +150,7 @@ def _histogram(values: np.ndarray) -> list[dict[str, int]]:
 
 
 def _bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
-    """Return the share of pairs with a longer chosen or rejected side, and the mean of chosen − rejected (tokens)."""
+    """Return the share of pairs whose chosen or rejected side is longer, and the mean of chosen − rejected (tokens)."""
     longer, shorter = float((chosen > rejected).mean()), float((chosen < rejected).mean())
     return {
         "chosen_longer": longer,
@@ -158,8 +163,8 @@ def _bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
 def _repeated(rows: Dataset) -> dict[str, int]:
     """Count rows that repeat an earlier row.
 
-    rows: equal to an earlier row. prompts: with the prompt of an earlier row. contradictions: equal to an earlier row
-    but with chosen and rejected exchanged, or with the other label.
+    rows: equal to an earlier row. prompts: same prompt as an earlier row. contradictions: equal to an earlier row, but
+        with chosen and rejected exchanged or with the other label.
     """
     columns = [_hashes(rows, name) for name in CONTENT_COLUMNS if name in rows.column_names]
     prompts, sides = columns[0], columns[1:]
@@ -187,8 +192,8 @@ def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
         shared = int(np.isin(_hashes(table, "prompt"), trained).sum()) if name != "train" else 0
         if shared:
             messages.append(
-                f"{name}: the prompts of {shared} of {len(table)} rows are also in train. Metrics on {name} are too "
-                "optimistic."
+                f"{name}: the prompts of {shared} of {len(table)} rows are also in train, so metrics on {name} are too "
+                "optimistic. Remove these rows from one of the splits."
             )
     return messages
 
@@ -216,7 +221,9 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _hashes(rows: Dataset, column: str) -> np.ndarray:
-    """(rows,) 64 bits for the content of each list of an Arrow column; of lists of lists, with their borders."""
+    """Return 64 bits for the content of each list of an Arrow column, (rows,). For lists of lists, borders
+    count too.
+    """
     found = [np.zeros(0, np.uint64)]
     for chunk in rows.data.column(column).chunks:
         offsets, values = chunk.offsets.to_numpy(), chunk.values

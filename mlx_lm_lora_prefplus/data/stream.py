@@ -1,4 +1,4 @@
-"""Training rows that are read while training goes on: a stream is a sequence of small data sets, its windows."""
+"""Training rows that are read during training. A stream is a sequence of small data sets, its windows."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IN_ORDER = 1000
-"""Rows of a window where `shuffle_buffer` is 0 and the rows keep their order."""
+"""Rows of a window if `shuffle_buffer` is 0 and the rows keep their order."""
 
 Window = tuple["Dataset", SplitReport]
 Items = list[tuple[str, Example | Dropped]]
-"""Name of the source and example, or row that gives none."""
+"""Name of the source, and an example or a row without one."""
 
 
 class Preparation(Protocol):
-    """What makes token rows of a source; see `prepare`."""
+    """What makes token rows from a source; see `prepare`."""
 
     @property
     def kind(self) -> RowKind: ...
@@ -38,10 +38,10 @@ class Preparation(Protocol):
 class Stream:
     """The windows of a stream, numbered from 0. After the last row the stream starts again.
 
-    A window holds the rows of the next `size` examples, those of the end of the sources fewer. It is kept in memory
-    only. Which rows it holds depends on its number alone, so a run that is resumed reads the same ones.
+    A window contains the rows of the next `size` examples, or fewer at the end of the sources. It exists only in
+    memory. Its rows depend only on its number, so a resumed run reads the same rows.
 
-    in_order: whether the rows of a window keep their order; else the plan of its batches shuffles them.
+    in_order: whether the rows of a window keep their order. Otherwise they are shuffled when batches are planned.
     """
 
     def __init__(self, preparation: Preparation, sources: list[Source], buffer: int, digest: str):
@@ -54,13 +54,13 @@ class Stream:
 
     @property
     def name(self) -> str:
-        """The sources, in words."""
+        """Return the sources in words."""
         return " + ".join(source.name for source in self.sources)
 
     def window(self, number: int) -> Window | None:
-        """Read and tokenise a window; None if no row of it can be used.
+        """Read and tokenise a window; None if none of its rows can be used.
 
-        Raises UserError if none of the windows in a whole pass over the sources has a row that can be used.
+        Raises UserError if a whole pass over the sources gives no row that can be used.
         """
         items, tally = self._items(number)
         rows = [
@@ -74,17 +74,17 @@ class Stream:
         return self._window(number, rows, tally) if rows else None
 
     def nothing_to_use(self) -> UserError:
-        """The error of a stream without rows that can be used."""
+        """Return the error for a stream without usable rows."""
         return UserError(
-            f"{self.name}: none of {self.size} rows in sequence can be used in this mode. Run `mlx_lm_lora.prefplus "
-            "check` without streaming on a part of the rows: it gives the reasons."
+            f"{self.name}: none of {self.size} consecutive rows can be used in this mode. Run `mlx_lm_lora.prefplus "
+            "check` without streaming on a part of the rows to see the reasons."
         )
 
     def _window(self, number: int, rows: list[TokenRow], tally: Tally) -> Window:
         from datasets import Dataset
 
         kind = self.preparation.kind
-        about = f"{self.name} (streamed, their number is unknown; this is about the first {tally.read})"
+        about = f"{self.name} (streamed, total number unknown; this is about the first {tally.read})"
         report = tally.report(about, self.digest)
         columns, types = columns_of(kind, rows), LAYOUTS[kind]
         table = Dataset.from_dict(
@@ -95,19 +95,19 @@ class Stream:
         return table, report
 
     def _items(self, number: int) -> tuple[Items, Tally]:
-        """Go to a window. Those before it are read and left out."""
+        """Go to a window. Earlier windows are read and skipped."""
         if number < self._next:
             self._next, self._windows = 0, self._read()
         while self._next < number:
             next(self._windows)
             self._next += 1
-            if self._in_pass is not None:  # whole passes need not be read
+            if self._in_pass is not None:  # a whole pass need not be read
                 self._next += (number - self._next) // self._in_pass * self._in_pass
         self._next += 1
         return next(self._windows)
 
     def _read(self) -> Iterator[tuple[Items, Tally]]:
-        """Yield the items of each window, with a tally for it, without an end."""
+        """Yield the items of each window with its tally, endlessly."""
         while True:
             whole = Tally(self.preparation.kind)
             items = (

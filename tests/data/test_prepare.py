@@ -54,7 +54,7 @@ def test_report_rows_and_missing_split(run, chatml, folder):
 
 
 def test_unknown_split_is_a_programming_error(run):
-    with pytest.raises(ValueError, match="allowed are train, valid, test"):
+    with pytest.raises(ValueError, match="Allowed are train, valid, test"):
         run(splits=("training",))
 
 
@@ -367,7 +367,7 @@ def test_the_two_forms_of_the_same_dialogues_become_the_same_tokens(shared, tmp_
 
 @pytest.mark.shared
 def test_rows_without_pairs_are_refused(shared, tmp_path, chatml):
-    with pytest.raises(ValueError, match=r"each row holds one completion with a label .* such as kto"):
+    with pytest.raises(ValueError, match=r"each row contains one completion with a label .* such as kto"):
         prepare(DataSettings(data=str(shared / "prefs" / "kto_en")), chatml, ["train"], cache_dir=tmp_path)
 
 

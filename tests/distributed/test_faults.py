@@ -164,7 +164,7 @@ def test_a_process_that_was_never_started_is_missed(forked):
     assert group.wait() == [1]
     assert "Rank 0 of 2 (127.0.0.1:" in group.error(0)
     assert "cannot connect to rank 1 at 127.0.0.1:" in group.error(0)
-    assert "nobody has connected for 1 s" in group.error(0)
+    assert "no process connected within 1 s" in group.error(0)
 
 
 def test_without_connections_of_its_own_a_run_is_the_same_and_a_death_is_noticed(forked):

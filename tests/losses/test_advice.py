@@ -60,7 +60,7 @@ def test_examples_alone_in_their_micro_batch(mode, given, said):
     assert advice(options, 0.05) == []
     (told,) = advice(options, 0.4)
     assert told.startswith("40% of the micro-batches contain only one example: ") and said in told
-    assert advice(options, 1.0)[0].startswith("All micro-batches hold one")
+    assert advice(options, 1.0)[0].startswith("All micro-batches contain only one")
     assert advice(OPTIONS["dpo"](), 1.0) == []
 
 

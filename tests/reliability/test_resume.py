@@ -306,7 +306,7 @@ def test_early_stopping_ends_and_stays_ended(go, monkeypatch):
 @pytest.mark.parametrize("key", ["save_best", "early_stopping_metric"])
 def test_a_metric_that_is_not_there_is_refused(go, key):
     with pytest.raises(
-        UserError, match=f"{key}: validation gives no metric 'accuracy'. Choose from: .*rewards/accuracies"
+        UserError, match=f"{key}: validation has no metric 'accuracy'. Choose from: .*rewards/accuracies"
     ):
         go(**{key: "accuracy"})
     with pytest.raises(UserError, match=f"{key}: there is nothing to validate on"):

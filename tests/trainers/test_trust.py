@@ -258,7 +258,7 @@ def test_the_defaults_belong_to_the_loss_and_what_is_given_wins():
     ("given", "message"),
     [
         ({"loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "cannot be combined with loss_type nca_pair"),
-        ({"loss_type": "exo_pair", "label_smoothing": 0.0}, "exo_pair takes its log"),
+        ({"loss_type": "exo_pair", "label_smoothing": 0.0}, "exo_pair takes its logarithm"),
         ({"loss_type": ["sigmoid", "plackett_luce"]}, "cannot be combined"),
         ({"loss_type": "aot", "use_weighting": True}, "compares sorted pairs"),
         ({"loss_type": "chi_po"}, "chi_po needs it"),

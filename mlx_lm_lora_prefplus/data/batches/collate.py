@@ -1,4 +1,4 @@
-"""Token rows → padded batches."""
+"""Combine token rows into padded batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -20,9 +20,9 @@ Collate = Callable[[Sequence[Row], np.ndarray, int], Batch]
 
 
 def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
-    """Pad rows of one kind into a `Batch`; reference log-probs are zeros.
+    """Pad rows of one kind into a `Batch` whose reference log-probs are zeros.
 
-    Shorter lists are filled up with empty completions, which get the list's lowest score.
+    Shorter lists are padded with empty completions that have the list's lowest score.
     """
     prompts = [np.asarray(row["prompt"], np.int32) for row in rows]
     completions_by_row = [completions_of(row) for row in rows]
@@ -111,7 +111,7 @@ def _numbers(rows: Sequence[Row], longest_list: int) -> dict[str, list[float]]:
 def _reader(rows: Any) -> Callable[[int], Row]:
     """Return a function that reads the row at a position.
 
-    It reads Arrow columns in place: a data set's own access by row takes about twenty times as long.
+    It reads Arrow columns directly. Access through the data set takes about twenty times as long.
     """
     table, indices = getattr(rows, "data", None), getattr(rows, "_indices", None)
     if table is None:
@@ -137,7 +137,7 @@ def _value(scalar: Any) -> Any:
 
 
 def _with_others(row: Callable[[int], Row], others: Mismatched) -> Callable[[int], Row]:
-    """Return a reader that gives unpaired rows the completion of their partner, truncated, instead of their own."""
+    """Return a reader that replaces each unpaired row's completion by its partner's completion, truncated."""
 
     def read(i: int) -> Row:
         own, other, room = row(i), row(int(others.partner[i])), others.room[i]

@@ -1,4 +1,4 @@
-"""Groups of rows of similar lengths: what one call of a model computes without much padding."""
+"""Form groups of rows with similar lengths, so that one call of the model computes little padding."""
 
 from typing import NamedTuple
 
@@ -15,18 +15,18 @@ class KnownLengths(NamedTuple):
 
     @property
     def prompts_of_rows(self) -> np.ndarray:
-        """(rows,) tokens of each row's prompt."""
+        """Return the tokens of each row's prompt, (rows,)."""
         return np.tile(self.prompts, len(self.completions) // len(self.prompts))
 
 
 def read_lengths(batch: Batch) -> KnownLengths:
-    """Read the lengths of a batch. ValueError while a function of it is traced, because it has no values then."""
+    """Read the lengths of a batch. Raises ValueError while the batch is traced, because it has no values then."""
     prompts, lengths = np.array(batch.prompt_lengths), np.array(batch.lengths)
     return KnownLengths(prompts[: batch.prompts.shape[0]], lengths - prompts)
 
 
 def known_lengths(batch: Batch) -> KnownLengths | None:
-    """Read the lengths of a batch; None while a function of it is traced."""
+    """Read the lengths of a batch; None while the batch is traced."""
     try:
         return read_lengths(batch)
     except ValueError:
@@ -36,8 +36,9 @@ def known_lengths(batch: Batch) -> KnownLengths | None:
 def groups(lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:
     """Divide rows into groups, each padded to its longest row, at the lowest total cost.
 
-    A group costs its tokens with padding, plus `call_tokens`. Sorted by length, the rows of an optimal group stand next
-    to one another, so the search is over the places to cut, by dynamic programming in O(rows²).
+    A group costs its tokens with padding, plus `call_tokens`. In an optimal division, each group consists of rows that
+    are adjacent when sorted by length. The search is therefore only over the places to cut, by dynamic programming in
+    O(rows²).
 
     Arguments:
         lengths: (rows,) tokens of each row.

@@ -1,4 +1,4 @@
-"""Lengths of token rows, read from the offsets of their columns, and completions of other rows for unpaired ones."""
+"""Lengths of token rows, read from the offsets of their columns, and KTO's assignment of other rows' completions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,9 @@ import numpy as np
 from ...errors import UserError
 
 SIDES = ("chosen", "rejected", "completion")
-"""Columns with one completion a row: a pair has two, an unpaired row one. Ranked rows have `completions` instead."""
+"""Columns with one completion per row: a pair has two of them, an unpaired row one. Ranked rows have `completions`
+instead.
+"""
 
 
 class Lengths(NamedTuple):
@@ -24,9 +26,10 @@ class Lengths(NamedTuple):
     count: np.ndarray
 
     def completions(self, rows: np.ndarray) -> np.ndarray:
-        """Return (most completions, rows) tokens of each completion of some rows, 0 for those that a row lacks.
+        """Return the tokens of each completion of some rows, (most completions, rows); 0 for completions that a row
+        lacks.
 
-        Of lists of more than two only the longest is known; the others share the rest evenly.
+        In lists of more than two completions, only the longest length is known. The others count as equally long.
         """
         longest, count = self.completion[rows], self.count[rows]
         others = (self.total[rows] - longest) // np.maximum(count - 1, 1)
@@ -37,11 +40,12 @@ class Lengths(NamedTuple):
 def lengths_of(rows: Any) -> Lengths:
     """Return the lengths of token rows of any kind.
 
-    rows: mappings to lists, or a `datasets.Dataset`, whose Arrow offsets give the lengths: no token is read.
+    rows: mappings to lists, or a `datasets.Dataset`. The Arrow offsets of a data set give the lengths without reading a
+        token.
     """
     table = getattr(rows, "data", None)
     lengths = _of_mappings(rows) if table is None else _of_arrow(table)
-    indices = getattr(rows, "_indices", None)  # set where rows were selected or shuffled
+    indices = getattr(rows, "_indices", None)  # present if rows were selected or shuffled
     if table is not None and indices is not None:
         picked = indices.column(0).to_numpy()
         lengths = Lengths(*(column[picked] for column in lengths))
@@ -49,14 +53,14 @@ def lengths_of(rows: Any) -> Lengths:
 
 
 def completions_of(row: Mapping[str, Any]) -> list[Any]:
-    """Return the completions of a row of any kind, the best first."""
+    """Return the completions of a row of any kind, best first."""
     return list(row["completions"]) if "completions" in row else [row[side] for side in SIDES if side in row]
 
 
 def masks_of(row: Mapping[str, Any]) -> list[Any] | None:
     """Return which tokens count (1 or 0), one mask for each of `completions_of`.
 
-    A mask is None where all tokens of that completion count. Returns None if the rows have no mask columns.
+    A mask is None if all tokens of that completion count. Returns None if the rows have no mask columns.
     """
     if "completions" not in row:
         sides = [f"{side}_mask" for side in SIDES if side in row]
@@ -95,24 +99,24 @@ def _of_arrow(table: Any) -> Lengths:
 
 
 class Mismatched:
-    """The completion of another row for each unpaired row: one that does not fit the prompt.
+    """The assignment of another row's completion to each unpaired row.
 
-    KTO (Ethayarajh et al. 2024, arXiv:2402.01306) estimates its reference point z on such pairs. The paper shifts the
-    completions within each batch; here each row keeps its partner in every epoch and for every seed, so that the
-    reference log-probs of these are computed only once too.
+    KTO (Ethayarajh et al. 2024, arXiv:2402.01306) estimates its reference point z from prompts with completions of
+    other rows. The paper shifts the completions within each batch. Here each row keeps the same partner in every epoch
+    and for every seed, so that the reference log-probs of these rows are also computed only once.
 
     lengths: of the rows. Raises UserError if there is only one row.
 
-    partner: (rows,) the row that gives the completion: all rows form one random cycle.
-    room: (rows,) its largest number of tokens, at least 1, so that no row becomes longer than the longest one.
+    partner: (rows,) the row that provides the completion. All rows form one random cycle.
+    room: (rows,) the largest number of tokens for it, at least 1, so that no row becomes longer than the longest one.
     """
 
     def __init__(self, lengths: Lengths) -> None:
         rows = len(lengths.prompt)
         if rows < 2:
             raise UserError(
-                "KTO compares each prompt with the completion of another row and so needs at least two rows; there is "
-                f"{rows}. Give more rows, or another loss."
+                "KTO combines each prompt with the completion of another row, so it needs at least two rows. There is "
+                f"{rows}. Add rows, or choose another loss."
             )
         cycle = np.random.default_rng(0).permutation(rows)
         self.partner = np.empty(rows, np.int64)

@@ -1,4 +1,4 @@
-"""Plan which rows form a batch, and the order of batches, from the lengths of rows alone: no token is read."""
+"""Decide which rows form a batch, and the order of batches, from the lengths of rows alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import numpy as np
 from .lengths import Lengths
 
 ORDER = 2
-"""Increase it when the same settings and rows give other batches than before."""
+"""Version of the plan. Increase it if the same settings and rows give other batches than before."""
 
 HALVINGS = 6
 """Rows are sorted by length within random pools of 2**HALVINGS batches, so that batches stay random."""
 
 STEPS = 8
-"""Number of rounded widths between two powers of two: rounding adds at most 1/STEPS to a width."""
+"""Number of rounded widths between two powers of two. Rounding adds at most 1/STEPS to a width."""
 
 ABSENT = np.iinfo(np.int64).max // 4
-"""Length of the rows that fill up an incomplete pool."""
+"""Length of the placeholder rows in an incomplete pool."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of an epoch: batch `i` holds the rows `order[starts[i] : starts[i + 1]]`.
+    """The batches of an epoch: batch `i` consists of the rows `order[starts[i] : starts[i + 1]]`.
 
     order: (rows,) positions of rows. starts: (batches + 1,).
     """
@@ -51,10 +51,10 @@ def plan_epoch(
     shuffle: bool = True,
     multiple: int = 1,
 ) -> Plan:
-    """Put every row into one batch. With `shuffle`, a batch holds rows of similar lengths, and batches come in random
-    order.
+    """Put every row into one batch. With `shuffle`, a batch has rows of similar lengths, and the order of batches is
+    random.
 
-    batch_size: rows in a batch (one batch may hold fewer); ignored if `token_budget` is set.
+    batch_size: rows in a batch (one batch may have fewer); ignored if `token_budget` is set.
     token_budget: largest number of tokens in a batch, padded prompts and completions together. A row that exceeds it
         forms a batch alone.
     epoch, seed: determine the order. multiple: see `widths`.
@@ -81,10 +81,10 @@ def plan_epoch(
 
 
 def widths(longest: np.ndarray, multiple: int) -> np.ndarray:
-    """Return the widths to which batches with these longest rows are padded.
+    """Return the padded widths of batches with these longest rows.
 
-    With `multiple` above 1 they are multiples of it, and of an eighth of the power of two below, so that there are few
-    different widths and few graphs to compile.
+    With `multiple` above 1, widths are rounded up to a multiple of it and of an eighth of the next lower power of two.
+    There are then few different widths, so few graphs are compiled.
     """
     longest = np.asarray(longest, np.int64)
     if multiple == 1:
@@ -99,15 +99,16 @@ def _starts(count: int, batch_size: int) -> np.ndarray:
 
 
 def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int) -> tuple[np.ndarray, int]:
-    """Sort rows within pools of 2**HALVINGS batches, all pools at once; return the order and the rows in a pool.
+    """Sort rows within pools of 2**HALVINGS batches, all pools at once. Returns the order and the rows in a pool.
 
-    Each pool is halved at the median of prompt lengths, completion lengths or completion counts, whichever spread costs
-    the most tokens (a completion token counts once for each completion). Each half is halved in the same way until
-    groups have at most `finest` rows. Compared with sorting by one length this saves padding of the others.
+    Each pool is divided at the median of prompt lengths, completion lengths or completion counts. The one whose spread
+    costs the most tokens is used (a prompt token counts once, a completion token once per completion). Each half is
+    divided in the same way until groups have at most `finest` rows. Sorting by a single length would cause more padding
+    in the other lengths.
     """
     pool = batch_size << HALVINGS
     rows, absent = len(order), -len(order) % pool
-    # Absent rows get the largest length, so that they gather at the end.
+    # Placeholder rows have the largest length, so that they gather at the end.
     columns = [np.append(column, ABSENT) for column in (lengths.prompt, lengths.completion, lengths.count)]
     groups = np.append(order, np.full(absent, rows)).reshape(-1, pool)
     while groups.shape[1] % 2 == 0 and groups.shape[1] > finest:
@@ -121,12 +122,12 @@ def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int
 
 
 def _most(values: np.ndarray) -> np.ndarray:
-    """Return the largest value of each group, absent rows excluded."""
+    """Return the largest value of each group, placeholder rows excluded."""
     return np.where(values == ABSENT, 0, values).max(axis=1)
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
-    """Return the largest minus the smallest value of each group, absent rows excluded."""
+    """Return the largest minus the smallest value of each group, placeholder rows excluded."""
     return np.maximum(_most(values) - values.min(axis=1), 0)
 
 

@@ -1,4 +1,4 @@
-"""Slices of a batch along its examples."""
+"""Cut a batch along its examples."""
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +13,7 @@ def rows_of(batch: Batch, start: int, stop: int) -> mx.array:
 
 
 def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
-    """Return examples `start` to `stop` (exclusive) as a batch, padded only to their own longest row."""
+    """Return examples `start` to `stop` (exclusive) as a batch, padded only to its longest row."""
     rows = rows_of(batch, start, stop)
     lengths, prompt_lengths = np.array(batch.lengths[rows]), np.array(batch.prompt_lengths[rows])
     completion_lengths = lengths - prompt_lengths

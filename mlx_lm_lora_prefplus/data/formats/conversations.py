@@ -1,4 +1,4 @@
-"""A prompt and completions, as text or messages, repeated or not → one prompt and the completions after it."""
+"""Convert a prompt and completions, as text or messages, to one prompt and the completions after it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def read_example(
 ) -> Example | Dropped:
     """Read a row of messages, or of text with a prompt column.
 
-    answers: (column, completion) for each completion; none is empty, each may repeat the prompt.
+    answers: (column, completion) for each completion. None is empty. Each may repeat the prompt.
     where: file and row, for messages. Raises UserError if a value has the wrong type.
     """
     prompt_value = row.get(columns.prompt) if columns.prompt else None
@@ -57,7 +57,7 @@ def read_example(
 
 
 def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bool) -> str | None:
-    """Return why a row cannot be used, or None. prompt_expected: the row has a prompt column, which is empty."""
+    """Return why a row cannot be used, or None. prompt_expected: whether the row has a prompt column (it is empty)."""
     alone = len(completions) == 1
     if not prompt and (prompt_expected or alone):
         return "empty prompt"
@@ -74,10 +74,11 @@ def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bo
 def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Messages, list[Messages]]:
     """Split conversations into the messages of the prompt and those of each completion.
 
-    start: the prompt column. answers: completions alone, or whole conversations, which replace the prompt column if
-    they repeat it or if it is plain text (replace). The prompt of several conversations is their shared start, which
-    may end before the last user turn. The prompt of a single conversation is the prompt column; without one it is
-    everything up to the last user turn.
+    start: the prompt column. replace: whether it is plain text.
+    answers: completions alone, or whole conversations. Whole conversations replace the prompt column if they repeat it
+        or if it is plain text. The prompt of several conversations is then their shared start, which may end before the
+        last user turn. The prompt of a single conversation is the prompt column; without one it is everything up to the
+        last user turn.
     """
     all_repeat_prompt = all(answer[: len(start)] == start for answer in answers)
     prompt_length = 0 if replace else len(start)

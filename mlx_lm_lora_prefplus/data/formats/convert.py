@@ -1,4 +1,4 @@
-"""Convert rows of one kind to examples of the kind that a mode reads."""
+"""Convert rows of one kind to examples of the kind that a mode needs."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ MADE_FROM: dict[RowKind, tuple[RowKind, ...]] = {
     "unpaired": ("unpaired", "paired", "ranked"),
     "ranked": ("ranked", "paired"),
 }
-"""Which rows examples of a kind can be made of."""
+"""The kinds of rows from which examples of a kind can be made."""
 
 CONVERSIONS = {
     ("paired", "unpaired"): ", each pair as a desirable and an undesirable row",
@@ -28,10 +28,11 @@ PAIRINGS = {"best_worst": ": best against worst", "all_pairs": ": every two with
 
 
 def as_kind(examples: Examples, have: RowKind, want: RowKind, pairing: Pairing) -> tuple[str, Examples]:
-    """Convert examples. Returns a description of the conversion, to append to that of the row format, and the examples.
+    """Convert examples. Returns a description of the conversion, which follows that of the row format, and the
+    examples.
 
-    have, want: unpaired rows cannot become another kind. Pairs stay examples of two completions also where unpaired
-    rows are wanted: the encoder makes two rows of each.
+    have, want: kinds of rows. Unpaired rows cannot become another kind. Pairs stay examples of two completions even if
+        unpaired rows are wanted; the encoder makes two rows of each.
     """
     if have != "ranked":
         return CONVERSIONS.get((have, want), ""), examples
@@ -53,7 +54,7 @@ def _each(examples: Examples, make: Callable[[Example], Sequence[Example]]) -> E
 
 
 def _sorted(example: Example) -> Example:
-    """Sort completions, the best first; equal scores keep their order."""
+    """Sort completions, best first. Equal scores keep their order."""
     order = sorted(range(len(example.scores)), key=lambda i: -example.scores[i])
     return example._replace(
         completions=[example.completions[i] for i in order], scores=[example.scores[i] for i in order]

@@ -26,14 +26,14 @@ FINDERS = {
     "unpaired": (unpaired.find, paired.find, scored.find),
     "ranked": (scored.find, paired.find, unpaired.find),
 }
-"""Required kind → the finders of formats, in the order they are tried."""
+"""Required kind → the functions that detect formats, in the order in which they are tried."""
 
 ACCEPTED = "; ".join((*paired.ACCEPTS, *scored.ACCEPTS))
-"""The columns of all rows that hold more than one completion, for messages."""
+"""The columns of all rows with more than one completion, for messages."""
 
 
 def without_effect(kind: RowKind) -> frozenset[str]:
-    """The keys that name columns of which nothing is read for rows of this kind: the columns need not be there."""
+    """The keys for columns that rows of this kind do not use. These columns need not exist."""
     return frozenset(
         key
         for key, column in COLUMNS.items()
@@ -52,18 +52,18 @@ def read_examples(
 ) -> tuple[str, Iterator[Example | Dropped]]:
     """Return the format of a source in words, and its rows as examples of one kind.
 
-    An example made of a pair has two completions, also where unpaired rows are required; one made of a list has two or
+    An example made of a pair has two completions, even if unpaired rows are required. One made of a list has two or
     more.
 
-    source: file or hub name, for messages. features: column overrides by settings key, None to detect.
-    raw: keep rows of text as text instead of making messages of them. usage: records which columns are used.
-    Raises UserError if the source is empty, the columns fit no format, a value has the wrong type, or a row
-    has pictures.
+    source: file or hub name, for messages. features: column overrides by settings key, None to detect the column.
+    raw: keep rows of text as text instead of converting them to messages. usage: records which columns are used.
+    Raises UserError if the source is empty, the columns fit no format, a value has the wrong type, or a row contains
+    pictures.
     """
     rows = without_pictures(rows, source)
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
-        raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
+        raise UserError(f"{source}: contains no rows. Give a file with at least one row.")
     unused = without_effect(kind)
     features = {key: column for key, column in features.items() if key not in unused}
     sample = SourceSample([row for _, row in first], source, features, raw)
@@ -79,14 +79,14 @@ def read_examples(
 
 @dataclass
 class Usage:
-    """Columns of the first rows of some sources. columns: all, in order. used: those that examples are made of."""
+    """Columns of the first rows of some sources. columns: all, in order. used: those from which examples are made."""
 
     columns: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     @property
     def unused(self) -> list[str]:
-        """The columns that no example is made of."""
+        """Return the columns that no example uses."""
         known = scored.ABOUT if set(self.columns) >= scored.ABOUT else frozenset()
         return [column for column in self.columns if column not in self.used and column not in known]
 
@@ -114,7 +114,7 @@ def detect(sample: SourceSample, kind: RowKind) -> RowFormat:
             near = difflib.get_close_matches(column, sample.column_names, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"{sample.source}: {key} names column {column!r}, which is not there.{hint} "
+                f"{sample.source}: {key} names column {column!r}, which does not exist.{hint} "
                 f"Columns: {_list(sample.column_names)}. {column_flags({key: near[0] if near else None})}"
             )
     shape = next(filter(None, (find(sample) for find in FINDERS[kind])), None)
@@ -122,7 +122,7 @@ def detect(sample: SourceSample, kind: RowKind) -> RowFormat:
         raise _unknown(sample, kind)
     if shape.kind not in MADE_FROM[kind]:
         raise UserError(
-            f"{sample.source}: each row holds one completion with a label ({shape.description}), but this mode "
+            f"{sample.source}: each row contains one completion with a label ({shape.description}), but this mode "
             "compares completions of one prompt. Choose a mode for unpaired rows, such as kto, or give chosen and "
             "rejected."
         )
@@ -143,18 +143,18 @@ def _unknown(sample: SourceSample, kind: RowKind) -> UserError:
     accepted = "; ".join((*unpaired.ACCEPTS, ACCEPTED)) if kind == "unpaired" else ACCEPTED
     if sample.columns.prompt and not near:
         hint = (
-            " If the rows are prompts alone: mlx_lm_lora.prefplus pairs makes preference rows of them, and "
-            "rounds trains on them in rounds."
+            " If the rows contain only prompts: mlx_lm_lora.prefplus pairs makes preference rows from them, "
+            "and mlx_lm_lora.prefplus rounds trains on them in rounds."
         )
     return UserError(
-        f"{sample.source}: these columns fit no shape of preference rows: {_list(sample.column_names)}.{hint} "
+        f"{sample.source}: these columns fit no format of preference rows: {_list(sample.column_names)}.{hint} "
         f"Accepted: {accepted}. Other names: set {', '.join(keys)}. "
         f"{column_flags(matches if near else dict.fromkeys(keys[:3]))}"
     )
 
 
 def column_flags(columns: Mapping[str, str | None]) -> str:
-    """Return the flags that name columns. columns: settings key → column, None where only the user can tell."""
+    """Return the flags that name columns. columns: settings key → column; None if only the user can know it."""
     flags = [
         f"--{key.replace('_', '-')} {shlex.quote(str(column)) if column else 'COLUMN'}"
         for key, column in columns.items()

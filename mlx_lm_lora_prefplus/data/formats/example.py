@@ -1,4 +1,4 @@
-"""The form that rows of every format are read into: a prompt, and completions with a score each."""
+"""The common form of the rows of all formats: a prompt, and completions with one score each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 from .messages import Messages
 
 NUMBERS = ("margin", "chosen_score", "rejected_score", "preference_prob", "preference_score")
-"""Optional numbers of a pair, which some losses read. A preference_prob lies in [0, 1]."""
+"""Optional numbers of a pair, which some losses use. A preference_prob is between 0 and 1."""
 
 
 class Example(NamedTuple):
     """One prompt with its completions.
 
     row: row number in the source, counted from 1.
-    prompt: the shared messages; text with `prompt_format: raw`; None for plain text whose prompt is the shared start
-        of the token ids.
-    completions: the messages after the prompt; texts after a prompt that is text; whole texts if the prompt is None.
-    scores: one a completion, finite, higher is better. A pair has 1 and 0, in this order; a labelled row 1 or 0.
+    prompt: the shared messages; text with `prompt_format: raw`; None for plain text whose prompt is the shared start of
+        the token ids.
+    completions: the messages after the prompt; texts if the prompt is text; whole texts if the prompt is None.
+    scores: one per completion, finite, higher is better. A pair has 1 and 0, in this order. A labelled row has 1 or 0.
     tools: tool definitions for the chat template.
     numbers: the `NUMBERS` that the row has.
     template_kwargs: arguments of the chat template for this row, in addition to those of the settings.

@@ -1,4 +1,4 @@
-"""One value of a row, in any of the usual formats → chat messages."""
+"""Convert one value of a row, in any of the usual formats, to chat messages."""
 
 import json
 import math
@@ -56,13 +56,13 @@ def as_prompt(value: Any, where: str, column: str) -> Messages:
 
 
 def as_number(value: Any, where: str, column: str) -> float:
-    """Read a finite number, perhaps written as text (CSV). Raises UserError if it is none."""
+    """Read a finite number, which may be text (as in CSV). Raises UserError if the value is not one."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise wrong_type(where, column, value, "a finite number (rename the column if it holds something else)")
+        raise wrong_type(where, column, value, "a finite number (rename the column if it contains something else)")
     return number
 
 
@@ -88,12 +88,12 @@ def as_template_kwargs(value: Any, where: str, column: str = "chat_template_kwar
     if not isinstance(kwargs, dict):
         raise wrong_type(where, column, value, 'an object such as {"enable_thinking": true}')
     if reserved := RESERVED.intersection(kwargs):
-        raise UserError(f"{where}, column {column!r}: {', '.join(sorted(reserved))} cannot be set here. Leave it out.")
+        raise UserError(f"{where}, column {column!r}: {', '.join(sorted(reserved))} cannot be set here. Remove it.")
     return _without_nulls(kwargs)
 
 
 def is_empty(completion: Any) -> bool:
-    """Whether a completion is null, blank text, an empty list, or ends with a message without content."""
+    """Return whether a completion is null, blank text, an empty list, or ends with a message without content."""
     if isinstance(completion, str):
         return not completion.strip()
     if isinstance(completion, dict):
@@ -108,7 +108,7 @@ def is_empty(completion: Any) -> bool:
 
 
 def is_transcript(text: str) -> bool:
-    """Whether text is a Human/Assistant dialogue as in Anthropic's HH data (Bai et al. 2022, 2204.05862)."""
+    """Return whether text is a Human/Assistant dialogue as in Anthropic's HH data (Bai et al. 2022, 2204.05862)."""
     return bool(re.match(r"\s*(Human|Assistant):", text)) and "\n\nAssistant:" in text
 
 
@@ -134,7 +134,9 @@ def parse_transcript(text: str) -> Messages:
 
 
 def parse_helpsteer(text: str) -> Messages:
-    """Convert a HelpSteer2 prompt to messages: text, then turns after `<extra_id_1>User` or `…Assistant` lines."""
+    """Convert a HelpSteer2 prompt to messages: text, followed by turns after `<extra_id_1>User` or
+    `…Assistant` lines.
+    """
     pieces = HELPSTEER_TURN.split(text)
     speakers = ["User", *pieces[1::2]]
     contents = [*(content.rstrip("\n") for content in pieces[:-1:2]), pieces[-1]]
@@ -186,4 +188,6 @@ def _without_nulls(value: Any) -> Any:
 
 
 CONTEXT_ROLES = ("user", "system", "developer", "tool", "function", "ipython", "observation")
-"""Roles whose messages the model reads. All other roles are the assistant's, which the model writes."""
+"""Roles whose messages the model reads. Messages of all other roles count as the assistant's, which the
+model writes.
+"""

@@ -20,22 +20,22 @@ PREFERENCE_SCHEMAS = {
 """Data sets with two responses and a preference in each row (Wang et al. 2024, 2410.01257; 2025, 2505.11475)."""
 
 GOLD = "reference"
-"""The column of a gold response beside chosen and rejected, by TRL's name."""
+"""TRL's name of the column with a gold response beside chosen and rejected."""
 
 ACCEPTS = (
-    "prompt, chosen, rejected (text or message lists; prompt may also be question, instruction or input, and the "
-    "others chosen_response and rejected_response)",
+    "prompt, chosen, rejected (text or message lists; prompt may also be named question, instruction or input, "
+    "and the others chosen_response and rejected_response)",
     "chosen, rejected (conversations or transcripts with a shared start)",
     *(f"prompt, {', '.join(columns)} ({name})" for name, columns in PREFERENCE_SCHEMAS.items()),
 )
-"""The columns of the rows that `find` knows, for messages."""
+"""The columns of the rows that `find` detects, for messages."""
 
 Sides = tuple[str, ...]
-"""The columns of chosen and rejected; before them that of a gold response, where there is one."""
+"""The columns of chosen and rejected, preceded by that of a gold response if there is one."""
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that hold pairs, or None."""
+    """Return the format of rows that contain pairs, or None."""
     if sides := _sides(sample):
         return _preference(sample.without_prompt() if _repeats(sample, sides[0]) else sample, sides)
     for name, (first, second, strength) in PREFERENCE_SCHEMAS.items():
@@ -47,7 +47,7 @@ def find(sample: SourceSample) -> RowFormat | None:
 
 
 def find_with_gold(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that hold a gold response beside a pair, as lists of three; or None."""
+    """Return the format of rows that contain a gold response and a pair, as lists of three; or None."""
     sides = _sides(sample)
     if not sides or not sample.has(GOLD):
         return None
@@ -55,14 +55,14 @@ def find_with_gold(sample: SourceSample) -> RowFormat | None:
 
 
 def _sides(sample: SourceSample) -> Sides | None:
-    """The columns of chosen and rejected, or None."""
+    """Return the columns of chosen and rejected, or None."""
     chosen = sample.find_column("chosen_feature", "chosen", "chosen_response")
     rejected = sample.find_column("rejected_feature", "rejected", "rejected_response")
     return (chosen, rejected) if chosen and rejected and sample.has(chosen, rejected) else None
 
 
 def _repeats(sample: SourceSample, chosen: str) -> bool:
-    """Whether the prompt column repeats the conversation of the chosen one, and so holds the answer too."""
+    """Return whether the prompt column contains the whole chosen conversation, including the answer."""
     prompt, conversation = sample.first_value(sample.columns.prompt), sample.first_value(chosen)
     if sample.features.get("prompt_feature") or not isinstance(prompt, list) or not isinstance(conversation, list):
         return False
@@ -103,7 +103,7 @@ def _preference(sample: SourceSample, sides: Sides) -> RowFormat:
 
 
 def _scores(sides: Sides) -> tuple[float, ...]:
-    """A score for each completion, the first the best."""
+    """Return one score per completion, best first."""
     return PAIR if len(sides) == 2 else tuple(float(len(sides) - 1 - i) for i in range(len(sides)))
 
 
@@ -113,7 +113,7 @@ def _row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -
 
 
 def _transcript_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example | Dropped:
-    """Read a row of HH: both columns hold the whole dialogue, whose last assistant turn is the completion."""
+    """Read a row of HH: both columns contain the whole dialogue, whose last assistant turn is the completion."""
     parsed = {}
     for side in sides:
         if not isinstance(row[side], str):
@@ -132,7 +132,7 @@ def _plain_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Si
 
 
 def _raw_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Sides) -> Example:
-    """Split text as TRL's `extract_prompt` does: the prompt is the shared start, without a blank at its end.
+    """Split text as TRL's `extract_prompt` does: the prompt is the shared start, without a trailing blank.
 
     If one text is the beginning of the other, the last character of the shorter one belongs to the completions.
     """
@@ -148,7 +148,9 @@ def _raw_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Side
 def _preference_rows(
     rows: Rows, *, sample: SourceSample, first: str, second: str, strength: str
 ) -> Iterator[Example | Dropped]:
-    """Read rows with two responses and a signed preference: above 0 the second is better, below 0 the first."""
+    """Read rows with two responses and a signed preference: above 0 the second response is better, below 0
+    the first.
+    """
     for number, row in rows:
         where = sample.where(number)
         if row.get(strength) is None:
@@ -171,7 +173,7 @@ def _number_columns(sample: SourceSample) -> dict[str, str]:
 
 
 def _numbers(row: dict[str, Any], columns: dict[str, str], where: str) -> dict[str, float]:
-    """Read the numbers of a row. Raises UserError if one is not finite, or a probability lies outside [0, 1]."""
+    """Read the numbers of a row. Raises UserError if one is not finite, or if a probability is not between 0 and 1."""
     values = {name: (column, row[column]) for name, column in columns.items() if row.get(column) not in (None, "")}
     parsed = {name: chat.as_number(value, where, column) for name, (column, value) in values.items()}
     if not 0 <= parsed.get("preference_prob", 0) <= 1:

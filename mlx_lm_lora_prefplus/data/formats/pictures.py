@@ -1,4 +1,4 @@
-"""Rows with pictures: refused, because the language model would be trained on answers to what it does not see."""
+"""Reject rows with pictures. The language model cannot see them, so it would learn answers to unknown content."""
 
 from ...errors import UserError
 from ..sources.files import Rows
@@ -8,7 +8,7 @@ COLUMNS = ("image", "images")
 
 
 def without_pictures(rows: Rows, source: str) -> Rows:
-    """Yield the rows. Raises UserError at the first that has a picture; rows whose column is empty have none.
+    """Yield the rows. Raises UserError at the first row with a picture. An empty picture column is accepted.
 
     source: file or hub name, for the message.
     """
@@ -16,8 +16,8 @@ def without_pictures(rows: Rows, source: str) -> Rows:
         for column in COLUMNS:
             if row.get(column):
                 raise UserError(
-                    f"{source}, row {number}: column {column!r} holds a picture, and only text can be trained on: the "
-                    "model would learn answers to a picture that it does not see. Leave out the rows with pictures, "
-                    "or, if they can be answered without them, the column."
+                    f"{source}, row {number}: column {column!r} contains a picture, but training uses text only: the "
+                    "model would learn answers to a picture that it does not see. Remove the rows with pictures. If "
+                    "they can be answered without the pictures, remove the column instead."
                 )
         yield number, row

@@ -1,4 +1,4 @@
-"""The prompts of rows of any kind: preference rows, rows of one answer, and rows of a prompt alone."""
+"""Read the prompts of any rows: preference rows, rows with one answer, and rows with only a prompt."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from .pictures import without_pictures
 from .sample import SourceSample
 
 TEXTS = ("text",)
-"""Names of a column of text that is taken as the prompt where there is none of `sample.PROMPTS`."""
+"""Names of text columns that are used as the prompt if none of `sample.PROMPTS` exists."""
 
 STAND_IN = "an answer"
 """The completion of a row that has only a prompt."""
@@ -32,17 +32,17 @@ def read_prompts(
 ) -> tuple[str, Iterator[PromptRow | Dropped]]:
     """Return the format of a source in words, and the prompt of each row.
 
-    Rows that training reads give the prompt that training would give the model. Of other rows the prompt column is
-    read, and of a conversation (`messages`) everything up to the last turn of the user.
+    Rows that training can read give the same prompt as in training. From other rows the prompt column is read. From a
+    conversation (`messages`) everything up to the last user turn is read.
 
-    source, features, raw: as `read_examples` takes them.
-    Raises UserError if the source is empty, there is no prompt column, a value has the wrong type, or a row
-    has pictures.
+    source, features, raw: as in `read_examples`.
+    Raises UserError if the source is empty, there is no prompt column, a value has the wrong type, or a row contains
+    pictures.
     """
     rows = without_pictures(rows, source)
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
-        raise UserError(f"{source}: holds no rows. Give a file with at least one row.")
+        raise UserError(f"{source}: contains no rows. Give a file with at least one row.")
     sample = SourceSample([row for _, row in first], source, features, raw)
     shape = next(filter(None, (find(sample) for find in FINDERS["unpaired"])), None)
     rows = itertools.chain(first, rows)
@@ -53,15 +53,15 @@ def read_prompts(
     column = sample.columns.prompt
     if column is None or not sample.has(column):
         raise UserError(
-            f"{source}: no column holds prompts. Columns: {', '.join(sample.column_names)}. Expected prompt, question, "
-            f"instruction, input, messages, conversations, text, or preference rows. "
+            f"{source}: no column contains prompts. Columns: {', '.join(sample.column_names)}. Expected prompt, "
+            f"question, instruction, input, messages, conversations, text, or preference rows. "
             f"{column_flags({'prompt_feature': None})}"
         )
     return f"{column} as {sample.value_format(column)}", (_alone(row, number, sample) for number, row in rows)
 
 
 def _of_examples(rows: Rows, examples: Any, source: str) -> Iterator[PromptRow | Dropped]:
-    """Keep the rows that are being read, so that each example finds its own."""
+    """Keep the rows that are being read, so that each example can be matched with its row."""
     passed: dict[int, Mapping[str, Any]] = {}
 
     def kept() -> Rows:
@@ -75,15 +75,15 @@ def _of_examples(rows: Rows, examples: Any, source: str) -> Iterator[PromptRow |
             del passed[number]
         if isinstance(example, Example) and example.prompt is None:
             raise UserError(
-                f"{source}: these rows have no prompt column, and their texts are no conversations, so where a prompt "
-                "ends is not known. Give rows with a prompt column, or prompt_format: raw (--prompt-format raw), where "
-                "the prompt is the start that chosen and rejected share."
+                f"{source}: these rows have no prompt column, and their texts are not conversations, so the end of the "
+                "prompt is unknown. Give rows with a prompt column, or set prompt_format: raw (--prompt-format raw). "
+                "With raw, the prompt is the start that chosen and rejected share."
             )
         yield example if isinstance(example, Dropped) else PromptRow(_bare(example), row)
 
 
 def _alone(row: Mapping[str, Any], number: int, sample: SourceSample) -> PromptRow | Dropped:
-    """Read a row without answers; those of a whole conversation end with the last turn of the user."""
+    """Read a row without answers. A row with a whole conversation is cut after the last user turn."""
     column, where = sample.columns.prompt or "", sample.where(number)
     value = row.get(column)
     if chat.is_empty(value):

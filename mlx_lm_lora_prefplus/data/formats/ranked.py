@@ -18,7 +18,7 @@ RANKS = ("ranks", "rank")
 
 SCORES = ("scores", *RANKS)
 KEYS = ("overall_score", "fine-grained_score", "score")
-"""Keys that hold the score of a response that is an object, in order of preference."""
+"""Keys of the score in a response that is an object, in order of preference."""
 
 ACCEPTS = (
     "prompt, responses, scores (or ranks)",
@@ -26,19 +26,19 @@ ACCEPTS = (
     "prompt, response, helpfulness (HelpSteer)",
     f"prompt, {GOLD}, chosen, rejected (a gold response beside a pair, for losses of lists)",
 )
-"""The columns of the rows that `find` knows, for messages."""
+"""The columns of the rows that `find` detects, for messages."""
 
 REFUSED = "refused"
-"""Column of rows that no pair is to be made of, with the reason: `mlx_lm_lora.prefplus pairs` writes it."""
+"""Column of rows from which no pair must be made, with the reason. `mlx_lm_lora.prefplus pairs` writes it."""
 
 ABOUT = frozenset(("rewards", "tokens", "finished"))
-"""Columns that `mlx_lm_lora.prefplus pairs` writes about the responses, for people to read."""
+"""Columns that `mlx_lm_lora.prefplus pairs` writes about the responses, for information."""
 
 FEW = "fewer than two scored completions"
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that hold scored or ranked completions, or a gold response beside a pair; or None."""
+    """Return the format of rows with scored or ranked completions, or with a gold response and a pair; or None."""
     if triple := find_with_gold(sample):
         return triple
     if sample.columns.prompt is None:
@@ -97,7 +97,9 @@ def _objects(rows: Rows, *, sample: SourceSample, column: str) -> Iterator[Examp
 
 
 def _rated(rows: Rows, *, sample: SourceSample) -> Iterator[Example | Dropped]:
-    """Read rows as in HelpSteer (Wang et al. 2023, 2311.09528): one rated response a row, rows of a prompt together."""
+    """Read rows as in HelpSteer (Wang et al. 2023, 2311.09528): one rated response per row, rows of a
+    prompt together.
+    """
     prompt = sample.columns.prompt or ""
     for _, group in itertools.groupby(rows, key=lambda item: item[1].get(prompt)):
         rated, number = [], 0

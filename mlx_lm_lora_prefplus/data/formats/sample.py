@@ -15,7 +15,7 @@ PROMPTS = ("prompt", "question", "instruction", "input", "context", "conversatio
 
 
 class Columns(NamedTuple):
-    """Columns other than the completions, None where there is none.
+    """Columns other than the completions; None for columns that do not exist.
 
     extra: text after the prompt, as Alpaca's `input`.
     raw: whether rows of text stay text instead of becoming messages (`prompt_format: raw`).
@@ -28,10 +28,10 @@ class Columns(NamedTuple):
 
 
 class RowFormat(NamedTuple):
-    """How the rows of a source are read.
+    """How to read the rows of a source.
 
     description: in words, for messages. kind: the kind of the rows before any conversion.
-    examples: reads a stream of rows, each as an `Example`, or as `Dropped` with the reason.
+    examples: converts a stream of rows to `Example`s, or to `Dropped` with the reason.
     """
 
     description: str
@@ -53,11 +53,11 @@ class SourceSample:
         self.column_names = list(dict.fromkeys(column for row in sample for column in row))
 
     def find_column(self, key: str, *usual: str) -> str | None:
-        """Return the column that settings key `key` names, else the first of the `usual` names that exists."""
+        """Return the column that settings key `key` names, or else the first of the `usual` names that exists."""
         return self.features.get(key) or next((name for name in usual if name in self.column_names), None)
 
     def has(self, *columns: str | None) -> bool:
-        """Whether all these columns exist."""
+        """Return whether all these columns exist."""
         return all(column in self.column_names for column in columns)
 
     def first_value(self, column: str | None) -> Any:
@@ -73,17 +73,17 @@ class SourceSample:
 
     @cached_property
     def columns(self) -> Columns:
-        """The columns of the prompt and the system message."""
+        """Return the columns of the prompt and the system message."""
         prompt = self.find_column("prompt_feature", *PROMPTS)
         extra = "input" if prompt == "instruction" and self.has("input") else None
         return Columns(prompt, self.find_column("system_feature", "system"), extra, self.raw)
 
     def without_prompt(self) -> "SourceSample":
-        """Return the same rows, read as if they had no prompt column."""
+        """Return the same sample as if it had no prompt column."""
         other = copy.copy(self)
         other.columns = self.columns._replace(prompt=None)
         return other
 
     def where(self, number: int) -> str:
-        """Name a row, for messages."""
+        """Return the name of a row, for messages."""
         return f"{self.source}, row {number}"

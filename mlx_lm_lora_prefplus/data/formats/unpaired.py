@@ -13,7 +13,7 @@ COMPLETIONS = ("completion", "response", "output")
 """Names of the completion column, in order of preference."""
 
 CONVERSATIONS = ("messages", "conversations")
-"""Columns that hold prompt and completion together; used where there is no column of completions."""
+"""Columns that contain prompt and completion together, used if there is no completion column."""
 
 SPELLINGS = {
     1.0: "true yes 1 1.0 good desirable positive chosen like up thumbs_up thumbs-up thumbsup 👍",
@@ -25,11 +25,11 @@ LABELS = {spelling: label for label, spellings in SPELLINGS.items() for spelling
 
 
 ACCEPTS = ("prompt, completion, label",)
-"""The columns of the rows that `find` knows, for messages."""
+"""The columns of the rows that `find` detects, for messages."""
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that hold unpaired completions, or None."""
+    """Return the format of rows that contain unpaired completions, or None."""
     label, completion = (
         sample.find_column("label_feature", "label"),
         sample.find_column("completion_feature", *COMPLETIONS),
@@ -41,7 +41,7 @@ def find(sample: SourceSample) -> RowFormat | None:
         forms = [f"{name} as {sample.value_format(name)}" for name in (columns.prompt, completion)]
         description = ", ".join(forms)
         if columns.prompt is None:
-            description = f"{completion} as conversations (its last answer is the completion)"
+            description = f"{completion} as conversations (the last answer is the completion)"
     elif columns.prompt in CONVERSATIONS:
         completion, columns = columns.prompt, columns._replace(prompt=None)
         description = f"{completion} as conversations (the last answer is the completion)"

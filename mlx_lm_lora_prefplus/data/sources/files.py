@@ -1,4 +1,4 @@
-"""One file → a stream of rows. Every error names the file and the line or row."""
+"""Read one file as a stream of rows. Every error names the file and the line or row."""
 
 import csv
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from ...errors import UserError
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
-"""(row number, row) of each row. Numbers count from 1; in JSON Lines they are line numbers."""
+"""(row number, row) of each row. Numbers start at 1. In JSON Lines they are line numbers."""
 
 BLOCK = 1 << 20
 """Number of characters read at once from a JSON array."""
@@ -21,15 +21,17 @@ DEEPEST = 100
 """Largest nesting depth of objects and lists in a row."""
 
 BETWEEN = (re.compile(r"\s*"), re.compile(r"\s*,?\s*"))
-"""Separators before the first item of a JSON array, and before the others."""
+"""Separators before the first item of a JSON array, and before the other items."""
 
 
 PLACES, PLACE_BYTES = 64, 1 << 14
-"""From where in a file `sampled_digest` reads, and how much."""
+"""Where in a file `sampled_digest` reads, and how many bytes."""
 
 
 def sampled_digest(path: Path) -> str:
-    """Hash the size of a file and a part of its content, evenly spread: a stream may be too large to be read twice."""
+    """Hash the size of a file and evenly spread parts of its content. A streamed file may be too large to read it
+    twice.
+    """
     size, digest = path.stat().st_size, hashlib.sha256()
     digest.update(str(size).encode())
     with path.open("rb") as file:
@@ -40,7 +42,9 @@ def sampled_digest(path: Path) -> str:
 
 
 def read_jsonl(path: Path) -> Rows:
-    """Read a JSON Lines file line by line, skipping blank lines. A file that holds a JSON array is read as an array."""
+    """Read a JSON Lines file line by line, skipping blank lines. A file that contains a JSON array is read
+    as an array.
+    """
     if _is_array(path):
         yield from read_json(path)
         return
@@ -53,13 +57,13 @@ def read_jsonl(path: Path) -> Rows:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{path}, line {number}: not valid JSON ({error}). Write one JSON object a line."
+                    f"{path}, line {number}: not valid JSON ({error}). Write one JSON object per line."
                 ) from error
             yield number, _row(row, f"{path}, line {number}")
 
 
 def read_json(path: Path) -> Rows:
-    """Read a JSON file: an array of objects, an object that holds such an array, or JSON Lines."""
+    """Read a JSON file: an array of objects, an object that contains such an array, or JSON Lines."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             is_array = file.read(BLOCK).lstrip().startswith("[")
@@ -89,7 +93,7 @@ def read_csv(path: Path) -> Rows:
                     raise UserError(
                         f"{path}, row {number} (line {reader.line_num}): {'more' if None in row else 'fewer'} "
                         f"fields than the {len(reader.fieldnames or ())} columns that the first line names. "
-                        "Quote fields that hold commas or line breaks."
+                        "Put quotes around fields that contain commas or line breaks."
                     )
                 yield number, row
         except csv.Error as error:
@@ -124,7 +128,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 def _is_array(path: Path) -> bool:
-    """Whether a file begins with a bracket, as a JSON array does and no row of JSON Lines."""
+    """Return whether a file begins with a bracket. A JSON array does, but a row of JSON Lines does not."""
     with path.open("rb") as file:
         start = file.read(BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip()
     return start.startswith(b"[")
@@ -161,13 +165,15 @@ def _is_json(text: str) -> bool:
 
 
 def _wrapped_rows(path: Path) -> Rows:
-    """Read the rows of {"data": [{…}, …]}, whatever the key; read any other object as the only row."""
+    """Read the rows of {"data": [{…}, …]}, whatever the key. Any other object is the only row."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Give an array of objects, or one object a line.") from error
+        raise UserError(
+            f"{path}: not valid JSON ({error}). Give an array of objects, or one object per line."
+        ) from error
     inner = next(iter(content.values())) if isinstance(content, dict) and len(content) == 1 else None
     if isinstance(inner, list):
         for number, row in enumerate(inner, 1):
@@ -177,7 +183,7 @@ def _wrapped_rows(path: Path) -> Rows:
 
 
 def _array_items(path: Path) -> Iterator[Any]:
-    """Decode the items of a JSON array one by one, so that memory never holds the whole file."""
+    """Decode the items of a JSON array one by one, so that the whole file is never in memory."""
     decode = json.JSONDecoder().raw_decode
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(BLOCK)
@@ -189,7 +195,7 @@ def _array_items(path: Path) -> Iterator[Any]:
                     break
                 item, at = decode(text, at)
                 if at == len(text):
-                    raise ValueError("the array does not end")  # or the item goes on in the next block
+                    raise ValueError("the array does not end")  # or the item continues in the next block
             except RecursionError as error:
                 raise UserError(f"{path}, row {count + 1}: not valid JSON ({error}).") from error
             except ValueError as error:
@@ -204,11 +210,11 @@ def _array_items(path: Path) -> Iterator[Any]:
 
 
 def _check_end(text: str, file: TextIO, path: Path, count: int) -> None:
-    """Raise UserError if anything follows the array: of concatenated files only the first would be read."""
+    """Raise UserError if anything follows the array. In concatenated files only the first array would be read."""
     while text.isspace() or not text:
         if not (text := file.read(BLOCK)):
             return
     raise UserError(
         f"{path}, after row {count}: there is text after the end of the array ({text.strip()[:40]!r}). Put all rows "
-        "into one array, or write one JSON object a line (.jsonl)."
+        "into one array, or write one JSON object per line (.jsonl)."
     )

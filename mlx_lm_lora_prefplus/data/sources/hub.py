@@ -18,7 +18,7 @@ BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "c
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether `path` looks like a folder for `load_dataset` (with split names inside) or of `save_to_disk`."""
+    """Return whether `path` looks like a folder for `load_dataset` (with split names inside) or of `save_to_disk`."""
     if _saved(path) or (path / "README.md").is_file():
         return True
     word = re.compile(r"(?<![a-z])(train(ing)?|valid(ation)?|val|dev|test|eval(uation)?)(?![a-z])")
@@ -69,16 +69,16 @@ def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
 
 
 def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | IterableDataset":
-    """Open one split for reading from its place, without a copy on the disk. Arguments: see `load`.
+    """Open one split as a stream from its location, without copying it to the disk. Arguments: see `load`.
 
-    Folders of `save_to_disk` are read where they are, as they always are.
+    Folders of `save_to_disk` are read from the disk in both cases.
     """
     import datasets
 
     if "[" in split:
         raise UserError(
-            f"{path}, split {split!r}: a stream has no parts, since its length is not known. Name whole splits: "
-            "hf_dataset: {path: …, train_split: train, valid_split: validation}, or leave streaming out."
+            f"{path}, split {split!r}: a part of a split cannot be streamed, because the length is unknown. Name whole "
+            "splits: hf_dataset: {path: …, train_split: train, valid_split: validation}, or remove streaming."
         )
     file = Path(path).expanduser()
     try:
@@ -94,7 +94,7 @@ def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | 
 
 
 def streamed_rows(dataset: "Dataset | IterableDataset", source: str) -> Rows:
-    """Yield the rows of a stream, numbered from 1. Raises UserError if it breaks off."""
+    """Yield the rows of a stream, numbered from 1. Raises UserError if the stream ends with an error."""
     number = 0
     try:
         for number, row in enumerate(dataset, 1):
@@ -120,7 +120,7 @@ def _load_saved(path: Path, split: str) -> "Dataset":
     name, slice_ = re.fullmatch(r"([^\[]+)(\[.*\])?", split).groups()  # pyright: ignore
     if slice_:
         raise UserError(
-            f"{path}, split {split!r}: from a folder of save_to_disk only whole splits can be read. "
+            f"{path}, split {split!r}: only whole splits can be read from a folder of save_to_disk. "
             f"Give {name!r}, or save the parts as separate splits."
         )
     return loaded[name] if isinstance(loaded, datasets.DatasetDict) else loaded

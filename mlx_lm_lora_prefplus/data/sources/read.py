@@ -1,4 +1,4 @@
-"""Files, folders and hub names of the settings → one list of sources for each split."""
+"""Turn the files, folders and hub names of the settings into a list of sources for each split."""
 
 import difflib
 import hashlib
@@ -21,11 +21,11 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "test": ("test_prefs", "test"),
 }
-"""Split → its names in files and on the hub; the first that exists is used."""
+"""Split → its names in files and on the hub. The first that exists is used."""
 
 ENTRY_KEYS = ("path", "config", "train_split", "valid_split", "test_split", *COLUMNS)
 HOST_KEYS = frozenset((*COLUMNS_OF_OTHERS, "mask_prompt"))
-"""Keys of an `hf_dataset` entry that other modes of the host use: accepted and ignored here."""
+"""Keys of an `hf_dataset` entry for other modes of the host. They are accepted and ignored here."""
 
 DEFAULT_SPLITS = {"train": "train[:80%]", "valid": "train[-10%:]", "test": None}
 """The host's default slices for an `hf_dataset` entry."""
@@ -38,7 +38,7 @@ class Source:
     name: file, or hub name with its split, for messages.
     rows: opens the stream of (row number from 1, row).
     digest: computes a digest of the content.
-    features: settings key (`prompt_feature`, …) → column; None to detect it.
+    features: settings key (`prompt_feature`, …) → column; None to detect the column.
     """
 
     name: str
@@ -63,12 +63,12 @@ def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, lis
         return _folder(path, splits, features, streamed)
     if "://" in settings.data:
         raise UserError(
-            f"data: {settings.data!r} is a URL, and rows are read from this machine or from the hub. Download the file "
-            "and give its path, or give the name of a data set on the hub (owner/name)."
+            f"data: {settings.data!r} is a URL, which cannot be read. Download the file and give its path, or give the "
+            "name of a data set on the hub (owner/name)."
         )
     if path.suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", settings.data):
         default = DataSettings.model_fields["data"].default
-        note = " (the default, since data is not set)" if settings.data == default else ""
+        note = " (the default, because data is not set)" if settings.data == default else ""
         raise UserError(
             f"data: there is no file or folder {settings.data!r}{note}. Give a folder with "
             f"{_split_files_text()}, one such file, or the name of a data set on the hub (owner/name)."
@@ -91,7 +91,7 @@ def _split_files_text() -> str:
 def _file(path: Path, features: Mapping[str, str | None], streamed: bool) -> Source:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"data: {path} ends in {path.suffix or 'nothing'!r}; allowed are {', '.join(READERS)}.")
+        raise UserError(f"data: {path} ends in {path.suffix or 'nothing'!r}. Allowed endings are {', '.join(READERS)}.")
 
     def digest() -> str:
         if streamed:
@@ -120,8 +120,8 @@ def _folder(
         return _hub(str(path), splits, features, streamed)
     contents = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
     raise UserError(
-        f"data: {path} holds no data files. Expected {_split_files_text()}; also accepted: validation, val, dev, eval "
-        f"for valid, and train_prefs, test_prefs. The folder holds: {contents}."
+        f"data: {path} contains no data files. Expected {_split_files_text()}; also accepted: validation, val, dev, "
+        f"eval for valid, and train_prefs, test_prefs. The folder contains: {contents}."
     )
 
 
@@ -136,7 +136,7 @@ def _hub(
             split_names[split] = name
     if not split_names:
         raise UserError(
-            f"data: {path} has none of the splits {', '.join(SPLIT_NAMES)}; it has: {', '.join(available) or 'none'}. "
+            f"data: {path} has none of the splits {', '.join(SPLIT_NAMES)}. It has: {', '.join(available) or 'none'}. "
             "Name its splits with hf_dataset: {path: …, train_split: …, valid_split: …}."
         )
     return {
@@ -188,6 +188,6 @@ def _check_entry(entry: Any, where: str) -> None:
         raise UserError(f"{where}: config must be a mapping such as {{name: default}}, found {config!r:.80}.")
     if config.get("trust_remote_code"):
         raise UserError(
-            f"{where}: trust_remote_code is not allowed; no code from a data set is run. "
+            f"{where}: trust_remote_code is not allowed, because code from a data set is never run. "
             "Use a version of the data set in Parquet or JSON, or convert it first."
         )

@@ -1,4 +1,4 @@
-"""Token rows on disk: written batch by batch, read memory-mapped, reused at the next start."""
+"""Token rows on disk: written in batches, read memory-mapped, reused at the next start."""
 
 import contextlib
 import hashlib
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
-    """Load the rows and the report stored under `digest`; None if they are missing, or damaged: then the file
-    is deleted, and a line says so.
+    """Load the rows and the report stored under `digest`; None if they do not exist.
 
-    Only the columns that the report names are loaded.
+    A damaged file is reported and deleted, and the result is None. Only the columns that the report names are loaded.
     """
     from datasets import Dataset
 
@@ -28,16 +27,16 @@ def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
         report = read_sealed_json(file.with_suffix(".json"))
         cache_folder.use(file, hold=True)
         if _digest(file) != report.pop("content"):
-            raise Damaged("its content does not fit its digest")
+            raise Damaged("its content does not match its digest")
         rows = Dataset.from_file(str(file))
         if rows.column_names != report["columns"]:
             rows = rows.select_columns(report["columns"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever is wrong with a cache, the answer is to build it again
+    except Exception as error:  # whatever is wrong with a cache, it is built again
         cache_folder.discard(file, error)
         return None
-    rows._fingerprint = digest  # goes with the rows wherever they are handed to
+    rows._fingerprint = digest  # passed along with the rows
     return rows, report
 
 
@@ -58,7 +57,7 @@ def features_of(columns: Mapping[str, str]) -> "Features":
 
 
 class Writer:
-    """Writes token rows to a temporary file, which `keep` gives its final name; otherwise it is deleted.
+    """Writes token rows to a temporary file. `keep` gives it its final name; otherwise it is deleted.
 
     columns: see `features_of`.
     Raises UserError if the rows cannot be written.
@@ -83,7 +82,7 @@ class Writer:
                 self.arrow.write_batch(dict(columns))
 
     def keep(self, report: dict[str, Any]) -> None:
-        """Complete the file. The report is written last: rows without a report are incomplete and never used."""
+        """Complete the file. The report is written last: rows without a report are incomplete and are never used."""
         with self._writing():
             self.arrow.finalize()
             content = _digest(self.temporary)
@@ -110,4 +109,4 @@ class Writer:
 
 
 class _NotKept(Exception):
-    """Makes `whole_file` drop what was written."""
+    """Raised to make `whole_file` discard what was written."""

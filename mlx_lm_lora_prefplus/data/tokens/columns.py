@@ -31,11 +31,12 @@ LAYOUTS: dict[RowKind, dict[str, str]] = {
         "completion_masks": "uint8 list list",
     },
 }
-"""Kind → name → type, as `cache.Writer` takes them. A split omits `NUMBERS` that not all rows have, and `MASKS` if all
-tokens count."""
+"""Kind → name → type, as `cache.Writer` takes them. A split omits `NUMBERS` that not all rows have. It omits `MASKS` if
+all tokens count.
+"""
 
 MASKS = ("chosen_mask", "rejected_mask", "completion_mask", "completion_masks")
-"""Columns of masks: 1 for completion tokens that count, 0 for others; null in rows where all count."""
+"""Columns of masks: 1 for completion tokens that count, 0 for others; null in rows whose tokens all count."""
 
 
 def columns_of(kind: RowKind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:

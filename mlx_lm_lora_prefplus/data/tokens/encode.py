@@ -1,4 +1,4 @@
-"""Examples → token ids. The end of the prompt is found by comparing tokens, never from lengths of text."""
+"""Convert examples to token ids. The end of the prompt is found by comparing tokens, never from lengths of text."""
 
 import hashlib
 import json
@@ -13,16 +13,17 @@ from .masks import ALL, Marker, Marks
 from .truncation import Ids, fit
 
 Texts = tuple[str | None, list[str]]
-"""Prompt (with the opening of the answer), and whole conversations. The prompt is None if it is only known as the
-shared start of the conversations."""
+"""The prompt (including the opening of the answer) and the whole conversations. The prompt is None if it is only known
+as the shared start of the conversations.
+"""
 
 
 class TokenRow(NamedTuple):
-    """Token ids of one row; completions without the prompt.
+    """Token ids of one row. Completions do not include the prompt.
 
     completions, scores, row, numbers: as in `Example`. truncated: whether the row was cut to max_seq_length.
-    masks: for each completion 1 for tokens that count and 0 for others, or None if all count; None instead of the list
-        if all tokens of all completions count.
+    masks: for each completion 1 for tokens that count and 0 for others, or None if all its tokens count. The list is
+        None if all tokens of all completions count.
     certain: whether all tokens that should not count were found.
     """
 
@@ -40,11 +41,11 @@ class Encoder:
     """Turns examples into token rows with one tokenizer and one set of settings.
 
     tokenizer: mlx_lm's TokenizerWrapper (or a Hugging Face tokenizer) with a chat template.
-    add_bos: put BOS first if the tokenizer's own `encode` does; for templates that omit it.
-    add_ends: with `prompt_format: raw`, put BOS first and EOS last in every row, as TRL's CPO and ORPO do. Otherwise
-        the tokenizer and the template decide, as in TRL's DPO and KTO.
+    add_bos: begin with BOS if the tokenizer's own `encode` does so, for templates that omit it.
+    add_ends: with `prompt_format: raw`, begin every row with BOS and end it with EOS, as TRL's CPO and ORPO do.
+        Otherwise the tokenizer and the template decide, as in TRL's DPO and KTO.
     apart: make a row of each completion and truncate it separately. The end of the prompt is still found from all
-        completions together; with `prompt_format: raw` from each one alone, as in TRL's KTO.
+        completions together. With `prompt_format: raw` it is found from each one alone, as in TRL's KTO.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class Encoder:
                 yield from self._rows(example, start, whole, marks)
 
     def prompt(self, example: Example, source: str) -> Ids:
-        """Return the tokens that the model answers: the prompt with the opening of the answer; none if it is empty.
+        """Return the tokens that the model answers: the prompt and the opening of the answer; none if the prompt is
+        empty.
 
         Raises UserError if the chat template rejects the prompt, or the text is not valid Unicode.
         """
@@ -108,7 +110,7 @@ class Encoder:
         return self._begin(ids[texts[0]], not isinstance(example.prompt, list)) if texts[0] else []
 
     def digest(self) -> str:
-        """Hash everything that the tokens of an example depend on."""
+        """Hash everything that determines the tokens of an example."""
         backend = getattr(self.inner, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend else json.dumps(self.inner.get_vocab(), sort_keys=True)
         renderer = getattr(self.tokenizer, "_chat_template", None) or type(self.inner).apply_chat_template
@@ -142,7 +144,7 @@ class Encoder:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=opening, **self._template_kwargs(example)
             )
-        except Exception as error:  # a template is a program: it may raise anything
+        except Exception as error:  # a template is a program, so it may raise anything
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"{where}: the model's chat template rejects this row (roles: {roles}): "
@@ -151,7 +153,7 @@ class Encoder:
             ) from error
 
     def _template_kwargs(self, example: Example) -> dict[str, Any]:
-        """Return the arguments of the template besides the messages."""
+        """Return the arguments of the template other than the messages."""
         defaults = {} if self.raw else {"enable_thinking": False}
         tools = {"tools": example.tools} if example.tools else {}
         return {**defaults, **self.settings.chat_template_kwargs, **example.template_kwargs, **tools}
@@ -200,7 +202,7 @@ class Encoder:
     ) -> Iterator[TokenRow | Dropped]:
         """Make the rows of one example.
 
-        prompt: with the opening of the answer. conversations: prompt and completion. marks: of each conversation.
+        prompt: including the opening of the answer. conversations: prompt and completion. marks: of each conversation.
         """
         if _all_same(conversations):
             yield Dropped(example.row, _same_reason(conversations))
@@ -267,10 +269,10 @@ class Encoder:
 
 
 def _find_boundary(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[int], int]:
-    """Return the conversations that continue after the prompt, and where the prompt ends.
+    """Return the conversations that continue after the prompt, and the position where the prompt ends.
 
-    The prompt ends where any two conversations, or one and the prompt, differ. A conversation without tokens after that
-    is dropped, and the boundary is found again from the others.
+    The prompt ends where any two conversations, or a conversation and the prompt, differ. A conversation without tokens
+    after that position is dropped. The position is then found again from the others.
     """
     remaining = list(range(len(conversations)))
     while remaining:
@@ -313,7 +315,7 @@ def _all_texts(texts: Texts) -> list[str]:
 
 
 def _all_same(values: Sequence[Any]) -> bool:
-    """Whether there are several values and all are equal."""
+    """Return whether there are several values and all are equal."""
     return len(values) > 1 and all(value == values[0] for value in values)
 
 
@@ -322,14 +324,14 @@ def _same_reason(completions: Sequence[Any]) -> str:
 
 
 def _text_error(examples: Sequence[Example], texts: list[Texts], source: str) -> UserError:
-    """Return the error for text that is not valid Unicode; it names the row."""
+    """Return the error for text that is not valid Unicode. It names the row."""
     for example, row in zip(examples, texts, strict=True):
         for text in _all_texts(row):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 return UserError(
-                    f"{source}, row {example.row}: the text holds half of a surrogate pair "
+                    f"{source}, row {example.row}: the text contains half of a surrogate pair "
                     f"({error.object[error.start]!a}), which is not a character. Remove it from the row."
                 )
     return UserError(f"{source}, rows {examples[0].row} to {examples[-1].row}: the tokenizer rejects the text.")

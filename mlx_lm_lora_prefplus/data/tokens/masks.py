@@ -15,7 +15,7 @@ from .truncation import Ids
 
 
 class Marks(NamedTuple):
-    """counted: (tokens,) bool, true for tokens that count; None if all count.
+    """counted: (tokens,) bool, true for tokens that count; None if all tokens count.
     certain: whether all tokens that the settings exclude were found.
     """
 
@@ -40,7 +40,7 @@ class Marker:
 
     @cached_property
     def specials(self) -> list[str]:
-        """The texts of special tokens and of tokens that end a turn."""
+        """Return the texts of special tokens and of tokens that end a turn."""
         added = getattr(self.inner, "added_tokens_decoder", {})
         texts = {token.content for token in added.values() if token.special}
         return sorted({*texts, *self.inner.convert_ids_to_tokens(sorted(self.stops))})
@@ -53,10 +53,12 @@ class Marker:
         text: the rendered conversation. ids: its tokens. render: renders other messages with the same settings.
         kwargs: arguments of the template.
 
-        In a completion of several messages only the assistant's turns count. They are found from the template's
-        `{% generation %}` blocks, else from renderings of the conversation's beginnings (`spans`). In a completion of
-        one message all tokens count. Excluded are empty thoughts that the template adds (they count with
-        `prompt_format: raw`, as in TRL) and, with `mask_thinking`, all thoughts.
+        In a completion of several messages, only the assistant's turns count. They are found from the template's `{%
+        generation %}` blocks. Without these, they are found by rendering prefixes of the conversation (`spans`). In a
+        completion of one message, all tokens count.
+
+        Two kinds of tokens are excluded: empty thoughts that the template adds (they count with `prompt_format: raw`,
+        as in TRL), and with `mask_thinking` all thoughts.
         """
         several = self.settings.assistant_only_loss and len(messages) - first > 1
         if not several and not has_thoughts(text):
@@ -72,7 +74,7 @@ class Marker:
         return Marks(self._counted(turns, offsets, counted, several))
 
     def _counted(self, turns: list[Turn], offsets: np.ndarray, blocks: np.ndarray | None, several: bool) -> np.ndarray:
-        """Count tokens with any character of a turn, except tokens that lie wholly within an excluded thought."""
+        """Count tokens with any character of a turn, except tokens that are completely inside an excluded thought."""
         starts, ends = offsets.T
         counted = np.full(len(starts), not several) if blocks is None else blocks
         for turn in turns:
@@ -95,7 +97,7 @@ class Marker:
         return np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2) if same else None
 
     def _blocks(self, messages: Messages, ids: Ids, kwargs: Mapping[str, Any]) -> np.ndarray | None:
-        """Return the tokens within the template's `{% generation %}` blocks, (tokens,) bool; None if unavailable."""
+        """Return the tokens inside the template's `{% generation %}` blocks, (tokens,) bool; None if unavailable."""
         rendered = self.inner.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **kwargs
         )

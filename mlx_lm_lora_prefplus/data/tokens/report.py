@@ -1,4 +1,4 @@
-"""Counts of the used, dropped and truncated rows of a split, taken while the rows are made."""
+"""Counts of the used, dropped and truncated rows of a split, collected while the rows are made."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,18 +18,19 @@ class SplitReport:
     """Counts of a split.
 
     source: files or hub names. kind: kind of the rows. shape: the detected format of the rows, in words.
-    read: rows of the source. used: pairs, unpaired rows or lists made of them; may be more than the rows read, since a
-        row can give several. dropped: reason in words → rows. truncated: used rows cut to max_seq_length.
+    read: rows of the source. used: pairs, unpaired rows or lists made from them. A row can give several, so there may
+        be more than rows read. dropped: reason in words → number of rows. truncated: used rows that were cut to
+        max_seq_length.
     prompt_tokens: tokens of the prompts (a shared prompt counts once). chosen_tokens: tokens of chosen, desirable or
         best completions. rejected_tokens: tokens of all other completions.
-    masked_tokens: completion tokens that do not count in the loss. unmasked: rows whose completions count as a whole,
+    masked_tokens: completion tokens that do not count in the loss. unmasked: rows whose completions count completely,
         because the chat template does not show which tokens should not count.
     desirable, undesirable: used rows of each label.
-    unused: columns of the source that no row is made of.
-    columns: columns of the rows. incomplete: number (see `NUMBERS`) → used pairs that have it, where some lack it; its
+    unused: columns of the source that no row uses.
+    columns: columns of the rows. incomplete: number (see `NUMBERS`) → used pairs that have it, if some lack it. Its
         column is then omitted.
     cached: whether the rows were loaded from the cache.
-    digest: hash of the rows, the tokenizer with its template, and the settings; also the fingerprint of the rows.
+    digest: hash of the rows, the tokenizer with its template, and the settings. It also identifies the rows.
     """
 
     source: str
@@ -54,12 +55,12 @@ class SplitReport:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all completions of the used rows."""
+        """Return the tokens of all completions of the used rows."""
         return self.chosen_tokens + self.rejected_tokens
 
 
 def counted(used: int, read: int, dropped: int) -> str:
-    """Format the count of used rows: `9 of 10`, or `12 examples out of 10 rows` where rows give several examples."""
+    """Format the count of used rows: `9 of 10`, or `12 examples out of 10 rows` if rows give several examples."""
     if used + dropped == read:
         return f"{used} of {read}"
     return f"{used} examples out of {read} rows"

@@ -1,8 +1,8 @@
-"""Find the assistant's turns in a rendered conversation by means of the chat template.
+"""Find the assistant's turns in a rendered conversation by rendering prefixes of it with the chat template.
 
-The template renders prefixes of the conversation, which are then located in the whole text. Some templates render
-earlier turns differently from the last one (Qwen3 and DeepSeek omit earlier thoughts, gpt-oss ends them with another
-token). These are handled as long as the position is unambiguous.
+Each rendered prefix is located in the whole text. Some templates render earlier turns differently from the last one:
+Qwen3 and DeepSeek omit earlier thoughts, and gpt-oss ends them with another token. These are handled if the position is
+unambiguous.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel|>analy
 """Markers around thoughts in the templates of Qwen3 and DeepSeek, of Mistral, and of gpt-oss."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold its thoughts separately from its content."""
+"""Keys of a message that store its thoughts separately from its content."""
 
 
 class Turn(NamedTuple):
@@ -29,7 +29,7 @@ class Turn(NamedTuple):
 
     body: from the end of the template's header to the end-of-turn token, inclusive.
     thought: the leading thought with its markers, or None.
-    empty: whether the thought is empty and added by the template.
+    empty: whether the thought is empty and was added by the template.
     """
 
     body: Span
@@ -38,12 +38,12 @@ class Turn(NamedTuple):
 
 
 def is_context(message: dict[str, Any]) -> bool:
-    """Whether the model reads a message rather than writes it."""
+    """Return whether the model reads a message (instead of writing it)."""
     return message["role"] in CONTEXT_ROLES
 
 
 def has_thoughts(text: str) -> bool:
-    """Whether the text holds a marker of a thought."""
+    """Return whether the text contains a marker of a thought."""
     return any(opener in text for opener, _ in THOUGHTS)
 
 
@@ -62,7 +62,7 @@ def find_turns(render: Render, messages: Messages, first: int, text: str, specia
         if start is None or end is None or start + header > end:
             return None
         if _content_text(messages[place]) not in text[start + header : end]:
-            return None  # the turn before was taken for a later one with the same words
+            return None  # the previous turn was confused with a later one of the same words
         turns.append(_turn(messages[place], text, start, start + header, end, specials))
         after = end
     return turns
@@ -109,10 +109,10 @@ def _end(render: Render, messages: Messages, place: int, text: str, start: int, 
 
 
 def _locate(part: str, text: str, after: int, content: str) -> int | None:
-    """Return where `part`, a rendering of a beginning of the conversation, ends in the text; None if ambiguous.
+    """Return where `part`, a rendered prefix of the conversation, ends in the text; None if ambiguous.
 
-    It ends, at `after` or later, with the longest ending of `part` that the text contains. This ending must occur only
-    once and contain `content`, the text of the last message.
+    The end is searched at position `after` or later. It is the end of the longest suffix of `part` that the text
+    contains. This suffix must occur only once, and must contain `content`, the text of the last message.
     """
     if text.startswith(part) and len(part) >= after:
         return len(part)
@@ -128,7 +128,9 @@ def _locate(part: str, text: str, after: int, content: str) -> int | None:
 
 
 def _turn(message: dict[str, Any], text: str, start: int, body: int, end: int, specials: Sequence[str]) -> Turn:
-    """Describe a turn. start, body: where the header starts and ends. end: end of the turn with trailing blanks."""
+    """Describe a turn. start, body: where the header starts and ends. end: end of the turn, including
+    trailing blanks.
+    """
     stripped = text[body:end].rstrip()
     if any(stripped.endswith(special) for special in specials):
         end = body + len(stripped)

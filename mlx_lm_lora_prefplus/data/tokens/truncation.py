@@ -11,12 +11,12 @@ def fit(
     """Truncate a row so that the prompt and its longest completion have at most `max_seq_length` tokens together.
 
     The prompt is truncated first, down to `max_prompt_length` tokens (default: half of `max_seq_length`), then the ends
-    of the completions. At least one token of each remains, and a prompt that begins with `bos` keeps it if two of its
-    tokens fit. Returns None if the row is too long and `truncation` is "drop", or if one prompt token and `least`
+    of the completions. At least one token of each remains. A prompt that begins with `bos` keeps it if it keeps at
+    least two tokens. Returns None if the row is too long and `truncation` is "drop", or if one prompt token and `least`
     completion tokens do not fit.
 
-    With `truncation` "keep_prompt" only the ends of completions are truncated. None then means that the prompt leaves
-    no room for `least` tokens (the rule of TRL 1.16's DPO and KTO trainers, where `least` is 1).
+    With `truncation` "keep_prompt" only the ends of completions are truncated. None then means that `least` tokens do
+    not fit after the prompt (the rule of TRL 1.16's DPO and KTO trainers, where `least` is 1).
     """
     limit = settings.max_seq_length
     longest = max(map(len, completions))

@@ -53,7 +53,7 @@ class BemaReference(MovingReference):
         super().__init__(policy, schedule.freq, 1.0, weights)
         if any(name.endswith(".m") for name in self._trained()):
             raise UserError(
-                "bema_for_ref_model cannot be used with train_type: dora, because an average of DoRA layers is not a "
+                "bema_for_ref_model: train_type dora is not supported, because an average of DoRA layers is not a "
                 "DoRA layer. Set train_type: lora, or remove bema_for_ref_model."
             )
         self.schedule = schedule

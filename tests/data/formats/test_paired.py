@@ -343,7 +343,7 @@ def test_an_override_that_is_not_there_names_the_nearest():
     with pytest.raises(UserError) as error:
         read_one({"prompt": "Q", "chosen_text": "A", "rejected": "B"}, chosen_feature="chosen_txt")
     assert str(error.value) == (
-        "rows.jsonl: chosen_feature names column 'chosen_txt', which is not there. Did you mean 'chosen_text'? "
+        "rows.jsonl: chosen_feature names column 'chosen_txt', which does not exist. Did you mean 'chosen_text'? "
         "Columns: prompt, chosen_text, rejected. Type: --chosen-feature chosen_text"
     )
 
@@ -372,7 +372,7 @@ def test_unknown_columns_are_listed_with_the_shapes_accepted():
 
 
 def test_no_rows():
-    with pytest.raises(UserError, match=r"rows.jsonl: holds no rows"):
+    with pytest.raises(UserError, match=r"rows.jsonl: contains no rows"):
         read()
 
 

@@ -80,7 +80,7 @@ def test_rows_without_a_prompt_are_left_out_and_each_prompt_keeps_its_row():
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([], "holds no rows"),
+        ([], "contains no rows"),
         ([{"label": 1, "body": "x"}], "--prompt-feature COLUMN"),
         ([{"chosen": "Hello? Hi.", "rejected": "Hello? Ho."}], "--prompt-format raw"),
     ],
@@ -97,5 +97,5 @@ def test_training_on_prompts_alone_says_what_makes_rows_of_them():
 
 @pytest.mark.parametrize("row", [{"prompt": "What is it?"}, PAIRED[0]])
 def test_a_prompt_with_a_picture_is_refused(row):
-    with pytest.raises(UserError, match="row 2: column 'images' holds a picture"):
+    with pytest.raises(UserError, match="row 2: column 'images' contains a picture"):
         prompts(row, {**row, "images": ["a.png"]})

@@ -179,7 +179,7 @@ def test_a_prompt_with_an_image_is_refused_in_words():
 def test_a_row_with_a_picture_is_refused_wherever_it_is(picture):
     """As openbmb/RLHF-V-Dataset: the prompt is text, and the picture a column of its own."""
     plain = [{**TEXT, "prompt": "Name a cat."}] * 150
-    with pytest.raises(UserError, match="row 151: column 'image.*' holds a picture"):
+    with pytest.raises(UserError, match="row 151: column 'image.*' contains a picture"):
         read(*plain, {**plain[0], **picture})
 
 

@@ -96,7 +96,7 @@ def test_helpsteer_rows_of_one_prompt_make_a_list():
 def test_columns_of_other_names():
     row = {"prompt": "Q", "candidates": ["B", "A", "C"], "votes": [2, 3, 1]}
     assert read_one(row, kind="ranked", responses_feature="candidates", scores_feature="votes") == LIST
-    with pytest.raises(UserError, match="fit no shape .* set prompt_feature, responses_feature, scores_feature"):
+    with pytest.raises(UserError, match="fit no format .* set prompt_feature, responses_feature, scores_feature"):
         read(row, kind="ranked")
 
 

@@ -82,7 +82,7 @@ def test_labels_that_say_neither_are_refused(value):
 def test_columns_of_other_names():
     row = {"ask": "Q", "said": "A", "ok": True}
     assert read_one(row, kind="unpaired", prompt_feature="ask", completion_feature="said", label_feature="ok") == GOOD
-    with pytest.raises(UserError, match=r"fit no shape .*: prompt, reply, label\.") as error:
+    with pytest.raises(UserError, match=r"fit no format .*: prompt, reply, label\.") as error:
         read({"prompt": "Q", "reply": "A", "label": True}, kind="unpaired")
     assert "prompt, completion, label; " in str(error.value) and "set prompt_feature, completion_feature" in str(
         error.value
@@ -122,7 +122,7 @@ def test_dropped_with_a_reason(name):
 
 @pytest.mark.parametrize("kind", ["paired", "ranked"])
 def test_unpaired_rows_are_nothing_else(kind):
-    with pytest.raises(UserError, match=r"rows.jsonl: each row holds one completion with a label .* such as kto"):
+    with pytest.raises(UserError, match=r"rows.jsonl: each row contains one completion with a label .* such as kto"):
         read(SHAPES["text"][0], kind=kind)
 
 

@@ -117,7 +117,7 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_called_so(tmp_path, monkeypa
     assert str(error.value).startswith(
         f"data: there is no file or folder 'my_rows' in {tmp_path}. From the hub, my_rows: cannot be loaded"
     )
-    with pytest.raises(UserError, match=r"no file or folder 'data/' \(the default, since data is not set\)"):
+    with pytest.raises(UserError, match=r"no file or folder 'data/' \(the default, because data is not set\)"):
         find_sources(DataSettings(), ["train"])
 
 
@@ -194,13 +194,13 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch, data):
 
 @pytest.mark.parametrize("data", ["https://example.org/rows.jsonl", "s3://bucket/rows"])
 def test_a_url_is_refused_with_what_to_do(data):
-    with pytest.raises(UserError, match=r"is a URL, and rows are read from this machine.*Download the file"):
+    with pytest.raises(UserError, match=r"is a URL, which cannot be read.*Download the file"):
         find_sources(DataSettings(data=data), ALL)
 
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "rows.txt").write_text("x")
-    with pytest.raises(UserError, match=r"ends in '.txt'; allowed are .jsonl, .json, .parquet, .csv"):
+    with pytest.raises(UserError, match=r"ends in '.txt'. Allowed endings are .jsonl, .json, .parquet, .csv"):
         find_sources(DataSettings(data=str(tmp_path / "rows.txt")), ALL)
 
 

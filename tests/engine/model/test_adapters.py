@@ -59,5 +59,5 @@ def test_unknown_adapter_is_an_error():
             self.lora_a = mx.zeros((2, 2))
 
     model = nn.Sequential(Strange())
-    with pytest.raises(UserError, match="Strange is not known.*reference_model_path"), adapters_off(model):
+    with pytest.raises(UserError, match="Strange is not supported.*reference_model_path"), adapters_off(model):
         pass

@@ -39,7 +39,7 @@ def advice(batch_size=4, **settings):
 def test_the_message_says_what_was_asked_what_is_there_and_what_helps():
     text = advice()
     assert "on 4 examples (8 rows of up to" in text
-    assert "MLX asked for 4.3 GB more" in text and "The machine has" in text
+    assert "MLX requested 4.3 GB more" in text and "The machine has" in text
     assert "batch_size 4 → 2 (with gradient_accumulation_steps 1 → 2 the updates stay the same)" in text
     assert "memory: low" in text and "max_seq_length → " in text
     assert len(re.findall(r"about [\d.]+ GB less", text)) == 3

@@ -258,7 +258,8 @@ def test_several_processes_have_the_losses_of_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("llama", "has no experts"), ("deepseek_v3", r"are not known \(model.layers.1.mlp.switch_mlp")]
+    ("name", "why"),
+    [("llama", "has no experts"), ("deepseek_v3", r"are not supported \(model.layers.1.mlp.switch_mlp")],
 )
 def test_models_without_known_routers_are_refused(name, why):
     with pytest.raises(UserError, match=f"router_aux_loss_coef: .*{why}.*Remove router_aux_loss_coef"):

@@ -59,7 +59,7 @@ def test_what_cannot_be_a_log_prob_is_not_taken(file, value, capsys):
         np.save(stream, logps)
     file.write_bytes(sealed(file.read_bytes()))
     assert known(file) == 0
-    assert "of row 3 is no log-prob" in capsys.readouterr().err
+    assert "in row 3 is not a log-prob" in capsys.readouterr().err
 
 
 def test_log_probs_of_other_rows_are_not_taken(file):

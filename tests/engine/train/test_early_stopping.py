@@ -30,5 +30,5 @@ def test_best_and_stale():
 
 
 def test_an_unknown_metric_names_those_there_are():
-    with pytest.raises(UserError, match="save_best: validation gives no metric 'acc'. Choose from: kl, loss"):
+    with pytest.raises(UserError, match="save_best: validation has no metric 'acc'. Choose from: kl, loss"):
         BestMetric("acc", "save_best").update({"loss": 1.0, "kl": 2.0}, 1)

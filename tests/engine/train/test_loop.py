@@ -304,11 +304,11 @@ def test_skip_leaves_the_update_out_and_says_so(gradient, accumulation, capsys, 
     assert all(np.isfinite(value).all() for value in lora_b(model))
     assert all(np.isfinite(list(info.values())).all() for kind, _, info in events_of(events, "report"))
     out = capsys.readouterr().out
-    assert "is not finite on rows [" in out and "the update is left out (3 so far)" in out
+    assert "is not finite on rows [" in out and "this update is left out (3 so far)" in out
 
 
 def test_skipping_ends_where_it_is_of_no_use():
-    with pytest.raises(UserError, match=r"not finite at iteration 11 \(after 10 updates in a row that were left out\)"):
+    with pytest.raises(UserError, match=r"not finite at iteration 11 \(after leaving out 10 updates in a row\)"):
         run(Poisoned(list(range(10))), Nothing(), on_nonfinite="skip", iters=30)
 
 
@@ -321,7 +321,7 @@ def test_out_of_memory_names_what_would_lower_it(monkeypatch):
         raise RuntimeError("[malloc_or_wait] Unable to allocate 4294967296 bytes.")
 
     monkeypatch.setattr(GradientStep, "__call__", full)
-    with pytest.raises(UserError, match="Out of memory on 4 examples .* asked for 4.3 GB more.*batch_size 4 → 2"):
+    with pytest.raises(UserError, match="Out of memory on 4 examples .* requested 4.3 GB more.*batch_size 4 → 2"):
         run(batch_size=4)
 
     def broken(*_):

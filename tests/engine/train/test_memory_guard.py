@@ -66,7 +66,7 @@ def test_a_longer_batch_is_told_before_it_is_computed(guarded):
     now["peak"] = 8e9
     guard.check(batch_of(120))
     (text,) = said
-    assert "the next batch has more tokens than all before and may need 11.0 GB" in text
+    assert "the next batch has more tokens than any before it and may need 11.0 GB" in text
 
 
 def test_a_shorter_batch_is_no_reason(guarded):

@@ -227,10 +227,10 @@ def test_known_keys_of_files_are_not_noted(run_config):
 
 
 def test_a_default_that_one_loss_lends_to_another_is_told(run_config):
-    note = "beta 5, the default of sigmoid_norm, holds for sigmoid (alone 0.1) too; set beta to choose it."
+    note = "beta 5, the default of sigmoid_norm, also applies to sigmoid (alone 0.1). Set beta to choose it."
     assert run_config({"loss_type": ["sigmoid_norm", "sigmoid"]}).notes == (note,)
     (note,) = run_config({"loss_type": ["robust", "sigmoid"]}).notes
-    assert note.startswith("label_smoothing 0.1, the default of robust, holds for sigmoid (alone 0)")
+    assert note.startswith("label_smoothing 0.1, the default of robust, also applies to sigmoid (alone 0)")
     assert run_config({"loss_type": ["sigmoid_norm", "sigmoid"], "beta": 2.0}).notes == ()
     assert run_config({"loss_type": ["sigmoid", "ipo", "sft"]}).notes == ()
     assert run_config({"loss_type": ["simpo", "alphapo"], "beta": 2.0, "gamma_beta_ratio": 0.5}, mode="cpo").notes == ()

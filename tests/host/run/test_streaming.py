@@ -57,7 +57,7 @@ def test_the_loss_begins_at_ln_2_and_the_start_says_that_rows_are_streamed(go):
     assert seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert "rows: streaming, number unknown, shuffled 4 at a time" in out
     assert "of training rows computed as they come" in out
-    assert "train.jsonl (streamed, their number is unknown; this is about the first 4)" in " ".join(out.split())
+    assert "train.jsonl (streamed, total number unknown; this is about the first 4)" in " ".join(out.split())
 
 
 def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_stopped(go):
@@ -159,7 +159,7 @@ def test_rows_that_cannot_be_used_are_left_out(go, tmp_path):
     go(**STREAM, iters=7, steps_per_report=1)
     assert len(metrics()) == 7
     file.write_text("\n".join([same] * 9) + "\n")
-    with pytest.raises(UserError, match="none of 4 rows in sequence can be used"):
+    with pytest.raises(UserError, match="none of 4 consecutive rows can be used"):
         go(**STREAM, adapter_path="none")
 
 
@@ -172,7 +172,7 @@ def test_rows_that_cannot_be_used_are_left_out(go, tmp_path):
         ({"reference_model_path": "elsewhere"}, "and not with reference_model_path"),
         ({"streaming": False}, "shuffle_buffer: 4 (command line) has no effect without streaming"),
         ({"shuffle_buffer": -1}, "shuffle_buffer: -1"),
-        ({"data": None, "hf_dataset": {"path": "data/train.jsonl"}}, "a stream has no parts"),
+        ({"data": None, "hf_dataset": {"path": "data/train.jsonl"}}, "a part of a split cannot be streamed"),
     ],
 )
 def test_what_a_stream_cannot_have_is_refused(go, settings, said):
