@@ -212,7 +212,7 @@ def test_no_host(examined, monkeypatch):
 
 
 def test_a_vendored_host(examined, tmp_path):
-    assert "which comes before the installed one" in examined(file=str(tmp_path / "mlx_lm_lora/train.py"))[1]
+    assert "instead of the installed copy" in examined(file=str(tmp_path / "mlx_lm_lora/train.py"))[1]
 
 
 def test_native_discovery_is_as_good(examined):
@@ -222,7 +222,7 @@ def test_native_discovery_is_as_good(examined):
 
 
 def test_a_reason_that_is_not_known(examined):
-    assert "the hook is in place and did not run" in examined(active=False)[1]
+    assert "the hook is installed but did not run" in examined(active=False)[1]
 
 
 def test_the_probe_reports_what_a_fresh_interpreter_says(monkeypatch, tmp_path):

@@ -6,12 +6,12 @@ from ..wrapping import wrapped_on_terminal
 
 
 def print_info(text: str) -> None:
-    """Print an information as the host does."""
+    """Print information in the host's format."""
     visuals.print_info(_body(text, "[INFO] "))
 
 
 def print_warning(text: str) -> None:
-    """Print a warning as the host does."""
+    """Print a warning in the host's format."""
     visuals.print_warning(_body(text, "[WARNING] "))
 
 

@@ -1,4 +1,4 @@
-"""Loads the model to be trained and the reference, through the host's and mlx-lm's own functions."""
+"""Load the model to be trained and the reference, with the host's and mlx-lm's own functions."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -30,35 +30,35 @@ _QUANTIZATIONS = {
     "load_in_8bits": {"bits": 8, "group_size": 128},
     "load_in_mxfp4": {"bits": 4, "group_size": 32, "mode": "mxfp4"},
 }
-"""The host's flags and what they mean to it."""
+"""The host's flags and the quantisation that each requests."""
 
 
 def quantization(settings: RunSettings) -> dict[str, Any] | None:
-    """How the model is to be quantised while loading, or None."""
+    """Return how the model is to be quantised while loading, or None."""
     return next((how for key, how in _QUANTIZATIONS.items() if getattr(settings, key)), None)
 
 
 def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
-    """The model without adapters, quantised if asked for, and its tokenizer with a chat template.
+    """Load the model without adapters, quantised if requested, and its tokenizer with a chat template.
 
     Raises:
-        UserError: it cannot be loaded, or not quantised.
+        UserError: The model cannot be loaded or quantised.
     """
     check_place(settings.model)
     try:
         loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
-    except Exception as error:  # loading ends in whatever the hub, the tokenizer or mlx raises
+    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds of errors
         raise not_loaded(settings.model, error) from error
     return loaded[0], loaded[1]
 
 
 def check_place(model: str) -> None:
-    """Raise UserError if nothing that could be a model is at the place that the key `model` names."""
+    """Raise a UserError if the key `model` names something that cannot be a model."""
     folder = Path(model)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"model: the folder {folder} holds no weights (*.safetensors). Give a folder that mlx_lm.load reads, or a "
-            "Hugging Face name."
+            f"model: the folder {folder} contains no weights (*.safetensors). Give a folder that mlx_lm.load reads, or "
+            "a Hugging Face name."
         )
     if _leads_nowhere(model):
         raise UserError(
@@ -66,19 +66,19 @@ def check_place(model: str) -> None:
         )
     if not folder.exists() and model == RunSettings.model_fields["model"].default:
         raise UserError(
-            f"model: none was given, and there is no folder {model}, which is the default. Give --model with "
+            f"model: none was given, and the default folder {model} does not exist. Give --model with "
             "a folder that mlx_lm.load reads, or a Hugging Face name such as mlx-community/Qwen3-0.6B-4bit."
         )
 
 
 def not_loaded(model: str, error: Exception) -> UserError:
-    """The error that says why a model could not be loaded."""
+    """Return the error that says why a model could not be loaded."""
     there = f"there is no folder {model} in {Path.cwd()}, and as a Hugging Face name it"
     return UserError(f"model: {model if Path(model).exists() else there} could not be loaded: {_advice(error)}")
 
 
 def _leads_nowhere(path: str) -> bool:
-    """Whether this is a path, not a hub name, and nothing is there."""
+    """Return whether this is a path (not a hub name) that does not exist."""
     is_path = Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1
     return is_path and not Path(path).exists()
 
@@ -86,22 +86,20 @@ def _leads_nowhere(path: str) -> bool:
 def _advice(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if "already quantized" in text:
-        return f"{text}. It is quantised already: leave out load_in_4bits and similar keys."
+        return f"{text}. The model is already quantised. Remove load_in_4bits and similar keys."
     if "group size" in text or "divisible" in text:
-        return (
-            f"{text}. The widths of this model do not fit that quantisation: leave out load_in_4bits and similar keys."
-        )
+        return f"{text}. The model's layer sizes do not fit this quantisation. Remove load_in_4bits and similar keys."
     return f"{type(error).__name__}: {text}"
 
 
 def add_adapters(model: nn.Module, settings: RunSettings) -> None:
-    """Freeze the model and put LoRA or DoRA layers on it; with `train_type: full` leave all of it trainable.
+    """Freeze the model and add LoRA or DoRA layers to it. With `train_type: full` all of it stays trainable.
 
-    The base is quantised before, not after as in the host: DoRA's magnitudes must be those of the weights it adapts,
-    or the policy would differ from its reference before the first step.
+    The base model is quantised before this step, not after it as in the host. DoRA's magnitudes must match the weights
+    that it adapts; otherwise the policy would differ from its reference before the first step.
 
     Raises:
-        UserError: no layer gets an adapter, or one cannot.
+        UserError: No layer gets an adapter, or a layer cannot have one.
     """
     if settings.train_type == "full":
         return
@@ -111,24 +109,22 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
         linear_to_lora_layers(model, settings.num_layers, settings.lora_parameters, use_dora=use_dora)
     except ValueError as error:
         raise UserError(
-            f"train_type {settings.train_type}: {error} Take train_type lora, or name the layers that get an adapter "
-            "in lora_parameters: {keys: [self_attn.q_proj, …]}."
+            f"train_type {settings.train_type}: {error} Use train_type lora, or name the layers to adapt in "
+            "lora_parameters: {keys: [self_attn.q_proj, …]}."
         ) from error
     layers = adapter_layers(model)
     bits = {getattr(layer[adapter_base(layer)], "bits", 32) for layer in layers} if use_dora else set()
     if odd := sorted(one for one in bits if 32 % one):
-        raise UserError(
-            f"train_type dora: mlx-lm gives DoRA layers on {odd[0]}-bit weights a wrong width. Take lora, or 4 bits."
-        )
+        raise UserError(f"train_type dora: mlx-lm's DoRA does not work on {odd[0]}-bit weights. Use lora, or 4 bits.")
     if not layers:
         raise UserError(
-            f"lora_parameters: keys {settings.lora_parameters.get('keys')} name no layer of this model. Names look "
-            "like self_attn.q_proj; without keys every linear layer gets an adapter."
+            f"lora_parameters: keys {settings.lora_parameters.get('keys')} match no layer of this model. Give names "
+            "such as self_attn.q_proj, or remove keys to adapt every linear layer."
         )
 
 
 def has_vision(model: str) -> bool:
-    """Whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
+    """Return whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
     local = Path(model) / "config.json"
     try:
         file = local if local.is_file() else try_to_load_from_cache(model, "config.json")
@@ -139,7 +135,7 @@ def has_vision(model: str) -> bool:
 
 
 def make_ready(model: nn.Module, settings: RunSettings) -> None:
-    """What the host does for memory before it trains, and a bound on what MLX keeps for reuse."""
+    """Set the host's memory limits before training, and a limit for the memory that MLX keeps for reuse."""
     maybe_set_recommended_wired_limit()
     bound_cache()
     if model_uses_recurrence(model):
@@ -147,7 +143,9 @@ def make_ready(model: nn.Module, settings: RunSettings) -> None:
 
 
 def adapter_config(settings: RunSettings) -> dict[str, Any]:
-    """The content of `adapter_config.json`: the host's keys, and the `fine_tune_type` that `mlx_lm.load` needs."""
+    """Return the content of `adapter_config.json`: the host's keys, and the `fine_tune_type` that
+    `mlx_lm.load` needs.
+    """
     parameters = {
         **settings.lora_parameters,
         "use_dora": settings.train_type == "dora",
@@ -162,10 +160,10 @@ def adapter_config(settings: RunSettings) -> dict[str, Any]:
 
 
 def load_trained(model: nn.Module, adapter_path: str) -> None:
-    """Put the adapters in a folder, of mlx-lm or PEFT, on a bare base model.
+    """Put the adapters of a folder (mlx-lm or PEFT) on a base model.
 
     Raises:
-        UserError: the folder or its files are absent, or do not fit the model.
+        UserError: The folder or its files do not exist, or do not fit the model.
     """
     folder = Path(adapter_path)
     if (file := adapter_file(adapter_path)) and file.name == peft.WEIGHTS:
@@ -184,12 +182,12 @@ def load_trained(model: nn.Module, adapter_path: str) -> None:
 
 
 def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
-    """The reference that `reference_model_path` names: a model, or the policy's base with other adapters.
+    """Load the reference that `reference_model_path` names: a model, or the policy's base with other adapters.
 
-    The path is a model folder or hub name, an adapter folder, or an adapter file with its config beside it.
+    The path is a model folder, a hub name, an adapter folder, or an adapter file with its config beside it.
 
     Raises:
-        UserError: it cannot be loaded, or was made for another vocabulary.
+        UserError: The reference cannot be loaded, or was made for another vocabulary.
     """
     path = settings.reference_model_path
     assert path is not None
@@ -203,14 +201,14 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
         raise UserError(f"reference_model_path: {path} could not be loaded: {_advice(error)}") from error
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"reference_model_path: the tokenizer of {path} is not that of {settings.model}, so the same text is "
-            "not the same tokens. The reference must share the tokenizer of the model."
+            f"reference_model_path: {path} has another tokenizer than {settings.model}, so the same text becomes "
+            "different tokens. Give a reference with the same tokenizer as the model."
         )
     return model.freeze()
 
 
 def adapter_file(path: str) -> Path | None:
-    """The adapters that a path names, by their file or their folder (of mlx-lm or PEFT); None if it names a model."""
+    """Return the adapters that a path names, by their file or folder (mlx-lm or PEFT); None if it names a model."""
     local = Path(path).expanduser()
     if local.is_file():
         return local
@@ -221,18 +219,18 @@ def adapter_file(path: str) -> Path | None:
 
 
 def resume_file(settings: RunSettings) -> Path | None:
-    """The file that `resume_adapter_file` names; of a PEFT adapter it may name the folder."""
+    """Return the file that `resume_adapter_file` names. For a PEFT adapter it may name the folder."""
     path = settings.resume_adapter_file
     return (peft.in_folder(path) or Path(path)) if path else None
 
 
 def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
-    """The policy's base, loaded the same way, with the adapters of a file."""
+    """Load the policy's base in the same way, with the adapters of a file."""
     config_file = file.parent / "adapter_config.json"
     if not config_file.is_file():
         raise UserError(
-            f"reference_model_path: {file} holds adapters, but {config_file}, which says how they were made, is "
-            "not there."
+            f"reference_model_path: {file} contains adapters, but their configuration {config_file} does not exist. "
+            "Restore it."
         )
     read_adapter_config(file.parent, "reference_model_path")
     model, _ = load_base(settings)
@@ -241,7 +239,7 @@ def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
 
 
 def _put_on(model: nn.Module, file: Path, key: str) -> None:
-    """Put the adapters of a file, as its config beside it describes them, on a bare base model."""
+    """Put the adapters of a file on a base model, as the config beside it describes them."""
     config = read_adapter_config(file.parent, key)
     if "peft_type" in config:
         _, config = from_peft(model, file, key)
@@ -254,42 +252,44 @@ def _put_on(model: nn.Module, file: Path, key: str) -> None:
 
 
 def read_adapter_config(folder: Path, key: str) -> dict[str, Any]:
-    """The content of a folder's `adapter_config.json`; UserError, naming the config key, where it is damaged."""
+    """Return the content of a folder's `adapter_config.json`. If it is damaged, raise a UserError that names the config
+    key.
+    """
     file = folder / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{key}: {file} cannot be read as JSON ({error}). Train again, or restore it.") from error
     if wrong := next(_adapter_problems(config), None):
-        raise UserError(f"{key}: {file} does not say how adapters were made: {wrong}. Train again, or restore it.")
+        raise UserError(f"{key}: {file} is not a valid adapter configuration: {wrong}. Train again, or restore it.")
     return config
 
 
 def _adapter_problems(config: Any) -> Iterator[str]:
     if not isinstance(config, dict) or not isinstance(config.get("lora_parameters") or {}, dict):
-        yield "it must hold an object with lora_parameters"
+        yield "it must contain an object with lora_parameters"
         return
     if (kind := config.get("fine_tune_type")) not in (None, "lora", "dora", "full"):
-        yield f"fine_tune_type is {kind!r:.40}, and not lora, dora or full"
+        yield f"fine_tune_type is {kind!r:.40}, but must be lora, dora or full"
     if not isinstance(layers := config.get("num_layers", -1), int):
-        yield f"num_layers is {layers!r:.40}, and no number"
+        yield f"num_layers is {layers!r:.40}, but must be a number"
     parameters = config.get("lora_parameters") or {}
     if kind in ("lora", "dora") or (parameters and kind is None):
         yield from (f"of lora_parameters, {problem}" for problem in lora_problems(parameters))
 
 
 def uses_fallback_template(tokenizer: Any) -> bool:
-    """Whether the tokenizer has no chat template but the generic one that the host puts in."""
+    """Return whether the tokenizer only has the generic chat template that the host adds."""
     return getattr(tokenizer, "chat_template", None) == DEFAULT_CHAT_TEMPLATE
 
 
 def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]) -> None:
-    """Make sure that every token has an embedding: beyond the last, MLX reads whatever memory is there, silently.
+    """Check that every token has an embedding. MLX reads arbitrary memory beyond the last one, without an error.
 
-    The rows are read for it only where the tokenizer knows more tokens than the model.
+    The rows are searched only if the tokenizer has more tokens than the model.
 
     Raises:
-        UserError: a token has none.
+        UserError: A token has no embedding.
     """
     tables = [one for one in model.modules() if isinstance(one, (nn.Embedding, nn.QuantizedEmbedding))]
     if not tables:
@@ -300,14 +300,14 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]
     largest = max(map(largest_token, splits), default=-1)
     if largest >= size:
         raise UserError(
-            f"model: its tokenizer makes tokens up to number {largest}, and the model knows 0 to {size - 1}. Either "
-            "the tokenizer is that of another model, or tokens were added to it and not to the model: take the "
-            "tokenizer files that belong to the model."
+            f"model: its tokenizer produces token ids up to {largest}, but the model knows only 0 to {size - 1}. "
+            "Either the tokenizer belongs to another model, or tokens were added only to the tokenizer. Use the "
+            "tokenizer files of the model."
         )
 
 
 def largest_token(rows: Dataset) -> int:
-    """The largest token id of token rows; -1 where there is none."""
+    """Return the largest token id of token rows; -1 if there is none."""
     names = [name for name in ("prompt", "completions", *SIDES) if name in rows.column_names]
     largest = -1
     for chunk in (chunk for name in names for chunk in rows.data.column(name).chunks):

@@ -1,4 +1,4 @@
-"""What the host was before ours was put in: its names, their parameters, the versions that fit."""
+"""The host's original functions: their names, parameters and supported versions."""
 
 import inspect
 import os
@@ -10,7 +10,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 HOST_VERSIONS = ((5, 10), (6, 0))
-"""The first (major, minor) version of the host that fits, and the first that does not."""
+"""The first (major, minor) version of the host that is supported, and the first that is not."""
 
 
 _TRAINING = ("optimizer", "train_dataset", "val_dataset")
@@ -26,7 +26,7 @@ MCP_SERVER, DATASETS = "mlx_lm_lora.mcp_server", "mlx_lm_lora.trainer.datasets"
 
 
 PATCH = "MLX_LM_LORA_PREFPLUS_PATCH"
-"""The environment variable that gives programs our functions in place of the host's."""
+"""The environment variable that makes programs call this package's functions instead of the host's."""
 
 
 Names = Mapping[str, tuple[str, ...] | None]
@@ -82,10 +82,10 @@ WRAPPED: Mapping[str, Names] = MappingProxyType(
         ),
     }
 )
-"""Module → name → its parameters: everything of the host that is wrapped, here and nowhere else.
+"""Module of the host → name → its parameters. This is the complete list of what the package replaces.
 
-The trainers are wrapped only where MLX_LM_LORA_PREFPLUS_PATCH=1 asks for it (the start-up hook sees to that), the data
-sets there and in the process of the MCP server.
+The trainers are replaced only with MLX_LM_LORA_PREFPLUS_PATCH=1 (the start-up hook checks it). The data sets are
+replaced in that case and in the process of the MCP server.
 """
 
 
@@ -97,36 +97,36 @@ USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         )
     }
 )
-"""Module → further names that are read in it."""
+"""Module → further names that this package reads from it."""
 
 
 MARK = "__mlx_lm_lora_prefplus__"
-"""Set in a module of the host once ours is in it: name → the original."""
+"""Attribute that marks a module of the host as patched. It contains name → the original."""
 
 
 def is_patched() -> bool:
-    """Whether programs are to get our functions in place of the host's."""
+    """Return whether programs should call this package's functions instead of the host's."""
     return os.environ.get(PATCH, "").strip() == "1"
 
 
 def is_active(module: ModuleType) -> bool:
-    """Whether ours is in this module."""
+    """Return whether a module is patched."""
     return hasattr(module, MARK)
 
 
 def originals_of(module: ModuleType) -> Mapping[str, Any]:
-    """What is the host's own, by name, whether or not ours is in the module."""
+    """Return the host's original functions by name, whether or not the module is patched."""
     value = getattr(module, MARK, None)
     return value or MappingProxyType({name: getattr(module, name) for name in WRAPPED[module.__name__]})
 
 
 def misfit(module: ModuleType) -> str | None:
-    """Why ours cannot be put into this module, in a clause; None if it can."""
+    """Return why a module cannot be patched, as a clause; None if it can."""
     return version_misfit(host_version()) or _names_misfit(module)
 
 
 def host_version() -> str | None:
-    """The version of the host: its metadata's, or what the package says of itself where it was only copied."""
+    """Return the version of the host, from its metadata, or from the package itself if it was only copied."""
     try:
         return version("mlx-lm-lora")
     except PackageNotFoundError:
@@ -134,13 +134,13 @@ def host_version() -> str | None:
 
 
 def version_misfit(value: str | None) -> str | None:
-    """Why this version of the host is not one that this release was made for; None if it is."""
+    """Return why this version of the host is not supported; None if it is."""
     first, end = HOST_VERSIONS
     match = re.match(r"(\d+)\.(\d+)", value or "")
     if match and first <= (int(match[1]), int(match[2])) < end:
         return None
     return (
-        f"this release works with mlx-lm-lora >={first[0]}.{first[1]},<{end[0]}, and "
+        f"this release works with mlx-lm-lora >={first[0]}.{first[1]},<{end[0]}, but "
         f"{value or 'an unknown version'} is installed"
     )
 

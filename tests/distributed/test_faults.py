@@ -58,7 +58,7 @@ def test_an_error_at_the_start_of_one_is_told_to_all(forked):
     for name, own, expected in (
         ("file", {1: ["--resume-adapter-file", "/none"]}, "there is no file /none."),
         ("value", {1: ["--beta", -3]}, "beta: -3 (command line) must be greater than 0"),
-        ("flag", {1: ["--iters", "many"]}, "Its command line cannot be used"),
+        ("flag", {1: ["--iters", "many"]}, "Its command line is invalid"),
         ("model", {1: ["--model", "/none"]}, "/none"),
         ("data", {1: ["--data", "/none"]}, "/none"),
     ):

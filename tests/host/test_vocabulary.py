@@ -23,7 +23,7 @@ def test_a_token_that_the_model_does_not_know(tied):
     model, larger = tiny_llama(tied=tied), tokenizer(VOCABULARY)
     check_vocabulary(model, larger, [rows(), rows(VOCABULARY - 1)])
     check_vocabulary(model, larger, [])
-    with pytest.raises(UserError, match=f"up to number {VOCABULARY}, and the model knows 0 to {VOCABULARY - 1}"):
+    with pytest.raises(UserError, match=f"up to {VOCABULARY}, but the model knows only 0 to {VOCABULARY - 1}"):
         check_vocabulary(model, larger, [rows(), rows(5, VOCABULARY)])
 
 

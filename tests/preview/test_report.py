@@ -44,7 +44,7 @@ def test_a_bin_of_one_length_is_one_number():
 
 def test_the_prompt_format_is_told(checked):
     assert checked()["prompt_format"].startswith("chat, text becomes messages")
-    assert checked(prompt_format="raw")["prompt_format"].startswith("raw, text goes to the model as it is")
+    assert checked(prompt_format="raw")["prompt_format"].startswith("raw, text goes to the model unchanged")
 
 
 def test_training_is_meant_where_nothing_says_so(checked):
@@ -75,7 +75,7 @@ def test_a_misspelt_key_is_a_problem_whether_or_not_a_run_would_start(call, conf
         ({"data": "nothing"}, "nothing"),
         ({"adapter_path": "run.yaml/adapters"}, "adapter_path: run.yaml/adapters cannot be written"),
         ({"train_mode": "sft"}, "sft"),
-        ({"save_best": "loss", "val_batches": 0}, "nothing to validate on"),
+        ({"save_best": "loss", "val_batches": 0}, "there are no validations"),
     ],
 )
 def test_why_it_cannot_start(checked, changes, words):
@@ -136,7 +136,7 @@ def test_where_the_template_tells_nothing_it_is_said(checked, config, rows, mode
     config()
     rows("train", *({"prompt": f"w{i}", "chosen": turns("w20", "w2", "w22"), "rejected": "w30"} for i in range(6)))
     told = "\n".join(checked(model="model")["warnings"])
-    assert "train: in 6 of 6 rows it is unclear which tokens are the assistant's own" in told
+    assert "train: in 6 of 6 rows it is unclear which tokens the assistant wrote" in told
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def test_a_cache_that_was_cleared_changes_no_byte(go, monkeypatch, tmp_path, lay
         ({"batch_size": 5}, "batch_size was 3 and is 5"),
         ({"beta": 0.2}, "beta was 0.1 and is 0.2"),
         ({"loss_type": "hinge"}, "loss_type was sigmoid and is hinge"),
-        ({"train_mode": "cpo"}, "is another one: train_mode was dpo and is cpo. Restore the settings"),
+        ({"train_mode": "cpo"}, "has other settings or data: train_mode was dpo and is cpo. Restore those"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1 and is 2"),
         ({"optimizer": "adamw"}, "optimizer was adam and is adamw"),
         ({"optimizer_bits": 8}, "optimizer_bits was 32 and is 8"),
@@ -149,9 +149,7 @@ def test_a_cache_that_was_cleared_changes_no_byte(go, monkeypatch, tmp_path, lay
 def test_another_run_is_refused_and_what_changed_is_named(go, changes, named):
     go()
     before = content()
-    with pytest.raises(
-        UserError, match=f"resume: the run that was saved in adapters at iteration 6 .*{named}"
-    ) as caught:
+    with pytest.raises(UserError, match=f"resume: the run saved in adapters at iteration 6 .*{named}") as caught:
         go(resume=True, iters=8, **changes)
     assert caught.match("--resume force")
     assert content() == before
@@ -175,7 +173,7 @@ def test_a_reference_whose_files_were_replaced_is_refused(go):
     go(adapter_path="sft", seed=6)
     before = content()
     with pytest.raises(
-        UserError, match=r"another one: weights of the reference changed\. Restore the settings.*--resume force"
+        UserError, match=r"has other settings or data: weights of the reference changed\. Restore those.*--resume force"
     ):
         go(reference_model_path="sft", iters=6, resume=True)
     assert content() == before
@@ -189,7 +187,7 @@ def test_a_reference_whose_files_were_replaced_is_refused(go):
 def test_other_rows_and_another_template_are_named(go, world):
     go()
     write_pairs(world.folder / "data", seed=7, train=10)
-    with pytest.raises(UserError, match="iteration 6 is another one: train rows changed. Restore the settings"):
+    with pytest.raises(UserError, match="iteration 6 has other settings or data: train rows changed. Restore those"):
         go(resume=True, iters=8)
     template = world.model / "chat_template.jinja"
     file = template if template.is_file() else world.model / "tokenizer_config.json"
@@ -244,7 +242,7 @@ def test_a_damaged_state_is_told_and_the_one_before_it_used(go, monkeypatch, dam
 def test_a_fresh_start_in_the_folder_of_another_run_says_so(go):
     go()
     ended = go(iters=3)
-    assert "adapters holds the state of a run at iteration 6. This run starts from the beginning" in ended.out
+    assert "adapters contains the state of a run at iteration 6. This run starts from the beginning" in ended.out
     assert "are moved to adapters/previous-1; nothing is deleted" in ended.out
     assert [path.name for path in Path("adapters").glob("state-*")] == [f"state-000000{n}.safetensors" for n in (2, 3)]
 
@@ -309,7 +307,7 @@ def test_a_metric_that_is_not_there_is_refused(go, key):
         UserError, match=f"{key}: validation has no metric 'accuracy'. Choose from: .*rewards/accuracies"
     ):
         go(**{key: "accuracy"})
-    with pytest.raises(UserError, match=f"{key}: there is nothing to validate on"):
+    with pytest.raises(UserError, match=f"{key}: there are no validations"):
         go(**{key: "loss"}, val_batches=0)
 
 

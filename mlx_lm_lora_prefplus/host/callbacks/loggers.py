@@ -1,4 +1,4 @@
-"""Experiment loggers that receive everything in `metrics.jsonl`, each through its own library."""
+"""Experiment loggers: each sends everything in `metrics.jsonl` to its own library."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from ...errors import UserError
 from ...settings import RunSettings
 
 PREFIXES = {"train": "train", "valid": "eval", "test": "test"}
-"""Split → the prefix that Hugging Face's trainers, and so TRL, put before its metrics."""
+"""Split → the prefix of its metrics in Hugging Face's trainers, and therefore in TRL."""
 
 SAMPLE_COLUMNS = ("iteration", "prompt", "policy", "reference")
 WARNING_COLUMNS = ("iteration", "warning", "text")
@@ -39,7 +39,7 @@ class WandB:
         )
 
     def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the figures of a report."""
+        """Log the metrics of a report."""
         self.run.log(_prefixed(split, values), step=iteration)
 
     def warning(self, iteration: int, name: str, text: str) -> None:
@@ -56,7 +56,7 @@ class WandB:
         self.run.log({name: table}, step=iteration)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send buffered data and finish."""
         self.run.finish()
 
 
@@ -75,7 +75,7 @@ class SwanLab:
         )
 
     def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the figures of a report."""
+        """Log the metrics of a report."""
         self.library.log(_prefixed(split, values), step=iteration)
 
     def warning(self, iteration: int, name: str, text: str) -> None:
@@ -89,13 +89,16 @@ class SwanLab:
         self.library.log({"samples": table}, step=rows[0]["iteration"])
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send buffered data and finish."""
         self.library.finish()
 
 
 class TensorBoard:
-    """Event files under `tensorboard/` in the adapter folder. Each split is a run (`train`, `eval`, `test`), so that
-    splits share charts; samples (Markdown tables) and warnings are in the run `text`."""
+    """TensorBoard event files under `tensorboard/` in the adapter folder.
+
+    Each split is a TensorBoard run (`train`, `eval`, `test`), so that splits share charts. Samples (Markdown tables)
+    and warnings are in the run `text`.
+    """
 
     def __init__(self, inputs: LoggerInputs):
         self.folder = inputs.folder / "tensorboard"
@@ -103,7 +106,7 @@ class TensorBoard:
         self.texts: Any = None
 
     def metrics(self, split: str, iteration: int, values: Mapping[str, float]) -> None:
-        """Write the figures of a report."""
+        """Write the metrics of a report."""
         from tensorboard.summary import Writer  # pyright: ignore[reportMissingImports]
 
         run = PREFIXES[split]
@@ -165,7 +168,7 @@ def check_loggers(settings: RunSettings) -> None:
         keys = ", ".join(dict.fromkeys(missing.values()))
         raise UserError(
             f"{keys}: the package is not installed here: {', '.join(missing)}. Install it (pip install "
-            f"{' '.join(missing)}), or leave it out."
+            f"{' '.join(missing)}), or remove it from the settings."
         )
 
 
@@ -173,7 +176,7 @@ def check_loggers(settings: RunSettings) -> None:
 def open_loggers(settings: RunSettings, config: Mapping[str, Any], *, first: bool = True) -> Iterator[list[Logger]]:
     """Start the loggers of the settings, and close them at the end.
 
-    config: every key of the run with its value, which loggers display. first: whether this is the process that reports.
+    config: every key of the run with its value, for display. first: whether this is the process that writes files.
     """
     loggers, folder = list[Logger](), Path(settings.adapter_path or ".")
     try:
@@ -191,5 +194,5 @@ def _prefixed(split: str, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _cell(value: Any) -> str:
-    """A value as a cell of a Markdown table."""
+    """Return a value as a cell of a Markdown table."""
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\r", "").replace("\n", "<br>")

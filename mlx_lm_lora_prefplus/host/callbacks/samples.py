@@ -1,4 +1,4 @@
-"""Completions of some validation prompts at each evaluation, by the policy and by the model before training."""
+"""Sample completions of some validation prompts at each evaluation, from the policy and the model before training."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,14 @@ from ...storage.atomic import RESUME, explained, whole_file
 
 
 class Samples(TrainingCallback):
-    """Appends greedy completions as text to `samples.jsonl` in the adapter folder: {iteration, prompt, policy,
-    reference}.
+    """Appends greedy completions to `samples.jsonl` in the adapter folder.
 
-    `reference` is the model with its adapters off; where all weights are trained, the model before the first step.
+    Each line has `iteration`, `prompt`, `policy` and `reference`, as text. `reference` comes from the model without its
+    adapters. If all weights are trained, it comes from the model before the first step.
 
     prompts: token ids of each. tokens: the most tokens of a completion. resumed: whether the run resumes from a state;
-        it then reuses the references in the file. wrapped_callback: called first. loggers: they receive each sample.
+        it then reuses the reference completions in the file. wrapped_callback: called first. loggers: receive each
+        sample.
     """
 
     def __init__(
@@ -45,20 +46,20 @@ class Samples(TrainingCallback):
 
     @cached_property
     def references(self) -> dict[str, str]:
-        """Prompt → completion of the reference, for the prompts that have one."""
+        """Return prompt → completion of the reference, for the prompts that have one."""
         lines = _readable(self.file, None) if self.resumed else []
         return {sample["prompt"]: sample["reference"] for sample in map(json.loads, lines)}
 
     def on_train_loss_report(self, train_info: dict) -> None:
-        """Pass it on."""
+        """Forward the report to the wrapped callback."""
         if self.wrapped_callback:
             self.wrapped_callback.on_train_loss_report(train_info)
 
     def on_val_loss_report(self, val_info: dict) -> None:
-        """Complete the prompts.
+        """Complete the prompts and append the samples.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: The file cannot be written.
         """
         if self.wrapped_callback:
             self.wrapped_callback.on_val_loss_report(val_info)
@@ -89,7 +90,7 @@ class Samples(TrainingCallback):
 def keep_samples(folder: Path, validated: int) -> None:
     """Remove the samples after an evaluation, because the resumed run will write them again.
 
-    validated: iteration of the last evaluation; 0 before the first one, when all samples are of another run.
+    validated: iteration of the last evaluation. 0 before the first one; all samples then belong to another run.
     """
     file = folder / SAMPLES
     if file.is_file():
@@ -99,7 +100,7 @@ def keep_samples(folder: Path, validated: int) -> None:
 
 
 def _readable(file: Path, last: int | None) -> list[str]:
-    """The lines before the first incomplete one, of evaluations up to the iteration `last`."""
+    """Return the lines before the first incomplete one, from evaluations up to the iteration `last`."""
     lines = []
     try:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -112,7 +113,7 @@ def _readable(file: Path, last: int | None) -> list[str]:
 
 
 def first_prompts(rows: Iterable[Any], count: int) -> list[list[int]]:
-    """The first `count` distinct prompts of the rows, as token ids."""
+    """Return the first `count` distinct prompts of the rows, as token ids."""
     prompts: dict[tuple[int, ...], None] = {}
     for row in rows:
         if len(prompts) == count:

@@ -1,4 +1,4 @@
-"""The flags of training on the companion's commands → the settings of a run."""
+"""Turn training flags on the companion's commands into the settings of a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ def settings_of(argv: Sequence[str], **fallbacks: Any) -> Resolved:
 
     Args:
         argv: the arguments.
-        fallbacks: values for keys that neither the command line nor the file sets; they then count as typed.
+        fallbacks: values for keys that are neither on the command line nor in the file. They are treated as if typed.
 
     Raises:
-        UserError: the config cannot be read, or settings cannot work; all of them at once.
-        SystemExit: a flag does not exist (argparse has printed it).
+        UserError: The config cannot be read, or settings are invalid. The message lists all invalid settings.
+        SystemExit: A flag does not exist (argparse has printed it).
     """
     import mlx_lm_lora.train as host
 

@@ -1,4 +1,4 @@
-"""Finds the requested mode before a parser exists: on the command line, else in the YAML file."""
+"""Find the requested mode before a parser exists: on the command line, or else in the YAML file."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from .presets import PRESETS
 
 
 class Request(NamedTuple):
-    """The values of a command line that are needed before parsing; None where an option is absent."""
+    """The values of a command line that are needed before parsing; None for an absent option."""
 
     mode: str | None
     config: str | None
@@ -20,11 +20,11 @@ class Request(NamedTuple):
 def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
     """Find `--train-mode`, `-c/--config` and `--preset` in a command line.
 
-    A plain scan is exact because argparse never takes the next argument as a value if it begins with a dash.
+    A plain scan is exact, because argparse never uses an argument that begins with a dash as a value.
 
     Args:
         argv: the arguments after the program's name.
-        expand: spells out an abbreviated option.
+        expand: completes an abbreviated option.
     """
     values: dict[str, str] = {}
     arguments = list(argv)[: argv.index("--") if "--" in argv else None]
@@ -41,7 +41,7 @@ def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
 
 
 def requested_mode(request: Request, read: Callable[[str], dict[str, Any]]) -> str | None:
-    """The mode of a request: its own, else that of its config file, else that of its preset, else None.
+    """Return the mode of a request: from the command line, else from the config file, else from the preset, else None.
 
     A file that cannot be read is ignored here; `check_mode` reports it.
     """
@@ -60,8 +60,8 @@ def check_mode(request: Request, read: Callable[[str], dict[str, Any]], modes: t
     """Check that the requested mode exists.
 
     Raises:
-        UserError: `--train-mode` or the config file names none of `modes`, or the file that should name the mode
-            cannot be read.
+        UserError: `--train-mode` or the config file names a mode that is not in `modes`, or the config file is needed
+            but cannot be read.
     """
     if not (request.mode or request.config):
         return

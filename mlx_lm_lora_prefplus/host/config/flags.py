@@ -1,4 +1,6 @@
-"""The command line of our modes: the host's parser, its missing flags, and one flag for each key of the mode."""
+"""The command line of this package's modes: the host's parser, its missing flags, and a flag for each key
+of the mode.
+"""
 
 import argparse
 import types
@@ -18,7 +20,7 @@ from .yaml_file import load_yaml
 
 
 def add_modes(parser: argparse.ArgumentParser, registry: Registry) -> argparse.ArgumentParser:
-    """Add our modes to the choices of the host's `--train-mode`. Changes the parser in place."""
+    """Add this package's modes to the choices of the host's `--train-mode`. Changes the parser in place."""
     for action in actions(parser):
         if action.dest == "train_mode" and action.choices is not None:
             action.choices = [*action.choices, *(mode for mode in registry if mode not in action.choices)]
@@ -26,15 +28,15 @@ def add_modes(parser: argparse.ArgumentParser, registry: Registry) -> argparse.A
 
 
 def modes_of(parser: argparse.ArgumentParser) -> tuple[str, ...]:
-    """The choices of `--train-mode`; empty if it accepts anything."""
+    """Return the choices of `--train-mode`; empty if it accepts anything."""
     return next((tuple(one.choices) for one in actions(parser) if one.dest == "train_mode" and one.choices), ())
 
 
 def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry: Registry | None = None) -> ModeParser:
-    """The parser of one of our modes. An option that is not typed has the value None.
+    """Return the parser of one of this package's modes. An option that is not typed has the value None.
 
     Args:
-        host: a fresh parser of the host; its options become part of ours.
+        host: a new parser of the host. Its options are copied.
         registered: the trainer of the mode and its package.
         registry: all modes, so that errors can name the mode that an option belongs to.
     """
@@ -71,9 +73,9 @@ def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry:
 
 
 def host_parser(host: argparse.ArgumentParser, mode: str | None, registry: Registry) -> ShortErrorParser:
-    """The host's parser for its own modes, with our modes among its choices and short errors.
+    """Return the host's parser for its own modes. It accepts all modes in `--train-mode`, and its errors are short.
 
-    mode: the requested mode, None if none is requested.
+    mode: the requested mode; None if none is requested.
     """
     parser = ShortErrorParser(add_modes(host, registry), mode, owners(registry))
     parser.epilog = parser.epilog or f"{parser.prog} --train-mode dpo --help lists the options of one mode."
@@ -81,7 +83,9 @@ def host_parser(host: argparse.ArgumentParser, mode: str | None, registry: Regis
 
 
 def owners(registry: Registry) -> dict[str, str]:
-    """Option of our modes → the modes that have it, with the losses that use it: `cpo (loss_type simpo) or simpo`."""
+    """Option of this package's modes → the modes that have it and the losses that use it: `cpo (loss_type simpo) or
+    simpo`.
+    """
     found: dict[str, list[str]] = {}
     for mode, registered in registry.modes.items():
         losses = registered.trainer.losses
@@ -97,7 +101,7 @@ def owners(registry: Registry) -> dict[str, str]:
 
 
 MOST_NAMED = 4
-"""Losses that a message names at most."""
+"""A message names at most this many losses."""
 
 
 def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) -> None:
@@ -106,7 +110,7 @@ def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) ->
     if members == (bool,):
         group.add_argument(flag, dest=key, action=argparse.BooleanOptionalAction, help=_help(field))
         return
-    if bool in members:  # a switch that also takes a value
+    if bool in members:  # a switch that also accepts a value
         group.add_argument(flag, dest=key, nargs="?", const=True, type=_structure, metavar="force", help=_help(field))
         return
     choices = choices or _literals(field.annotation)
@@ -115,7 +119,7 @@ def _add(group: Any, key: str, field: FieldInfo, choices: Sequence[str] = ()) ->
 
 
 def _metavar(annotation: Any) -> str:
-    """The placeholder of a value in the help."""
+    """Return the placeholder of a value in the help."""
     members = _members(annotation)
     if any(typing.get_origin(member) is dict for member in members):
         return "YAML"
@@ -139,7 +143,7 @@ def _add_missing(group: Any, present: set[str]) -> None:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The types of a union without None, or the one type."""
+    """Return the types of a union without None, or the one type."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return tuple(_bare(member) for member in typing.get_args(annotation) if member is not type(None))
     return (_bare(annotation),)
@@ -159,7 +163,7 @@ def _literals(annotation: Any) -> tuple[str, ...]:
 
 
 def _reader(annotation: Any) -> Callable[[str], Any]:
-    """How to read the value of a flag: text as it is, any other type as YAML, which `resolve` checks later."""
+    """Return how to read the value of a flag: text unchanged, any other type as YAML. `resolve` checks it later."""
     members = _members(annotation)
     plain = [
         value is str or isinstance(value, str)
@@ -172,12 +176,12 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
 def _structure(text: str) -> Any:
     from mlx_lm_lora.train import yaml_loader
 
-    if not text.strip():  # probably an unset shell variable, so the default is not what the user wants
-        raise argparse.ArgumentTypeError("expected a value, found nothing")
+    if not text.strip():  # probably an unset shell variable, so the user does not want the default
+        raise argparse.ArgumentTypeError("the value is empty; give a value")
     try:
         return load_yaml(text, yaml_loader)
     except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"not JSON or YAML: {text!r}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON or YAML") from error
 
 
 def _help(field: FieldInfo, choices: Sequence[str] = ()) -> str:

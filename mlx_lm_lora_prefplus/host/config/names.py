@@ -1,4 +1,4 @@
-"""Suggests the existing name that an unknown one was probably meant to be."""
+"""Suggest the existing name for an unknown one that was probably misspelled."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
@@ -35,27 +35,27 @@ SYNONYMS = {
 """Names in other packages (PEFT, TRL, mlx-lm and others) → the key with the same meaning here."""
 
 SURE = 0.8
-"""A similarity (ratio of `difflib`) of at least this makes a name a misspelling of the other."""
+"""Two names with at least this similarity (ratio of `difflib`) count as spellings of the same name."""
 
 LIKE = 0.6
-"""A similarity of at least this is enough for a suggestion."""
+"""A name with at least this similarity is suggested."""
 
 
 class Near(NamedTuple):
-    """name: the closest existing name. sure: whether it is almost certainly what was meant."""
+    """name: the closest existing name. sure: whether it almost certainly is the intended one."""
 
     name: str
     sure: bool
 
 
 def near(name: object, names: Iterable[str]) -> Near | None:
-    """The closest of the names: a synonym, one spelt alike or one with the same prefix; None if none is close."""
+    """Return the closest of the names: a synonym, a similar spelling, or the same prefix; None if none is close."""
     candidates = sorted(names)
     key = str(name).strip().lower().lstrip("-").replace("-", "_")
     if (synonym := SYNONYMS.get(key)) in candidates:
         return Near(str(synonym), True)
     alike = get_close_matches(key, candidates, n=3, cutoff=LIKE)
-    # Of names equally like it, one with the same first letter: people rarely mistype that.
+    # Among equally similar names, prefer one with the same first letter, which people rarely mistype.
     similar = max(alike, key=lambda one: (_likeness(key, one), one[:1] == key[:1]), default=None)
     if similar and _likeness(key, similar) >= SURE:
         return Near(similar, True)
@@ -70,12 +70,12 @@ def _likeness(name: str, other: str) -> float:
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """`; did you mean …?` with the closest of the names; just a full stop if none is close."""
+    """Return `; did you mean …?` with the closest of the names; only a full stop if none is close."""
     match = near(name, names)
     return f"; did you mean {match.name}?" if match else "."
 
 
 def either(names: Iterable[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
+    """Return `a`, `a or b`, `a, b or c`."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last

@@ -1,4 +1,4 @@
-"""Reads the config keys of a mode from its class of options."""
+"""Read the config keys of a mode from its options class."""
 
 import dataclasses
 import typing
@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 
 
 def option_fields(options: type) -> dict[str, FieldInfo]:
-    """Key → type, default and description, of a dataclass whose annotations are `Annotated[type, Field(…)]`."""
+    """Return key → type, default and description of a dataclass with annotations `Annotated[type, Field(…)]`."""
     hints = typing.get_type_hints(options, include_extras=True)
     fields = {}
     for field in dataclasses.fields(options):

@@ -1,4 +1,6 @@
-"""Argument parsers whose errors are short: the host's with our modes, and that of one of our modes."""
+"""Argument parsers with short errors: the host's parser with all modes, and the parser of one of this
+package's modes.
+"""
 
 import argparse
 import re
@@ -12,14 +14,14 @@ from ...wrapping import columns, error_text
 from .names import SYNONYMS, near
 
 Owners = Mapping[str, str]
-"""Key of a mode → the modes and losses that take it, in words."""
+"""Key of a mode → the modes and losses that use it, in words."""
 
 
 class ShortErrorParser(argparse.ArgumentParser):
-    """The host's parser whose errors are a few lines instead of its usage, which has over a hundred.
+    """The host's parser with errors of a few lines instead of the usage, which has over a hundred lines.
 
     mode: the requested mode; None if no mode is requested.
-    owners: the keys of our modes.
+    owners: the keys of this package's modes.
     """
 
     def __init__(self, host: argparse.ArgumentParser, mode: str | None, owners: Owners):
@@ -42,7 +44,7 @@ class ShortErrorParser(argparse.ArgumentParser):
         return typed
 
     def _problem(self, argument: str) -> str:
-        """Why an option is not accepted, with the option that was probably meant."""
+        """Return why an option is not accepted, with the option that was probably meant."""
         option = argument.partition("=")[0]
         key = option.lstrip("-").replace("-", "_")
         text = f"{option} is not an option of --train-mode {self.mode}"
@@ -65,10 +67,11 @@ class ShortErrorParser(argparse.ArgumentParser):
 
 
 class ModeParser(ShortErrorParser):
-    """The parser of one of our modes, in which the host's abbreviations keep their meaning.
+    """The parser of one of this package's modes. The host's abbreviations keep their meaning.
 
-    `--resume x` is unique among the host's options, so it means `--resume-adapter-file x` whatever options we add:
-    abbreviations are expanded against the host's options before argparse sees them.
+    Among the host's options, `--resume x` is an unambiguous abbreviation of `--resume-adapter-file x`. It must keep
+    this meaning although this package adds `--resume`. Abbreviations are therefore expanded against the host's options
+    before argparse sees them.
     """
 
     def __init__(self, host: argparse.ArgumentParser, mode: str, owners: Owners):
@@ -78,7 +81,9 @@ class ModeParser(ShortErrorParser):
         self.mode_keys: tuple[str, ...] = ()
 
     def _is_synonym(self, argument: str) -> bool:
-        """Whether this is another program's option that happens to abbreviate one of ours, such as `--lr`."""
+        """Return whether this is an option of another program that happens to abbreviate one of ours, such
+        as `--lr`.
+        """
         option = argument.partition("=")[0]
         return option.startswith("--") and option[2:].replace("-", "_") in SYNONYMS
 
@@ -95,7 +100,9 @@ class ModeParser(ShortErrorParser):
         return super().parse_known_args(argv, namespace)
 
     def format_help(self) -> str:
-        """The options of this mode first, then those of every run, in groups; none of the host's other modes."""
+        """List the options of this mode first, then those of every run, in groups. Options of the host's other modes
+        are left out.
+        """
         formatter = argparse.HelpFormatter(self.prog, max_help_position=26, width=columns())
         formatter.add_usage(self.usage or self._short_usage(), [], [])
         formatter.add_text(
@@ -123,11 +130,11 @@ METAVARS = {
     **{"config": "FILE", "resume_adapter_file": "FILE", "save_best": "METRIC", "early_stopping_metric": "METRIC"},
     **{key: "COLUMN" for key in FIELDS if key.endswith("_feature")},
 }
-"""Key → the placeholder of its value in the help."""
+"""Return key → the placeholder of its value in the help."""
 
 
 def describe_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
-    """Give the host's options the descriptions that they have in our modes, and short placeholders.
+    """Give the host's options the descriptions that they have in this package's modes, and short placeholders.
 
     defaults: the mode's own, by key.
     """
@@ -144,7 +151,7 @@ def describe_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any
 
 
 def help_text(description: str, choices: Sequence[Any] = (), default: Any = None) -> str:
-    """The help of an option: what it is, its choices, its default."""
+    """Return the help of an option: its meaning, its choices, its default."""
     text = f"{description} One of: {', '.join(map(str, choices))}." if choices else description
     if default is not None and default not in ({}, [], False) and "(default: " not in description:
         shown = "on" if default is True else _yaml(default)
@@ -159,7 +166,9 @@ def _yaml(value: Any) -> str:
 
 
 def expand_resume(argv: list[str]) -> list[str]:
-    """Expand `--resume FILE`, the host's abbreviation of `--resume-adapter-file`. Our `--resume` takes no file."""
+    """Expand `--resume FILE`, the host's abbreviation of `--resume-adapter-file`. This package's `--resume` takes no
+    file.
+    """
     own = ("true", "false", "force")
     for place, argument in enumerate(argv):
         following = argv[place + 1] if argument == "--resume" and place + 1 < len(argv) else "--"
@@ -170,7 +179,7 @@ def expand_resume(argv: list[str]) -> list[str]:
 
 
 def expand(argument: str, options: Sequence[str]) -> str:
-    """Expand the option of an argument if it abbreviates exactly one of `options`; else return it unchanged."""
+    """Expand the option of an argument if it abbreviates exactly one of `options`; otherwise return it unchanged."""
     option, equals, value = argument.partition("=")
     if not option.startswith("--") or option == "--" or option in options:
         return argument
@@ -179,12 +188,12 @@ def expand(argument: str, options: Sequence[str]) -> str:
 
 
 def option_strings(parser: argparse.ArgumentParser) -> tuple[str, ...]:
-    """Every spelling of every option of a parser."""
+    """Return every spelling of every option of a parser."""
     return tuple(option for action in actions(parser) for option in action.option_strings)
 
 
 def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The options of a parser. argparse has no public name for this list."""
+    """Return the options of a parser. argparse has no public name for this list."""
     return parser._actions
 
 
@@ -199,7 +208,7 @@ def _plain(message: str) -> str:
         return message
     option, problem = match[1].split("/")[-1], match[2]
     if problem == "expected one argument":
-        return f"{option} needs a value, and none was given."
+        return f"{option} needs a value, but none was given."
     if wrong := re.fullmatch(r"invalid (int|float) value: (.*)", problem):
         return f"{option}: {wrong[2]} is not a {'whole ' * (wrong[1] == 'int')}number."
     if wrong := re.fullmatch(r"invalid choice: (.*) \(choose from (.*)\)", problem):

@@ -1,6 +1,7 @@
 """Published settings by name: `preset: NAME` in a config file. Values that the user sets take precedence.
 
-Learning rates are as published, mostly for training all weights: LoRA needs larger ones, often ten times as large.
+Learning rates are the published ones, mostly for training all weights. LoRA needs larger ones, often ten times as
+large.
 """
 
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ PRESETS: dict[str, Preset] = {
             "dpo",
             {"loss_type": "sigmoid", "beta": 0.1, "learning_rate": 1e-6},
             f"arXiv:2305.18290, app. B; {_TRL_INDEX}",
-            "the DPO paper: all weights, RMSprop, 64 pairs a step",
+            "the DPO paper: all weights, RMSprop, 64 pairs per step",
         ),
         Preset(
             "dpo-zephyr",
@@ -71,49 +72,49 @@ PRESETS: dict[str, Preset] = {
             "dpo",
             {"loss_type": "sigmoid_norm", "beta": 5.0, "learning_rate": 5e-7},
             "arXiv:2411.15124; allenai/open-instruct, configs/train_configs/tulu3/tulu3_dpo_8b.yaml",
-            "Tulu 3 8B: DPO on log-ratios a token; all weights, 128 pairs a step, 1 epoch",
+            "Tulu 3 8B: DPO on log-ratios per token; all weights, 128 pairs per step, 1 epoch",
         ),
         Preset(
             "apo-zero",
             "dpo",
             {"loss_type": "apo_zero", "beta": 0.1, "learning_rate": 2e-7},
             f"arXiv:2408.06266, sec. 5.2; {_TRL_INDEX}",
-            "the APO paper: 64 pairs a step",
+            "the APO paper: 64 pairs per step",
         ),
         Preset(
             "apo-zero-smollm3",
             "dpo",
             {"loss_type": "apo_zero", "beta": 0.05, "learning_rate": 1e-6},
             f"{_HANDBOOK}/smollm3/dpo/apo.yaml",
-            "SmolLM3 3B: all weights, 32 pairs a step, 1 epoch",
+            "SmolLM3 3B: all weights, 32 pairs per step, 1 epoch",
         ),
         Preset(
             "exo",
             "dpo",
             {"loss_type": "exo_pair", "beta": 0.1, "learning_rate": 1e-6},
             f"arXiv:2402.00856, app. B; {_TRL_INDEX}",
-            "the EXO paper: 64 pairs a step",
+            "the EXO paper: 64 pairs per step",
         ),
         Preset(
             "nca",
             "dpo",
             {"loss_type": "nca_pair", "beta": 0.01, "learning_rate": 5e-6},
             f"arXiv:2402.05369, app. C; {_TRL_INDEX}",
-            "the NCA paper: 32 pairs a step",
+            "the NCA paper: 32 pairs per step",
         ),
         Preset(
             "discopop",
             "dpo",
             {"loss_type": "discopop", "beta": 0.05, "discopop_tau": 0.05, "learning_rate": 5e-7},
             f"arXiv:2406.08414, app. B.1 and E; {_TRL_INDEX}",
-            "the DiscoPOP paper: 64 pairs a step",
+            "the DiscoPOP paper: 64 pairs per step",
         ),
         Preset(
             "sppo",
             "dpo",
             {"loss_type": "sppo_hard", "beta": 0.001, "learning_rate": 5e-7},
             "arXiv:2405.00675; uclaml/SPPO, scripts/pipeline.sh",
-            "rounds of self-play: all weights, RMSprop; its code takes estimated probabilities where sppo_hard takes 1",
+            "rounds of self-play: all weights, RMSprop; its code uses estimated probabilities, sppo_hard uses 1",
         ),
         Preset(
             "wpo-zephyr",
@@ -138,14 +139,14 @@ PRESETS: dict[str, Preset] = {
                 "learning_rate": 5e-6,
             },
             "arXiv:2411.10442; OpenGVLab/InternVL, internvl_chat/shell/internvl2.0_mpo",
-            "InternVL2 8B, mixed preference optimisation: all weights, 256 pairs a step, 1 epoch",
+            "InternVL2 8B, mixed preference optimisation: all weights, 256 pairs per step, 1 epoch",
         ),
         Preset(
             "iterative-rpo",
             "dpo",
             {"loss_type": "sigmoid", "sft_weight": 1.0, "sft_normalization": "sequence"},
             "arXiv:2404.19733; the weight by TRL's documentation of DPOConfig",
-            "DPO and the NLL of the chosen, for chains of thought; no learning rate is given here",
+            "DPO plus the NLL of the chosen completions, for chains of thought; without a learning rate",
         ),
         Preset(
             "rpo",
@@ -155,14 +156,14 @@ PRESETS: dict[str, Preset] = {
                 "learning_rate": 5e-7,
             },
             "arXiv:2405.16436",
-            "DPO with a little NLL of the chosen, against over-optimisation",
+            "DPO plus a small weight of the chosen completions' NLL, against over-optimisation",
         ),
         Preset(
             "dpop-smaug",
             "dpo",
             {"loss_type": "dpop_paper", "beta": 0.3, "dpop_lambda": 50.0},
             "arXiv:2402.13228",
-            "Smaug, DPO-positive; no learning rate is given here",
+            "Smaug, DPO-positive; without a learning rate",
         ),
         Preset(
             "cpo-alma",
@@ -176,7 +177,7 @@ PRESETS: dict[str, Preset] = {
             "cpo",
             {"loss_type": "simpo", "beta": 10.0, "simpo_gamma": 5.4, "cpo_alpha": 0.05, "learning_rate": 1e-6},
             "fe1ixxu/CPO_SIMPO, training_configs/llama-3-8b-instruct-cpo-simpo.yaml",
-            "Llama 3 8B Instruct, SimPO and a little NLL: all weights, cosine schedule, 1 epoch",
+            "Llama 3 8B Instruct, SimPO with a small NLL weight: all weights, cosine schedule, 1 epoch",
         ),
         Preset(
             "simper-llama3",
@@ -232,7 +233,7 @@ PRESETS: dict[str, Preset] = {
             "simpo",
             {"loss_type": "alphapo", "beta": 2.5, "alphapo_alpha": 0.25, "simpo_gamma": 0.1, "learning_rate": 7e-7},
             f"arXiv:2501.03884, table 3; {_TRL_INDEX}",
-            "Mistral 7B Instruct; γ is taken as absolute, as TRL does",
+            "Mistral 7B Instruct; γ is read as an absolute value, as in TRL",
         ),
         Preset(
             "orpo-mistral",
@@ -253,14 +254,14 @@ PRESETS: dict[str, Preset] = {
             "kto",
             {"loss_type": "kto", "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
             "arXiv:2402.01306; ContextualAI/HALOs, config/loss/kto.yaml",
-            "the KTO authors' defaults, for as many desirable as undesirable rows; no learning rate is given here",
+            "the KTO authors' defaults, for equally many desirable and undesirable rows; without a learning rate",
         ),
         Preset(
             "bco",
             "bco",
             {"loss_type": "bco", "beta": 0.01, "learning_rate": 5e-7},
             f"arXiv:2404.04656, app. C; {_TRL_INDEX}",
-            "the BCO paper: 128 rows a step",
+            "the BCO paper: 128 rows per step",
         ),
     )
 }
@@ -268,14 +269,14 @@ PRESETS: dict[str, Preset] = {
 
 
 TWO_NAMES = {"simpo_gamma": "gamma_beta_ratio", "gamma_beta_ratio": "simpo_gamma"}
-"""Keys of which only one can be set."""
+"""Groups of keys of which only one can be set."""
 
 
 def values_beside(preset: Preset, user_values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a preset that remain in force beside those of the user.
+    """Return the values of a preset that remain in effect beside those of the user.
 
-    A key of the user replaces the preset's key of the same meaning. If the user chooses another loss, it takes its own
-    defaults, because the β, margin and weights of the preset were published for the preset's loss.
+    A key of the user replaces the preset's key of the same meaning. If the user chooses another loss, that loss keeps
+    its own defaults, because the preset's β, margin and weights were published for the preset's loss.
     """
     dropped = {*user_values, *(TWO_NAMES[key] for key in user_values if key in TWO_NAMES)}
     loss_type = user_values.get("loss_type", user_values.get("dpo_cpo_loss_type"))

@@ -1,6 +1,6 @@
-"""What the user wrote → the settings of a run: command line > config file > preset > trainer default > host default.
+"""Resolve the settings of a run: command line > config file > preset > trainer default > host default.
 
-The host reads a key from the config file only if argparse left it None, and 24 of its keys never are None. Here every
+The host reads a key from the config file only if argparse left it None, and 24 of its keys are never None. Here every
 key is looked up in the same levels, so a value in the file always takes effect.
 """
 
@@ -40,18 +40,18 @@ TRAINER_DEFAULT = "trainer default"
 HOST_DEFAULT = "host default"
 
 WITHOUT_EFFECT_ON_RESULTS = {*keys_with(Effect.SHOWS), "config"}
-"""Keys that change what is printed and saved but not what is trained: a file that misspells one does not stop a run."""
+"""Keys that change what is printed and saved, but not what is trained. A misspelling of one does not stop a run."""
 
 
 class Resolved(NamedTuple):
     """All settings of a run, checked.
 
     trainer, provider: the trainer of the mode and its package.
-    settings, data, options: the checked values; `options` is an instance of `trainer.options`.
+    settings, data, options: the checked values. `options` is an instance of `trainer.options`.
     values: key → value, including the host's keys, for the host's own functions.
     sources: key → "command line", "config FILE", "preset NAME", "trainer default" or "host default".
     notes: sentences to print before the run.
-    misspelt: those of the notes that suggest an existing key for an unknown one.
+    misspelt: the notes that suggest an existing key for an unknown one.
     """
 
     trainer: Trainer
@@ -66,7 +66,7 @@ class Resolved(NamedTuple):
 
 
 class Level(NamedTuple):
-    """One source of values, with the name that messages use for it."""
+    """One source of values, with its name in messages."""
 
     source: str
     values: dict[str, Any]
@@ -76,12 +76,12 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     """Resolve and check all settings of a run in one of the registry's modes.
 
     Args:
-        typed: the values from the command line or from a Python caller; None counts as not set.
+        typed: the values from the command line or from a Python caller. None counts as not set.
         registry: the installed modes.
-        read_file: whether to read the config file that `typed` names; the host's `run` does not.
+        read_file: whether to read the config file that `typed` names. The host's `run` does not.
 
     Raises:
-        UserError: settings are wrong (one error lists all problems), or two packages provide the mode.
+        UserError: Settings are wrong (one error lists all problems), or two packages provide the mode.
     """
     import mlx_lm_lora.train as host
 
@@ -107,7 +107,7 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     notes += [note for level in user_levels for note in _keys_of_others(level, keys, mode, registry, problems)]
     notes += misspelt
     notes += [
-        f"{key} ({level.source}) is read by mlx_lm_lora.prefplus pairs and rounds, and not by training."
+        f"{key} ({level.source}) is for mlx_lm_lora.prefplus pairs and rounds. Training does not use it."
         for level in user_levels
         for key in COMPANION_KEYS
         if key in level.values
@@ -120,7 +120,7 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     settings, data, options = (checked(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options))
     if getattr(options, "reference_moves", False) and (path := joined.values["reference_model_path"]):
         key = "sync_ref_model" if getattr(options, "sync_ref_model", False) else "bema_for_ref_model"
-        what = f"cannot be combined with {key}, whose reference starts from the model itself; leave out one"
+        what = f"cannot be combined with {key}, whose reference starts from the model itself. Remove one of them"
         problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)
     check_streaming(trainer, settings, data, options, joined, problems)
     problems.raise_if_any()
@@ -136,10 +136,10 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
 
 
 def _join(levels: list[Level], from_user: int, trainer: Trainer, problems: Problems) -> tuple[Joined, list[str]]:
-    """Join the levels, earlier ones first in precedence; the first `from_user` are the user's, the last is the host's.
+    """Merge the levels, highest precedence first. The first `from_user` levels are the user's, the last is the host's.
 
     Returns:
-        The joined levels, and notes for the user.
+        The merged levels, and notes for the user.
     """
     notes: list[str] = []
     values: dict[str, Any] = {}
@@ -154,10 +154,10 @@ def _join(levels: list[Level], from_user: int, trainer: Trainer, problems: Probl
 
 
 def _preset(user_levels: list[Level]) -> Level | None:
-    """The level of the preset that the user named; None without a preset.
+    """Return the level of the preset that the user named; None without a preset.
 
     Raises:
-        UserError: the preset does not exist, or belongs to another mode.
+        UserError: The preset does not exist, or belongs to another mode.
     """
     user_values = ChainMap(*(level.values for level in user_levels))
     name, mode = user_values.get("preset"), user_values.get("train_mode")
@@ -168,12 +168,12 @@ def _preset(user_levels: list[Level]) -> Level | None:
         raise UserError(f"preset: there is no preset {name!r:.80}{hint} `mlx_lm_lora.prefplus presets` lists them.")
     preset = PRESETS[name]
     if mode not in (None, preset.mode):
-        raise UserError(f"preset: {name} is for train_mode {preset.mode}, not {mode}. Leave one of the two out.")
+        raise UserError(f"preset: {name} is for train_mode {preset.mode}, not {mode}. Change or remove one of them.")
     return Level(f"preset {name}", {"train_mode": preset.mode, **values_beside(preset, user_values)})
 
 
 def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are not None, with paths as text."""
+    """Return the values that are not None, with paths as text."""
     return {
         str(key): os.fspath(value) if isinstance(value, os.PathLike) else value
         for key, value in values.items()
@@ -182,12 +182,14 @@ def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults_of(trainer: Trainer, options: Any) -> dict[str, Any]:
-    """Return key → default value in the mode of a trainer, with the losses of `options`: they may have own defaults."""
+    """Return key → default value in the mode of a trainer. `options` names the losses, which may have their own
+    defaults.
+    """
     import mlx_lm_lora.train as host
 
     losses = {key: getattr(options, key) for key in ("loss_type", "loss_weights") if hasattr(options, key)}
     own: dict[str, Any] = {}
-    with suppress(TypeError, ValueError, UserError):  # a mode or loss may need a key that has no default
+    with suppress(TypeError, ValueError, UserError):  # some key has no default
         own = vars(trainer.options(**losses))
     return {**_host_defaults(host).values, **_trainer_defaults(trainer).values, **own}
 
@@ -201,7 +203,9 @@ def _trainer_defaults(trainer: Trainer) -> Level:
 
 
 def _host_defaults(host: Any) -> Level:
-    """The host's `CONFIG_DEFAULTS`, and the defaults of its parser and of our settings for keys not in there."""
+    """Return the host's `CONFIG_DEFAULTS`, and for other keys the defaults of its parser and of this package's
+    settings.
+    """
     settings = {
         key: field.get_default(call_default_factory=True)
         for model in (DataSettings, RunSettings)
@@ -214,7 +218,7 @@ def _host_defaults(host: Any) -> Level:
 
 
 def _idle_keys(user_levels: list[Level], used: set[str], host_level: Level) -> list[str]:
-    """Keys of the host that the user changed and that this mode does not use."""
+    """Return the keys of the host that the user changed and that this mode does not use."""
     used |= {*RunSettings.model_fields, *DataSettings.model_fields, "config", "dpo_cpo_loss_type"}
     return [
         key
@@ -226,7 +230,7 @@ def _idle_keys(user_levels: list[Level], used: set[str], host_level: Level) -> l
 def _keys_of_others(level: Level, keys: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
     """Report options of other modes that differ from their default as problems.
 
-    A file that serves several modes (the command line names the mode) may set options of all of them.
+    If the command line names the mode, the file may serve several modes. It may then set options of all of them.
 
     Returns:
         Notes on other modes' options that are accepted, and on unknown keys that resemble no existing key.
@@ -253,10 +257,11 @@ def _keys_of_others(level: Level, keys: set[str], mode: str, registry: Registry,
 def _misspelt_keys(
     level: Level, keys: set[str], mode: str, registry: Registry, values: Mapping[str, Any], problems: Problems
 ) -> list[str]:
-    """Report keys of a file that misspell a key that affects the result as problems.
+    """Report keys in a file that misspell a key which affects the result as problems.
 
-    A value that is in force anyway is accepted: files of older releases contain `fine_tune_type: lora`. So is any key
-    from the command line level, because programs may pass objects with attributes of their own.
+    A misspelling is accepted if its value applies anyway, because files of older releases contain `fine_tune_type:
+    lora`. Any key from the command line level is accepted too, because programs may pass objects with further
+    attributes.
 
     Returns:
         Notes on the misspellings that are accepted.
@@ -285,7 +290,7 @@ def _options_of(registry: Registry) -> set[str]:
 
 
 def _modes_with(key: str, registry: Registry) -> dict[str, Any]:
-    """The modes that have this option → its default there."""
+    """Return the modes that have this option → its default there."""
     return {
         mode: fields[key].get_default(call_default_factory=True)
         for mode, registered in registry.modes.items()

@@ -1,4 +1,4 @@
-"""Reads the YAML file of a run with the host's loader, which parses 1e-3 as a number."""
+"""Read the YAML file of a run with the host's loader, which parses 1e-3 as a number."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from ...errors import UserError
 
 MOST_VALUES = 100_000
-"""Most values that a file may hold with its aliases expanded; only an attack has more, and it would not end."""
+"""Most values of a file with its aliases expanded. Only a malicious file has more; parsing it would never end."""
 
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of the key `<<`, which merges in the keys of another mapping."""
@@ -18,10 +18,10 @@ MERGE = "tag:yaml.org,2002:merge"
 def read_config(path: str, loader: type, *, unique: bool = True) -> dict[str, Any]:
     """Read the keys of a config file that have a value; `key: null` counts as absent.
 
-    unique: refuse a key that occurs twice; the host would use the last one.
+    unique: reject a key that occurs twice. (The host would use the last one.)
 
     Raises:
-        UserError: no such file, not YAML (with the line), or not a mapping of keys to values.
+        UserError: The file does not exist, is not YAML (with the line), or is not a mapping of keys to values.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def load_yaml(text: str, loader: type, *, unique: bool = True) -> Any:
     """Parse YAML text.
 
     Raises:
-        yaml.YAMLError: it is invalid, has a key twice (if `unique`), is nested too deeply or expands too far.
+        yaml.YAMLError: The text is invalid, has a key twice (if `unique`), is nested too deeply or expands too far.
     """
     reader = loader(text)
     try:
@@ -83,7 +83,9 @@ def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """The number of values in a node with its aliases expanded; `sizes` holds 0 while its children are counted."""
+    """Return the number of values in a node with its aliases expanded. `sizes` is 0 for a node whose children are being
+    counted.
+    """
     if id(node) not in sizes:
         sizes[id(node)] = 0
         sizes[id(node)] = 1 + sum(_check_size(child, sizes) for child in _children(node))
@@ -92,7 +94,7 @@ def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
         raise yaml.MarkedYAMLError(problem="an alias refers to a value that contains it", problem_mark=node.start_mark)
     if size > MOST_VALUES:
         raise yaml.MarkedYAMLError(
-            problem=f"with its aliases expanded it holds more than {MOST_VALUES} values",
+            problem=f"with its aliases expanded it contains more than {MOST_VALUES} values",
             problem_mark=node.start_mark,
         )
     return size
@@ -119,7 +121,7 @@ def _check_keys(node: yaml.Node) -> None:
             continue
         name, line = (key.tag, key.value), key.start_mark.line + 1
         if name in first:
-            problem = f"the key {key.value!r:.80} is already set in line {first[name]}; leave one of the two out"
+            problem = f"the key {key.value!r:.80} is already set in line {first[name]}. Remove one of the two"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         first[name] = line
 

@@ -1,8 +1,9 @@
 """The host's training functions for programs that call them: the same names, signatures, payloads and files.
 
-`train_*` and `evaluate_*` are ours, and so are the two losses whose metrics are wrong in the host. All else is the
-host's own. `from mlx_lm_lora_prefplus.host.dropin import train_dpo` stands for
-`from mlx_lm_lora.trainer.dpo_trainer import train_dpo`; with MLX_LM_LORA_PREFPLUS_PATCH=1 that import gives ours too.
+`train_*` and `evaluate_*` come from this package, and so do the two losses whose metrics are wrong in the host.
+Everything else is the host's. `from mlx_lm_lora_prefplus.host.dropin import train_dpo` replaces `from
+mlx_lm_lora.trainer.dpo_trainer import train_dpo`. With MLX_LM_LORA_PREFPLUS_PATCH=1, the second import also returns
+this package's function.
 """
 
 from mlx_lm_lora.trainer.cpo_trainer import (

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of adapters that somebody else put on a model."""
+"""`adapter_config.json` of adapters that another program has put on a model."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,19 @@ from ..models import read_adapter_config
 
 
 def train_type(model: nn.Module) -> str:
-    """The `train_type` that the layers of a model tell: "dora", "lora" or "full"."""
+    """Return the `train_type` that the layers of a model show: "dora", "lora" or "full"."""
     layers = adapter_layers(model)
     dora = any(type(layer).__name__.startswith("DoRA") for layer in layers)
     return "dora" if dora else "lora" if layers else "full"
 
 
 def adapter_config(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """What the folder already contains, as the host's `from_pretrained` wrote it, with the `fine_tune_type` that
-    `mlx_lm.load` needs; where nothing stands there, what the layers themselves tell.
+    """Return the content of `adapter_config.json` in the folder, plus the `fine_tune_type` that `mlx_lm.load` needs.
+
+    The host's `from_pretrained` wrote that file. If it does not exist, the content is derived from the layers.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: The file is damaged.
     """
     layers, kind = adapter_layers(model), train_type(model)
     if (folder / "adapter_config.json").is_file():

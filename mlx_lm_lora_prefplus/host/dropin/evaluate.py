@@ -1,4 +1,4 @@
-"""`evaluate_dpo`, `evaluate_cpo` and `evaluate_orpo` with the host's signatures, on our engine."""
+"""`evaluate_dpo`, `evaluate_cpo` and `evaluate_orpo` with the host's signatures, computed by this package's engine."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +17,9 @@ from .settings import resolved_settings
 from .train import given_loss, with_loss
 
 Evaluated = tuple[float, list[float], mx.array, dict[str, float]]
-"""Mean loss over the pairs, mean rewards of chosen and rejected, completion tokens (), metrics by the host's names."""
+"""The results: mean loss over the pairs, mean rewards of chosen and rejected, completion tokens (), and metrics under
+the host's names.
+"""
 
 
 def evaluate_dpo(
@@ -32,13 +34,13 @@ def evaluate_dpo(
     loss_type: str,
     loss_fn: Callable[..., Any] = dpo_loss,
 ) -> Evaluated:
-    """The host's function of this name; means are over pairs, in the order of the data set.
+    """Replace the host's function of this name. Means are over pairs, in the order of the data set.
 
     Arguments:
-        ref_model: None is the model with its adapters off. num_batches: -1 for all.
+        ref_model: the reference; None: the model without its adapters. num_batches: -1 for all.
 
     Raises:
-        UserError: something given cannot work. It is a ValueError.
+        UserError: An argument is invalid. The error is also a ValueError.
     """
     loss_of_caller = given_loss(loss_fn, dpo_loss, beta=beta, delta=delta, loss_type=loss_type)
     resolved = _resolved("dpo", loss_of_caller, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
@@ -56,7 +58,7 @@ def evaluate_cpo(
     loss_type: str,
     loss_fn: Callable[..., Any] = cpo_loss,
 ) -> Evaluated:
-    """The host's function of this name; see `evaluate_dpo`."""
+    """Replace the host's function of this name; see `evaluate_dpo`."""
     loss_of_caller = given_loss(loss_fn, cpo_loss, beta=beta, delta=delta, loss_type=loss_type)
     resolved = _resolved("cpo", loss_of_caller, batch_size, num_batches, max_seq_length, beta, delta, loss_type)
     return _evaluate(resolved, model, None, dataset)
@@ -65,7 +67,7 @@ def evaluate_cpo(
 def evaluate_orpo(
     model: nn.Module, dataset: Any, batch_size: int, num_batches: int, beta: float, max_seq_length: int = 2048
 ) -> Evaluated:
-    """The host's function of this name; see `evaluate_dpo`."""
+    """Replace the host's function of this name; see `evaluate_dpo`."""
     resolved = _resolved("orpo", None, batch_size, num_batches, max_seq_length, beta)
     return _evaluate(resolved, model, None, dataset)
 
@@ -114,7 +116,7 @@ def _evaluate(resolved: Resolved, model: Any, ref_model: Any, dataset: Any) -> E
 
 
 class _Callable(nn.Module):
-    """A function from tokens to logits as a module without parameters."""
+    """Wraps a function from tokens to logits as a module without parameters."""
 
     def __init__(self, function: Callable[..., mx.array]):
         super().__init__()

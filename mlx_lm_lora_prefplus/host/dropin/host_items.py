@@ -1,4 +1,4 @@
-"""The host's data set items → token rows."""
+"""Convert the host's data set items to token rows."""
 
 from collections.abc import Iterator, Mapping
 from numbers import Real
@@ -13,12 +13,14 @@ from ...errors import UserError
 from ...settings import DataSettings
 
 PAIR = {"prompt", "chosen", "rejected"}
-"""Columns of token rows that `load_dataset` has made in one of our modes."""
+"""Columns of token rows that `load_dataset` has made in one of this package's modes."""
 
 
 class Rows(NamedTuple):
-    """rows: columns prompt, chosen, rejected and numbers. words: how many of how many they are, and what was cut.
-    cut: how many were cut, where that is known."""
+    """rows: columns prompt, chosen, rejected and numbers. words: a description with the numbers of used and truncated
+        rows.
+    cut: the number of truncated rows, if it is known.
+    """
 
     rows: Dataset
     description: str
@@ -26,26 +28,29 @@ class Rows(NamedTuple):
 
 
 def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
-    """Token rows of a data set in the host's form.
+    """Convert a data set in the host's form to token rows.
 
     Arguments:
-        dataset: items {"chosen": ids, "rejected": ids, "chosen_prompt_length"?, "rejected_prompt_length"?}, where both
-            begin with the prompt, behind `len` and `[]`; the host's `CacheDataset`; or the rows of our `load_dataset`.
-        settings: how rows are cut.
+        dataset: items {"chosen": ids, "rejected": ids, "chosen_prompt_length"?, "rejected_prompt_length"?}, available
+            by `len` and `[]`; both completions begin with the prompt. Or the host's `CacheDataset`, or the rows of this
+            package's `load_dataset`.
+        settings: how rows are truncated.
         name: of the argument, for messages.
 
-    The prompt ends where the lengths say, or earlier where the two completions part before it. Without lengths it is
-    all that they begin with in common. Either completion keeps at least one token.
+    The prompt ends where the lengths say, or earlier if the two completions already differ there. Without lengths it is
+    everything that both have in common at the start. Each completion keeps at least one token.
 
     Raises:
-        UserError: an item is of another form, the two have no token in common to begin with, or no row is left.
+        UserError: An item has another form, its two sequences do not begin with a common token, or no row is left.
     """
     if (ours := unwrapped(dataset)) is not None:
         return Rows(ours, ours.info.description or f"{len(ours)}")
     all_rows = list(_rows(dataset, settings, name))
     rows = [row for row, _ in all_rows if row]
     if not rows:
-        raise UserError(f"{name}: no row is left of {len(all_rows)}. Give rows, and a larger max_seq_length.")
+        raise UserError(
+            f"{name}: none of {len(all_rows)} rows can be used. Give more rows, or a larger max_seq_length."
+        )
     dropped = len(all_rows) - len(rows)
     cut = sum(cut for _, cut in all_rows) - dropped
     description = f"{len(rows)} of {len(all_rows)}"
@@ -55,7 +60,7 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
 
 
 class PairRows:
-    """Token rows of `load_dataset` in a mode of pairs, as a data set in the host's form.
+    """The token rows of `load_dataset` in a mode of pairs, as a data set in the host's form.
 
     rows: columns prompt, chosen, rejected and numbers.
     """
@@ -67,26 +72,30 @@ class PairRows:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """{"chosen": ids, "rejected": ids, "chosen_prompt_length", "rejected_prompt_length"} and the row's numbers."""
+        """Return {"chosen": ids, "rejected": ids, "chosen_prompt_length", "rejected_prompt_length"} and the row's
+        numbers.
+        """
         row: dict[str, Any] = dict(self.rows[i])
         prompt = row.pop("prompt")
         both = {side: [*prompt, *row.pop(side)] for side in ("chosen", "rejected")}
         return {**both, **{f"{side}_prompt_length": len(prompt) for side in both}, **row}
 
     def process(self, item: dict[str, Any]) -> dict[str, Any]:
-        """What the host's `CacheDataset` asks for."""
+        """The method that the host's `CacheDataset` calls."""
         return item
 
 
 def unwrapped(dataset: Any) -> Dataset | None:
-    """The rows that our `load_dataset` gave, out of the host's `CacheDataset` if they are in one; else None."""
+    """Return the rows that this package's `load_dataset` returned, also from inside the host's `CacheDataset`; else
+    None.
+    """
     inner = getattr(dataset, "_data", dataset)
     inner = inner.rows if isinstance(inner, PairRows) else inner
     return inner if isinstance(inner, Dataset) and set(inner.column_names) >= PAIR else None
 
 
 def _rows(dataset: Any, settings: DataSettings, name: str) -> Iterator[tuple[dict[str, Any] | None, bool]]:
-    """Each row, None where it is dropped, and whether it was cut."""
+    """Yield each row (None if it is dropped), and whether it was truncated."""
     for i in range(len(dataset)):
         item = dataset[i]
         prompt, completions = _parted(item, f"{name}, item {i}")
@@ -100,11 +109,11 @@ def _rows(dataset: Any, settings: DataSettings, name: str) -> Iterator[tuple[dic
 
 
 def _parted(item: Any, where: str) -> tuple[list[int], list[list[int]]]:
-    """The prompt, and both completions without it."""
+    """Return the prompt, and both completions without it."""
     if not isinstance(item, Mapping) or not {"chosen", "rejected"} <= set(item):
         raise UserError(
             f"{where}: expected a dictionary with token ids under chosen and rejected, found {_describe(item)}. The "
-            "host's PreferenceDataset classes and load_dataset of this package make such items."
+            "host's PreferenceDataset classes and this package's load_dataset make such items."
         )
     both = [np.asarray(item[side], np.int32).reshape(-1).tolist() for side in ("chosen", "rejected")]
     lengths = [
@@ -113,8 +122,8 @@ def _parted(item: Any, where: str) -> tuple[list[int], list[list[int]]]:
     end = min(shared_start(*both), *lengths, *(len(ids) - 1 for ids in both))
     if end < 1:
         raise UserError(
-            f"{where}: chosen and rejected must begin with the same token (that of the prompt, or a BOS) and have a "
-            f"further one each; they begin {both[0][:4]} and {both[1][:4]}."
+            f"{where}: chosen and rejected must begin with the same token (of the prompt, or BOS), followed by at "
+            f"least one more. They begin with {both[0][:4]} and {both[1][:4]}."
         )
     return both[0][:end], [ids[end:] for ids in both]
 

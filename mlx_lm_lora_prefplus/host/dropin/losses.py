@@ -1,4 +1,4 @@
-"""The host's losses with its metrics put right, and trainers that call a loss of the caller's."""
+"""The host's losses with corrected metrics, and trainers that call a loss function of the caller."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ NAMES = {
     "rejected_logits_mean": "logits/rejected",
     "chosen_logits_mean": "logits/chosen",
 }
-"""The host's name of a metric → ours."""
+"""The host's name of a metric → its name here."""
 
 
 @functools.wraps(_dpo_loss, assigned=())
@@ -40,10 +40,11 @@ def dpo_loss(
     delta: float,
     loss_type: str = "sigmoid",
 ):
-    """The host's loss; of its metrics, `accuracies` counts pairs (see `losses.accuracy`), and no two are the same sum.
+    """The host's loss. Its metric `accuracies` counts pairs (see `losses.accuracy`), and no two metrics are the same
+    sum.
 
-    It is given no logits, so `*_logits_mean` are left out. (A compiled function that returns a sum twice fails on mlx
-    0.32.4.)
+    The function receives no logits, so `*_logits_mean` are left out. (A compiled function that returns the same sum
+    twice fails on mlx 0.32.4.)
     """
     result = _dpo_loss(
         policy_chosen_score,
@@ -86,7 +87,7 @@ def cpo_loss(
 
 
 def _put_right(result: tuple, won: mx.array, chosen: mx.array, rejected: mx.array) -> tuple:
-    """won: (pairs,) as `outcome`. chosen, rejected: (pairs,) log-probs a token."""
+    """won: (pairs,) as in `outcome`. chosen, rejected: (pairs,) log-probs per token."""
     loss, rewards, tokens, metrics = result
     return (
         loss,
@@ -103,11 +104,11 @@ def _put_right(result: tuple, won: mx.array, chosen: mx.array, rejected: mx.arra
 
 @dataclass(frozen=True)
 class GivenLoss(PairedTrainer):
-    """A mode whose loss is a function of the caller's, called as the host calls it.
+    """A mode whose loss is a function of the caller, called as the host calls it.
 
-    function: returns the mean loss over the micro-batch, rewards (2,), tokens, and metrics by the host's names.
-    arguments: what it is given beside the scores: `beta`, and in DPO and CPO `delta` and `loss_type`.
-    odds: whether it takes what the host's ORPO passes to its loss.
+    function: returns the mean loss over the micro-batch, rewards (2,), tokens, and metrics under the host's names.
+    arguments: its further arguments: `beta`, and in DPO and CPO `delta` and `loss_type`.
+    odds: whether it takes the arguments that the host's ORPO passes to its loss.
     """
 
     function: Callable[..., Any] = dpo_loss
@@ -115,14 +116,14 @@ class GivenLoss(PairedTrainer):
     odds: bool = False
 
     def separable(self, options: Any) -> bool:
-        """It may do anything with its batch."""
+        """Always False: the function may use the rows of its batch together."""
         return False
 
     def token_weights(self, batch: Batch, options: Any) -> None:
-        """All tokens count 1."""
+        """Return no weights: every token counts 1."""
 
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """The function's mean, counted once for each pair; see `PairedTrainer`."""
+        """Compute the function's mean, counted once for each pair; see `PairedTrainer`."""
         scores = policy(batch)
         arguments = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)
         masks = mx.pad(batch.completion_mask, [(0, 0), (1, 0)]).astype(mx.float32)

@@ -1,4 +1,7 @@
-"""Weights that stand where these functions save: callers load what they go on from into the model themselves."""
+"""Protect earlier weights in the folder where the drop-in functions save.
+
+Callers load the weights from which training continues into the model themselves.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,12 @@ from ..output.aside import find_previous, set_aside
 
 
 def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:
-    """Keep the weights beside an adapter file from being replaced, and say where.
+    """Keep the weights beside an adapter file from being replaced, and report where they are kept.
 
-    Where the model holds the weights of one of the files, the run goes on from it: all of them stay where they are
-    until the run writes files of the same names, because MLX-LoRA-Studio looks there for the highest number. Otherwise
-    they are moved, all but `adapter_config.json`, which the host has written for the run that begins.
+    If the model contains the weights of one of the files, the run continues from it. All files then stay in the folder
+    until the run writes files of the same names, because MLX-LoRA-Studio looks there for the highest number; copies are
+    kept in another folder. Otherwise the files are moved. Only `adapter_config.json` stays, because the host has
+    written it for the new run.
     """
     if (previous := find_previous(adapter_file, resumed=False, fuses=False)) is None:
         return
@@ -27,13 +31,13 @@ def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:
         line = f"This run continues from weights in {previous.folder}. A copy of them is kept in {previous.target}."
     else:
         set_aside(previous, {(previous.folder / "adapter_config.json").resolve()})
-        line = f"{previous.folder} held weights that this run did not make: they were moved to {previous.target}."
+        line = f"{previous.folder} contained weights of another run. They were moved to {previous.target}."
     print_info(line)
     show(callback, line)
 
 
 def _holds(model: nn.Module, file: Path) -> bool:
-    """Whether the trainable weights of the model are those of the file."""
+    """Return whether the trainable weights of the model equal those in the file."""
     own = dict(tree_flatten(model.trainable_parameters()))
     try:
         weights = mx.load(str(file))

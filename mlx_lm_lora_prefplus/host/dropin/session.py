@@ -24,26 +24,26 @@ Messages = tuple[list[str], list[str]]
 
 
 class GivenSession(Session):
-    """The work of a caller who brings the model and the rows.
+    """The session of a caller who passes the model and the rows.
 
-    read: split → its rows, with what became of them.
+    read: split → its rows, with counts of used and dropped ones.
     """
 
     read: dict[str, Rows]
 
 
 def session_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> GivenSession:
-    """The rows of the data sets that hold any, ready to be visited.
+    """Read the rows of the data sets that are not empty.
 
     Raises:
-        UserError: there are several processes, or something is wrong with the rows.
+        UserError: There are several processes, or rows are invalid.
     """
     if mx.distributed.init().size() > 1:
         raise UserError(
-            "These functions run in one process: start the program without mlx.launch, or train with mlx_lm_lora.train."
+            "These functions run in one process only. Start the program without mlx.launch, or use mlx_lm_lora.train."
         )
     model_settings: dict[str, Any] = {"train_type": train_type(model)}
-    if not hasattr(model, "layers"):  # no model of mlx-lm, in which there is nothing to look for
+    if not hasattr(model, "layers"):  # not a model of mlx-lm, so its embeddings are unknown
         model_settings |= {"engine": "plain", "memory": "fast"}
     resolved = resolved._replace(settings=resolved.settings.model_copy(update=model_settings))
     read = {
@@ -57,52 +57,53 @@ def session_of(resolved: Resolved, model: nn.Module, **datasets: Any) -> GivenSe
 
 
 class _UnknownTokenizer:
-    """A tokenizer of which nothing is known, so that the rows themselves are looked through for tokens too large."""
+    """A tokenizer about which nothing is known, so that the rows are searched for tokens that are too large."""
 
     def get_vocab(self) -> dict[str, int]:
         return {"": 2**62}
 
 
 def compares(session: Session) -> bool:
-    """Whether the loss needs a reference."""
+    """Return whether the loss needs a reference."""
     return session.resolved.trainer.needs_reference(session.resolved.options)
 
 
 def check_reference(session: Session, ref_model: nn.Module | None, trained: str) -> None:
-    """UserError where no reference model is given and none can be made of the model that is evaluated.
+    """Raise a UserError if no reference model is given and the model has no adapters that could be turned off.
 
-    trained: the argument that a reference model is given with.
+    trained: the name of the argument for a reference model.
     """
     if ref_model is None and compares(session) and not adapter_layers(session.model):
         raise UserError(
-            f"{trained} is None, which stands for the model with its adapters off, but this model has no adapters, so "
-            f"it would be compared with itself. Give the model that training began with as {trained}, or, to evaluate "
-            "without a reference, write reference_free: true into the file that MLX_LM_LORA_PREFPLUS_OPTIONS names."
+            f"{trained} is None, which means the model without its adapters. But this model has no adapters, so it "
+            f"would be compared with itself. Pass the model before training as {trained}. Or, to evaluate without a "
+            "reference, write reference_free: true into the file that MLX_LM_LORA_PREFPLUS_OPTIONS names."
         )
 
 
 def reference_of(session: Session, ref_model: nn.Module | None) -> ReferencePass:
-    """The reference for the rows that the run visits: the given model as it is, else the model with its adapters off.
+    """Return the reference: the given model in its current state, or else the model without its adapters.
 
-    Without adapters that is the model as it is now. It has no log-probs where the loss has no reference.
+    A model without adapters is its own reference, in its current state. If the loss needs no reference, there are no
+    reference log-probs.
     """
     return ReferencePass(session, ref_model if compares(session) else None)
 
 
 def describe_reference(session: Session, ref_model: nn.Module | None) -> str:
-    """Which reference was taken, in a sentence."""
+    """Return a sentence about the reference."""
     if not compares(session):
         unused = "; the ref_model that was given is not used" if ref_model is not None else ""
         free = getattr(session.resolved.options, "reference_free", False)
         return f"Reference: none{' (reference_free)' if free else ''}{unused}"
     if ref_model is not None:
-        return "Reference: the given ref_model as it is now"
-    kind = "the model with its adapters off" if adapter_layers(session.model) else "the model as it is now, kept frozen"
-    return f"Reference: {kind}, as no ref_model is given (reference_free: true trains without a reference)"
+        return "Reference: the given ref_model in its current state"
+    kind = "the model with its adapters off" if adapter_layers(session.model) else "the model before the first step"
+    return f"Reference: {kind}, because no ref_model is given (reference_free: true trains without a reference)"
 
 
 def announce(session: GivenSession, ref_model: nn.Module | None, callback: Any, more: Sequence[str] = ()) -> Messages:
-    """Say what is in force, where printing goes and where the callback writes.
+    """Report the settings of the run, on stdout and through the callback.
 
     more: further warnings.
     """
@@ -130,11 +131,11 @@ def announce(session: GivenSession, ref_model: nn.Module | None, callback: Any, 
 
 
 def folder_of(adapter_file: Any) -> Path | None:
-    """The folder of the adapters; None where the caller saves none."""
+    """Return the folder of the adapters; None if the caller saves none."""
     return None if adapter_file is None else file_of(adapter_file).parent
 
 
 def file_of(adapter_file: Any) -> Path:
-    """The adapter file that an argument names: in a folder, the host's name for it."""
+    """Return the adapter file that an argument names. For a folder it is the file with the host's name in it."""
     path = Path(adapter_file)
     return path / "adapters.safetensors" if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""What a caller of the host's functions gives → checked settings of a run; and the file for what it cannot give."""
+"""Turn the arguments of the host's functions into checked settings, and read the file with options that they lack."""
 
 import dataclasses
 import os
@@ -19,31 +19,33 @@ from ..config.resolve import Resolved, resolve
 from ..config.yaml_file import read_config
 
 FILE = "prefplus.yaml"
-"""Read from the folder of the adapters, for options that the caller has no argument for."""
+"""Name of the file with options for which the caller has no argument, in the folder of the adapters."""
 
 VARIABLE = "MLX_LM_LORA_PREFPLUS_OPTIONS"
-"""Names a file of the same kind for all runs; that in the folder of the adapters comes first, key by key."""
+"""Environment variable that names a file with such options for all runs. For each key, the adapter folder's
+file wins.
+"""
 
 RENAMED = {"steps_per_save": "save_every"}
 OBJECTIVE = ("beta", "delta")
-"""Arguments that are taken for given only where they differ from the default of the argument class."""
+"""Arguments that count as given only if they differ from the default of the argument class."""
 
 LEFT_OUT = ("loss_type", "seq_step_size", "adapter_file", "reference_model_path", "reward_scaling", *OBJECTIVE)
 
 MORE = keys_with(FUNCTIONS)
-"""Keys of the file that no argument class has, beside those of the mode."""
+"""Keys of the file that no argument class has, in addition to those of the mode."""
 
 CALLERS = {
     *("train", "test", "train_mode", "adapter_path", "model", "data", "hf_dataset"),
     *("optimizer", "optimizer_config", "optimizer_bits", "learning_rate", "lr_schedule"),
 }
-"""Keys that the file has no say in: the caller has acted on them already."""
+"""Keys that have no effect in the file, because the caller has already used them."""
 
 
 def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str, Any]:
-    """Config keys from one of the host's `*TrainingArgs`, and `reference_free` where the caller has set it on them.
+    """Return config keys from one of the host's `*TrainingArgs`, and `reference_free` if the caller has set it there.
 
-    loss_type: the loss, where the mode has a choice.
+    loss_type: the loss, if the mode has several.
     """
     fields = {field.name: field for field in dataclasses.fields(args)}
     values = {RENAMED.get(name, name): getattr(args, name) for name in fields if name not in LEFT_OUT}
@@ -62,16 +64,16 @@ def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str,
 
 
 def resolved_settings(values: Mapping[str, Any], folder: Path | None = None) -> Resolved:
-    """Resolve and check; the files of options take precedence over what the caller gives.
+    """Resolve and check the settings. The files of options take precedence over the caller's arguments.
 
-    The seed of the order of rows is drawn from NumPy's, as the host's is, unless one is given: `np.random.seed`
-    decides it.
+    Unless a seed is given, the seed for the order of rows is drawn from NumPy, as in the host. `np.random.seed`
+    therefore determines it.
 
     Arguments:
-        folder: of the adapters; None where none are saved.
+        folder: of the adapters; None if none are saved.
 
     Raises:
-        UserError: everything that is wrong, at once.
+        UserError: Settings are invalid. The message lists all of them.
     """
     if folder is not None:
         values = {"adapter_path": str(folder), **values}
@@ -79,15 +81,17 @@ def resolved_settings(values: Mapping[str, Any], folder: Path | None = None) -> 
     kind = resolved.trainer.rows_of(resolved.options)
     if kind != "paired":
         name = ", ".join(loss_names(resolved.options.loss_type))
-        raise UserError(f"loss_type: {name} takes {kind} rows, and the host's functions are given pairs.")
+        raise UserError(
+            f"loss_type: {name} needs {kind} rows, but the host's functions receive pairs. Choose another loss."
+        )
     return resolved
 
 
 def with_files(values: Mapping[str, Any], folder: Path | None) -> Resolved:
-    """Resolve and check what a caller gives, with the files of options over it.
+    """Resolve and check the caller's arguments. The files of options take precedence.
 
     Raises:
-        UserError: everything that is wrong, at once.
+        UserError: Settings are invalid. The message lists all of them.
     """
     more, notes = _from_files(values, folder)
     if "loss_type" in more or "dpo_cpo_loss_type" in more:
@@ -97,7 +101,7 @@ def with_files(values: Mapping[str, Any], folder: Path | None) -> Resolved:
 
 
 def _from_files(values: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
-    """The content of the files, and what to report about them."""
+    """Return the content of the files, and what to report about them."""
     files = [Path(named)] if (named := os.environ.get(VARIABLE)) else []
     if folder is not None:
         files.append(folder / FILE)

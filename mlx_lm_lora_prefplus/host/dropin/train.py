@@ -1,4 +1,4 @@
-"""`train_dpo`, `train_cpo` and `train_orpo` with the host's signatures, on our engine."""
+"""`train_dpo`, `train_cpo` and `train_orpo` with the host's signatures, computed by this package's engine."""
 
 import inspect
 from collections.abc import Callable
@@ -45,20 +45,20 @@ def train_dpo(
     training_callback: TrainingCallback | None = None,
     loss_type: str = "sigmoid",
 ) -> None:
-    """DPO as the host's function of this name, with these differences.
+    """Train DPO like the host's function of this name, with these differences.
 
     Arguments:
-        ref_model: the reference, whose log-probs are taken once for each row; None is the model with its adapters off
-            (without adapters, the model as it is before the first step). `args.reference_free = True`, or that key in
-            the file of options, trains without a reference.
-        train_dataset, val_dataset: see `host_items.token_rows`. Every row comes once an epoch.
-        args: all fields are used, `loss_type` too; it may be any loss of mode dpo. Where `adapter_file` is None
-            nothing is saved and the adapters stay in the model; where it is a folder, they are saved in it.
-        loss_fn: a loss of the caller's is called as the host calls it.
+        ref_model: the reference. Its log-probs are computed once for each row. None: the model without its adapters
+            (for a model without adapters: the model before the first step). `args.reference_free = True`, or this key
+            in the file of options, trains without a reference.
+        train_dataset, val_dataset: see `host_items.token_rows`. Every row is used once per epoch.
+        args: all fields are used. `loss_type` may be any loss of mode dpo. If `adapter_file` is None, nothing is saved,
+            and the adapters remain in the model. If it is a folder, they are saved in it.
+        loss_fn: the caller's own loss function is called as the host calls it.
         loss_type: takes precedence over `args.loss_type` unless it is "sigmoid".
 
     Raises:
-        UserError: something given cannot work, or the loss is not finite. It is a ValueError.
+        UserError: An argument is invalid, or the loss is not finite. The error is also a ValueError.
     """
     loss = loss_type if loss_type != "sigmoid" else args.loss_type
     loss_of_caller = given_loss(loss_fn, dpo_loss, beta=args.beta, delta=args.delta, loss_type=loss)
@@ -75,7 +75,7 @@ def train_cpo(
     loss_fn: Callable[..., Any] = cpo_loss,
     training_callback: TrainingCallback | None = None,
 ) -> None:
-    """CPO as the host's function of this name; see `train_dpo`."""
+    """Train CPO like the host's function of this name; see `train_dpo`."""
     loss_of_caller = given_loss(loss_fn, cpo_loss, beta=args.beta, delta=args.delta, loss_type=args.loss_type)
     resolved = _resolved("cpo", args, None if loss_of_caller else args.loss_type, loss_of_caller)
     _train(resolved, model, None, optimizer, train_dataset, val_dataset, args, training_callback)
@@ -90,13 +90,13 @@ def train_orpo(
     args: ORPOTrainingArgs = ORPOTrainingArgs(),  # noqa: B008
     training_callback: TrainingCallback | None = None,
 ) -> None:
-    """ORPO as the host's function of this name; see `train_dpo`. `preference_score` of the items counts."""
+    """Train ORPO like the host's function of this name; see `train_dpo`. The items' `preference_score` is used."""
     resolved = _resolved("orpo", args, None, given_loss(loss, orpo_loss, beta=args.beta))
     _train(resolved, model, None, optimizer, train_dataset, val_dataset, args, training_callback)
 
 
 def given_loss(function: Callable[..., Any], stock: Callable[..., Any], **arguments: Any) -> dict[str, Any] | None:
-    """What `GivenLoss` needs, if the caller brings a loss of his own."""
+    """Return the arguments of `GivenLoss` if the caller passes its own loss function; otherwise None."""
     if inspect.unwrap(function) is inspect.unwrap(stock):
         return None
     return {"function": function, "arguments": arguments}
@@ -108,7 +108,9 @@ def _resolved(mode: str, args: Any, loss_type: str | None, loss_of_caller: dict[
 
 
 def with_loss(resolved: Resolved, loss_of_caller: dict[str, Any] | None) -> Resolved:
-    """The same with the caller's loss in place of the mode's; `loss_of_caller` as `GivenLoss` takes it, or None."""
+    """Return the settings with the caller's loss in place of the mode's. `loss_of_caller`: the arguments of
+    `GivenLoss`, or None.
+    """
     if loss_of_caller is None:
         return resolved
     trainer: Any = resolved.trainer
@@ -153,17 +155,17 @@ def _train(
 
 
 def _unused(args: Any, ref_model: nn.Module | None, optimizer: optim.Optimizer) -> list[str]:
-    """What the caller may believe is used, and is not; a sentence each."""
+    """Return one sentence for each setting that has no effect although the caller may expect one."""
     messages = []
     if ref_model is None and (path := getattr(args, "reference_model_path", None)):
         messages.append(f"reference_model_path {path} has no effect here: load that model and pass it as ref_model.")
     if sets_its_own(optimizer) and "learning_rate" in optimizer.state:
         messages.append(
-            f"{type(optimizer).__name__} sets its own rate of learning: the learning_rate it was given has no effect "
-            "unless it is made with relative_step=False."
+            f"{type(optimizer).__name__} sets its own learning rate, so its learning_rate has no effect. To use it, "
+            "create the optimizer with relative_step=False."
         )
     if args.adapter_file is None:
-        messages.append("adapter_file is None: nothing is saved, and the adapters are in the model alone.")
+        messages.append("adapter_file is None: nothing is saved, and the adapters remain only in the model.")
     return messages
 
 
@@ -176,7 +178,7 @@ def _saving(
     log: RunLog,
     reference: str | None,
 ) -> dict[str, Any]:
-    """What a run that saves gives to the loop. owner: of the folder of the adapters. reference: a digest of it."""
+    """Return what the loop needs to save a run. owner: of the adapter folder. reference: a digest of the reference."""
     model, config = session.model, adapter_config(session.model, adapter_file.parent)
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
@@ -200,7 +202,7 @@ def _saving(
 
 
 class _Stopped(StateFiles):
-    """No states: callers of these functions go on from numbered adapter files, so one is written where a run stops."""
+    """Saves no states. Callers continue from numbered adapter files, so one is written when a run stops."""
 
     def __init__(self, folder: Path, iters: int, save_adapters: Callable[[int], tuple[Path, Path | None]]):
         super().__init__(folder, keep=1)
@@ -210,7 +212,7 @@ class _Stopped(StateFiles):
         )
 
     def save(self, state: RunState) -> Path:
-        """The numbered adapters of an iteration that is not the last, if they are not there."""
+        """Return the numbered adapter file of an iteration before the last, if it does not exist."""
         numbered = self.folder / NUMBERED_ADAPTERS.format(state.iteration)
         if state.iteration < self.iters and not numbered.exists():
             self.save_adapters(state.iteration)

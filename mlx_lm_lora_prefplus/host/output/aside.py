@@ -1,6 +1,6 @@
-"""Moves files of earlier runs in an adapter folder to a folder of their own.
+"""Move files of earlier runs in an adapter folder to a subfolder.
 
-`adapters/previous-1` holds the files that were in `adapters` before the second run, `previous-2` those before the
+`adapters/previous-1` contains the files that were in `adapters` before the second run, `previous-2` those before the
 third, and so on.
 """
 
@@ -33,26 +33,26 @@ from ...errors import UserError
 FOLDER = "previous-{}"
 
 UNFUSED = ".unfused"
-"""A file in the adapter folder from the start of training until the fused model is written."""
+"""Name of a marker file. It is in the adapter folder from the start of training until the fused model is written."""
 
 COMPANIONS = (CONFIG, f"best/{CONFIG}", RECORD, METRICS, SAMPLES, PAGE, LOG, UNFUSED)
-"""Files of a run that describe its weights and move together with them."""
+"""Files of a run that describe its weights and are moved together with them."""
 
-MODEL_WEIGHTS = ("model*.safetensors",)  # mlx_lm.load reads all of them, so a fused model must be the only match
+MODEL_WEIGHTS = ("model*.safetensors",)  # mlx_lm.load reads all matches, so there must be no other file of this form
 MODEL_COMPANIONS = (
     *("model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*", "README.md"),
 )
-"""Files of a whole model in the same folder, where the host writes the fused model."""
+"""Files of a fused model, which the host writes to the same folder."""
 
 FUSED = ".fused"
-"""A file that lists the fused model's files with size and time. The model can be fused again from its adapters."""
+"""A file that lists the fused model's files with size and time. A listed model can be fused again from its adapters."""
 
 
 class Previous(NamedTuple):
     """The files in an adapter folder that do not belong to the current run.
 
-    files: relative to `folder`; states come first, so that an interrupted move leaves no partial run to resume.
+    files: relative to `folder`. States come first, so that an interrupted move leaves no incomplete run to resume.
     target: the folder that they are moved to.
     """
 
@@ -62,12 +62,12 @@ class Previous(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return the size of the files in bytes."""
         return sum((self.folder / file).stat().st_size for file in self.files)
 
     @property
     def weights(self) -> list[Path]:
-        """The files that hold weights."""
+        """Return the files that contain weights."""
         return [file for file in self.files if file.suffix == ".safetensors"]
 
 
@@ -75,8 +75,8 @@ def find_previous(adapter_file: Path, *, resumed: bool, fuses: bool) -> Previous
     """Find the files of earlier runs that a run would replace; None if there are none.
 
     Arguments:
-        resumed: whether the run resumes from a state in the folder; files that this package wrote there are then its
-            own.
+        resumed: whether the run resumes from a state in the folder. Files that this package wrote there then belong to
+            the run.
         fuses: whether the run writes a fused model into the folder.
     """
     folder = adapter_file.parent
@@ -97,7 +97,7 @@ def find_previous(adapter_file: Path, *, resumed: bool, fuses: bool) -> Previous
 
 
 def newest_previous(folder: Path) -> Path | None:
-    """The folder that the latest of the earlier runs was moved to; None if there is none."""
+    """Return the latest folder to which earlier files were moved; None if there is none."""
     numbers = {path: number for path in folder.glob("*") if (number := number_in(path.name, FOLDER)) is not None}
     return max(numbers, key=numbers.__getitem__, default=None)
 
@@ -108,7 +108,7 @@ def set_aside(previous: Previous, stay: Collection[Path] = ()) -> None:
     stay: resolved paths of files that must also remain in their old place until the run replaces them.
 
     Raises:
-        UserError: a file cannot be moved; no file is lost.
+        UserError: A file cannot be moved. No file is lost.
     """
     try:
         for name in previous.files:
@@ -129,7 +129,7 @@ def set_aside(previous: Previous, stay: Collection[Path] = ()) -> None:
 
 
 def written_by_us(file: Path) -> bool:
-    """Whether this package wrote a safetensors file, according to its header."""
+    """Return whether this package wrote a safetensors file, according to its header."""
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -140,10 +140,10 @@ def written_by_us(file: Path) -> bool:
 
 
 def _of_the_run(file: Path, adapter_file: Path) -> bool:
-    """Whether a file of weights belongs to the run whose states are in the same folder.
+    """Return whether a file of weights belongs to the run whose states are in the same folder.
 
-    Another run of this package may have replaced the adapter file since, so its weights must equal those of a state or
-    of a numbered adapter file.
+    Another run of this package may have replaced the adapter file meanwhile. The weights must therefore equal those of
+    a state or of a numbered adapter file.
     """
     if not written_by_us(file):
         return False
@@ -167,7 +167,7 @@ def record_fused(folder: Path) -> None:
 
 
 def remove_fused(folder: Path) -> None:
-    """Remove the weights of the fused model that an earlier run wrote, to make room for a new one."""
+    """Remove the weights of the fused model that an earlier run wrote, to free disk space for a new one."""
     for name, identity in _fused(folder).items():
         if (folder / name).is_file() and _identity(folder / name) == identity:
             (folder / name).unlink()
@@ -175,17 +175,17 @@ def remove_fused(folder: Path) -> None:
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether the folder contains weights of a whole model."""
+    """Return whether the folder contains weights of a fused model."""
     return any(any(folder.glob(name)) for name in MODEL_WEIGHTS)
 
 
 def fused_by_us(folder: Path) -> bool:
-    """Whether the whole model in the folder was fused by a run and is unchanged."""
+    """Return whether the fused model in the folder was written by a run and is unchanged."""
     return holds_model(folder) and not _model_of_others(folder)
 
 
 def _model_of_others(folder: Path) -> list[Path]:
-    """The files of a whole model in the folder, unless an earlier run fused it."""
+    """Return the files of a whole model in the folder, unless an earlier run fused it."""
     ours = _fused(folder)
     weights = [file for name in MODEL_WEIGHTS for file in sorted(folder.glob(name))]
     if all(ours.get(file.name) == _identity(file) for file in weights):

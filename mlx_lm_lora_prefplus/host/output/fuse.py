@@ -1,4 +1,4 @@
-"""Fusing the adapters into a whole model, after checking that the result fits this machine."""
+"""Fuse the adapters into the model, after checking that the result fits this machine."""
 
 import os
 import shutil
@@ -23,12 +23,12 @@ _ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 
 
 def dequantizes(settings: RunSettings) -> bool:
-    """Whether fusing dequantises the weights. The host does so unless it quantised them itself."""
+    """Return whether fusing dequantises the weights. The host does so unless it quantised them itself."""
     return settings.lm_studio_name is not None or quantization(settings) is None
 
 
 def fused_bytes(model: nn.Module, dequantize: bool) -> int:
-    """Size of the fused weights in bytes."""
+    """Return the size of the fused weights in bytes."""
     total = 0
     for _, module in model.named_modules():
         own = {name: value for name, value in module.items() if isinstance(value, mx.array)}
@@ -41,7 +41,7 @@ def fused_bytes(model: nn.Module, dequantize: bool) -> int:
 
 
 def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
-    """Explain in a sentence why the fused model would not fit on the disk or in memory; None if it fits."""
+    """Return a clause that says why the fused model would not fit on the disk or in memory; None if it fits."""
     size = fused_bytes(model, dequantizes(settings))
     folder = Path(settings.adapter_path).absolute()
     while not folder.exists():
@@ -53,20 +53,20 @@ def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
     for what, needed, available in (("disk", size, free), ("memory", peak, memory)):
         if needed > available:
             return (
-                f"fusing needs {gigabytes(needed)} of {what}, and there are {gigabytes(available)}. The adapters do "
-                "not need it: mlx_lm loads them with --adapter-path. Leave fusing out with --no-fuse, or make room"
+                f"fusing needs {gigabytes(needed)} of {what}, but only {gigabytes(available)} are available. Turn "
+                "fusing off with --no-fuse (mlx_lm can load the adapters directly with --adapter-path), or free some"
             )
     return None
 
 
 def total_memory() -> int:
-    """Bytes of memory that a model can use on this machine."""
+    """Return the bytes of memory that a model can use on this machine."""
     device = mx.device_info().get("memory_size")
     return int(device) if device else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gigabytes(size: int) -> str:
-    """A size for people, GB = 1e9 bytes; MB below 0.1 GB."""
+    """Return a size as text, with GB = 1e9 bytes; in MB below 0.1 GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
@@ -88,7 +88,7 @@ def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
 
 
 def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:
-    """Fuse, unless the result cannot fit: then an error if the user asked for it, else a warning."""
+    """Fuse if the result fits. Otherwise raise an error if the user asked for fusing, or else print a warning."""
     mx.clear_cache()
     reason = cannot_fuse(model, resolved.settings)
     if reason is None:
@@ -98,8 +98,8 @@ def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> No
             cause = cause_of(error, Path(resolved.settings.adapter_path))
             raise UserError(
                 f"The adapters are trained and saved in {resolved.settings.adapter_path}, but the fused model could "
-                f"not be written: {words(cause)}. {advice(cause)}. Then run mlx_lm.fuse, or use the adapters as they "
-                "are (--adapter-path)."
+                f"not be written: {words(cause)}. {advice(cause)}. Then run mlx_lm.fuse, or load the adapters "
+                "directly (--adapter-path)."
             ) from error
     elif resolved.sources.get("fuse") in (None, "host default"):
         print_warning(f"Not fused: {reason}.")

@@ -1,4 +1,4 @@
-"""What a run does with weights of earlier runs in its adapter folder, and the message that announces it."""
+"""Handle weights of earlier runs in the adapter folder, and announce it in a message."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ PREVIOUS_KEY = "previous"
 
 
 def previous_of(settings: RunSettings, file: Path, *, resumed: bool) -> Previous | None:
-    """The files that the run would replace and has to move first. file: the run's adapter file."""
+    """Return the files that the run would replace and has to move first. file: the run's adapter file."""
     return find_previous(file, resumed=resumed, fuses=settings.fuse and settings.lm_studio_name is None)
 
 
 def move_warning(previous: Previous, settings: RunSettings, *, resumed: bool) -> str:
-    """Describe which files will be moved where, and how to use them instead, for the start of a run."""
+    """Return a message for the start of a run: which files will be moved where, and how to use them instead."""
     folder, target, named = previous.folder, previous.target, named_files(settings)
     first = next((file for file in previous.weights if not is_state(file)), previous.files[0])
     more = len(previous.files) - 1
@@ -34,30 +34,32 @@ def move_warning(previous: Previous, settings: RunSettings, *, resumed: bool) ->
     size = gigabytes(previous.size)
     if any((folder / file).resolve() in named for file in previous.weights):
         return (
-            f"{folder} holds weights that this run starts from or compares with ({files}, {size}). They are saved in "
-            f"{target} before the run writes its own."
+            f"{folder} contains weights that this run starts from or uses as its reference ({files}, {size}). They are "
+            f"copied to {target} before the run writes its own."
         )
     iteration = None if resumed or settings.resume else newest_name(folder)
     ways = [] if iteration is None else ["--resume continues that run"]
     if (adapters := folder / ADAPTERS).is_file():
         ways.append(f"resume_adapter_file: {adapters} starts from those weights")
-        ways.append(f"reference_model_path: {adapters} compares with them")
-    ways.append("another adapter_path leaves them where they are")
+        ways.append(f"reference_model_path: {adapters} uses them as the reference")
+    ways.append("another adapter_path keeps them in place")
     reason = (
-        f"{folder} holds weights that are in none of the run's saved states"
+        f"{folder} contains weights that are in none of the run's saved states"
         if resumed
-        else f"{folder} holds weights that this run did not make"
+        else f"{folder} contains weights of another run"
         if iteration is None
-        else f"{folder} holds the state of a run at iteration {iteration}. This run starts from the beginning"
+        else f"{folder} contains the state of a run at iteration {iteration}. This run starts from the beginning"
     )
     return (
         f"{reason}. Before the first step, these files ({files}, {size}) are moved to {target}; nothing is deleted. "
-        f"To use it instead, stop now: {'; '.join(ways)}."
+        f"To use them instead, stop now and restart: {'; '.join(ways)}."
     )
 
 
 def named_files(settings: RunSettings) -> set[Path]:
-    """Resolved paths of the adapter files that the run starts from or compares with, and of their configs."""
+    """Return resolved paths of the adapter files (and their configs) that the run starts from or uses as
+    its reference.
+    """
     files = [file] if (file := resume_file(settings)) else []
     if settings.reference_model_path and (reference := adapters_of(settings.reference_model_path)):
         files.append(reference)
@@ -65,7 +67,7 @@ def named_files(settings: RunSettings) -> set[Path]:
 
 
 def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | None:
-    """Move files of earlier runs out of the way of this run.
+    """Move files of earlier runs to another folder before this run writes its own.
 
     Returns:
         The name of the folder with the earlier files, for the run's record; None if there are none.
@@ -73,7 +75,7 @@ def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | 
     previous = previous_of(settings, file, resumed=resumed)
     before = _recorded_previous(file.parent) if resumed else None
     if previous is None:
-        # A run that ended before its first save has already moved the files; those that its settings name are also
+        # A run that ended before its first save has already moved the files. Files that its settings name are also
         # still in place.
         newest = newest_previous(file.parent)
         in_place = newest and any(path.is_relative_to(file.parent.resolve()) for path in named_files(settings))
@@ -83,9 +85,9 @@ def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | 
 
 
 def as_begun(resolved: Resolved) -> Resolved:
-    """The settings of a resumed run, with its reference path updated to where the file is now.
+    """Return the settings of a resumed run, with its reference path updated to the file's current place.
 
-    A reference in the run's own folder was moved when the run began, and the run has since written its own file under
+    A reference in the run's own folder was moved when the run began. Since then the run has written its own file under
     the old name.
     """
     settings = resolved.settings
@@ -101,7 +103,7 @@ def as_begun(resolved: Resolved) -> Resolved:
 
 
 def check_not_its_own_source(settings: RunSettings) -> None:
-    """Raise UserError if the fused model would replace a model that the run reads, or someone else's in LM Studio."""
+    """Raise a UserError if the fused model would replace a model that the run reads, or another model in LM Studio."""
     if not (settings.train and settings.fuse):
         return
     if settings.lm_studio_name is not None:
@@ -120,17 +122,17 @@ def check_not_its_own_source(settings: RunSettings) -> None:
 def _check_lm_studio(name: str) -> None:
     try:
         folder = find_lmstudio_models_path() / "mlx_lm_lora" / name
-    except Exception:  # LM Studio is not installed: fusing will say so
+    except Exception:  # LM Studio is not installed; fusing will report it
         return
     if holds_model(folder) and not fused_by_us(folder):
         raise UserError(
-            f"lm_studio_name: {folder} holds a model that no run of this package wrote, and this run would replace it. "
+            f"lm_studio_name: this run would replace the model in {folder}, which no run of this package wrote. "
             "Choose another name, or move that folder."
         )
 
 
 def _recorded_previous(folder: Path) -> str | None:
-    """The name of the folder with the files of earlier runs, according to the run's record."""
+    """Return the name of the folder with the files of earlier runs, according to the run's record."""
     try:
         record: Any = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         name = record.get(PREVIOUS_KEY)

@@ -1,4 +1,4 @@
-"""`run.json` in the adapter folder: the settings, data and versions that a run was started with."""
+"""`run.json` in the adapter folder: the settings, data and package versions of a run."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved, defaults_o
 from .previous import PREVIOUS_KEY
 
 FORMAT = 1
-"""Increase it when a key changes its meaning."""
+"""Format version. Increase it when a key changes its meaning."""
 
 
 def write_record(
@@ -35,12 +35,12 @@ def write_record(
 ) -> None:
     """Write the settings with their sources, the data reports and the versions. A resumed run writes the file again.
 
-    reference: a digest of the reference's content; None if there is no reference or its content is unknown.
+    reference: a digest of the reference's weights; None if there is no reference or its weights are unknown.
     previous: the subfolder with the files of earlier runs.
-    summary, warnings: what was printed at the start; the lines of the summary are `Name: text`.
+    summary, warnings: what was printed at the start. The lines of the summary have the form `Name: text`.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: The file cannot be written.
     """
     reports = {name: dataclasses.asdict(split.report) for name, split in splits.items()}
     content = {
@@ -65,7 +65,7 @@ def write_record(
 
 
 def settings_of(resolved: Resolved) -> dict[str, dict[str, Any]]:
-    """Return key → value, source and (if the value was set) default, of the keys that the mode has."""
+    """Return the keys of the mode: key → value, source and (if the value was set) default."""
     options = [field.name for field in dataclasses.fields(resolved.options)]
     keys = dict.fromkeys([*RunSettings.model_fields, *DataSettings.model_fields, *options])
     defaults = defaults_of(resolved.trainer, resolved.options)

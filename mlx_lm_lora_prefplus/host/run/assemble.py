@@ -1,4 +1,4 @@
-"""Puts the inputs of the training loop together from a run's session."""
+"""Combine the inputs of the training loop from a run's session."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -23,7 +23,7 @@ from .session import Session
 def training_inputs(
     session: Session, reference: ReferenceSource, settings: RunSettings | None = None, **others: Any
 ) -> TrainingInputs:
-    """What the loop needs to train a session.
+    """Return the inputs of the loop for a session.
 
     settings: instead of the session's. others: further fields of `TrainingInputs`, and those that must differ.
     """
@@ -53,7 +53,7 @@ def training_inputs(
 
 
 def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:
-    """The host's fake quantisation on the policy's own layers, or None where it is off or reaches nothing."""
+    """Return the host's fake quantisation for the policy's own layers; None if it is off or reaches no layer."""
     if not settings.qat_enable or not effective_linears(model):
         return None
     return FakeQuantization(
@@ -65,7 +65,7 @@ def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantizati
 
 
 def trainer_state(resolved: Resolved) -> dict[str, mx.array]:
-    """What the trainer carries along, as training left it; empty for most (see `Trainer.initial_state`)."""
+    """Return the state of the trainer after training; empty for most trainers (see `Trainer.initial_state`)."""
     initial = resolved.trainer.initial_state(resolved.options)
     if not initial:
         return {}

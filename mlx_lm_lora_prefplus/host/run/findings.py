@@ -1,5 +1,4 @@
-"""Warnings about a run before it starts: the same ones in `check`, a run, the drop-in functions, `run.json` and the
-report."""
+"""Warnings before a run starts. `check`, a run, the drop-in functions, `run.json` and the report show the same ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,14 +20,13 @@ DEFAULT_SOURCES = (None, HOST_DEFAULT, TRAINER_DEFAULT)
 """Sources of values that the user did not choose."""
 
 MEDIA = ("video", "videos", "audio", "audios")
-"""Columns with content that a language model cannot see. Rows with pictures are refused earlier."""
+"""Columns with content that a language model cannot see. Rows with pictures are rejected earlier."""
 
 
 def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[str, int] | None = None) -> list[str]:
-    """Warnings, one sentence each: settings and data without effect, or with an effect that users may not expect.
+    """Return warnings about settings and data that have no effect, or an unexpected one; one sentence each.
 
-    reports: split → its data report, where there is one. cut: split → number of truncated rows, where there is no
-        report.
+    reports: split → its data report, if there is one. cut: split → number of truncated rows, if there is no report.
     """
     cut = {**{name: report.truncated for name, report in reports.items()}, **(cut or {})}
     texts = [*_of_settings(session, reports), *_of_model(session)]
@@ -44,10 +42,10 @@ def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[
 
 
 def unmasked(name: str, report: SplitReport) -> str:
-    """Warn of rows whose completions count as a whole although only a part of them should."""
+    """Warn of rows whose completions count completely although only a part of them should."""
     return (
-        f"{name}: in {report.unmasked} of {report.used} rows it is unclear which tokens are the assistant's "
-        "own, because the chat template rewrites earlier turns. All tokens of their completions count in the loss. Use "
+        f"{name}: in {report.unmasked} of {report.used} rows it is unclear which tokens the assistant wrote, "
+        "because the chat template rewrites earlier turns. All tokens of their completions count in the loss. Use "
         "a chat template with {% generation %} blocks, or set assistant_only_loss: false and mask_thinking: false to "
         "count all tokens."
     )
@@ -65,17 +63,15 @@ def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> list[s
             texts += unordered_scores(session.rows["train"])
     if settings.qat_enable and not effective_linears(model):
         texts.append(
-            "qat_enable has no effect here: the model has no plain linear layer (the base is already quantised, or "
+            "qat_enable has no effect, because the model has no plain linear layer (the base is already quantised, or "
             "DoRA reads the weights directly). Train an unquantised model with train_type lora or full."
         )
     if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
-        texts.append(f"num_layers {settings.num_layers}: the model has {count} layers, and all of them get adapters.")
+        texts.append(f"num_layers {settings.num_layers}: the model has only {count} layers. All of them get adapters.")
     if settings.token_budget and _set_by_user(resolved, "batch_size"):
-        texts.append("batch_size has no effect if token_budget is set. Leave one of them out.")
+        texts.append("batch_size has no effect if token_budget is set. Remove one of them.")
     if settings.train and settings.iters and settings.epochs:
-        texts.append(
-            f"epochs: {settings.epochs} has no effect if iters is set ({settings.iters}). Leave one of them out."
-        )
+        texts.append(f"epochs: {settings.epochs} has no effect if iters is set ({settings.iters}). Remove one of them.")
     if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
         texts.append(f"With these settings {reason}.")
     return texts
@@ -93,24 +89,24 @@ def _of_model(session: Session) -> list[str]:
         if counts or _set_by_user(resolved, "max_seq_length"):
             effect = f"{counts} are longer than that" if counts else "no row is longer than that"
             texts.append(
-                f"max_seq_length {limit} is beyond the model's context of {context} tokens, and {effect}. Set "
+                f"max_seq_length {limit} exceeds the model's context of {context} tokens, and {effect}. Set "
                 f"max_seq_length: {context}."
             )
     if getattr(session.tokenizer, "eos_token_id", 0) is None:
         texts.append(
-            "The tokenizer has no EOS token: completions are trained on without one, so the model does not learn where "
-            "to stop, unless the chat template ends each turn with a token of its own."
+            "The tokenizer has no EOS token, so completions have none. The model does not learn where to stop, "
+            "unless the chat template ends each turn with another token."
         )
     if settings.train and settings.fuse and models.has_vision(settings.model):
         texts.append(
-            "The model also has a vision tower, which mlx_lm does not load: its language model is trained on text, and "
-            "the fused model can no longer read pictures. Set fuse: false to write the adapters alone."
+            "The model also has a vision tower, which mlx_lm does not load. Only its language model is trained, and "
+            "the fused model can no longer read pictures. Set fuse: false to write only the adapters."
         )
     if settings.train and settings.train_type == "full" and _quantized(session.model):
         trained = dict(tree_flatten(session.model.trainable_parameters()))
         total = sum(value.size for value in trained.values())
         texts.append(
-            f"train_type: full on a quantised model trains only what is not quantised: {len(trained)} tensors with "
+            f"train_type: full on a quantised model trains only unquantised weights: {len(trained)} tensors with "
             f"{total:,} parameters, mostly norms. Use train_type: lora, or a model that is not quantised."
         )
     return texts
@@ -135,7 +131,7 @@ def unordered_scores(rows: Dataset) -> list[str]:
         return []
     return [
         f"{wrong} of {len(rows)} training pairs have a chosen_score that is not above rejected_score: odpo "
-        "learns almost nothing from them. Leave them out, or swap the completions."
+        "learns almost nothing from them. Remove them, or swap the completions."
     ]
 
 
@@ -145,7 +141,7 @@ def _unused_columns(name: str, report: SplitReport) -> list[str]:
     texts = []
     if media:
         texts.append(
-            f"{name}: column {', '.join(media)} is not used: the model sees only the text. Leave out rows that "
+            f"{name}: column {', '.join(media)} is not used, because the model sees only text. Remove rows that "
             "cannot be answered without it."
         )
     if others:

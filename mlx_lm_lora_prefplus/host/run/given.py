@@ -1,4 +1,6 @@
-"""What the processes of a run compare: before anything is loaded what they were started with, then what they loaded."""
+"""What the processes of a run compare: first their settings and package versions, then the model and data
+they loaded.
+"""
 
 import dataclasses
 import platform
@@ -18,13 +20,13 @@ from .resume import REFERENCE
 from .session import Session
 
 PLACES = ("model", "data", "adapter_path", "resume_adapter_file", "reference_model_path")
-"""Keys whose values may differ from machine to machine; what is read there is compared."""
+"""Keys whose values may differ between machines. The content at these places is compared instead."""
 
 PACKAGES = ("mlx-lm-lora", "mlx-lm", "mlx", "numpy", "transformers", "tokenizers", "datasets")
 
 
 def started_with(resolved: Resolved) -> dict[str, Any]:
-    """Every setting and the releases, by name."""
+    """Return every setting and the package versions, by name."""
     of_run, of_data = resolved.settings.model_dump(), resolved.data.model_dump()
     settings = {**of_run, **of_data, **dataclasses.asdict(resolved.options)}
     return {
@@ -39,7 +41,9 @@ def started_with(resolved: Resolved) -> dict[str, Any]:
 
 
 def loaded(session: Session, identity: dict[str, Any]) -> dict[str, Any]:
-    """Rows, weights and what comes of the settings, by name. identity: see `resume.fingerprint`."""
+    """Return digests of rows and weights, and values derived from the settings, by name. identity: see
+    `resume.fingerprint`.
+    """
     settings = session.resolved.settings
     found = {name: value for name, value in identity.items() if name not in (*PLACES, REFERENCE)}
     for split, rows in session.rows.items():
@@ -54,7 +58,7 @@ def loaded(session: Session, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reference(settings: RunSettings) -> str:
-    """A digest of what `reference_model_path` names, the same on every machine."""
+    """Return a digest of what `reference_model_path` names, the same on every machine."""
     assert settings.reference_model_path
     try:
         file = models.adapter_file(settings.reference_model_path)
@@ -63,7 +67,7 @@ def _reference(settings: RunSettings) -> str:
         folder = Path(settings.reference_model_path)
         folder = folder if folder.exists() else Path(_download(settings.reference_model_path))
         return content_digest([*folder.glob("*.safetensors"), folder / "config.json"])
-    except Exception as error:  # whatever the hub raises; loading it will say so
+    except Exception as error:  # the hub raises many kinds of errors; loading will report this one
         return f"cannot be read ({type(error).__name__})"
 
 

@@ -1,4 +1,4 @@
-"""What a run checks before it loads anything, and how it loads the model and reads the rows."""
+"""Check a run before anything is loaded, then load the model and read the rows."""
 
 from pathlib import Path
 
@@ -27,16 +27,16 @@ from .session import Session, read_rows
 
 
 def adapters_in(settings: RunSettings) -> Path:
-    """The file that the trained weights are written to."""
+    """Return the file to which the trained weights are written."""
     return Path(settings.adapter_path) / "adapters.safetensors"
 
 
 def check_start(settings: RunSettings) -> None:
-    """What can be known to be wrong before anything is loaded. Nothing is written."""
+    """Check everything that can be checked before loading. Nothing is written."""
     if not (settings.train or settings.test):
-        raise UserError("Nothing to do: give --train, --test or both (train: true in the config file).")
+        raise UserError("Nothing to do. Give --train, --test or both (train: true in the config file).")
     if settings.test and settings.test_batches == 0:
-        raise UserError("test_batches: 0 leaves nothing to test. Give a number, or -1 for all rows.")
+        raise UserError("test_batches is 0, so there is nothing to test. Give a positive number, or -1 for all rows.")
     check_temporary_folder()
     size_limit()
     check_loggers(settings)
@@ -50,18 +50,18 @@ def check_start(settings: RunSettings) -> None:
 
 
 def check_validation(session: Session) -> None:
-    """UserError where something waits for validations that there will not be."""
+    """Raise a UserError if a setting needs validations but there will be none."""
     settings = session.resolved.settings
     for key in ("early_stopping_patience", "early_stopping_metric", "save_best", "sample_prompts"):
         if getattr(settings, key) not in (None, 0) and not session.evaluates("valid"):
-            raise UserError(f"{key}: there is nothing to validate on. Give valid rows and val_batches other than 0.")
+            raise UserError(f"{key}: there are no validations. Give valid rows and set val_batches to 1 or more.")
 
 
 def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | None]:
-    """Load the model and read the rows in one process. Nothing is written but the caches.
+    """Load the model and read the rows in one process. Only the caches are written.
 
     Returns:
-        The work, its rows with what became of them, and the state that the run goes on from.
+        The session, its rows with counts of used and dropped ones, and the state from which the run continues.
     """
     settings = resolved.settings
     state = find_state(settings, adapters_in(settings)) if settings.train else None
@@ -69,12 +69,12 @@ def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | 
 
 
 def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Session, dict[str, Split]]:
-    """Load the model and read the rows. Nothing is written but the caches.
+    """Load the model and read the rows. Only the caches are written.
 
-    state: what the run goes on from.
+    state: the state from which the run continues.
 
     Returns:
-        The work, and its rows with what became of them.
+        The session, and its rows with counts of used and dropped ones.
     """
     settings = resolved.settings
     ranks.enter("loading the model")
@@ -82,19 +82,19 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
         resolved = as_begun(resolved)
         settings = resolved.settings
     np.random.seed(settings.seed)
-    mx.random.seed(settings.seed)  # before the adapters are made: the same command gives the same bytes
+    mx.random.seed(settings.seed)  # before the adapters are created, so that the same command gives the same bytes
 
     print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
     model, tokenizer = models.load_base(settings)
     if settings.train:
         models.add_adapters(model, settings)
         if (file := models.resume_file(settings)) and state is None:
-            # Checked before the rows and the reference take their time; loaded after them.
+            # The reference is checked before the rows are read and computed, which takes time. It is loaded afterwards.
             read_adapter_weights(model, file, "resume_adapter_file")
 
     ranks.enter("reading the rows")
     print_info("Loading datasets")
-    # One after the other: the rows that the first has written are ready for those on the same machine.
+    # One process after the other, so that processes on the same machine reuse the rows that the first has written.
     if not ranks.first:
         ranks.largest(0)
     splits = read_rows(resolved, tokenizer)

@@ -1,4 +1,4 @@
-"""The reference of a run: what it is known by, which of its log-probs are on disk, and the pass over the others."""
+"""The reference of a run: its identity, its log-probs on disk, and the computation of missing ones."""
 
 import hashlib
 import json
@@ -33,13 +33,15 @@ from .session import Session
 
 
 class ReferencePass:
-    """The reference that a run compares with.
+    """The reference of a run.
 
-    given: a reference model that is loaded already, instead of the one that the settings name.
-    stores: split → its log-probs as far as they are on disk; empty where the mode has no reference.
-    visited: split → positions of the rows that the run visits; none of streamed rows (see `streamed_batches`).
-    in_steps: whether those of the training rows are left to the steps, over the policy's run of the trunk.
-    digest: of the reference's content; None where the mode has no reference, or where it is not known without loading.
+    given: a loaded reference model, which replaces the one in the settings.
+    stores: split → its log-probs, as far as they are on disk; empty if the mode has no reference.
+    visited: split → positions of the rows that the run uses; empty for streamed rows (see `streamed_batches`).
+    in_steps: whether the log-probs of training rows are computed in the training steps, on the trunk's output for the
+        policy.
+    digest: of the reference's weights. None if the mode has no reference, or if the digest is unknown without loading
+        it.
     """
 
     def __init__(self, session: Session, given: nn.Module | None = None):
@@ -65,20 +67,22 @@ class ReferencePass:
             self.visited[name] = np.empty(0, np.int64) if name in streamed else session.visited_rows(name)
 
     def forget_what_others_lack(self) -> None:
-        """Processes on several machines have caches of their own, and compute together what one has not. Collective."""
+        """Discard log-probs that another machine's cache lacks, because all processes compute the same rows.
+        Collective.
+        """
         for store in self.stores.values():
             known = store.has(np.arange(len(store.logps)))
             store.logps[known & ~self.session.ranks.known_to_all(known)] = np.nan
 
     def counts(self) -> tuple[int, int]:
-        """Rows whose log-probs are on disk, and rows that the run visits."""
+        """Return the number of rows with log-probs on disk, and the number of rows that the run uses."""
         known = sum(int(store.has(self.visited[name]).sum()) for name, store in self.stores.items())
         return known, sum(map(len, self.visited.values()))
 
     def source(self, done: int = 0) -> ReferenceSource:
-        """Compute what is missing of the rows that the run visits, but for those that are left to its steps.
+        """Compute missing log-probs of the rows that the run uses, except those that the training steps will compute.
 
-        Loads a model only where something is missing. Collective. done: micro-batches that are trained already.
+        The reference is loaded only if log-probs are missing. Collective. done: micro-batches that are already trained.
         """
         self.forget_what_others_lack()
         wanted = dict(self.visited)
@@ -90,7 +94,7 @@ class ReferencePass:
         return reference_source(self.session, {name: self.stores.get(name) for name in self.used})
 
     def _compute(self, missing: dict[str, int], batches: dict[str, int]) -> None:
-        """missing: split → rows to compute. batches: split → how many of its batches, where not all are wanted."""
+        """missing: split → rows to compute. batches: split → how many of its batches, if not all."""
         session = self.session
         model = session.model if self.given is None else self.given
         if self.given is None and session.resolved.settings.reference_model_path:
@@ -112,24 +116,23 @@ class ReferencePass:
         mx.clear_cache()
 
     def _digest(self) -> str | None:
-        """See `digest`."""
+        """Return the reference's digest (see the class docstring)."""
         settings = self.session.resolved.settings
         if self.given is not None:
-            # The digest is of a model without its adapters, and those of a given one are on.
+            # The digest is that of a model without its adapters, but the adapters of a given reference are part of it.
             return None if adapter_layers(self.given) else weights_digest(self.given)
         if not settings.reference_model_path:
             return self.session.base_digest
         try:
             return _named(settings.reference_model_path, self.session.base_digest)
-        except Exception:  # a path or a name that leads nowhere: loading it will say so
+        except Exception:  # a path or a name that does not exist; loading will report it
             return None
 
     def _key(self, split: str, rounding: str | None) -> str:
-        """What the log-probs of a split depend on.
+        """Return the values that determine the log-probs of a split.
 
-        The batching is part of it, whatever the precision: the padding decides how kernels round, so the same command
-        gives the same bytes whatever the folder holds, and a policy begins at its reference exactly. So is the rounding
-        of this machine's device and libraries.
+        They include the batching: the padding influences how kernels round, so the same batches give the same bits, and
+        a policy starts exactly at its reference. They also include the rounding of this machine's device and libraries.
 
         rounding: see `rounding_digest`.
         """
@@ -142,7 +145,7 @@ class ReferencePass:
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
             *(rounding, self.digest, session.rows[split]._fingerprint),
-            *(session.multiple, ORDER, session.mismatched and "a batch of their own"),
+            *(session.multiple, ORDER, session.mismatched and "separate batches"),
             *(type(trainer).collate.__qualname__, trainer.reference_key(session.resolved.options)),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),
             *((settings.seed, session.cut_at, self.in_steps and session.compiled) if split == "train" else ()),
@@ -151,9 +154,9 @@ class ReferencePass:
 
 
 def reference_source(session: Session, stored: Mapping[str, ReferenceStore | None]) -> ReferenceSource:
-    """The form of the reference that the run's settings ask for.
+    """Return the source of the reference's log-probs that the settings ask for.
 
-    stored: split → the log-probs that are known before training; None where the mode has no reference.
+    stored: split → the log-probs that are known before training; None if the mode has no reference.
     """
     options, store = session.resolved.options, stored.get("train")
     if store is None:
@@ -183,10 +186,10 @@ def _bema_schedule(options: Any) -> BemaSchedule:
 
 
 def streamed_batches(session: Session, reference: ReferenceSource, number: int, first: int) -> Iterator[Batch]:
-    """The batches of a window of the stream, without its first ones.
+    """Return the batches of a window of the stream, without its first ones.
 
-    The log-probs of the reference, which is the model with its adapters off, are computed for each batch when it is
-    taken, and kept no longer than the window.
+    The reference is the model without its adapters. Its log-probs are computed for each batch when the batch is used,
+    and are kept until the window ends.
     """
     part = session.window(number)
     if part is None:
@@ -208,7 +211,9 @@ def streamed_batches(session: Session, reference: ReferenceSource, number: int, 
 
 
 def _named(path: str, base_digest: str) -> str:
-    """A digest of what `reference_model_path` names: adapters on the policy's base, or a model that is not loaded."""
+    """Return a digest of what `reference_model_path` names: adapters on the policy's base, or a model that is not
+    loaded.
+    """
     file = models.adapter_file(path)
     if file is not None:
         parts = (base_digest, file_digest(file), file_digest(file.parent / "adapter_config.json"))

@@ -1,4 +1,6 @@
-"""Finds the state that a run resumes from: the newest intact one in its adapter folder, if it is of the same run."""
+"""Find the state that a run resumes from: the newest intact one in its adapter folder, if it belongs to the
+same run.
+"""
 
 import dataclasses
 import hashlib
@@ -17,7 +19,7 @@ from .session import Session
 
 
 def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
-    """Find the state to resume from beside an adapter file, if `resume` asks for it. Prints what it finds."""
+    """Find the state to resume from beside an adapter file, if `resume` asks for it. Prints the result."""
     folder, state = adapter_file.parent, None
     if settings.resume:
         state, damaged = newest_state(folder)
@@ -38,7 +40,9 @@ REFERENCE = "weights of the reference"
 
 
 def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
-    """What determines the results of a run: user-facing name → value, or the digest of a large value."""
+    """Return the values that determine the results of a run: user-facing name → value, or the digest of a
+    large value.
+    """
     settings, data, tokenizer = session.resolved.settings, session.resolved.data, session.tokenizer
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     identity = {
@@ -51,7 +55,7 @@ def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
             key: getattr(data if key in DataSettings.model_fields else settings, key)
             for key in keys_with(Effect.DECIDES)
         },
-        # As the user wrote it: see `previous.as_begun`.
+        # The path as the user wrote it: see `previous.as_begun`.
         "reference_model_path": session.resolved.values.get("reference_model_path"),
         **({} if planned.is_base else {REFERENCE: planned.digest}),
         **dataclasses.asdict(session.resolved.options),
@@ -73,23 +77,23 @@ def check_same_run(state: RunState, identity: dict[str, Any], settings: RunSetti
     changed = [_change(key, before, value) for key, value in identity.items() if not _same(key, before, value)]
     changed += [f"{key} is gone" for key in before if key not in identity]
     if before.get("train_mode") != identity.get("train_mode"):
-        changed = changed[:1]  # another mode has other options anyway
+        changed = changed[:1]  # another mode has other options
     if not changed:
         return
     if settings.resume != "force":
         raise UserError(
-            f"resume: the run that was saved in {settings.adapter_path} at iteration {state.iteration} is another one: "
-            f"{'; '.join(changed)}. Restore the settings of the saved run, use --resume force to continue "
-            "anyway, or set another adapter_path."
+            f"resume: the run saved in {settings.adapter_path} at iteration {state.iteration} has other settings or "
+            f"data: {'; '.join(changed)}. Restore those of the saved run, use --resume force to continue anyway, or "
+            "set another adapter_path."
         )
     for change in changed:
         print_warning(f"resume: force resumes although {change}")
 
 
 def _same(key: str, before: dict[str, Any], now: Any) -> bool:
-    """Whether a value is unchanged; two spellings of one path count as equal."""
+    """Return whether a value is unchanged. Two spellings of one path count as equal."""
     then = before.get(key)
-    if key == REFERENCE and now is None:  # it cannot be read; loading it reports why
+    if key == REFERENCE and now is None:  # it cannot be read; loading will report the reason
         return True
     if key == "reference_model_path" and isinstance(then, str) and isinstance(now, str):
         return then == now or Path(then).expanduser().resolve() == Path(now).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""A run of one of our modes, from resolved settings to saved adapters: load, read, tell, train, test, fuse."""
+"""A run of one of this package's modes, from resolved settings to saved adapters: load, read, train, test, fuse."""
 
 import os
 from collections.abc import Iterator
@@ -38,10 +38,10 @@ from .train import test_policy, train_policy
 
 
 def run(resolved: Resolved, training_callback: Any = None) -> None:
-    """Train and test as `resolved` says. Nothing is written before everything that can be checked has been.
+    """Train and test with the settings in `resolved`. All checks take place before the first file is written.
 
     Raises:
-        UserError: something given cannot work.
+        UserError: Settings, model or data are invalid.
     """
     ranks = Ranks()
     with stop_at_once(), silence_other_ranks(ranks), recorded() as log, ranks.together(log.add):
@@ -49,10 +49,10 @@ def run(resolved: Resolved, training_callback: Any = None) -> None:
 
 
 def tell_other_ranks(error: UserError | SystemExit) -> None:
-    """Let the other processes of a run end with the error that keeps this one from its start."""
+    """If this process cannot start, end the other processes of the run with its error."""
     if isinstance(error, SystemExit) and not error.code:
         return  # --help
-    problem = UserError("Its command line cannot be used; its own output says why.")
+    problem = UserError("Its command line is invalid. See the output of that process.")
     with suppress(UserError), Ranks().same():
         raise problem if isinstance(error, SystemExit) else error
 
@@ -75,7 +75,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks, log: RunLog) 
 def _run_owned(
     resolved: Resolved, training_callback: Any, ranks: Ranks, state: RunState | None, owner: Owner | None, log: RunLog
 ) -> None:
-    """The run itself. state: what it goes on from. owner: of the adapter folder; None in other ranks and in tests."""
+    """Run. state: the state to continue from. owner: of the adapter folder; None in other ranks and in tests."""
     session, splits = load(resolved, state, ranks)
     resolved, settings, model = session.resolved, session.resolved.settings, session.model
     ranks.enter("comparing what was loaded")
@@ -132,13 +132,13 @@ def _run_owned(
     ranks.leave()
     if settings.train and settings.fuse and ranks.first and unfused.is_file():
         finish_with_fuse(resolved, model, session.tokenizer)
-        with suppress(OSError):  # if it stays, the next start fuses once more
+        with suppress(OSError):  # if the marker file remains, the next start fuses again
             unfused.unlink(missing_ok=True)
 
 
 @contextmanager
 def silence_other_ranks(ranks: Ranks) -> Iterator[None]:
-    """Only the first process prints; of the others nothing is heard but the error that ends them."""
+    """Let only the first process print. The others print only the error that ends them."""
     if ranks.first:
         yield
         return

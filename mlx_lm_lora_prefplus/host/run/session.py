@@ -1,4 +1,4 @@
-"""The rows of a run and the order in which it visits them."""
+"""The rows of a run and the order in which it uses them."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -38,20 +38,20 @@ from ..config.resolve import Resolved
 from ..models import check_vocabulary
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
-"""The host's default if neither `iters` nor `epochs` is set."""
+"""Micro-batches if neither `iters` nor `epochs` is set; the host's default."""
 
 
 def kind_of(resolved: Resolved) -> RowKind:
-    """The kind of rows that the mode needs with these options."""
+    """Return the kind of rows that the mode needs with these options."""
     return resolved.trainer.rows_of(resolved.options)
 
 
 ADD_ENDS = ("cpo", "simpo", "orpo")
-"""Modes whose TRL trainers add BOS and EOS to every row; so does our `prompt_format: raw`."""
+"""Modes whose TRL trainers add BOS and EOS to every row. Here `prompt_format: raw` does the same."""
 
 
 def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str, Split]:
-    """The rows of these splits as tokens; splits that do not exist are omitted."""
+    """Return the rows of these splits as tokens. Splits that do not exist are omitted."""
     return prepare(
         resolved.data,
         tokenizer,
@@ -63,7 +63,7 @@ def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str
 
 
 def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
-    """The splits that this run uses, as tokens."""
+    """Return the splits that this run uses, as tokens."""
     needed = [
         *(["train", "valid"] if resolved.settings.train else []),
         *(["test"] if resolved.settings.test else []),
@@ -85,20 +85,20 @@ def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
         for column in getattr(losses.get(name), "columns", ()):
             if lacking := [split for split, table in rows.items() if column not in table.column_names]:
                 raise UserError(
-                    f"loss_type {name} needs a number in column {column!r} of each row, and some {lacking[0]} rows "
-                    "have none. Add it, leave out the rows without it, or choose another loss_type."
+                    f"loss_type {name} needs a number in column {column!r} of each row, but some {lacking[0]} rows "
+                    "have none. Add it, remove the rows without it, or choose another loss_type."
                 )
 
 
 LONGEST = 2048
-"""Most tokens of the row on which the engine's methods are verified before the run; this takes seconds at most."""
+"""Most tokens of the row on which the engine's methods are verified. With this limit the check takes a few seconds."""
 
 
 class Session:
-    """The model, the rows and the order in which a run visits them.
+    """The model, the rows, and the order in which a run uses them.
 
-    stream: where training rows come from if they are streamed; `rows` then holds the first window of them, which tells
-        the lengths to expect, and `window` gives a session for each.
+    stream: the source of training rows if they are streamed. `rows` then contains the first window of them, which shows
+        the lengths to expect, and `window` gives a session for each window.
     number: of the window.
     """
 
@@ -120,7 +120,7 @@ class Session:
         self.kind = kind_of(resolved)
         keep = choose_keep(settings, model, *self._largest()) if "train" in rows else Keep.ALL
         if getattr(resolved.options, "router_aux_loss_coef", 0.0):
-            routers_of(model)  # refuse a model without known routers before anything is computed
+            routers_of(model)  # reject a model with unsupported routers before anything is computed
         self.engine = self._method(model, keep)
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
@@ -129,10 +129,10 @@ class Session:
         self.iters = self._iters(settings) if "train" in rows else 0
 
     def window(self, number: int) -> "Session | None":
-        """The session of one window of the stream; None if no row of it can be used."""
+        """Return the session of one window of the stream; None if none of its rows can be used."""
         assert self.stream is not None
         read = self.stream.window(number)
-        if read is None or (self.mismatched and len(read[0]) < 2):  # which take the completion of another row
+        if read is None or (self.mismatched and len(read[0]) < 2):  # KTO takes the completion of another row
             return None
         other = copy(self)
         other.rows, other.number = {"train": read[0]}, number
@@ -142,11 +142,11 @@ class Session:
 
     @cached_property
     def base_digest(self) -> str:
-        """A digest of the model's weights with its adapters off, as they were when this was first asked for."""
+        """Return a digest of the model's weights without its adapters, computed at the first use."""
         return weights_digest(self.model)
 
     def _long_example(self) -> Batch | None:
-        """The longest row of the first split that has at most `LONGEST` tokens; None if every row is longer."""
+        """Return the longest row with at most `LONGEST` tokens in the first split; None if every row is longer."""
         split = next(iter(self.rows))
         lengths = self.lengths(split)
         longest = lengths.prompt + lengths.completion
@@ -157,7 +157,9 @@ class Session:
         return next(self.collated(split, [chosen], multiple=1))
 
     def _largest(self) -> tuple[int, int]:
-        """Most tokens that a training step computes at once, and the tokens of the longest row (estimates)."""
+        """Return the most tokens that a training step computes at once, and the tokens of the longest row
+        (estimates).
+        """
         settings, lengths = self.resolved.settings, self.lengths("train")
         examples, longest = np.sort(lengths.prompt + lengths.total), int((lengths.prompt + lengths.completion).max())
         if runs_in_parts(self.resolved.trainer, self.resolved.options, compiled=False):
@@ -173,7 +175,7 @@ class Session:
         return sum(len(self.plan("train", epoch)) for epoch in range(settings.epochs))
 
     def plan(self, split: str, epoch: int = 0) -> Plan:
-        """How the rows of a split are grouped into the batches of an epoch."""
+        """Return how the rows of a split are grouped into the batches of an epoch."""
         settings = self.resolved.settings
         return plan_epoch(
             self.lengths(split),
@@ -186,50 +188,52 @@ class Session:
         )
 
     def lengths(self, split: str) -> Lengths:
-        """The lengths of a split's rows."""
+        """Return the lengths of a split's rows."""
         return lengths_of(self.rows[split])
 
     @property
     def mismatched(self) -> bool:
-        """Whether batches also hold their prompts with completions of other rows."""
+        """Return whether batches also contain their prompts with completions of other rows."""
         return self.resolved.trainer.needs_mismatched(self.resolved.options)
 
     def completions(self, split: str) -> int:
-        """The most completions that a row of a split is scored with."""
+        """Return the largest number of log-probs per row of a split: completions, including those of other rows."""
         return int(self.lengths(split).count.max()) + self.mismatched
 
     def token_weights(self, batch: Batch) -> mx.array | None:
-        """The weight of each completion token in the reference's sums; None: all weights are 1."""
+        """Return the function that weights completion tokens in the reference's sums; None: all weights are 1."""
         return self.resolved.trainer.token_weights(batch, self.resolved.options)
 
     def collated(self, split: str, plan: Iterable[np.ndarray], multiple: int | None = None) -> Iterator[Batch]:
-        """The batches of a plan. multiple: what widths are padded to a multiple of (default: as the run's steps)."""
+        """Return the batches of a plan. multiple: widths are padded to a multiple of it (default: as in the run's
+        steps).
+        """
         trainer, multiple = self.resolved.trainer, self.multiple if multiple is None else multiple
         return planned_batches(self.rows[split], plan, multiple, mismatched=self.mismatched, collate=trainer.collate)
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch of training; of another split, the batches that the settings evaluate."""
+        """Return the batches of an epoch of training, or of another split the batches that the settings evaluate."""
         return self.collated(split, islice(self.plan(split, epoch), self._limit(split)))
 
     def _limit(self, split: str) -> int | None:
-        """Batches to evaluate of a split; None for all."""
+        """Return how many batches of a split to evaluate; None for all."""
         limit = self.limits.get(split, -1)
         return None if limit < 0 else limit
 
     def visited(self, split: str, batches: int | None = None) -> Iterator[Batch]:
-        """The batches in which this run visits each row for the first time; at most `batches` of them."""
+        """Return the batches in which this run uses a row for the first time; at most `batches` of them."""
         return islice(self.batches(split), self._visits(split, batches))
 
     def visited_rows(self, split: str, batches: int | None = None) -> np.ndarray:
-        """Positions of the rows in `visited`."""
+        """Return the positions of the rows in `visited`."""
         return self.plan(split).rows(self._visits(split, batches))
 
     def uncached(
         self, split: str, is_cached: Callable[[np.ndarray], np.ndarray], batches: int | None = None
     ) -> Iterator[Batch]:
-        """The batches in `visited` with at least one row that is not cached.
+        """Return the batches in `visited` with at least one row that is not cached.
 
-        Training batches are cut as in the training steps, because equal padding gives bitwise equal results.
+        Training batches have the same rows as in the training steps, because equal padding gives bitwise equal results.
         """
         visited = islice(self.plan(split), self._visits(split, batches))
         remaining = self.collated(split, (ids for ids in visited if not is_cached(ids).all()))
@@ -243,34 +247,37 @@ class Session:
 
     @property
     def cut_at(self) -> int | None:
-        """Tokens per part that a single-process step cuts a batch into; None if it computes the batch at once."""
+        """Return the tokens of the parts into which a single-process step divides a batch; None if it is
+        not divided.
+        """
         return CUT_POSITIONS if runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled) else None
 
     @property
     def shares_trunk(self) -> bool:
-        """Whether a step computes reference and policy together and runs the frozen trunk once for both.
+        """Return whether a step computes reference and policy together and the frozen trunk once for both.
 
-        Not with a moving reference in a compiled step: the rank of its LoRA factors grows, so it would be traced again.
+        A moving reference in a compiled step is excluded: the rank of its LoRA factors grows, so each update would
+        compile again.
         """
         if self.engine.trunk is None or self.ranks.size > 1 or self.stream or self.resolved.settings.qat_enable:
             return False
         return not (self.compiled and getattr(self.resolved.options, "reference_moves", False))
 
     def evaluates(self, split: str) -> bool:
-        """Whether the run evaluates on this split."""
+        """Return whether the run evaluates on this split."""
         return split in self.rows and self.limits[split] != 0
 
     def policy_of(self, model: nn.Module) -> Scorer:
-        """The scorer that computes the log-probs of a model in this run."""
+        """Return the scorer that computes the log-probs of a model in this run."""
         if model is self.model:
             return self.policy
         return self._shared(self._method(model, Keep.ALL).policy)
 
     def _method(self, model: nn.Module, keep: Keep) -> SelectedMethod:
-        """The method that an earlier run found exact on this model, or that the probe finds now."""
+        """Return the method that an earlier run found exact on this model, or that the probe finds now."""
         settings, example, known = self.resolved.settings, self._long_example(), None
         if settings.engine != "plain":
-            with suppress(UserError):  # adapters of an unknown kind, so that the weights below them are not known
+            with suppress(UserError):  # the adapters are of an unsupported kind, so the weights below them are unknown
                 digest = self.base_digest if model is self.model else weights_digest(model)
                 known = KnownChoice(digest, model, settings, example, keep)
         return choose_policy(model, settings, example, keep, known)

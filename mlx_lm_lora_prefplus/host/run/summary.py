@@ -1,6 +1,6 @@
 """The summary that a run prints before its first step: objective, reference, rows, trained parameters, plan.
 
-MLX-LoRA-Studio parses the output line by line: no line may contain `loss`, `it/s` or `memory:`, or resemble a progress
+MLX-LoRA-Studio parses the output line by line. No line may contain `loss`, `it/s` or `memory:`, or resemble a progress
 bar.
 """
 
@@ -37,7 +37,7 @@ TOKENS = {
 
 
 def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) -> list[str]:
-    """The summary of a run."""
+    """Return the lines of the summary of a run."""
     resolved, model = session.resolved, session.model
     texts = [
         f"Mode: {resolved.trainer.mode}, by {resolved.provider}",
@@ -63,7 +63,9 @@ def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) ->
 
 
 def objective(resolved: Resolved) -> str:
-    """The preference objective with the options of its losses, and other options that differ from their default."""
+    """Return the preference objective with the options of its losses, and other options that differ from
+    their default.
+    """
     options, table = resolved.options, resolved.trainer.losses
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     names = [name for name in loss_names(values.pop("loss_type", resolved.trainer.mode)) if isinstance(name, str)]
@@ -87,12 +89,12 @@ def objective(resolved: Resolved) -> str:
 
 
 def written(value: object) -> str:
-    """A value as a person would write it: 1.65, not 1.6500000000000001."""
+    """Return a number without digits from float rounding: 1.65, not 1.6500000000000001."""
     return str(float(f"{value:.12g}")) if isinstance(value, float) else str(value)
 
 
 def reference(session: Session, planned: ReferencePass) -> str:
-    """Where the reference comes from, and how many of its rows are cached."""
+    """Describe where the reference comes from, and how many of its rows are cached."""
     settings = session.resolved.settings
     if not session.resolved.trainer.needs_reference(session.resolved.options):
         return "none"
@@ -102,7 +104,7 @@ def reference(session: Session, planned: ReferencePass) -> str:
         text = "loaded for one pass over the rows and freed before training" if cached < needed else "not loaded"
         return f"{settings.reference_model_path}, {text}{from_cache}"
     if session.stream:
-        return f"the model with its adapters off, no second model; of training rows computed as they come{from_cache}"
+        return f"the model with its adapters off, no second model; training rows are computed when used{from_cache}"
     if settings.train_type == "full":
         return f"the model before the first step{from_cache}"
     text = f"the model with its adapters off, no second model{from_cache}"
@@ -110,27 +112,27 @@ def reference(session: Session, planned: ReferencePass) -> str:
     if trunk and cached < needed and planned.in_steps:
         count = len(session.model.layers or ())
         text += (
-            "; each other training row is computed in its first step, where layers 1 to "
-            f"{trunk.size} of {count} run once for policy and reference"
+            "; other training rows are computed in their first step, where policy and reference share "
+            f"layers 1 to {trunk.size} of {count}"
         )
     chosen = "round_reference" in session.resolved.values  # `rounds` keeps the first reference on purpose
     if settings.resume_adapter_file and not chosen:
         text += (
-            f"; it is the base model although training starts from {settings.resume_adapter_file} (to compare with "
-            f"that adapter, set reference_model_path: {settings.resume_adapter_file})"
+            f"; it is the base model, although training starts from {settings.resume_adapter_file} (to use that "
+            f"adapter as the reference, set reference_model_path: {settings.resume_adapter_file})"
         )
     return text
 
 
 def prompt_format(settings: DataSettings) -> str:
-    """How rows of plain text are formatted."""
+    """Return how rows of plain text are formatted."""
     if settings.prompt_format == "chat":
         return "chat, text becomes messages for the chat template"
-    return "raw, text goes to the model as it is; messages go through the chat template as in TRL"
+    return "raw, text goes to the model unchanged; messages go through the chat template, as in TRL"
 
 
 def rows(name: str, split: Split) -> str:
-    """The counts of a split: rows read, used, dropped (with reasons) and truncated, and tokens."""
+    """Return the counts of a split: rows read, used, dropped (with reasons) and truncated, and tokens."""
     report = split.report
     dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
     count = counted(report.used, report.read, sum(report.dropped.values()))
@@ -148,18 +150,18 @@ def rows(name: str, split: Split) -> str:
 
 
 def training(settings: RunSettings, model: nn.Module) -> str:
-    """What is trained, with the number of parameters."""
+    """Describe what is trained, with the number of parameters."""
     trained = sum(value.size for value in dict(tree_flatten(model.trainable_parameters())).values())
-    kind = {"lora": "LoRA adapters", "dora": "DoRA adapters", "full": "all weights that are not quantised"}
+    kind = {"lora": "LoRA adapters", "dora": "DoRA adapters", "full": "all unquantised weights"}
     return f"Trained: {kind[settings.train_type]}, {trained:,} parameters"
 
 
 BATCHES_COUNTED = 500
-"""Batches from which the share of padding is counted: they come in random order."""
+"""Batches from which the share of padding is estimated. Their order is random."""
 
 
 def schedule(session: Session) -> str:
-    """The number of micro-batches, epochs and updates, and the share of padding."""
+    """Return the numbers of micro-batches, epochs and updates, and the share of padding."""
     settings, plan = session.resolved.settings, session.plan("train")
     examples = EXAMPLES[session.kind]
     size = f"{settings.batch_size} {examples}"
@@ -177,7 +179,7 @@ def schedule(session: Session) -> str:
 
 
 def _padding(session: Session, plan: Plan) -> float:
-    """The tokens that a step computes for each token of its rows, in the first batches of an epoch."""
+    """Return the tokens that a step computes per token of its rows, estimated from the first batches of an epoch."""
     lengths, policy = session.lengths("train"), session.engine.policy
     computed = real = 0
     for rows in islice(plan, BATCHES_COUNTED):

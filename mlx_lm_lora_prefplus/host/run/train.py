@@ -1,4 +1,4 @@
-"""Trains the policy of a session and saves its adapters; evaluates it on the test rows."""
+"""Train the policy of a session, save its adapters, and evaluate it on the test rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,9 +39,9 @@ def train_policy(
     loggers: Sequence[Logger] = (),
     owner: Owner | None = None,
 ) -> bool:
-    """Run the loop; the adapters are saved when it returns.
+    """Run the training loop. The adapters are saved when it returns.
 
-    state: what to go on from. identity: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
+    state: the state to continue from. identity: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
     owner: of the adapter folder; None in other processes than the first.
 
     Returns:
@@ -93,9 +93,9 @@ def train_policy(
 def test_policy(
     session: Session, reference: ReferenceSource, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
 ) -> None:
-    """Evaluate on the test rows and print the host's block, without its `Perplexity` (it was exp of this loss).
+    """Evaluate on the test rows and print the host's block, without its `Perplexity` (which is only exp of this loss).
 
-    metrics: where the figures are kept, or None. loggers: who gets them too.
+    metrics: the file for the results, or None. loggers: further receivers.
     """
     session.ranks.enter("testing")
     print_section("Testing")

@@ -1,4 +1,4 @@
-"""The wrappers around the host's functions. What is not ours goes to the original with the same arguments."""
+"""Wrappers around the host's functions. In other modes they call the original with the same arguments."""
 
 import functools
 import os
@@ -23,11 +23,12 @@ NAME = "mlx-lm-lora-prefplus"
 
 
 def wrappers(host: ModuleType, originals: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """The functions to set in the host's module, by name.
+    """Return the functions to set in the host's module, by name.
 
     Args:
-        host: the host's module; its helpers are looked up there at each call, so that patches of them count.
-        originals: what the names meant before.
+        host: the host's module. Its helpers are looked up there at each call, so that other patches of them keep
+            working.
+        originals: the host's functions by name.
     """
     seam = Seam(host, originals)
     ours = {name: getattr(seam, name) for name in ("build_parser", "main", "run", "load_reference_model")}
@@ -36,7 +37,7 @@ def wrappers(host: ModuleType, originals: Mapping[str, Callable[..., Any]]) -> d
 
 
 def _dressed(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain function with the name, docstring and signature of the original."""
+    """Return a plain function with the name, docstring and signature of the original."""
 
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -52,18 +53,22 @@ class Seam:
         self.host = host
         self.originals = originals
         self.is_theirs = False
-        """Whether the host's own `main` is at work, which must get the host's own parser whatever `sys.argv` says."""
+        """Return whether the host's own `main` is running. It must get the host's own parser, whatever is in
+        `sys.argv`.
+        """
 
     def build_parser(self) -> Any:
-        """The host's parser that accepts our modes as well; with all flags of the requested mode if it is ours."""
+        """Return the host's parser that also accepts this package's modes. If such a mode is requested, it has all its
+        flags.
+        """
         mode = self._mode_of(self._request(sys.argv[1:]))
         return self._host_parser(mode) if self.is_theirs else self._parser_of(mode)
 
     def main(self, args: Any = None) -> Any:
-        """The host's `main`, or a run of ours."""
+        """Replace the host's `main`: call it, or run one of this package's modes."""
         request = self._request(sys.argv[1:]) if args is None else _request_of(args)
         mode = self._mode_of(request)
-        if args is not None:  # a program's own call
+        if args is not None:  # called by another program
             return self._main_of(mode, args) if mode and mode in registry() else self._their_main(args)
         with _as_command():
             if mode and mode in registry():
@@ -76,7 +81,7 @@ class Seam:
             return self._run_ours(mode, args)
 
     def run(self, args: Any, training_callback: Any = None) -> Any:
-        """The host's `run`, or a run of ours in which every attribute that is not None counts as typed."""
+        """Replace the host's `run`. In this package's modes, every attribute that is not None counts as typed."""
         if not _is_ours(args):
             return self.originals["run"](args, training_callback)
         with registry().naming_provider(args.train_mode):
@@ -85,13 +90,15 @@ class Seam:
             return _run_module().run(resolved, training_callback)
 
     def load_reference_model(self, args: Any) -> Any:
-        """None in our modes, which need no second model unless one is named."""
+        """Return None in this package's modes, which need no second model unless one is named."""
         if _is_ours(args) and not getattr(args, "reference_model_path", None):
             return None
         return self.originals["load_reference_model"](args)
 
     def handed_over(self, name: str) -> Callable[..., Any]:
-        """A function that goes to `host/seam/functions.py` in our modes, and to the original in the host's."""
+        """Return a function that calls `host/seam/functions.py` in this package's modes, and the original in the
+        host's.
+        """
 
         def function(args: Any, *rest: Any, **named: Any) -> Any:
             target = getattr(_functions_module(), name) if _is_ours(args) else self.originals[name]
@@ -142,14 +149,14 @@ class Seam:
         return read_config(path, self.host.yaml_loader, unique=False)
 
     def _announce(self, resolved: Resolved) -> None:
-        """Say who runs the mode, and what the user should know before it starts."""
+        """Print which package runs the mode, and notes for the user."""
         mode = resolved.trainer.mode
         print_info(f"--train-mode {mode} is run by {resolved.provider} (MLX_LM_LORA_PREFPLUS=0 turns it off)")
         for note in resolved.notes:
             print_warning(note)
 
     def _summarise(self, values: Mapping[str, Any]) -> None:
-        """The host's configuration summary."""
+        """Print the host's configuration summary."""
         white, reset = self.host.Colors.WHITE, self.host.Colors.RESET
         lines = {
             "Model": values["model"],
@@ -174,7 +181,7 @@ class Seam:
 
 @contextmanager
 def _as_command() -> Iterator[None]:
-    """What this process was started for: what went wrong is one line, and nobody needs to read what is printed."""
+    """Enclose a process that was started for a run. Errors become one line, and a closed output does not matter."""
     with command_output():
         try:
             yield
@@ -182,7 +189,7 @@ def _as_command() -> Iterator[None]:
             print_error(error)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
-            print("\n[ERROR] Interrupted. Adapter files that were saved before are complete.", file=sys.stderr)
+            print("\n[ERROR] Interrupted. Adapter files that were already saved are complete.", file=sys.stderr)
             raise SystemExit(130) from None
 
 
@@ -197,19 +204,19 @@ def _is_ours(args: Any) -> bool:
 
 
 def _is_one_of_several() -> bool:
-    """Whether this process was started by `mlx.launch` or `mpirun`."""
+    """Return whether this process was started by `mlx.launch` or `mpirun`."""
     return any(name in os.environ for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
 
 
 def _run_module() -> Any:
-    """Our run, imported when it is needed: it brings the engine with it."""
+    """Return this package's run, imported when it is needed, because it imports the engine."""
     from ..run import run
 
     return run
 
 
 def _functions_module() -> Any:
-    """Our versions of the host's functions, imported when they are needed."""
+    """Return this package's versions of the host's functions, imported when they are needed."""
     from . import functions
 
     return functions

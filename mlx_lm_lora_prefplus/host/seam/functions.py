@@ -1,4 +1,4 @@
-"""The host's functions in our modes, for programs that call them one by one as the host's `run` does."""
+"""The host's functions in this package's modes, for programs that call them one by one as the host's `run` does."""
 
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from .studio_modes import check_has_pipeline
 
 
 def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
-    """The host's function in our modes: train, valid and test rows; an empty list where a split is not used.
+    """Replace the host's function: return train, valid and test rows; an empty list for a split that is not used.
 
-    Pairs are items in the host's form (see `PairRows`), other kinds are rows as they are.
+    Pairs are items in the host's form (see `PairRows`). Other kinds are plain rows.
     """
     check_has_pipeline(args.train_mode)
     resolved = resolve(vars(args), registry(), read_file=False)
@@ -57,7 +57,7 @@ def train_model(
     valid_set: Any = None,
     training_callback: Any = None,
 ) -> None:
-    """The host's function in our modes; the sets come from `load_dataset` or the host's classes, bare or cached."""
+    """Replace the host's function. The data sets come from `load_dataset` or the host's classes, cached or not."""
     resolved, file = _resolved(args), Path(adapter_file)
     ranks = Ranks()
     with (
@@ -94,10 +94,10 @@ def evaluate_model(
     judge_tokenizer: Any = None,
     test_set: Any = None,
 ) -> None:
-    """The host's function in our modes; see `train_model`.
+    """Replace the host's function; see `train_model`.
 
-    Without a reference model the reference is the model with its adapters off; of a model without adapters it is the
-    one that `args.model` names, loaded again.
+    Without a reference model, the reference is the model without its adapters. If the model has no adapters, the
+    reference is the model that `args.model` names, loaded again.
     """
     resolved = _resolved(args)
     session = Session(resolved, model, tokenizer, _given_rows(resolved, test=test_set))
@@ -107,16 +107,16 @@ def evaluate_model(
 
 
 def _lost_its_start(session: Session) -> bool:
-    """Whether the model that training began with is the reference and can only be had by loading it."""
+    """Return whether the reference is the model before training, and can only be obtained by loading it."""
     resolved = session.resolved
     compares = resolved.trainer.needs_reference(resolved.options) and not resolved.settings.reference_model_path
     return compares and not adapter_layers(session.model)
 
 
 def _resolved(args: Any) -> Resolved:
-    """The settings that the caller gives, with the files of options over them as `train_dpo` and its like read them.
+    """Return the caller's settings. The files of options take precedence, as in `train_dpo`.
 
-    `beta` and `delta` count where they differ from the host's defaults, so that a loss keeps defaults of its own.
+    `beta` and `delta` are used only if they differ from the host's defaults, so that a loss can have its own defaults.
     """
     given = {key: value for key, value in vars(args).items() if value is not None}
     for key in OBJECTIVE:
@@ -126,7 +126,7 @@ def _resolved(args: Any) -> Resolved:
 
 
 def _given_rows(resolved: Resolved, **sets: Any) -> dict[str, Dataset]:
-    """The rows of the sets that hold any."""
+    """Return the rows of the sets that are not empty."""
     rows = {}
     for name, given in sets.items():
         if given is None or not len(given):

@@ -1,4 +1,4 @@
-"""Decides whether ours fits this host, and sets it. Nothing is set in a module unless everything fits."""
+"""Check whether this package fits the installed host, and replace the host's functions only if everything fits."""
 
 import functools
 import sys
@@ -21,10 +21,10 @@ from ..originals import (
 
 
 def activate(module: ModuleType) -> bool:
-    """Put ours into a module of the host, and say whether it is there now.
+    """Replace functions in a module of the host, and return whether they are replaced.
 
-    Does nothing if the module announces its own discovery (`TRAINER_PLUGIN_API`; see
-    docs/upstream). A host that does not fit is left untouched, with one line on stderr.
+    Does nothing if the module has its own plugin discovery (`TRAINER_PLUGIN_API`; see docs/upstream). A host that does
+    not fit is not changed, and one line on stderr says so.
     """
     if is_active(module):
         return True
@@ -35,9 +35,9 @@ def activate(module: ModuleType) -> bool:
     reason = misfit(module)
     if reason:
         (major, minor), end = HOST_VERSIONS
-        back = f" The way back: {sys.executable} -m pip install 'mlx-lm-lora>={major}.{minor},<{end[0]}'"
+        back = f" Install a supported host: {sys.executable} -m pip install 'mlx-lm-lora>={major}.{minor},<{end[0]}'"
         hint = back if version_misfit(host_version()) else ""
-        _tell(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs as it is.{hint}")
+        _tell(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs unchanged.{hint}")
         return False
     originals = {name: getattr(module, name) for name in WRAPPED[module.__name__]}
     for name, replacement in _replacements(module, originals).items():
@@ -61,7 +61,10 @@ def _replacements(module: ModuleType, originals: Mapping[str, Any]) -> Mapping[s
 
 
 def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Ours of this name, imported when it is called: it imports the host's trainers, one of which is being loaded."""
+    """Return this package's function of this name. It is imported when called, because it imports the host's trainers.
+
+    One of these is being loaded at the time of this call.
+    """
 
     @functools.wraps(original)
     def function(*args: Any, **named: Any) -> Any:
@@ -73,8 +76,10 @@ def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Ours in modes for which the host's gives None (the MCP server's `inspect_dataset` calls it), and in all of ours
-    where programs are to get our functions."""
+    """Return `load_dataset` for modes in which the host's returns None (the MCP server's `inspect_dataset` calls it).
+
+    If programs should call this package's functions, it is used in all of this package's modes.
+    """
 
     @functools.wraps(original)
     def load_dataset(args: Any, tokenizer: Any) -> Any:
@@ -93,5 +98,5 @@ def _load_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _tell(line: str) -> None:
-    """Print a line on stderr, once however many modules are concerned."""
+    """Print a line on stderr, only once even if several modules cause it."""
     print(line, file=sys.stderr)

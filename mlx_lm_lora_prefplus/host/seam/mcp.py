@@ -1,4 +1,4 @@
-"""Adds our modes and keys to the tables of the host's MCP server."""
+"""Add this package's modes and keys to the tables of the host's MCP server."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,9 @@ COLUMNS: Mapping[RowKind, str] = {
 
 
 def extended(originals: Mapping[str, Any]) -> dict[str, Any]:
-    """`TRAIN_MODES` with our modes and `known_config_keys` with our keys, for the host's `mcp_server`."""
+    """Return `TRAIN_MODES` with the added modes and `known_config_keys` with the added keys, for the host's
+    `mcp_server`.
+    """
     modes = {mode: registry()[mode] for mode in registry() if mode in registry().modes}
     keys = {
         *OWN_KEYS,
@@ -26,7 +28,7 @@ def extended(originals: Mapping[str, Any]) -> dict[str, Any]:
     }
 
     def known_config_keys() -> set[str]:
-        """The host's keys and those of our modes; the server names all others in a note."""
+        """Return the host's keys and those of the added modes. The server lists all other keys in a note."""
         return originals["known_config_keys"]() | keys
 
     described = {mode: _described(one, originals["TRAIN_MODES"].get(mode)) for mode, one in modes.items()}
@@ -37,7 +39,7 @@ def extended(originals: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _described(registered: Registered, of_host: str | None) -> str:
-    """A mode in a few sentences: what rows it takes, its losses, who runs it."""
+    """Describe a mode in a few sentences: its rows, its losses, and the package that runs it."""
     trainer = registered.trainer
     options = trainer.options()
     reference = "with" if trainer.needs_reference(options) else "without"

@@ -1,7 +1,7 @@
-"""What the entry-point group `mlx_lm_lora.trainers` leads to: our trainers, and our modes for a host that looks itself.
+"""The functions of the entry-point group `mlx_lm_lora.trainers`.
 
-`mlx_lm_lora_register_trainers` is the hook of this package (see `plugin.hookspecs`). `mlx_lm_lora_train_modes` is that
-of a host with a discovery of its own (docs/upstream), where nothing is wrapped.
+`mlx_lm_lora_register_trainers` is the hook of this package (see `plugin.hookspecs`). `mlx_lm_lora_train_modes` is for a
+host that has its own plugin discovery (docs/upstream). In such a host nothing is replaced.
 """
 
 from typing import Any
@@ -14,7 +14,9 @@ __all__ = ["mlx_lm_lora_register_trainers", "mlx_lm_lora_train_modes"]
 
 @hookimpl
 def mlx_lm_lora_train_modes() -> dict[str, Any]:
-    """Mode → what runs it by `main(args)` and `run(args, training_callback)`; third parties' modes too."""
+    """Return mode → an object that runs it by `main(args)` and `run(args, training_callback)`, including other
+    packages' modes.
+    """
     import mlx_lm_lora.train as host
 
     from ...plugin.installed import registry

@@ -1,14 +1,15 @@
-"""Start-up hook of mlx-lm-lora-prefplus, installed at the root of site-packages beside its `.pth` line.
+"""Start-up hook of mlx-lm-lora-prefplus, installed at the root of site-packages together with its `.pth` line.
 
-Every interpreter of the environment imports this file, so it imports only `sys` and does one thing: when
-somebody imports one of the modules of mlx-lm-lora below, and only then, it hands the module that has just been
-loaded to mlx-lm-lora-prefplus, which takes over its preference modes. No file of the host is touched, and nothing
-here may break an interpreter: every error is reported on stderr and the host runs unchanged, even if our package
-exits while it is imported. Only Ctrl-C (KeyboardInterrupt) ends the program, as it would without us. The `.pth` line
-ignores every error, so that a damaged hook is silent; `mlx_lm_lora.prefplus doctor` names the damage.
+Every interpreter of the environment imports this file, so it imports only `sys` and does one thing. When a program
+imports one of the modules of mlx-lm-lora listed below, the hook passes the loaded module to mlx-lm-lora-prefplus, which
+replaces its preference modes. No file of the host is changed.
 
-MLX_LM_LORA_PREFPLUS=0 turns it off; =strict raises what would be a warning.
-MLX_LM_LORA_PREFPLUS_PATCH=1 extends it to the functions that programs call directly (`train_dpo`, …).
+Nothing here may break an interpreter. Every error is reported on stderr and the host runs unchanged, even if our
+package exits while it is imported. Only Ctrl-C (KeyboardInterrupt) ends the program, as it would without the hook. The
+`.pth` line ignores every error, so a damaged hook prints nothing; `mlx_lm_lora.prefplus doctor` reports the damage.
+
+MLX_LM_LORA_PREFPLUS=0 turns the hook off. =strict raises errors that would otherwise be warnings.
+MLX_LM_LORA_PREFPLUS_PATCH=1 also replaces the functions that programs call directly (`train_dpo`, …).
 """
 
 import sys
@@ -16,19 +17,19 @@ import sys
 PACKAGE = "mlx_lm_lora_prefplus"
 SWITCH, PATCH = "MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH"
 
-# The keys of `host/seam/install.py`'s WRAPPED, which says what of each is wrapped.
+# The keys of WRAPPED in `host/originals.py`, which lists what is replaced in each module.
 COMMANDS = ("mlx_lm_lora.train", "mlx_lm_lora.mcp_server")
 ALWAYS = (*COMMANDS, "mlx_lm_lora.trainer.datasets")
 ON_REQUEST = tuple(f"mlx_lm_lora.trainer.{mode}_trainer" for mode in ("dpo", "cpo", "orpo"))
 MODULES = frozenset(ALWAYS + ON_REQUEST)
 
-# What `python -m` runs of a command: the real module is imported once, under its own name and with the
-# seam in it, and its names and its `main` are lent to `__main__`.
+# The code that `python -m` runs for a command. It imports the real module once, under its own name and with the
+# replaced functions, and copies its names and its `main` to `__main__`.
 RUN_AS_MAIN = "from {0} import *\nfrom {0} import main\nif __name__ == '__main__':\n    main()\n"
 
 
 def install():
-    """Put the finder first on `sys.meta_path`, once however often the line runs."""
+    """Put the finder first on `sys.meta_path`, only once even if the line runs several times."""
     try:
         if not any(isinstance(finder, Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, Finder())
@@ -37,10 +38,12 @@ def install():
 
 
 class Finder:
-    """Knows a few modules. For every other name it answers None after one look."""
+    """Finds a few modules. For every other name it returns None after one comparison."""
 
     def find_spec(self, name, path=None, target=None):
-        """The spec that the other finders give for a module of the host, with our loader around theirs."""
+        """Return the spec that the other finders give for a module of the host, with this hook's loader
+        around theirs.
+        """
         if name not in MODULES:
             return None
         try:
@@ -55,7 +58,7 @@ class Finder:
             return None
 
     def ask_others(self, name, path, target):
-        """What the finders behind this one say."""
+        """Return the spec from the finders after this one."""
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             find_spec = getattr(finder, "find_spec", None)
             spec = find_spec(name, path, target) if find_spec else None
@@ -65,22 +68,22 @@ class Finder:
 
 
 class Loader:
-    """The real loader in everything but two methods."""
+    """Behaves like the real loader, except for two methods."""
 
     def __init__(self, real):
         self.real = real
 
     def __getattr__(self, name):
-        if name == "real":  # asked before __init__, by copy or pickle
+        if name == "real":  # called before __init__, by copy or pickle
             raise AttributeError(name)
         return getattr(self.real, name)
 
     def create_module(self, spec):
-        """Leave it to the real loader."""
+        """Delegate to the real loader."""
         return self.real.create_module(spec)
 
     def exec_module(self, module):
-        """Run the host's module, then let ours at it."""
+        """Run the host's module, then pass it to this package."""
         try:
             self.real.exec_module(module)
         except ImportError as error:
@@ -88,20 +91,20 @@ class Loader:
             raise
         try:
             activate(module)
-        except KeyboardInterrupt:  # from the person at the keyboard
+        except KeyboardInterrupt:  # Ctrl-C
             raise
-        except BaseException as error:  # SystemExit too: what we raise must not end the host
+        except BaseException as error:  # also SystemExit: an error here must not end the host
             complain(error)
 
     def get_code(self, name):
-        """Asked for by `python -m` (runpy) alone: code that runs the real module's `main`."""
+        """Return code that runs the real module's `main`. Only `python -m` (runpy) calls this method."""
         if name not in COMMANDS:
             return self.real.get_code(name)
         return compile(RUN_AS_MAIN.format(name), f"<{PACKAGE}: python -m {name}>", "exec", dont_inherit=True)
 
 
 def activate(module):
-    """Hand the module to the package. If the package is gone while this file still stands, do nothing."""
+    """Pass the module to the package. If the package was removed but this file remains, do nothing."""
     try:
         from mlx_lm_lora_prefplus.host.seam.install import activate as activate_seam
     except ModuleNotFoundError as error:
@@ -112,7 +115,9 @@ def activate(module):
 
 
 def explain(error, module):
-    """Where the host's module failed because mlx has no backend here, say so: its command ends with that one line."""
+    """Handle a module of the host that failed to import because mlx has no backend here: end its command
+    with one line.
+    """
     try:
         from mlx_lm_lora_prefplus.backend import problem
 
@@ -128,7 +133,7 @@ def explain(error, module):
 
 
 def is_command(module):
-    """Whether this process was started to run the host's training command."""
+    """Return whether this process was started to run the host's training command."""
     from pathlib import Path
 
     program = Path(sys.argv[0] if sys.argv else "").resolve()
@@ -138,21 +143,21 @@ def is_command(module):
 
 
 def switch(name=SWITCH):
-    """The value of an environment variable; "" where it is not set."""
+    """Return the value of an environment variable; "" if it is not set."""
     import os
 
     return os.environ.get(name, "").strip().lower()
 
 
 def complain(error):
-    """Say on stderr what went wrong, or raise it where the switch says strict."""
+    """Report an error on stderr, or raise it if the switch is `strict`."""
     if switch() == "strict":
         raise error
     try:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         sys.stderr.write(
-            f"[mlx-lm-lora-prefplus] not active ({reason}); mlx_lm_lora runs as it is. "
-            f"`mlx_lm_lora.prefplus doctor` says more; {SWITCH}=0 turns this off.\n"
+            f"[mlx-lm-lora-prefplus] not active ({reason}); mlx_lm_lora runs unchanged. "
+            f"Run `mlx_lm_lora.prefplus doctor` for details. {SWITCH}=0 turns the plugin off.\n"
         )
-    except Exception:  # stderr is closed or full, or the error has no text: there is nobody to tell
+    except Exception:  # stderr is closed or full, or the error has no text
         pass

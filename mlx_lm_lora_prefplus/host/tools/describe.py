@@ -1,4 +1,4 @@
-"""Describe losses from their rows in the table of the mode, their docstrings and the config keys of the mode."""
+"""Describe losses from their tables, docstrings and config keys."""
 
 import inspect
 import re
@@ -26,7 +26,7 @@ COLUMNS: dict[RowKind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Option:
-    """A config key. bounds: such as `≥ 0, < 0.5`, or the values it may take; empty if it has none."""
+    """A config key. bounds: such as `≥ 0, < 0.5`, or the allowed values; empty if there are none."""
 
     key: str
     default: Any
@@ -38,11 +38,12 @@ class Option:
 class Description:
     """A loss of a mode.
 
-    formula, meaning, value, references: parts of the docstring of its function (`value` of what it returns); empty
-        where there is none.
-    means, log_probs: whether log-probs are means over the tokens of a completion instead of sums, and that in words.
-    options: its own config keys, with the defaults that hold for it.
-    rows, columns: the kind of rows it reads and their data columns.
+    formula, meaning, value, references: parts of the docstring of its function (`value`: what it returns); empty if
+        missing.
+    means, log_probs: whether log-probs are means over the tokens of a completion instead of sums, and the same in
+        words.
+    options: its own config keys, with the defaults that apply to it.
+    rows, columns: the kind of rows that it needs and their data columns.
     """
 
     mode: str
@@ -61,10 +62,10 @@ class Description:
 
 
 def describe(registry: Registry, name: str | None = None, mode: str | None = None) -> list[Description]:
-    """Describe the losses of the installed modes: all, or those of a name or a mode.
+    """Describe the losses of the installed modes: all of them, or those with a name or of a mode.
 
     Raises:
-        UserError: there is no such mode, or no such loss in it; the error suggests the nearest name.
+        UserError: There is no such mode, or no such loss in it. The error suggests the closest name.
     """
     modes = _select("mode", mode, list(registry.modes))
     losses = [(registry[mode].trainer, loss) for mode in modes for loss in registry[mode].trainer.losses]
@@ -73,7 +74,7 @@ def describe(registry: Registry, name: str | None = None, mode: str | None = Non
 
 
 def description_of(trainer: Trainer, name: str) -> Description:
-    """One loss of a trainer."""
+    """Describe one loss of a trainer."""
     row: Loss = trainer.losses[name]
     parts = sections(row.function) if row.function else _NLL
     formula, _, meaning = parts[""].partition(": ")
@@ -103,12 +104,13 @@ def mode_options(trainer: Trainer) -> list[Option]:
     return [_option(key, field, trainer) for key, field in fields.items() if key not in keys_of_losses]
 
 
-_NLL = {"": "−log π: the NLL of the chosen completions; the rejected are not looked at."}
+_NLL = {"": "−log π: the NLL of the chosen completions. The rejected ones are not used."}
 _NLL_LOG_PROBS = "means over all chosen tokens of a step, or over each completion first (`sft_normalization`)"
 
 
 def sections(function: Callable[..., Any]) -> dict[str, str]:
-    """Return the sections of a docstring by heading (`Args`, `Returns`, `References`); the first line has the key "".
+    """Return the sections of a docstring by heading (`Args`, `Returns`, `References`). The first paragraph has the key
+    "".
 
     The lines of a section are joined, except those of `Args`.
     """
@@ -120,7 +122,7 @@ def sections(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _log_probs(row: Loss, arguments: str) -> str:
-    """What the loss is given: sums or means, as its row says, and what its docstring says of them besides."""
+    """Describe the log-probs that the loss receives: sums or means, and further details from its docstring."""
     if row.function is None:
         return _NLL_LOG_PROBS
     kind = "means over the tokens" if row.means else "sums over the tokens"
@@ -145,7 +147,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def _select(noun: str, name: str | None, names: Iterable[str], where: str = "") -> list[str]:
-    """The wanted name alone, or all of them."""
+    """Return the wanted name as a list, or all names if it is None."""
     names = list(dict.fromkeys(names))
     if name is None or name in names:
         return names if name is None else [name]

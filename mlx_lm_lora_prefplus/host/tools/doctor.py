@@ -1,4 +1,4 @@
-"""Finds out whether the start-up hook works in this environment, and if not, why and what to do about it."""
+"""Check whether the start-up hook works in this environment. If not, find the reason and the remedy."""
 
 import importlib.util
 import json
@@ -20,21 +20,21 @@ from . import machine
 PACKAGES = ("mlx-lm-lora-prefplus", "mlx-lm-lora", "mlx", "mlx-lm", "transformers", "datasets")
 SWITCHES = ("MLX_LM_LORA_PREFPLUS", "MLX_LM_LORA_PREFPLUS_PATCH")
 PTH, HOOK = "mlx_lm_lora_prefplus.pth", "_mlx_lm_lora_prefplus_hook"
-WITHOUT_HOOK = "or start runs with `python -m mlx_lm_lora_prefplus train …`, which needs no hook"
+WITHOUT_HOOK = "or start runs with `python -m mlx_lm_lora_prefplus train …`, which does not need the hook"
 
 PROBE = f"""
 import json, mlx_lm_lora.train as host
 native = getattr(host, "TRAINER_PLUGIN_API", None) is not None
 print("\\n" + json.dumps({{"file": host.__file__, "active": hasattr(host, {MARK!r}), "native": native}}))
 """
-"""A program for a fresh interpreter: it prints what the host's command would find."""
+"""Return a program for a new interpreter: it prints what the host's command would find."""
 
 
 def examine() -> dict[str, Any]:
     """The report of `doctor`, as values for JSON.
 
-    `active` is the finding of a fresh interpreter. `problems` are pairs of what is wrong and what to do; there may be
-    some even if the hook works. `notes` are such pairs for what works slowly, or only in our modes.
+    `active` is the result from a new interpreter. `problems` are pairs (what is wrong, what to do). There may be some
+    even if the hook works. `notes` are such pairs for what is slow, or works only in this package's modes.
     """
     probe, registry, device = _probe(), load_registry(), machine.device()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
@@ -63,7 +63,7 @@ def examine() -> dict[str, Any]:
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
-    """The report as lines for a person."""
+    """Return the report as lines of text."""
     state = (
         "mlx_lm_lora.train runs the modes below" if report["active"] else "mlx_lm_lora.train does NOT know our modes"
     )
@@ -88,7 +88,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _probe() -> dict[str, Any]:
-    """What a fresh interpreter finds in the host's module; `error` is the last line of its error output."""
+    """Return what a new interpreter finds in the host's module. `error` is the last line of its error output."""
     nothing = {"file": None, "active": False, "native": False}
     try:
         process = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=300)
@@ -111,16 +111,21 @@ def _problems(probe: dict[str, Any], backend: str) -> list[machine.Advice]:
     if os.environ.get("MLX_LM_LORA_PREFPLUS", "").strip() == "0":
         problems.append(("MLX_LM_LORA_PREFPLUS=0 turns the plugin off", "unset MLX_LM_LORA_PREFPLUS"))
     if sys.flags.no_site:
-        problems.append(("this interpreter was started with -S, which reads no .pth files", "start it without -S"))
+        problems.append(
+            ("this interpreter was started with -S and therefore reads no .pth files", "start it without -S")
+        )
     problems += _file_problems()
     if probe["file"] and (elsewhere := _vendored(Path(probe["file"]))):
-        problems.append((elsewhere, f"take that folder off PYTHONPATH (or leave it), {WITHOUT_HOOK}"))
+        problems.append((elsewhere, f"remove that folder from PYTHONPATH, or work in another folder, {WITHOUT_HOOK}"))
     works = probe["active"] or probe["native"]
     if backend != "none" and probe["error"] and not works:
-        problems.append((f"a fresh interpreter reports: {probe['error']}", "fix that, then run doctor again"))
+        problems.append((f"a new interpreter reports: {probe['error']}", "fix that, then run doctor again"))
     if backend != "none" and not works and not problems:
         problems.append(
-            ("the hook is in place and did not run", f"MLX_LM_LORA_PREFPLUS=strict shows why; {WITHOUT_HOOK}")
+            (
+                "the hook is installed but did not run",
+                f"set MLX_LM_LORA_PREFPLUS=strict to see the reason, {WITHOUT_HOOK}",
+            )
         )
     return problems
 
@@ -139,7 +144,7 @@ def _file_problems() -> list[tuple[str, str]]:
     for path in (pth, hook):
         if path and _is_hidden(path):
             fix = f"chflags nohidden {path}, {WITHOUT_HOOK}"
-            problems.append((f"{path} carries macOS's hidden flag, and newer Pythons skip such .pth files", fix))
+            problems.append((f"{path} has macOS's hidden flag, and newer Python versions skip such .pth files", fix))
     return problems
 
 
@@ -148,7 +153,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _site_folders() -> list[Path]:
-    """The folders whose `.pth` files this interpreter reads."""
+    """Return the folders whose `.pth` files this interpreter reads."""
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     return [Path(folder) for folder in [*site.getsitepackages(), *user]]
 
@@ -163,7 +168,9 @@ def _hook() -> Path | None:
 
 
 def _hook_error() -> str | None:
-    """Why the hook cannot be imported; None if it can. The `.pth` line hides it, as every Python start runs that."""
+    """Return why the hook cannot be imported; None if it can. The `.pth` line hides this error at every
+    Python start.
+    """
     try:
         importlib.import_module(HOOK)
     except (Exception, SystemExit) as error:
@@ -172,13 +179,13 @@ def _hook_error() -> str | None:
 
 
 def _vendored(file: Path) -> str | None:
-    """Describe the host that is imported if it is another copy than the installed one; else None."""
+    """Describe the host that is imported, if it is not the installed copy; otherwise None."""
     try:
         installed = Path(str(distribution("mlx-lm-lora").locate_file("mlx_lm_lora/train.py")))
     except PackageNotFoundError:
-        return f"the host comes from {file.parent}, a copy that pip did not install"
+        return f"the host is imported from {file.parent}, a copy that pip did not install"
     if installed.is_file() and installed.resolve() != file.resolve():
-        return f"the host comes from {file.parent}, which comes before the installed one in {installed.parent}"
+        return f"the host is imported from {file.parent} instead of the installed copy in {installed.parent}"
     return None
 
 

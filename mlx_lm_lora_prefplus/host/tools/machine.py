@@ -9,7 +9,7 @@ from typing import Any
 from ...backend import advice, reason
 
 Advice = tuple[str, str]
-"""What is wrong or slow, and what to do about it."""
+"""A problem (what is wrong or slow), and what to do about it."""
 
 BACKENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 OPTIMIZED_BLAS = ("openblas", "mkl", "blis", "atlas", "nvpl")
@@ -21,7 +21,7 @@ BLAS_ADVICE = (
 
 
 def device() -> dict[str, Any]:
-    """backend (metal, cuda, cpu or none), device (its name, or why there is none), memory (bytes, or None)."""
+    """Return backend (metal, cuda, cpu or none), device (its name, or why there is none), memory (bytes, or None)."""
     if missing := reason():
         return {"backend": "none", "device": missing, "memory": None}
     try:
@@ -32,12 +32,12 @@ def device() -> dict[str, Any]:
         backend = "metal" if mx.metal.is_available() else "cuda" if mx.default_device().type == mx.gpu else "cpu"
         name = str(mx.device_info().get("device_name", mx.default_device()))
         return {"backend": backend, "device": name, "memory": total_memory()}
-    except Exception as error:  # mlx without a backend for this machine
+    except Exception as error:  # mlx has no backend for this machine
         return {"backend": "none", "device": f"{type(error).__name__}: {error}", "memory": None}
 
 
 def backend_problems(backend: str) -> list[Advice]:
-    """Problems of an mlx without a backend, or with two."""
+    """Return problems of an mlx without a backend, or with two."""
     installed = [name for name in BACKENDS if _version(name)]
     problems: list[Advice] = []
     if backend == "none":
@@ -46,7 +46,7 @@ def backend_problems(backend: str) -> list[Advice]:
         others = " ".join(installed)
         problems.append(
             (
-                f"mlx has {len(installed)} backends that exclude one another: {', '.join(installed)}",
+                f"mlx has {len(installed)} backends, which cannot be installed together: {', '.join(installed)}",
                 f'pip uninstall {others}, then install one: pip install "mlx[cpu]" (or mlx[cuda12], mlx[cuda13])',
             )
         )
@@ -54,7 +54,7 @@ def backend_problems(backend: str) -> list[Advice]:
 
 
 def version_problems() -> list[Advice]:
-    """Packages that are older or newer than this release supports. `activate` checks the host's version."""
+    """Return packages that are older or newer than this release supports. `activate` checks the host's version."""
     problems: list[Advice] = []
     for requirement in _requirements():
         name, bounds = re.match(r"[\w.-]+", requirement), re.findall(r"(>=|<)\s*([\d.]+)", requirement)
@@ -65,7 +65,7 @@ def version_problems() -> list[Advice]:
             supported = ",".join(sign + bound for sign, bound in bounds)
             problems.append(
                 (
-                    f"{name[0]} {installed} is not a version that this release supports ({supported})",
+                    f"{name[0]} {installed} is not supported by this release (supported: {supported})",
                     f'pip install "{name[0]}{supported}"',
                 )
             )
@@ -73,7 +73,7 @@ def version_problems() -> list[Advice]:
 
 
 def notes(backend: str) -> list[Advice]:
-    """Notes on what works slowly, or only in our modes."""
+    """Return notes on what is slow, or works only in this package's modes."""
     problems: list[Advice] = []
     mlx, host = _version("mlx") or "", _version("mlx-lm-lora") or ""
     if mlx == "0.32.4" and host and _numbers(host) <= (5, 10, 2):
@@ -87,19 +87,22 @@ def notes(backend: str) -> list[Advice]:
     if sys.platform == "linux" and host and _numbers(host) <= (5, 10, 2):
         problems.append(
             (
-                f"mlx-lm-lora {host} on Linux: its own modes stop with KeyError: max_recommended_working_set_size",
-                "use the modes listed below; its other modes need a Mac",
+                f"mlx-lm-lora {host} on Linux: the host's modes stop with KeyError: max_recommended_working_set_size",
+                "use the modes listed below. The host's other modes need a Mac",
             )
         )
     if backend == "cpu" and sys.platform == "linux" and is_slow(loaded_libraries()):
         problems.append(
-            ("mlx multiplies matrices by the slow reference BLAS: float32 steps take many times as long", BLAS_ADVICE)
+            (
+                "mlx uses the slow reference BLAS to multiply matrices: float32 steps take many times as long",
+                BLAS_ADVICE,
+            )
         )
     return problems
 
 
 def loaded_libraries() -> list[str]:
-    """Paths of the shared libraries that this process has loaded once mlx is imported."""
+    """Return paths of the shared libraries that this process has loaded after importing mlx."""
     import mlx.core  # noqa: F401
 
     try:
@@ -110,7 +113,7 @@ def loaded_libraries() -> list[str]:
 
 
 def is_slow(libraries: list[str]) -> bool:
-    """Whether mlx uses a slow BLAS: there is one among the libraries, and no fast one besides numpy's and scipy's."""
+    """Return whether mlx uses a slow BLAS: one is among the libraries, and no fast one besides numpy's and scipy's."""
     ours = [path.lower() for path in libraries if "numpy" not in path and "scipy" not in path]
     has = lambda part: any(part in path for path in ours)  # noqa: E731
     return has("libblas") and not any(map(has, OPTIMIZED_BLAS))
@@ -119,7 +122,7 @@ def is_slow(libraries: list[str]) -> bool:
 def _requirements() -> list[str]:
     try:
         return requires("mlx-lm-lora-prefplus") or []
-    except PackageNotFoundError:  # run from a folder, not installed
+    except PackageNotFoundError:  # run from a folder without installation
         return []
 
 
@@ -131,7 +134,7 @@ def _version(name: str) -> str | None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """The numbers of a version without release candidate or build; trailing zeros are dropped."""
+    """Return the numbers of a version without release candidate or build. Trailing zeros are dropped."""
     leading = re.match(r"\d+(?:\.\d+)*", text)
     numbers = [int(part) for part in leading[0].split(".")] if leading else []
     while numbers and not numbers[-1]:

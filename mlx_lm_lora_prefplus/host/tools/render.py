@@ -70,8 +70,8 @@ def presets_in_short(presets: Iterable[Preset]) -> Group:
         ]
     blocks.append(
         Text(
-            "\nThese are starting points: what you give wins. Learning rates are as published, mostly for training all "
-            "weights; LoRA takes larger ones, often ten times."
+            "\nThese are starting points. Values that you set take precedence. Learning rates are the published ones, "
+            "mostly for training all weights. LoRA needs larger ones, often ten times as large."
         )
     )
     return Group(*blocks)

@@ -1,7 +1,7 @@
-"""An interpreter for MLX-LoRA-Studio that runs our functions instead of the app's own copy of the host.
+"""Make an interpreter for MLX-LoRA-Studio that runs this package's functions instead of the app's copy of the host.
 
 The app runs `<python> Backend/training_runner.py --spec run_spec.json` with its copy of the host on `PYTHONPATH`. Users
-can choose the interpreter, so we give them a script that starts Python without that copy.
+can choose the interpreter. This command writes a script for it, which starts Python without that copy.
 """
 
 import shlex
@@ -18,7 +18,7 @@ from ..originals import MARK
 
 SCRIPT = """#!/bin/sh
 # Written by `mlx_lm_lora.prefplus studio`: a Python for MLX-LoRA-Studio in which mlx-lm-lora-prefplus trains DPO, CPO
-# and ORPO. The app's own copy of mlx_lm_lora is taken off PYTHONPATH; the installed one is used instead.
+# and ORPO. The app's own copy of mlx_lm_lora is removed from PYTHONPATH, so that the installed one is used.
 export MLX_LM_LORA_PREFPLUS_PATCH=1
 export {variable}="${{{variable}:-$(cd "$(dirname "$0")" && pwd)/{file}}}"
 kept=
@@ -54,19 +54,19 @@ class Written(NamedTuple):
 
 
 def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
-    """Write the script and, unless it exists, a file of options beside it; then test the script.
+    """Write the script and, unless it exists, a file of options beside it. Then test the script.
 
     Arguments:
         folder: must not be hidden, because the app's file dialog has to list it.
         python: the interpreter in whose environment this package is installed.
 
     Raises:
-        UserError: a file cannot be written, or the script does not give our functions.
+        UserError: A file cannot be written, or the script does not give this package's functions.
     """
     folder = folder.expanduser().absolute()
     written = Written(folder / "python3", folder / FILE)
     if written.python.resolve() == Path(python).absolute():
-        raise UserError(f"{written.python} is the interpreter itself. Give another folder.")
+        raise UserError(f"{written.python} is the interpreter itself and would be replaced. Give another folder.")
     text = SCRIPT.format(variable=VARIABLE, file=FILE, python=shlex.quote(python))
     with whole_file(written.python) as file:
         file.write_text(text)
@@ -78,7 +78,7 @@ def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
     if process.stdout.split()[-1:] != ["True"]:
         error = (process.stderr.strip().splitlines() or ["the start-up hook did not run"])[-1]
         raise UserError(
-            f"{written.python} is written, but Python started by it does not use our functions: {error}. "
+            f"{written.python} was written, but the Python that it starts does not use this package: {error}. "
             "Run `mlx_lm_lora.prefplus doctor` to find out what to do."
         )
     return written
@@ -90,6 +90,6 @@ def instructions(written: Written) -> list[str]:
         f"Written: {written.python}",
         "In MLX-LoRA-Studio choose this file as the Python interpreter (custom path). DPO, CPO and ORPO then run on "
         "mlx-lm-lora-prefplus; every other mode runs on the mlx-lm-lora that is installed beside it.",
-        f"Options for which the app has no field: {written.options} (all runs), or {FILE} in the folder of a run's "
-        "adapters.",
+        f"Write options for which the app has no field to {written.options} (for all runs), or to {FILE} in a run's "
+        "adapter folder.",
     ]

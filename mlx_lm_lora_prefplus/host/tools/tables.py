@@ -1,4 +1,4 @@
-"""The tables of `modes` and `cache`: as narrow as their contents, with the longest text in the last column."""
+"""The tables of `modes` and `cache`: as narrow as their content, with the longest text in the last column."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ from ...storage.cache_folder import Entry
 
 
 def narrow_table(*headings: str) -> Table:
-    """Return a table without lines that never wraps names; the last column takes the remaining width."""
+    """Return a table without lines that never wraps names. The last column gets the remaining width."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for place, heading in enumerate(headings, start=1):
         table.add_column(heading, no_wrap=place < len(headings), overflow="fold")
@@ -21,7 +21,7 @@ def narrow_table(*headings: str) -> Table:
 
 
 def add_plain(table: Table, *cells: str) -> None:
-    """Add a row of plain text: rich would interpret the brackets of formulas as markup."""
+    """Add a row of plain text, because rich would interpret the brackets of formulas as markup."""
     table.add_row(*map(Text, cells))
 
 

@@ -219,5 +219,5 @@ def test_completions_of_other_rows_do_not_widen_a_batch():
 
 
 def test_one_row_alone_has_no_partner():
-    with pytest.raises(UserError, match="KTO .* at least two rows; there is 1"):
+    with pytest.raises(UserError, match="KTO .* at least two rows. There is 1"):
         list(iterate_batches(token_rows("unpaired", 1), batch_size=2, mismatched=True))

@@ -176,12 +176,12 @@ def test_broken_files_name_file_and_place(tmp_path, name):
 
 def test_nothing_in_the_folder_names_what_is_there(tmp_path):
     write(tmp_path / "preferences.jsonl", rows(1))
-    with pytest.raises(UserError, match=r"Expected train, valid and test files .*holds: preferences.jsonl"):
+    with pytest.raises(UserError, match=r"Expected train, valid and test files .*contains: preferences.jsonl"):
         find_sources(DataSettings(data=str(tmp_path)), ALL)
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match=r"holds: nothing"):
+    with pytest.raises(UserError, match=r"contains: nothing"):
         find_sources(DataSettings(data=str(tmp_path)), ALL)
 
 
@@ -245,7 +245,7 @@ def test_a_folder_saved_by_the_datasets_library(tmp_path):
 
 def test_a_data_set_without_our_splits_lists_its_own(tmp_path):
     datasets.DatasetDict({"gen": datasets.Dataset.from_list(rows(1))}).save_to_disk(tmp_path / "d")
-    with pytest.raises(UserError, match=r"none of the splits train, valid, test; it has: gen"):
+    with pytest.raises(UserError, match=r"none of the splits train, valid, test. It has: gen"):
         find_sources(DataSettings(data=str(tmp_path / "d")), ALL)
 
 

@@ -114,7 +114,7 @@ def test_flags(parser_of, words, key, value):
 def test_a_structure_that_is_no_yaml_is_a_usage_error(parser_of, capsys):
     with pytest.raises(SystemExit):
         parser_of("dpo").parse_args(["--lora-parameters", "{rank: "])
-    assert "not JSON or YAML" in capsys.readouterr().err
+    assert "not valid JSON or YAML" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--max-grad-norm", ""], ["--beta="], ["--lr-schedule", " "]])
@@ -122,7 +122,7 @@ def test_a_flag_without_a_value_is_a_usage_error(parser_of, capsys, words):
     """`--beta "$BETA"` with no such variable must not train with the default."""
     with pytest.raises(SystemExit):
         parser_of("dpo").parse_args(words)
-    assert "expected a value, found nothing" in capsys.readouterr().err
+    assert "the value is empty" in capsys.readouterr().err
 
 
 def test_the_list_of_host_modes_is_the_hosts(plain_host):
@@ -155,7 +155,7 @@ def test_resume_is_a_switch_and_with_a_file_the_hosts_abbreviation(parser_of, wo
         (["--sft-kin", "1"], "did you mean --sft-kind, of --train-mode fancy?"),
         (["--qqq"], "--qqq is not an option of --train-mode dpo."),
         (["--betta", "1", "--qqq"], "did you mean --beta? - --qqq is not an option of --train-mode dpo."),
-        (["--iters"], "--iters needs a value, and none was given."),
+        (["--iters"], "--iters needs a value, but none was given."),
         (["stray"], "'stray' does not belong to any option. Remove it."),
     ],
 )

@@ -149,7 +149,7 @@ def test_lora_parameters_are_completed(run_config):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"rank": 16, "alpha": 32}, "multiplied by scale itself, which is alpha / rank; here 32 / 16 = 2"),
+        ({"rank": 16, "alpha": 32}, "Set scale, which is alpha / rank; here 32 / 16 = 2"),
         ({"ranks": 16}, "has an unknown key ranks; did you mean rank? Known: rank, dropout, scale, keys"),
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, not 1.0"),
         ({"scale": float("nan")}, "scale must be a finite number, not nan"),
@@ -190,7 +190,7 @@ def test_a_good_lr_schedule(run_config):
     ("value", "said"),
     [
         ({"adamw": {"weight_decai": 1}}, "unknown argument weight_decai; did you mean weight_decay?"),
-        ({"adamw": {"learning_rate": 1}}, "give it as the key learning_rate"),
+        ({"adamw": {"learning_rate": 1}}, "Set the key learning_rate"),
         ({"adamw": 3}, "adamw must be a mapping"),
         ({"sgdm": {}}, "unknown optimizer sgdm"),
     ],

@@ -256,7 +256,7 @@ def test_without_a_reference_model_the_reference_is_the_model_with_its_adapters_
         seen.append((told, weights(trained)))
     assert [one["val_loss"] for one in seen[0][0].val] == pytest.approx([one["val_loss"] for one in seen[1][0].val])
     assert same(seen[0][1], seen[1][1], atol=1e-5)
-    assert "Reference: the model with its adapters off, as no ref_model is given" in capsys.readouterr().out
+    assert "Reference: the model with its adapters off, because no ref_model is given" in capsys.readouterr().out
 
 
 def test_without_adapters_the_reference_is_the_model_before_the_first_step():
@@ -294,7 +294,7 @@ def test_evaluation_without_a_reference_model_compares_with_the_adapters_off(cap
     ]
     assert both[0] == pytest.approx(both[1]) != pytest.approx(math.log(2), rel=1e-3)
     assert "Reference: the model with its adapters off" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"this model has no adapters.*Give the model that training began with"):
+    with pytest.raises(UserError, match=r"this model has no adapters.*Pass the model before training"):
         dropin.evaluate_dpo(tiny_llama(), None, data, loss_type="sigmoid", **given)
 
 
@@ -613,10 +613,10 @@ def test_numbers_of_items_come_along_and_our_own_rows_stay_what_they_are():
     ("items", "message"),
     [
         ([{"chosen": [1, 2], "rejected": [3, 4]}], "item 0: chosen and rejected must begin with the same token"),
-        ([{"chosen": [1], "rejected": [1, 2]}], "have a further one each"),
+        ([{"chosen": [1], "rejected": [1, 2]}], "at least one more"),
         ([{"prompt": "text", "completion": "text"}], "item 0: expected a dictionary with token ids .* keys prompt"),
         ([[1, 2, 3]], "found list"),
-        ([], "no row is left of 0"),
+        ([], "none of 0 rows"),
     ],
 )
 def test_items_that_cannot_be(items, message):
@@ -625,7 +625,7 @@ def test_items_that_cannot_be(items, message):
 
 
 def test_a_token_beyond_the_embeddings_is_refused():
-    with pytest.raises(UserError, match="up to number 900"):
+    with pytest.raises(UserError, match="up to 900"):
         go("cpo", rows=[{"prompt": [1], "chosen": [900], "rejected": [2]}])
 
 
@@ -676,7 +676,7 @@ def test_weights_of_others_are_moved_and_those_that_a_run_goes_on_from_stay(caps
     first = adapter_files("adapters")
     assert len(first) == 3
     go("cpo")
-    assert "held weights that this run did not make: they were moved to adapters/previous-1" in capsys.readouterr().out
+    assert "contained weights of another run. They were moved to adapters/previous-1" in capsys.readouterr().out
     assert adapter_files("adapters/previous-1") == first and len(adapter_files("adapters")) == 1
 
     resumed = with_lora(tiny_llama(), moved=False)

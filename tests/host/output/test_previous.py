@@ -1,4 +1,4 @@
-"""Weights that a run did not make are never replaced: moved aside and told, or the run does not start."""
+"""Weights that a run weights of another run are never replaced: moved aside and told, or the run does not start."""
 
 import json
 import re
@@ -51,13 +51,13 @@ def test_an_adapter_of_another_program_is_moved_and_the_ways_on_are_told(go, res
     before = content("adapters")
     out = go(resume=resume)
     assert content("adapters/previous-1") == before
-    told = next(line for line in out.splitlines() if "did not make" in line)
-    assert told.startswith("[WARNING] adapters holds weights that this run did not make. Before the first step, these ")
+    told = next(line for line in out.splitlines() if "weights of another run" in line)
+    assert told.startswith("[WARNING] adapters contains weights of another run. Before the first step, these ")
     assert "(adapters.safetensors and 1 more file, 0.00 MB) are moved to adapters/previous-1" in told
     assert "resume_adapter_file: adapters/adapters.safetensors starts from those weights" in told
-    assert "reference_model_path: adapters/adapters.safetensors compares with them" in told
-    assert "another adapter_path leaves them where they are" in told
-    assert out.index("did not make") < out.index("Loading model")
+    assert "reference_model_path: adapters/adapters.safetensors uses them as the reference" in told
+    assert "another adapter_path keeps them in place" in told
+    assert out.index("weights of another run") < out.index("Loading model")
     assert written_by_us(Path("adapters/adapters.safetensors"))
 
 
@@ -86,10 +86,10 @@ def test_nothing_moves_before_the_run_can_start(go):
 def test_a_resumed_run_knows_its_own_files_and_those_of_others(go):
     go()
     own = Path("adapters/adapters.safetensors").read_bytes()
-    assert "did not make" not in go(resume=True, iters=3) and not Path("adapters/previous-1").exists()
+    assert "weights of another run" not in go(resume=True, iters=3) and not Path("adapters/previous-1").exists()
     mx.save_safetensors("adapters/adapters.safetensors", {"of.another": mx.ones((2,))})
     other = Path("adapters/adapters.safetensors").read_bytes()
-    assert "adapters holds weights that are in none of the run's saved states" in go(resume=True, iters=4)
+    assert "adapters contains weights that are in none of the run's saved states" in go(resume=True, iters=4)
     assert Path("adapters/previous-1/adapters.safetensors").read_bytes() == other != own
 
 
@@ -100,7 +100,7 @@ def test_adapters_of_another_run_of_ours_are_kept_where_a_run_goes_on(go):
     other = Path("other/adapters.safetensors").read_bytes()
     Path("adapters/adapters.safetensors").write_bytes(other)
     assert written_by_us(Path("adapters/adapters.safetensors"))
-    assert "adapters holds weights that are in none of the run's saved states" in go(resume=True, iters=4)
+    assert "adapters contains weights that are in none of the run's saved states" in go(resume=True, iters=4)
     assert Path("adapters/previous-1/adapters.safetensors").read_bytes() == other
 
 
@@ -122,7 +122,7 @@ def test_going_on_from_a_file_of_the_same_folder(go, name, monkeypatch):
     assert not Path("adapters/previous-2").exists()
     assert content("adapters/previous-1") == first
     assert Path("adapters/adapters.safetensors").read_bytes() != first["adapters.safetensors"]
-    assert "holds weights that this run starts from" not in out
+    assert "contains weights that this run starts from" not in out
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_comparing_with_a_file_of_the_same_folder_also_after_a_resume(go, tmp_pa
     for name in ("adapters.safetensors", "adapter_config.json"):
         Path("adapters", name).write_bytes(Path("sft", name).read_bytes())
     go(adapter_path="alone", reference_model_path="sft", iters=3)
-    assert "starts from or compares with" in go(reference_model_path="adapters", iters=2)
+    assert "starts from or uses as its reference" in go(reference_model_path="adapters", iters=2)
     (tmp_path / "cache").rename(tmp_path / "gone")  # the reference is loaded again
     go(reference_model_path="adapters", iters=3, resume=True)
     assert content("adapters")["adapters.safetensors"] == content("alone")["adapters.safetensors"]
@@ -143,7 +143,7 @@ def test_a_fused_model_of_another_program_is_moved_and_our_own_is_replaced(go):
     Path("adapters").mkdir()
     for name in ("model.safetensors", "config.json", "tokenizer.json", "notes.txt"):
         Path("adapters", name).write_bytes(FOREIGN)
-    assert "adapters holds weights that this run did not make" in go(fuse=True)
+    assert "adapters contains weights of another run" in go(fuse=True)
     assert set(content("adapters/previous-1")) == {"model.safetensors", "config.json", "tokenizer.json"}
     assert set(content("adapters/previous-1").values()) == {FOREIGN}
     assert Path("adapters/notes.txt").read_bytes() == FOREIGN
@@ -174,7 +174,7 @@ def test_a_model_of_others_in_lm_studio_is_not_replaced(go, monkeypatch, tmp_pat
     go(fuse=True, lm_studio_name="mine")
     go(fuse=True, lm_studio_name="mine", seed=2)
     (folder / "model.safetensors").write_bytes(FOREIGN)
-    with pytest.raises(UserError, match="lm_studio_name: .* holds a model that no run of this package wrote"):
+    with pytest.raises(UserError, match="lm_studio_name: .* which no run of this package wrote"):
         go(fuse=True, lm_studio_name="mine")
     assert (folder / "model.safetensors").read_bytes() == FOREIGN
 

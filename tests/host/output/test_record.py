@@ -49,7 +49,7 @@ def test_a_run_says_what_it_was_started_with(go):
 def test_nothing_is_recorded_where_the_run_cannot_start(go):
     with pytest.raises(UserError):
         go(beta=-1)
-    with pytest.raises(UserError, match="sample_prompts: there is nothing to validate on"):
+    with pytest.raises(UserError, match="sample_prompts: there are no validations"):
         go(sample_prompts=2, val_batches=0)
     assert not Path("adapters/run.json").exists()
 

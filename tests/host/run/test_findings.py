@@ -58,7 +58,7 @@ def test_rows_that_are_cut_one_sided_and_without_validation(told, tmp_path):
     assert "train: 30 of 30 rows are truncated to max_seq_length" in text
     assert "train: chosen is longer than rejected in 100% of the pairs" in text
     assert "There is no validation (no valid rows)" in text
-    assert "train: column videos is not used: the model sees only the text" in text
+    assert "train: column videos is not used, because the model sees only text" in text
     assert "train: these columns are not used: source." in text
 
 
@@ -89,9 +89,7 @@ def test_settings_that_have_no_effect(told, tmp_path, model_folder):
     text = told(epochs=2, val_batches=0, max_seq_length=context + 1)
     assert "epochs: 2 has no effect if iters is set (1)" in text
     assert "There is no validation (val_batches: 0)" in text
-    assert (
-        f"max_seq_length {context + 1} is beyond the model's context of {context} tokens, and no row is longer" in text
-    )
+    assert f"max_seq_length {context + 1} exceeds the model's context of {context} tokens, and no row is longer" in text
     assert "not used" not in text
 
 
@@ -100,7 +98,7 @@ def test_all_weights_of_a_quantised_model(told, tmp_path):
     for split in ("train", "valid"):
         write(tmp_path / "data", split, 3)
     text = told(train_type="full", load_in_4bits=True)
-    assert "train_type: full on a quantised model trains only what is not quantised" in text
+    assert "train_type: full on a quantised model trains only unquantised weights" in text
 
 
 def test_a_sound_run_is_told_nothing(told, tmp_path):

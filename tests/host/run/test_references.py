@@ -142,7 +142,7 @@ def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):
     """The pass is over the rows of validation alone."""
     changes = {"num_layers": 1, "epochs": 2, "iters": None}
     out, _ = go(adapter_path="cold", **changes)
-    assert "computed in its first step, where layers 1 to 1 of 2 run once for policy and reference" in out
+    assert "computed in their first step, where policy and reference share layers 1 to 1 of 2" in out
     assert "no second model, 0 of 13 rows from the cache" in out
     assert sorted(np.isfinite(np.load(file)).all(axis=1).sum() for file in own_cache.glob("*.npy")) == [3, 10]
     no_pass()

@@ -248,7 +248,7 @@ def test_it_learns(go):
     [
         ({"train": False}, "Nothing to do: give --train, --test or both"),
         ({"train": False, "test": True}, "adapter_path: there is no folder adapters to test"),
-        ({"model": "data"}, r"model: the folder data holds no weights"),
+        ({"model": "data"}, r"model: the folder data contains no weights"),
         ({"adapter_path": "data/train.jsonl"}, "adapter_path: data/train.jsonl cannot be written"),
         ({"resume_adapter_file": "no.safetensors"}, "resume_adapter_file: there is no file no.safetensors"),
         ({"resume_adapter_file": "data"}, "resume_adapter_file: data is a folder. Name the file in it"),
@@ -259,11 +259,11 @@ def test_it_learns(go):
             "no test rows in data/test.jsonl. Give a folder that holds test.jso",
         ),
         ({"reference_model_path": "./nowhere"}, "reference_model_path: ./nowhere does not exist"),
-        ({"test": True, "test_batches": 0}, "test_batches: 0 leaves nothing to test"),
+        ({"test": True, "test_batches": 0}, "test_batches is 0, so there is nothing to test"),
         ({"beta": 0}, "beta"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"loss_type": "sigmiod"}, "sigmoid"),
-        ({"lora_parameters": {"keys": ["attention"]}}, "keys .'attention'. name no layer"),
+        ({"lora_parameters": {"keys": ["attention"]}}, "keys .'attention'. match no layer"),
     ],
     ids=str,
 )

@@ -47,8 +47,8 @@ def test_rows_that_stand_alone_are_told(go):
 
 @pytest.mark.slow
 def test_more_layers_than_there_are_is_told(go):
-    assert "num_layers 99: the model has 2 layers, and all of them get adapters." in go(num_layers=99)[0]
-    assert "all of them" not in go(num_layers=2, adapter_path="other")[0]
+    assert "num_layers 99: the model has only 2 layers. All of them get adapters." in go(num_layers=99)[0]
+    assert "All of them" not in go(num_layers=2, adapter_path="other")[0]
 
 
 @pytest.mark.parametrize(

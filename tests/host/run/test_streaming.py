@@ -56,7 +56,7 @@ def test_the_loss_begins_at_ln_2_and_the_start_says_that_rows_are_streamed(go):
     assert [info["train_loss"] for info in seen.train] == pytest.approx([math.log(2)] * 6, rel=1e-6)
     assert seen.val[0]["val_loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert "rows: streaming, number unknown, shuffled 4 at a time" in out
-    assert "of training rows computed as they come" in out
+    assert "training rows are computed when used" in out
     assert "train.jsonl (streamed, total number unknown; this is about the first 4)" in " ".join(out.split())
 
 
@@ -168,8 +168,8 @@ def test_rows_that_cannot_be_used_are_left_out(go, tmp_path):
     [
         ({"iters": None}, "streaming: True (command line) needs iters"),
         ({"iters": None, "epochs": 2}, "epochs: 2 cannot be counted"),
-        ({"train_type": "full"}, "train_type full has none"),
-        ({"reference_model_path": "elsewhere"}, "and not with reference_model_path"),
+        ({"train_type": "full"}, "train_type full has no adapters"),
+        ({"reference_model_path": "elsewhere"}, "cannot use reference_model_path"),
         ({"streaming": False}, "shuffle_buffer: 4 (command line) has no effect without streaming"),
         ({"shuffle_buffer": -1}, "shuffle_buffer: -1"),
         ({"data": None, "hf_dataset": {"path": "data/train.jsonl"}}, "a part of a split cannot be streamed"),

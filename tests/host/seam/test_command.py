@@ -119,7 +119,7 @@ def test_an_interrupted_run_of_ours_ends_in_a_line(host, our_run, command_line, 
     with pytest.raises(SystemExit) as stopped:
         host.main()
     assert stopped.value.code == 130
-    assert "Interrupted. Adapter files that were saved before are complete." in capsys.readouterr().err
+    assert "Interrupted. Adapter files that were already saved are complete." in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         host.main({"train_mode": "dpo"})
 

@@ -64,8 +64,8 @@ def test_versions_this_release_does_not_work_with(installed, monkeypatch):
     )
     installed(mlx="0.30.1", mlx_lm="0.32", pluggy="2.0.1")
     assert machine.version_problems() == [
-        ("mlx 0.30.1 is not a version that this release supports (>=0.32.3)", 'pip install "mlx>=0.32.3"'),
-        ("pluggy 2.0.1 is not a version that this release supports (<2,>=1.5)", 'pip install "pluggy<2,>=1.5"'),
+        ("mlx 0.30.1 is not supported by this release (supported: >=0.32.3)", 'pip install "mlx>=0.32.3"'),
+        ("pluggy 2.0.1 is not supported by this release (supported: <2,>=1.5)", 'pip install "pluggy<2,>=1.5"'),
     ]
 
 

@@ -239,7 +239,7 @@ def test_the_interpreter_is_a_plain_one_otherwise(app, python):
 
 def test_an_interpreter_that_would_not_work_is_told(app, monkeypatch):
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS", "0")
-    with pytest.raises(UserError, match="does not use our functions: the start-up hook did not run"):
+    with pytest.raises(UserError, match="does not use this package: the start-up hook did not run"):
         studio.write_interpreter(app.folder / "x")
 
 

@@ -9,13 +9,13 @@ from .optimizers import bits_problem, optimizer_problems
 from .problems import Joined, Problems, nearest
 
 MOST_RANK = 2**16
-"""No matrix of a model is as wide, so adapters of this rank would be larger than the weights they adapt."""
+"""Largest rank. No matrix of a model is as wide, so the adapters would be larger than the weights they adapt."""
 
 STEPS = (0, 1, 2, 10, 1000, 10**6)
 """Updates at which the check evaluates a schedule."""
 
 LORA_DEFAULTS = {"rank": 8, "dropout": 0.0, "scale": 10.0}
-"""The host's defaults for keys that a config leaves out."""
+"""The host's defaults for keys that are not in the config."""
 
 LORA_KEYS = (*LORA_DEFAULTS, "keys")
 LOAD_IN = ("load_in_4bits", "load_in_6bits", "load_in_8bits", "load_in_mxfp4")
@@ -36,14 +36,14 @@ def check_nested(joined: Joined, problems: Problems) -> None:
                 problems.add(key, value, joined.sources[key], what)
         elif value is not None:
             problems.add(key, value, joined.sources[key], f"must be a mapping, for example {EXAMPLES[key]}")
-            del joined.values[key]  # the schema would report it a second time
+            del joined.values[key]  # the schema would report it again
     bits = joined.values.get("optimizer_bits")
     if what := bits_problem(bits, joined.values.get("optimizer")):
         problems.add("optimizer_bits", bits, joined.sources["optimizer_bits"], what)
     loads = [key for key in LOAD_IN if joined.values.get(key)]
     if len(loads) > 1:
         sources = ", ".join(dict.fromkeys(joined.sources[key] for key in loads))
-        problems.lines.append(f"{' and '.join(loads)} ({sources}) exclude one another: give one")
+        problems.lines.append(f"{' and '.join(loads)} ({sources}) exclude one another. Give only one")
 
 
 def _lora(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
@@ -72,7 +72,7 @@ def lora_problems(parameters: Mapping[str, Any]) -> Iterable[str]:
 def _alpha(value: Mapping[str, Any], rank: Any) -> Iterable[str]:
     alpha = value["alpha"]
     example = f"; here {alpha} / {rank} = {alpha / rank:g}" if _is_number(alpha) and _is_number(rank) and rank else ""
-    yield f"alpha is not a key here: the update is multiplied by scale itself, which is alpha / rank{example}"
+    yield f"alpha is not a key here. Set scale, which is alpha / rank{example}"
 
 
 def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
@@ -104,7 +104,7 @@ def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
 
 
 def _wrong_rate(schedule: Callable[..., Any], arguments: Sequence[Any]) -> str | None:
-    """Describe what is wrong with the learning rates of a schedule; None if nothing is."""
+    """Describe what is wrong with the learning rates of a schedule; None if they are valid."""
     import mlx.core as mx
 
     try:

@@ -1,4 +1,4 @@
-"""The optimisers of MLX by the names that a config gives them, and the checks of their arguments."""
+"""The optimisers of MLX by their names in a config, and the checks of their arguments."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -8,21 +8,21 @@ from ....settings import Optimizer, RunSettings
 from .problems import nearest
 
 MOST_TURNS = 1000
-"""Most iterations of an optimizer within one update; Muon's default is 5."""
+"""Most iterations within one update of an optimiser. Muon's default is 5."""
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"adafactor": {"relative_step": False}}
-"""Defaults that differ from MLX's: with MLX's own, Adafactor ignores the learning rate of the config."""
+"""Defaults that differ from MLX's. With MLX's default, Adafactor ignores the learning rate of the config."""
 
 
 def optimizer_class(name: str) -> Any:
-    """The class of `mlx.optimizers` with this name in small letters."""
+    """Return the class of `mlx.optimizers` that has this name in lower case."""
     import mlx.optimizers
 
     return next(one for key, one in vars(mlx.optimizers).items() if key.lower() == name and inspect.isclass(one))
 
 
 def build_optimizer(settings: RunSettings) -> Any:
-    """The optimiser of the settings, with its arguments and schedule."""
+    """Return the optimiser of the settings, with its arguments and schedule."""
     from mlx_lm.tuner.utils import build_schedule
 
     rate = build_schedule(settings.lr_schedule) if settings.lr_schedule else settings.learning_rate
@@ -65,7 +65,7 @@ def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:
     for key, argument in value[chosen].items():
         problem = None
         if key == "learning_rate":
-            problem = f"{chosen} has a learning_rate: give it as the key learning_rate of the run"
+            problem = f"{chosen} has a learning_rate. Set the key learning_rate of the run instead"
         elif key not in allowed:
             problem = f"{chosen} has an unknown argument {key}{nearest(key, allowed)} Known: {', '.join(allowed)}"
         elif requirement := _unmet_requirement(argument, parameters[key].default):
@@ -76,12 +76,12 @@ def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:
     if not wrong:
         try:
             optimizer_class(chosen)(learning_rate=1e-5, **value[chosen])
-        except ValueError as error:  # arguments that do not go together
+        except ValueError as error:  # arguments that are invalid together
             yield f"{chosen}: {error}"
 
 
 def _unmet_requirement(value: Any, default: Any) -> str | None:
-    """What an argument of an optimizer must be, judged by its default; None if the value is that."""
+    """Return what an argument of an optimiser must be, judged by its default; None if the value is valid."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Checks of the joined settings. They collect every problem, so that one error lists all of them."""
+"""Checks of the merged settings. They collect every problem, so that one error lists all of them."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ from ..names import nearest
 from ..option_fields import option_fields
 
 MOST_CHARACTERS = 200
-"""Characters of a value that a message prints at most."""
+"""A message prints at most this many characters of a value."""
 
 
 class Joined(NamedTuple):
-    """The levels joined, before they are checked.
+    """The settings of all levels merged, before they are checked.
 
-    values, sources: key → value, and key → the source it came from.
+    values: key → value. sources: key → the source of its value.
     user_sources: the sources that the user wrote.
     host_keys: the keys of the host.
     """
@@ -27,7 +27,7 @@ class Joined(NamedTuple):
     host_keys: frozenset[str]
 
     def set_by_user(self, key: str) -> bool:
-        """Whether the user wrote this key."""
+        """Return whether the user wrote this key."""
         return self.sources.get(key) in self.user_sources
 
 
@@ -38,7 +38,9 @@ class Problems:
         self.lines: list[str] = []
 
     def add(self, key: str, value: Any, source: str | None, what: str) -> None:
-        """Record a problem: the key, its value, the value's source, and a clause that says what is allowed."""
+        """Record a problem. Its text has the key, its value, the value's source, and a clause that says what is
+        allowed.
+        """
         end = "" if what.endswith((".", "?")) else "."
         self.lines.append(f"{key}: {_shortened(value)} ({source}) {what}{end}")
 
@@ -51,7 +53,7 @@ class Problems:
 
 
 def _shortened(value: Any) -> str:
-    """The repr of a value, cut after `MOST_CHARACTERS`."""
+    """Return the repr of a value, cut after `MOST_CHARACTERS`."""
     if isinstance(value, int) and abs(value) >= 10**MOST_CHARACTERS:
         return f"a number of more than {MOST_CHARACTERS} digits"
     text = repr(value)
@@ -71,7 +73,7 @@ def checked(schema: type, joined: Joined, problems: Problems) -> Any:
 
 
 HOST_LOSSES = ("sigmoid", "hinge", "ipo", "dpop")
-"""The values of the host's `dpo_cpo_loss_type`. Its config files may set the key in modes without such losses."""
+"""Return the allowed values of the host's `dpo_cpo_loss_type`. Config files may also set the key in other modes."""
 
 
 def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, problems: Problems) -> list[str]:
@@ -81,12 +83,12 @@ def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, probl
     if trainer.losses and theirs in HOST_LOSSES and not set(HOST_LOSSES) & set(trainer.losses):
         del values["dpo_cpo_loss_type"], names["dpo_cpo_loss_type"]
         note = [
-            f"dpo_cpo_loss_type: {theirs} ({source}) is for modes dpo and cpo and is ignored in mode {trainer.mode}"
+            f"dpo_cpo_loss_type: {theirs} ({source}) applies to modes dpo and cpo. It is ignored in mode {trainer.mode}"
         ]
     else:
         note = []
     if len(names) == 2 and loss_names(names["loss_type"]) != loss_names(theirs):
-        other = f"and dpo_cpo_loss_type: {theirs!r} are two names of one key: give one of them"
+        other = f"and dpo_cpo_loss_type: {theirs!r} are two names of one key. Give only one of them"
         problems.add("loss_type", names["loss_type"], source, other)
     for value in list(names.values())[:1]:
         values.update(loss_type=value, dpo_cpo_loss_type=value)
@@ -97,8 +99,8 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
     """Check the names of the losses, and that the chosen losses use every option that the user set.
 
     Returns:
-        Notes on keys of the host that the chosen losses do not use. They are not errors, because config files that
-        serve several modes contain such keys.
+        Notes on keys of the host that the chosen losses do not use. They are not errors, because config files for
+        several modes contain such keys.
     """
     if not trainer.losses:
         return []
@@ -118,12 +120,12 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
 def check_streaming(
     trainer: Trainer, settings: Any, data: Any, options: Any, joined: Joined, problems: Problems
 ) -> None:
-    """Check what streamed rows need. The settings are None where they have problems of their own."""
+    """Check what streamed rows need. The settings are None if they have other problems."""
     if not (settings and data and options):
         return
     if not data.streaming:
         if joined.set_by_user("shuffle_buffer"):
-            what = "has no effect without streaming: true. Leave it out, or set streaming"
+            what = "has no effect without streaming: true. Remove it, or set streaming"
             problems.add("shuffle_buffer", data.shuffle_buffer, joined.sources["shuffle_buffer"], what)
         return
     if not settings.train:
@@ -134,23 +136,25 @@ def check_streaming(
 
     if not settings.iters:
         epochs = f"; epochs: {settings.epochs} cannot be counted" if settings.epochs else ""
-        add(f"needs iters, the number of micro-batches to train, since the number of rows is not known{epochs}")
+        add(f"needs iters, the number of micro-batches to train, because the number of rows is unknown{epochs}")
     if not trainer.needs_reference(options):
         return
     if settings.reference_model_path:
         add(
-            "compares with the model as it is with its adapters off, and not with reference_model_path. Fuse the "
-            "adapters of the reference into the model first (mlx_lm.fuse), and leave reference_model_path out"
+            "uses the model without its adapters as the reference and cannot use reference_model_path. Fuse the "
+            "adapters of the reference into the model first (mlx_lm.fuse), and remove reference_model_path"
         )
     if settings.train_type == "full":
         add(
-            "compares with the model as it is with its adapters off, and train_type full has none. Set train_type: "
-            "lora, or choose a mode without a reference, such as cpo, simpo or orpo"
+            "uses the model without its adapters as the reference, but train_type full has no adapters. Set "
+            "train_type: lora, or choose a mode without a reference, such as cpo, simpo or orpo"
         )
 
 
 def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems: Problems) -> list[str]:
-    """Report options that only losses other than the chosen ones use. Options of no loss belong to the mode."""
+    """Report options that are used only by losses other than the chosen ones. Options that no loss uses belong to the
+    mode.
+    """
     notes, fields = [], option_fields(trainer.options)
     idle = idle_options(trainer.losses, names, [key for key in fields if joined.set_by_user(key)])
     for key, users in idle.items():
