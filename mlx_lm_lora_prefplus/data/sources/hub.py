@@ -153,11 +153,11 @@ def hub_answers() -> bool:
 
 
 def _failed(source: str, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no further reason given'}"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
     if isinstance(error, ConnectionError):
         reason = "The hub cannot be reached, and this machine has no copy of the data set"
     return UserError(
         f"{source}: cannot be loaded as a data set. {reason[:600].rstrip('.')}. "
-        "Check the name, the split and (for several configurations) hf_dataset: {path: …, config: {name: …}}; "
-        "without a network use local files."
+        "Check the name, the split and (for several configurations) hf_dataset: {path: …, config: {name: …}}. "
+        "Without a network, use local files."
     )

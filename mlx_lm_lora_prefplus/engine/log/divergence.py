@@ -7,7 +7,8 @@ from .history import FEW_ROWS, History, Report, RunInfo, latest_mean, values
 
 
 def drift_of(history: History, run: RunInfo) -> tuple[float, float]:
-    """How far the policy is from its reference on a completion (nats), and the tokens of one; 0, 0 if not known.
+    """Return the policy's distance from its reference on a completion (nats), and the completion's tokens; 0, 0 if
+    unknown.
 
     Both are means over the chosen and the rejected completions of the latest rows (see `latest_mean`).
     """
@@ -49,9 +50,10 @@ EARLY = 20
 """Number of first updates in which a reasonable learning rate moves the policy only a little."""
 
 LOST, ABSURD = 2.0, -8.0
-"""Nats per token: healthy early updates lose less than LOST, and no pretrained model finds text below ABSURD.
+"""Nats per token. Healthy early updates lose less than LOST. No pretrained model assigns real text less than ABSURD.
 
-A loss of LOST is enough where both means are of many rows; of few rows, other rows explain a larger difference.
+A loss of LOST is a sign of divergence only if both means are over many rows. With few rows, the choice of rows explains
+larger differences.
 """
 
 
@@ -140,5 +142,5 @@ def _unlearned(history: History) -> str | None:
             return f"the chosen completions have fallen from {before:.1f} to {now.value:.1f} nats per token at once"
         return None
     if now.value < ABSURD:
-        return f"the chosen completions have {now.value:.1f} nats per token, less than any pretrained model gives text"
+        return f"the chosen completions have {now.value:.1f} nats per token, lower than under any pretrained model"
     return None

@@ -59,18 +59,18 @@ FALLEN = 0.5
 
 
 ENOUGH_ROWS = 30
-"""The first reports must hold this many rows, else a few easy rows at the start look like a fall later."""
+"""The first reports must contain this many rows. Otherwise a few easy rows at the start look like a fall later."""
 
 
 def chosen_falling(history: History, run: RunInfo) -> str | None:
     """Warn of likelihood displacement (Razin et al. 2024, arXiv:2410.08847): chosen completions become less likely.
 
-    In validations, the last two must both be low. Reports of training hold other rows each time, so the fall must
-    also be three standard errors.
+    In validations, the last two must both be low. Training reports contain other rows each time, so the fall must also
+    exceed three standard errors.
     """
     name = "logps_per_token/chosen"
     valid = values(history.valid, name)
-    if len(valid) >= 2:  # the same rows each time
+    if len(valid) >= 2:  # validation uses the same rows each time
         before, now, error = valid[0], max(valid[1:][-2:]), 0.0
     else:
         train = measured(history.train, name)

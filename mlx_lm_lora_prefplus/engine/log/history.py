@@ -70,7 +70,9 @@ def values(reports: Sequence[Report], name: str) -> list[float]:
 
 
 def measured(reports: Sequence[Report], name: str) -> list[Report]:
-    """The reports that measured this metric. One without such a row, say a desirable one, repeats the last value."""
+    """Return the reports that measured this metric. A report without such a row (such as a desirable one) repeats the
+    last value and is left out.
+    """
     having = [report for report in reports if name in report]
     return [report for place, report in enumerate(having) if not place or report[name] != having[place - 1][name]]
 
@@ -83,11 +85,13 @@ class LatestMean(NamedTuple):
 
 
 FEW_ROWS = 12
-"""Fewer rows than this are too few to judge a mean: single rows differ by several nats per token."""
+"""Fewer rows than this are too few for a mean: single rows differ by several nats per token."""
 
 
 def latest_mean(reports: Sequence[Report], name: str) -> LatestMean | None:
-    """The mean of a metric over the latest reports that hold `FEW_ROWS` rows together; None if all hold fewer."""
+    """Return the mean of a metric over the latest reports that together contain `FEW_ROWS` rows; None if all contain
+    fewer.
+    """
     total = rows = 0.0
     for report in reversed(measured(reports, name)):
         count = report.get("rows", 0)
