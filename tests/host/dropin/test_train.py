@@ -495,7 +495,7 @@ def test_any_loss_of_the_mode_trains_and_evaluates(name):
 
 
 def test_a_loss_of_lists_is_refused():
-    with pytest.raises(UserError, match="plackett_luce takes ranked rows"):
+    with pytest.raises(UserError, match="plackett_luce needs ranked rows"):
         go("dpo", loss_type="plackett_luce")
 
 

@@ -193,7 +193,7 @@ def test_qat_trains_differently_and_leaves_nothing(go, mode):
 
 def test_qat_on_a_quantised_base_says_so(go):
     out, _ = go(qat_enable=True, load_in_4bits=True)
-    assert "qat_enable has no effect here" in out
+    assert "qat_enable has no effect, because" in out
 
 
 def test_fuse_writes_a_model_that_answers_like_the_adapters(go, model_folder):
@@ -246,7 +246,7 @@ def test_it_learns(go):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": False}, "Nothing to do: give --train, --test or both"),
+        ({"train": False}, "Nothing to do. Give --train, --test or both"),
         ({"train": False, "test": True}, "adapter_path: there is no folder adapters to test"),
         ({"model": "data"}, r"model: the folder data contains no weights"),
         ({"adapter_path": "data/train.jsonl"}, "adapter_path: data/train.jsonl cannot be written"),
