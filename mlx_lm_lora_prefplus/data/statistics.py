@@ -42,7 +42,7 @@ def statistics_of(split: Split) -> dict[str, Any]:
         "repeated": _repeated(rows),
     }
     if report.kind == "paired":
-        statistics["length_bias"] = _bias_of(rows)
+        statistics["length_bias"] = length_bias(rows)
     if report.kind == "unpaired":
         statistics["labels"] = {"desirable": report.desirable, "undesirable": report.undesirable}
     if report.kind == "ranked":
@@ -55,7 +55,7 @@ def data_warnings(rows: Mapping[str, Dataset], truncated: Mapping[str, int]) -> 
     """Return one sentence for each problem in the rows of the splits. truncated: split → rows that were truncated."""
     messages = []
     for name, table in rows.items():
-        bias, repeated = _bias_of(table), _repeated(table)
+        bias, repeated = length_bias(table), _repeated(table)
         if bias and bias["strong"]:
             longer = "longer" if bias["chosen_longer"] > bias["rejected_longer"] else "shorter"
             messages.append(
@@ -80,8 +80,8 @@ def data_warnings(rows: Mapping[str, Dataset], truncated: Mapping[str, int]) -> 
     return messages + _leaks(rows)
 
 
-def _bias_of(rows: Dataset) -> dict[str, Any] | None:
-    """Return `_bias` of the pairs; None for rows of another kind."""
+def length_bias(rows: Dataset) -> dict[str, Any] | None:
+    """Return how often a side of the pairs is longer (see `_bias`); None for rows of another kind."""
     if not {"chosen", "rejected"} <= set(rows.column_names):
         return None
     return _bias(*(_counted(rows, side) for side in ("chosen", "rejected")))

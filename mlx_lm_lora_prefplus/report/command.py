@@ -18,6 +18,8 @@ def report(
     """
     from ..errors import UserError
     from ..storage.atomic import whole_file
+    from ..wrapping import wrapped_on_terminal
+    from .next_step import next_step
     from .page import page
     from .results.evidence import evidence_of
     from .results.runs import read_runs
@@ -36,7 +38,9 @@ def report(
     for record in rounds:
         print(verdict_of(record))
     for run in runs:
-        print(f"{run.name}: {verdict(evidence_of(run)).text}")
+        found = verdict(evidence_of(run))
+        print(wrapped_on_terminal(f"{run.name}: {found.text}"))
+        print(wrapped_on_terminal(f"Next: {next_step(found, run)}"))
         for note in run.notes:
             print(f"  {note}")
     print(f"Written: {target}")

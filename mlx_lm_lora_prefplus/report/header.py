@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 
-from .drawing.elements import percentage, texts
+from ..engine.files.names import STOPPED
+from .drawing.elements import texts, with_code
 from .drawing.svg import number, swatch
+from .next_step import next_step
 from .results.evidence import evidence_of
-from .results.intervals import Figure, interval_of_rows
+from .results.intervals import Figure, interval_of_rows, percentage
 from .results.runs import Report, RunRecord
 from .results.verdict import CHOSEN_FALL, CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, Verdict, verdict
-from .settings import value_of
+from .settings import summary_of, value_of
 
 SIGNS = {"worked": "✓", "partly": "≈", "failed": "✗", "unknown": "–"}
 
@@ -23,19 +25,28 @@ RULE = f"""<ul>
 above {percentage(GOOD_ACCURACY)}; there are at least {FEWEST_ROWS} rows; the margin is positive; the loss is not above
 its start; the chosen completions have not lost more than {CHOSEN_FALL:.0f} nat per token of log-probability; the rows
 were not trained on.</li>
-<li><b>It learns, but</b>: the accuracy is clearly above that before training, and one of the other conditions is not
-met.</li>
-<li><b>No sign that it worked</b>: the interval contains the accuracy before training.</li>
+<li><b>It learns, but</b>: the interval lies above the accuracy before training, and one of the other conditions is
+not met. Or the accuracy was above {percentage(GOOD_ACCURACY)} before training already, it did not fall, and loss and
+margin improved.</li>
+<li><b>No sign that it worked</b>: the interval contains the accuracy before training, or there are fewer than
+{FEWEST_ROWS} rows.</li>
 <li><b>It did harm</b>: the whole interval lies below the accuracy before training.</li>
 <li><b>It diverged</b>: the last loss is more than {DIVERGENCE:.0f} times the first, or more than
 {percentage(CLEAR_RISE)} above it after the warning that the learning rate is too high.</li>
 <li><b>It stopped with an error</b>: an error ended the run.</li>
+<li><b>Too early to judge</b>: there is only one report so far.</li>
+<li><b>No verdict</b>: the mode reports no accuracy.</li>
 </ul>
-<p>The accuracy is the share of rows in which the chosen completion gets the higher reward; a tie counts one half.
+<p>The verdict compares the last validation with the first. Without validation rows it compares the last training
+reports with the first.</p>
+<p>The accuracy is the share of rows in which the chosen completion gets the higher reward; a tie counts one half. In
+KTO and BCO, it is the share of rows whose reward has the sign of their label.
 Before training, a policy equals its reference, so that all rows are ties and the accuracy is 50 %. In modes without a
 reference (CPO, SimPO, ORPO) it is that of the untrained model.</p>
 <p>The 95 % interval (Wilson's score interval) says how far the accuracy on many more rows of the same kind could be
 from the one measured. More rows make it narrower.</p>
+<p>If the chosen completion is the longer one in most rows, a model can reach a high accuracy by preferring long
+answers. The verdict says so where that preference alone would explain the accuracy.</p>
 """
 
 
@@ -70,7 +81,7 @@ def _subject(run: RunRecord) -> str:
 
 def _facts(run: RunRecord) -> str:
     """Return loss, length, start and folder of a run."""
-    summary = dict(line.split(": ", 1) for line in texts(run.about.get("summary")) if ": " in line)
+    summary = summary_of(run)
     date, planned = _date(run), run.about.get("iters")
     known = isinstance(planned, int) and planned > 0
     length = f"{run.iterations:,} of {planned:,} iterations" if known else f"{run.iterations:,} iterations"
@@ -104,9 +115,11 @@ def _verdict(place: int, run: RunRecord, several: bool) -> str:
     name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b>'
     subject = f'<p class="subject">{name}{escape(_subject(run))}</p>'
     sentences = [_sentence(evidence), *found.remarks]
-    if count := len(run.warnings):
-        sentences.insert(1, f"{count} warning{'s' * (count > 1)} during training, shown below.")
+    during = sum(warning.name != STOPPED for warning in run.warnings)
+    if count := during + len(texts(run.about.get("warnings"))):
+        sentences.append(f"{count} warning{'s' * (count > 1)}: see below.")
     points = "".join(f"<p>{escape(text)}</p>" for text in sentences if text)
+    points += f'<p class="next"><b>Next:</b> {with_code(next_step(found, run))}</p>'
     return (
         f'<div class="verdict {found.outcome}"><span class="sign" aria-hidden="true">{SIGNS[found.outcome]}</span>'
         f"<div>{subject if several else ''}<p>{_outcome(found)}</p>{points}</div></div>"

@@ -4,11 +4,18 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..engine.files.names import REFERENCE_DIGEST
 from .drawing.elements import folded, format_value, mapping, per_run, run_name, section, table, text_block, texts
 from .results.runs import RunRecord, Sample
+from .settings import summary_of
 
 SHOWN_SAMPLES = 5
 """Number of prompts whose completions are shown; the rest is folded."""
+
+NO_SAMPLES = (
+    '<p class="key">This run completed no prompts. With <code>sample_prompts: 4</code> in its config, a run completes '
+    "four validation prompts at each validation, and this page shows the answers before and after training.</p>"
+)
 
 
 def warnings(runs: Sequence[RunRecord]) -> str:
@@ -27,7 +34,7 @@ def samples(runs: Sequence[RunRecord]) -> str:
     """Render completions of the same prompts before and after training, side by side; earlier ones folded."""
     prompts = list(dict.fromkeys(sample.prompt for run in runs for sample in run.samples))
     if not prompts:
-        return ""
+        return section("samples", "Samples", NO_SAMPLES)
     articles = [_sample(prompt, runs) for prompt in prompts]
     rest = articles[SHOWN_SAMPLES:]
     more = folded(f"More prompts ({len(rest)})", "".join(rest)) if rest else ""
@@ -112,11 +119,16 @@ def _count(value: Any) -> str:
 
 def versions(runs: Sequence[RunRecord]) -> str:
     """Render the versions, device and folder of each run."""
-    return section("versions", "Versions and files", folded("Show", per_run(runs, _versions)))
+    about = (
+        '<p class="key">The engine is the method by which the run computed log-probabilities. The digest changes with '
+        "the weights of the reference, so equal digests mean the same reference.</p>"
+    )
+    return section("versions", "Versions and files", folded("Show", about + per_run(runs, _versions)))
 
 
 def _versions(run: RunRecord) -> str:
     about = {**mapping(run.about.get("versions")), "device": run.about.get("device")}
+    about |= {"engine": summary_of(run).get("Engine"), "digest of the reference": run.about.get(REFERENCE_DIGEST)}
     about |= {"started": run.about.get("started"), "folder": str(run.folder)}
     rows = [[escape(key), escape(format_value(value))] for key, value in about.items() if value is not None]
     return table(("name", "value"), rows)

@@ -1,5 +1,6 @@
 """The settings of runs: those that differ from the default first, and those that differ between runs."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ DEFAULTS = ("host default", "trainer default")
 NO_DIFFERENCE = {*keys_with(Effect.SHOWS), "adapter_path", "resume"}
 """Settings that do not affect the result of a run."""
 
-CONTENT = "content of the reference"
+CONTENT = "weights of the reference (digest)"
+
+CACHED = re.compile(r", \d+ of \d+ rows from the cache")
 
 UNKNOWN = object()
 
@@ -43,6 +46,12 @@ def settings_of(run: RunRecord) -> dict[str, Setting]:
     if digest := run.about.get(REFERENCE_DIGEST):
         settings[CONTENT] = Setting(str(digest)[:16], "its weights, at the start of the run")
     return settings
+
+
+def summary_of(run: RunRecord) -> dict[str, str]:
+    """Return the lines that the run printed at its start: name → text."""
+    lines = (line.partition(": ") for line in texts(run.about.get("summary")))
+    return {name: text for name, _, text in lines}
 
 
 def value_of(run: RunRecord, key: str) -> Any:
@@ -85,7 +94,7 @@ def _differs(values: Sequence[Setting | None]) -> bool:
 
 
 def _settings(run: RunRecord) -> str:
-    known = sorted((key, setting) for key, setting in settings_of(run).items())
+    known = sorted((key, setting) for key, setting in settings_of(run).items() if key != CONTENT)
     changed = [(key, setting) for key, setting in known if not setting.is_default]
     defaults = [(key, setting) for key, setting in known if setting.is_default and setting.value is not None]
     unset = sum(setting.is_default and setting.value is None for _, setting in known)
@@ -113,7 +122,10 @@ def _default(setting: Setting) -> str:
 
 
 def _summary(run: RunRecord) -> str:
-    """Render the lines that the run printed at its start, `Name: text` each."""
-    lines = [line.partition(": ") for line in texts(run.about.get("summary"))]
-    rows = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, _, text in lines]
+    """Render the lines that the run printed at its start, without what concerns only its speed."""
+    rows = [
+        f"<dt>{escape(name)}</dt><dd>{escape(CACHED.sub('', text))}</dd>"
+        for name, text in summary_of(run).items()
+        if name != "Engine"  # is among the versions
+    ]
     return f'<dl class="summary">{"".join(rows)}</dl>' if rows else ""

@@ -1,12 +1,18 @@
 """The page as a parser sees it: whole, closed, nothing from outside, nothing let out of its place."""
 
+import ast
+import inspect
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from mlx_lm_lora_prefplus.report.drawing.charts import COUNTERS, further_charts
 from mlx_lm_lora_prefplus.report.page import page
-from mlx_lm_lora_prefplus.report.results.runs import read_runs
+from mlx_lm_lora_prefplus.report.results import verdict
+from mlx_lm_lora_prefplus.report.results.runs import RunRecord, read_runs
+from tests.paths import DOCS
 
 from .conftest import HOSTILE, report
 
@@ -90,7 +96,7 @@ def test_several_runs_lie_over_one_another(make):
     assert first == ["one training", "two training", "one validation", "two validation"]
     assert {one["class"] for one in seen.all("g")} == {"c0", "c1"}
     assert re.search(r"Settings that differ.*beta.*0\.1.*0\.3", seen.text(), re.S)
-    assert re.search(r"Settings that differ.*content of the reference.*abababab", seen.text(), re.S)
+    assert re.search(r"Settings that differ.*weights of the reference \(digest\).*abababab", seen.text(), re.S)
 
 
 def about_run(mode="dpo", rows=200, **settings):
@@ -125,6 +131,44 @@ def test_an_error_that_ended_the_run_decides_the_verdict(make):
         and text.count("The loss is not finite.") == 2
         and "Iteration 2: The loss is not finite." in text
     )
+
+
+def test_the_verdict_counts_the_warnings_and_says_what_to_do(make):
+    lines = [report(1, "valid"), {"iteration": 5, "warning": "kl_growing", "text": "far away"}, report(100, "valid")]
+    seen = rendered(make(lines=lines, about={**about_run(), "warnings": ["train: chosen is longer."]}))
+    assert "2 warnings: see below." in seen.text() and "Next: read a few answers" in seen.text()
+    assert any(tag == "code" and text.startswith("mlx_lm_lora.prefplus export /") for tag, text in seen.texts)
+
+
+def test_the_rule_names_each_verdict(make):
+    text = rendered(make(about=about_run())).text()
+    heads = {node.value for node in ast.walk(ast.parse(inspect.getsource(verdict))) if isinstance(node, ast.Constant)}
+    heads = {head for head in heads if isinstance(head, str) and re.fullmatch(r"(It|No|Too) [\w ]+(, but)?", head)}
+    assert len(heads) == 8
+    for head in heads:
+        assert f"{head}: " in text, head
+
+
+def test_what_a_reader_cannot_know_is_explained_or_left_out(make):
+    summary = ["Reference: the base model, 3 of 9 rows from the cache", "Engine: the prompt once", "Objective: sigmoid"]
+    text = rendered(make(about={**about_run(), "summary": summary, "reference_digest": "ab" * 32})).text()
+    settings, versions = text.split("Versions and files")
+    assert "the base model" in settings and "from the cache" not in text
+    assert "the prompt once" not in settings and "abab" not in settings
+    assert "The engine is the method" in versions and "the prompt once" in versions and "abab" in versions
+
+
+def test_a_run_without_samples_says_how_to_get_them(make):
+    assert "sample_prompts: 4" in rendered(make(about=about_run())).text()
+
+
+def test_each_chart_says_how_to_read_it():
+    documented = re.findall(r"^\| (`.*?) \|", (DOCS / "metrics.md").read_text("utf-8"), re.M)
+    names = {name for cell in documented[:24] for name in re.findall(r"`([\w/]+)`", cell)}
+    names = {name for name in names if name not in COUNTERS} - {"iteration", "split", "warning", "text"}
+    assert {"entropy", "logits/chosen", "loss", "kl"} <= names
+    run = RunRecord("a", Path("a"), {1: dict.fromkeys(names, 1.0)}, {}, [], [], {}, [])
+    assert [chart.title for chart in further_charts([run]) if not chart.about] == []
 
 
 def test_settings_that_differ_from_the_default_come_first(make):

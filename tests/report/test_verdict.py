@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from mlx_lm_lora_prefplus.report.next_step import STEPS, next_step
 from mlx_lm_lora_prefplus.report.results.evidence import evidence_of
 from mlx_lm_lora_prefplus.report.results.intervals import wilson
 from mlx_lm_lora_prefplus.report.results.runs import read_run
@@ -95,6 +96,71 @@ def test_accuracys(changes, outcome, words):
 def test_a_judge_from_outside_decides(won, outsider, outcome):
     found = verdict(replace(GOOD, win_rate=wilson(*won), judge="a judge", outsider=outsider))
     assert found.outcome == outcome and f"of {won[1]} prompts against the reference, as judged by a judge" in found.text
+
+
+LONGER = "The chosen completion is the longer one in 85 % of these rows, so a preference for longer answers alone"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lengths": ("longer", 0.85)}, True),
+        ({"lengths": ("longer", 0.7)}, False),  # 82 % [74, 88] is clearly more than length explains
+        ({}, False),
+        ({"lengths": ("longer", 0.85), "accuracy": wilson(0.5, 120)}, False),  # nothing to explain
+    ],
+)
+def test_lengths_that_explain_the_accuracy_are_said(changes, said):
+    assert (LONGER in verdict(replace(GOOD, **changes)).text) == said
+
+
+def test_lengths_are_those_of_the_validation_rows(make):
+    bias = {"chosen_longer": 0.1, "rejected_longer": 0.8, "mean_difference": -3.0, "strong": True}
+    run = make(
+        about={"data": {"train": {}, "valid": {"length_bias": bias}}}, lines=[valid(1, 0.5, 0), valid(9, 0.8, 0.2)]
+    )
+    assert evidence_of(read_run(run)).lengths == ("shorter", 0.8)
+    run = make("weak", about={"data": {"valid": {"length_bias": {**bias, "strong": False}}}})
+    assert evidence_of(read_run(run)).lengths is None
+
+
+CAUSES = {
+    "stopped": {"warnings": ["stopped"]},
+    "diverged": {"objective": ("validation", 0.69, 5.26)},
+    "early": {"early": True},
+    "no_accuracy": {"accuracy": None},
+    "harm": {"accuracy": wilson(0.3, 100)},
+    "few_rows": {"accuracy": wilson(5 / 7, 7)},
+    "chance": {"accuracy": wilson(0.5, 1000)},
+    "low_accuracy": {"accuracy": wilson(0.6, 400)},
+    "margin": {"margin": -0.1},
+    "loss_rose": {"objective": ("validation", 0.693, 0.9)},
+    "chosen_fell": {"chosen_shift": -1.35},
+    "no_validation": {"rows": "training"},
+    "high_before": {"before": 0.9, "accuracy": wilson(0.92, 60)},
+}
+
+
+@pytest.mark.parametrize("cause", ["worked", *CAUSES])
+def test_each_verdict_has_a_next_step(make, cause):
+    settings = {
+        "learning_rate": {"value": 1e-5, "source": "config my run.yaml"},
+        "cpo_alpha": {"value": 1.0, "source": "trainer default"},
+    }
+    found = verdict(replace(GOOD, **CAUSES.get(cause, {})))
+    assert found.causes == (() if cause == "worked" else (cause,))
+    text = next_step(found, read_run(make(about={"settings": settings})))
+    assert "{" not in text and "CONFIG" not in text and text.endswith(".")
+    if cause in ("diverged", "chance"):
+        assert "`learning_rate` (now 1e-5)" in text
+    if cause in ("worked", "harm"):
+        assert "'my run.yaml'`" in text
+    if cause == "chosen_fell":
+        assert "set `cpo_alpha: 1` or a lower `learning_rate`" in text
+
+
+def test_there_is_a_next_step_for_each_cause():
+    assert set(STEPS) == {"worked", *CAUSES}
 
 
 def test_the_start_at_the_reference_counts_as_chance(make):

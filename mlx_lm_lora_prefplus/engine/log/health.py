@@ -101,7 +101,7 @@ def kl_growing(history: History, run: RunInfo) -> str | None:
         f"the policy is {drift:.0f} nats from its reference on a completion, more than one for each of its "
         f"{tokens:.0f} tokens. "
     ) + run.advice(
-        ("beta", f"a larger beta (now {run.beta}), which keeps it closer"),
+        ("beta", f"a larger beta (now {run.beta}) to keep it closer"),
         (None, SMALLER_RATE),
         (None, "fewer iters"),
     )

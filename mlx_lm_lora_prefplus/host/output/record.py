@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ... import __version__
 from ...data import Split
+from ...data.statistics import length_bias
 from ...engine.files.names import RECORD, REFERENCE_DIGEST
 from ...settings import DataSettings, RunSettings
 from ...storage.atomic import RESUME, whole_file
@@ -42,7 +43,10 @@ def write_record(
     Raises:
         UserError: The file cannot be written.
     """
-    reports = {name: dataclasses.asdict(split.report) for name, split in splits.items()}
+    reports = {
+        name: {**dataclasses.asdict(split.report), "length_bias": length_bias(split.rows)}
+        for name, split in splits.items()
+    }
     content = {
         "format": FORMAT,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

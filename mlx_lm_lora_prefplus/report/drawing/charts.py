@@ -64,7 +64,8 @@ CHARTS = (
         "Accuracy",
         "share of rows",
         {"": "rewards/accuracies"},
-        "Share of rows in which chosen has the higher reward. “It worked” needs more than 0.7.",
+        "Share of rows in which chosen has the higher reward; in KTO and BCO, of rows whose reward has the sign of "
+        "their label. “It worked” needs more than 0.7.",
         {CHANCE: "chance", GOOD_ACCURACY: "needed"},
         intervals=True,
     ),
@@ -95,7 +96,7 @@ CHARTS = (
         {"": "grad_norm"},
         "At the last update of each report. If there are spikes, set max_grad_norm or lower the learning rate.",
     ),
-    Chart("Learning rate", "", {"": "learning_rate"}, noisy=False),
+    Chart("Learning rate", "", {"": "learning_rate"}, "Of the last update before each report.", noisy=False),
     Chart("Speed", "tokens/s", {"": "tokens_per_second"}, "Completion tokens trained on per second.", from_zero=True),
     Chart(
         "Peak memory",
@@ -106,6 +107,20 @@ CHARTS = (
         from_zero=True,
     ),
 )
+
+ABOUTS = {
+    "entropy": "Uncertainty about the next token, mean over completion tokens. If it falls towards 0, answers become "
+    "uniform.",
+    "kl": "Estimated KL divergence of the policy from its reference, on completions of other rows.",
+    "logps": "Log-probability of whole completions under the policy, summed over their tokens. Longer ones have less.",
+    "logits": "Mean of the model's raw outputs over the vocabulary, at completion tokens. No loss uses it; it is here "
+    "to compare with TRL.",
+    "nll_loss": "Negative log-likelihood of the chosen completions, as in supervised fine-tuning. It should not rise "
+    "by much.",
+    "aux_loss": "Load balance of the routers of a mixture of experts, before its weight. It should not rise.",
+    "iterations_per_second": "Micro-batches per second of training.",
+}
+LOSS_PART = "One of several losses, before its weight."
 
 UNITS = {"entropy": "nats", "kl": "nats", "nll_loss": "nats/token", "iterations_per_second": "1/s"}
 COUNTERS = {"rows", "updates", "trained_tokens", "seconds", "skipped_updates"}
@@ -127,7 +142,10 @@ def further_charts(runs: Iterable[RunRecord]) -> list[Chart]:
         paired = part in ("chosen", "rejected")
         groups.setdefault(name if paired else metric, {})[part if paired else ""] = metric
     units = {**UNITS, "logps": "nats/completion"}
-    return [Chart(name, units.get(name, ""), parts) for name, parts in groups.items()]
+    return [
+        Chart(name, units.get(name, ""), parts, LOSS_PART if name.startswith("losses/") else ABOUTS.get(name, ""))
+        for name, parts in groups.items()
+    ]
 
 
 def _metrics(runs: Iterable[RunRecord]) -> set[str]:

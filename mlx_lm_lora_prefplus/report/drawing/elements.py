@@ -1,6 +1,7 @@
 """HTML elements that several sections use, and values as text."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -57,6 +58,11 @@ def text_block(text: str) -> str:
     return f"<pre>{escape(text)}</pre>" if text.strip() else "<p><i>empty</i></p>"
 
 
+def with_code(text: str) -> str:
+    """Render text whose code stands between backticks."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
 def code(value: Any) -> str:
     return f"<code>{escape(format_value(value))}</code>"
 
@@ -67,11 +73,9 @@ def format_value(value: Any) -> str:
         return "–"
     if isinstance(value, str):
         return value
-    return number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-
-
-def percentage(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    if isinstance(value, float):
+        return number(value).replace("−", "-")  # so that it can be copied into a config
+    return json.dumps(value, ensure_ascii=False)
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

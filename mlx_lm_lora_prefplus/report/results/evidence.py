@@ -1,5 +1,7 @@
 """Evidence from the files of a run on whether it worked."""
 
+from typing import Any, Literal
+
 from ...engine.files.names import STOPPED
 from .intervals import Figure, wilson
 from .runs import Report, RunRecord
@@ -27,8 +29,20 @@ def evidence_of(run: RunRecord) -> Evidence:
         chosen_shift=last[CHOSEN] - first[CHOSEN] if CHOSEN in first and CHOSEN in last else None,
         early=len(reports) == 1,
         warnings=list(dict.fromkeys(warned.name for warned in run.warnings)),
+        lengths=_lengths(run, "valid" if run.valid else "train"),
         remarks=[*_past_its_best(run), *(warned.text for warned in run.warnings if warned.name == STOPPED)],
     )
+
+
+def _lengths(run: RunRecord, split: str) -> tuple[Literal["longer", "shorter"], float] | None:
+    """Return which completion is the longer one in most pairs of a split, and its share; None if neither is."""
+    report: Any = run.about.get("data")
+    for key in (split, "length_bias"):
+        report = report.get(key) if isinstance(report, dict) else None
+    if not isinstance(report, dict) or not report.get("strong"):
+        return None
+    longer, shorter = float(report["chosen_longer"]), float(report["rejected_longer"])
+    return ("longer", longer) if longer > shorter else ("shorter", shorter)
 
 
 def accuracy_of(report: Report) -> Figure | None:

@@ -89,6 +89,10 @@ def against(figure: Figure, chance: float) -> int:
     return int(figure["low"] > chance) - int(figure["high"] < chance)
 
 
+def percentage(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def percent(figure: Figure) -> str:
     """Format a share: 62 % [55, 69]."""
     span = "" if figure["low"] is None else f" [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"

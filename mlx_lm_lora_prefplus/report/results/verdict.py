@@ -29,13 +29,15 @@ Outcome = Literal["worked", "partly", "failed", "unknown"]
 
 class Verdict(NamedTuple):
     """outcome: the result; unknown if there are too few rows. head: the same in words. reasons: what speaks against a
-    better outcome. figures: the numbers, the first one decides. remarks: sentences to append."""
+    better outcome. figures: the numbers, the first one decides. remarks: sentences to append. causes: names of what
+    decided, such as `chance` or `chosen_fell`; empty if it worked."""
 
     outcome: Outcome
     head: str
     reasons: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -55,6 +57,8 @@ class Evidence:
     win_rate: share of answers that `judge` prefers to the reference's; decides the verdict if `outsider`.
     chosen_shift: change of the log-prob of the chosen completions by training, in nats per token; None if unknown.
     early: whether there is only one report. remarks: sentences to append.
+    lengths: in which share of these rows the chosen completion is the longer one, or the shorter one; None if neither
+        is in most rows, or if it is unknown.
     """
 
     rows: str
@@ -70,6 +74,7 @@ class Evidence:
     chosen_shift: float | None = None
     early: bool = False
     remarks: Collection[str] = ()
+    lengths: tuple[Literal["longer", "shorter"], float] | None = None
 
 
 def verdict(evidence: Evidence) -> Verdict:
@@ -81,61 +86,74 @@ def verdict(evidence: Evidence) -> Verdict:
     or above it after a warning of too high a learning rate.
     """
     outcome, head, reasons = _judge(evidence)
-    return Verdict(outcome, head, tuple(reasons), tuple(_figures(evidence)), tuple(evidence.remarks))
+    texts = tuple(text for text in reasons.values() if text)
+    remarks = [*_explained_by_length(evidence, outcome), *evidence.remarks]
+    return Verdict(outcome, head, texts, tuple(_figures(evidence)), tuple(remarks), tuple(reasons))
 
 
-def _judge(evidence: Evidence) -> tuple[Outcome, str, list[str]]:
-    """Return the outcome, its text, and the reasons against it."""
+def _explained_by_length(evidence: Evidence, outcome: Outcome) -> list[str]:
+    """Return a sentence if preferring length alone would reach the measured accuracy."""
+    figure, lengths = evidence.accuracy, evidence.lengths
+    if outcome not in ("worked", "partly") or not (lengths and figure and figure["low"] is not None):
+        return []
+    if figure["low"] > lengths[1]:
+        return []
+    return [
+        f"The chosen completion is the {lengths[0]} one in {intervals.percentage(lengths[1])} of these rows, so a "
+        f"preference for {lengths[0]} answers alone would reach this accuracy."
+    ]
+
+
+def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
+    """Return the outcome, its text, and what speaks against a better one: cause → words, which may be empty."""
     if STOPPED in evidence.warnings:
-        return "failed", "It stopped with an error", []
-    if _diverged(evidence):
-        return (
-            "failed",
-            "It diverged",
-            ["the loss ended far above its start"]
-            if _by_far(evidence)
-            else ["the loss ended above its start, and the learning rate was too high"],
-        )
+        return "failed", "It stopped with an error", {"stopped": ""}
+    if _by_far(evidence):
+        return "failed", "It diverged", {"diverged": "the loss ended far above its start"}
+    if _risen(evidence) and "rate_too_high" in evidence.warnings:
+        words = "the loss ended above its start, and the learning rate was too high"
+        return "failed", "It diverged", {"diverged": words}
     if evidence.early:
-        return "unknown", "Too early to judge", ["there is only one report so far"]
+        return "unknown", "Too early to judge", {"early": "there is only one report so far"}
     by_judge = evidence.win_rate if evidence.outsider else None
     decisive, before = (by_judge, CHANCE) if by_judge else (evidence.accuracy, evidence.before)
     if decisive is None:
-        return "unknown", "No verdict", ["this mode reports no accuracy"]
+        return "unknown", "No verdict", {"no_accuracy": "this mode reports no accuracy"}
     sign = intervals.against(decisive, before)
     if sign < 0:
-        return "failed", "It did harm", ["the accuracy is below that before training"]
+        return "failed", "It did harm", {"harm": "the accuracy is below that before training"}
     if sign == 0 or decisive["n"] < FEWEST_ROWS:
         return _not_clear(evidence, decisive, before)
-    reservations = []
+    reservations = {}
     if not by_judge and decisive["value"] <= GOOD_ACCURACY:
-        reservations.append(f"the accuracy is not above {GOOD_ACCURACY:.0%}".replace("%", " %"))
+        reservations["low_accuracy"] = f"the accuracy is not above {intervals.percentage(GOOD_ACCURACY)}"
     if evidence.margin is not None and evidence.margin <= 0:
-        reservations.append("the margin is not positive")
+        reservations["margin"] = "the margin is not positive"
     if _risen(evidence):
-        reservations.append("the loss is above its start")
+        reservations["loss_rose"] = "the loss is above its start"
     if evidence.chosen_shift is not None and evidence.chosen_shift < -CHOSEN_FALL:
         change = f"{evidence.chosen_shift:+.2f}".replace("-", "−")
-        reservations.append(f"the chosen completions are much less probable ({change} nats per token), so read samples")
+        words = f"the chosen completions are much less probable ({change} nats per token), so read samples"
+        reservations["chosen_fell"] = words
     if evidence.rows == "training":
-        reservations.append("there was no validation, and these rows were trained on")
-    return ("partly", "It learns, but", reservations) if reservations else ("worked", "It worked", [])
+        reservations["no_validation"] = "there was no validation, and these rows were trained on"
+    return ("partly", "It learns, but", reservations) if reservations else ("worked", "It worked", {})
 
 
-def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outcome, str, list[str]]:
+def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outcome, str, dict[str, str]]:
     """Judge an interval that holds the accuracy before training: chance, too few rows, or a high start."""
     fallen = evidence.objective is not None and evidence.objective[2] < evidence.objective[1]
     better = evidence.margin is not None and evidence.margin > max(evidence.margin_before, 0)
     if before > GOOD_ACCURACY and figure["value"] >= before and fallen and better:
-        return "partly", "It learns, but", ["the accuracy was high before training already"]
+        return "partly", "It learns, but", {"high_before": "the accuracy was high before training already"}
     rows = _rows_needed(figure["value"], before)
-    reasons = ["the loss is above its start"] if _risen(evidence) else []
-    few = (
-        f"{figure['n']:,} rows are too few to tell; about {rows:,} would show such a difference"
-        if rows > figure["n"] > 0
-        else ""
-    )
-    return "unknown", "No sign that it worked", [few, *reasons] if few else reasons
+    if rows > figure["n"] > 0:
+        reasons = {"few_rows": f"{figure['n']:,} rows are too few to tell; about {rows:,} would show such a difference"}
+    else:
+        reasons = {} if _risen(evidence) else {"chance": ""}
+    if _risen(evidence):
+        reasons["loss_rose"] = "the loss is above its start"
+    return "unknown", "No sign that it worked", reasons
 
 
 def _rows_needed(value: float, before: float) -> int:
@@ -144,10 +162,6 @@ def _rows_needed(value: float, before: float) -> int:
         return 0
     rows = intervals.Z**2 * max(value * (1 - value), 0.05) / (value - before) ** 2
     return 10 * math.ceil(min(rows, 1e6) / 10)
-
-
-def _diverged(evidence: Evidence) -> bool:
-    return _by_far(evidence) or (_risen(evidence) and "rate_too_high" in evidence.warnings)
 
 
 def _by_far(evidence: Evidence) -> bool:
