@@ -77,7 +77,7 @@ PAPERS = {
 HEAD = """\
 # Papers
 
-What the code cites, and what comes from it. Equation numbers, departures and doubts stand on the page of each loss.
+The papers that this package implements or uses. The page of each loss gives the equation numbers and any difference from the paper.
 
 | paper | arXiv | used in |
 |---|---|---|"""

@@ -14,25 +14,27 @@ INTRODUCTION = f"""\
 # Model classes
 
 At its start, a run tests on the loaded model which methods of computing log-probs are exact, and chooses the fastest
-one (`engine: auto`). The line `Engine:` of the log shows the method and the reason. This table does not affect the
-choice. It shows what was chosen for each model class of mlx-lm {version("mlx-lm")}, built small with random weights,
-with all weights trained. The last columns show how far the gradients are from those of plain forward passes of single,
-unpadded rows: the largest relative L2 difference of a tensor. The batches differ from those of the test at the start:
-one pair longer than a sliding window, uneven rows, rows of equal lengths, and prompts of one token.
+one (`engine: auto`). The line `Engine:` of the log shows the method and the reason.
+
+The table below shows what was chosen for each model class of mlx-lm {version("mlx-lm")}; it does not affect the choice. The models
+were small, with random weights, and all weights were trained. The last two columns show how far the gradients are from
+those of plain forward passes of single, unpadded rows: the largest relative L2 difference of a tensor. They were
+measured on other batches than those of the test at the start: a pair longer than a sliding window, rows of different
+lengths, rows of equal lengths, and prompts of one token.
 
 - **prompt once**: the prompts run once, padded (on a CPU, rows of similar lengths together). Their completions
   continue from their keys and values.
-- **prompt once, one by one**: the same for one prompt after the other, unpadded. It is used for layers that keep a
-  state, and for models that would confuse a mask of rows with one of heads.
+- **prompt once, one by one**: the same, but each prompt runs alone and unpadded. It is used for layers that keep a
+  state, and for models that would take a mask of rows for a mask of heads.
 - **together**: prompt and completion run together, as separate rows.
 - **plain**: all logits at once, as in the host. It is used if nothing else is exact. With all other methods the head
   runs only at completion tokens, in blocks.
 
-Values below {FLOAT64:.0e} in the float64 column are rounding of float64. Classes above it convert to float32 internally
-(routers of experts, states, norms), which the float32 column measures. The table is made by
-`python -m tests.engine.support_table`, and a test compares it with what is chosen now. With LoRA, with DoRA (where
-mlx-lm supports it: not on experts) and on a 4-bit base model the same methods are chosen and are as exact. mlx-lm's
-adapters do not work on all layers of gemma3n and kimi_k3, and its DoRA does not work on afm7.
+Values below {FLOAT64:.0e} in the float64 column are rounding of float64. Classes with larger values compute some parts in
+float32 (routers of experts, states, norms). The table is made by `python -m tests.engine.support_table`, and a test
+compares it with what is chosen now. LoRA, DoRA (which mlx-lm does not support on experts) and a 4-bit base model lead
+to the same choices with the same precision. mlx-lm's adapters do not work on all layers of gemma3n and kimi_k3, and
+its DoRA does not work on afm7.
 
 | class | way | float32 | float64 |
 |---|---|---|---|"""
@@ -61,7 +63,7 @@ def _experts() -> str:
 
 def main() -> None:
     """Print the table."""
-    experts = _experts()  # before the page is written anew
+    experts = _experts()  # before the page is overwritten
     print(INTRODUCTION)
     for name in model_zoo.trainable():
         print(row(name), flush=True)
