@@ -77,7 +77,8 @@ PAPERS = {
 HEAD = """\
 # Papers
 
-The papers that this package implements or uses. The page of each loss gives the equation numbers and any difference from the paper.
+The papers that this package implements or uses. The page of each loss gives the
+equation numbers and any difference from the paper.
 
 | paper | arXiv | used in |
 |---|---|---|"""
