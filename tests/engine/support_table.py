@@ -16,11 +16,11 @@ INTRODUCTION = f"""\
 At its start, a run tests on the loaded model which methods of computing log-probs are exact, and chooses the fastest
 one (`engine: auto`). The line `Engine:` of the log shows the method and the reason.
 
-The table shows what was chosen for each model class of mlx-lm {version("mlx-lm")}; it does not affect the choice.
-The models were small, with random weights, and all weights were trained. The last two columns show how far the
-gradients are from those of plain forward passes of single, unpadded rows: the largest relative L2 difference of a
-tensor. They were measured on other batches than those of the test at the start: a pair longer than a sliding window, rows of different
-lengths, rows of equal lengths, and prompts of one token.
+The table shows what was chosen for each model class of mlx-lm {version("mlx-lm")}; it does not affect the choice. The
+models were small, with random weights, and all weights were trained. The last two columns show how far the gradients
+are from those of plain forward passes of single, unpadded rows: the largest relative L2 difference of a tensor. They
+were measured on other batches than those of the test at the start: a pair longer than a sliding window, rows of
+different lengths, rows of equal lengths, and prompts of one token.
 
 - **prompt once**: the prompts run once, padded (on a CPU, rows of similar lengths together). Their completions
   continue from their keys and values.
@@ -31,10 +31,10 @@ lengths, rows of equal lengths, and prompts of one token.
   runs only at completion tokens, in blocks.
 
 Values below {FLOAT64:.0e} in the float64 column are rounding of float64. Classes with larger values compute some
-parts in float32 (routers of experts, states, norms). The table is made by `python -m tests.engine.support_table`, and a test
-compares it with what is chosen now. LoRA, DoRA (which mlx-lm does not support on experts) and a 4-bit base model lead
-to the same choices with the same precision. mlx-lm's adapters do not work on all layers of gemma3n and kimi_k3, and
-its DoRA does not work on afm7.
+parts in float32 (routers of experts, states, norms). The table is made by `python -m tests.engine.support_table`, and
+a test compares it with what is chosen now. LoRA, DoRA (which mlx-lm does not support on experts) and a 4-bit base
+model lead to the same choices with the same precision. mlx-lm's adapters do not work on all layers of gemma3n and
+kimi_k3, and its DoRA does not work on afm7.
 
 | class | way | float32 | float64 |
 |---|---|---|---|"""
