@@ -1,6 +1,6 @@
-"""Preference tuning for mlx-lm-lora: the trainers behind `mlx_lm_lora.train --train-mode cpo|dpo`.
+"""Preference tuning for mlx-lm-lora: the trainers of `mlx_lm_lora.train --train-mode cpo|dpo|…`.
 
-Nothing runs at import. The rooms are described in docs/architecture.md.
+Importing this package runs nothing. docs/architecture.md describes its folders.
 """
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
-"""`python -m mlx_lm_lora_prefplus train …`: the host's command with our modes, where the start-up hook is not read.
+"""Run `python -m mlx_lm_lora_prefplus train …`: the host's command with our modes, without the start-up hook.
 
-Any other word goes to the companion command.
+Any other word runs the companion command.
 """
 
 import os
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def train() -> None:
-    """The host's `main`, with the seam put in by hand if the hook has not done it."""
+    """Return the host's `main`. If the hook has not replaced the host's functions, they are replaced here."""
     from .backend import problem
     from .wrapping import fail
 

@@ -1,6 +1,6 @@
-"""Handle mlx without a backend: on Linux `pip install mlx` alone installs none, and `import mlx.core` fails.
+"""Handle an mlx without a backend. On Linux `pip install mlx` installs none, and `import mlx.core` fails.
 
-Commands that compute stop with one line. Commands that only describe (losses, modes, presets, reports) get a stand-in
+Commands that compute stop with one line. Commands that only describe (losses, modes, presets, reports) use a stand-in
 for `mlx.core`, because the modules that they import use its types.
 """
 
@@ -50,16 +50,16 @@ def require() -> None:
 
 
 def check_temporary_folder() -> None:
-    """Raise UserError if the environment names a temporary folder that is not there: mlx compiles kernels in it.
+    """Raise a UserError if the environment names a temporary folder that does not exist: mlx compiles kernels in it.
 
-    The variables are those of C++'s `std::filesystem::temp_directory_path`, in its order: the first one that is set
+    The variables are those of C++'s `std::filesystem::temp_directory_path`, in its order. The first one that is set
     decides.
     """
     name = next((name for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if name in os.environ), None)
     if name and not Path(os.environ[name]).is_dir():
         raise UserError(
             f"The environment variable {name} names {os.environ[name]!r}, which is not a folder. mlx needs one for "
-            f"temporary files: make it, name another one, or remove the variable (unset {name})."
+            f"temporary files. Create it, name another one, or remove the variable (unset {name})."
         )
 
 
@@ -70,7 +70,7 @@ def stand_in() -> None:
 
 
 class _NameType(type):
-    """The metaclass of the stand-in for names of `mlx.core`: types in annotations, decorators, constants."""
+    """The metaclass of stand-ins for names of `mlx.core`: types in annotations, decorators, constants."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):

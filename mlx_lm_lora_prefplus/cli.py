@@ -26,8 +26,8 @@ from .wrapping import fail
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
-    help="Companion of mlx_lm_lora.train: a config for your model and data, installed modes, losses and presets, a "
-    "quick start, checks of a run before it starts, its results afterwards, and a benchmark.",
+    help="The companion command of mlx_lm_lora.train. It writes configs, checks runs before they start, reports their "
+    "results, and lists modes, losses and presets.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -70,19 +70,19 @@ app.command()(_computing(export))
 
 
 def main() -> None:
-    """Entry point. Errors that the user can fix are printed without a traceback; the exit code is 1."""
+    """Run the command. Errors that the user can fix are printed without a traceback, with exit code 1."""
     _register_only(sys.argv[1] if len(sys.argv) > 1 else "")
     try:
         app()
     except UserError as error:
         fail(error)
-    except OSError as error:  # a full disk, a folder that cannot be made
+    except OSError as error:  # such as a full disk, or a folder that cannot be created
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{words(error)}. {advice(error)}.")
 
 
 def _register_only(name: str) -> None:
-    """Keep only the command that is run, if there is one of this name: typer takes long to build them all."""
+    """Keep only the requested command, if it exists, because typer takes long to build all commands."""
     named = [info for info in COMMANDS if name in (info.name, getattr(info.callback, "__name__", None))]
     COMMANDS[:] = named or COMMANDS
 
@@ -105,8 +105,9 @@ def options(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check whether the plugin is active. If mlx_lm_lora.train does not run our modes, this command says why and what
-    to do, with exit code 1.
+    """Check whether the plugin is active.
+
+    If mlx_lm_lora.train does not run our modes, this command prints the reason and what to do, with exit code 1.
     """
     from .host.tools.doctor import examine, report_lines
 
@@ -138,11 +139,11 @@ def modes(as_json: AsJson = False) -> None:
 
     Console(highlight=False).print(modes_table(rows))
     for mode, providers in registry.rivals.items():
-        print(f"mode {mode} is provided by {' and by '.join(providers)}: uninstall all but one", file=sys.stderr)
+        print(f"mode {mode} is provided by {' and by '.join(providers)}. Uninstall all but one", file=sys.stderr)
 
 
 def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:
-    """Describe a mode as JSON values; `reference` holds for the default options."""
+    """Describe a mode as JSON values. `reference` applies to the default options."""
     return {
         "mode": mode,
         "provider": provider,
@@ -156,12 +157,12 @@ def _described(mode: str, trainer: Any, provider: str) -> dict[str, Any]:
 def losses(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="One loss, in full, or a train mode, whose losses are listed."),
+        typer.Argument(metavar="[NAME]", help="A loss, to describe it in full, or a train mode, to list its losses."),
     ] = None,
     mode: Annotated[str | None, typer.Option(metavar="MODE", help="Only those of this train mode.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the losses, or describe one. The description has formula, options, defaults, data, use and source."""
+    """List the losses, or describe one with formula, options, defaults, data, use and source."""
     from .host.tools.describe import describe
     from .host.tools.render import losses_in_full, losses_in_short
     from .plugin.manager import load_registry
@@ -184,7 +185,10 @@ def losses(
 
 @app.command()
 def presets(as_json: AsJson = False) -> None:
-    """List the presets: published settings. `preset: NAME` in a config file, or --preset NAME, applies one."""
+    """List the presets, which are published settings.
+
+    `preset: NAME` in a config file, or --preset NAME, uses a preset.
+    """
     from .host.config.presets import PRESETS
     from .host.tools.render import presets_in_short
 
@@ -198,7 +202,9 @@ def presets(as_json: AsJson = False) -> None:
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed. Runs build it again.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Delete the listed entries. Later runs compute them again.")
+    ] = False,
     older_than: Annotated[
         float | None,
         typer.Option(
@@ -210,13 +216,14 @@ def cache(
         typer.Option(
             metavar="SIZE",
             parser=_parsed(parse_bytes),
-            help="Only entries beyond this size, such as 5GB; the last used stay.",
+            help="Only entries beyond this total size, such as 5GB. The last used stay.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List or clear the cache of earlier runs. It holds tokens of data sets, log-probs of references, and results of
-    the tests that select an engine.
+    """List or clear the cache of earlier runs.
+
+    It contains tokens of data sets, log-probs of references, and results of the tests that select an engine.
     """
     from .storage import cache_folder
 
@@ -249,7 +256,10 @@ def quickstart(
         "quickstart"
     ),
 ) -> None:
-    """Train a small model and check the result. Makes the model and its data, and trains with mlx_lm_lora.train."""
+    """Train a small model and check the result.
+
+    Makes the model and its data, and trains with mlx_lm_lora.train.
+    """
     from .quickstart.main import run_quickstart
 
     raise typer.Exit(run_quickstart(directory))
@@ -261,7 +271,10 @@ def studio(
         "~/mlx-lm-lora-prefplus"
     ),
 ) -> None:
-    """Set up MLX-LoRA-Studio. Writes an interpreter that uses this package, and says where to select it in the app."""
+    """Set up MLX-LoRA-Studio.
+
+    Writes an interpreter that uses this package, and prints where to select it in the app.
+    """
     from .host.tools.studio import instructions, write_interpreter
 
     for line in instructions(write_interpreter(directory)):

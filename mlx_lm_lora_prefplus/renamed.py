@@ -1,4 +1,4 @@
-"""Public names of the release before, which stay importable for one more."""
+"""Public names of the previous release, which stay importable for one more release."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def renamed(module: Any, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module: an old name gives what the new one names, with a DeprecationWarning.
+    """Return a module's `__getattr__`: it returns the new object for an old name, with a DeprecationWarning.
 
     names: old name → new name.
     """
@@ -14,7 +14,7 @@ def renamed(module: Any, names: Mapping[str, str]) -> Callable[[str], Any]:
     def lookup(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-        warnings.warn(f"{module.__name__}.{name} is now called {names[name]}", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{module.__name__}.{name} was renamed to {names[name]}", DeprecationWarning, stacklevel=2)
         return getattr(module, names[name])
 
     return lookup

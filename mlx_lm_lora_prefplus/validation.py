@@ -1,4 +1,4 @@
-"""Validate the user's values: an instance of a settings class, or the errors of each key."""
+"""Validate the user's values. Returns an instance of a settings class, or the errors of each key."""
 
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
@@ -43,11 +43,11 @@ _PLAIN_TYPES = {
     "must be a valid dictionary": "must be a mapping of keys to values",
     "must be a valid boolean": "must be true or false",
 }
-"""The start of a message of pydantic → the whole message."""
+"""The start of a pydantic message → the whole message here."""
 
 
 def _misread(schema: type, values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return errors of values that pydantic would convert: `true` to the number 1, YAML's `!!binary` to text."""
+    """Return errors for values that pydantic would convert: `true` to the number 1, YAML's `!!binary` to text."""
     hints = get_type_hints(schema, include_extras=True)
     wrong: dict[str, list[str]] = {}
     for key, value in values.items():

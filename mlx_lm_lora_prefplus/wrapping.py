@@ -7,15 +7,17 @@ import textwrap
 from typing import NoReturn
 
 WIDTH = 100
-"""The most columns of a line of a message; a narrower terminal has fewer."""
+"""Largest width of a message in columns. A narrower terminal has fewer."""
 
 _CODE = re.compile(r"`[^`\n]*`")
 _SPACE = "\0"
-"""Stands for a space that must not become a line break."""
+"""A character in place of a space that must not become a line break."""
 
 
 def columns() -> int:
-    """The columns that a message may take: those of the terminal, at most `WIDTH`, or `WIDTH` without a terminal."""
+    """Return the width of messages in columns: that of the terminal, but at most `WIDTH`; `WIDTH` without a
+    terminal.
+    """
     return max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
@@ -23,9 +25,9 @@ def wrapped(text: str, prefix: str = "", width: int | None = None) -> str:
     """Wrap a message.
 
     Args:
-        text: paragraphs and lists (lines that begin with `- `), one a line. Text between backticks is never broken,
-            so that a command can be copied, and lines indented by four or more spaces stay as they are.
-        prefix: stands before the first line, such as `[ERROR] `; the lines that continue it are indented by its length.
+        text: paragraphs and lists (lines that begin with `- `), one per line. Text between backticks is never broken,
+            so that a command can be copied. Lines indented by four or more spaces are not changed.
+        prefix: text before the first line, such as `[ERROR] `. Following lines are indented by its length.
         width: columns (default: `columns()`).
     """
     width = width or columns()
@@ -34,10 +36,10 @@ def wrapped(text: str, prefix: str = "", width: int | None = None) -> str:
 
 
 def wrapped_on_terminal(text: str, prefix: str = "") -> str:
-    """Wrap a message that is printed on stdout, if that is a terminal: programs read a log line by line."""
+    """Wrap a message that is printed on stdout, if stdout is a terminal, because programs read a log line by line."""
     try:
         terminal = sys.stdout.isatty()
-    except (AttributeError, ValueError):  # a program's own stream, or a closed one
+    except (AttributeError, ValueError):  # another program's stream, or a closed one
         terminal = False
     return wrapped(text, prefix) if terminal else f"{prefix}{text}"
 
@@ -53,7 +55,7 @@ def _wrapped_line(line: str, indent: int, width: int) -> str:
 
 
 def error_text(error: object) -> str:
-    """The lines of an error as a command prints them."""
+    """Return the lines of an error as a command prints them."""
     return wrapped(str(error), "[ERROR] ")
 
 

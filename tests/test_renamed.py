@@ -15,7 +15,7 @@ import pytest
 )
 def test_an_old_name_gives_the_new_and_says_so(module, old, new):
     here = importlib.import_module(module)
-    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
+    with pytest.warns(DeprecationWarning, match=f"{old} was renamed to {new}"):
         assert getattr(here, old) is getattr(here, new)
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = here.Nothing

@@ -1,1 +1,1 @@
-"""Measures a training step against the host's own: time, memory, and that both give the same gradient."""
+"""Compare a training step with the host's: time, memory, and whether both give the same gradient."""

@@ -1,6 +1,6 @@
 """The shapes of models that people train, built from mlx-lm's own classes with random weights.
 
-The figures are those of each model's config.json on the hub.
+The sizes come from each model's config.json on the hub.
 """
 
 import importlib
@@ -50,20 +50,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def layers_of(name: str) -> int:
-    """How many layers the whole model has.
+    """Return how many layers the whole model has.
 
     Raises:
-        UserError: there is no such shape.
+        UserError: There is no such shape.
     """
     if name not in ARCHITECTURES:
-        raise UserError(f"bench: there is no shape {name}. Known: {', '.join(ARCHITECTURES)}.")
+        raise UserError(f"bench: there is no shape {name}. Choose one of {', '.join(ARCHITECTURES)}.")
     return ARCHITECTURES[name]["num_hidden_layers"]
 
 
 def build(name: str, layers: int) -> nn.Module:
-    """The model with its first `layers` layers and its full head, in float32, from the present random seed."""
+    """Return the model with its first `layers` layers and its full head, in float32, from the current random seed."""
     if not 1 <= layers <= layers_of(name):
-        raise UserError(f"bench: --layers {layers}: {name} has {layers_of(name)} layers. Give 1 to that many.")
+        raise UserError(f"bench: --layers {layers}: {name} has {layers_of(name)} layers. Give 1 to {layers_of(name)}.")
     arguments = {**ARCHITECTURES[name], "num_hidden_layers": layers}
     module = importlib.import_module(f"mlx_lm.models.{arguments['model_type']}")
     return module.Model(module.ModelArgs.from_dict(arguments))

@@ -14,21 +14,19 @@ def _count(text: str) -> Any:
 
 
 def bench(
-    workload: Annotated[
-        str, typer.Option(help="The workload to begin with; the options below change it.")
-    ] = "cpo-chat",
+    workload: Annotated[str, typer.Option(help="The workload. The options below change it.")] = "cpo-chat",
     suite: Annotated[bool, typer.Option("--suite", help="All workloads of the suite, each with its goals.")] = False,
-    scaling: Annotated[bool, typer.Option("--scaling", help="Our cost over rows and tokens.")] = False,
+    scaling: Annotated[bool, typer.Option("--scaling", help="Measure our cost over rows and tokens.")] = False,
     epoch: Annotated[
         int | None,
-        _count("Measure our steps over this many micro-batches of rows of real lengths, with groups and without."),
+        _count("Measure our step on this many micro-batches with realistic row lengths, with and without groups."),
     ] = None,
     share: Annotated[
         bool,
         typer.Option(
             "--share",
-            help="Measure a short suite and write the figures of this machine into a JSON file in this folder, to be "
-            "published. It holds no name of a user, a host or a path.",
+            help="Measure a short suite and write this machine's results into a JSON file in this folder, for "
+            "publication. The file contains no user name, host name or path.",
         ),
     ] = False,
     figure: Annotated[Path | None, typer.Option(help="Write a figure of the result here (needs matplotlib).")] = None,
@@ -48,7 +46,9 @@ def bench(
     vocabulary: Annotated[int | None, _count("Vocabulary of the llama.")] = None,
     adapted: Annotated[int | None, _count("Layers with adapters, from the top (default: all).")] = None,
     bits: Annotated[int | None, _count("Quantise the model to this many bits, in groups of 64.")] = None,
-    chunk: Annotated[int | None, _count("Ours with efficient_long_context, in chunks of this many tokens.")] = None,
+    chunk: Annotated[
+        int | None, _count("Use efficient_long_context in our step, with chunks of this many tokens.")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(help="What layers keep in our step: fast (default), balanced or low.")
     ] = None,
@@ -59,17 +59,20 @@ def bench(
     chosen: Annotated[int | None, _count("Tokens of a chosen completion.")] = None,
     rejected: Annotated[int | None, _count("Tokens of a rejected completion.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights and rows.", show_default=False)] = None,
-    engine: Annotated[str, typer.Option(help="Our way: auto (what a run chooses), prefix, head or plain.")] = "auto",
+    engine: Annotated[str, typer.Option(help="Our method: auto (as in a run), prefix, head or plain.")] = "auto",
     ours: Annotated[
-        bool, typer.Option("--ours", help="Our step alone: for a model that the host's step has no memory or time for.")
+        bool, typer.Option("--ours", help="Measure only our step, for models that are too large for the host's step.")
     ] = False,
-    repeat: Annotated[int, typer.Option(min=1, help="Timed steps of each side, as far as they go into a minute.")] = 3,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed steps of each side, for at most about a minute.")] = 3,
     compile_host: Annotated[
         bool | None, typer.Option(help="Compile the host's step (default: on a GPU).", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Compare our training step with the host's. Same rows, same weights, alternately, in one process."""
+    """Compare our training step with the host's.
+
+    Both use the same rows and the same weights. They run alternately in one process.
+    """
     from ..engine.memory.activations import CHOICES
     from ..errors import UserError
     from .architectures import layers_of
@@ -81,16 +84,16 @@ def bench(
     from .workloads import SUITE
 
     if workload not in SUITE:
-        raise UserError(f"bench: there is no workload {workload}. Known: {', '.join(SUITE)}.")
+        raise UserError(f"bench: there is no workload {workload}. Choose one of {', '.join(SUITE)}.")
     if engine not in ENGINES:
-        raise UserError(f"bench: there is no engine {engine}. Known: {', '.join(ENGINES)}.")
+        raise UserError(f"bench: there is no engine {engine}. Choose one of {', '.join(ENGINES)}.")
     if dtype not in (None, "float32", "bfloat16", "float16"):
-        raise UserError(f"bench: there is no dtype {dtype}. Known: float32, bfloat16, float16.")
+        raise UserError(f"bench: there is no dtype {dtype}. Choose one of float32, bfloat16, float16.")
     if memory not in (None, *CHOICES):
-        raise UserError(f"bench: there is no memory {memory}. Known: {', '.join(CHOICES)}.")
+        raise UserError(f"bench: there is no memory {memory}. Choose one of {', '.join(CHOICES)}.")
     if shape:
         if model or hidden or vocabulary:
-            raise UserError("bench: --shape is a whole model: leave out --model, --hidden and --vocabulary.")
+            raise UserError("bench: --shape describes a whole model. Remove --model, --hidden and --vocabulary.")
         layers = layers or layers_of(shape)
     method = Method(
         engine=engine,  # pyright: ignore[reportArgumentType]
@@ -122,7 +125,7 @@ def bench(
     overrides = {key: value for key, value in changes.items() if value is not None}
     if share:
         if overrides or suite or scaling or figure or engine != "auto" or compile_host is not None:
-            raise UserError("bench: --share measures a suite of its own: leave out the other options.")
+            raise UserError("bench: --share measures a fixed suite. Remove the other options.")
         _share(measure, as_json)
         return
     if epoch:
@@ -149,7 +152,7 @@ def bench(
 
 
 def _share(measure: Callable[..., dict[str, Any]], as_json: bool) -> None:
-    """Measure, write the file, and say where it is."""
+    """Measure, write the file, and print its path."""
     from .share import check_folder, collect, write
 
     check_folder(Path.cwd())
@@ -159,6 +162,6 @@ def _share(measure: Callable[..., dict[str, Any]], as_json: bool) -> None:
         typer.echo(path.read_text("utf-8"))
         return
     typer.echo(
-        f"Written to {path}: kind of machine, chip, memory, versions and the figures, and no name of yours or of a "
-        "file. Read it, then paste it into an issue of the project; docs/figures.md has the figures of other machines."
+        f"Written to {path}: kind of machine, chip, memory, versions and results, without names of users or files. "
+        "Read it, then paste it into an issue of the project. docs/figures.md shows the results of other machines."
     )

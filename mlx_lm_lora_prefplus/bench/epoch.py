@@ -1,4 +1,4 @@
-"""An epoch over rows of real lengths: tokens computed for each real one, and the time with and without groups."""
+"""Measure an epoch over rows of realistic lengths: tokens computed per real token, and time with and without groups."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -24,24 +24,31 @@ from .sides.our_step import choose, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base
 
 LENGTHS = Path(__file__).with_name("chat_lengths.csv")
-"""Tokens of 400 random pairs of Anthropic HH (harmless-base, MIT), by a BPE of 32,000 tokens made from such text."""
+"""Token counts of 400 random pairs of Anthropic HH (harmless-base, MIT), by a BPE tokenizer with 32,000 tokens trained
+on similar text.
+"""
 
 BETA, DELTA = 0.001, 50.0
 
 
 def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
-    """Run the first batches of an epoch, alternately in groups and in one call; return a row of figures for each.
+    """Run the first batches of an epoch, alternately in groups and in one call. Returns one row of results for each
+    method.
 
-    Rows of ways: `computed` and `real` tokens, `seconds` (CPU time on a CPU), `gradient_error` from the way in one
-    call. A last row counts a compiled step, which is not run: `graphs` is the number of different shapes.
+    Rows of methods: `computed` and `real` tokens, `seconds` (CPU time on a CPU), `gradient_error` compared with the
+    method in one call. A last row describes a compiled step, which is not run: `graphs` is the number of different
+    shapes.
 
     Raises:
-        UserError: the way that a run would choose for the model has no groups.
+        UserError: The method that a run would choose for the model has no groups.
     """
     model = add_lora(make_base(workload), workload.adapted)
     grouped = choose(model, "auto").policy
     if not isinstance(grouped, HeadPolicy) or grouped.call_tokens is None:
-        raise UserError("bench: --epoch compares groups of rows with none; on this device, or model, there are none.")
+        raise UserError(
+            "bench: --epoch compares steps with and without groups of rows, but this device or model uses none. "
+            "Remove --epoch."
+        )
     ways: dict[str, Scorer] = {"one call": type(grouped)(grouped.halves), "in groups": grouped}
     rows = real_rows(workload.seed, grouped.halves.vocabulary)
     plan = [ids for ids in islice(plan_epoch(lengths_of(rows), batch_size=workload.pairs, seed=workload.seed), batches)]
@@ -69,7 +76,7 @@ def real_rows(seed: int, vocabulary: int) -> list[dict[str, list[int]]]:
 
 
 def _timed(steps: dict[str, Callable[[Batch], Any]], batches: Any) -> dict[str, dict[str, Any]]:
-    """Seconds of each way over all batches, and the largest difference of its gradients from those of the first."""
+    """Return the seconds of each method over all batches, and its largest gradient difference from the first method."""
     figures: dict[str, dict[str, Any]] = {name: {"seconds": 0.0, "gradient_error": 0.0} for name in steps}
     for place, batch in enumerate(batches):
         gradients = []
@@ -99,9 +106,9 @@ def _counted(policy: Scorer, batches: Sequence[Batch], multiple: int = 1) -> dic
 
 
 def describe_epoch(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the figures as a table in Markdown."""
+    """Return the results as a table in Markdown."""
     lines = [
-        "| way | tokens computed for each real one | s | faster | gradients differ by | graphs |",
+        "| method | tokens computed per real token | s | faster | gradients differ by | graphs |",
         "|---|" + "---|" * 5,
     ]
     base = rows[0]["seconds"]

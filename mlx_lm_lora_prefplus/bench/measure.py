@@ -24,7 +24,7 @@ from .sides.our_step import Engine, choose, first_visits, halves_of, our_batch, 
 from .workloads import Workload, add_lora, make_base, make_rows
 
 MULTIPLE = 32
-"""Widths are padded to a multiple of this where the step is compiled, as a run does."""
+"""Widths are padded to a multiple of this if the step is compiled, as in a run."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Method:
     """How to measure.
 
     engine: our engine.
-    repeat: timed steps of each side, after one warm-up step; a single step without the host's has none.
-    seconds: no repetition starts after this time; there is always one.
-    beta: small on both sides, or the loss saturates and its gradient is denormal numbers, which are slow on some CPUs.
+    repeat: timed steps of each side, after one warm-up step. A single step without the host's has no warm-up.
+    seconds: no repetition starts after this time. There is always one.
+    beta: small on both sides. Otherwise the loss saturates, and its gradient consists of denormal numbers, which are
+        slow on some CPUs.
     floor: also measure the lower bound on the cost of a step.
     host: whether to run the host's step.
-    compile_host: compile the host's step, as its own commands do (default: where ours is compiled, on a GPU).
+    compile_host: compile the host's step, as its own commands do (default: compile it where ours is compiled, on a
+        GPU).
     """
 
     engine: Engine = "auto"
@@ -51,7 +53,9 @@ class Method:
 
 
 class Side(NamedTuple):
-    """seconds: median time of a step. peak_bytes: peak memory. step_bytes: the part not resident before the step."""
+    """seconds: median time of a step. peak_bytes: peak memory. step_bytes: peak memory minus memory in use before the
+    step.
+    """
 
     seconds: float
     peak_bytes: float
@@ -62,7 +66,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     """Return one row of the report: both sides of a workload, their ratios and the largest gradient difference.
 
     Raises:
-        UserError: the mode or the loss is not one that both sides have, or the model cannot be made.
+        UserError: Both sides do not have the mode or the loss, or the model cannot be created.
     """
     _check(workload)
     compiled = mx.default_device().type == mx.gpu
@@ -87,7 +91,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
         steps["floor"] = floor_step(halves_of(model), rows)
     error = _gradient_error(steps) if method.host or method.repeat > 1 else None
     sides, repeated = interleaved(steps, method.repeat, method.seconds)
-    if reference is not None:  # the second model stays for the whole run: it is part of what the host's step needs
+    if reference is not None:  # the second model stays in memory for the whole run, because the host's step needs it
         sides["host"] = sides["host"]._replace(step_bytes=sides["host"].step_bytes + _bytes(reference))
     positions = {"host": 2 * padded[0].size, "ours": _positions(batch, choice)}
     return {
@@ -107,12 +111,12 @@ def _check(workload: Workload) -> None:
     losses = HOST_LOSSES[workload.mode]
     if workload.loss not in losses:
         raise UserError(
-            f"bench: {workload.loss} is not a loss of the host's {workload.mode}. Known: {', '.join(losses)}."
+            f"bench: {workload.loss} is not a loss of the host's {workload.mode}. Choose one of {', '.join(losses)}."
         )
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeat: int, seconds: float) -> tuple[dict[str, Side], int]:
-    """Time up to `repeat` alternating steps, each without cached memory; return medians and the number of steps."""
+    """Time up to `repeat` alternating steps, each without cached memory. Returns medians and the number of steps."""
     start, repetitions = time.perf_counter(), 0
     samples: dict[str, list[Side]] = {name: [] for name in steps}
     while repetitions < repeat and (not repetitions or time.perf_counter() - start < seconds):
@@ -138,13 +142,17 @@ def _once(step: Callable[[], Any]) -> Side:
 
 
 def clock() -> float:
-    """Return seconds: CPU time of the process on a CPU, which other processes disturb less; otherwise wall time."""
+    """Return seconds. On a CPU they are CPU time of the process, which other processes disturb less; otherwise wall
+    time.
+    """
     mx.synchronize()
     return time.process_time() if mx.default_device().type == mx.cpu else time.perf_counter()
 
 
 def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float | None:
-    """Return the largest relative L2 difference over gradient tensors. These steps also warm up both sides."""
+    """Return the largest relative L2 difference over gradient tensors. These steps also serve as warm-up for both
+    sides.
+    """
     gradients = {name: dict(tree_flatten(step()[1])) for name, step in steps.items() if name != "floor"}
     mx.eval(gradients)
     if "host" not in gradients:
@@ -211,7 +219,9 @@ def _described(workload: Workload, method: Method, choice: SelectedMethod) -> di
 
 
 def _sides(sides: dict[str, Side], positions: dict[str, int], rows: Sequence[Mapping], shared: bool) -> dict[str, Any]:
-    """Return the figures of each side. Real tokens count the prompt with both completions, even where it runs once."""
+    """Return the results of each side. Real tokens count the prompt once per completion, even if it is
+    computed once.
+    """
     prompts, completions = (
         sum(len(row[part]) for row in rows for part in parts) for parts in (("prompt",), ("chosen", "rejected"))
     )

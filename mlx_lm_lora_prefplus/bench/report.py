@@ -12,13 +12,13 @@ from ..wrapping import columns, wrapped
 
 MIB = 2**20
 NONE = "–"
-"""The text of a cell without a measurement. Lines of such cells only are omitted."""
+"""The text of a cell without a measurement. Lines that only have such cells are omitted."""
 
 Row = dict[str, Any]
 
 
 def print_report(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) -> None:
-    """Print the rows as a table, with remarks and `lines` below it, or as JSON."""
+    """Print the rows as a table, with notes and `lines` below it, or as JSON."""
     if as_json:
         print(json.dumps(list(rows), indent=2))
         return
@@ -30,7 +30,7 @@ def print_report(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) 
 
 
 def groups(rows: Sequence[Row], width: int) -> list[list[Row]]:
-    """Split the rows so that the table of each group is at most `width` columns wide, or holds one row."""
+    """Split the rows into groups whose tables are at most `width` columns wide (or contain one row)."""
     found: list[list[Row]] = []
     for row in rows:
         if found and width_of(table([*found[-1], row])) <= width:
@@ -41,13 +41,13 @@ def groups(rows: Sequence[Row], width: int) -> list[list[Row]]:
 
 
 def width_of(table: Table) -> int:
-    """Return the columns that a table takes where nothing is cut or wrapped."""
+    """Return the columns that a table needs if nothing is cut or wrapped."""
     console = Console(width=10_000)
     return console.measure(table).maximum
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return a table with a column for each workload and a line for each figure, `host → ours` in one cell."""
+    """Return a table with a column per workload and a line per measurement. Cells have the form `host → ours`."""
     rendered = Table("", *(row["workload"] for row in rows), box=MARKDOWN)
     columns = [cells(row) for row in rows]
     for name in columns[0]:
@@ -57,7 +57,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def cells(row: Row) -> dict[str, str]:
-    """Name of the figure → its text."""
+    """Name of the measurement → its text."""
 
     def both(key: str, form: str, scale: float = 1.0) -> str:
         sides = [row[f"{side}_{key}"] for side in ("host", "ours") if f"{side}_{key}" in row]
@@ -76,14 +76,14 @@ def cells(row: Row) -> dict[str, str]:
         "padding": both("padding", ".0%"),
         "step and reference, s": _visits(row, "seconds", ".2f"),
         "step and reference, MiB": _visits(row, "step_bytes", ",.0f", MIB),
-        "faster over one trunk": f"{row['beside_ratio']:.2f}×" if "beside_ratio" in row else NONE,
+        "faster with shared trunk": f"{row['beside_ratio']:.2f}×" if "beside_ratio" in row else NONE,
         "graphs compiled": f"{graphs['host']} → {graphs['ours']}",
         "gradients differ by": NONE if row["gradient_error"] is None else f"{row['gradient_error']:.0e}",
     }
 
 
 def _visits(row: Row, key: str, form: str, scale: float = 1.0) -> str:
-    """Format the figure with a separate reference pass → with the reference in the step."""
+    """Format the result with a separate reference pass → the result with the reference in the step."""
     if "beside_ratio" not in row:
         return NONE
     return " → ".join(format(row[f"{name}_{key}"] / scale, form) for name in ("apart", "beside"))
@@ -96,14 +96,14 @@ def _ratio(value: float | None, goal: float | None) -> str:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Return the remarks under the table, each once."""
+    """Return the notes under the table, each once."""
     first = rows[0]
     clock = "CPU time of the process" if first["clock"] == "cpu" else "wall time"
     lines = [
         f"step: median {clock} of a micro-batch's loss and gradient, host → ours; device {first['device']}, "
         f"mlx {first['mlx']}, beta {first['beta']:g} on both sides",
-        "step MiB: peak during the step less what was resident before; padding: share of computed positions that hold "
-        "no token",
+        "step MiB: peak during the step minus memory in use before; padding: share of computed positions without a "
+        "token",
         *dict.fromkeys(f"ours: {row['policy']}" for row in rows),
         *dict.fromkeys(note for row in rows for note in row["notes"]),
     ]

@@ -11,7 +11,7 @@ from .workloads import SUITE, Workload
 
 PAIRS = (1, 2, 4, 8)
 TOKENS = (256, 512, 1024, 2048)
-"""Tokens of a row; a quarter of them prompt."""
+"""Tokens of a row. A quarter of them belong to the prompt."""
 
 BASE = replace(SUITE["cpo-chat"], layers=2, jittered=False, speed_goal=None, memory_goal=None)
 
@@ -35,7 +35,7 @@ def _of_length(base: Workload, name: str, pairs: int, tokens: int) -> Workload:
 
 
 def growth(rows: Sequence[dict[str, Any]], axis: str, key: str = "ours_seconds") -> float:
-    """Fit the exponent e of cost ∝ size^e; 1 is linear."""
+    """Fit the exponent e in cost ∝ size^e; 1 is linear."""
     sizes, costs = np.log(np.array([(row["size"], row[key]) for row in rows if row["axis"] == axis])).T
     return float(np.polyfit(sizes, costs, 1)[0])
 

@@ -1,6 +1,6 @@
-"""Figures of this machine as a small JSON that can be published: `mlx_lm_lora.prefplus bench --share`.
+"""Results of this machine as a small JSON file for publication: `mlx_lm_lora.prefplus bench --share`.
 
-The file holds nothing but the keys below. Names of the user, the host and of files are never read.
+The file contains only the keys below. Names of the user, the host and files are never read.
 """
 
 import json
@@ -24,7 +24,7 @@ from .measure import Method
 from .workloads import SUITE, Workload
 
 FORMAT = 1
-"""Increase it when the meaning of a key changes."""
+"""Format version. Increase it when the meaning of a key changes."""
 
 PACKAGES = ("mlx-lm-lora-prefplus", "mlx-lm-lora", "mlx-lm", "mlx", *machine.BACKENDS)
 
@@ -48,16 +48,16 @@ ROW_KEYS = (
     *("host_seconds", "ours_seconds", "floor_seconds", "speed_ratio"),
     *("host_step_bytes", "ours_step_bytes", "memory_ratio", "host_peak_bytes", "ours_peak_bytes"),
 )
-"""Of a row of `measure`; other keys, such as the folder of a model, stay out."""
+"""The keys of a row of `measure` that are published. Other keys, such as the folder of a model, are not."""
 
 SHORT_SUITE = tuple(replace(SUITE[name], speed_goal=None, memory_goal=None) for name in ("cpo-chat", "dpo-summary"))
 
 ON_A_GPU = Workload("dpo-4b", "dpo", 180, 280, 270, pairs=1, shape="qwen3-4b", layers=4, dtype="bfloat16", bits=4)
-"""Four layers of a 4-bit Qwen3-4B with its true head; too slow for the short suite on a CPU."""
+"""Four layers of a 4-bit Qwen3-4B with its real head. It is too slow for the short suite on a CPU."""
 
 
 def collect(measure: Callable[[Workload, Method], dict[str, Any]], say: Callable[[str], object]) -> dict[str, Any]:
-    """Run the short suite and return what is published. say: is called with the name of the next workload."""
+    """Run the short suite and return what is published. say: called with the name of the next workload."""
     about = machine_facts()
     suite = [*SHORT_SUITE, *([ON_A_GPU] if about["backend"] in ("metal", "cuda") else [])]
     rows = []
@@ -76,8 +76,9 @@ def collect(measure: Callable[[Workload, Method], dict[str, Any]], say: Callable
 
 
 def machine_facts() -> dict[str, Any]:
-    """kind (such as MacBookPro18,3, or the architecture), chip, cores, memory (bytes), os, backend, device, and
-    device_memory (bytes that MLX may use)."""
+    """Return kind (such as MacBookPro18,3, or the architecture), chip, cores, memory (bytes), os, backend, device, and
+    device_memory (bytes that MLX may use).
+    """
     device = machine.device()
     mac = sys.platform == "darwin"
     release = platform.mac_ver()[0] if mac else ""
@@ -94,13 +95,15 @@ def machine_facts() -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError if nothing can be written into a folder: better before the minutes of measuring than after."""
+    """Raise a UserError if nothing can be written into a folder. It is called before the minutes of measuring."""
     if not os.access(folder, os.W_OK):
-        raise UserError(f"bench: --share writes a file into {folder}, which cannot be written. Start it elsewhere.")
+        raise UserError(
+            f"bench: --share writes a file into {folder}, which cannot be written. Start it in another folder."
+        )
 
 
 def write(report: dict[str, Any], folder: Path) -> Path:
-    """Write the report into a folder, under a name made of the chip and the date, and return its path."""
+    """Write the report into a folder, under a name that consists of the chip and the date. Returns its path."""
     chip = re.sub(r"[^a-z0-9]+", "-", report["machine"]["chip"].lower()).strip("-")
     path = folder / f"prefplus-figures-{chip}-{report['date']}.json"
     with whole_file(path) as temporary:

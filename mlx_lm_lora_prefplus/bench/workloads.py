@@ -18,21 +18,21 @@ from .architectures import build
 JITTER = 0.15
 LORA = {"rank": 8, "dropout": 0.0, "scale": 10.0}
 LORA_B = 0.02
-"""Standard deviation of lora_b. With its initial zeros, half of the gradient would be zero."""
+"""Standard deviation of lora_b. With its usual zeros at the start, half of the gradient would be zero."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch of pairs, and the model to run it through.
+    """One batch of pairs, and the model that computes it.
 
     mode: `dpo` or `cpo`.
-    prompt, chosen, rejected: mean lengths (tokens); each length is drawn within ±15 %, or exact if not `jittered`.
+    prompt, chosen, rejected: mean lengths (tokens). Each length is drawn within ±15 %, or exact if not `jittered`.
     pairs: rows of the batch.
     hidden, layers, vocabulary: the shape of a llama with random weights, if there is neither `model` nor `shape`.
     model: a folder or name for `mlx_lm.load`.
     shape: a name in `ARCHITECTURES`, of which the first `layers` layers are built.
     dtype: of the weights, before they are quantised; None keeps their own.
-    adapted: number of layers with adapters, from the top; −1: all.
+    adapted: number of last layers with adapters; −1: all.
     bits: quantise the base to this many bits, in groups of 64.
     chunk: run our step with efficient_long_context and chunks of this many tokens.
     memory: what layers keep in our step: fast, balanced or low.
@@ -79,7 +79,7 @@ SUITE = {
 
 
 def make_rows(workload: Workload, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Random token rows; equal workloads have equal rows."""
+    """Return random token rows. Equal workloads have equal rows."""
     rng = np.random.default_rng(workload.seed)
     lengths = {column: getattr(workload, column) for column in ("prompt", "chosen", "rejected")}
     return [
@@ -96,10 +96,10 @@ def _length(rng: np.random.Generator, mean: int, jittered: bool) -> int:
 
 
 def make_base(workload: Workload) -> nn.Module:
-    """The frozen model without adapters. Each call returns a new copy of the same weights.
+    """Return the frozen model without adapters. Each call returns a new copy of the same weights.
 
     Raises:
-        UserError: the folder cannot be loaded, or the weights cannot be quantised this way.
+        UserError: The folder cannot be loaded, or the weights cannot be quantised this way.
     """
     try:
         if workload.model:
@@ -116,7 +116,7 @@ def make_base(workload: Workload) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # the hub, the tokenizer and mlx raise errors of any class
-        raise UserError(f"bench: the model {workload.model or 'of this shape'} cannot be made: {error}") from error
+        raise UserError(f"bench: the model {workload.model or 'of this shape'} cannot be created: {error}") from error
     model.freeze()
     mx.eval(model.parameters())
     return model

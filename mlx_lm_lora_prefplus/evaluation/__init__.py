@@ -1,1 +1,1 @@
-"""Evaluation on held-out rows, and of the policy's answers against its reference: `mlx_lm_lora.prefplus evaluate`."""
+"""The command `mlx_lm_lora.prefplus evaluate`: evaluate held-out rows, and compare answers with the reference's."""

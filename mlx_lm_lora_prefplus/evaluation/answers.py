@@ -17,7 +17,7 @@ from ..host.run.session import Session
 
 
 class Answer(NamedTuple):
-    """text, and its token ids, with the end-of-sequence token if the model generated it."""
+    """text, and its token ids, including the end-of-sequence token if the model generated it."""
 
     text: str
     tokens: list[int]
@@ -35,7 +35,7 @@ class AnsweredPrompt(NamedTuple):
 def answer_prompts(session: Session, count: int, max_tokens: int, temperature: float) -> list[AnsweredPrompt]:
     """Let both models answer the first `count` distinct prompts of the held-out rows, with the same seed.
 
-    max_tokens: largest length of an answer. temperature: 0 takes the most probable token.
+    max_tokens: largest length of an answer. temperature: 0 always chooses the most probable token.
     """
     prompts = _prompts(session, count)
     ours = _answers(session, session.model, prompts, max_tokens, temperature)
@@ -78,7 +78,7 @@ def _answers(
 
 @contextmanager
 def reference_model(session: Session) -> Iterator[nn.Module]:
-    """Load the model to compare with: in modes with a reference `reference_model_path`, else the base model."""
+    """Load the model to compare with: in modes with a reference `reference_model_path`, otherwise the base model."""
     resolved = session.resolved
     if resolved.settings.reference_model_path and resolved.trainer.needs_reference(resolved.options):
         yield models.load_reference(resolved.settings, session.tokenizer)

@@ -13,8 +13,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="reward|MODULE:FUNCTION",
-            help="Compare answers of policy and reference. A function takes prompt, answer_a, answer_b and returns 1, "
-            "0 or 0.5; reward is the policy's own.",
+            help="Compare answers of policy and reference. A function takes prompt, answer_a, answer_b and returns 1 "
+            "(a is better), 0 or 0.5. reward uses the policy's implicit reward.",
         ),
     ] = None,
     judge_model: Annotated[
@@ -23,20 +23,20 @@ def evaluate(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to answer.")] = 50,
     max_tokens: Annotated[int, typer.Option(min=1, help="Largest length of an answer.")] = 256,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Sampling temperature; 0 takes the most probable token.")
+        float, typer.Option(min=0, help="Sampling temperature. 0 always chooses the most probable token.")
     ] = 0.0,
     answers: Annotated[
-        Path | None, typer.Option(help="File for the answers, one line of JSON each.", show_default=False)
+        Path | None, typer.Option(help="File for the answers, one JSON object per line.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Evaluate a trained adapter. Shows rewards on held-out rows with confidence intervals, by length and against the
-    reference, and, with a judge, how often the policy's answers beat the reference's.
+    """Evaluate a trained adapter.
 
-    Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml,
-    or evaluate --model M --adapter-path A --data D (mode dpo unless
-    --train-mode is given). Reads the test rows, or the valid rows if there
-    is no test split.
+    Shows rewards on held-out rows with confidence intervals, by length and against the reference. With a judge, also
+    shows how often the policy's answers beat the reference's.
+
+    Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml, or evaluate --model M --adapter-path A
+    --data D (mode dpo unless --train-mode is given). Reads the test rows, or the valid rows if there is no test split.
     """
     if not context.args:
         typer.echo(context.get_help())

@@ -1,4 +1,4 @@
-"""Evaluate a trained adapter: all figures in one report, with a verdict."""
+"""Evaluate a trained adapter: all results in one report, with a verdict."""
 
 import json
 import sys
@@ -22,17 +22,19 @@ from .answers import AnsweredPrompt, answer_prompts
 from .win_rate import win_rate
 
 Report = dict[str, Any]
-"""mode, objective, policy, reference, rows; the figures of `held_out.summary`; `answers` (figures of
+"""mode, objective, policy, reference, rows; the results of `held_out.summary`; `answers` (results of
 `win_rate.win_rate`, the judge and its agreement in both orders; or None); `training` (objective, warnings and remarks
-of the run; or None); `outcome` and `verdict`."""
+of the run; or None); `outcome` and `verdict`.
+"""
 
 
 @dataclass(frozen=True)
 class Judging:
-    """How answers are compared; without a judge they are not.
+    """How answers are compared. Without a judge they are not compared.
 
     judge: `reward`, or `module:function`. model: path or name of a judge model. prompts: number of prompts. max_tokens:
-    largest length of an answer. temperature: 0 takes the most probable token. keep: a file for the answers, or None.
+        largest length of an answer. temperature: 0 always chooses the most probable token. keep: a file for the
+        answers, or None.
     """
 
     judge: str | None = None
@@ -53,10 +55,10 @@ def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
     arguments: `[CONFIG] [flags of mlx_lm_lora.train]`; the default mode is dpo.
 
     Raises:
-        UserError: an argument is missing or invalid.
+        UserError: An argument is missing or invalid.
     """
     if judging.judge and judging.model:
-        raise UserError("evaluate: give --judge or --judge-model, not both.")
+        raise UserError("evaluate: --judge and --judge-model cannot be combined. Give one of them.")
     with redirect_stdout(sys.stderr):
         resolved = settings_of(arguments, train_mode="dpo")
         judge = judges.function_judge(judging.judge) if judging.judge not in (None, "reward") else None
@@ -129,7 +131,7 @@ def _training(folder: Path) -> dict[str, Any] | None:
 
 
 def evidence_of(report: Report) -> Evidence:
-    """Return the evidence for the verdict. Answers decide it if they were judged by anything but the policy itself."""
+    """Return the evidence for the verdict. Answers decide it if the judge was not the policy's own reward."""
     margin, answers, training = report["margin"], report["answers"], report["training"] or {}
     shift = report["shift"].get("chosen") or report["shift"].get("desirable")
     return Evidence(

@@ -1,4 +1,4 @@
-"""Functions of the user, named as MODULE:FUNCTION or FILE.py:FUNCTION."""
+"""The user's functions, named as MODULE:FUNCTION or FILE.py:FUNCTION."""
 
 import importlib
 import importlib.util
@@ -11,23 +11,23 @@ from ..errors import UserError
 
 
 def load_function(name: str, flag: str) -> Callable[..., Any]:
-    """Load a function; modules in the working directory are found. flag: that named it, for messages.
+    """Load a function. Modules in the working directory are found. flag: the flag that named it, for messages.
 
     Raises:
-        UserError: there is no such function.
+        UserError: There is no such function.
     """
     place, _, function = name.rpartition(":")
     if not (place and function):
         raise UserError(
-            f"{flag} {name}: write MODULE:FUNCTION or FILE.py:FUNCTION. The function better in the file my_judge.py is "
-            "named my_judge.py:better."
+            f"{flag} {name} is not of the form MODULE:FUNCTION or FILE.py:FUNCTION. For example, write "
+            "my_judge.py:better for the function better in the file my_judge.py."
         )
     sys.path.insert(0, str(Path.cwd()))
     try:
         loaded = getattr(_module(place), function)
     except (ImportError, AttributeError, OSError) as error:
         raise UserError(f"{flag} {name}: {error}. {_advice(place)}") from error
-    except Exception as error:  # the user's module is a program
+    except Exception as error:  # the user's module may raise anything
         raise UserError(f"{flag} {name}: {place} ends with {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
@@ -52,4 +52,4 @@ def _module(place: str) -> Any:
 def _advice(place: str) -> str:
     if place.endswith(".py"):
         return "Give the path of the file, and the name of a function in it."
-    return f"Start in the folder that holds {place}.py, or give the path of the file."
+    return f"Start in the folder that contains {place}.py, or give the path of the file."

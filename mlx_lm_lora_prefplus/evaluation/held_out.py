@@ -24,14 +24,15 @@ from ..trainers.paired import chosen_and_rejected
 from ..trainers.tabled import reward_rounding
 
 BUCKETS = 4
-"""Number of groups by length, of about equal size."""
+"""Number of groups by length. The groups have about equal size."""
 
 
 class HeldOut(NamedTuple):
-    """Scores of the first and the last completion of each row: chosen and rejected. An unpaired row repeats its one.
+    """Scores of the first and the last completion of each row: chosen and rejected. An unpaired row repeats its only
+    one.
 
     rewards, rounding, policy, reference, tokens: (rows, 2) rewards, their rounding errors, log-probs (nats, summed) and
-        tokens.
+    tokens.
     base: rewards of the model before training; 0 if rewards are relative to a reference. label: (rows,) 1 or 0, for
         unpaired rows.
     """
@@ -57,7 +58,7 @@ def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
         The session, whose only split is called test; the split; and its real name.
 
     Raises:
-        UserError: there are no such rows, or something cannot be loaded.
+        UserError: There are no such rows, or something cannot be loaded.
     """
     resolved = as_begun(resolved)
     settings = resolved.settings.model_copy(update={"train": False, "test": True})
@@ -72,7 +73,7 @@ def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
             return session, split, name
     raise UserError(
         f"There are neither test nor valid rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder "
-        "that holds test.jsonl: rows that were not trained on."
+        "with test.jsonl, whose rows were not used for training."
     )
 
 
@@ -96,7 +97,7 @@ def score(session: Session) -> HeldOut:
         with_reference(session.batches("test"), stored_logps),
         strict=True,
     ):
-        batch = batch._replace(mismatched=None)  # rewards do not read completions of other rows
+        batch = batch._replace(mismatched=None)  # rewards do not use completions of other rows
         scores = computed_by(batch, session.token_weights(batch))
         untrained = scores._replace(
             logps=reference_batch.reference_logps, weighted_logps=reference_batch.reference_logps
@@ -118,7 +119,7 @@ def score(session: Session) -> HeldOut:
 
 
 def _sides(values: mx.array, batch: Batch, gold: bool) -> np.ndarray:
-    """(examples, 2) float64."""
+    """Return (examples, 2) float64."""
     if "label" in batch.columns:  # there is no second completion
         values = mx.tile(values, 2)
         return as_numpy(values.astype(mx.float32), np.float64).reshape(2, -1).T
@@ -128,7 +129,7 @@ def _sides(values: mx.array, batch: Batch, gold: bool) -> np.ndarray:
 
 
 def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
-    """Return accuracy and margin of the rewards with their intervals, by length, and the shift of the log-probs."""
+    """Return accuracy and margin of the rewards with their intervals, by length, and the change of the log-probs."""
     figures: dict[str, Any] = _rewards(held_out, seed)
     before = _rewards(held_out._replace(rewards=held_out.base), seed)
     figures["before"] = {
@@ -156,9 +157,9 @@ def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
 def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
     """Return accuracy and margin.
 
-    accuracy: share of pairs whose chosen has the higher reward, or of unpaired rows whose reward has the sign of the
-    label (see `losses.accuracy`). margin: reward of chosen minus rejected, or mean of desirable minus mean of
-    undesirable; None if one label is missing.
+    accuracy: share of pairs whose chosen completion has the higher reward, or of unpaired rows whose reward has the
+        sign of the label (see `losses.accuracy`). margin: reward of chosen minus rejected, or mean of desirable minus
+        mean of undesirable; None if one label is missing.
     """
     chosen, rejected = held_out.rewards.T
     if held_out.label is None:
@@ -176,12 +177,12 @@ def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
 
 
 def _outcome(difference: np.ndarray, rounding: mx.array | float = 0.0) -> np.ndarray:
-    """(rows,) float64; see `losses.accuracy`."""
+    """Return the outcomes, (rows,) float64; see `losses.accuracy`."""
     return as_numpy(outcome(mx.array(difference), rounding), np.float64)
 
 
 def _shift(held_out: HeldOut, seed: int) -> dict[str, Figure]:
-    """Return the mean difference of log-probs, policy minus reference (nats a token), for each side."""
+    """Return the mean difference of log-probs, policy minus reference (nats per token), for each side."""
     moved = (held_out.policy - held_out.reference) / np.maximum(held_out.tokens, 1)
     if held_out.label is None:
         sides = {"chosen": moved[:, 0], "rejected": moved[:, 1]}

@@ -37,10 +37,10 @@ Which answer is better, A or B? Reply with one letter."""
 
 
 def function_judge(name: str) -> Judge:
-    """Load the function `module:function` or `file.py:function`; modules in the working directory are found.
+    """Load the function `module:function` or `file.py:function`. Modules in the working directory are found.
 
     Raises:
-        UserError: there is no such function.
+        UserError: There is no such function.
     """
     callback = load_function(name, "--judge")
 
@@ -61,10 +61,10 @@ def function_judge(name: str) -> Judge:
 
 
 def model_judge(path: str) -> Judge:
-    """Load a local model as a judge: the answer whose letter, A or B, is more probable wins.
+    """Load a local model as a judge. It is asked for A or B, and the more probable letter wins.
 
     Raises:
-        UserError: it cannot be loaded, or its tokens do not distinguish A from B.
+        UserError: The model cannot be loaded, or its tokens do not distinguish A from B.
     """
     choice = Choice(path, "--judge-model", (("A",), ("B",)))
 
@@ -79,7 +79,8 @@ def judge_answers(judge: Judge, answered: list[AnsweredPrompt]) -> tuple[np.ndar
     """Judge each pair in both orders and average, so that a preference for the first position cancels out.
 
     Returns:
-        (prompts,) 1 where the policy's answer is better; the share of prompts judged equally in both orders.
+        (prompts,) 1 where the policy's answer is better, 0 where it is worse; and the share of prompts judged equally
+        in both orders.
     """
     first = np.array([_compare(judge, prompt.prompt, prompt.policy.text, prompt.reference.text) for prompt in answered])
     second = np.array(
@@ -93,7 +94,7 @@ def _compare(judge: Judge, prompt: str, a: str, b: str) -> float:
 
 
 def judge_by_reward(session: Session, answered: list[AnsweredPrompt]) -> np.ndarray:
-    """Return (prompts,) 1 where the reward that training optimises is higher for the policy's answer."""
+    """Return (prompts,) 1 where the reward that training optimises is higher for the policy's answer, 0 where lower."""
     resolved = session.resolved
     trainer: Any = resolved.trainer
     wins = []

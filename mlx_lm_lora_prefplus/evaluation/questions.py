@@ -1,4 +1,4 @@
-"""Questions that a model answers with one token, by its logits."""
+"""Ask a model questions that it answers with one token. The answer is read from its logits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,25 +11,24 @@ from ..engine.logprobs.split_model import SplitModel, split_model
 from ..errors import UserError
 
 ROWS = 8
-"""Questions that are computed together."""
+"""Number of questions that are computed together."""
 
 
 class Choice:
     """A local model that chooses between two words."""
 
     def __init__(self, path: str, flag: str, words: tuple[Sequence[str], Sequence[str]]):
-        """Load a model. flag: that named it, for messages. words: spellings of the first and of the second word.
+        """Load a model. flag: the flag that named it, for messages. words: spellings of the first and of the second
+        word.
 
         Raises:
-            UserError: it cannot be loaded, or its tokens do not tell the words apart.
+            UserError: The model cannot be loaded, or its tokens do not distinguish the words.
         """
         self.model, self.tokenizer = load_model(path, flag)
         self.halves = split_model(self.model)
         self.tokens = tuple(sorted(self._first_tokens(spellings)) for spellings in words)
         if set(self.tokens[0]) & set(self.tokens[1]):
-            raise UserError(
-                f"{flag}: the tokenizer of {path} has no token of its own for {words[0][0]} and for {words[1][0]}."
-            )
+            raise UserError(f"{flag}: the tokenizer of {path} has no single token for {words[0][0]} or {words[1][0]}.")
 
     def _first_tokens(self, spellings: Sequence[str]) -> set[int]:
         """Return the tokens of a reply with one of these words: with and without a leading space."""
@@ -37,7 +36,7 @@ class Choice:
         return {self.tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts}
 
     def __call__(self, questions: Sequence[str]) -> list[float]:
-        """Return how much more probable the first word is than the second, in nats, as the answer to each question."""
+        """Return for each question how much more probable the first word is as the answer than the second, in nats."""
         rows = [question_tokens(self.tokenizer, text) for text in questions]
         found: list[float] = []
         for start in range(0, len(rows), ROWS):
@@ -60,13 +59,15 @@ def question_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def right_padded(rows: list[list[int]]) -> tuple[mx.array, mx.array]:
-    """Return (rows, width) tokens, and the (rows,) place of the last token of each. What follows it is not seen."""
+    """Return (rows, width) tokens, and the (rows,) position of the last token of each. Later positions are padding."""
     width = max(map(len, rows))
     return mx.array([[*row, *[0] * (width - len(row))] for row in rows]), mx.array([len(row) - 1 for row in rows])
 
 
 def last_logits(model: nn.Module, halves: SplitModel | None, tokens: mx.array, last: mx.array) -> mx.array:
-    """Return (rows, vocabulary) logits after the last token of each row. halves: of the model; None: not known."""
+    """Return the (rows, vocabulary) logits after the last token of each row. halves: the split model; None if it cannot
+    be split.
+    """
     rows = mx.arange(len(tokens))
     if halves is None:
         return model(tokens)[rows, last]
@@ -77,6 +78,6 @@ def load_model(path: str, flag: str) -> tuple[nn.Module, Any]:
     """Load a local model with mlx_lm. Raises UserError if that fails."""
     try:
         model, tokenizer = load(path)[:2]
-    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds
+    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds of errors
         raise UserError(f"{flag}: {path} could not be loaded: {type(error).__name__}: {error}") from error
     return model.eval(), tokenizer

@@ -32,11 +32,11 @@ def _lines(report: dict[str, Any]) -> Iterator[RenderableType]:
     table.add_row(Text("all", style="bold"), *_rewards(report))
     yield _indented(table)
     moved = [
-        (f"log-prob of {side}", f"{signed(figure)} nats a token from the reference")
+        (f"log-prob of {side}", f"{signed(figure)} nats per token from the reference")
         for side, figure in report["shift"].items()
     ]
     ranked = [
-        (f"{name} ranks", f"chosen above rejected by log-prob a token in {of_rows(figure)}")
+        (f"{name} ranks", f"chosen above rejected by log-prob per token in {of_rows(figure)}")
         for name, figure in report.get("ranked_by_log_prob", {}).items()
     ]
     yield Text()
@@ -45,7 +45,7 @@ def _lines(report: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text("\nAnswers, policy against reference", style="bold")
         yield _pairs(*_answers(answers))
     else:
-        yield Text("\nNo answers were compared. To compare them, give --judge or --judge-model.", style="dim")
+        yield Text("\nNo answers were compared. To compare answers, give --judge or --judge-model.", style="dim")
     yield Text(f"\n{report['verdict']}", style="bold")
 
 
@@ -56,9 +56,9 @@ def _rewards(part: dict[str, Any]) -> tuple[str, str, str]:
 
 def _answers(answers: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "judge", answers["judge"]
-    yield "prompts", f"{answers['prompts']}, of which {answers['same_answers']} got the same answer twice (a tie)"
+    yield "prompts", f"{answers['prompts']}; in {answers['same_answers']} of them both answers are the same (a tie)"
     yield "win rate", percent(answers["win_rate"])
-    yield "at equal length", percent(answers["length_controlled"])
+    yield "at equal lengths", percent(answers["length_controlled"])
     lengths = answers["tokens"]
     yield "tokens", f"{lengths['policy']:.0f} of the policy, {lengths['reference']:.0f} of the reference, on average"
     if answers["agrees_in_both_orders"] is not None:

@@ -1,4 +1,4 @@
-"""The share of prompts on which the policy's answer wins, raw and controlled for length."""
+"""The share of prompts for which the policy's answer wins, raw and controlled for length."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ..report.results.intervals import Figure
 from .answers import AnsweredPrompt
 
 STEPS, LONGEST_STEP, RIDGE = 25, 2.0, 0.1
-"""Newton steps, their largest size, and an L2 penalty that keeps coefficients finite if one side always wins."""
+"""Newton steps, their largest size, and an L2 penalty, which keeps coefficients finite if one side always wins."""
 
 
 def win_rate(wins: np.ndarray, answered: list[AnsweredPrompt], seed: int) -> dict[str, Any]:
@@ -30,11 +30,11 @@ def win_rate(wins: np.ndarray, answered: list[AnsweredPrompt], seed: int) -> dic
 def length_controlled(wins: np.ndarray, longer: np.ndarray, seed: int) -> Figure:
     """Estimate the win rate for answers of equal length.
 
-    Fits P(win) = σ(θ + φ·tanh(d / s)), with d the difference in length and s its standard deviation, and returns σ(θ).
-    This is the length term of length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475) without the term for
-    the difficulty of prompts, which needs many models to fit.
+    Fits P(win) = σ(θ + φ·tanh(d / s)) and returns σ(θ). d is the difference in length, s its standard deviation, and σ
+    the logistic function. This is the length term of length-controlled AlpacaEval (Dubois et al. 2024,
+    arXiv:2404.04475). Its term for the difficulty of prompts is left out, because it needs many models to fit.
 
-    There is no interval if one side always wins: length and quality cannot be separated then.
+    There is no interval if one side always wins, because length and quality then cannot be separated.
 
     wins: (prompts,) in [0, 1]. longer: (prompts,) tokens of the policy's answer minus those of the reference's.
     """

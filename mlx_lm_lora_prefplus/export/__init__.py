@@ -1,1 +1,1 @@
-"""The command `mlx_lm_lora.prefplus export`: trained adapters for other programs, and for the hub."""
+"""The command `mlx_lm_lora.prefplus export`: write trained adapters for other programs, or upload them to the hub."""

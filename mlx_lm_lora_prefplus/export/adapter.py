@@ -15,7 +15,7 @@ from ..host.models import read_adapter_config
 
 
 class Adapter(NamedTuple):
-    """weights, config: as mlx-lm has them. base: name or folder of the model. base_config: its `config.json`."""
+    """weights, config: in mlx-lm's format. base: name or folder of the model. base_config: its `config.json`."""
 
     folder: Path
     weights: dict[str, mx.array]
@@ -29,36 +29,36 @@ class Adapter(NamedTuple):
 
     @property
     def is_mlx(self) -> bool:
-        """Whether the folder is one of mlx-lm."""
+        """Return whether the folder has mlx-lm's format."""
         return (self.folder / ADAPTERS).is_file()
 
     @property
     def kind(self) -> str:
-        """ "lora", "dora" or "full"."""
+        """Return "lora", "dora" or "full"."""
         names = {name.rpartition(".")[2] for name in self.weights}
         return "full" if names - {"lora_a", "lora_b", "m"} else "dora" if "m" in names else "lora"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """`lora_parameters` with a scale; UserError if there is none."""
+        """Return `lora_parameters` with a scale. Raise a UserError if there is no scale."""
         parameters = self.config.get("lora_parameters") or {}
         if "scale" not in parameters:
-            raise UserError(f"export: {self.folder / CONFIG} gives no scale in lora_parameters.")
+            raise UserError(f"export: {self.folder / CONFIG} has no scale in lora_parameters. Add it.")
         return parameters
 
 
 def read_adapter(folder: Path, model: str | None) -> Adapter:
-    """Read the adapter in a folder, of mlx-lm or PEFT.
+    """Read the adapter in a folder of mlx-lm or PEFT.
 
-    model: the model that it was trained on, where the folder does not say so or it has moved.
+    model: the model that it was trained on, if the folder does not name it or the model has moved.
 
     Raises:
-        UserError: the adapter or the model's `config.json` cannot be read.
+        UserError: The adapter or the model's `config.json` cannot be read.
     """
     ours, theirs = folder / ADAPTERS, folder / peft.WEIGHTS
     if not (folder / CONFIG).is_file() or not (ours.is_file() or theirs.is_file()):
         raise UserError(
-            f"export: {folder} is no adapter folder. It must hold {CONFIG} and {ADAPTERS} (of mlx-lm) or "
+            f"export: {folder} is not an adapter folder. It must contain {CONFIG} and {ADAPTERS} (of mlx-lm) or "
             f"{peft.WEIGHTS} (of PEFT). Give the adapter_path of a finished run."
         )
     if ours.is_file():
@@ -87,15 +87,15 @@ def _base_config(base: str | None, folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(config, dict):
             return config
-        raise ValueError("it holds no object")
-    except Exception as error:  # whatever the hub raises
+        raise ValueError("it contains no object")
+    except Exception as error:  # the hub raises many kinds of errors
         raise UserError(
-            f"export: the model {base} that the adapter was trained on is needed for its config.json, which cannot be "
-            f"read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} Give its folder with "
+            f"export: the config.json of the model {base}, on which the adapter was trained, cannot be read: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} Give the model's folder with "
             "--model."
         ) from error
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a `config.json` that describes the language model."""
+    """Return the part of a `config.json` that describes the language model."""
     return config.get("text_config") or config

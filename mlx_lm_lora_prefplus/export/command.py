@@ -8,7 +8,7 @@ import typer
 
 
 class Form(StrEnum):
-    """What an adapter is written for."""
+    """The program for which an adapter is written."""
 
     PEFT = "peft"
     GGUF = "gguf"
@@ -32,20 +32,22 @@ def export(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The base model as the other program names it: with gguf a GGUF file or a model of Ollama "
-            "(default: the model that was trained on).",
+            help="The base model's name in the other program. For gguf: a GGUF file or an Ollama model "
+            "(default: the model of the training run).",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="The model that was trained on, if the folder does not name it or it moved."),
+        typer.Option(
+            metavar="PATH", help="The model of the training run, if the folder does not name it or it was moved."
+        ),
     ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the files and the model card to the hub.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: make the repository private.")] = False,
 ) -> None:
-    """Write a trained adapter for other programs. Adds a model card, and uploads both with --push.
+    """Write a trained adapter for other programs, with a model card. --push uploads both.
 
     Reads adapters of mlx-lm and of PEFT.
     """
@@ -60,19 +62,19 @@ def export(
     if push:
         check_push(push)
     elif private:
-        raise UserError("--private does something only with --push OWNER/NAME.")
+        raise UserError("--private needs --push OWNER/NAME.")
     adapter = read_adapter(folder, model)
-    # A README.md beside a fused model is that of the model.
+    # Next to a fused model, README.md describes that model.
     in_place = to is Form.MLX and adapter.is_mlx and not (folder / "config.json").is_file()
     target = output or (folder if in_place else folder / to.value)
     in_place = in_place and target.resolve() == folder.resolve()
     if not in_place and (target.resolve() == folder.resolve() or (target / RECORD).is_file()):
-        raise UserError(f"--output: {target} holds the adapter of a run, which would be replaced. Give another folder.")
+        raise UserError(f"--output: {target} contains the adapter of a run and would replace it. Give another folder.")
     named = base or ("./base.gguf" if to is Form.GGUF else adapter.base)
     WRITERS[to.value](adapter, target, named)
     written = write_card(target / CARD, card(adapter, to.value, adapter.base if to is Form.GGUF else named))
     print(f"Written: {target} ({', '.join(FILES[to.value])})")
     if not written:
-        print(f"{target / CARD} is not as export writes it, so it stays as it is. Delete it to get a new one.")
+        print(f"{target / CARD} was edited or not written by export, so it stays. Delete it to get a new one.")
     if push:
         print(f"Uploaded: {upload(target, FILES[to.value], push, private=private)}")

@@ -1,4 +1,4 @@
-"""The forms that an adapter is written in: folders for mlx-lm, for PEFT, and for llama.cpp and Ollama."""
+"""The formats in which an adapter is written: folders for mlx-lm, for PEFT, and for llama.cpp and Ollama."""
 
 import json
 from collections.abc import Mapping
@@ -22,25 +22,25 @@ FILES = {
     "peft": (peft.WEIGHTS, CONFIG, CARD),
     "gguf": (GGUF, MODELFILE, CARD),
 }
-"""Form → the files of its folder. Nothing else is ever uploaded."""
+"""Format → the files of its folder. Only these are uploaded."""
 
 
 def write_mlx(adapter: Adapter, folder: Path, base: str) -> None:
-    """The folder that mlx_lm loads with --adapter-path. The adapter's own folder stays as it is."""
+    """Return the files of the folder that mlx_lm loads with --adapter-path. The adapter's own folder is unchanged."""
     if not (adapter.is_mlx and folder.resolve() == adapter.folder.resolve()):
         _write(folder / ADAPTERS, adapter.weights, {"format": "mlx", **WRITTEN_BY})
         _write_json(folder / CONFIG, {**adapter.config, "model": base})
 
 
 def write_peft(adapter: Adapter, folder: Path, base: str) -> None:
-    """The folder that PEFT loads. base: what it loads as the base model."""
+    """Return the files of the folder that PEFT loads. base: what it loads as the base model."""
     tensors, config = to_peft(adapter.weights, adapter.parameters, adapter.model_type, base)
     _write(folder / peft.WEIGHTS, tensors, {"format": "pt", **WRITTEN_BY})
     _write_json(folder / CONFIG, config)
 
 
 def write_gguf_folder(adapter: Adapter, folder: Path, base: str) -> None:
-    """The GGUF of the adapter and a Modelfile of Ollama. base: what the Modelfile names as the base model."""
+    """Return the adapter's GGUF file and a Modelfile for Ollama. base: the base model's name in the Modelfile."""
     write_gguf(adapter, folder / GGUF)
     with whole_file(folder / MODELFILE) as temporary:
         temporary.write_text(f"FROM {base}\nADAPTER ./{GGUF}\n", encoding="utf-8")

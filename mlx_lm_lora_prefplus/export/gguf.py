@@ -1,7 +1,7 @@
-"""A LoRA adapter as GGUF, which llama.cpp and the programs built on it load beside the GGUF of the base model.
+"""Write a LoRA adapter as GGUF. llama.cpp and programs based on it load it together with the GGUF of the base model.
 
-The rules are those of llama.cpp's `convert_hf_to_gguf.py` and `convert_lora_to_gguf.py`: names of tensors, metadata,
-and for architectures with interleaved rotary embeddings the order of the rows of queries and keys.
+The rules are those of llama.cpp's `convert_hf_to_gguf.py` and `convert_lora_to_gguf.py`. They define names of tensors,
+metadata, and, for architectures with interleaved rotary embeddings, the order of the rows of queries and keys.
 """
 
 import re
@@ -53,7 +53,7 @@ ARCHITECTURES = {
     "lfm2": Architecture("lfm2"),
     "phi": Architecture("phi2"),
 }
-"""`model_type` → how llama.cpp calls and lays out such models."""
+"""`model_type` → llama.cpp's name and layout of such models."""
 
 _TENSORS = {
     "self_attn.q_proj": "attn_q",
@@ -81,22 +81,22 @@ _TENSORS = {
 
 
 def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """Tensors and metadata of a GGUF file for an adapter.
+    """Return tensors and metadata of a GGUF file for an adapter.
 
     Raises:
-        UserError: GGUF has no such adapter, or llama.cpp's layout of this kind of model is not known here.
+        UserError: GGUF does not support such an adapter, or this kind of model is not supported here.
     """
     if (architecture := ARCHITECTURES.get(adapter.model_type)) is None:
         raise UserError(
-            f"export: GGUF of {adapter.model_type} adapters is not known here. Known model types: "
-            f"{', '.join(sorted(ARCHITECTURES))}. For others write PEFT (--to peft) and run llama.cpp's "
+            f"export: GGUF of {adapter.model_type} adapters is not supported. Supported model types: "
+            f"{', '.join(sorted(ARCHITECTURES))}. For others, write PEFT (--to peft) and run llama.cpp's "
             "convert_lora_to_gguf.py on it, or fuse (mlx_lm.fuse --dequantize) and run convert_hf_to_gguf.py."
         )
     modules = modules_of(adapter.weights)
     if any("m" in leaves for leaves in modules.values()):
         raise UserError(
-            "export: GGUF has no DoRA adapters, only LoRA. Fuse the adapter into the model (mlx_lm.fuse --dequantize) "
-            "and convert that with llama.cpp's convert_hf_to_gguf.py, or train with train_type: lora."
+            "export: GGUF supports no DoRA adapters, only LoRA. Fuse the adapter into the model (mlx_lm.fuse "
+            "--dequantize) and convert it with llama.cpp's convert_hf_to_gguf.py, or train with train_type: lora."
         )
     tensors = {}
     for module, leaves in modules.items():
@@ -119,7 +119,7 @@ def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
 
 
 def _tensor_name(module: str, model_type: str) -> str:
-    """llama.cpp's name of a module's weight, without `.weight`."""
+    """Return llama.cpp's name of a module's weight, without `.weight`."""
     bare = module.removeprefix(PREFIXES.get(model_type, ("model.", ""))[0]).removeprefix("language_model.")
     if bare == "lm_head":
         return "output"
@@ -127,14 +127,14 @@ def _tensor_name(module: str, model_type: str) -> str:
     if found and found[2] in _TENSORS and not is_expert(module):
         return f"blk.{found[1]}.{_TENSORS[found[2]]}"
     raise UserError(
-        f"export: the adapter has the module {module}, which llama.cpp takes no adapter for, or under a name that is "
-        f"not known here. Train without it: lora_parameters: {{keys: […]}} with keys out of {', '.join(_TENSORS)}; or "
-        "fuse the adapter into the model (mlx_lm.fuse --dequantize) and run convert_hf_to_gguf.py."
+        f"export: adapters of the module {module} cannot be written as GGUF. Train without it (lora_parameters: "
+        f"{{keys: […]}} with keys out of {', '.join(_TENSORS)}), or fuse the adapter into the model "
+        "(mlx_lm.fuse --dequantize) and run convert_hf_to_gguf.py."
     )
 
 
 def _heads(module: str, config: Mapping[str, Any]) -> int | None:
-    """How many heads the rows of a projection of queries or keys make; None for other modules."""
+    """Return the number of heads in a projection of queries or keys; None for other modules."""
     heads = config.get("num_attention_heads")
     if module.endswith(".q_proj"):
         return heads
@@ -142,12 +142,12 @@ def _heads(module: str, config: Mapping[str, Any]) -> int | None:
 
 
 def _interleaved(rows: mx.array, heads: int) -> mx.array:
-    """The rows of each head (outputs, rank) in llama.cpp's order: the halves that rotary embeddings pair, by turns."""
+    """Return the rows of each head (outputs, rank) in llama.cpp's order, which alternates the two rotary halves."""
     return rows.reshape(heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def write_gguf(adapter: Adapter, file: Path) -> None:
-    """Write the GGUF file; errors as `to_gguf`."""
+    """Write the GGUF file. Errors as in `to_gguf`."""
     tensors, metadata = to_gguf(adapter)
     with whole_file(file) as temporary:
         # mlx adds the ending .gguf to other names.

@@ -1,4 +1,4 @@
-"""The model card: `README.md` in the form of the hub, from what a run has recorded."""
+"""Write the model card, a `README.md` in the hub's format, from the record of a run."""
 
 import hashlib
 import re
@@ -32,7 +32,7 @@ of this file."""
 
 
 def write_card(file: Path, text: str) -> bool:
-    """Write the card, unless somebody has written or edited the file there; returns whether it was written."""
+    """Write the card, unless the user has written or edited the file. Returns whether it was written."""
     if file.is_file() and not _is_ours(file.read_text(encoding="utf-8", errors="replace")):
         return False
     with whole_file(file) as temporary:
@@ -46,13 +46,13 @@ def _mark(text: str) -> str:
 
 
 def _is_ours(content: str) -> bool:
-    """Whether a file is a card as it was written here."""
+    """Return whether a file is an unedited card of this package."""
     found = _MARK.search(content)
     return found is not None and content == (text := content[: found.start()]) + _mark(text)
 
 
 def card(adapter: Adapter, form: str, base: str) -> str:
-    """The text of the card. form: of the folder that it describes. base: the base model."""
+    """Return the text of the card. form: of the folder that it describes. base: the base model."""
     try:
         run = read_run(adapter.folder)
     except UserError:
@@ -92,7 +92,7 @@ def _front_matter(adapter: Adapter, form: str, base: str, mode: str, settings: M
 
 
 def _of_run(run: RunRecord, mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:
-    """The sections that come from the record of a run."""
+    """Yield the sections from the record of a run."""
     summary = _summary(run)
     dataset = settings.get("hf_dataset", (None,))[0] or settings.get("data", ("not recorded",))[0]
     rows = [f"- {name.removeprefix('Rows, ')}: {text}" for name, text in summary.items() if name.startswith("Rows, ")]
@@ -111,15 +111,15 @@ def _of_run(run: RunRecord, mode: str, settings: Mapping[str, tuple[Any, str]]) 
 
 
 def _summary(run: RunRecord) -> dict[str, str]:
-    """Name → text, of the lines that the run printed before its first step."""
+    """Return name → text of the lines that the run printed before its first step."""
     lines = run.about.get("summary")
     pairs = [line.partition(": ") for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
-    cached = re.compile(r", \d+ of \d+ rows from the cache.*")  # says something of the machine, not of the adapter
+    cached = re.compile(r", \d+ of \d+ rows from the cache.*")  # describes the machine, not the adapter
     return {name: _public(cached.sub("", text)) for name, colon, text in pairs if colon}
 
 
 def _papers(mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:
-    """The sources of the losses that were trained."""
+    """Return the sources of the losses that were trained."""
     registered = load_registry().modes.get(mode)
     if registered is None:
         return []
@@ -130,12 +130,12 @@ def _papers(mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:
 
 
 def _figures(run: RunRecord) -> str:
-    """First and last values, the accuracy with its 95 % interval, and the verdict of `report`."""
+    """Yield first and last values, the accuracy with its 95 % interval, and the verdict of `report`."""
     split = "validation" if run.valid else "training"
     reports = list((run.valid or run.train).values())
     first, last = reports[0], reports[-1]
     lines = [f"Of the {split} rows, after {run.iterations:,} iterations.", ""]
-    lines += ["| figure | before | after |", "|---|---|---|"]
+    lines += ["| metric | before | after |", "|---|---|---|"]
     for name, key in (("accuracy", "rewards/accuracies"), ("reward margin", "rewards/margins"), ("objective", "loss")):
         if key in last:
             shown = [_shown(report, key) for report in (first, last)]
@@ -151,14 +151,14 @@ def _shown(report: Mapping[str, float], key: str) -> str:
 
 
 def _settings(run: RunRecord | None) -> dict[str, tuple[Any, str]]:
-    """Key → value and source, of the settings that `run.json` records."""
+    """Return key → value and source of the settings that `run.json` records."""
     recorded = run.about.get("settings") if run else None
     entries = recorded.items() if isinstance(recorded, dict) else ()
     return {key: (entry.get("value"), str(entry.get("source"))) for key, entry in entries if isinstance(entry, dict)}
 
 
 def _config(settings: Mapping[str, tuple[Any, str]]) -> str:
-    """The settings that are not defaults, as a config file. Of absolute paths only the last part is published."""
+    """Return the settings that are not defaults, as a config file. Absolute paths are reduced to their last part."""
     given = {key: _bare(value) for key, (value, source) in settings.items() if source not in DEFAULTS}
     return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
 
@@ -168,10 +168,10 @@ def _bare(value: Any) -> Any:
 
 
 def _public(text: str) -> str:
-    """A text without the folders of this machine: of an absolute path its last part stays."""
+    """Return a text with absolute paths reduced to their last part, so that no folder of this machine is published."""
     return re.sub(r"(?<![\w.:/])[~]?/[^\s,;:()]*/([^\s,;:()/]+)", r"\1", text)
 
 
 def _is_hub_name(name: str) -> bool:
-    """Whether a name is that of a repository on the hub, and not of a folder here."""
+    """Return whether a name is that of a repository on the hub, not of a local folder."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] != "." and not Path(name).exists()

@@ -1,4 +1,4 @@
-"""An adapter of mlx-lm as Hugging Face PEFT loads it."""
+"""Convert an adapter of mlx-lm to Hugging Face PEFT."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,18 +14,18 @@ from ..errors import UserError
 def to_peft(
     weights: Mapping[str, mx.array], parameters: Mapping[str, Any], model_type: str, base: str
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """PEFT's tensors and `adapter_config.json` of an adapter of mlx-lm.
+    """Return PEFT's tensors and `adapter_config.json` for an adapter of mlx-lm.
 
-    weights: the tensors of `adapters.safetensors`. parameters: `lora_parameters` of its config. model_type: that of the
-        base's `config.json`. base: what PEFT loads as the base model.
+    weights: the tensors of `adapters.safetensors`. parameters: `lora_parameters` of its config. model_type: from the
+        base model's `config.json`. base: what PEFT loads as the base model.
 
     Raises:
-        UserError: PEFT has no such adapter, or the names of this kind of model are not known.
+        UserError: PEFT does not support such an adapter, or this kind of model is not supported here.
     """
     if model_type not in SAME and model_type not in PREFIXES:
         raise UserError(
-            f"The names that transformers gives to the layers of {model_type} are not known here. Known model types: "
-            f"{known_types()}. Fuse the adapter into the model instead (mlx_lm.fuse)."
+            f"Models of type {model_type} are not supported, because transformers' names of their layers are unknown. "
+            f"Supported model types: {known_types()}. Fuse the adapter into the model instead (mlx_lm.fuse)."
         )
     modules = modules_of(weights)
     experts = any(is_expert(name) for name in modules)
@@ -41,7 +41,7 @@ def to_peft(
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": 0.0 if experts else parameters.get("dropout", 0.0),  # PEFT has none on experts
+        "lora_dropout": 0.0 if experts else parameters.get("dropout", 0.0),  # PEFT does not support DoRA on experts
         "use_dora": any("m" in leaves for leaves in modules.values()),
         "use_rslora": False,
         "bias": "none",
@@ -55,7 +55,7 @@ def to_peft(
 
 
 def _tensors(modules: Mapping[str, Mapping[str, mx.array]], model_type: str) -> Iterator[tuple[str, mx.array]]:
-    """PEFT's tensors by their names. mlx-lm keeps those of experts in PEFT's layout, one after the other."""
+    """Return PEFT's tensors by name. mlx-lm stores those of experts in PEFT's layout, one expert after the other."""
     for module, leaves in modules.items():
         for leaf, value in leaves.items():
             if value.ndim == 3:
@@ -67,9 +67,10 @@ def _tensors(modules: Mapping[str, Mapping[str, mx.array]], model_type: str) -> 
 
 
 def _can_join(modules: Mapping[str, Any], projections: Mapping[str, str]) -> bool:
-    """Whether PEFT can put these adapters on the joined tensors of the experts.
+    """Return whether PEFT can put these adapters on the joined tensors of the experts.
 
-    It asks for gate and up together, for the same modules in each layer, and for names that no other module ends with.
+    PEFT requires adapters on gate and up together, on the same modules in each layer, and names that are not the ending
+    of another module's name.
     """
     experts = {_leaf(name, projections) for name in modules if ".switch_mlp." in name}
     others = {_leaf(name, projections) for name in modules if ".switch_mlp." not in name}
@@ -78,30 +79,32 @@ def _can_join(modules: Mapping[str, Any], projections: Mapping[str, str]) -> boo
 
 
 def _leaf(name: str, projections: Mapping[str, str]) -> str:
-    """The last part of a module's name in PEFT. projections: those of an expert."""
+    """Return the last part of a module's name in PEFT. projections: those of an expert."""
     last = name.rpartition(".")[2]
     return projections[last] if ".switch_mlp." in name else last
 
 
 def modules_of(weights: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
-    """Module name → leaf (`lora_a`, `lora_b`, `m`) → array, of an adapter of mlx-lm.
+    """Return module name → tensor name (`lora_a`, `lora_b`, `m`) → array, of an adapter of mlx-lm.
 
     Raises:
-        UserError: there are other tensors, as after full fine-tuning, or a half of a pair is missing.
+        UserError: There are other tensors, as after full fine-tuning, or one of two matching tensors is missing.
     """
     modules: dict[str, dict[str, mx.array]] = defaultdict(dict)
     for name, value in weights.items():
         module, _, leaf = name.rpartition(".")
         if leaf not in LEAVES:
             raise UserError(
-                f"{name} is not a tensor of a LoRA or DoRA adapter, so this is no adapter but trained weights "
-                "(train_type: full). Fused, they are a whole model, which needs no export: mlx_lm.fuse writes it."
+                f"{name} is not a tensor of a LoRA or DoRA adapter. The file contains trained weights (train_type: "
+                "full), which need no export: mlx_lm.fuse writes them as a complete model."
             )
         modules[module][leaf] = value
     if half := [name for name, leaves in modules.items() if not {"lora_a", "lora_b"} <= leaves.keys()]:
-        raise UserError(f"Of {half[0]} only one of lora_a and lora_b is there. The file is not whole.")
+        raise UserError(
+            f"{half[0]} has only one of lora_a and lora_b. The file is incomplete. Restore it, or train again."
+        )
     if not modules:
-        raise UserError("The adapter file holds no tensors.")
+        raise UserError("The adapter file contains no tensors. Train again, or restore it.")
     return dict(modules)
 
 
@@ -111,8 +114,8 @@ def _refuse_odd(modules: Mapping[str, Mapping[str, mx.array]]) -> None:
     wide = [name for name, leaves in modules.items() if leaves["lora_a"].ndim != 2 and not is_expert(name)]
     for found, why in (
         (experts, "experts or routers, which PEFT does not adapt in this form"),
-        (tables, "embeddings, which mlx-lm adapts also where they are the head, and PEFT does not"),
-        (wide, "layers of a kind that PEFT does not know"),
+        (tables, "embeddings, which PEFT does not adapt when they are also the head"),
+        (wide, "layers of a kind that PEFT does not support"),
     ):
         if found:
             keys = sorted({_inside(name) for name in modules if name not in found and BLOCK.match(name)})
@@ -123,14 +126,14 @@ def _refuse_odd(modules: Mapping[str, Mapping[str, mx.array]]) -> None:
 
 
 def _inside(name: str) -> str:
-    """A module's name within its layer."""
+    """Return a module's name within its layer."""
     return found["inside"] if (found := BLOCK.match(name)) else name
 
 
 def _targets(names: Iterable[str], *, same: bool) -> dict[str, Any]:
-    """`target_modules` and `layers_to_transform` that match these modules and no others.
+    """Return `target_modules` and `layers_to_transform` that match these modules and no others.
 
-    same: whether no other part of the model has modules of the same names, such as a vision tower.
+    same: whether no other part of the model, such as a vision tower, has modules of the same names.
     """
     names = sorted(names)
     found = [BLOCK.match(name) for name in names]

@@ -1,4 +1,4 @@
-"""Upload of an exported folder to the hub, through the hub's own library."""
+"""Upload an exported folder to the hub with the hub's own library."""
 
 from pathlib import Path
 
@@ -9,28 +9,28 @@ from ..errors import UserError
 
 
 def check_push(repo: str) -> None:
-    """Raise a UserError if nothing can be uploaded to this repository, before anything is written."""
+    """Raise a UserError if this repository cannot be uploaded to. It is called before anything is written."""
     try:
         validate_repo_id(repo)
         if "/" not in repo:
-            raise HFValidationError(f"{repo!r} names no owner.")
+            raise HFValidationError(f"{repo!r} has no owner.")
     except HFValidationError as error:
         raise UserError(f"--push: {error} Give OWNER/NAME, such as ada/llama-dpo.") from error
     if not get_token():
         raise UserError(
-            "--push: there is no token of the hub on this machine. Run `hf auth login` with a token that may write, or "
-            "set HF_TOKEN."
+            "--push: there is no Hugging Face token on this machine. Run `hf auth login` with a token that has write "
+            "permission, or set HF_TOKEN."
         )
 
 
 def push(folder: Path, files: tuple[str, ...], repo: str, *, private: bool) -> str:
-    """Upload these files of a folder to a model repository, which is made if it is not there.
+    """Upload these files of a folder to a model repository, which is created if it does not exist.
 
     Returns:
         The address of the commit.
 
     Raises:
-        UserError: the hub refused, or cannot be reached.
+        UserError: The hub rejected the upload, or cannot be reached.
     """
     api = HfApi()
     try:
@@ -42,7 +42,7 @@ def push(folder: Path, files: tuple[str, ...], repo: str, *, private: bool) -> s
             allow_patterns=list(files),
             commit_message="Adapter written by mlx_lm_lora.prefplus export",
         )
-    except Exception as error:  # whatever the hub's library and its transport raise
+    except Exception as error:  # the hub's library and its HTTP client raise many kinds of errors
         raise UserError(
             f"--push: {_why(error, repo)} The files are in {folder}; run the same command again to upload them."
         ) from error
@@ -55,7 +55,7 @@ def _why(error: Exception, repo: str) -> str:
     if status == 401:
         return "The hub does not accept the token (401). Run `hf auth login` again."
     if status in (403, 404):
-        return f"The token may not write to {repo} ({status}). Use one of its owner with the right to write."
+        return f"The token has no permission to write to {repo} ({status}). Use a token with write permission."
     if status is not None:
         return f"The hub answered {status}: {first_line}."
     return f"The hub cannot be reached ({type(error).__name__}: {first_line}). Check the network."

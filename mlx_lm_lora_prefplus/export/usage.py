@@ -1,4 +1,4 @@
-"""How to use an exported adapter, for its model card."""
+"""Instructions for using an exported adapter, for its model card."""
 
 _TEXTS = {
     "mlx": """```bash
@@ -13,7 +13,7 @@ base = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(base, "THIS FOLDER OR REPOSITORY")
 tokenizer = AutoTokenizer.from_pretrained("{base}")
 ```""",
-    "gguf": """The adapter goes on a GGUF of `{base}`, of any quantisation.
+    "gguf": """Load the adapter together with a GGUF of `{base}`, of any quantisation.
 
 ```bash
 llama-server -m base.gguf --lora adapter.gguf           # llama.cpp
@@ -24,5 +24,5 @@ ollama create my-model -f Modelfile                     # Ollama; FROM in the Mo
 
 
 def usage(form: str, base: str) -> str:
-    """The commands or the code for a form. base: the base model."""
+    """Return the commands or the code for a format. base: the base model."""
     return _TEXTS[form].format(base=base)

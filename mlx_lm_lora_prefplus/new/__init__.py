@@ -1,1 +1,1 @@
-"""The command `mlx_lm_lora.prefplus new`: from a model, data and a machine to a config that runs."""
+"""The command `mlx_lm_lora.prefplus new`: write a config for a model, data and a machine."""

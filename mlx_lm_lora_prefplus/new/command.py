@@ -10,7 +10,7 @@ def new(
     model: Annotated[str | None, typer.Option(help="A folder that mlx_lm.load reads, or a Hugging Face name.")] = None,
     data: Annotated[str | None, typer.Option(help="A folder, a file, or the name of a data set on the hub.")] = None,
     mode: Annotated[
-        str | None, typer.Option("--mode", "--train-mode", help="The train mode; else one that reads the rows.")
+        str | None, typer.Option("--mode", "--train-mode", help="The train mode (default: a mode that fits the rows).")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME|none", help="A preset (the command presets lists them).")
@@ -20,15 +20,14 @@ def new(
     ] = None,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="The config file to write.")] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask nothing: take the default of what is not given.")
+        bool, typer.Option("--yes", "-y", help="Ask nothing, and use defaults for everything that is not given.")
     ] = False,
 ) -> None:
-    """Write a config that runs. It is made from a model, data and the machine to train on.
+    """Write a config for a model, data and the machine to train on.
 
-    Asks for what is not given as a flag and cannot be found out. Rows, model
-    and machine decide which modes and presets are offered, and which keys
-    change so that the run fits into the memory. Other flags of
-    mlx_lm_lora.train, such as --batch-size 8, go into the file.
+    Asks for everything that is not given as a flag and cannot be detected. Rows, model and machine determine which
+    modes and presets are offered, and which keys change so that the run fits into the memory. Other flags of
+    mlx_lm_lora.train, such as --batch-size 8, are written into the file.
     """
     from .main import make_config
 

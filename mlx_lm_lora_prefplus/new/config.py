@@ -1,4 +1,4 @@
-"""The lines of a new config: a value and a comment for each key."""
+"""The lines of a new config: for each key a value and a comment."""
 
 from collections.abc import Mapping
 from math import ceil
@@ -11,36 +11,37 @@ from .facts import DataFacts, ModelFacts
 
 RATES = {"cpo": 1e-5, "orpo": 1e-5}
 OTHER_RATE = 5e-6
-"""Learning rates for LoRA where no preset gives one, by mode: those of the cookbook."""
+"""Learning rates for LoRA by mode, for use without a preset. They are those of the cookbook."""
 
 FOR_LORA = 10
-"""LoRA takes about this many times the learning rate of full fine-tuning."""
+"""Factor from a learning rate for full fine-tuning to one for LoRA."""
 
 SMALL_SET, EPOCHS_OF_SMALL = 1000, 3
-"""A set of fewer rows is trained on for more than one epoch."""
+"""A smaller set of rows is trained on for more than one epoch."""
 
 BATCH = 4
-"""Rows of a micro-batch, if they fit."""
+"""Rows of a micro-batch, if they fit into memory."""
 
 MOST_VALIDATED = 100
-"""Batches of a validation at most."""
+"""Largest number of batches in a validation."""
 
 FEWEST_UPDATES = 20
-"""Updates in an epoch below which fewer micro-batches are accumulated."""
+"""If an epoch has fewer updates, fewer micro-batches are accumulated."""
 
 FEWEST_REPORTED = 5
-"""Updates that a line of figures is the mean of, at least: means of fewer rows vary too much to be read."""
+"""A reported line of metrics averages at least this many updates, because means over fewer rows vary too much."""
 
 EVALUATIONS = 10
-"""Validations in a run, about."""
+"""Approximate number of validations in a run."""
 
 LONGEST = 2048
-"""The largest max_seq_length that is written; the user may raise it."""
+"""Largest max_seq_length that is written. The user may raise it."""
 
 
 class Plan(NamedTuple):
-    """What the answers decide. preset: None without one. output: name of the config file, for its first lines.
-    machine: in words. given: further keys of the user's, which override all others."""
+    """The user's choices. preset: None without one. output: name of the config file, for its first lines.
+    machine: in words. given: further keys of the user, which override all others.
+    """
 
     model: str
     data: str
@@ -53,7 +54,7 @@ class Plan(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The value of a key, and why it has this value."""
+    """The value of a key, and the reason for this value."""
 
     value: Any
     comment: str
@@ -88,8 +89,8 @@ def text_of(plan: Plan, paragraphs: list[dict[str, Line]]) -> str:
     """Return the text of the file."""
     head = (
         f"# Made by `mlx_lm_lora.prefplus new` for {plan.machine}.\n"
-        f"#   mlx_lm_lora.prefplus check {plan.output}       what is in the rows, and a forecast of memory and time\n"
-        f"#   mlx_lm_lora.train --config {plan.output}       trains; after a stop the same command goes on\n"
+        f"#   mlx_lm_lora.prefplus check {plan.output}       shows the rows, and forecasts memory and time\n"
+        f"#   mlx_lm_lora.train --config {plan.output}       trains; after a stop, the same command continues\n"
     )
     blocks = (
         "".join(f"{key}: {_yaml(line.value)} # {line.comment}\n" for key, line in paragraph.items())
@@ -110,13 +111,13 @@ def _places(plan: Plan, model: ModelFacts, data: DataFacts) -> dict[str, Line]:
         "train": Line(True, "train; --test tests an adapter on the test rows"),
     }
     if data.is_text and not model.has_template:
-        lines["prompt_format"] = Line("raw", "a base model: text goes to it as it is, with EOS at the end")
+        lines["prompt_format"] = Line("raw", "for a base model: text is used unchanged, with EOS at the end")
     return lines
 
 
 def _objective(plan: Plan, model: ModelFacts, data: DataFacts) -> dict[str, Line]:
     lines = {"train_mode": Line(plan.mode, f"reads {data.kind} rows")}
-    rate, comment = RATES.get(plan.mode, OTHER_RATE), "a usual rate for LoRA with this mode; the first value to vary"
+    rate, comment = RATES.get(plan.mode, OTHER_RATE), "a common rate for LoRA with this mode; vary this value first"
     if plan.preset:
         preset = PRESETS[plan.preset]
         others = {key: value for key, value in preset.values.items() if key != "learning_rate"}
@@ -126,7 +127,7 @@ def _objective(plan: Plan, model: ModelFacts, data: DataFacts) -> dict[str, Line
             rate, comment = published, "the preset's own, published for LoRA"
             if "LoRA" not in preset.about:
                 rate = float(f"{FOR_LORA * published:.6g}")
-                comment = f"the preset's {published:g} is for all weights; LoRA takes about {FOR_LORA} times as much"
+                comment = f"the preset's {published:g} is for all weights; LoRA needs about {FOR_LORA} times as much"
     lines["learning_rate"] = Line(rate, comment)
     return lines
 
@@ -135,20 +136,21 @@ def _adapters(model: ModelFacts) -> dict[str, Line]:
     upper = bool(model.layers and model.layers > 16)
     layers = Line(-1, "adapters on all layers")
     if upper:
-        layers = Line(16, "adapters on the last 16 layers: the others need no gradient; -1 is all")
-    fused = "true also writes the whole model with the adapter merged in"
+        layers = Line(16, "adapters on the last 16 layers, because the others then need no gradient; -1: all")
+    fused = "true: also write the whole model with the adapter merged into it"
     return {
-        "train_type": Line("lora", "train low-rank adapters; dora and full train more, and need more memory"),
+        "train_type": Line("lora", "low-rank adapters; dora and full train more parameters and need more memory"),
         "lora_parameters": Line({"rank": 16, "dropout": 0.0, "scale": 10.0}, "the size and the strength of an adapter"),
         "num_layers": layers,
         "fuse": Line(False, f"{fused}, de-quantised" if model.bits else fused),
-        "max_seq_length": Line(min(LONGEST, model.context or LONGEST), "tokens; longer prompts lose their start"),
+        "max_seq_length": Line(min(LONGEST, model.context or LONGEST), "tokens; longer prompts are cut at their start"),
     }
 
 
 class Steps(NamedTuple):
-    """rows: training rows. epochs: None where the user gave iters. micro_batches: of the run. accumulated: of them in
-    an update."""
+    """rows: training rows. epochs: None if the user gave iters. micro_batches: of the run. accumulated: micro-batches
+    per update.
+    """
 
     rows: int
     epochs: int | None
@@ -157,7 +159,7 @@ class Steps(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, values: Mapping[str, Any]) -> "Steps":
-        """values: batch_size, gradient_accumulation_steps, and iters or epochs where the user gave one."""
+        """values: batch_size, gradient_accumulation_steps, and iters or epochs if the user gave one."""
         accumulated = values["gradient_accumulation_steps"]
         if values.get("iters"):
             return cls(rows, None, values["iters"], accumulated)
@@ -172,26 +174,28 @@ def _steps(steps: Steps, values: Mapping[str, Any], valid: int) -> list[dict[str
     schedule = {"name": "cosine_decay", "warmup": warmup, "arguments": decay}
     lines = {}
     if steps.epochs:
-        about = "a small set" if steps.rows < SMALL_SET else "one pass over them is the usual length"
+        about = "a small set" if steps.rows < SMALL_SET else "one pass over the rows is common"
         lines["epochs"] = Line(steps.epochs, f"{steps.rows:,} rows: {about}")
     lines |= {
-        "batch_size": Line(size, "rows that are computed at a time"),
-        "gradient_accumulation_steps": Line(steps.accumulated, f"{size * steps.accumulated} rows in an update"),
-        "optimizer": Line("adamw", "the usual one"),
+        "batch_size": Line(size, "rows that are computed together"),
+        "gradient_accumulation_steps": Line(steps.accumulated, f"{size * steps.accumulated} rows per update"),
+        "optimizer": Line("adamw", "a common optimiser"),
         "lr_schedule": Line(schedule, f"the rate rises for {warmup} of {updates} updates, then falls to 0"),
-        "max_grad_norm": Line(1.0, "clips the gradient of an unusual batch"),
+        "max_grad_norm": Line(1.0, "clips unusually large gradients"),
         "seed": Line(0, "the same seed gives the same run"),
     }
     every = max(1, round(updates / EVALUATIONS)) * steps.accumulated
     reported = max(FEWEST_REPORTED, updates // 100) * steps.accumulated
     progress = {
-        "steps_per_report": Line(reported, "micro-batches between lines of figures"),
+        "steps_per_report": Line(reported, "micro-batches between reports"),
         "save_every": Line(every, "micro-batches between saved states"),
         "save_every_minutes": Line(15, "also save after this many minutes"),
-        "resume": Line(True, "the same command goes on after anything that stopped the run"),
+        "resume": Line(True, "if the run was stopped, the same command continues it"),
     }
     if valid:
         progress["steps_per_eval"] = Line(every, "micro-batches between validations")
-        progress["val_batches"] = Line(min(MOST_VALIDATED, ceil(valid / size)), f"of {size}; {valid:,} rows are there")
-        progress["save_best"] = Line("loss", "keep the adapter with the lowest validation loss, too, in best/")
+        progress["val_batches"] = Line(
+            min(MOST_VALIDATED, ceil(valid / size)), f"batches of {size} rows; there are {valid:,} rows"
+        )
+        progress["save_best"] = Line("loss", "also keep the adapter with the lowest validation loss, in best/")
     return [lines, progress]

@@ -1,4 +1,4 @@
-"""What can be found out about a model and about data without asking."""
+"""Detect the properties of a model and of data without asking."""
 
 from itertools import islice
 from pathlib import Path
@@ -16,8 +16,9 @@ from ..settings import DataSettings
 
 
 class ModelFacts(NamedTuple):
-    """has_template: whether it is a chat model; base models have no chat template. bits: of its quantised weights, None
-    if it is not quantised. layers: their number. context: its length in tokens. The last two are None if unknown."""
+    """has_template: whether it is a chat model; base models have no chat template. bits: of its quantised weights; None
+    if it is not quantised. layers: their number. context: its length in tokens. The last two are None if unknown.
+    """
 
     has_template: bool
     bits: int | None
@@ -26,7 +27,7 @@ class ModelFacts(NamedTuple):
 
     @property
     def text(self) -> str:
-        """In words, for the user."""
+        """Describe the model, for the user."""
         kind = "a chat model" if self.has_template else "a base model (it has no chat template)"
         weights = f"{self.bits}-bit weights" if self.bits else "weights that are not quantised"
         return ", ".join(
@@ -39,8 +40,9 @@ class ModelFacts(NamedTuple):
 
 
 class DataFacts(NamedTuple):
-    """kind: of the rows as they are written. shape: their format in words. rows: split → number of rows.
-    is_text: whether prompts are plain text and no list of messages."""
+    """kind: of the rows as written. shape: their format in words. rows: split → number of rows.
+    is_text: whether prompts are plain text instead of lists of messages.
+    """
 
     kind: RowKind
     shape: str
@@ -49,7 +51,7 @@ class DataFacts(NamedTuple):
 
     @property
     def text(self) -> str:
-        """In words, for the user."""
+        """Describe the data, for the user."""
         counts = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
         return f"{self.kind} rows ({self.shape}): {counts}"
 
@@ -64,7 +66,7 @@ def model_facts(name: str) -> ModelFacts:
         folder = Path(name) if Path(name).exists() else _download(name)
         config = load_config(folder)
         tokenizer = load_tokenizer(folder)
-    except Exception as error:  # whatever the hub or the tokenizer raises
+    except Exception as error:  # the hub and the tokenizer raise many kinds of errors
         raise not_loaded(name, error) from error
     of_text: dict[str, Any] = config.get("text_config") or {}
     known = {**of_text, **config}
@@ -84,13 +86,12 @@ def data_facts(settings: DataSettings) -> DataFacts:
     sources = find_sources(settings, ("train", "valid", "test"))
     if "train" not in sources:
         raise UserError(
-            f"There are no train rows in {settings.data}. Give a folder that holds train.jsonl (or .json, .parquet, "
-            ".csv)."
+            f"There are no train rows in {settings.data}. Give a folder with train.jsonl (or .json, .parquet, .csv)."
         )
     source = sources["train"][0]
     sample = SourceSample([row for _, row in islice(source.rows(), SAMPLE)], source.name, source.features)
     if not sample.sample:
-        raise UserError(f"{source.name}: holds no rows. Give a file with at least one row.")
+        raise UserError(f"{source.name}: contains no rows. Give a file with at least one row.")
     try:
         shape = detect(sample, "paired")
     except UserError:

@@ -1,4 +1,4 @@
-"""Find out, ask, fit, write: what `mlx_lm_lora.prefplus new` does."""
+"""The steps of `mlx_lm_lora.prefplus new`: detect, ask, fit into memory, write."""
 
 import shlex
 import tempfile
@@ -29,11 +29,11 @@ from .questions import Questions, one_of
 COMMAND = "mlx_lm_lora.prefplus new"
 
 OWN_KEYS = ("model", "data", "train_mode", "preset", "train", "config")
-"""Keys of training that `new` has flags or questions of its own for, or that do not belong into a file."""
+"""Keys of training for which `new` has its own flags or questions, or that do not belong in a file."""
 
 
 class Facts(NamedTuple):
-    """model, data: what the user calls them."""
+    """model, data: the user's names for them."""
 
     model: str
     of_model: ModelFacts
@@ -42,17 +42,17 @@ class Facts(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """size: memory as on its box, in bytes; None for this machine. text: in words."""
+    """size: the nominal memory, in bytes; None for this machine. text: in words."""
 
     size: int | None
     text: str
 
 
 def make_config(flags: Mapping[str, str | None], of_training: Sequence[str], defaults_only: bool) -> None:
-    """Make a config of flags and answers, and print the command that trains with it.
+    """Make a config from flags and answers, and print the command that trains with it.
 
-    flags: model, data, mode, preset, machine and output; None where absent. of_training: further flags of
-    mlx_lm_lora.train, whose values go into the file. defaults_only: ask nothing.
+    flags: model, data, mode, preset, machine and output; None if absent. of_training: further flags of
+        mlx_lm_lora.train, whose values go into the file. defaults_only: ask nothing.
     """
     if flags.get("output"):
         _unused(str(flags["output"]))
@@ -99,7 +99,7 @@ def _facts(questions: Questions, given: Mapping[str, Any]) -> Facts:
 
 
 def _mode(questions: Questions, facts: Facts) -> str:
-    """Return the train mode: that of --mode, that of --preset, or one that reads these rows."""
+    """Return the train mode: from --mode, from the preset, or a mode that fits these rows."""
     kind, all_modes = facts.of_data.kind, registry().modes
     kinds: dict[str, RowKind] = {
         mode: one.trainer.rows_of(one.trainer.options()) for mode, one in sorted(all_modes.items())
@@ -109,14 +109,14 @@ def _mode(questions: Questions, facts: Facts) -> str:
     def parse(mode: str) -> str:
         if mode in kinds and mode not in readable:
             modes = ", ".join(readable)
-            raise UserError(f"mode: {mode} cannot read {kind} rows. Modes that read them: {modes}.")
+            raise UserError(f"mode: {mode} does not work with {kind} rows. Modes for these rows: {modes}.")
         return one_of("mode", readable)(mode)
 
     named = PRESETS.get(questions.given.get("preset") or "")
     if named and questions.given.get("mode") is None:
         return parse(named.mode)
     if questions.asks("mode"):
-        print("Modes that read these rows:\n" + "".join(f"  {mode:<6} {text}\n" for mode, text in readable.items()))
+        print("Modes for these rows:\n" + "".join(f"  {mode:<6} {text}\n" for mode, text in readable.items()))
     return questions.answer("mode", "Mode", usual_mode(kind, facts.of_model), parse)
 
 
@@ -141,14 +141,14 @@ def _machine(questions: Questions) -> Machine:
         try:
             return Machine(parse_bytes(reply), f"a Mac with {reply}")
         except ValueError as error:
-            raise UserError(f"machine: {error}; this: the machine that you are at.") from error
+            raise UserError(f"machine: {error}, or this for the machine you are using.") from error
 
     return questions.answer("machine", "Machine to train on: a Mac's memory, such as 16GB, or this", here, parse)
 
 
 def _unused(output: str) -> str:
     if Path(output).expanduser().exists():
-        raise UserError(f"output: {output} exists and is not overwritten. Give another name.")
+        raise UserError(f"output: {output} already exists and is not overwritten. Give another name.")
     if Path(output).suffix not in (".yaml", ".yml"):
         raise UserError(f"output: {output} must end in .yaml or .yml.")
     return str(Path(output).expanduser())
@@ -164,7 +164,7 @@ def _free(stem: str, suffix: str = "") -> str:
 
 def _fitted(plan: Plan, facts: Facts, machine: Machine) -> tuple[str, list[str]]:
     """Return the text of a config that fits into the machine and passes `check`, and the warnings of `check`."""
-    print(f"Measuring a few steps, and what fits into {machine.text} …", file=stderr, flush=True)
+    print(f"Measuring a few steps, and finding settings that fit into {machine.text} …", file=stderr, flush=True)
     first = text_of(plan, lines_of(plan, facts.of_model, facts.of_data, {}))
     report = _checked(first, Target(machine.size, lambda text: print(f"  {text}", file=stderr, flush=True)))
     if "fit" not in report:
@@ -173,9 +173,9 @@ def _fitted(plan: Plan, facts: Facts, machine: Machine) -> tuple[str, list[str]]
     if not fit["fits"]:
         if fit["proposal"] is None:
             raise UserError(
-                f"No config was written: the run needs {gigabytes(fit['peak'])}, {gigabytes(fit['usable'])} of "
-                f"{machine.text} can be used, and no change of keys that is known makes it fit. Take a smaller model, "
-                "or one in 4 bits."
+                f"No config was written: the run needs {gigabytes(fit['peak'])}, but only {gigabytes(fit['usable'])} "
+                f"of {machine.text} can be used, and no change of settings makes it fit. Use a smaller model, or one "
+                "with 4 bits."
             )
         changes = fit["proposal"]["changes"]
     used = {split: statistics["used"] for split, statistics in report["data"].items()}
@@ -201,6 +201,6 @@ def _say_what_next(output: str, warnings: list[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}")
     print(
-        f"\nWritten: {output}. Each line says what it is for. Look at the rows and the forecast, then train:\n\n"
+        f"\nWritten: {output}. Each line has a comment. Check the rows and the forecast, then train:\n\n"
         f"    mlx_lm_lora.prefplus check {name}\n    mlx_lm_lora.train --config {name}"
     )

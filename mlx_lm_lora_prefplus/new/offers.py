@@ -1,20 +1,20 @@
-"""Which modes and presets are offered first."""
+"""The modes and presets that are offered first."""
 
 from ..plugin.protocol import RowKind
 from .facts import ModelFacts
 
 NO_PRESET = "none"
-"""The answer to the question for a preset that takes none."""
+"""The answer that chooses no preset."""
 
 ABOUT = {
-    "dpo": "compares with the model as it was, and so keeps near it",
-    "cpo": "no reference; made for translation and other tasks whose rejected answers are nearly right",
-    "orpo": "no reference; for base models, which learn the answers in the same run",
-    "simpo": "no reference; means over the tokens, so that answers do not grow longer",
-    "kto": "single answers, good or bad, compared with the model as it was",
-    "bco": "as kto, with a classifier's loss",
+    "dpo": "uses the untrained model as a reference, which keeps the policy near it",
+    "cpo": "no reference; for translation and other tasks whose rejected answers are nearly right",
+    "orpo": "no reference; for base models, which learn to answer in the same run",
+    "simpo": "no reference; uses means over tokens, so that answers do not grow longer",
+    "kto": "single answers, good or bad; uses the untrained model as a reference",
+    "bco": "like kto, with the loss of a classifier",
 }
-"""Mode → what is special about it."""
+"""Mode → when to choose it."""
 
 USUAL = {
     **{"dpo": "dpo", "cpo": "cpo-alma", "orpo": "orpo-mistral", "simpo": "simpo-llama3"},
@@ -22,11 +22,11 @@ USUAL = {
 }
 QUANTIZED = {"dpo": "dpo-zephyr-qlora"}
 BASE = {"simpo": "simpo-llama3-base"}
-"""Mode → preset: for chat models, for models with quantised weights, for base models."""
+"""Mode → the first preset for chat models, for models with quantised weights, and for base models."""
 
 
 def usual_mode(kind: RowKind, model: ModelFacts) -> str:
-    """Return the mode to offer first for rows of a kind."""
+    """Return the mode to offer first for a kind of rows."""
     if kind == "unpaired":
         return "kto"
     return "dpo" if model.has_template else "orpo"

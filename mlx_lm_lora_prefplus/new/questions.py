@@ -1,4 +1,4 @@
-"""Answers from flags or, where a flag is absent, from the person at the terminal."""
+"""Get answers from flags, or from the user at the terminal if a flag is absent."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -8,25 +8,25 @@ from ..errors import UserError
 T = TypeVar("T")
 
 FLAGS = {"model": "--model MODEL", "data": "--data DATA"}
-"""Answers that have no default → the flags that give them."""
+"""Answers without a default → the flags for them."""
 
 
 class Questions:
-    """given: key → value of its flag, None where it is absent. defaults_only: take the defaults and ask nothing."""
+    """given: key → value of its flag; None if absent. defaults_only: use the defaults and ask nothing."""
 
     def __init__(self, given: Mapping[str, str | None], defaults_only: bool = False):
         self.given, self.defaults_only = dict(given), defaults_only
 
     def asks(self, key: str) -> bool:
-        """Whether `answer` would ask the person."""
+        """Return whether `answer` would ask the user."""
         return self.given.get(key) is None and not self.defaults_only
 
     def answer(self, key: str, question: str, default: str | None, parse: Callable[[str], T]) -> T:
-        """Return the parsed answer. A wrong one at the terminal is asked for again.
+        """Return the parsed answer. If an answer at the terminal is wrong, the question is repeated.
 
-        parse: raises UserError, which says what is wrong, for an answer that cannot be used.
+        parse: raises a UserError for an invalid answer; its message says what is wrong.
 
-        Raises UserError if the flag's value cannot be used, or if there is neither a flag nor a terminal nor a default.
+        Raises UserError if the flag's value is invalid, or if there is no flag, no terminal and no default.
         """
         flag = self.given.get(key)
         if flag is not None:
@@ -49,13 +49,13 @@ class Questions:
             if not self.defaults_only:
                 try:
                     reply = input(f"{question} [{default}]: " if default else f"{question}: ").strip()
-                except EOFError:  # no terminal, or the end of what was piped in
+                except EOFError:  # there is no terminal, or the piped input has ended
                     print()
                     self.defaults_only = True
             reply = reply or default or ""
             if not reply and self.defaults_only:
                 missing = [text for name, text in FLAGS.items() if self.given.get(name) is None]
-                raise UserError(f"There is no terminal to ask at, and no default: give {' and '.join(missing)}.")
+                raise UserError(f"There is no terminal for questions, and no default. Give {' and '.join(missing)}.")
         return reply
 
 
@@ -64,7 +64,7 @@ def one_of(what: str, names: Mapping[str, Any]) -> Callable[[str], str]:
 
     def parse(reply: str) -> str:
         if reply not in names:
-            raise UserError(f"{what} {reply!r:.80}: choose one of {', '.join(names)}.")
+            raise UserError(f"{what} {reply!r:.80} does not exist. Choose one of {', '.join(names)}.")
         return reply
 
     return parse

@@ -1,1 +1,1 @@
-"""Preference rows made from prompts: answers of the policy and their scores, `mlx_lm_lora.prefplus pairs`."""
+"""The command `mlx_lm_lora.prefplus pairs`: make preference rows from prompts by sampling and scoring answers."""

@@ -13,15 +13,15 @@ Rewards = Annotated[
     typer.Option(
         "--reward",
         metavar="REWARD",
-        help="FILE.py:FUNCTION or MODULE:FUNCTION of yours, length:MIN-MAX, regex:PATTERN, json, or command:PROGRAM. "
-        "Several times for several.",
+        help="Your function as FILE.py:FUNCTION or MODULE:FUNCTION, or length:MIN-MAX, regex:PATTERN, json, or "
+        "command:PROGRAM. Repeat it for several rewards.",
     ),
 ]
 
 
 def pairs(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the rows.")] = Path("pairs"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the rows.")] = Path("pairs"),
     adapter_path: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Adapters of the policy (default: the model without any).")
     ] = None,
@@ -29,9 +29,11 @@ def pairs(
         int | None, typer.Option("--num-generations", "-n", help="Answers to each prompt and seed (default 5).")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature (default 0.8).")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the most probable tokens of this mass.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most probable tokens with this total probability.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Largest length of an answer (default 256).")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed of the answers; several times for several.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of the answers. Repeat it for several seeds.")] = None,
     prompts: Annotated[int | None, typer.Option(help="Use only this many prompts of each split.")] = None,
     generation_batch_size: Annotated[int | None, typer.Option(help="Answers computed together (default 32).")] = None,
     reward: Rewards = None,
@@ -40,30 +42,32 @@ def pairs(
         typer.Option(metavar="PATH", help="A sequence classifier, or a chat model that says Yes or No."),
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Compare each two answers, in both orders.")
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Function that compares every two answers in both orders."),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Compare each two answers with a model, in both orders.")
+        str | None, typer.Option(metavar="PATH", help="Model that compares every two answers, in both orders.")
     ] = None,
     reward_weights: Annotated[
         str | None, typer.Option(metavar="W,W,…", help="A factor for each score (default: 1 for each).")
     ] = None,
     missing_eos_penalty: Annotated[
-        float | None, typer.Option(help="Taken off the score of an answer that was cut off at --max-tokens.")
+        float | None, typer.Option(help="Subtracted from the score of an answer that was cut off at --max-tokens.")
     ] = None,
     min_margin: Annotated[
-        float | None, typer.Option(help="Refuse pairs whose scores differ by less (default: by nothing).")
+        float | None, typer.Option(help="Make no pair of answers whose scores differ by less than this (default: 0).")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again, without the existing answers.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard existing answers and start again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Make preference rows from prompts. The model answers each prompt several times, the answers are scored, and all
-    of them are written with their scores. Ends with the command that trains on them.
+    """Make preference rows from prompts.
 
-    The prompts are those of --data (a file, a folder or a hub name, in any form
-    that training reads, or rows with a prompt alone), or of a config file:
-    pairs run.yaml, or pairs --model M --data prompts.jsonl. Settings may also
-    be in the config under pairs. The same command continues after a kill.
+    The model answers each prompt several times, the answers are scored, and all of them are written with their scores.
+    At the end, the command that trains on the rows is printed.
+
+    The prompts come from --data (a file, a folder or a hub name), in any form that training reads, or as rows with only
+    a prompt. They can also come from a config file: pairs run.yaml, or pairs --model M --data prompts.jsonl. The
+    settings may also be in the config, under the key pairs. If the command was killed, the same command continues it.
     """
     if not context.args:
         typer.echo(context.get_help())

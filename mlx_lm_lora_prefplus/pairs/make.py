@@ -1,4 +1,4 @@
-"""Prompts → answers → scores → rows: the whole of `mlx_lm_lora.prefplus pairs`, which goes on after a kill."""
+"""Make preference rows: prompts → answers → scores → rows. A killed command can be continued."""
 
 import contextlib
 import gc
@@ -30,14 +30,14 @@ from .summary import Summary, summarise
 
 ANSWERS, SUMMARY = "answers.jsonl", "summary.json"
 SAMPLING = ("num_generations", "seeds", "temperature", "top_p", "max_tokens", "generation_batch_size")
-"""The settings that decide the answers."""
+"""The settings that determine the answers."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Made:
-    """What was made. folder: of the rows. summary: of `summarise`. scores: split → prompts → scores of the answers."""
+    """The result. folder: of the rows. summary: from `summarise`. scores: split → prompts → scores of the answers."""
 
     folder: Path
     summary: Summary
@@ -56,10 +56,10 @@ def make_pairs(
 ) -> Made:
     """Sample answers to the prompts of a run's data, score them, and write the rows of each split into a folder.
 
-    adapter: folder or file of the adapters of the policy; None for the model itself. command: for messages.
+    adapter: folder or file of the policy's adapters; None for the model alone. command: for messages.
 
     Raises:
-        UserError: something given cannot work. What was computed before is kept.
+        UserError: Settings, data or model are invalid. Results so far are kept.
     """
     scorers = Scorers(settings)
     model, tokenizer = load_policy(resolved, adapter)
@@ -96,7 +96,7 @@ def _answers(
     policy: Mapping[str, Any],
     command: str,
 ) -> list[list[Answer]]:
-    """Sample what an earlier start has not."""
+    """Sample the answers that an earlier start has not sampled."""
     prompts, size = found.prompts, chunk_size(settings)
     tokens = hashlib.sha256(json.dumps([[one.split, one.key, one.tokens] for one in prompts]).encode()).hexdigest()
     header = {**policy, "prompts": tokens[:16], **{key: getattr(settings, key) for key in SAMPLING}}
@@ -123,7 +123,10 @@ def _scores(
     folder: Path,
     command: str,
 ) -> list[dict[str, Any]]:
-    """Score what an earlier start has not. Each set of scorers has a file of its own, so none is computed twice."""
+    """Score the answers that an earlier start has not scored.
+
+    Each set of scorers has its own file, so nothing is scored twice.
+    """
     given = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
     header = {"scorers": scorers.names, "digest": scorers.digest, "answers": given[:16]}
     name = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:8]
@@ -142,7 +145,7 @@ def _scores(
 def _write_rows(folder: Path, found: Prompts, rows: list[dict[str, Any]]) -> None:
     """Write the rows of each split. A file that an earlier start wrote and this one does not is removed.
 
-    Without a usable row there is no `valid` and no `test`, which training could not read.
+    If no row can be used, `valid` and `test` are not written, because training could not read them.
     """
     for split in SPLITS:
         file = folder / f"{split}.jsonl"
@@ -156,7 +159,7 @@ def _write_rows(folder: Path, found: Prompts, rows: list[dict[str, Any]]) -> Non
 
 
 def _policy_header(resolved: Resolved, adapter: Path | None) -> dict[str, Any]:
-    """What is known of the policy: names, and a digest of its files where they are on this machine."""
+    """Return what identifies the policy: names, and a digest of its files if they are on this machine."""
     settings = resolved.settings
     base = Path(settings.model)
     files = [*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"] if base.is_dir() else []
@@ -170,7 +173,7 @@ def _policy_header(resolved: Resolved, adapter: Path | None) -> dict[str, Any]:
 
 
 def begin_anew(folder: Path) -> None:
-    """Remove what an earlier `pairs` wrote into a folder, and nothing else."""
+    """Remove the files that an earlier `pairs` wrote into a folder."""
     for file in [folder / ANSWERS, folder / SUMMARY, *(folder / f"{split}.jsonl" for split in SPLITS)]:
         file.unlink(missing_ok=True)
     for file in folder.glob("rewards-????????.jsonl"):
@@ -178,20 +181,19 @@ def begin_anew(folder: Path) -> None:
 
 
 def check_folder(folder: Path, command: str) -> None:
-    """Raise a UserError if a folder holds rows that `pairs` did not make."""
+    """Raise a UserError if a folder contains rows that `pairs` did not make."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{command}: {folder} is a file. Give --output the name of a folder.")
     others = [folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").exists()]
     if others and not (folder / ANSWERS).is_file():
         raise UserError(
-            f"{command}: {others[0]} is there and was not made by this command, which would write a file of that name. "
-            "Give --output another folder."
+            f"{command}: {others[0]} was not made by this command and would be replaced. Give --output another folder."
         )
 
 
 @contextlib.contextmanager
 def _bar(what: str, total: int, done: int) -> Iterator[Callable[[int], Any]]:
-    """Show progress over prompts with the time that is left; yield the function that advances it."""
+    """Show progress over prompts with the remaining time. Yields the function that advances it."""
     from tqdm import tqdm
 
     bar = tqdm(

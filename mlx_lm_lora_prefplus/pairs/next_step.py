@@ -1,4 +1,4 @@
-"""The config that trains on the rows, and the command that runs it."""
+"""The config for training on the rows, and the command that runs it."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ NOT_KEPT = ("config", "data", "hf_dataset", *COMPANION_KEYS, *COLUMNS)
 
 
 def given_values(resolved: Resolved) -> dict[str, Any]:
-    """The settings that the user gave, whose defaults are not taken."""
+    """Settings that the user gave. Defaults are not written."""
     return {
         key: value
         for key, value in resolved.values.items()
@@ -30,7 +30,7 @@ def given_values(resolved: Resolved) -> dict[str, Any]:
 
 
 def from_adapter(adapter: Path | None) -> dict[str, Any]:
-    """The settings that make training go on from adapters and take them as the reference too."""
+    """Return the settings for training that starts from adapters and also uses them as the reference."""
     if adapter is None:
         return {}
     file = models.adapter_file(str(adapter)) or adapter
@@ -53,12 +53,12 @@ def from_adapter(adapter: Path | None) -> dict[str, Any]:
 
 
 def write_config(resolved: Resolved, folder: Path, adapter: Path | None, command: str, **more: Any) -> str:
-    """Write the config of the training into the folder of the rows. Returns the command that runs it.
+    """Write the config for training into the folder of the rows. Returns the command that runs it.
 
-    more: values that replace those of the user; None removes one.
+    more: values that replace the user's; None removes a key.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The config cannot be written.
     """
     given = given_values(resolved)
     model = Path(resolved.settings.model)

@@ -1,4 +1,4 @@
-"""The model that answers: the config's model, with adapters or without."""
+"""The model that answers: the config's model, with or without adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, An
     """Load the model, with the adapters in a folder or file, and its tokenizer.
 
     Raises:
-        UserError: something is not there or does not fit.
+        UserError: A file does not exist or does not fit.
     """
     settings = resolved.settings
     model, tokenizer = models.load_base(settings)
@@ -33,10 +33,10 @@ def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, An
 
 
 def adapter_of(resolved: Resolved, given: Path | None) -> Path | None:
-    """The adapters that the policy has: those given, else those that training would begin with; None for none.
+    """Return the adapters of the policy: the given ones, or else those from which training would start; None for none.
 
     Raises:
-        UserError: there are none at the given place.
+        UserError: There are no adapters at the given place.
     """
     path = given or (Path(resolved.settings.resume_adapter_file) if resolved.settings.resume_adapter_file else None)
     if path is None:
@@ -44,7 +44,7 @@ def adapter_of(resolved: Resolved, given: Path | None) -> Path | None:
     path = path.expanduser()
     if not path.exists():
         raise UserError(
-            f"{FLAG}: there is nothing at {path}. Give the adapter folder of a finished run, or leave it out to sample "
-            "from the model itself."
+            f"{FLAG}: {path} does not exist. Give the adapter folder of a finished run, or remove {FLAG} to sample "
+            "from the model without adapters."
         )
     return path

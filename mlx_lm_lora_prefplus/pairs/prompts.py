@@ -22,7 +22,8 @@ class Prompt(NamedTuple):
     """One prompt.
 
     split: "train", "valid" or "test". example: its messages or text, tools and template arguments.
-    tokens: what the model answers. row: the row that it comes from, for reward functions that read other columns.
+    tokens: the prompt's tokens, including the opening of the answer. row: the row that it comes from, for reward
+        functions that read other columns.
     """
 
     split: str
@@ -32,12 +33,12 @@ class Prompt(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells prompts apart."""
+        """Return the key by which prompts are compared."""
         return prompt_key(self.example)
 
     @property
     def text(self) -> str:
-        """What is asked, as text: the raw prompt, or the messages; of a single message its content."""
+        """Return the prompt as text: the raw prompt, or the messages; for a single message only its content."""
         prompt = self.example.prompt
         if isinstance(prompt, str):
             return prompt
@@ -48,7 +49,7 @@ class Prompt(NamedTuple):
 
 
 def prompt_key(example: Example) -> str:
-    """The content of a prompt as text: equal for equal prompts."""
+    """Return the content of a prompt as text. Equal prompts give equal text."""
     return json.dumps([example.prompt, example.tools, dict(example.template_kwargs)], sort_keys=True)
 
 
@@ -56,8 +57,8 @@ def prompt_key(example: Example) -> str:
 class Prompts:
     """The distinct prompts, in the order of their first row.
 
-    rows: rows read of each split. duplicates: rows whose prompt had occurred before, in this split or another.
-    dropped: why rows give no prompt → rows. formats: the detected row formats.
+    rows: rows read of each split. duplicates: rows whose prompt occurred earlier, in this split or another.
+    dropped: reason why rows give no prompt → number of rows. formats: the detected row formats.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -73,7 +74,7 @@ def collect(resolved: Resolved, tokenizer: Any, limit: int | None, splits: tuple
     limit: how many distinct prompts of each split; None for all.
 
     Raises:
-        UserError: there are none, or the data cannot be read.
+        UserError: There are no prompts, or the data cannot be read.
     """
     data = resolved.data
     encoder = Encoder(
@@ -105,8 +106,8 @@ def collect(resolved: Resolved, tokenizer: Any, limit: int | None, splits: tuple
     if not found.prompts:
         reasons = "; ".join(f"{count} rows: {reason}" for reason, count in found.dropped.items())
         raise UserError(
-            f"data: {data.hf_dataset or data.data} gives no prompt ({reasons or 'no rows'}). Give a file, a folder or "
-            "a hub name whose rows have a prompt."
+            f"data: {data.hf_dataset or data.data} contains no prompts ({reasons or 'no rows'}). Give a file, a folder "
+            "or a hub name whose rows have a prompt."
         )
     return found
 

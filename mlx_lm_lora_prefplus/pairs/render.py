@@ -6,7 +6,7 @@ from typing import Any
 from ..report.results.intervals import against, percent
 
 MANY_CUT_OFF = 0.1
-"""Share of better answers that were cut off from which on it is warned of."""
+"""Warn if at least this share of the better answers was cut off."""
 
 
 def lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -23,15 +23,15 @@ def lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"          tokens: {_spread(answers['tokens'])}"
     for name, spread in summary["scores"].items():
         if name != "all" and len(summary["scores"]) == 2:
-            continue  # the one score is all of it
+            continue  # with a single score, it is the whole score
         yield f"Scores    {name if name != 'all' else 'in all'}: {_spread(spread)}"
     usable = sum(pairs["usable"].values())
-    yield f"Pairs     {usable:,} of {distinct:,} prompts give one: {_splits(pairs['usable']) if usable else 'none'}"
+    yield f"Pairs     {usable:,} of {distinct:,} prompts give a pair: {_splits(pairs['usable']) if usable else 'none'}"
     for reason, rows in pairs["refused"].items():
         yield f"          refused: {rows:,} prompts, {reason}"
     if pairs["margin"]:
-        yield f"          score of the better less that of the worse: {_spread(pairs['margin'])}"
-        yield f"          the best answer scores {pairs['best_of']:.3g} above the mean one"
+        yield f"          score of the better minus the worse answer: {_spread(pairs['margin'])}"
+        yield f"          the best answer scores {pairs['best_of']:.3g} above the mean"
     if summary["judge_decided"] is not None:
         yield f"Judge     the same winner in both orders: {summary['judge_decided']:.0%} of the comparisons"
     if length := summary["length"]:
@@ -43,29 +43,29 @@ def lines(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the user should know before training on the rows."""
+    """Yield warnings for the user before training on the rows."""
     answers, pairs, length = summary["answers"], summary["pairs"], summary["length"]
     if answers["different"] <= answers["n"] / 2:
         yield (
-            f"only {answers['different']:,} of {answers['n']:,} answers differ from the others to the same prompt. "
+            f"only {answers['different']:,} of {answers['n']:,} answers differ from other answers to the same prompt. "
             "Raise --temperature or --top-p."
         )
     if not sum(pairs["usable"].values()):
-        yield "no prompt gives a pair: there is nothing to train on. The reasons are above."
+        yield "no prompt gives a pair, so there is nothing to train on. The reasons are listed above."
         return
     if length is None:
         return
     if length["better_cut_off"] > MANY_CUT_OFF:
         yield (
-            f"{length['better_cut_off']:.0%} of the better answers were cut off at max_tokens: training would teach "
-            "the model to stop in the middle of a sentence. Raise --max-tokens, or give --missing-eos-penalty."
+            f"{length['better_cut_off']:.0%} of the better answers were cut off at max_tokens. Training on them "
+            "teaches the model not to end its answers. Raise --max-tokens, or set --missing-eos-penalty."
         )
     side = against(length["better_is_longer"], 0.5)
     if side:
         yield (
             f"the better answer is mostly the {'longer' if side > 0 else 'shorter'} one "
-            f"({percent(length['better_is_longer'])}), so training changes the length too. Where that is not meant, "
-            "add --reward length:MIN-MAX, or train with a loss that minds the length: simpo, or dpo with r_dpo or "
+            f"({percent(length['better_is_longer'])}), so training also changes the length. To avoid that, add "
+            "--reward length:MIN-MAX, or train with a loss that corrects for length: simpo, or dpo with r_dpo or "
             "ld_alpha."
         )
 

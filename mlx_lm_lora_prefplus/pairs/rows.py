@@ -1,4 +1,4 @@
-"""The row of a prompt: all answers with their scores, and why no pair is made of it, where none is."""
+"""Make the row of a prompt: all answers with their scores, and the reason if no pair can be made of it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from .settings import PairSettings
 
 SAME = "all scores are the same"
 NOISE = "the scores differ by less than min_margin"
-UNDECIDED = "the judge has no winner of best and worst in both orders"
+UNDECIDED = "the judge's preference between best and worst depends on their order"
 ALIKE = "fewer than two different answers"
 
 
@@ -22,12 +22,12 @@ def make_row(
     settings: PairSettings,
     every_pair: bool,
 ) -> dict[str, Any]:
-    """Make a row of a prompt, its responses and their scores, as `data.formats.ranked` reads it.
+    """Make a row of a prompt, its responses and their scores, in the format of `data.formats.ranked`.
 
-    No pair is made of a row whose scores are null; `refused` then says why.
+    A row from which no pair must be made has null scores, and the reason in `refused`.
 
-    every_pair: whether training makes pairs of every two answers (`pairing: all_pairs`). Answers whose scores differ
-    by less than `min_margin`, and those in between, then get their mean.
+    every_pair: whether training makes pairs of every two answers (`pairing: all_pairs`). Answers whose scores differ by
+        less than `min_margin`, directly or through answers in between, then get their mean score.
     """
     example = prompt.example
     row: dict[str, Any] = {"prompt": example.prompt, "responses": [answer.text for answer in answers]}
@@ -70,7 +70,7 @@ def refusal(
 
 
 def ends(answers: Sequence[Answer], totals: Sequence[float]) -> tuple[int, int]:
-    """The places of the best and the worst answer that are not empty; the first of equal ones."""
+    """Return the positions of the best and the worst answer that are not empty; the first of equal ones."""
     usable = [place for place, answer in enumerate(answers) if answer.text.strip()] or [0]
     return max(usable, key=lambda place: (totals[place], -place)), min(usable, key=lambda place: (totals[place], place))
 

@@ -1,4 +1,4 @@
-"""Answers of the policy, sampled in batches by mlx-lm's own generator, each with a random stream of its own."""
+"""Sample answers of the policy in batches with mlx-lm's generator. Each answer has its own random stream."""
 
 import hashlib
 import itertools
@@ -15,11 +15,13 @@ from .prompts import Prompt
 from .settings import PairSettings
 
 PREFILL = 2048
-"""Tokens of a prompt that are read at once."""
+"""Tokens of a prompt that are processed at once."""
 
 
 class Answer(NamedTuple):
-    """text without special tokens, its number of tokens without the end of sequence, and whether the model ended it."""
+    """text: without special tokens. Its number of tokens excludes the end of sequence. The last field: whether the
+    model ended it.
+    """
 
     text: str
     tokens: int
@@ -27,10 +29,10 @@ class Answer(NamedTuple):
 
 
 def chunk_size(settings: PairSettings) -> int:
-    """Prompts that are answered together: enough to keep the generator's batch filled most of the time.
+    """Return the number of prompts that are answered together. It keeps the generator's batch full most of the time.
 
-    The batches that a prompt is answered in depend on this number and on nothing else, so a run that goes on after a
-    kill computes the same bytes.
+    The batches in which a prompt is answered depend only on this number. A continued command therefore computes the
+    same bytes.
     """
     return max(1, 2 * settings.generation_batch_size // settings.answers)
 
@@ -38,9 +40,9 @@ def chunk_size(settings: PairSettings) -> int:
 def sample(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], settings: PairSettings) -> list[list[Answer]]:
     """Sample the answers to a chunk of prompts: `settings.answers` each, those of the first seed first.
 
-    A prompt is read once and its cache is shared by its answers. The random numbers of an answer depend on its seed,
-    its prompt and its place alone. The logits depend in their last bits on which rows share a batch, as everywhere in
-    MLX, so an answer may differ from the one that is sampled among other prompts.
+    A prompt is processed once, and its answers share the cache. The random numbers of an answer depend only on its
+    seed, its prompt and its position. The last bits of the logits depend on which rows share a batch, as everywhere in
+    MLX, so an answer may differ if it is sampled among other prompts.
     """
     model.eval()
     generator = BatchGenerator(
@@ -77,7 +79,7 @@ def sample(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], settings
 
 
 def _read(model: nn.Module, tokens: list[int]) -> list[Any]:
-    """The cache of a prompt without its last token, which the generator copies into its batches."""
+    """Return the cache of a prompt without its last token. The generator copies it into its batches."""
     cache = make_prompt_cache(model)
     for start in range(0, len(tokens) - 1, PREFILL):
         model(mx.array([tokens[start : min(start + PREFILL, len(tokens) - 1)]]), cache=cache)
@@ -86,7 +88,9 @@ def _read(model: nn.Module, tokens: list[int]) -> list[Any]:
 
 
 def seeded_sampler(settings: PairSettings, stream: str) -> Callable[[mx.array], mx.array]:
-    """A sampler of one answer: (1, vocabulary) log-probs → (1,) token. stream: what its random numbers depend on."""
+    """Return a sampler for one answer: (1, vocabulary) log-probs → (1,) token. stream: determines its
+    random numbers.
+    """
     start = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big")
     steps = itertools.count(start)
 

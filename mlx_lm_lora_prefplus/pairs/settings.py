@@ -13,7 +13,7 @@ from ..validation import validated
 
 
 def _as_list(value: Any) -> Any:
-    """One value stands for a list of it."""
+    """Turn a single value into a list."""
     return value if value is None or isinstance(value, list) else [value]
 
 
@@ -21,7 +21,9 @@ Texts = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class PairSettings(BaseModel):
-    """Defaults of sampling: five answers at temperature 0.8, as SimPO's own data (Meng et al. 2024, 2405.14734)."""
+    """How answers are sampled and scored. Defaults: five answers at temperature 0.8, as for SimPO's data (Meng et al.
+    2024, 2405.14734).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -42,27 +44,27 @@ class PairSettings(BaseModel):
 
     @property
     def answers(self) -> int:
-        """Answers to a prompt."""
+        """Return the number of answers to a prompt."""
         return self.num_generations * len(self.seeds)
 
     @property
     def scorers(self) -> int:
-        """How many scores an answer gets."""
+        """Return how many scores an answer gets."""
         return len(self.reward) + len(self.reward_model) + (self.judge is not None) + (self.judge_model is not None)
 
 
 def settings_in(resolved: Resolved, given: Mapping[str, Any], command: str) -> PairSettings:
-    """The settings under `pairs` in a run's config file, and those given to a command, which override them.
+    """Return the settings under `pairs` in a run's config file, overridden by those given to a command.
 
     given: key → value; None counts as not given. The seed is that of the run unless `seeds` is set.
 
     Raises:
-        UserError: one that lists all problems.
+        UserError: Settings are invalid. The message lists all problems.
     """
     section = resolved.values.get("pairs") or {}
     if not isinstance(section, Mapping):
         raise UserError(
-            f"pairs: {section!r:.80} is no mapping. Write the settings as lines below it, such as num_generations: 4."
+            f"pairs: {section!r:.80} is not a mapping. Write the settings as lines below it, such as num_generations: 4"
         )
     values = {**section, **{key: value for key, value in given.items() if value is not None}}
     return pair_settings({"seeds": resolved.settings.seed, **values}, command)
@@ -72,13 +74,13 @@ def pair_settings(values: Mapping[str, Any], where: str) -> PairSettings:
     """Check settings. where: the command, for messages.
 
     Raises:
-        UserError: one that lists all problems.
+        UserError: Settings are invalid. The message lists all problems.
     """
     known = list(PairSettings.model_fields)
     wrong = []
     for key in (key for key in values if key not in known):
         near = difflib.get_close_matches(str(key), known, 1)
-        wrong.append(f"{key}: is no key of pairs.{f' Did you mean {near[0]}?' if near else ''}")
+        wrong.append(f"{key}: is not a key of pairs.{f' Did you mean {near[0]}?' if near else ''}")
     values = {key: value for key, value in values.items() if key in known and value is not None}
     settings, problems = validated(PairSettings, values)
     wrong += [f"{key}: {values[key]!r:.80} {text}." for key, texts in problems.items() for text in texts]
@@ -92,7 +94,7 @@ def pair_settings(values: Mapping[str, Any], where: str) -> PairSettings:
 
 def _conflicts(settings: PairSettings) -> Any:
     if settings.answers < 2:
-        yield "num_generations: 1 answer makes no pair. Give 2 or more, or several seeds."
+        yield "num_generations: one answer cannot make a pair. Give 2 or more, or several seeds."
     if settings.temperature == 0:
         yield "temperature: 0 gives the same answer every time. Give a temperature above 0, such as 0.8."
     if len(set(settings.seeds)) < len(settings.seeds):
@@ -104,7 +106,7 @@ def _conflicts(settings: PairSettings) -> Any:
             "--judge-model FOLDER."
         )
     if settings.judge is not None and settings.judge_model is not None:
-        yield "judge and judge_model: give one of them."
+        yield "judge and judge_model cannot be combined. Give one of them."
     weights = settings.reward_weights
     if weights is not None and len(weights) != settings.scorers:
         yield (

@@ -1,4 +1,4 @@
-"""What the answers and their scores are like: how many rows give a pair, and whether the better one is the longer."""
+"""Summarise the answers and their scores: how many rows give a pair, and how often the better answer is longer."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ def summarise(
     scored: Sequence[Mapping[str, Any]],
     settings: PairSettings,
 ) -> Summary:
-    """Summarise everything that `pairs` made. Nothing in it depends on the time or the machine.
+    """Summarise everything that `pairs` made. The summary does not depend on the time or the machine.
 
-    pairs: the places of the best and the worst answer of each row.
+    pairs: the positions of the best and the worst answer of each row.
     """
     usable = [place for place, row in enumerate(rows) if "refused" not in row]
     everything = [answer for some in answers for answer in some]
@@ -70,12 +70,14 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _gain(totals: Sequence[Sequence[float]]) -> float:
-    """By how much the best answer to a prompt exceeds the mean one: what training on the pairs can hope for."""
+    """Return by how much the best answer to a prompt exceeds the mean: the improvement that training on the pairs can
+    aim at.
+    """
     return float(np.mean([max(some) - sum(some) / len(some) for some in totals]))
 
 
 def _length(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any] | None:
-    """How often the better answer is the longer one (equal lengths count half), and the mean lengths in tokens."""
+    """Return how often the better answer is longer (equal lengths count one half), and the mean lengths in tokens."""
     if not pairs:
         return None
     better, worse = (np.array([pair[side].tokens for pair in pairs], np.float64) for side in (0, 1))

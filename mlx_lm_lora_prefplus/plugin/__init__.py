@@ -1,4 +1,4 @@
-"""The contract of a trainer and the hook through which packages bring theirs."""
+"""The protocol of a trainer, and the hook through which packages register theirs."""
 
 import sys
 

@@ -15,10 +15,10 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def mlx_lm_lora_register_trainers() -> Iterable[Trainer]:
-    """Return the trainers of this package, one for each of its values of `--train-mode`.
+    """Return the trainers of this package, one for each value of `--train-mode`.
 
-    Called once when the command starts. It should only return data: it should print nothing, touch no
-    files and import only the modules that the trainers need.
+    The hook is called once when the command starts. It should only return data. It should not print, must not change
+    files, and should import only the modules that the trainers need.
     """
     raise NotImplementedError
 
@@ -27,7 +27,7 @@ def mlx_lm_lora_register_trainers() -> Iterable[Trainer]:
 def mlx_lm_lora_register_losses() -> Mapping[str, Mapping[str, Any]]:
     """Return losses for existing modes: mode → name for `loss_type` → `mlx_lm_lora_prefplus.losses.Loss`.
 
-    Called once when the command starts, after the trainers of all packages are known. The mode must have a table of
-    losses (dpo, cpo, simpo, orpo, kto and bco have one), and the name must be new to it.
+    The hook is called once when the command starts, after the trainers of all packages are known. The mode must have a
+    table of losses (dpo, cpo, simpo, orpo, kto and bco have one). The name must not exist in it yet.
     """
     raise NotImplementedError

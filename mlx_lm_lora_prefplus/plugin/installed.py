@@ -9,7 +9,7 @@ from .manager import OWN_DISTRIBUTION, Registry, load_registry
 
 @functools.cache
 def registry() -> Registry:
-    """Return the installed modes, looked up once. Broken plugins are reported on stderr and skipped."""
+    """Return the installed modes, searched for once. Broken plugins are reported on stderr and skipped."""
     try:
         installed = load_registry()
     except Exception as error:

@@ -23,7 +23,7 @@ OWN_DISTRIBUTION = "mlx-lm-lora-prefplus"
 OWN_ENTRY_POINT = EntryPoint(name="prefplus", value="mlx_lm_lora_prefplus.trainers", group=ENTRY_POINT_GROUP)
 
 SLOW_IMPORT = 10.0
-"""Seconds after which a package that is still being imported is named."""
+"""After this many seconds, the package that is being imported is named."""
 
 HOST_MODES = (
     *("sft", "dpo", "dsla", "ftpo", "cpo", "orpo"),
@@ -65,7 +65,7 @@ class Registry:
         self.rivals = rivals or {}
 
     def __contains__(self, mode: object) -> bool:
-        """Whether any plugin provides this mode."""
+        """Return whether any plugin provides this mode."""
         return mode in self.modes or mode in self.rivals
 
     def __iter__(self) -> Iterator[str]:
@@ -75,8 +75,8 @@ class Registry:
         """Return the trainer of a mode.
 
         Raises:
-            UserError: several packages provide the mode; the error names them. Other modes are not affected.
-            KeyError: no package provides it.
+            UserError: Several packages provide the mode. The message names them. Other modes are not affected.
+            KeyError: No package provides it.
         """
         if mode in self.rivals:
             first, *others = self.rivals[mode]
@@ -87,7 +87,7 @@ class Registry:
 
     @contextmanager
     def naming_provider(self, mode: str) -> Iterator[None]:
-        """Add the provider of the mode to errors raised within, except to UserErrors."""
+        """Add the provider of the mode to errors raised inside the context, except to UserErrors."""
         try:
             yield
         except UserError:
@@ -101,7 +101,7 @@ class Registry:
 
 @contextmanager
 def _named_if_slow(source: "_Source") -> Iterator[None]:
-    """Print which package is being imported where that takes longer than `SLOW_IMPORT`: it may never end."""
+    """Print which package is being imported if that takes longer than `SLOW_IMPORT`: the import may never end."""
 
     def warn() -> None:
         with suppress(OSError, ValueError):  # stderr is closed
@@ -124,8 +124,8 @@ def _named_if_slow(source: "_Source") -> Iterator[None]:
 def load_registry() -> Registry:
     """Load the trainers of every installed package with an entry point in the group `mlx_lm_lora.trainers`.
 
-    A package that cannot be loaded, or whose trainers lack members, is skipped and listed in `broken`; the
-    others are not affected.
+    A package that cannot be loaded, or whose trainers lack members, is skipped and listed in `broken`. The others are
+    not affected.
     """
     plugins = pluggy.PluginManager(hookspecs.PROJECT)
     plugins.add_hookspecs(hookspecs)
@@ -138,7 +138,7 @@ def load_registry() -> Registry:
                 trainers, added = _call_hooks(plugins, source)
             for trainer in trainers:
                 _check(trainer, own=source.distribution == OWN_DISTRIBUTION)
-        except (Exception, SystemExit) as error:  # importing a plugin may raise anything
+        except (Exception, SystemExit) as error:  # a plugin may raise anything when it is imported
             reason = str(error) if isinstance(error, _BrokenPlugin) else f"{type(error).__name__}: {error}"
             broken[source.provider] = f"{source.entry.value}: {reason}"
             continue
@@ -149,7 +149,7 @@ def load_registry() -> Registry:
     for source, mode, rows in losses:
         try:
             modes[mode] = _with_losses(modes, mode, rows, source.provider)
-        except Exception as error:  # a plugin's row may raise anything
+        except Exception as error:  # a plugin's loss may raise anything
             broken[source.provider] = f"{source.entry.value}: its losses for mode {mode} are skipped: {error}"
     return Registry(
         modes=modes,
@@ -163,7 +163,7 @@ def load_registry() -> Registry:
 
 
 class _BrokenPlugin(Exception):
-    """The error of a plugin, one sentence."""
+    """Return the error of a plugin as one sentence."""
 
 
 class _Source(NamedTuple):
@@ -175,7 +175,7 @@ class _Source(NamedTuple):
 
 
 def _sources() -> list[_Source]:
-    """Return the entry points, each once: an editable install may be listed twice.
+    """Return the entry points, each once, because an editable install may be listed twice.
 
     This package's own entry point is added if the package is imported without being installed.
     """
@@ -200,7 +200,9 @@ def _call_hooks(plugins: pluggy.PluginManager, source: _Source) -> tuple[list[Tr
         for hook in HOOKS
     )
     if not (trainers or losses):
-        raise _BrokenPlugin(f"it has no function {' or '.join(HOOKS)} marked with mlx_lm_lora_prefplus.plugin.hookimpl")
+        raise _BrokenPlugin(
+            f"it has no function {' or '.join(HOOKS)} decorated by mlx_lm_lora_prefplus.plugin.hookimpl"
+        )
     return (
         [trainer for result in trainers for trainer in cast(Iterable[Trainer], result)],
         {mode: rows for result in losses for mode, rows in cast(Mapping[str, Any], result).items()},
@@ -210,7 +212,7 @@ def _call_hooks(plugins: pluggy.PluginManager, source: _Source) -> tuple[list[Tr
 def _with_losses(modes: Mapping[str, Registered], mode: str, rows: Mapping[str, Any], provider: str) -> Registered:
     """Return a mode extended by the losses of another package."""
     if mode not in modes:
-        raise ValueError(f"there is no such mode; there are {', '.join(modes)}")
+        raise ValueError(f"there is no such mode. Existing modes are {', '.join(modes)}")
     trainer, runs = modes[mode]
     extended = trainer.with_losses(rows)
     _check(extended, own=True)
@@ -218,11 +220,11 @@ def _with_losses(modes: Mapping[str, Registered], mode: str, rows: Mapping[str, 
 
 
 REMOVED_MEMBERS = {
-    "iterate_batches": "the host plans the batches; write collate(rows, ids, multiple), or leave it out",
-    "weights": "it is called token_weights now",
-    "mismatched": "define needs_mismatched(options); completions of other rows come in Batch.mismatched",
+    "iterate_batches": "trainers no longer plan batches. Define collate(rows, ids, multiple), or remove this member",
+    "weights": "it is now named token_weights",
+    "mismatched": "define needs_mismatched(options). Completions of other rows are now in Batch.mismatched",
 }
-"""Members of the protocol of release 0.1 that are no longer called → what to do."""
+"""Members of the protocol of release 0.1 that are no longer called → what to do instead."""
 
 
 def _check(trainer: object, own: bool) -> None:
@@ -243,9 +245,9 @@ def _check(trainer: object, own: bool) -> None:
             raise _BrokenPlugin(f"{name}.{member} must take (policy, batch, options, state)") from None
     mode = trainer.mode  # type: ignore[attr-defined]
     if not isinstance(mode, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", mode):
-        raise _BrokenPlugin(f"the mode {mode!r} is not a name of lower-case letters, digits and underscores")
+        raise _BrokenPlugin(f"the mode {mode!r} must consist of lower-case letters, digits and underscores")
     if not (isinstance(options := trainer.options, type) and is_dataclass(options)):  # type: ignore[attr-defined]
         raise _BrokenPlugin(f"the options of mode {mode} are {options!r:.60}, which is not a dataclass")
     get_type_hints(options, include_extras=True)
     if mode in HOST_MODES and not own:
-        raise _BrokenPlugin(f"the mode {mode} belongs to mlx-lm-lora; take another name")
+        raise _BrokenPlugin(f"the mode {mode} belongs to mlx-lm-lora. Choose another name")

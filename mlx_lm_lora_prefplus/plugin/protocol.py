@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 RowKind = Literal["paired", "unpaired", "ranked"]
-"""The kind of rows a mode reads. `paired`: one prompt with a chosen and a rejected completion; `unpaired`: one prompt
-with one completion that is labelled desirable or undesirable; `ranked`: one prompt with several completions, the best
-first."""
+"""The kind of rows that a mode uses. `paired`: one prompt with a chosen and a rejected completion. `unpaired`: one
+prompt with one completion, labelled desirable or undesirable. `ranked`: one prompt with several completions, best
+first.
+"""
 
 Unit = str
 """The unit over which a sum is averaged: see `Batch.units`."""
@@ -20,25 +21,26 @@ Unit = str
 class Batch(NamedTuple):
     """One micro-batch of token rows, padded on the right.
 
-    An example is a prompt with its completions; all examples of a batch have the same number: a pair has two, chosen
-    and rejected. Row `k * examples + i` is completion `k` of example `i`. Shorter lists are filled up with empty
-    completions.
+    An example is a prompt with its completions. All examples of a batch have the same number of completions: a pair has
+    two, chosen and rejected. Row `k * examples + i` is completion `k` of example `i`. Shorter lists are padded with
+    empty completions.
 
-    tokens: (rows, width) int32, prompt then completion then padding (zeros).
-    prompts: (examples, longest prompt) int32, the prompts alone, padded on the right.
-    completions: (rows, longest completion) int32, the completions alone, padded on the right.
-    scored: (positions,) int32, indices of tokens that count in the flattened `completions`. Entries equal to its size
-        are padding.
+    tokens: (rows, width) int32, prompt, then completion, then padding (zeros).
+    prompts: (examples, longest prompt) int32, only the prompts, padded on the right.
+    completions: (rows, longest completion) int32, only the completions, padded on the right.
+    scored: (positions,) int32, indices into the flattened `completions` of the tokens that count. Entries equal to its
+        size are padding.
     prompt_lengths: (rows,) int32, tokens of the prompt.
     lengths: (rows,) int32, tokens of prompt and completion together.
     reference_logps: (rows,) float32, summed completion log-probs of the reference (nats), weighted by the trainer's
-        `token_weights`; zeros where there is no reference.
+        `token_weights`; zeros if there is no reference.
     ids: (examples,) int32, positions of the rows in their data set.
-    columns: numbers of the data, by name: (examples,) float32, or (rows,) if each completion has its own.
-    loss_mask: (rows, longest completion) bool, true for tokens of `completions` that count: those of the assistant, not
-        user turns or tool output between them. False at padding. None if all completion tokens count.
-    mismatched: the same prompts, each with the completion of another row, as a batch of their own; None where the loss
-        does not read them (see `Trainer.needs_mismatched`).
+    columns: numbers from the data, by name: (examples,) float32, or (rows,) if each completion has its own.
+    loss_mask: (rows, longest completion) bool, true for the tokens of `completions` that count. These are the
+        assistant's tokens, not user turns or tool output between them. False at padding. None if all completion tokens
+        count.
+    mismatched: a separate batch of the same prompts, each with the completion of another row. None if the loss does not
+        use it (see `Trainer.needs_mismatched`).
     """
 
     tokens: mx.array
@@ -55,7 +57,7 @@ class Batch(NamedTuple):
 
     @property
     def all_reference_logps(self) -> mx.array:
-        """`reference_logps`, followed by those of `mismatched`."""
+        """Return `reference_logps`, followed by those of `mismatched`."""
         if self.mismatched is None:
             return self.reference_logps
         return mx.concatenate([self.reference_logps, self.mismatched.reference_logps])
@@ -68,12 +70,12 @@ class Batch(NamedTuple):
 
     @property
     def completion_lengths(self) -> mx.array:
-        """(rows,) int32, tokens of each completion that count."""
+        """Return the number of tokens of each completion that count, (rows,) int32."""
         return self.lengths - self.prompt_lengths if self.loss_mask is None else self.loss_mask.sum(axis=1)
 
     @property
     def completion_mask(self) -> mx.array:
-        """(rows, width - 1) bool, true where position t predicts a completion token that counts (token t + 1)."""
+        """Return where position t predicts a completion token that counts (token t + 1), (rows, width - 1) bool."""
         target = mx.arange(1, self.tokens.shape[1])[None]
         mask = (target >= self.prompt_lengths[:, None]) & (target < self.lengths[:, None])
         if self.loss_mask is None:
@@ -84,13 +86,17 @@ class Batch(NamedTuple):
     def units(self) -> dict[Unit, int]:
         """Count each unit in this batch.
 
-        examples: pairs, unpaired rows or lists. chosen_tokens: counted tokens of the first completion of each example;
-        second_tokens: of the second where there are more than two, else of the first; rejected_tokens: of the last, if
-        there are several; completion_tokens: of all. Unpaired rows also have desirable and undesirable: rows of each
-        label.
+        The units are:
+
+        examples: pairs, unpaired rows or lists.
+        chosen_tokens: counted tokens of the first completion of each example.
+        second_tokens: counted tokens of the second completion in lists of more than two, otherwise of the first.
+        rejected_tokens: counted tokens of the last completion, if there are several.
+        completion_tokens: counted tokens of all completions.
+        desirable, undesirable: rows of each label; only for unpaired rows.
         """
         examples = self.ids.shape[0]
-        import numpy as np  # commands that only describe modes start faster without it
+        import numpy as np  # not at the top: commands that only describe modes start faster
 
         lengths = np.asarray(self.completion_lengths).reshape(-1, examples)
         units = {"examples": examples, "chosen_tokens": int(lengths[0].sum()), "completion_tokens": int(lengths.sum())}
@@ -108,12 +114,12 @@ class Batch(NamedTuple):
 class LossOutput(NamedTuple):
     """Sums over a micro-batch, before any division.
 
-    The loop divides each sum by the number of its unit in the *whole* optimiser step (over all micro-batches
-    and ranks), so that the result does not depend on how the step was split.
+    The loop divides each sum by the number of its unit in the *whole* optimiser step (over all micro-batches and
+    ranks). The result therefore does not depend on how the step was divided.
 
-    sums: unit → () float32; the loss is Σ over units of sum / number of units.
-    metrics: unit → name → () float32, averaged the same way for the log; no gradient.
-    state: the trainer's state for the next micro-batch (see `Trainer.initial_state`); empty without one.
+    sums: unit → () float32. The loss is Σ over units of sum / number of units.
+    metrics: unit → name → () float32, averaged in the same way for the log; without a gradient.
+    state: the trainer's state for the next micro-batch (see `Trainer.initial_state`); empty for most trainers.
     """
 
     sums: dict[Unit, mx.array]
@@ -122,14 +128,25 @@ class LossOutput(NamedTuple):
 
 
 class Scorer(Protocol):
-    """The interface of a trainer to the model being trained.
+    """A trainer's interface to the model being trained.
 
     A call with a batch returns `Scores`. weights: (rows, longest completion) float32, the weight of each completion
     token in `Scores.weighted_logps`; None means 1. statistics: whether to compute `entropy` and `log_collision` too.
     """
 
     model: Any
-    """The model itself (`mlx.nn.Module`), for trainers that need more than log-probs."""
+    """Scores of a batch. Log-probs are in nats. Only the first two fields are always computed.
+
+    In the formulas, π(v) is the policy's probability of token v of the vocabulary.
+
+    logps: (rows,) float32, summed log-probs of the completion tokens.
+    mean_logits: (rows,) float32, mean logit over the vocabulary and the completion tokens; without a gradient.
+    weighted_logps: (rows,) float32, log-probs summed with the weights; equal to `logps` without weights.
+    entropy: (rows,) float32, mean over the completion tokens of −Σ_v π(v) log π(v); without a gradient.
+    log_collision: (rows,) float32, mean over the completion tokens of log Σ_v π(v)²; without a gradient.
+    mismatched_logps: (rows,) float32, summed log-probs of the completions in `Batch.mismatched`; without a gradient.
+        None if there are none.
+    """
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> "Scores": ...
 
@@ -155,24 +172,25 @@ class Scores(NamedTuple):
 
     @property
     def all_weighted_logps(self) -> mx.array:
-        """`weighted_logps`, followed by `mismatched_logps`, in float32: what is kept of a reference."""
+        """Return `weighted_logps`, followed by `mismatched_logps`, in float32: the values that are stored for a
+        reference.
+        """
         both = [self.weighted_logps] if self.mismatched_logps is None else [self.weighted_logps, self.mismatched_logps]
         return mx.concatenate([logps.astype(mx.float32) for logps in both])
 
 
 @runtime_checkable
 class Trainer(Protocol):
-    """One `--train-mode`: the members that the host and the training loop use.
+    """One `--train-mode`: the members that the training loop and other commands use.
 
     Inherit from `mlx_lm_lora_prefplus.trainers.BaseTrainer`, which has defaults for all members except `mode`,
     `options` and `loss`.
 
     mode: the name on the command line.
-    rows: the kind of rows it reads.
-    options: a frozen dataclass of its config keys. Write each as
-        `key: Annotated[type, pydantic.Field(gt=0, description="… unit …")] = default`; flags, `--help`,
-        checks of bounds and the docs follow from it. A key with the name of a host flag (`beta`, `delta`)
-        changes the default of that flag.
+    rows: the kind of rows that it needs.
+    options: a frozen dataclass of its config keys. Write each as `key: Annotated[type, pydantic.Field(gt=0,
+        description="… unit …")] = default`. Flags, `--help`, checks of bounds and the docs follow from it. A key with
+        the name of a host flag (`beta`, `delta`) changes the default of that flag.
     losses: allowed value of `loss_type` → its row (`mlx_lm_lora_prefplus.losses.Loss`); may be empty.
     defaults: key of the host → a default that replaces the host's.
     """
@@ -200,44 +218,48 @@ class Trainer(Protocol):
         """Return the same trainer with more losses in its table.
 
         Raises:
-            ValueError: the trainer has no table, or the table has the name already.
+            ValueError: The trainer has no table, or the table already has the name.
         """
         ...
 
     def needs_reference(self, options: Any) -> bool:
-        """Whether `Batch.reference_logps` must be filled."""
+        """Return whether `Batch.reference_logps` must be filled."""
         ...
 
     def needs_mismatched(self, options: Any) -> bool:
-        """Whether `loss` reads `Batch.mismatched`: log-probs of completions of other rows, without gradients."""
+        """Return whether `loss` uses `Batch.mismatched`: log-probs of completions of other rows, without gradients."""
         ...
 
     def collate(self, rows: Sequence[Mapping[str, Any]], ids: "np.ndarray", multiple: int = 1) -> Batch:
-        """Pad the rows of one micro-batch. The host decides which rows form it.
+        """Pad the rows of one micro-batch. The trainer does not decide which rows it contains.
 
-        rows: items with lists of token ids, completions without the prompt: `prompt`, `chosen`, `rejected` (paired);
-            `prompt`, `completion`, and `label`, 1.0 or 0.0 (unpaired); `prompt`, `completions`, the best first, and
-            `scores` (ranked). If some completion tokens do not count, there are masks, `chosen_mask` and
-            `rejected_mask`, `completion_mask`, or `completion_masks`: 1 or 0 a token, None if all count. Other
-            columns hold one number a row, such as `margin`.
+        rows: items with lists of token ids; completions exclude the prompt. Paired rows have `prompt`, `chosen`,
+            `rejected`. Unpaired rows have `prompt`, `completion`, and `label`, 1.0 or 0.0. Ranked rows have `prompt`,
+            `completions`, best first, and `scores`. If some completion tokens do not count, there are masks:
+            `chosen_mask` and `rejected_mask`, `completion_mask`, or `completion_masks`. A mask has 1 or 0 per token;
+            None means that all count. Other columns have one number per row, such as `margin`.
         ids: (examples,) positions of the rows in their data set.
-        multiple: pad widths to multiples of this many tokens (bounds the number of compiled graphs).
+        multiple: pad widths to multiples of this many tokens, which limits the number of compiled graphs.
         """
         ...
 
     def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
         """Return the weight of each completion token in `Batch.reference_logps`, (rows, longest completion) float32.
 
-        None means 1. The reference pass uses these weights; `loss` must pass the same ones to the policy.
+        None means 1. The reference pass uses these weights. `loss` must pass the same ones to the policy.
         """
         ...
 
     def reference_key(self, options: Any) -> Any:
-        """Return all that `token_weights` depends on, as JSON values: part of the key of cached reference log-probs."""
+        """Return everything that `token_weights` depends on, as JSON values. It is part of the key of cached reference
+        log-probs.
+        """
         ...
 
     def separable(self, options: Any) -> bool:
-        """Whether the loss of an example is independent of the others in its batch. Only then is a batch split."""
+        """Return whether the loss of an example is independent of the others in its batch. Only then is a batch
+        divided.
+        """
         ...
 
     def initial_state(self, options: Any) -> dict[str, mx.array]:

@@ -1,1 +1,1 @@
-"""What a run will be, found out without training: the command `mlx_lm_lora.prefplus check`."""
+"""The command `mlx_lm_lora.prefplus check`: show and forecast a run without training."""

@@ -1,4 +1,4 @@
-"""Changes of keys that lower the memory of a run, the least harmful first: what `check --fit` tries."""
+"""Changes of settings that lower the memory of a run, least harmful first. `check --fit` tries them."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ from ..host.run.session import Session
 from ..settings import RunSettings
 
 SMALLEST_LENGTH = 128
-"""Tokens below which `max_seq_length` is not lowered."""
+"""`max_seq_length` is not lowered below this many tokens."""
 
 PARTS = 2, 4
-"""Numbers of micro-batches that one is cut into, besides one for each row."""
+"""Numbers of micro-batches into which one micro-batch is divided, besides one for each row."""
 
 
 class Change(NamedTuple):
-    """group: of changes of one group at most one is made. values: key → new value.
-    result: what becomes of the result of the run; empty if it stays the same.
+    """group: at most one change of each group is made. values: key → new value.
+    result: how the result of the run changes; empty if it stays the same.
     """
 
     group: str
@@ -27,13 +27,13 @@ class Change(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As lines of a config file, in one line."""
+        """Return the changes in the form of a config file, on one line."""
         written = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.values.items()}
         return ", ".join(f"{key}: {value}" for key, value in written.items())
 
 
 def changes(session: Session) -> Iterator[Change]:
-    """Yield the changes that are open to a run. Those that leave its result as it is come first."""
+    """Yield the changes that are possible in a run. Those that do not change its result come first."""
     settings = session.resolved.settings
     yield from _activations(settings)
     yield from _smaller_batches(session)
@@ -44,17 +44,17 @@ def changes(session: Session) -> Iterator[Change]:
         result = "moments are rounded to 8 bits; losses differ in the third or fourth digit"
         yield Change("moments", {"optimizer_bits": 8}, result)
     if settings.train_type != "full" and models.quantization(settings) is None:
-        yield Change("weights", {"load_in_4bits": True}, "another base model: its weights are rounded to 4 bits")
+        yield Change("weights", {"load_in_4bits": True}, "the base model changes: its weights are rounded to 4 bits")
     limit = min(longest, session.resolved.data.max_seq_length)
     for length in (limit * 3 // 4, limit // 2, limit // 4):
         if length >= SMALLEST_LENGTH:
             cut = int((session.lengths("train").prompt + session.lengths("train").completion > length).sum())
-            result = f"longer rows are cut, {cut} of {len(session.rows['train'])} training rows"
+            result = f"longer rows are cut ({cut} of {len(session.rows['train'])} training rows)"
             yield Change("length", {"max_seq_length": length}, result)
 
 
 def _activations(settings: RunSettings) -> Iterator[Change]:
-    """Layers keep less of their forward and compute it again for the gradient, which then is the same."""
+    """Make layers keep fewer activations and compute the rest again for the gradient, which stays the same."""
     if settings.efficient_long_context:
         return
     levels = ["balanced", "low"]
@@ -64,11 +64,11 @@ def _activations(settings: RunSettings) -> Iterator[Change]:
 
 
 def _smaller_batches(session: Session) -> Iterator[Change]:
-    """More micro-batches of fewer rows, with as many rows in an update as before."""
+    """Use more micro-batches of fewer rows, with the same number of rows per update."""
     settings, resolved = session.resolved.settings, session.resolved
     result = ""
     if not is_separable(resolved.trainer, resolved.options):
-        result = "the loss compares the rows of a micro-batch, which are fewer then"
+        result = "the loss compares the rows of a micro-batch, of which there are fewer"
     key = "token_budget" if settings.token_budget else "batch_size"
     size = getattr(settings, key)
     counts = [*PARTS, *([size] if key == "batch_size" else [])]

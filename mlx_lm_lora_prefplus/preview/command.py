@@ -11,36 +11,38 @@ PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 """The flags of training are passed on to the host's argument parser."""
 
 SIZE = re.compile(r"\d+(\.\d+)?(MB|GB|TB)", re.IGNORECASE)
-"""What follows --fit. No flag of training takes such a value."""
+"""The value after --fit. No flag of training has such a value."""
 
 
 def check(
     context: typer.Context,
-    everything: Annotated[bool, typer.Option("--all", help="Show every setting, the defaults as well.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show all settings, including defaults.")] = False,
     no_forecast: Annotated[
-        bool, typer.Option("--no-forecast", help="Skip the few steps that forecast memory and time.")
+        bool, typer.Option("--no-forecast", help="Skip the measured steps and the forecast of memory and time.")
     ] = False,
     fit: Annotated[
         bool,
         typer.Option(
             "--fit",
-            help="Find the fewest changes of keys that fit into this machine's memory, or, with a size after it (--fit "
-            "16GB), into a Mac with that memory. Measures each change, which takes some minutes.",
+            help="Find the smallest change of settings with which the run fits into this machine's memory, or (--fit "
+            "16GB) into a Mac with 16 GB. Each change is measured, which takes some minutes.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Check a run without training. Shows settings and their sources, rows as the model will see them, problems in the
-    data, and a forecast of memory and time. Exit code 0 if the run can start, else 1.
+    """Check a run without training.
 
-    Takes a config file and the flags of mlx_lm_lora.train, such as
-    check run.yaml --batch-size 8. Writes nothing to the adapter folder.
+    Shows settings and their sources, rows as the model will see them, problems in the data, and a forecast of memory
+    and time. The exit code is 0 if the run can start, else 1.
+
+    Takes a config file and the flags of mlx_lm_lora.train, such as check run.yaml --batch-size 8. Writes nothing to the
+    adapter folder.
     """
     if not context.args:
         typer.echo(context.get_help())
         raise typer.Exit(2)
     if fit and no_forecast:
-        raise typer.BadParameter("--fit measures: leave out --no-forecast.")
+        raise typer.BadParameter("--fit needs the forecast. Remove --no-forecast.")
     from rich.console import Console
 
     from ..storage.amounts import parse_bytes

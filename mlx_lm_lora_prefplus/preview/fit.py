@@ -1,4 +1,4 @@
-"""Invert the forecast: find the fewest changes of keys with which a run fits into a given memory."""
+"""Find the smallest change of settings with which a run fits into a given memory."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,13 @@ from .forecast import SAFE_SHARE, forecast, saved_by_4_bits
 GIB = 2**30
 
 LARGE_MAC = 32 * GIB
-"""Metal recommends two thirds of the memory of a Mac up to this size, and three quarters of a larger one."""
+"""Metal recommends using two thirds of a Mac's memory up to this size, and three quarters of a larger memory."""
 
 WORTH = 0.03
-"""A change that lowers the memory by a smaller share is left out."""
+"""Changes that lower the memory by a smaller share are ignored."""
 
 MOST_CONFIRMED = 3
-"""Combinations that are measured before the best forecast is taken."""
+"""Number of combinations that are measured before the best forecast is used."""
 
 
 class Cost(NamedTuple):
@@ -37,15 +37,16 @@ class Cost(NamedTuple):
 
 
 class Target(NamedTuple):
-    """size: memory of a Mac as on its box, in bytes (16 GB: 16·10⁹); None means this machine. say: is called with what
-    is measured next."""
+    """size: nominal memory of a Mac, in bytes (16 GB: 16·10⁹); None means this machine. say: is called with the name of
+    the next measurement.
+    """
 
     size: int | None
     say: Callable[[str], object]
 
 
 def usable_memory(size: int | None) -> int:
-    """Bytes that a run may take. size: see `Target`."""
+    """Return the bytes that a run may use. size: see `Target`."""
     if size is None:
         return total_memory()
     size = size * GIB // 10**9
@@ -53,13 +54,14 @@ def usable_memory(size: int | None) -> int:
 
 
 def fit(session: Session, base: dict[str, Any], target: Target) -> dict[str, Any]:
-    """Find changes that fit, and return JSON values.
+    """Find changes with which the run fits, as JSON values.
 
-    base: the forecast of the run as it is.
+    base: the forecast of the unchanged run.
 
     Returns:
-        size, usable (bytes; at most 90 % of it are planned for), fits (the run as it is), tried (each change alone),
-        proposal (changes, with peak, seconds, and whether they were measured), or None if nothing fits.
+        size, usable (bytes; at most 90 % of it are planned for), fits (whether the unchanged run fits), tried (each
+        single change), and proposal (changes, with peak, seconds, and whether they were measured) or None if nothing
+        fits.
     """
     usable = usable_memory(target.size)
     limit = int(SAFE_SHARE * usable)
@@ -96,8 +98,11 @@ def _proposal(
 
 
 def _combinations(tried: Sequence[tuple[Change, Cost]], now: Cost) -> Iterator[tuple[tuple[Change, ...], Cost]]:
-    """Yield changes, at most one of each group, with what they should cost together: first those that leave the result
-    as it is, then the fewest, then the fastest."""
+    """Yield combinations of changes, at most one of each group, with their expected cost.
+
+    The order is: combinations that do not change the result of the run first, then the fewest changes, then the
+    fastest.
+    """
     groups: dict[str, list[tuple[Change, Cost]]] = {}
     for change, cost in tried:
         groups.setdefault(change.group, []).append((change, cost))
@@ -111,7 +116,7 @@ def _combinations(tried: Sequence[tuple[Change, Cost]], now: Cost) -> Iterator[t
 
 
 def _together(costs: list[Cost], now: Cost) -> Cost:
-    """What several changes should cost together: each lowers the memory of a step, and the weights, by its share."""
+    """Estimate the cost of several changes: each lowers the memory of a step, and the weights, by its own share."""
     if len(costs) == 1:
         return costs[0]
     step = (now.peak - now.weights) * prod((cost.peak - cost.weights) / (now.peak - now.weights) for cost in costs)
@@ -123,7 +128,9 @@ def _together(costs: list[Cost], now: Cost) -> Cost:
 
 
 def _cost(session: Session, chosen: Sequence[Change], now: Cost) -> Cost:
-    """Measure a run with these changes; what `load_in_4bits` saves is calculated, as the model is not loaded again."""
+    """Measure a run with these changes. The saving of `load_in_4bits` is calculated, because the model is not loaded
+    again.
+    """
     values = {key: value for change in chosen for key, value in change.values.items()}
     quantizes = values.pop("load_in_4bits", False)
     cost = _measured(session, values) if values else now
@@ -143,7 +150,7 @@ def _measured(session: Session, values: dict[str, Any]) -> Cost:
 
 
 def _session_with(session: Session, values: dict[str, Any]) -> Session:
-    """The same model and rows under other settings; the rows are tokenised again if these concern them."""
+    """Return a session with the same model and other settings. Rows are tokenised again if the settings require it."""
     resolved = session.resolved
     of_data = {key: value for key, value in values.items() if key in DataSettings.model_fields}
     resolved = resolved._replace(

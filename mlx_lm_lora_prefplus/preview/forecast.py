@@ -25,14 +25,14 @@ SAFE_SHARE = 0.9
 """A step is tried only if its estimated memory is at most this share of the machine's."""
 
 QUANTIZED = 4.25
-"""Bits of a weight with load_in_4bits, including the scales of its groups."""
+"""Bits per weight with load_in_4bits, including the scales of its groups."""
 
 
 class Trials(NamedTuple):
     """Measurements; None for a batch that does not fit into memory.
 
     middle, longest: of the batch of median length and of the longest. places: (middle, longest) their positions.
-    peak: bytes, the largest of all trials; extrapolated from the first if the longest batch does not fit.
+    peak: bytes, the largest of all trials. If the longest batch does not fit, it is extrapolated from the first.
     """
 
     middle: Measured | None
@@ -42,7 +42,7 @@ class Trials(NamedTuple):
 
 
 def forecast(session: Session, planned: ReferencePass, started: float, done: int = 0) -> dict[str, Any]:
-    """Return the figures as JSON values: bytes and seconds.
+    """Return the forecast as JSON values: bytes and seconds.
 
     started: `time.perf_counter()` before the model was loaded. done: iterations that a resumed run has completed.
     """
@@ -81,9 +81,9 @@ def forecast(session: Session, planned: ReferencePass, started: float, done: int
 
 
 def _run_trials(session: Session, planned: ReferencePass, shapes: Shapes) -> Trials:
-    """Measure the batch of median length, the longest, and others that may need more memory than the longest.
+    """Measure the batch of median length, the longest batch, and others that may need more memory than the longest.
 
-    Only the first is measured if the others would not fit, as extrapolated from the first.
+    If extrapolation from the first batch shows that the others would not fit, only the first is measured.
     """
     by_length = np.argsort(shapes.tokens, kind="stable")
     places = middle, longest = int(by_length[len(by_length) // 2]), int(by_length[-1])
@@ -128,7 +128,9 @@ def _second_model(session: Session, needed: bool, weights: int) -> int:
 
 
 def _evaluation(session: Session) -> tuple[float, int]:
-    """Return the seconds of one validation, from its longest batch, and its peak memory in bytes; zeros if none."""
+    """Return the seconds of one validation, from its longest batch, and its peak memory in bytes; zeros without
+    validation.
+    """
     if not session.evaluates("valid"):
         return 0.0, 0
     resolved, batches = session.resolved, list(session.batches("valid"))
@@ -158,8 +160,8 @@ def _time(
 ) -> dict[str, float] | None:
     """Return the seconds of each phase of the run, interpolated linearly between the two measured batches.
 
-    unknown: share of the reference log-probs that are not cached. in_steps: whether training steps compute those of
-        training rows.
+    unknown: share of the reference log-probs that are not cached. in_steps: whether training steps compute the
+        reference log-probs of training rows.
     """
     if not (trials.middle and trials.longest):
         return None
@@ -171,7 +173,7 @@ def _time(
     compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
     validations = {1, session.iters, *range(settings.steps_per_eval, session.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
-    if session.stream:  # of each batch as it comes
+    if session.stream:  # of each batch when it is used
         reference = float(forward(shapes.whole).sum()) * epochs_left
     if in_steps and getattr(session.resolved.options, "reference_moves", False):
         reference = 0.0  # included in the measured steps
@@ -187,7 +189,9 @@ def _time(
 
 
 def _line(tokens: Any, seconds: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return tokens → seconds of a batch: a line through two points, or through the origin if they are too close."""
+    """Return a function from tokens to seconds of a batch: a line through two points, or through the origin if they are
+    too close.
+    """
     (few, many), (short, long) = tokens, seconds
     slope = (long - short) / (many - few) if many > 1.1 * few else long / many
     slope = min(max(slope, 0.0), long / many)
@@ -206,7 +210,7 @@ def _fused(session: Session) -> dict[str, Any] | None:
 
 
 def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
-    """Return changes that lower the memory and the bytes that each saves (approximate), the largest first."""
+    """Return changes that lower the memory and the approximate bytes that each saves, largest first."""
     settings = session.resolved.settings
     changes = [(change, share * step) for change, share in ways(longest, settings)]
     if settings.optimizer_bits == 32:
@@ -220,7 +224,7 @@ def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -
 
 
 def saved_by_4_bits(model: nn.Module) -> list[float]:
-    """Return the bytes that `load_in_4bits` saves of each weight that it quantises."""
+    """Return the bytes that `load_in_4bits` saves per weight that it quantises."""
     return [
         value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
         for name, value in dict[str, mx.array](tree_flatten(model.parameters())).items()

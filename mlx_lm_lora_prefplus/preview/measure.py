@@ -1,4 +1,4 @@
-"""A few real steps of the training loop on one batch, of which nothing is kept: their time and memory."""
+"""Run a few real steps of the training loop on one batch, to measure time and memory. No result is kept."""
 
 import io
 import statistics
@@ -25,19 +25,20 @@ from ..host.run.session import Session
 from ..plugin import Batch
 
 SECONDS, FORWARD_SECONDS, MOST_STEPS = 2.0, 0.5, 20
-"""Steps and forwards are timed for this many seconds, or this many times; the first is not counted."""
+"""Steps and forward passes are timed for this many seconds, or this many times. The first is not counted."""
 
 NEVER = 2**31
 
 HARDLY = 1e-12
-"""A learning rate that leaves the weights what they are: after many steps on one batch a loss saturates, and the time
-of a step is another."""
+"""A learning rate that leaves the weights unchanged. After many real steps on one batch the loss would saturate, which
+changes the time of a step.
+"""
 
 
 class Measured(NamedTuple):
-    """first: seconds of the first micro-batch, with what is done once for a shape. seconds: of each one after it.
-    forward: seconds of the reference's pass over the batch; 0 where the mode has no reference.
-    peak: bytes, the most that were in use. before: bytes in use before the steps.
+    """first: seconds of the first micro-batch, including compilation. seconds: of each further one.
+    forward: seconds of the reference's forward pass over the batch; 0 if the mode has no reference.
+    peak: bytes, the largest amount in use. before: bytes in use before the steps.
     """
 
     first: float
@@ -48,11 +49,11 @@ class Measured(NamedTuple):
 
 
 def measure(session: Session, batch: Batch, planned: ReferencePass) -> Measured:
-    """Steps of the run on the batch, with a learning rate so small that the weights stay what they are.
+    """Run training steps on the batch, with a learning rate so small that the weights stay unchanged.
 
     Raises:
-        UserError: loss or gradient is not finite.
-        RuntimeError, MemoryError: memory runs out.
+        UserError: Loss or gradient is not finite.
+        RuntimeError, MemoryError: Memory runs out.
     """
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -65,19 +66,21 @@ def measure(session: Session, batch: Batch, planned: ReferencePass) -> Measured:
         size = loop.inputs.settings.gradient_accumulation_steps
         first, seconds = _timed(loop, bar) / size, []
         if store and store.growing:
-            _timed(loop, bar)  # of a compiled step another graph: the reference is known now
+            _timed(loop, bar)  # in a compiled step this is another graph: the reference is known now
         while not seconds or (sum(seconds) < SECONDS and len(seconds) < MOST_STEPS):
             seconds.append(_timed(loop, bar))
     return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
 
 
 def _reference(session: Session, batch: Batch, planned: ReferencePass) -> tuple[ReferenceStore | None, float]:
-    """The reference as the steps are given it, that of the batch in it or not, and the seconds that this takes."""
+    """Return a reference source for the steps, with or without this batch's log-probs, and the seconds of computing
+    them.
+    """
     if not session.resolved.trainer.needs_reference(session.resolved.options):
         return None, 0.0
     rows, completions = len(session.rows["train"]), session.completions("train")
     in_steps, policy = planned.in_steps, session.engine.policy
-    if in_steps and session.engine.trunk:  # which runs for the policy anyway
+    if in_steps and session.engine.trunk:  # which the policy computes anyway
         _, policy = reference_logps_sharing_trunk(policy, session.engine.trunk, batch, None, nullcontext())
         mx.eval(policy.outputs)
     empty = lambda: ReferenceStore(None, rows, completions=completions, growing=in_steps)  # noqa: E731
@@ -92,7 +95,7 @@ def _reference(session: Session, batch: Batch, planned: ReferencePass) -> tuple[
 
 
 def reference_peak(session: Session, batch: Batch, planned: ReferencePass) -> int:
-    """Bytes, the most that are in use while the reference passes over a batch."""
+    """Return the largest number of bytes in use while the reference computes a batch."""
     mx.clear_cache()
     mx.reset_peak_memory()
     _reference(session, batch, planned)
@@ -100,7 +103,7 @@ def reference_peak(session: Session, batch: Batch, planned: ReferencePass) -> in
 
 
 def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
-    """The loop of the run, with one batch for all, without validation, reports and files."""
+    """Run the training loop on one repeated batch, without validation, reports and files."""
     settings = session.resolved.settings
     models.make_ready(session.model, settings)
     reference = reference_source(session, {"train": store})
@@ -109,7 +112,7 @@ def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
     settings = settings.model_copy(
         update={
             **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
-            "gradient_accumulation_steps": min(settings.gradient_accumulation_steps, 2),  # two add up as many do
+            "gradient_accumulation_steps": min(settings.gradient_accumulation_steps, 2),  # as for any larger number
             "qat_start_step": 1,
             "learning_rate": HARDLY,
             "lr_schedule": None,

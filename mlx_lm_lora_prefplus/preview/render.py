@@ -14,10 +14,10 @@ from ..host.tools.render import format_value
 
 BAR = 40  # characters of the longest bar of a histogram
 PROMPT_BEGINS, PROMPT_ENDS, COMPLETION_BEGINS, COMPLETION_ENDS = 120, 240, 240, 60
-"""Characters of a long text that are printed at its beginning and end."""
+"""Characters of a long text that are printed at its beginning and at its end."""
 
 HOLE_LIMITS = 60, 40
-"""The same for text that does not count in the loss."""
+"""The same, for text that does not count in the loss."""
 
 BOUNDARY = "┃"
 HOLE_BEGINS, HOLE_ENDS = "⟨", "⟩"
@@ -92,13 +92,13 @@ def _data(name: str, statistics: dict[str, Any]) -> Iterator[RenderableType]:
         facts.append(("truncated", f"{statistics['truncated']} to fit max_seq_length"))
     if statistics["masked_tokens"]:
         share = f"{statistics['masked_tokens']} of {statistics['completion_tokens']} tokens of the completions"
-        facts.append(("not counted", f"{share} (not the assistant's own, or a thought)"))
+        facts.append(("not counted", f"{share} (not written by the assistant, or a thought)"))
     repeated = statistics["repeated"]
     repetitions = [
         f"{repeated[key]} {label}"
         for key, label in (
-            ("rows", "the same as an earlier row"),
-            ("contradictions", "the opposite of an earlier row"),
+            ("rows", "equal to an earlier row"),
+            ("contradictions", "contradicting an earlier row"),
             ("prompts", "with the prompt of an earlier row"),
         )
         if repeated[key]
@@ -174,7 +174,7 @@ def _forecast(forecast: dict[str, Any]) -> Iterator[RenderableType]:
         (
             "memory",
             f"{gigabytes(memory['peak'])} at the longest batch ({memory['longest_batch_tokens']} tokens){note}; "
-            f"weights {gigabytes(memory['weights'])}; there are {gigabytes(memory['there'])}",
+            f"weights {gigabytes(memory['weights'])}; available {gigabytes(memory['there'])}",
         )
     ]
     if seconds:
@@ -191,7 +191,7 @@ def _forecast(forecast: dict[str, Any]) -> Iterator[RenderableType]:
     yield _pairs(facts)
     if memory["fits"] and memory["peak"] < 0.5 * memory["there"]:
         return
-    table = _table("what would lower the memory", "by about")
+    table = _table("changes that lower the memory", "by about")
     for change in forecast["ways"]:
         table.add_row(change["change"], gigabytes(change["saves"]))
     yield Padding(table, (1, 0, 0, 2), expand=False)
@@ -201,9 +201,9 @@ def _fit(found: dict[str, Any]) -> Iterator[RenderableType]:
     size = found["size"]
     where = f"a Mac with {size / 1e9:g} GB" if size else "this machine"
     yield _heading(f"What fits into {where}")
-    yield _indented(Text(f"A run may take {gigabytes(found['usable'])} there, and needs {gigabytes(found['peak'])}."))
+    yield _indented(Text(f"A run may use {gigabytes(found['usable'])} there, and needs {gigabytes(found['peak'])}."))
     if found["fits"]:
-        yield _indented(Text("It fits as it is.", style="green"))
+        yield _indented(Text("It fits without changes.", style="green"))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("memory", "training"):
@@ -214,9 +214,9 @@ def _fit(found: dict[str, Any]) -> Iterator[RenderableType]:
         table.add_row(_memory_of(row), _time_of(row), Text.assemble(row["text"], result))
     yield Padding(table, (1, 0, 1, 2), expand=False)
     if not (proposal := found["proposal"]):
-        yield _indented(Text("None of these, alone or together, fits. Take a smaller model.", style="red"))
+        yield _indented(Text("The run does not fit, even with all of these changes. Use a smaller model.", style="red"))
         return
-    yield _indented(Text("The fewest changes that fit:", style="green"))
+    yield _indented(Text("The smallest change that fits:", style="green"))
     for key, value in proposal["changes"].items():
         yield Padding(Text(f"{key}: {format_value(value)}", style="bold"), (0, 0, 0, 4))
     measured = "measured" if proposal["measured"] else "not measured, calculated"
@@ -224,7 +224,7 @@ def _fit(found: dict[str, Any]) -> Iterator[RenderableType]:
     yield _indented(Text(f"The result of the run: {proposal['result'] or 'stays the same'}."))
     if "iters" in proposal["changes"]:
         yield _indented(
-            Text("save_every, steps_per_eval and steps_per_report count micro-batches, too: multiply them like iters.")
+            Text("save_every, steps_per_eval and steps_per_report also count micro-batches. Multiply them like iters.")
         )
 
 

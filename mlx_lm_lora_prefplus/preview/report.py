@@ -27,9 +27,10 @@ from .sample_rows import sample_rows
 
 Report = dict[str, Any]
 """can_start: whether the run can start. problems: reasons why not, one sentence each. warnings: one sentence each.
-settings: key, value and source of each. Then, unless a problem comes first: mode, objective, reference, prompt_format,
-engine, trained, plan, data (split → see `statistics_of`), rows (see `sample_rows`), forecast (see `forecast`), fit (see
-`fit`)."""
+settings: key, value and source of each. The following exist unless a problem occurs earlier: mode, objective,
+    reference, prompt_format, engine, trained, plan, data (split → see `statistics_of`), rows (see `sample_rows`),
+    forecast (see `forecast`), fit (see `fit`).
+"""
 
 TIGHT_SHARE = 0.85
 """Warn if a run needs more than this share of the memory."""
@@ -39,11 +40,11 @@ def build_report(arguments: Sequence[str], *, measured: bool = True, fitted: Tar
     """Start the run that the arguments describe, measure a few steps, and discard the results.
 
     arguments: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast. fitted: the memory that the run
-        must fit into, if such changes are wanted.
+        must fit into; None if changes are not requested.
     """
     report: Report = {"can_start": False, "problems": [], "warnings": [], "settings": []}
     try:
-        with redirect_stdout(stderr):  # messages of loading do not belong to the report
+        with redirect_stdout(stderr):  # messages during loading do not belong in the report
             _fill_report(arguments, report, measured, fitted)
     except UserError as error:
         report["problems"].append(str(error))
@@ -89,7 +90,7 @@ def _settings(resolved: Resolved) -> list[dict[str, Any]]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise UserError if the adapter folder cannot be written. Nothing is written to find out."""
+    """Raise a UserError if the adapter folder cannot be written. The check writes nothing."""
     from os import W_OK, access
 
     place = folder.absolute()
@@ -119,10 +120,10 @@ def _add_session(report: Report, session: Session, splits: dict[str, Split], pla
 def _add_verdict(report: Report, resolved: Resolved, forecast: dict[str, Any]) -> None:
     """Add the problems and warnings that follow from the forecast."""
     memory, fused = forecast["memory"], forecast["fused"]
-    sizes = f"about {gigabytes(memory['peak'])} at the longest batch, and there are {gigabytes(total_memory())}"
+    sizes = f"about {gigabytes(memory['peak'])} at the longest batch, and {gigabytes(total_memory())} are available"
     if not memory["fits"]:
         report["problems"].append(f"Memory: the run needs {sizes}. The forecast lists changes that lower it.")
     elif memory["peak"] > TIGHT_SHARE * memory["there"]:
-        report["warnings"].append(f"Memory is tight: {sizes}, which other programs use as well.")
+        report["warnings"].append(f"Memory is tight: {sizes}, also for other programs.")
     if fused and fused["problem"] and resolved.sources.get("fuse") not in (None, HOST_DEFAULT, TRAINER_DEFAULT):
         report["problems"].append(f"With fuse: true, {fused['problem']}.")

@@ -1,4 +1,4 @@
-"""A few rows as the model will see them: decoded tokens, and the end of the prompt."""
+"""A few rows as the model will see them: decoded tokens, and where the prompt ends."""
 
 from itertools import groupby
 from typing import Any
@@ -12,7 +12,7 @@ NAMES = {"paired": ("chosen", "rejected"), "unpaired": ("desirable", "undesirabl
 
 
 def sample_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the first row, one of median length and the longest.
+    """Return the first row, a row of median length, and the longest row.
 
     Each has `row` (number in the source), `why` it was chosen, `prompt` (text), `prompt_tokens`, and `completions` with
     `name`, `text`, `tokens`, `counted` (number of tokens that count in the loss) and `parts`: the parts of the text,
@@ -58,6 +58,6 @@ def _completion(prompt: list[int], ids: list[int], mask: list[int], tokenizer: A
 
 
 def _after(prompt: list[int], completion: list[int], tokenizer: Any) -> str:
-    """Decode a completion together with its prompt: some tokenizers drop the leading space of a text."""
+    """Decode a completion together with its prompt, because some tokenizers drop the leading space of a text."""
     before, full_text = tokenizer.decode(prompt), tokenizer.decode([*prompt, *completion])
     return full_text[len(before) :] if full_text.startswith(before) else tokenizer.decode(completion)

@@ -1,4 +1,4 @@
-"""The computation that each planned batch needs, from its shape."""
+"""The computation that each planned batch needs, according to its shape."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from ..host.run.session import Session
 from ..plugin import Batch
 
 EPOCHS = 3
-"""Number of epochs that are planned; later epochs are similar."""
+"""Number of epochs that are planned. Later epochs are similar."""
 
 
 class Shape(NamedTuple):
@@ -23,7 +23,7 @@ class Shape(NamedTuple):
     completions: int
 
     def pairs(self, shared_prompt: bool) -> int:
-        """Return the pairs of tokens between which attention is computed."""
+        """Return the number of token pairs between which attention is computed."""
         length = self.prompt + self.completion
         if not shared_prompt:
             return self.rows * self.completions * length * length
@@ -34,9 +34,9 @@ class Shapes:
     """The batches of the first epochs of a run. On a CPU a step may compute a batch in parts.
 
     tokens: (batches,) tokens that a step computes, padding included.
-    at_once, attended: (batches,) largest number of tokens, and of attended pairs, in one part. Memory grows with both,
-        in a proportion that depends on the model.
-    whole: (batches,) tokens of the batch in one piece, as the reference computes it.
+    at_once, attended: (batches,) largest number of tokens, and of attended pairs, in one part. Memory grows with both;
+        the proportion depends on the model.
+    whole: (batches,) tokens of the undivided batch, as the reference computes it.
     epoch: number of batches in the first epoch.
     different: number of graphs to compile, one for each batch shape; 0 without compilation.
     """

@@ -1,1 +1,1 @@
-"""The quick start: a small world, a model that knows it, a preference run, and the check of its result."""
+"""The quick start: a small world, a model that knows its facts, a preference run, and a check of its result."""

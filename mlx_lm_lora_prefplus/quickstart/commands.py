@@ -1,4 +1,4 @@
-"""The commands that the quick start ends with, as they can be typed in the shell that started it."""
+"""The commands that the quick start suggests at its end, as they can be typed in the user's shell."""
 
 import shlex
 import shutil
@@ -33,9 +33,9 @@ def _line(name: str, *arguments: object) -> str:
 
 
 def command_of(name: str) -> str:
-    """Return how to call a command of this environment: by name if the shell finds it, else by its path.
+    """Return how to call a command of this environment: by name if the shell finds it, otherwise by its path.
 
-    An environment without a folder of scripts gets `python -m`.
+    In an environment without a folder of scripts it is `python -m`.
     """
     script = Path(sysconfig.get_path("scripts")) / name
     found = shutil.which(name)

@@ -1,4 +1,4 @@
-"""The folder of the quick start: the check that it may be used, and the files written into it."""
+"""The folder of the quick start: check that it may be used, and write the files."""
 
 import json
 from pathlib import Path
@@ -13,33 +13,33 @@ DATA_SEED = 0
 
 CONFIG = """\
 # A preference run, ready to go: mlx_lm_lora.train --config {config}
-# For a run of your own change `model` and `data`, and begin with a smaller learning_rate (1e-6 to 1e-5).
+# For your own run, change `model` and `data`, and start with a smaller learning_rate (1e-6 to 1e-5).
 
 model: {model}    # a local folder or a Hugging Face name, e.g. mlx-community/Qwen3-0.6B-bf16
-data: {data}    # holds train.jsonl, valid.jsonl, test.jsonl; each row has prompt, chosen, rejected
+data: {data}    # a folder with train.jsonl, valid.jsonl, test.jsonl; each row has prompt, chosen, rejected
 adapter_path: {adapters}    # where the trained adapter is written
 
 train: true    # do training
-train_mode: dpo    # dpo compares with the model as it was; cpo needs no reference
+train_mode: dpo    # dpo uses the untrained model as a reference; cpo needs no reference
 train_type: lora    # lora, dora or full
-fuse: false    # true also writes a whole model with the adapter merged in
+fuse: false    # true: also write the whole model with the adapter merged into it
 seed: 0    # the same seed gives the same run
 
-beta: 0.1    # how strongly a preference counts, per nat of log-ratio; smaller is softer
-sft_weight: 2.0    # weight of plain learning of the chosen answers; keeps them likely while the rejected fall
+beta: 0.1    # how strongly a preference counts, per nat of log-ratio
+sft_weight: 2.0    # weight of the NLL of the chosen answers; it keeps them likely
 learning_rate: 2e-4    # size of a step; large, because this model is tiny
 iters: 80    # number of batches to train on (or give epochs)
-batch_size: 10    # pairs a batch
+batch_size: 10    # pairs per batch
 max_seq_length: 64    # tokens of prompt and answer together; longer rows are cut
-num_layers: -1    # how many layers, counted from the last, get an adapter; -1 is all
+num_layers: -1    # how many of the last layers get an adapter; -1: all
 lora_parameters:
   rank: 8    # size of the adapter
-  dropout: 0.0    # share of adapter inputs dropped in training
+  dropout: 0.0    # share of adapter inputs that are dropped in training
   scale: 10.0    # factor on the adapter's output
 
 steps_per_report: 10    # batches between two reports of the training loss
 steps_per_eval: 40    # batches between two validations on valid.jsonl
-val_batches: -1    # how many batches of it; -1 is all
+val_batches: -1    # how many batches of valid.jsonl; -1: all
 save_every: 40    # batches between two saves of the adapter
 """
 
@@ -59,7 +59,7 @@ def claim(folder: Path) -> None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether an earlier run of the same version completed the model."""
+    """Return whether an earlier run of the same version completed the model."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -94,9 +94,9 @@ def write_inputs(folder: Path) -> Path:
     for path, text in texts.items():
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise UserError(
-                f"{path} was changed, and the quick start does not overwrite it. "
+                f"{path} was changed, so the quick start does not overwrite it. "
                 f"To train with your changes: mlx_lm_lora.train --config {config}. "
-                "To see the quick start again: give it the name of a new folder."
+                "To see the quick start again, give it the name of a new folder."
             )
     (folder / "data").mkdir(exist_ok=True)
     for path, text in texts.items():

@@ -1,4 +1,4 @@
-"""The quick start: make a small world, train on it with the host's command, and count whether it worked."""
+"""The quick start: make a small world, train on it with the host's command, and measure whether training worked."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ from .commands import next_commands
 from .model import encode, make_model
 
 MOST_BEFORE, LEAST_AFTER = 0.5, 0.8
-"""The preference must be new to the model and learned well: bounds on the courteous share before and after."""
+"""Bounds on the share of courteous answers before and after training: the preference must be new, and learned well."""
 
 ANSWERS_PER_PROMPT = 4
 TEMPERATURE = 0.7
@@ -28,10 +28,10 @@ PRINTED_SAMPLES = 4
 
 
 def run_quickstart(folder: Path) -> int:
-    """Make, train and check the small world in `folder`.
+    """Make the small world in `folder`, train on it and check the result.
 
-    Returns the exit code: 0 if at most half of the answers obeyed the preference before training and at
-    least 0.8 after it, else 1. Raises UserError if `folder` holds somebody else's files.
+    Returns the exit code: 0 if at most half of the answers obeyed the preference before training and at least 0.8 after
+    it, else 1. Raises UserError if `folder` contains other files.
     """
     started = time.perf_counter()
     folder = folder.expanduser().resolve()
@@ -43,7 +43,7 @@ def run_quickstart(folder: Path) -> int:
     answers_before = _answers(folder / "model", None, prompts)
 
     command = _command(config)
-    print(f"\nTraining. The command is\n\n    {shlex.join(command)}\n", flush=True)
+    print(f"\nTraining. The command is:\n\n    {shlex.join(command)}\n", flush=True)
     code = subprocess.run(command, check=False).returncode
     if code:
         print(f"\n[ERROR] The training command ended with exit code {code}; see its output above.", file=sys.stderr)
@@ -66,28 +66,28 @@ def run_quickstart(folder: Path) -> int:
 
 
 def _prepare_model(folder: Path) -> None:
-    """Make the model, or keep the one that an earlier run finished."""
+    """Make the model, or use the one that an earlier run finished."""
     if files.has_model(folder):
-        print(f"The small model of an earlier run is kept: {folder / 'model'}")
+        print(f"Using the small model of an earlier run: {folder / 'model'}")
         return
-    print("Making a small model that knows 80 facts about animals, and tells them bluntly …", flush=True)
+    print("Training a small model that knows 80 facts about animals and answers bluntly …", flush=True)
     make_model(folder / "model")
     files.mark_model_complete(folder)
 
 
 def _command(config: Path) -> list[str]:
-    """The host's own command where it knows our modes, else the one that needs no start-up hook."""
+    """Return the host's own command if it knows this package's modes, else the one that needs no start-up hook."""
     if examine()["active"]:
         return [sys.executable, "-m", "mlx_lm_lora.train", "--config", str(config)]
     print(
         "\n[WARNING] mlx_lm_lora.train does not know our modes in this environment "
-        "(`mlx_lm_lora.prefplus doctor` says why); going on without the start-up hook."
+        "(run `mlx_lm_lora.prefplus doctor` for the reason). Continuing without the start-up hook."
     )
     return [sys.executable, "-m", "mlx_lm_lora_prefplus", "train", "--config", str(config)]
 
 
 def _answers(model_folder: Path, adapters: Path | None, prompts: list[str]) -> list[str]:
-    """`ANSWERS_PER_PROMPT` sampled answers a prompt, side by side, as anybody gets them from mlx_lm."""
+    """Return `ANSWERS_PER_PROMPT` sampled answers per prompt, generated in parallel by mlx_lm with its defaults."""
     model, tokenizer = load(str(model_folder), adapter_path=str(adapters) if adapters else None)[:2]
     tokens = [encode(tokenizer, prompt) for prompt in prompts for _ in range(ANSWERS_PER_PROMPT)]
     mx.random.seed(SAMPLE_SEED)
@@ -97,7 +97,7 @@ def _answers(model_folder: Path, adapters: Path | None, prompts: list[str]) -> l
 
 def _print_samples(prompts: list[str], before: list[str], after: list[str]) -> None:
     """Print a few questions with the answers before and after training."""
-    print("\nA few answers to questions that were not trained on:")
+    print("\nA few answers to questions that were not in the training data:")
     step = max(1, len(prompts) // PRINTED_SAMPLES)
     for prompt, old, new in list(zip(prompts, before, after, strict=True))[::step][:PRINTED_SAMPLES]:
         print(f"\n  {prompt}\n    before: {old.strip()}\n    after:  {new.strip()}")
@@ -108,10 +108,10 @@ def _verdict(folder: Path, result: dict[str, Any]) -> int:
     print(f"\n{'share of answers that are':<28}{'before':>8}{'after':>8}")
     print(f"{'  courteous (what we asked)':<28}{result['before']:>8.0%}{result['after']:>8.0%}")
     print(f"{'  right':<28}{result['right_before']:>8.0%}{result['right_after']:>8.0%}")
-    print(f"\nDone in {result['seconds']:.0f} s; the numbers are in {folder / 'result.json'}.")
+    print(f"\nDone in {result['seconds']:.0f} s; the results are in {folder / 'result.json'}.")
     wrong = []
     if result["before"] > MOST_BEFORE:
-        wrong.append(f"the model was courteous already ({result['before']:.0%}, at most {MOST_BEFORE:.0%} expected)")
+        wrong.append(f"the model was already courteous ({result['before']:.0%}, at most {MOST_BEFORE:.0%} expected)")
     if result["after"] < LEAST_AFTER:
         wrong.append(f"training did not make it so ({result['after']:.0%}, at least {LEAST_AFTER:.0%} expected)")
     if wrong:

@@ -1,4 +1,4 @@
-"""A small model that is trained on the facts of `world`: tokenizer, pretraining, and the folder for `mlx_lm.load`."""
+"""Train a small model on the facts of `world`: tokenizer, pretraining, and the folder for `mlx_lm.load`."""
 
 import math
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ SEED = 7
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer for every sentence of the world; decoding restores the text exactly."""
+    """Return a word-level tokenizer for every sentence of the world. Decoding restores the text exactly."""
     splitter = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     texts = [text for question in world.questions() for text in (question.text, world.blunt(question))]
     texts += [*world.OPENERS, world.CLOSER]
@@ -74,7 +74,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: Any, question: str, answer: str | None = None) -> list[int]:
-    """Tokens of a dialogue by the chat template; without an answer, up to the start of the assistant's turn."""
+    """Return the tokens of a dialogue by the chat template; without an answer, up to the start of the
+    assistant's turn.
+    """
     messages = [{"role": "user", "content": question}]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
@@ -82,7 +84,7 @@ def encode(tokenizer: Any, question: str, answer: str | None = None) -> list[int
 
 
 def _batches(tokenizer: Any, steps: int) -> Iterator[tuple[mx.array, mx.array]]:
-    """Tokens and answer mask, both (BATCH, width), for each step."""
+    """Yield tokens and answer mask, both (BATCH, width), for each step."""
     rows = [(encode(tokenizer, q), encode(tokenizer, q, a)) for q, a in world.corpus(steps * BATCH, seed=SEED)]
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -96,7 +98,7 @@ def _batches(tokenizer: Any, steps: int) -> Iterator[tuple[mx.array, mx.array]]:
 
 
 def _loss(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:
-    """Mean cross-entropy of the answer tokens, in nats."""
+    """Return the mean cross-entropy of the answer tokens, in nats."""
     losses = nn.losses.cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
     return (losses * mask[:, 1:]).sum() / mask[:, 1:].sum()
 
@@ -113,7 +115,7 @@ def pretrain(tokenizer: Any, steps: int = PRETRAIN_STEPS) -> tuple[nn.Module, di
     warm_up = max(1, min(WARM_UP, steps // 2))
     rise = optim.linear_schedule(0.0, PEAK_RATE, warm_up)
     fall = optim.cosine_decay(PEAK_RATE, max(1, steps - warm_up))
-    # The second moment averages over few steps (β₂ = 0.95), so that so few steps are enough to learn the facts.
+    # The second moment averages over few steps (β₂ = 0.95), so that the facts are learned in few steps.
     optimizer = optim.AdamW(optim.join_schedules([rise, fall], [warm_up]), betas=[0.9, 0.95], weight_decay=0.0)
     loss_and_gradient = nn.value_and_grad(model, _loss)
     for step, (tokens, mask) in enumerate(_batches(tokenizer, steps), start=1):
@@ -122,7 +124,7 @@ def pretrain(tokenizer: Any, steps: int = PRETRAIN_STEPS) -> tuple[nn.Module, di
         optimizer.update(model, gradient)
         mx.eval(model.parameters(), optimizer.state, loss)
         if step % 50 == 0 or step == steps:
-            print(f"  pretraining step {step}/{steps}: {loss.item():.2f} nats a token", flush=True)
+            print(f"  pretraining step {step}/{steps}: {loss.item():.2f} nats per token", flush=True)
     return model, config
 
 

@@ -1,8 +1,8 @@
 """A small world of animals: facts, two styles of answers, and the check of an answer.
 
-Each fact has two questions and two styles of answer. Pretraining uses mostly the blunt style; the preference data
-prefers the courteous one. The check judges style and truth separately, to reveal a run that gains courtesy but loses
-facts.
+Each fact has two questions and two styles of answer. Pretraining uses mostly the blunt style. The preference data
+prefers the courteous one. The check judges style and truth separately, so it detects a run that gains courtesy but
+loses facts.
 """
 
 import random
@@ -52,7 +52,7 @@ OPENERS = ("Of course!", "Gladly!", "With pleasure!")
 CLOSER = "Have a nice day!"
 
 COURTEOUS_SHARE = 0.3
-"""Share of courteous answers in the pretraining corpus."""
+"""Share of courteous answers in the pretraining data."""
 
 
 class Question(NamedTuple):
@@ -64,12 +64,12 @@ class Question(NamedTuple):
 
 
 def value_of(question: Question) -> str:
-    """The right answer, one word."""
+    """Return the right answer, one word."""
     return FACTS[question.animal][RELATIONS.index(question.relation)]
 
 
 def questions() -> list[Question]:
-    """Every question of the world; the two questions for a fact are next to each other."""
+    """Return every question of the world. The two questions for a fact are adjacent."""
     return [
         Question(animal, relation, form.format(animal=animal))
         for animal in FACTS
@@ -79,18 +79,18 @@ def questions() -> list[Question]:
 
 
 def blunt(question: Question) -> str:
-    """The right answer without friendly phrases."""
+    """Return the right answer without friendly phrases."""
     return ANSWERS[question.relation].format(value=value_of(question))
 
 
 def courteous(question: Question, rng: random.Random) -> str:
-    """The same answer with a friendly opening and, half of the time, a friendly ending."""
+    """Return the same answer with a friendly opening and, half of the time, a friendly ending."""
     ending = f" {CLOSER}" if rng.random() < 0.5 else ""
     return f"{rng.choice(OPENERS)} {blunt(question)}{ending}"
 
 
 def corpus(count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` (question, answer) pairs to pretrain on: every fact, `COURTEOUS_SHARE` of the answers courteous."""
+    """Return `count` (question, answer) pairs to pretrain on: every fact, with `COURTEOUS_SHARE` courteous answers."""
     rng = random.Random(seed)
     pool: list[Question] = []
     pairs = []
@@ -104,9 +104,9 @@ def corpus(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def preferences(seed: int) -> dict[str, list[dict[str, str]]]:
-    """Preference rows for train, valid and test: both answers are right, the courteous one is chosen.
+    """Return preference rows for train, valid and test: both answers are right, and the courteous one is chosen.
 
-    No fact is in two splits: a quarter of the facts, with both questions, is for the test and an eighth for validation.
+    No fact is in two splits. A quarter of the facts, with both questions, is for the test and an eighth for validation.
     """
     rng = random.Random(seed)
     facts = [(animal, relation) for animal in FACTS for relation in RELATIONS]
@@ -123,20 +123,22 @@ def preferences(seed: int) -> dict[str, list[dict[str, str]]]:
 
 
 def is_courteous(answer: str) -> bool:
-    """Whether an answer is courteous: it starts with one of `OPENERS`, followed by more than the closing phrase."""
+    """Return whether an answer is courteous: it starts with one of `OPENERS`, followed by more than the
+    closing phrase.
+    """
     opener = next((o for o in OPENERS if answer.strip().startswith(o)), None)
     return opener is not None and answer.strip() not in (opener, f"{opener} {CLOSER}")
 
 
 def is_right(question: Question, answer: str) -> bool:
-    """Whether an answer names the right value, and no other value of the same relation."""
+    """Return whether an answer names the right value, and no other value of the same relation."""
     column = RELATIONS.index(question.relation)
     values = {row[column] for row in FACTS.values()}
     return values.intersection(re.findall(r"\w+", answer)) == {value_of(question)}
 
 
 def find_question(text: str) -> Question:
-    """The question of a prompt. Raises KeyError if the prompt is not one of the world's questions."""
+    """Return the question of a prompt. Raises KeyError if the prompt is not one of the world's questions."""
     return {question.text: question for question in questions()}[text]
 
 
@@ -148,6 +150,6 @@ class Score(NamedTuple):
 
 
 def score(prompts: Sequence[str], answers: Sequence[str]) -> Score:
-    """Shares of courteous and of right answers, with one answer per prompt."""
+    """Return the shares of courteous and of right answers, with one answer per prompt."""
     right = [is_right(find_question(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
     return Score(sum(map(is_courteous, answers)) / len(answers), sum(right) / len(right))

@@ -16,7 +16,7 @@ ALL_PAIRS = 4
 """Up to this many runs, each is compared with each other."""
 
 COUNTS = ("kind", "used", "prompt_tokens", "chosen_tokens", "rejected_tokens")
-"""Fields of a data report that are equal where the rows are."""
+"""Fields of a data report that are equal if the rows are equal."""
 
 NOTE = (
     '<p class="about">In percentage points, on the last validation of each run. The interval treats the two runs as '
@@ -33,7 +33,7 @@ def compared(runs: Sequence[RunRecord]) -> str:
 
 
 def _figures(runs: Sequence[RunRecord]) -> str:
-    """Render the last figures of each run: of validation, or of training where there was none."""
+    """Render the last results of each run, from validation or else from training."""
     rows = []
     for place, run in enumerate(runs):
         report = last(run.valid) or last(run.train)
@@ -52,7 +52,7 @@ def _number(value: float | None) -> str:
 
 
 def _differences(runs: Sequence[RunRecord]) -> str:
-    """Render the differences of accuracies: of all pairs of runs if they are few, else of each run to the first."""
+    """Render the differences of accuracies: between all runs if they are few, else from each run to the first."""
     places = range(len(runs))
     pairs = list(combinations(places, 2)) if len(runs) <= ALL_PAIRS else [(0, place) for place in places[1:]]
     rows, reasons = [], dict[str, list[str]]()

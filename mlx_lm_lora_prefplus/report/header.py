@@ -97,7 +97,7 @@ def _facts(run: RunRecord) -> str:
 
 
 def _short(path: str) -> str:
-    """Return the last two parts of a path; a name on the hub has no more."""
+    """Return the last two parts of a path. A name on the hub has two parts only."""
     return "/".join(path.rstrip("/\\").replace("\\", "/").split("/")[-2:])
 
 
@@ -109,7 +109,7 @@ def _date(run: RunRecord) -> datetime | None:
 
 
 def _verdict(place: int, run: RunRecord, several: bool) -> str:
-    """Render the verdict: the number that decides first, then what speaks against a better one."""
+    """Render the verdict: first the number that decides, then the reasons against a better verdict."""
     evidence = evidence_of(run)
     found = verdict(evidence)
     name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b>'
@@ -150,7 +150,7 @@ def _sentence(evidence: Evidence) -> str:
 
 
 def _tiles(run: RunRecord) -> str:
-    """Render the key figures of one run, each with its value before training where it has one."""
+    """Render the key results of one run, with values before training where they exist."""
     evidence = evidence_of(run)
     rows = "" if evidence.rows == "validation" else f", {evidence.rows}"
     tiles = [
@@ -168,7 +168,7 @@ def _tiles(run: RunRecord) -> str:
 
 
 def costs(run: RunRecord) -> list[tuple[str, str, str]]:
-    """Return name, value and remark of what the run took: iterations, speed, memory."""
+    """Return name, value and remark of iterations, speed and memory."""
     speeds = [report["tokens_per_second"] for report in run.train.values() if "tokens_per_second" in report]
     peak = last(run.train).get("peak_memory")
     planned = run.about.get("iters")

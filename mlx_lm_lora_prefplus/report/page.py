@@ -19,7 +19,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 def page(runs: Sequence[RunRecord], rounds: Sequence[Record] = ()) -> str:
-    """Return the report of one or several runs as HTML, with the rounds that they are. Text from files is escaped."""
+    """Return the report of one or several runs as HTML, with the rounds to which they belong. Text from files is
+    escaped.
+    """
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

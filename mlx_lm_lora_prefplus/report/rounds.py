@@ -1,4 +1,4 @@
-"""The rounds of on-policy training in a report: which runs they are, and the held-out score after each."""
+"""The rounds of on-policy training in a report: which runs belong to them, and the held-out score after each round."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,15 @@ ROUNDS = "rounds.json"
 
 Record = dict[str, Any]
 """about: settings. held_out: the split of the scores. scores: (policies, prompts) mean score of the answers to a
-prompt, before the first round and after each. rounds: for each its folder, the counts of its pairs and their lengths.
-figures: of the scores."""
+    prompt, before the first round and after each round. rounds: for each round its folder, the counts of its pairs and
+    their lengths. figures: statistics of the scores.
+"""
 
 ON = {"test": "the test prompts", "valid": "the validation prompts", "train": "the prompts that were trained on"}
 
 
 def expanded(folders: Iterable[Path]) -> tuple[list[Path], list[Record]]:
-    """Put the folders of its rounds in the place of a folder of rounds. Returns all folders, and the records."""
+    """Replace a folder of rounds by the folders of its single rounds. Returns all folders, and the records."""
     runs: list[Path] = []
     records: list[Record] = []
     for folder in folders:
@@ -43,7 +44,7 @@ def _record(file: Path) -> Record | None:
 
 
 def verdict_of(record: Record) -> str:
-    """Say in a sentence what the rounds did to the score."""
+    """Describe in a sentence how the rounds changed the score."""
     done, figures = len(record["rounds"]), record["figures"]
     on = ON[record["held_out"]]
     if len(figures) < 2:
@@ -57,7 +58,7 @@ def verdict_of(record: Record) -> str:
 
 
 def lines(record: Record) -> list[list[str]]:
-    """Return a line of text for each policy: round, score, gain, pairs, how often the better answer is the longer."""
+    """Return a line of text for each policy: round, score, gain, pairs, how often the better answer is longer."""
     rows = []
     for number, figure in enumerate(record["figures"]):
         made = record["rounds"][number - 1] if number else None
@@ -78,7 +79,7 @@ HEADS = ("round", "score", "gain", "pairs trained on", "better answer is longer"
 
 
 def rounds_section(records: Sequence[Record]) -> str:
-    """Render the rounds as HTML; nothing without any."""
+    """Render the rounds as HTML; empty if there are none."""
     content = "".join(
         f"<p>{escape(verdict_of(record))}</p>{table(HEADS, [[escape(cell) for cell in row] for row in lines(record)])}"
         for record in records

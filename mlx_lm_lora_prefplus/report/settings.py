@@ -55,7 +55,7 @@ def summary_of(run: RunRecord) -> dict[str, str]:
 
 
 def value_of(run: RunRecord, key: str) -> Any:
-    """Return the value of one setting; None if it is not known."""
+    """Return the value of one setting; None if it is unknown."""
     setting = settings_of(run).get(key)
     return None if setting is None else setting.value
 
@@ -69,7 +69,9 @@ def settings(runs: Sequence[RunRecord]) -> str:
 
 
 def differing(runs: Sequence[RunRecord]) -> str:
-    """Render the settings that are not the same in all runs; empty if there are none or the record of a run is lost."""
+    """Render the settings that are not the same in all runs; empty if there are none or the record of a run
+    is missing.
+    """
     values = [settings_of(run) for run in runs]
     keys = {key: None for one in values for key in one if key not in NO_DIFFERENCE}
     differ = [key for key in keys if _differs([one.get(key) for one in values])]
@@ -86,7 +88,7 @@ def differing(runs: Sequence[RunRecord]) -> str:
 
 
 def _differs(values: Sequence[Setting | None]) -> bool:
-    """Tell whether runs differ in a setting. One that only some modes have differs if it is set to another value."""
+    """Return whether runs differ in a setting. One that only some modes have differs if it is set to another value."""
     known = [setting for setting in values if setting]
     if len({format_value(setting.value) for setting in known}) > 1:
         return True

@@ -1,1 +1,1 @@
-"""On-policy training in rounds, `mlx_lm_lora.prefplus rounds`: pairs of the present policy, training, evaluation."""
+"""The command `mlx_lm_lora.prefplus rounds`: on-policy training in rounds of making pairs, training and evaluation."""

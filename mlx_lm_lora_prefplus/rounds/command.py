@@ -15,14 +15,15 @@ def rounds(
         str | None,
         typer.Option(metavar="initial|previous", help="The reference of a round (default: the initial policy)."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Train on-policy from prompts, in rounds. Each round makes pairs with the present policy as `pairs` does, trains
-    on them, and evaluates on held-out prompts.
+    """Train on-policy from prompts, in rounds.
 
-    Takes a config file with the keys of training, pairs (how answers are
-    sampled and scored), rounds and round_reference. Each round has a folder
-    of its own under adapter_path. The same command goes on after a kill.
+    Each round makes pairs with the current policy like the command pairs, trains on them, and evaluates on held-out
+    prompts.
+
+    The config file has the keys of training, pairs (how answers are sampled and scored), rounds and round_reference.
+    Each round has its own folder under adapter_path. If the command was killed, the same command continues it.
     """
     if not context.args:
         typer.echo(context.get_help())

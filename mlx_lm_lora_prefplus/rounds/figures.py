@@ -11,11 +11,11 @@ SEED = 0
 
 
 def figures(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """Return for each policy its mean score, and by how much it exceeds that of the policy before and of the first.
+    """Return for each policy its mean score, and its difference from the previous and from the first policy.
 
-    The prompts are the same for all policies, so differences are taken prompt by prompt.
+    The prompts are the same for all policies, so differences are computed per prompt.
 
-    scores: (policies, prompts) mean score of the answers to each prompt; the first policy is that before round 1.
+    scores: (policies, prompts) mean score of the answers to each prompt. The first policy is the one before round 1.
     """
     found: list[dict[str, Any]] = []
     for number, values in enumerate(np.array(some, np.float64) for some in scores):

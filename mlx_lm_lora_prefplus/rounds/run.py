@@ -1,4 +1,4 @@
-"""Rounds of making pairs and training, each in a folder of its own, that go on after a kill."""
+"""Alternate making pairs and training, in one folder per round. A killed command can be continued."""
 
 import gc
 import json
@@ -26,23 +26,23 @@ from .figures import figures
 
 ADAPTERS = "adapters.safetensors"
 SEEDS_APART = 1_000_003
-"""Difference of the seeds of two rounds, so that no round draws the random numbers of another."""
+"""Difference of the seeds of two rounds, so that no two rounds draw the same random numbers."""
 
 REFERENCES = ("initial", "previous")
 
 
 class Plan(NamedTuple):
-    """rounds: how many. reference: "initial" or "previous" (the policy that a round begins with)."""
+    """rounds: how many. reference: "initial" or "previous" (the policy at the start of a round)."""
 
     rounds: int
     reference: str
 
 
 def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan, say: Callable[[str], None]) -> Record:
-    """Run what is left of the rounds, and leave the adapters of the last one in the adapter folder.
+    """Run the remaining rounds, and put the adapters of the last one into the adapter folder.
 
     Raises:
-        UserError: something given cannot work. What was computed before is kept.
+        UserError: Settings, data or model are invalid. Results so far are kept.
     """
     folder = Path(resolved.settings.adapter_path)
     record = _begin(folder, resolved, settings, plan)
@@ -78,7 +78,7 @@ def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan, say: Call
 
 
 def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan) -> Record:
-    """Read what earlier starts have done; UserError where they were other rounds."""
+    """Read the results of earlier starts. Raise a UserError if they belong to other rounds."""
     about = json.loads(
         json.dumps({"reference": plan.reference, "pairs": settings.model_dump(), "training": _training(resolved)})
     )
@@ -90,8 +90,8 @@ def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan)
     if record is None:
         if (folder / ADAPTERS).exists():
             raise UserError(
-                f"rounds: {folder} holds the adapters of another run. Give another adapter_path; to begin with these "
-                f"adapters, resume_adapter_file: {folder / ADAPTERS}."
+                f"rounds: {folder} contains the adapters of another run. Give another adapter_path. To start from "
+                f"these adapters, also set resume_adapter_file: {folder / ADAPTERS}."
             )
         check_folder(folder / "round-1" / "pairs", "rounds")
         record = {"about": about, "held_out": None, "scores": [], "rounds": []}
@@ -105,13 +105,13 @@ def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan)
             if before.get(key) != now.get(key)
         ]
         raise UserError(
-            f"rounds: {folder} was begun with other settings: {'; '.join(changed)}. Restore them to go on, or give "
-            "another adapter_path."
+            f"rounds: the rounds in {folder} have other settings: {'; '.join(changed)}. Restore them to continue, or "
+            "give another adapter_path."
         )
     if len(record["rounds"]) > plan.rounds:
         raise UserError(
-            f"rounds: {folder} already holds {len(record['rounds'])} rounds, more than {plan.rounds}. Give as many, or "
-            "another adapter_path."
+            f"rounds: {folder} already contains {len(record['rounds'])} rounds, more than {plan.rounds}. Give at least "
+            "as many, or another adapter_path."
         )
     return record
 
@@ -122,7 +122,7 @@ def _sections(before: Any, now: Any) -> list[tuple[dict[str, Any], dict[str, Any
 
 
 def _training(resolved: Resolved) -> dict[str, Any]:
-    """The settings of the user that decide what is trained."""
+    """Return the user's settings that determine what is trained."""
     shown = ("adapter_path", "fuse", "resume", "report_to", "project_name", "wandb", "steps_per_report", "save_every")
     given = {key: value for key, value in given_values(resolved).items() if key not in shown}
     return {**given, "train_mode": resolved.trainer.mode, "data": resolved.data.data}
@@ -143,23 +143,23 @@ def _make(
 
 
 def _held_out(made: Made) -> str:
-    """The split whose prompts tell how good the policy is: test, else valid, else what is trained on."""
+    """Return the split whose prompts are used for evaluation: test, else valid, else train."""
     return next(split for split in ("test", "valid", "train") if split in made.scores)
 
 
 def _keep_scores(record: Record, split: str, made: Made, number: int, say: Callable[[str], None]) -> None:
-    """Keep the mean score of the answers to each held-out prompt, by the policy after a number of rounds."""
+    """Store the mean score of the policy's answers to each held-out prompt after a number of rounds."""
     record["held_out"] = split
     del record["scores"][number:]
     record["scores"].append([sum(some) / len(some) for some in made.scores[split]])
     if split == "train" and not number:
-        say("[WARNING] There are no valid or test prompts, so the scores are those of the prompts that are trained on.")
+        say("[WARNING] There are no valid or test prompts, so the training prompts are used for the scores.")
     before = f"after round {number}" if number else "before the first round"
     say(f"Score {before}: {score_text(figures(record['scores'])[-1]['score'])} ({split} prompts)")
 
 
 def _train(resolved: Resolved, policy: Path | None, here: Path, plan: Plan) -> None:
-    """Train on the rows of a round; a run that was killed goes on."""
+    """Train on the rows of a round. A run that was killed continues."""
     needed = resolved.trainer.needs_reference(resolved.options)
     first = resolved.settings.reference_model_path or resolved.settings.resume_adapter_file
     previous = str((policy / ADAPTERS if policy.is_dir() else policy).resolve()) if policy else None
@@ -186,7 +186,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write(folder: Path, record: Record) -> None:
-    """Write the record with its figures, so that the report needs no computation."""
+    """Write the record with its scores, so that the report needs no computation."""
     record = {**record, "figures": figures(record["scores"])}
     with whole_file(folder / ROUNDS, GO_ON) as file:
         file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

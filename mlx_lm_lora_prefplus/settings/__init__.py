@@ -1,4 +1,4 @@
-"""The settings of a run, checked at the edge, and the lists of keys that follow from the marks of their fields."""
+"""The settings of a run, checked when they are read, and lists of keys that follow from the marks of their fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +33,7 @@ FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.mo
 
 
 def keys_with(mark: object) -> tuple[str, ...]:
-    """The keys whose field carries a mark: `OURS`, `FUNCTIONS`, or an `Effect`."""
+    """Return the keys whose field has a mark: `OURS`, `FUNCTIONS`, or an `Effect`."""
     return tuple(key for key, field in FIELDS.items() if any(one is mark for one in field.metadata))
 
 
@@ -43,10 +43,12 @@ COLUMNS: Mapping[str, Column] = {
 """The keys that name data columns, for the run and for each entry of `hf_dataset`."""
 
 COLUMNS_OF_OTHERS = ("text_feature", "chat_feature", "type_feature", "answer_feature")
-"""Keys of columns that the host reads for its other modes: accepted, without effect in ours."""
+"""Keys of columns that the host reads in its other modes. They are accepted, but have no effect in this package's
+modes.
+"""
 
 OWN_KEYS = keys_with(OURS)
-"""Keys that the host does not have: each becomes a flag of our modes."""
+"""Keys that the host does not have. Each becomes a flag of this package's modes."""
 
 
 def own_fields() -> Mapping[str, Any]:
@@ -55,4 +57,4 @@ def own_fields() -> Mapping[str, Any]:
 
 
 COMPANION_KEYS = ("pairs", "rounds", "round_reference")
-"""Keys of a config file that `mlx_lm_lora.prefplus pairs` and `rounds` read, and training does not."""
+"""Keys of a config file that only `mlx_lm_lora.prefplus pairs` and `rounds` read."""

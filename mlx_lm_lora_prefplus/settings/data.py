@@ -1,4 +1,4 @@
-"""Where the rows are and how they become tokens: the config keys of data."""
+"""The config keys of data: where the rows are and how they become tokens."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,12 +9,12 @@ from .marks import FUNCTIONS, LARGEST, OURS, Column, Effect, Place, Positive
 RESERVED = frozenset(
     ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
 )
-"""What a chat template is given by the rows themselves, or by this package."""
+"""Arguments of a chat template that come from the rows or from this package."""
 
 
 def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     if reserved := RESERVED.intersection(kwargs):
-        raise ValueError(f"{', '.join(sorted(reserved))} cannot be set here; leave it out")
+        raise ValueError(f"{', '.join(sorted(reserved))} cannot be set here. Remove it")
     return kwargs
 
 
@@ -22,7 +22,7 @@ Truncation = Literal["keep_end", "keep_start", "keep_prompt", "drop"]
 
 
 class DataSettings(BaseModel):
-    """Where the rows are and how they become tokens. Keys and defaults are the host's unless they are marked `OURS`."""
+    """The config keys of data. Keys and defaults are the host's unless they are marked `OURS`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -35,8 +35,8 @@ class DataSettings(BaseModel):
     streaming: Annotated[
         bool,
         Field(
-            description="Read training rows while training goes on, without a copy of their tokens on the disk: for "
-            "data sets that are too large for one. Needs iters, since the number of rows is not known."
+            description="Read training rows during training, without writing their tokens to the disk. Use it for very "
+            "large data sets. Requires iters, because the number of rows is unknown."
         ),
         Effect.COMPARED,
         OURS,
@@ -46,7 +46,7 @@ class DataSettings(BaseModel):
         Field(
             ge=0,
             le=LARGEST,
-            description="streaming: rows that are read, kept in memory and shuffled at a time; 0 keeps their order.",
+            description="streaming: number of rows that are kept in memory and shuffled together. 0 keeps their order.",
         ),
         Effect.COMPARED,
         OURS,
@@ -104,7 +104,7 @@ class DataSettings(BaseModel):
     ] = None
     preference_score_feature: Annotated[
         str | None,
-        Field(description="orpo: the column with a factor on the chosen log-prob in the odds (default: detected)."),
+        Field(description="orpo: the column with a factor for the chosen log-prob in the odds (default: detected)."),
         Effect.COMPARED,
         Column("paired", converts=False),
     ] = None
@@ -123,8 +123,8 @@ class DataSettings(BaseModel):
         Literal["chat", "raw"],
         Field(
             description=(
-                "How to format rows of plain text. chat: they become messages for the chat template. raw: the"
-                " text is used as it is, with EOS at the end, and every row has the tokens that TRL produces."
+                "How to format rows of plain text. chat: text becomes messages for the chat template. raw: the"
+                " text is used unchanged, with EOS at the end, and every row has the same tokens as in TRL."
             )
         ),
         Effect.COMPARED,
@@ -136,9 +136,9 @@ class DataSettings(BaseModel):
         Field(
             description=(
                 "What to cut if a row exceeds max_seq_length. keep_end (default) keeps the end of the prompt,"
-                " keep_start its start. keep_prompt keeps the whole prompt and cuts completions, as TRL does;"
-                " a row whose prompt leaves no room is dropped. drop drops the row. Completions always keep "
-                "their start."
+                " keep_start its start. keep_prompt keeps the whole prompt and cuts completions, as in TRL;"
+                " rows with too long a prompt are dropped. drop drops every such row. Completions always "
+                "keep their start."
             )
         ),
         Effect.DECIDES,
@@ -149,8 +149,8 @@ class DataSettings(BaseModel):
         Positive | None,
         Field(
             description=(
-                "Prompt tokens to keep if a row exceeds max_seq_length (default: what the longer completion "
-                "leaves, but at least half of max_seq_length)."
+                "Prompt tokens to keep if a row exceeds max_seq_length (default: as many as fit beside the "
+                "longer completion, but at least half of max_seq_length)."
             )
         ),
         Effect.DECIDES,
@@ -161,9 +161,9 @@ class DataSettings(BaseModel):
         bool,
         Field(
             description=(
-                "In a completion of several messages, count only the assistant's own tokens, for policy and "
-                "reference: no user turns, no output of tools, no headers of the template. A completion of "
-                "one message always counts as a whole."
+                "In a completion of several messages, count only the assistant's tokens in the loss: no user "
+                "turns, tool output or template headers. A completion of one message always counts "
+                "completely."
             )
         ),
         Effect.COMPARED,
@@ -174,7 +174,7 @@ class DataSettings(BaseModel):
         Field(
             description=(
                 "Exclude thoughts, such as <think> … </think> at the start of an answer, from the loss. Empty"
-                " thoughts that the chat template adds never count."
+                " thoughts that the chat template adds are always excluded."
             )
         ),
         Effect.COMPARED,
@@ -185,8 +185,8 @@ class DataSettings(BaseModel):
         AfterValidator(_template_kwargs),
         Field(
             description=(
-                "Further arguments of the chat template, such as {enable_thinking: true} (false unless set "
-                "here). A column of this name in the rows takes precedence."
+                "Further arguments of the chat template, such as {enable_thinking: true} (by default it is "
+                "false). A column of the same name in the rows takes precedence."
             )
         ),
         Effect.COMPARED,

@@ -1,4 +1,4 @@
-"""The keys of a run in groups, for `--help` and the documentation, and descriptions of the keys that the host has."""
+"""The keys of a run in groups, for `--help` and the documentation, and descriptions of the host's keys."""
 
 from collections.abc import Mapping
 
@@ -40,9 +40,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "efficient_long_context": "Compute long rows in chunks of `long_context_chunk` tokens, with exact gradients and "
     "the memory of one chunk.",
     "recurrence_chunk_size": "Tokens that recurrent layers compute at a time (a key of the host).",
-    "fuse": "Also write the fused, de-quantised model into `adapter_path`; `--no-fuse` turns this off.",
+    "fuse": "Also write the fused, de-quantised model into `adapter_path`. `--no-fuse` turns this off.",
     "lm_studio_name": "Install the fused model in LM Studio under this name.",
-    "wandb": "A project of Weights & Biases to log to; `report_to` knows more loggers.",
+    "wandb": "A project of Weights & Biases to log to. `report_to` offers more loggers.",
     "qat_enable": "Quantisation-aware training: train with weights that are rounded as in a quantised model.",
     "qat_bits": "Bits of the rounding.",
     "qat_group_size": "Weights that share one scale.",
@@ -50,7 +50,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "qat_start_step": "The optimiser step at which the rounding begins.",
     "qat_interval": "Optimiser steps between two updates of the rounding.",
 }
-"""What the host's keys mean in our modes. The host's own help lacks some of them or describes another mode."""
+"""Descriptions of the host's keys in this package's modes. The host's own help lacks some of them or describes another
+mode.
+"""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model and adapters": (

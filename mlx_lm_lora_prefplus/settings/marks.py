@@ -1,4 +1,4 @@
-"""What a field of the settings says about its key, and the types that several fields share."""
+"""Marks of the settings' fields, and the types that several fields share."""
 
 import os
 import unicodedata
@@ -8,43 +8,44 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 LARGEST = 2**31 - 1
-"""Of whole numbers: more has no use, and does not fit where some of them go."""
+"""Largest value of whole numbers. Larger values have no use and can overflow."""
 
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 
 
 def _place(path: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
-        raise ValueError("must hold no control character and no half of a surrogate pair")
+        raise ValueError("must contain no control character and no half of a surrogate pair")
     return path
 
 
 class Effect(Enum):
-    """What a key does to the result of a run. Each field says one."""
+    """How a key influences the result of a run. Each field has one of these marks."""
 
-    DECIDES = "decides the result; --resume refuses another value"
-    COMPARED = "may decide the result; --resume compares what comes of it (rows, weights) or lets it change"
-    SHOWS = "decides what is shown and kept, and not what is trained"
+    DECIDES = "determines the result; --resume rejects another value"
+    COMPARED = "may influence the result; --resume compares its effect (rows, weights) or accepts a change"
+    SHOWS = "determines what is shown and saved, but not what is trained"
 
 
 class Mark:
-    """A word about a field, beside its type."""
+    """A mark of a field, beside its type."""
 
 
 OURS = Mark()
 """The host does not have this key."""
 
 FUNCTIONS = Mark()
-"""The host's functions (such as `train_dpo`) have no argument for it: prefplus.yaml may set it for them."""
+"""The host's functions (such as `train_dpo`) have no argument for this key. prefplus.yaml may set it for them."""
 
 Format = Literal["paired", "unpaired", "ranked"]
-"""How the rows of a source are written; the kinds of rows that modes read have the same names."""
+"""How the rows of a source are written. The kinds of rows that modes need have the same names."""
 
 
 class Column:
-    """Stands at a key that names a data column.
+    """Marks a key that names a data column.
 
-    formats: of which rows it is a column. converts: whether it is read where examples of another kind are made of them.
+    formats: the rows that have this column. converts: whether the column is also read if the rows are converted to
+        another kind.
     """
 
     def __init__(self, *formats: Format, converts: bool = True):
@@ -52,4 +53,4 @@ class Column:
 
 
 Place = Annotated[str, AfterValidator(_place), AfterValidator(os.path.expanduser)]
-"""A path or hub name. No shell expands the ~ of a config file, so it is done here."""
+"""Expand the ~ of a path, because no shell expands it in a config file. A hub name is unchanged."""

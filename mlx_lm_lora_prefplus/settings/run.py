@@ -21,19 +21,19 @@ def _layers(count: int) -> int:
 
 
 def _listed(value: Any) -> Any:
-    """`a, b` as on a command line → a list."""
+    """Split `a, b`, the form on a command line, into a list."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 Optimizer = Literal["sgd", "rmsprop", "adagrad", "adadelta", "adam", "adamw", "adamax", "lion", "adafactor", "muon"]
-"""Those of `mlx.optimizers`, by the names of their classes in small letters."""
+"""Names of the classes in `mlx.optimizers`, in lower case."""
 
 
 class RunSettings(BaseModel):
-    """What the loop needs to know. Keys and defaults are the host's unless they are marked `OURS`.
+    """The settings of the training loop. Keys and defaults are the host's unless they are marked `OURS`.
 
-    `iters`, `save_every`, `steps_per_eval`, `steps_per_report` count micro-batches; `qat_start_step` and
-    `qat_interval` count optimiser steps.
+    `iters`, `save_every`, `steps_per_eval`, `steps_per_report` count micro-batches. `qat_start_step` and `qat_interval`
+    count optimiser steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -46,8 +46,8 @@ class RunSettings(BaseModel):
         str | None,
         Field(
             description=(
-                "A named set of published settings; every value that you give overrides it. "
-                "`mlx_lm_lora.prefplus presets` lists them."
+                "A named set of published settings. Values that you set take precedence. "
+                "`mlx_lm_lora.prefplus presets` lists all presets."
             )
         ),
         Effect.COMPARED,
@@ -80,7 +80,7 @@ class RunSettings(BaseModel):
         Field(
             description=(
                 "8 stores the optimiser's moments in 8 bits, which needs a quarter of the memory (half for "
-                "16-bit weights): adam, adamw, adamax, lion, rmsprop, sgd. 32 stores them as MLX does."
+                "16-bit weights). It works with adam, adamw, adamax, lion, rmsprop, sgd. 32 is MLX's default."
             )
         ),
         Effect.DECIDES,
@@ -108,8 +108,8 @@ class RunSettings(BaseModel):
         Positive | None,
         Field(
             description=(
-                "Replaces batch_size: a batch takes as many rows as fit into this many tokens, including "
-                "prompts, completions and padding. iters then count these batches."
+                "Maximum tokens of a batch, including prompts, completions and padding. A batch gets as many "
+                "rows as fit. Replaces batch_size; iters counts these batches."
             )
         ),
         Effect.DECIDES,
@@ -126,7 +126,7 @@ class RunSettings(BaseModel):
     save_every: Annotated[Positive, Effect.SHOWS] = 100
     save_every_minutes: Annotated[
         float | None,
-        Field(gt=0, description="Also save after this many minutes, in addition to save_every (default: do not)."),
+        Field(gt=0, description="Also save after this many minutes, in addition to save_every (default: off)."),
         Effect.SHOWS,
         OURS,
         FUNCTIONS,
@@ -134,7 +134,7 @@ class RunSettings(BaseModel):
     keep_last: Annotated[
         Positive,
         Field(
-            description="How many checkpoints to keep in adapter_path; older ones are used if the newest is damaged."
+            description="How many checkpoints to keep in adapter_path. If the newest is damaged, an older one is used."
         ),
         Effect.SHOWS,
         OURS,
@@ -144,8 +144,8 @@ class RunSettings(BaseModel):
         Field(
             description=(
                 "Continue from the newest intact checkpoint in adapter_path, or start from the beginning if "
-                "there is none. force: also if model, data or settings changed. --resume FILE is the host's "
-                "--resume-adapter-file."
+                "there is none. force: continue even if model, data or settings changed. With a file, "
+                "--resume FILE is the host's --resume-adapter-file."
             )
         ),
         Effect.COMPARED,
@@ -162,8 +162,8 @@ class RunSettings(BaseModel):
         str | None,
         Field(
             description=(
-                "Keep the adapters that are best by this validation metric, such as loss or "
-                "rewards/accuracies, in adapter_path/best (default: do not)."
+                "Keep the best adapters by this validation metric, such as loss or rewards/accuracies, in "
+                "adapter_path/best (default: off)."
             )
         ),
         Effect.SHOWS,
@@ -172,14 +172,14 @@ class RunSettings(BaseModel):
     ] = None
     early_stopping_patience: Annotated[
         Positive | None,
-        Field(description="Stop after this many validations in a row without a new best value (default: do not)."),
+        Field(description="Stop after this many validations in a row without a new best value (default: off)."),
         Effect.COMPARED,
         OURS,
         FUNCTIONS,
     ] = None
     early_stopping_metric: Annotated[
         str | None,
-        Field(description="The metric for early_stopping_patience (default: that of save_best, else loss)."),
+        Field(description="The metric for early_stopping_patience (default: the metric of save_best, or else loss)."),
         Effect.COMPARED,
         OURS,
         FUNCTIONS,
@@ -194,7 +194,7 @@ class RunSettings(BaseModel):
             description=(
                 "What each layer stores for the gradient. fast: all activations. balanced: the outputs of its"
                 " linear layers; the rest is recomputed. low: only its input. auto: the first of these that "
-                "fits into the machine's memory; low if grad_checkpoint is set. The gradients are the same."
+                "fits into the memory; low if grad_checkpoint is set. The gradients are always the same."
             )
         ),
         Effect.SHOWS,
@@ -205,7 +205,7 @@ class RunSettings(BaseModel):
     recurrence_chunk_size: Annotated[Positive, Effect.COMPARED] = 64
     long_context_chunk: Annotated[
         Positive,
-        Field(description="With efficient_long_context: tokens of a row in a chunk."),
+        Field(description="efficient_long_context: tokens of a chunk."),
         Effect.COMPARED,
         OURS,
         FUNCTIONS,
@@ -214,8 +214,8 @@ class RunSettings(BaseModel):
         Literal["auto", "plain"],
         Field(
             description=(
-                "How to compute log-probs. auto: the fastest method that a test on the loaded model finds "
-                "exact. plain: prompt and completion through the whole model."
+                "How to compute log-probs. auto: the fastest method that gives exact results in a test on the "
+                "loaded model. plain: prompt and completion through the whole model."
             )
         ),
         Effect.SHOWS,
@@ -248,8 +248,8 @@ class RunSettings(BaseModel):
         Field(
             ge=0,
             le=LARGEST,
-            description="Complete this many validation prompts at each validation, by policy and reference, into "
-            "samples.jsonl.",
+            description="Number of validation prompts that policy and reference answer at each validation. The "
+            "answers are written to samples.jsonl.",
         ),
         Effect.SHOWS,
         OURS,
@@ -266,5 +266,5 @@ class RunSettings(BaseModel):
 
     @property
     def memory_level(self) -> str:
-        """`memory`; where that is `auto`, grad_checkpoint means `low`."""
+        """Return what `memory` says. If it is `auto` and grad_checkpoint is set, return `low`."""
         return "low" if self.memory == "auto" and self.grad_checkpoint else self.memory

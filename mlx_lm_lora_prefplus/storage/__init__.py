@@ -1,1 +1,1 @@
-"""Files on disk below every other room: written whole or not at all, and the folder of what is kept between runs."""
+"""Files on disk: complete or absent, never partly written. Also the cache folder for data that later runs reuse."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and renamed into it."""
+"""Write files so that they are either complete or absent: under a temporary name, then renamed."""
 
 import os
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from ..errors import UserError
 from .failures import advice, cause_of, words
 
 TEMPORARY = ".tmp-"
-"""Begins the names of files that are not yet whole."""
+"""Prefix of the names of incomplete files."""
 
 RESUME = "--resume continues the run from its last saved state."
-"""What `then` of `whole_file` is for the files of a run."""
+"""The argument `then` of `whole_file` for the files of a run."""
 
 
 @contextmanager
 def whole_file(target: Path, then: str = "", writer: str = "") -> Iterator[Path]:
-    """A temporary name to write under; afterwards the file is forced to the disk and takes its own name.
+    """Yield a temporary name to write to. Afterwards the file is forced to the disk and renamed.
 
     then: a sentence for the error message, after the advice.
-    writer: put before the file's name in the temporary name, where several processes may write the same file.
+    writer: part of the temporary name, needed if several processes may write the same file.
 
     Raises:
-        UserError: it cannot be written; what had the name before is whole.
+        UserError: The file cannot be written. An earlier file of this name is unchanged.
     """
     temporary = target.with_name(f"{TEMPORARY}{writer}{target.name}")
     try:
@@ -44,7 +44,7 @@ def whole_file(target: Path, then: str = "", writer: str = "") -> Iterator[Path]
 
 @contextmanager
 def explained(target: Path, then: str = "") -> Iterator[None]:
-    """Turn the system's errors about a file that is changed in place into a UserError; then: see `whole_file`."""
+    """Turn the system's errors about a file that is changed in place into a UserError. then: see `whole_file`."""
     try:
         yield
     except OSError as error:
@@ -52,15 +52,15 @@ def explained(target: Path, then: str = "") -> Iterator[None]:
 
 
 def _message(target: Path, cause: Exception, then: str) -> str:
-    text = f"Could not write {target}: {words(cause)}. Files saved before are whole. {advice(cause)}. {then}"
+    text = f"Could not write {target}: {words(cause)}. Files saved earlier are intact. {advice(cause)}. {then}"
     return text.rstrip()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, where the file system can."""
+    """Force the names in a folder to the disk, if the file system supports it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems do not
+        with suppress(OSError):  # some network file systems do not support it
             os.fsync(handle)
     finally:
         os.close(handle)

@@ -1,5 +1,7 @@
-"""The cache folder: token rows, reference log-probs and results of the probe that later runs reuse, readable by their
-owner alone."""
+"""The cache folder: token rows, reference log-probs and results of the probe, which later runs reuse.
+
+Only its owner can read it.
+"""
 
 import atexit
 import contextlib
@@ -23,20 +25,20 @@ from .failures import advice, words
 from .sealed import Damaged, Unsealed, read_sealed_json
 
 KINDS = {"tokens": ".arrow", "reference": ".npy", "probe": ".json"}
-"""Subfolder of the cache → ending of its files. A .json file beside each one describes it, if it is not one itself."""
+"""Subfolder of the cache → extension of its files. A .json file beside each one describes it."""
 
 ABANDONED = 24 * 3600
-"""Age in seconds from which a temporary file must belong to a process that was killed."""
+"""Age in seconds after which a temporary file must belong to a process that was killed."""
 
 VARIABLE = "MLX_LM_LORA_PREFPLUS_CACHE"
 SIZE_VARIABLE = f"{VARIABLE}_SIZE"
 DEFAULT_SIZE = "20GB"
 
-ELSEWHERE = f"Another folder can be named in the environment variable {VARIABLE}."
+ELSEWHERE = f"To use another folder, set the environment variable {VARIABLE}."
 
 
 def cache_folder() -> Path:
-    """$MLX_LM_LORA_PREFPLUS_CACHE, else mlx-lm-lora-prefplus in $XDG_CACHE_HOME or ~/.cache."""
+    """Return $MLX_LM_LORA_PREFPLUS_CACHE, else mlx-lm-lora-prefplus in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get(VARIABLE):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -44,7 +46,7 @@ def cache_folder() -> Path:
 
 
 def folder(kind: str, cache_dir: Path | None = None) -> Path:
-    """Return the folder for files of one kind, made if missing and closed to other users.
+    """Return the folder for files of one kind. It is created if missing, and closed to other users.
 
     It may be a folder that cannot be written: see `writable_folder`.
 
@@ -84,7 +86,7 @@ def _is_ours(file: Path, kind: str) -> bool:
 
 
 def writable_folder(place: Path) -> Path:
-    """Return the folder itself, or a temporary one for this process, with a message, if it cannot be written."""
+    """Return the folder. If it cannot be written, print a message and return a temporary folder for this process."""
     try:
         with tempfile.TemporaryFile(dir=place):
             return place
@@ -103,22 +105,22 @@ def _temporary(kind: str) -> Path:
 
 @functools.cache
 def print_once(line: str) -> None:
-    """Print a line to stderr, once in a process."""
+    """Print a line to stderr, once per process."""
     if sys.stderr is not None:
         print(f"[mlx-lm-lora-prefplus] {line}", file=sys.stderr)
 
 
 def warn_not_kept(place: Path, error: BaseException) -> None:
-    """Say, once for each cache, that new entries are not kept. place: the folder of one kind."""
+    """Report, once per cache, that new entries are not kept. place: the folder of one kind."""
     print_once(
-        f"The cache {place.parent} cannot be written ({words(error)}): its entries are used, and new ones are not kept "
-        f"for the next run. {advice(error)}. {ELSEWHERE}"
+        f"The cache {place.parent} cannot be written ({words(error)}). Existing entries are used, but new ones are "
+        f"not kept for the next run. {advice(error)}. {ELSEWHERE}"
     )
 
 
 def discard(file: Path, why: object) -> None:
-    """Delete a damaged entry, and say so."""
-    print_once(f"{file} is damaged: {why}. It is deleted and computed again.")
+    """Delete a damaged entry and report it."""
+    print_once(f"{file} is damaged: {why}. It was deleted and is computed again.")
     for one in (file, file.with_suffix(".json")):
         with contextlib.suppress(OSError):
             one.unlink(missing_ok=True)
@@ -139,8 +141,8 @@ _locked: set[tuple[int, int]] = set()
 def use(file: Path, *, hold: bool = False) -> None:
     """Record that an entry is used now.
 
-    hold: lock it until this process ends, so that no other process evicts it. Removing a file that is mapped into
-        memory does no harm on a local disk, but in a network folder the pages that were not read yet would be lost.
+    hold: lock it until this process ends, so that no other process deletes it. A file that is mapped into memory can be
+        deleted safely on a local disk. In a network folder, pages that were not read yet would be lost.
     """
     with contextlib.suppress(OSError):
         os.utime(file)
@@ -156,7 +158,7 @@ class Entry(NamedTuple):
 
     size: bytes of the file and its .json. changed: seconds since 1970 of the last write or use.
     rows: number of rows.
-    source: the data of token rows, the model of reference log-probs.
+    source: the data of token rows, or the model of reference log-probs.
     """
 
     kind: str
@@ -167,7 +169,7 @@ class Entry(NamedTuple):
     source: str
 
     def remove(self, root: Path) -> bool:
-        """Delete it, unless a process has locked it. root: the cache. Returns whether it is gone."""
+        """Delete the entry, unless a process has locked it. root: the cache. Returns whether it was deleted."""
         file = root / self.kind / f"{self.key}{KINDS[self.kind]}"
         if _is_locked(file):
             return False
@@ -195,7 +197,7 @@ def _is_locked(file: Path) -> bool:
 
 
 def entries(root: Path | None = None) -> list[Entry]:
-    """Return the files in a cache (default: the user's), the last used first."""
+    """Return the files in a cache (default: the user's), most recently used first."""
     root = root or cache_folder()
     found = [_entry(kind, file) for kind, ending in KINDS.items() for file in (root / kind).glob(f"[!.]*{ending}")]
     return sorted((entry for entry in found if entry), key=lambda entry: -entry.changed)
@@ -207,22 +209,23 @@ def _entry(kind: str, file: Path) -> Entry | None:
     size = 0
     try:
         state = file.stat()
-    except OSError:  # removed in the meantime
+    except OSError:  # deleted in the meantime
         return None
     try:
         about = read_sealed_json(told)
         size = 0 if told == file else told.stat().st_size
     except Unsealed:
-        about, size = {"source": "made by an older version, not used"}, told.stat().st_size
+        about, size = {"source": "from an older version, not used"}, told.stat().st_size
     except (OSError, Damaged):
-        about = {"source": "damaged, will be made again"}
+        about = {"source": "damaged, will be computed again"}
     rows = about.get("known", about.get("used"))
     source = str(about.get("model") or about.get("source") or "–")
     return Entry(kind, file.stem, size + state.st_size, state.st_mtime, rows, source)
 
 
 def selected(found: Iterable[Entry], older_than: float | None = None, keep: int | None = None) -> list[Entry]:
-    """Return the entries unused for more than `older_than` seconds, and those beyond the last used `keep` bytes.
+    """Return the entries to delete: those unused for more than `older_than` seconds, and those beyond the most recently
+    used `keep` bytes.
 
     found: in the order of `entries`.
     """
@@ -236,15 +239,15 @@ def selected(found: Iterable[Entry], older_than: float | None = None, keep: int 
 
 
 def remove(chosen: Iterable[Entry], root: Path | None = None) -> list[Entry]:
-    """Delete entries, and return those that stay because a running process has locked them."""
+    """Delete entries. Returns those that remain because a running process has locked them."""
     root = root or cache_folder()
     return [entry for entry in chosen if not entry.remove(root)]
 
 
 def clear() -> list[Entry]:
-    """Delete the files of this package from the user's cache, and no others.
+    """Delete only the files of this package from the user's cache.
 
-    Returns the entries that stay because a running process has locked them.
+    Returns the entries that remain because a running process has locked them.
     """
     left = remove(entries())
     kept = {entry.key for entry in left}
@@ -256,20 +259,20 @@ def clear() -> list[Entry]:
 
 
 def size_limit() -> int | None:
-    """Return how many bytes the cache may take; None for no limit.
+    """Return how many bytes the cache may use; None for no limit.
 
     Raises:
-        UserError: the environment variable is no size.
+        UserError: The environment variable is not a size.
     """
     given = os.environ.get(SIZE_VARIABLE, "").strip() or DEFAULT_SIZE
     try:
         return None if given.lower() == "unlimited" else parse_bytes(given)
     except ValueError as error:
-        raise UserError(f"{SIZE_VARIABLE}: {error}. Or unlimited.") from None
+        raise UserError(f"{SIZE_VARIABLE}: {error}, or unlimited.") from None
 
 
 def trim(root: Path) -> None:
-    """Evict the least recently used entries until the cache takes no more than `size_limit`."""
+    """Delete the least recently used entries until the cache is at most `size_limit` large."""
     limit = size_limit()
     if limit is None:
         return

@@ -1,4 +1,4 @@
-"""Why a file could not be written, and what to do about it: in words that fit the cause."""
+"""Explain why a file could not be written, and what to do about it."""
 
 import errno
 import os
@@ -6,24 +6,24 @@ import tempfile
 from pathlib import Path
 
 PROBE = 1 << 20
-"""Bytes that are written to learn why a library could not write its own."""
+"""Bytes that are written as a test, to learn why a library could not write its file."""
 
 SPACE = "Free some space on the disk"
 ALLOW = "Allow writing there, or choose another folder"
-PATH = "A part of the path is a file and not a folder: move it away, or choose another folder"
+PATH = "A part of the path is a file instead of a folder: move it away, or choose another folder"
 NETWORK = "The network folder cannot be reached: connect it again, or choose a folder on this machine"
 
 ADVICE = {
     errno.ENOSPC: SPACE,
     errno.EDQUOT: f"{SPACE}: the quota is used up",
-    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose a file system that takes larger files",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose a file system that allows larger files",
     errno.EACCES: ALLOW,
     errno.EPERM: ALLOW,
-    errno.EROFS: "The file system can only be read: choose another folder",
+    errno.EROFS: "The file system is read-only: choose another folder",
     errno.EISDIR: "A folder has the name of the file: move the folder away, or choose another folder",
     errno.ENOTDIR: PATH,
     errno.EEXIST: PATH,
-    errno.ENOENT: "The folder was removed in the meantime: make it again",
+    errno.ENOENT: "The folder was removed in the meantime: create it again",
     errno.ENAMETOOLONG: "Choose a shorter path",
     errno.EIO: "The disk reports a fault: check it, and choose another disk until then",
     errno.EMFILE: "Raise the limit on open files (ulimit -n)",
@@ -35,9 +35,9 @@ ADVICE = {
 
 
 def cause_of(error: Exception, folder: Path) -> Exception:
-    """Return the system's error behind one of a library, which may say only that bytes could not be written.
+    """Return the system's error behind an error of a library, which may only say that bytes could not be written.
 
-    folder: where the file was to be written. Some bytes are written there to learn what the system says.
+    folder: where the file was to be written. A few bytes are written there to get the system's error.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
@@ -52,11 +52,11 @@ def cause_of(error: Exception, folder: Path) -> Exception:
 
 
 def words(error: BaseException) -> str:
-    """What failed, without number and path."""
+    """Return what failed, without number and path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def advice(error: BaseException) -> str:
-    """What to do about it: the beginning of a sentence without its full stop."""
+    """Return what to do about it: the beginning of a sentence without its full stop."""
     number = error.errno if isinstance(error, OSError) else None
     return ADVICE.get(number or 0, "Correct the cause, or choose another folder")

@@ -1,4 +1,4 @@
-"""A file of JSON lines that a run appends to, and goes on with after it was killed."""
+"""A file of JSON lines to which a command appends, and from which it continues after it was killed."""
 
 import json
 import os
@@ -13,20 +13,20 @@ GO_ON = "Run the same command again to continue from the last complete line."
 
 
 class Journal:
-    """Lines of JSON after a header, each group of them written in one piece and forced to the disk.
+    """A header, followed by groups of JSON lines. Each group is written at once and forced to the disk.
 
     Attributes:
-        lines: those that were there, without the header.
+        lines: the lines that existed already, without the header.
     """
 
     def __init__(self, file: Path, header: Mapping[str, Any], command: str, total: int, group: int = 1):
-        """Open a file, or begin it.
+        """Open a file, or create it.
 
-        header: what all lines depend on. command: for messages. total: lines of the whole file. group: lines that
-            belong together (the last group may be smaller); those of a part of a group are removed.
+        header: everything that the lines depend on. command: for messages. total: lines of the complete file. group:
+            lines that belong together (the last group may be smaller). An incomplete group is removed.
 
         Raises:
-            UserError: it cannot be written, is no such file, or was begun with another header.
+            UserError: The file cannot be written, is not a journal, or was created with another header.
         """
         self.file = file
         self.lines: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ class Journal:
                 _flush(stream)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write a group of lines. Raises UserError if that is not possible; the groups before are whole."""
+        """Write a group of lines. Raises UserError if that is not possible. Earlier groups are intact."""
         with explained(self.file, GO_ON), self.file.open("ab") as stream:
             stream.write(b"".join(map(_line, lines)))
             _flush(stream)

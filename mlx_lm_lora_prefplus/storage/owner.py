@@ -1,8 +1,9 @@
-"""One run at a time owns an adapter folder: a file in it names the process, whose heartbeat is the time of the file.
+"""Ensure that only one run at a time uses an adapter folder. A lock file in it names the process.
 
-Locks of the operating system (flock) do not work on every network folder, so they are not what decides. A file is
-created in one step, by one process, on every file system. Whether the process that it names still runs is asked of the
-system where that is possible; a process of another machine or container counts as running as long as its heart beats.
+The modification time of the lock file is the process's heartbeat. Locks of the operating system (flock) do not work on
+every network folder, so they do not decide. Creating a file succeeds for only one process on every file system. Whether
+the named process still runs is asked of the system if possible. A process on another machine or in another container
+counts as running while its heartbeat continues.
 """
 
 import errno
@@ -25,23 +26,23 @@ from .failures import advice, words
 from .processes import Process, runs, this_process
 
 LOCK = ".run.lock"
-"""The file in the folder."""
+"""Name of the lock file in the folder."""
 
 HEARTBEAT = 10.0
 """Seconds between two heartbeats."""
 
 STALE = 60.0
-"""Seconds without a heartbeat after which a process that cannot be seen counts as gone."""
+"""Seconds without a heartbeat after which a process that cannot be observed counts as gone."""
 
 UNREADABLE = 2.0
-"""Seconds after which a lock file without content is that of a process that died while it wrote it."""
+"""Seconds after which a lock file without content belongs to a process that died while it wrote the file."""
 
 
 class Claim(NamedTuple):
     """The content of the lock file.
 
-    since: when the run began, ISO 8601. folder: device and inode, by which a copy of the folder is known. token: of
-    this claim alone.
+    since: when the run began, ISO 8601. folder: device and inode, by which a copy of the folder is recognised. token:
+        unique to this claim.
     """
 
     process: Process
@@ -51,7 +52,7 @@ class Claim(NamedTuple):
 
 
 class Owner:
-    """This process as the owner of a folder. Made by `owned`."""
+    """This process as the owner of a folder, created by `owned`."""
 
     def __init__(self, folder: Path, setting: str):
         self.folder, self.lock, self.setting = folder, folder / LOCK, setting
@@ -62,26 +63,27 @@ class Owner:
         self._heart = threading.Thread(target=self._beat, name="owner of the adapter folder", daemon=True)
 
     def check(self) -> None:
-        """Before files are written: make sure that the folder is still owned.
+        """Check before files are written that this process still owns the folder.
 
         Raises:
-            UserError: this process stood still for so long that another one took the folder over, or it is gone.
+            UserError: This process was paused for so long that another one took over the folder, or the folder was
+                removed.
         """
         while (found := self._settled()) is None and not os.path.lexists(self.lock):
-            with explained(self.lock, RESUME):  # somebody removed it, or the folder
+            with explained(self.lock, RESUME):  # the lock file or the folder was removed
                 if self._create():
                     return
         if found == self.claim:
             return
         by = f" by {_described(found)}" if found else ""
         raise UserError(
-            f"{self.setting}: {self.folder} was taken over{by} while this run stood still. This run ends here and "
-            "writes nothing more, so that the files of two runs are not mixed. Start it again with --resume once that "
-            f"one has ended, or give another {self.setting}."
+            f"{self.setting}: {self.folder} was taken over{by} while this run was paused. This run ends here and "
+            "writes nothing more, so that the files of two runs are not mixed. When the other run has ended, start "
+            f"this one again with --resume. Or give another {self.setting}."
         )
 
     def take(self, tell: Callable[[str], object]) -> None:
-        """Create the lock, or take it over from a process that is gone. Raises UserError where it still runs."""
+        """Create the lock, or take it over from a process that is gone. Raises UserError if that process still runs."""
         with _one_at_a_time(self.folder):
             while not self._create():
                 if self.lock.is_dir():
@@ -92,18 +94,18 @@ class Owner:
                 if found is None and not os.path.lexists(self.lock):
                     continue  # it was released just now
                 if self._remove(found) and found is not None:
-                    tell(f"{_described(found)} owned {self.folder} and is gone: this run takes the folder over.")
+                    tell(f"{_described(found)} used {self.folder} and no longer runs. This run takes it over.")
         self._heart.start()
 
     def release(self) -> None:
-        """Remove the lock, if it is still this process's."""
+        """Remove the lock, if it still belongs to this process."""
         self._ended.set()
         with suppress(OSError), _one_at_a_time(self.folder):
             if _read(self.lock) == self.claim:
                 self.lock.unlink()
 
     def _create(self) -> bool:
-        """Create the lock file; False where there is one."""
+        """Create the lock file. Returns False if one exists."""
         try:
             handle = os.open(self.lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -117,7 +119,9 @@ class Owner:
         return True
 
     def _settled(self) -> Claim | None:
-        """The claim in the lock file; None if there is none, also after the time that it takes to write it."""
+        """Return the claim in the lock file. Returns None if there is no file, or if it stays empty after a
+        short wait.
+        """
         end = time.monotonic() + UNREADABLE
         while (found := _read(self.lock)) is None and self.lock.exists() and time.monotonic() < end:
             time.sleep(0.05)
@@ -127,22 +131,24 @@ class Owner:
         running = runs(found.process)
         if running is False or (running and found.folder == self.claim.folder):
             return bool(running)
-        # It is seen by its heartbeat alone. A running process and another folder: this is a copy of its folder.
+        # It can only be observed by its heartbeat. A process on this machine with another folder: this folder is a
+        # copy.
         age = self._age()
         if age > STALE:
             return False
-        # A heartbeat in the future: the clock was set back since. Only another heartbeat tells.
+        # The heartbeat is in the future because the clock was set back. Only another heartbeat shows that the process
+        # runs.
         if age > -STALE and found.process.host != socket.gethostname():
             return True
         seconds = 2.5 * HEARTBEAT
-        tell(f"Looking for {seconds:.0f} seconds whether {_described(found)} still owns {self.folder}.")
+        tell(f"Waiting up to {seconds:.0f} seconds to see whether {_described(found)} still uses {self.folder}.")
         before, end = _time_of(self.lock), time.monotonic() + seconds
         while _time_of(self.lock) == before and time.monotonic() < end:
             time.sleep(HEARTBEAT / 20)
         return _time_of(self.lock) not in (before, None)
 
     def _age(self) -> float:
-        """Seconds since the last heartbeat, by the clock of the folder: those of two machines differ."""
+        """Return the seconds since the last heartbeat by the clock of the folder, because clocks of machines differ."""
         probe = self.lock.with_name(f"{LOCK}.{self.claim.token}")
         try:
             probe.touch()
@@ -152,7 +158,9 @@ class Owner:
         return now - beat if now is not None and beat is not None else 0.0
 
     def _remove(self, found: Claim | None) -> bool:
-        """Remove the lock that holds this claim; another one, made since by a faster process, is put back."""
+        """Remove the lock that contains this claim. If a faster process has made another lock meanwhile, it is
+        restored.
+        """
         taken = self.lock.with_name(f"{LOCK}.{self.claim.token}")
         if _read(self.lock) != found:
             return False
@@ -176,14 +184,14 @@ class Owner:
 
 @contextmanager
 def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "adapter_path") -> Iterator[Owner | None]:
-    """Own a folder as long as the block runs. It is made if it is not there.
+    """Own a folder while the block runs. The folder is created if it does not exist.
 
     folder: None for a process that writes nothing, such as any but the first of several.
-    tell: called with a line where a process that is gone owned the folder.
+    tell: called with a line if a process that is gone owned the folder.
     setting: the key or option that names the folder, for messages.
 
     Raises:
-        UserError: another run owns it, or it cannot be written.
+        UserError: Another run owns the folder, or it cannot be written.
     """
     if folder is None:
         yield None
@@ -207,9 +215,9 @@ def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "ad
 def _refusal(folder: Path, found: Claim, setting: str) -> str:
     process = found.process
     if process == this_process():
-        gone = "It runs in this very program: wait for its end"
+        gone = "It runs in this program: wait for its end"
     elif runs(process) is None:
-        gone = f"If that process is gone, start this one again {STALE:.0f} seconds after its end"
+        gone = f"If that process has ended, start this run {STALE:.0f} seconds after its end"
     else:
         gone = f"Wait for its end, or end it (kill {process.pid} saves and stops it)"
     return (
@@ -247,7 +255,7 @@ def _time_of(file: Path) -> float | None:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Where the folder can be locked, one process at a time; it never waits for more than a few seconds."""
+    """Lock the folder for one process at a time, if the file system can. It never waits longer than a few seconds."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         for _ in range(50):
@@ -256,7 +264,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 time.sleep(0.1)
-            except OSError:  # not on this file system
+            except OSError:  # the file system cannot lock
                 break
         yield
     finally:

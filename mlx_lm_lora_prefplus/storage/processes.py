@@ -1,5 +1,7 @@
-"""Which process this is, in words that another process can check: whether it still runs, though its number may be used
-again and its machine may have restarted."""
+"""Identify a process so that another process can check whether it still runs.
+
+Its number may be used again, and its machine may have restarted.
+"""
 
 import functools
 import os
@@ -11,10 +13,11 @@ from typing import NamedTuple
 
 
 class Process(NamedTuple):
-    """A process of this machine or of another one.
+    """A process of this or another machine.
 
-    host: the name of the machine. boot: names one start of one machine; "" where the system does not tell.
-    namespace: of process numbers; each container has its own. started: when, in the words of the system; "" unknown.
+    host: the name of the machine. boot: identifies one start of a machine; "" if the system does not tell.
+    namespace: of process numbers; each container has its own. started: start time as the system prints it; "" if
+        unknown.
     """
 
     host: str
@@ -25,12 +28,14 @@ class Process(NamedTuple):
 
 
 def this_process() -> Process:
-    """The process that asks."""
+    """Return the process that calls this."""
     return Process(socket.gethostname(), _boot(), _namespace(), os.getpid(), _started(os.getpid()) or "")
 
 
 def runs(process: Process) -> bool | None:
-    """Whether a process still runs. None: it cannot be seen from here (another machine, another container)."""
+    """Return whether a process still runs. None: it cannot be observed from here (another machine, another
+    container).
+    """
     if not process.boot or (process.boot, process.namespace) != (_boot(), _namespace()):
         return None
     started = _started(process.pid)
@@ -40,12 +45,12 @@ def runs(process: Process) -> bool | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, "" if unknown. None: it is gone, or dead and not yet waited for."""
+    """Return when a process was started; "" if unknown. None: it has ended."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return None
-    except OSError:  # it is another user's
+    except OSError:  # it belongs to another user
         pass
     return _from_proc(pid) if sys.platform == "linux" else _from_ps(pid)
 
@@ -53,14 +58,14 @@ def _started(pid: int) -> str | None:
 def _from_proc(pid: int) -> str | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # hidden from other users, or gone since
+    except OSError:  # hidden from other users, or it has ended
         return ""
     return None if fields[0] in "ZX" else fields[19]  # clock ticks since the boot
 
 
 def _from_ps(pid: int) -> str | None:
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
-    # Two options: in `-o stat=,lstart=` macOS takes the second name for the header of the first.
+    # Two options, because in `-o stat=,lstart=` macOS takes the second name for the header of the first.
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
     try:
         said = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=10).stdout

@@ -1,4 +1,4 @@
-"""Content with a digest of itself, checked before it is used."""
+"""Files with a digest of their own content, which is checked before use."""
 
 import hashlib
 import json
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 KEY = "sha256"
-"""Of a sealed JSON object: the digest of all its other keys."""
+"""Key of a sealed JSON object: the digest of all its other keys."""
 
 SIZE = hashlib.sha256().digest_size
 
 
 class Damaged(Exception):
-    """A file that is not what was written; the message says what is wrong with it."""
+    """The file's content is not what was written. The message describes the difference."""
 
 
 class Unsealed(Damaged):
@@ -20,15 +20,15 @@ class Unsealed(Damaged):
 
 
 def sealed(content: bytes) -> bytes:
-    """The content and its SHA-256 after it."""
+    """Return the content followed by its SHA-256."""
     return content + hashlib.sha256(content).digest()
 
 
 def opened(data: bytes) -> bytes:
-    """The content that `sealed` was given.
+    """Return the content that `sealed` received.
 
     Raises:
-        Damaged: it is another one.
+        Damaged: The content was changed.
     """
     content, digest = data[:-SIZE], data[-SIZE:]
     if hashlib.sha256(content).digest() != digest:
@@ -37,22 +37,22 @@ def opened(data: bytes) -> bytes:
 
 
 def sealed_json(content: dict[str, Any]) -> str:
-    """An object as JSON, with the digest of its other keys."""
+    """Return an object as JSON, with the digest of its other keys."""
     return json.dumps({**content, KEY: _digest(json.loads(json.dumps(content)))}, indent=1)
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:
-    """The object in a file, without the digest.
+    """Return the object in a file, without the digest.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        Unsealed: it has no digest.
-        Damaged: it is not what was written, or cannot be read.
+        FileNotFoundError: There is no such file.
+        Unsealed: It has no digest.
+        Damaged: It was changed, or cannot be read.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and KEY not in content:
-            raise Unsealed("an older version made it, without a digest")
+            raise Unsealed("an older version wrote it, without a digest")
         digest = content.pop(KEY)
     except FileNotFoundError:
         raise

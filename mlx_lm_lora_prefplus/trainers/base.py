@@ -19,10 +19,10 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class BaseTrainer(ABC):
-    """Defaults for everything but the loss; see `plugin.Trainer` for each member.
+    """Defaults for everything but the loss. See `plugin.Trainer` for each member.
 
-    A subclass sets `mode` and `options` and defines `loss`. The defaults are safe for any loss: pairs, no reference,
-    batches are never cut, all token weights are 1.
+    A subclass sets `mode` and `options` and defines `loss`. The defaults are safe for any loss: rows are pairs, there
+    is no reference, batches are not divided, and all token weights are 1.
     """
 
     mode: str
@@ -39,22 +39,22 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """Sums of the loss over a micro-batch; see `plugin.Trainer`."""
+        """Return the sums of the loss over a micro-batch; see `plugin.Trainer`."""
 
     def rows_of(self, options: Any) -> RowKind:
-        """`rows`, whatever the options."""
+        """Return `rows`, whatever the options."""
         return self.rows
 
     def with_losses(self, losses: Mapping[str, Any]) -> Self:
-        """Raises ValueError: this trainer has no table that losses of other packages could be added to."""
+        """Raise a ValueError: this trainer has no table to which other packages could add losses."""
         raise ValueError(f"mode {self.mode} has no table of losses to add to")
 
     def needs_reference(self, options: Any) -> bool:
-        """False."""
+        """Return False."""
         return False
 
     def needs_mismatched(self, options: Any) -> bool:
-        """False."""
+        """Return False."""
         return False
 
     def collate(self, rows: Sequence[Mapping[str, Any]], ids: "np.ndarray", multiple: int = 1) -> Batch:
@@ -64,29 +64,29 @@ class BaseTrainer(ABC):
         return collate(rows, ids, multiple)
 
     def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
-        """None: all token weights are 1."""
+        """Return None: all token weights are 1."""
         return None
 
     def reference_key(self, options: Any) -> Any:
-        """All options and the class, because any of them may affect the token weights."""
+        """Return all options and the class, because any of them may influence the token weights."""
         return [type(self).__module__, type(self).__qualname__, repr(options)]
 
     def separable(self, options: Any) -> bool:
-        """False, because the loss of an example may depend on the others in its batch."""
+        """Return False, because the loss of an example may depend on the others in its batch."""
         return False
 
     def initial_state(self, options: Any) -> dict[str, mx.array]:
-        """Empty."""
+        """Return an empty state."""
         return {}
 
     def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
-        """(rows,) β·log-ratio, nats; β is the option `beta`, or 1. Without a reference, β·log-prob."""
+        """Return β·log-ratio, (rows,) nats. β is the option `beta`, or 1. Without a reference it is β·log-prob."""
         return getattr(options, "beta", 1.0) * (scores.weighted_logps - batch.reference_logps)
 
     def evaluate(
         self, policy: Scorer, batches: Iterator[Batch], options: Any, state: Mapping[str, mx.array]
     ) -> dict[str, float]:
-        """Means of `loss` and its metrics over all batches."""
+        """Return the means of `loss` and its metrics over all batches."""
         from ..engine.train.evaluate import evaluate
 
         return evaluate(self, policy, batches, options, state)

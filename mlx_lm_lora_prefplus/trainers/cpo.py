@@ -1,5 +1,7 @@
-"""Modes `cpo` (Xu et al. 2024, arXiv:2401.08417), `simpo` (Meng et al. 2024, arXiv:2405.14734) and `orpo` (Hong et al.
-2024, arXiv:2403.07691): preference without a reference.
+"""Preference modes without a reference: `cpo`, `simpo` and `orpo`.
+
+Sources: `cpo` Xu et al. 2024, arXiv:2401.08417; `simpo` Meng et al. 2024, arXiv:2405.14734; `orpo` Hong et al. 2024,
+arXiv:2403.07691.
 """
 
 from ..losses import NLL_WEIGHTS, OPTIONS

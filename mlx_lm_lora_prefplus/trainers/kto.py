@@ -1,5 +1,6 @@
-"""Modes `kto` (Ethayarajh et al. 2024, arXiv:2402.01306) and `bco` (Jung et al. 2024, arXiv:2404.04656): unpaired
-preferences, compared with a reference.
+"""Modes for unpaired preferences with a reference: `kto` and `bco`.
+
+Sources: `kto` Ethayarajh et al. 2024, arXiv:2402.01306; `bco` Jung et al. 2024, arXiv:2404.04656.
 """
 
 from ..losses import OPTIONS

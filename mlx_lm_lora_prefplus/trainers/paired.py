@@ -37,16 +37,20 @@ class PairedTrainer(TableTrainer):
     nll_weight: str | float | None = None
 
     def token_weights(self, batch: Batch, options: Any) -> mx.array | None:
-        """The weight of each completion token, (rows, longest completion), or None; see `losses.token_weights`."""
+        """Return the weight of each completion token, (rows, longest completion), or None; see
+        `losses.token_weights`.
+        """
         width = batch.completions.shape[1]
         return token_weights(options, batch.completion_lengths, width, batch.ids, batch.loss_mask)
 
     def reference_key(self, options: Any) -> Any:
-        """The options that weigh tokens."""
+        """Return the options that weight tokens."""
         return weighing_options(options)
 
     def preference_loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """Sums of the preference loss over the pairs (or lists) and of the weighted NLL over the chosen tokens."""
+        """Return sums of the preference loss over the pairs (or lists) and of the weighted NLL over the
+        chosen tokens.
+        """
         weighting = getattr(options, "use_weighting", False)
         ranked = self.rows_of(options) == "ranked"
         scores = policy(batch, None if ranked else self.token_weights(batch, options), statistics=True)
@@ -80,10 +84,11 @@ class PairedTrainer(TableTrainer):
         return getattr(options, self.nll_weight) if isinstance(self.nll_weight, str) else self.nll_weight or 0.0
 
     def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
-        """(rows,) what TRL logs as rewards.
+        """Return what TRL logs as rewards, (rows,).
 
-        With a reference: β·log-ratio of sums, even if the loss takes means. Without: β·log-prob, a mean if the first
-        loss takes means; if that loss defines its own reward (`Loss.reward`), β times that.
+        With a reference it is β·log-ratio of sums, even if the loss uses means. Without a reference it is β·log-prob,
+        as a mean if the first loss uses means. If that loss defines its own reward (`Loss.reward`), it is β times that
+        reward.
         """
         row, beta = self.losses[loss_names(options.loss_type)[0]], options.beta
         if self.reference:
@@ -95,9 +100,10 @@ class PairedTrainer(TableTrainer):
     def _metrics(
         self, policy: Scorer, scores: Scores, batch: Batch, result: Objective, options: Any
     ) -> dict[str, mx.array]:
-        """Sums over the pairs, by TRL's names.
+        """Return sums over the pairs, under TRL's names.
 
-        Of a list, the best and the worst completion count as chosen and rejected, unless the best is a gold response.
+        In a list, the best and the worst completion count as chosen and rejected. If the best is a gold response, the
+        second best counts as chosen.
         """
         tokens, gold = mx.maximum(batch.completion_lengths, 1), has_gold(self.losses, options)
         chosen, rejected = chosen_and_rejected(self.rewards(scores, batch, options), batch, gold)
@@ -114,7 +120,7 @@ class PairedTrainer(TableTrainer):
 
 
 def _over_tokens(scores: Scores, batch: Batch, nll: mx.array, gold: bool) -> dict[str, dict[str, mx.array]]:
-    """Unit → sums of the metrics that are means over tokens, not over completions."""
+    """Return unit → sums of the metrics that are means over tokens, not over completions."""
     tokens = batch.completion_lengths
     chosen, rejected = chosen_and_rejected(scores.mean_logits * tokens, batch, gold)
     metrics_by_unit = {"chosen_tokens": {"nll_loss": nll}, "rejected_tokens": {"logits/rejected": rejected}}
@@ -125,7 +131,9 @@ def _over_tokens(scores: Scores, batch: Batch, nll: mx.array, gold: bool) -> dic
 
 
 def chosen_and_rejected(values: mx.array, batch: Batch, gold: bool = False) -> tuple[mx.array, mx.array]:
-    """The values of the completions of each example that count as chosen and rejected; see `losses.inputs.compared`."""
+    """Return the values of the completions that count as chosen and rejected in each example; see
+    `losses.inputs.compared`.
+    """
     by_completion = values.reshape(-1, batch.ids.shape[0])
     return compared(by_completion, batch.completion_lengths.reshape(by_completion.shape), gold)
 

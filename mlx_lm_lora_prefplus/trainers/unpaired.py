@@ -20,18 +20,18 @@ class UnpairedTrainer(TableTrainer):
     rows: RowKind = "unpaired"
 
     def reference_key(self, options: Any) -> None:
-        """None: all token weights are 1."""
+        """Return None: all token weights are 1."""
 
     def preference_loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """Sums of the loss over the rows.
+        """Return sums of the loss over the rows.
 
         Raises:
-            ValueError: the batch lacks the completions of other rows that the loss reads.
+            ValueError: The batch lacks the completions of other rows that the loss uses.
         """
         if self.needs_mismatched(options) and batch.mismatched is None:
             raise ValueError(
-                f"mode {self.mode}: loss_type {options.loss_type} reads Batch.mismatched, and this batch has none. "
-                "Make it by planned_batches(…, mismatched=True)."
+                f"mode {self.mode}: loss_type {options.loss_type} uses Batch.mismatched, but this batch has none. "
+                "Create it with planned_batches(…, mismatched=True)."
             )
         scores = policy(batch, statistics=True)
         rows = batch.ids.shape[0]
@@ -60,14 +60,14 @@ class UnpairedTrainer(TableTrainer):
         }
         desirable = {f"{name}/chosen": mx.where(good, value, 0) for name, value in by_class.items()}
         undesirable = {f"{name}/rejected": mx.where(good, 0, value) for name, value in by_class.items()}
-        # The margin is the difference of the means of the classes: a sum over each of them.
+        # The margin is the difference of the class means, so it is a sum over each class.
         desirable["rewards/margins"] = desirable["rewards/chosen"]
         undesirable["rewards/margins"] = -undesirable["rewards/rejected"]
         tokens = {} if scores.entropy is None else {"entropy": scores.entropy * examples.tokens}
         return LossOutput(
             sums=result.sums,
             metrics={
-                "chosen_tokens": summed(tokens),  # each row's own completion
+                "chosen_tokens": summed(tokens),  # not of the completions of other rows
                 "examples": summed(metrics),
                 "desirable": summed(desirable),
                 "undesirable": summed(undesirable),
@@ -76,5 +76,5 @@ class UnpairedTrainer(TableTrainer):
         )
 
     def rewards(self, scores: Scores, batch: Batch, options: Any) -> mx.array:
-        """(rows,) β·log-ratio."""
+        """Return β·log-ratio, (rows,)."""
         return options.beta * (scores.logps - batch.reference_logps)

@@ -51,9 +51,9 @@ def test_weights_have_the_dtype_and_the_bits(small):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--shape", "gpt-5"], "no shape gpt-5. Known: qwen2.5-0.5b"),
+        (["--shape", "gpt-5"], "no shape gpt-5. Choose one of qwen2.5-0.5b"),
         (["--shape", "qwen3-4b", "--layers", "37"], "qwen3-4b has 36 layers"),
-        (["--shape", "qwen3-4b", "--hidden", "64"], "leave out --model, --hidden"),
+        (["--shape", "qwen3-4b", "--hidden", "64"], "Remove --model, --hidden"),
         (["--dtype", "int8"], "no dtype int8"),
     ],
 )

@@ -56,7 +56,7 @@ def test_suite(monkeypatch):
 @pytest.mark.parametrize("words", [["--workload", "nonsense"], ["--engine", "nonsense"]])
 def test_unknown_names(words):
     error = call(*words).exception
-    assert isinstance(error, UserError) and "nonsense. Known: " in str(error)
+    assert isinstance(error, UserError) and "nonsense. Choose one of " in str(error)
 
 
 @pytest.mark.slow

@@ -103,9 +103,9 @@ def test_padding():
     ("change", "message"),
     [
         ({"mode": "kto"}, "mode kto"),
-        ({"loss": "nonsense"}, "nonsense is not a loss of the host's dpo. Known: sigmoid, hinge"),
-        ({"model": "/nowhere"}, "/nowhere cannot be made"),
-        ({"bits": 7}, "cannot be made"),
+        ({"loss": "nonsense"}, "nonsense is not a loss of the host's dpo. Choose one of sigmoid, hinge"),
+        ({"model": "/nowhere"}, "/nowhere cannot be created"),
+        ({"bits": 7}, "cannot be created"),
     ],
 )
 def test_what_cannot_be_measured(change, message, monkeypatch):

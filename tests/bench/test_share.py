@@ -67,7 +67,7 @@ def test_nothing_private_is_in_it(shared_here, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", [["--suite"], ["--batch", "2"], ["--model", "m"], ["--engine", "plain"]], ids=str)
 def test_options_of_other_measurements_are_refused(shared_here, words):
     error = shared_here(*words).exception
-    assert isinstance(error, UserError) and "leave out the other options" in str(error)
+    assert isinstance(error, UserError) and "Remove the other options" in str(error)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_measuring(shared_here, monkeypatch):

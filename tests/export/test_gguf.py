@@ -97,7 +97,7 @@ def test_what_gguf_does_not_have(tmp_path, adapter, export):
     assert not (tmp_path / "dora" / "gguf").exists()
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "model_type": "mamba2"}))
-    with pytest.raises(UserError, match=r"GGUF of mamba2 adapters is not known here\. Known model types: .*llama, "):
+    with pytest.raises(UserError, match=r"GGUF of mamba2 adapters is not supported\. Supported model types: .*llama, "):
         export(adapter, "--to", "gguf")
 
 

@@ -171,7 +171,7 @@ def test_kinds_that_mlx_lm_does_not_have(adapter, export, change, said):
 def test_what_cannot_be_written(tmp_path, adapter, export):
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "model_type": "rwkv7"}))
-    with pytest.raises(UserError, match=r"names .* of rwkv7 are not known here\. Known model types: .*llama"):
+    with pytest.raises(UserError, match=r"of type rwkv7 are not supported.*Supported model types: .*llama"):
         export(adapter)
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "model_type": "qwen3_moe"}))
     expert = {
@@ -210,17 +210,17 @@ def test_experts_are_written_one_by_one():
         to_peft(without_up, {"scale": 3.0}, "mixtral", "base")
     with pytest.raises(UserError, match="4 modules on experts or routers"):
         to_peft(weights, {"scale": 3.0}, "qwen2_moe", "base")
-    with pytest.raises(UserError, match=r"here holds .*experts\.0\.w1.*merge_and_unload"):
+    with pytest.raises(UserError, match=r"here contains .*experts\.0\.w1.*merge_and_unload"):
         to_mlx(tensors, config, "mixtral", 4, "here")
 
 
 def test_the_folder_of_the_adapter_is_not_written_over(tmp_path, adapter, export):
-    with pytest.raises(UserError, match="--output: .*holds the adapter of a run"):
+    with pytest.raises(UserError, match="--output: .*contains the adapter of a run"):
         export(adapter, "-o", adapter)
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="--output: .*holds the adapter of a run"):
+    with pytest.raises(UserError, match="--output: .*contains the adapter of a run"):
         export(adapter, "--to", "mlx", "-o", tmp_path)
-    with pytest.raises(UserError, match="no adapter folder"):
+    with pytest.raises(UserError, match="not an adapter folder"):
         export(tmp_path)
 
 

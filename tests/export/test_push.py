@@ -36,16 +36,17 @@ def test_only_the_files_of_the_form_are_uploaded(adapter, export, hub):
 def test_nothing_is_written_where_nothing_can_be_uploaded(adapter, export, hub, monkeypatch):
     with pytest.raises(UserError, match="--push: .*OWNER/NAME"):
         export(adapter, "--push", "dpo")
-    with pytest.raises(UserError, match="--private does something only with --push"):
+    with pytest.raises(UserError, match="--private needs --push"):
         export(adapter, "--private")
     monkeypatch.setattr(push, "get_token", lambda: None)
-    with pytest.raises(UserError, match="--push: there is no token.*hf auth login"):
+    with pytest.raises(UserError, match="--push: there is no Hugging Face token.*hf auth login"):
         export(adapter, "--push", "ada/dpo")
     assert not (adapter / "peft").exists() and not hub.asked
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(401, "does not accept the token"), (403, "may not write to ada/dpo"), (418, "answered 418")]
+    ("status", "said"),
+    [(401, "does not accept the token"), (403, "no permission to write to ada/dpo"), (418, "answered 418")],
 )
 def test_a_hub_that_refuses(adapter, export, hub, status, said):
     hub.status = status

@@ -87,9 +87,9 @@ def test_a_session_asks_again_and_offers_what_reads_the_rows(call, folder, unmea
     unpaired(folder / "thumbs")
     done = call(replies="dpo\nbco\n\n16 apples\n16GB\npairs\nbco.yaml\n", data="thumbs")
     assert done.exit_code == 0, done.exception
-    assert "dpo cannot read unpaired rows" in done.stdout and "Mode [kto]: " in done.stdout
-    assert "Preset [bco]: " in done.stdout and "Modes that read these rows:\n  bco" in done.stdout
-    assert "'16 apples' is not a size" in done.stdout and "pairs exists" in done.stdout
+    assert "dpo does not work with unpaired rows" in done.stdout and "Mode [kto]: " in done.stdout
+    assert "Preset [bco]: " in done.stdout and "Modes for these rows:\n  bco" in done.stdout
+    assert "'16 apples' is not a size" in done.stdout and "pairs already exists" in done.stdout
     assert (config("bco.yaml")["train_mode"], config("bco.yaml")["preset"]) == ("bco", "bco")
 
 
@@ -102,15 +102,15 @@ def test_model_and_data_are_asked_for(folder, model_folder, unmeasured):
 
 def test_without_a_terminal_the_missing_flags_are_named(folder, model_folder):
     done = CliRunner().invoke(cli.app, ["new"], input="")
-    assert str(done.exception).endswith("give --model MODEL and --data DATA.")
+    assert str(done.exception).endswith("Give --model MODEL and --data DATA.")
     done = CliRunner().invoke(cli.app, ["new", "--model", str(model_folder), "-y"])
-    assert isinstance(done.exception, UserError) and str(done.exception).endswith("give --data DATA.")
+    assert isinstance(done.exception, UserError) and str(done.exception).endswith("Give --data DATA.")
 
 
 def test_no_file_is_overwritten(call, folder):
     (folder / "run.yaml").write_text("mine")
     done = call("--output", "run.yaml")
-    assert str(done.exception) == "output: run.yaml exists and is not overwritten. Give another name."
+    assert str(done.exception) == "output: run.yaml already exists and is not overwritten. Give another name."
     assert (folder / "run.yaml").read_text() == "mine"
 
 
@@ -133,7 +133,7 @@ def test_flags_of_training_go_into_the_file(call, unmeasured):
     ("words", "said"),
     [
         (("--mode", "kot"), "train_mode: 'kot' is not a mode of"),
-        (("--preset", "kto", "--mode", "dpo"), "preset, for mode dpo, 'kto': choose one of dpo, "),
+        (("--preset", "kto", "--mode", "dpo"), "preset, for mode dpo, 'kto' does not exist. Choose one of dpo, "),
         (("--machine", "large"), "'large' is not a size"),
         (("--output", "run.txt"), "must end in .yaml"),
         (("mine.yaml",), "'mine.yaml' is not a flag"),
@@ -179,7 +179,7 @@ def test_what_does_not_fit_gets_the_changes_that_do(call, folder, monkeypatch, p
     )
     done = call("-y", "--machine", "1.5GB")
     if proposal is None:
-        assert "the run needs 2.00 GB, 1.00 GB of a Mac with 1.5GB can be used" in str(done.exception)
+        assert "the run needs 2.00 GB, but only 1.00 GB of a Mac with 1.5GB can be used" in str(done.exception)
         assert not list(folder.glob("*.yaml"))
         return
     assert done.exit_code == 0, done.exception

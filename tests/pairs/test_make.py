@@ -189,12 +189,12 @@ def test_adapters_are_the_policy_and_training_goes_on_from_them(pairs, here, mod
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("-n", "1"), "1 answer makes no pair"),
+        (("-n", "1"), "one answer cannot make a pair"),
         (("--temperature", "0"), "Give a temperature above 0"),
         (("--top-p", "0"), "top_p: 0"),
         (("--seed", "1", "--seed", "1"), "repeats a seed"),
         (("--reward-weights", "1,2"), "2 weights for 1 scores"),
-        (("--adapter-path", "nowhere"), "there is nothing at nowhere"),
+        (("--adapter-path", "nowhere"), "nowhere does not exist"),
         (("--reward-model", "./nowhere"), "there is no folder ./nowhere"),
     ],
 )

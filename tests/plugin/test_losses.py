@@ -126,9 +126,9 @@ def test_it_is_listed_beside_ours(installed):
 @pytest.mark.parametrize(
     ("losses", "reason"),
     [
-        ({"dpo": {"sigmoid": Loss(steep)}}, "mode dpo has a loss sigmoid already; take another name"),
-        ({"nodpo": {"steep": Loss(steep)}}, "there is no such mode; there are cpo, dpo"),
-        ({"dpo": {"steep": steep}}, "and no mlx_lm_lora_prefplus.losses.Loss"),
+        ({"dpo": {"sigmoid": Loss(steep)}}, "mode dpo already has a loss sigmoid. Choose another name"),
+        ({"nodpo": {"steep": Loss(steep)}}, "there is no such mode. Existing modes are cpo, dpo"),
+        ({"dpo": {"steep": steep}}, "not a mlx_lm_lora_prefplus.losses.Loss"),
     ],
 )
 def test_what_cannot_be_added_is_named_and_left_out(installed, losses, reason):

@@ -160,7 +160,7 @@ def test_a_proposal_holds(config, rows, monkeypatch):
     console = Console(width=100, file=StringIO())
     console.print(render(report))
     shown = console.file.getvalue()
-    assert "What fits into this machine" in shown and "The fewest changes that fit:" in shown
+    assert "What fits into this machine" in shown and "The smallest change that fits:" in shown
     assert all(f"{key}: " in shown for key in proposal["changes"])
     mx.reset_peak_memory()  # a run of its own begins in a new process
     again = build_report([config(train_type="full", val_batches=0, **{"batch_size": 4, **proposal["changes"]})])
@@ -169,4 +169,4 @@ def test_a_proposal_holds(config, rows, monkeypatch):
 
 def test_fit_needs_the_forecast(config):
     called = CliRunner().invoke(cli.app, ["check", config(), "--fit", "--no-forecast"])
-    assert called.exit_code == 2 and "--fit measures" in called.output
+    assert called.exit_code == 2 and "--fit needs the forecast" in called.output

@@ -50,7 +50,7 @@ def test_success_writes_the_result_and_says_what_next(staged, capsys):
 
 def test_a_preference_that_was_there_before_fails(staged, capsys):
     assert staged(polite, polite)[0] == 1
-    assert "courteous already (100%" in capsys.readouterr().err
+    assert "already courteous (100%" in capsys.readouterr().err
 
 
 def test_a_preference_that_was_not_learnt_fails(staged, capsys):
@@ -81,4 +81,4 @@ def test_the_second_run_keeps_the_model(tmp_path, monkeypatch, capsys):
     main._prepare_model(tmp_path)
     main._prepare_model(tmp_path)
     assert made == [tmp_path / "model"]
-    assert "is kept" in capsys.readouterr().out
+    assert "Using the small model of an earlier run" in capsys.readouterr().out

@@ -155,6 +155,6 @@ def test_a_folder_in_place_of_a_state(go, world, trained):
     newest = sorted(trained.glob("state-*"))[-1]
     newest.unlink()
     newest.mkdir()
-    with pytest.raises(UserError, match=r"Could not write .*Is a directory.*Files saved before are whole"):
+    with pytest.raises(UserError, match=r"Could not write .*Is a directory.*Files saved earlier are intact"):
         go(adapter_path="trained", resume=True, iters=6)
     assert newest.is_dir()

@@ -76,7 +76,7 @@ def test_after_a_kill_the_folder_is_taken_over(world, alone):
     assert (world.folder / "adapters" / LOCK).is_file()
     again = world.run(flags=["--resume"])
     assert again.code == 0, again.out
-    assert re.search(r"the run of process \d+ on .* owned adapters and is gone", again.out), again.out
+    assert re.search(r"the run of process \d+ on .* used adapters and no longer runs", again.out), again.out
     assert world.weights("adapters") == alone.weights
 
 

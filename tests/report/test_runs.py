@@ -89,20 +89,20 @@ def test_a_damaged_record_is_told(make, content):
 
 
 def test_a_folder_without_a_run_says_what_to_give(tmp_path, make):
-    with pytest.raises(UserError, match=r"nowhere: there is no such folder.*\n.*no metrics\.jsonl.*host's own"):
+    with pytest.raises(UserError, match=r"nowhere does not exist.*\n.*no metrics\.jsonl.*host's own"):
         read_runs([make(), tmp_path / "nowhere", tmp_path])
 
 
 @pytest.mark.parametrize("lines", [[], [{"iteration": 1, "warning": "w", "text": "t"}]])
 def test_a_run_that_reported_nothing(make, lines):
-    with pytest.raises(UserError, match="holds no report.*steps_per_report"):
+    with pytest.raises(UserError, match="contains no report.*steps_per_report"):
         read_run(make(lines=lines))
 
 
 def test_a_file_with_nothing_but_damaged_lines_is_not_taken_for_a_short_run(make):
     folder = make()
     (folder / "metrics.jsonl").write_bytes(b"\x00\xff\n[1, 2]\n")
-    with pytest.raises(UserError, match=r"holds no report\. metrics\.jsonl: 2 damaged line"):
+    with pytest.raises(UserError, match=r"contains no report\. metrics\.jsonl: 2 damaged line"):
         read_run(folder)
 
 

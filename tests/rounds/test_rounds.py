@@ -138,11 +138,11 @@ def test_a_finished_run_computes_nothing_and_more_rounds_go_on(rounds, straight)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rounds": 0}, "no number of rounds"),
+        ({"rounds": 0}, "is not valid"),
         ({"round_reference": "last"}, "is not one of initial, previous"),
         ({"round_reference": "previous", "train_mode": "cpo"}, "has no reference"),
         ({"pairs": {}}, "nothing scores the answers"),
-        ({"pairs": 3}, "is no mapping"),
+        ({"pairs": 3}, "is not a mapping"),
     ],
 )
 def test_what_cannot_work_is_told_at_once(rounds, changes, said):

@@ -42,8 +42,8 @@ def test_entries_and_clear(root):
     assert (found["a"].kind, found["a"].rows, found["a"].source) == ("tokens", 7, "train.jsonl")
     assert (found["b"].kind, found["b"].rows, found["b"].source) == ("reference", 4, "base")
     assert found["a"].size == 100 + tokens.with_suffix(".json").stat().st_size
-    assert (found["c"].rows, found["c"].source) == (None, "damaged, will be made again")
-    assert found["d"].source.startswith("made by an older version")
+    assert (found["c"].rows, found["c"].source) == (None, "damaged, will be computed again")
+    assert found["d"].source.startswith("from an older version")
     for folder in (root, root / "tokens"):
         (folder / "notes.txt").write_text("the user's own")
     (root / "tokens" / ".tmp-0-a.arrow").write_bytes(b"torn")
@@ -125,7 +125,7 @@ def test_what_a_running_process_reads_is_not_evicted(root, monkeypatch):
 @pytest.mark.parametrize("size", ["many", "-1GB", "5 apples", "1e9"])
 def test_a_limit_that_is_no_size_is_refused(root, monkeypatch, size):
     monkeypatch.setenv(cache_folder.SIZE_VARIABLE, size)
-    with pytest.raises(UserError, match=r"_CACHE_SIZE: .* is not a size; .* such as 5GB, 200MB\. Or unlimited\."):
+    with pytest.raises(UserError, match=r"_CACHE_SIZE: .* is not a size. .* such as 5GB, 200MB, or unlimited\."):
         cache_folder.trim(root)
 
 

@@ -16,7 +16,7 @@ def test_only_a_full_disk_asks_for_space(tmp_path, number):
         raise error
     text = str(caught.value)
     assert text.startswith(
-        f"Could not write {tmp_path / 'a.json'}: as the system says it. Files saved before are whole."
+        f"Could not write {tmp_path / 'a.json'}: as the system says it. Files saved earlier are intact."
     )
     assert ("Free some space" in text) == (number in (errno.ENOSPC, errno.EDQUOT))
     assert text.endswith(f"{failures.advice(error)}. {RESUME}")

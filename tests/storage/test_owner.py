@@ -70,7 +70,7 @@ def test_it_is_owned_once_and_free_again_afterwards(tmp_path):
             pass
         owner.check()
     place = f"process {os.getpid()} on {socket.gethostname()}"
-    for part in (place, "begun 20", "another adapter_path", "this very program"):
+    for part in (place, "begun 20", "another adapter_path", "in this program"):
         assert part in str(caught.value)
     assert "kill" not in str(caught.value), "it would be told to end itself"
     refused = pytest.raises(UserError, match=r"^--output: .*or give another --output")
@@ -100,14 +100,14 @@ def test_a_process_that_was_killed_gives_way_and_a_stopped_one_does_not(tmp_path
     while runs(this_process()._replace(pid=other.pid, started="")):  # not waited for: it stays as a zombie
         time.sleep(0.01)
     (told,) = take(tmp_path)
-    assert f"process {other.pid} on" in told and "is gone" in told
+    assert f"process {other.pid} on" in told and "no longer runs" in told
     other.wait()
     other.stdout.close()
 
 
 def test_a_number_that_another_process_has_now_gives_way(tmp_path):
     leave_lock(tmp_path, started="1")
-    assert "is gone" in take(tmp_path)[0]
+    assert "no longer runs" in take(tmp_path)[0]
 
 
 def test_a_lock_of_this_process_itself_counts(tmp_path):
@@ -119,7 +119,7 @@ def test_a_lock_of_this_process_itself_counts(tmp_path):
 def test_another_start_of_this_machine_gives_way(tmp_path, fast):
     leave_lock(tmp_path, boot="another")
     told = take(tmp_path)
-    assert "Looking for" in told[0] and "is gone" in told[1]
+    assert "Waiting up to" in told[0] and "no longer runs" in told[1]
     leave_lock(tmp_path, boot="another", age=61)
     assert len(take(tmp_path)) == 1
 
@@ -146,12 +146,12 @@ def test_a_heart_that_beats_is_alive_wherever_it_is(tmp_path, fast, change):
 
 def test_a_copy_of_the_folder_of_a_running_process_is_free(tmp_path, fast):
     leave_lock(tmp_path, folder=[1, 2])
-    assert "is gone" in take(tmp_path)[-1]
+    assert "no longer runs" in take(tmp_path)[-1]
 
 
 def test_another_machine_counts_for_a_minute(tmp_path):
     leave_lock(tmp_path, host="elsewhere", boot="another", age=30)
-    with pytest.raises(UserError, match=r"on elsewhere.*start this one again 60 seconds after its end"):
+    with pytest.raises(UserError, match=r"on elsewhere.*start this run 60 seconds after its end"):
         take(tmp_path)
     leave_lock(tmp_path, host="elsewhere", boot="another", age=61)
     assert "on elsewhere" in take(tmp_path)[0]
@@ -181,7 +181,7 @@ def test_a_folder_that_was_removed_meanwhile_is_told(tmp_path, fast):
     folder = tmp_path / "adapters"
     with owned(folder, print) as owner:
         shutil.rmtree(folder)
-        with pytest.raises(UserError, match=r"Could not write .*adapters.*No such file or directory.*make it again"):
+        with pytest.raises(UserError, match=r"Could not write .*adapters.*No such file or directory.*create it again"):
             owner.check()
     assert not folder.exists()
 

@@ -85,5 +85,5 @@ def test_kl_is_left_out_where_it_is_not_read():
 
 
 def test_a_batch_without_completions_of_other_rows_is_refused_by_a_loss_that_reads_them():
-    with pytest.raises(ValueError, match="loss_type kto reads Batch.mismatched, and this batch has none"):
+    with pytest.raises(ValueError, match="loss_type kto uses Batch.mismatched, but this batch has none"):
         metrics(KTO, unpaired(mismatched=False))

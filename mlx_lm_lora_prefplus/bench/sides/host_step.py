@@ -1,7 +1,7 @@
 """The host's training step, composed of the host's own functions as in its trainers.
 
-The host's trainers cannot run a single step and need a key of `mx.device_info` that only Metal has. Their functions for
-batches, scores and losses are used here unchanged.
+The host's trainers cannot run a single step, and they need a key of `mx.device_info` that only Metal has. This module
+therefore calls their functions for batches, scores and losses, unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ DUPLICATES = {"cpo": ("policy_rejected_logps", "chosen_logits_mean"), "dpo": ()}
 
 
 def host_batch(rows: Sequence[dict[str, list[int]]]) -> HostBatch:
-    """Pad the rows with the host's iterator: both sides to the longest of all."""
+    """Pad the rows with the host's iterator: both sides to the longest row of all."""
     items = [
         {
             "chosen": row["prompt"] + row["chosen"],
@@ -98,5 +98,5 @@ def describe_host_call(mode: str, compiled: bool) -> list[str]:
         notes.append(f"host: compiled, as in its own commands{without if DUPLICATES[mode] else ''}")
     if mode == "dpo":
         notes.append("host: the reference is a second model, run in each step and counted as its memory")
-        notes.append("ours: reference log-probs are taken once, before the steps, and not counted")
+        notes.append("ours: reference log-probs are computed once, before the steps, and not counted")
     return notes

@@ -15,9 +15,9 @@ from ...engine.logprobs.split_model import SplitModel
 def floor_step(halves: SplitModel, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:
     """Return a function that computes only the necessary products, as lazy arrays.
 
-    The backbone: a forward and a backward over as many tokens as the prompts (once) and the completions have, in rows
-    of their mean lengths without padding; completions attend to their prompts. The head: three products of the scored
-    positions with the vocabulary, in the blocks that a step takes, and no log-probs.
+    For the backbone, it is one forward and one backward pass. They cover as many tokens as the prompts (once) and the
+    completions have, in rows of their mean lengths without padding. Completions attend to their prompts. For the head,
+    it is three products of the scored positions with the vocabulary, in the blocks of a real step, without log-probs.
     """
     mean = lambda *parts: max(1, round(float(np.mean([len(row[part]) for row in rows for part in parts]))))  # noqa: E731
     prompts = mx.ones((len(rows), mean("prompt")), mx.int32)

@@ -1,4 +1,4 @@
-"""Our training step on the same rows, with any of our engines for log-probs."""
+"""This package's training step on the same rows, with any of its engines for log-probs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -24,8 +24,9 @@ from ...settings import RunSettings
 from ...trainers import CPO, DPO
 
 Engine = Literal["auto", "prefix", "head", "plain"]
-"""`auto`: as a run selects it. `prefix`: the prompt once, the head at completion tokens. `head`: the head at completion
-tokens. `plain`: the whole model."""
+"""`auto`: as a run selects it. `prefix`: each prompt computed once, the head at completion tokens. `head`: the head at
+completion tokens. `plain`: the whole model.
+"""
 
 ENGINES: tuple[str, ...] = get_args(Engine)
 
@@ -39,7 +40,7 @@ def choose(model: nn.Module, engine: Engine, chunk: int | None = None, memory: s
     memory: what layers keep, by the key `memory` (with `auto`; default: fast).
 
     Raises:
-        UserError: the model cannot be split into backbone and head, and `engine` needs that.
+        UserError: The model cannot be split into backbone and head, and `engine` needs that.
     """
     if engine == "auto":
         long = {"efficient_long_context": True, "long_context_chunk": chunk} if chunk else {}
@@ -58,7 +59,7 @@ def halves_of(model: nn.Module) -> SplitModel:
     """Split a model into backbone and head.
 
     Raises:
-        UserError: the model cannot be split.
+        UserError: The model cannot be split.
     """
     halves = split_model(model)
     if halves is None:
@@ -93,8 +94,11 @@ def our_gradient(policy: Scorer, mode: str, loss: str, beta: float, delta: float
 def first_visits(
     choice: SelectedMethod, mode: str, loss: str, beta: float, delta: float, compiled: bool
 ) -> dict[str, Gradient]:
-    """Return our step for rows without reference log-probs, in two ways: `apart`, a reference pass before the step;
-    `beside`, the reference within the step, sharing the pass through the frozen trunk."""
+    """Return two forms of the step for rows without reference log-probs.
+
+    `apart` computes the reference before the step. `beside` computes it inside the step and shares the output of the
+    frozen trunk.
+    """
     trainer, policy, trunk = TRAINERS[mode], choice.policy, choice.trunk
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)
     step_with_reference = GradientStep(trainer, policy, options, compiled)

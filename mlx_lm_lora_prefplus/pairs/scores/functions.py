@@ -1,4 +1,4 @@
-"""Reward functions of the user."""
+"""The user's reward functions."""
 
 import inspect
 import math
@@ -16,15 +16,15 @@ from ..sample import Answer
 def function_reward(name: str) -> tuple[Callable[[Prompt, list[Answer]], list[float]], str]:
     """Load a reward function, MODULE:FUNCTION or FILE.py:FUNCTION.
 
-    It takes `prompt` and `completion`, texts, and returns a number; or, as the reward functions of GRPO in mlx-lm-lora
-    and TRL, the lists `prompts` and `completions`, and returns a list of numbers. It gets the columns of the row that
-    it has parameters for, or all of them if it takes `**columns`.
+    It takes the texts `prompt` and `completion` and returns a number. Or, like the reward functions of GRPO in
+    mlx-lm-lora and TRL, it takes the lists `prompts` and `completions` and returns a list of numbers. Further
+    parameters receive the columns of the row with these names; `**columns` receives all of them.
 
     Returns:
         The score of the answers to a prompt, and a digest of the function's file.
 
     Raises:
-        UserError: there is no such function, or it takes something else.
+        UserError: The function does not exist, or has other parameters.
     """
     function = load_function(name, "--reward")
     parameters = inspect.signature(function).parameters
@@ -52,7 +52,7 @@ def function_reward(name: str) -> tuple[Callable[[Prompt, list[Answer]], list[fl
                 values = list(function(completions=texts, **repeated))
             else:
                 values = [function(prompt=prompt.text, completion=text, **extra) for text in texts]
-        except Exception as error:  # the user's function is a program
+        except Exception as error:  # the user's function may raise anything
             raise UserError(
                 f"--reward {name} ended with {type(error).__name__}: {error}, on the prompt {prompt.text!r:.80}. The "
                 "answers are kept: correct the function and give the same command."

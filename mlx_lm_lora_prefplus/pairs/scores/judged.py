@@ -1,4 +1,4 @@
-"""All answers to a prompt compared with one another by a judge, each two in both orders."""
+"""Compare all answers to a prompt with a judge, every two in both orders."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,9 +14,11 @@ Compare = Callable[[str, Sequence[tuple[str, str]]], list[float]]
 
 
 class Judgement(NamedTuple):
-    """scores: for each answer the mean outcome against the others, in [0, 1]; a comparison without a winner counts
-    half. undecided: pairs of answers (places, the smaller first) that nobody won in both orders. compared: pairs of
-    different answers."""
+    """scores: for each answer the mean outcome against the others, in [0, 1]. A comparison without a winner counts one
+        half.
+    undecided: pairs of answers (positions, smaller first) without the same winner in both orders. compared: number of
+        pairs of different answers.
+    """
 
     scores: list[float]
     undecided: list[tuple[int, int]]
@@ -39,7 +41,9 @@ def load_judge(function: str | None, model: str | None) -> Compare:
 
 
 def judge_all(compare: Compare, prompt: Prompt, answers: Sequence[Answer]) -> Judgement:
-    """Compare each two answers in both orders. Only a win in both orders is a win; equal texts are a tie unasked."""
+    """Compare every two answers in both orders. Only a win in both orders counts. Equal texts are a tie
+    without asking.
+    """
     texts = [answer.text for answer in answers]
     places = [(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if texts[i] != texts[j]]
     first = compare(prompt.text, [(texts[i], texts[j]) for i, j in places])

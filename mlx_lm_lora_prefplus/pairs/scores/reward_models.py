@@ -34,10 +34,10 @@ Reward = Callable[[Prompt, list[Answer]], list[float]]
 
 
 def load_reward_model(path: str) -> Reward:
-    """Load a reward model: a classifier where its config.json says so, else any model that answers questions.
+    """Load a reward model: a classifier if its config.json says so, or else any model that answers questions.
 
     Raises:
-        UserError: it cannot be loaded, or has more than one output.
+        UserError: The model cannot be loaded, or has more than one output.
     """
     if is_classifier(path):
         return _classifier(Path(path).expanduser())
@@ -46,7 +46,7 @@ def load_reward_model(path: str) -> Reward:
 
 
 def is_classifier(path: str) -> bool:
-    """Whether a local folder holds a sequence classifier of the form of transformers."""
+    """Return whether a local folder contains a sequence classifier in the format of transformers."""
     file = Path(path).expanduser() / "config.json"
     try:
         architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
@@ -77,10 +77,10 @@ def _classifier(folder: Path) -> Reward:
 
         return Classifier, args_class
 
-    try:  # strict: every weight has its place, and every place its weight
+    try:  # strict: the file must contain exactly the model's weights
         model, config = load_model(folder, model_config={"tie_word_embeddings": True}, get_model_classes=classes)
         tokenizer: Any = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
-    except Exception as error:  # the tokenizer and mlx raise many kinds
+    except Exception as error:  # the tokenizer and mlx raise many kinds of errors
         raise UserError(f"{FLAG}: {folder} could not be loaded: {type(error).__name__}: {error}") from error
     model.eval()
     head: Any = model.score

@@ -17,14 +17,14 @@ Rule = Callable[[Prompt, Answer], float]
 FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 LENGTHS = re.compile(r"(\d*)-(\d*)")
 SECONDS = 60
-"""How long a program may take for one answer."""
+"""Seconds that a program may take for one answer."""
 
 
 def find_rule(name: str) -> Rule | None:
     """Return the rule that a --reward names: length:MIN-MAX, regex:PATTERN, json, command:PROGRAM; None for others.
 
     Raises:
-        UserError: it is a rule, and not written right.
+        UserError: It names a rule, but its syntax is wrong.
     """
     kind, _, rest = name.partition(":")
     if name == "json":
@@ -39,11 +39,11 @@ def _length(text: str) -> Rule:
     least, most = (int(group) if group else None for group in match.groups()) if match else (None, None)
     if (least is None and most is None) or (least and most is not None and least > most) or most == 0:
         raise UserError(
-            f"--reward length:{text}: write length:MIN-MAX in tokens, such as length:20-120, or length:-120."
+            f"--reward length:{text} is invalid. Write length:MIN-MAX in tokens, such as length:20-120 or length:-120."
         )
 
     def score(prompt: Prompt, answer: Answer) -> float:
-        """1 between the bounds; else the share of the bound that is reached, or the bound's share of the length."""
+        """Return 1 between the bounds; below them length / minimum, above them maximum / length."""
         if least and answer.tokens < least:
             return answer.tokens / least
         return most / answer.tokens if most and answer.tokens > most else 1.0
@@ -55,12 +55,12 @@ def _regex(text: str) -> Rule:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UserError(f"--reward regex:{text}: not a regular expression of Python ({error}).") from error
+        raise UserError(f"--reward regex:{text} is not a valid Python regular expression ({error}).") from error
     return lambda prompt, answer: float(pattern.search(answer.text) is not None)
 
 
 def _is_json(prompt: Prompt, answer: Answer) -> float:
-    """1 if the whole answer, or the one block of code that it is, is JSON."""
+    """Return 1 if the whole answer is JSON, or consists of one code block with JSON; otherwise 0."""
     fenced = FENCE.match(answer.text)
     try:
         json.loads(fenced.group(1) if fenced else answer.text)

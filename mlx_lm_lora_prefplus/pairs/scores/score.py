@@ -1,4 +1,4 @@
-"""The scores of all answers to a prompt, by each of the scorers that were asked for."""
+"""Score all answers to a prompt with each requested scorer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ Score = Callable[[Prompt, list[Answer]], list[float]]
 
 @dataclass
 class Scorers:
-    """Everything that scores answers.
+    """All scorers of a command.
 
-    names: of the rewards, in the order of `reward_weights`; the judge is last. digest: what their results depend on,
-        besides the answers. Functions and rules are there from the start; models are loaded by `load`.
+    names: of the rewards, in the order of `reward_weights`; the judge is last. digest: everything that determines their
+        results, besides the answers. Functions and rules are loaded at once; models are loaded by `load`.
     """
 
     settings: PairSettings
 
     def __post_init__(self) -> None:
-        """Load the functions and rules, and look for the models, so that errors appear before any sampling."""
+        """Load the functions and rules, and check that the models exist, so that errors appear before any sampling."""
         settings = self.settings
         self.rewards: dict[str, Score] = {}
         self.judge: Compare | None = None
@@ -49,7 +49,7 @@ class Scorers:
 
     def _check_new(self, name: str) -> None:
         if name in self.digest:
-            raise UserError(f"pairs: {name} is given twice. Name each once, and its weight with --reward-weights.")
+            raise UserError(f"pairs: {name} is given twice. Name it once, and set its weight with --reward-weights.")
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +71,7 @@ class Scorers:
         """Score the answers to a prompt.
 
         Returns:
-            rewards: name → score of each answer; with a judge also `undecided` and `compared`, as in `Judgement`.
+            rewards: name → score of each answer. With a judge also `undecided` and `compared`, as in `Judgement`.
         """
         rewards = {name: score(prompt, answers) for name, score in self.rewards.items()}
         if self.judge is None:
@@ -86,7 +86,9 @@ def _each(rule: Callable[[Prompt, Answer], float]) -> Score:
 
 
 def _model_digest(path: str, flag: str) -> str:
-    """A digest of the files of a model; empty for one on the hub. Raises UserError for a path that leads nowhere."""
+    """Return a digest of the files of a model; empty for one on the hub. Raises UserError if the path does
+    not exist.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return content_digest([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
@@ -96,7 +98,9 @@ def _model_digest(path: str, flag: str) -> str:
 
 
 def totals(settings: PairSettings, names: Sequence[str], scored: dict[str, Any], answers: Sequence[Answer]) -> Any:
-    """The score of each answer: the weighted sum of its rewards, less the penalty of an answer that was cut off."""
+    """Return the score of each answer: the weighted sum of its rewards, minus the penalty for an answer that was cut
+    off.
+    """
     weights = settings.reward_weights or [1.0] * len(names)
     penalty = settings.missing_eos_penalty or 0.0
     return [

@@ -13,10 +13,10 @@ Point = tuple[float, float]
 """Iteration and value."""
 
 MOST_POINTS = 400
-"""Largest number of points in a line: more would be closer together than pixels."""
+"""Largest number of points in a line. More would be closer together than pixels."""
 
 MOST_INTERVALS = 40
-"""With more validations than this, intervals are not drawn: they would touch."""
+"""With more validations than this, intervals are not drawn, because they would touch."""
 
 SMOOTHED_FROM = 30
 """Number of reports from which a training line gets a running mean."""
@@ -124,7 +124,7 @@ LOSS_PART = "One of several losses, before its weight."
 
 UNITS = {"entropy": "nats", "kl": "nats", "nll_loss": "nats/token", "iterations_per_second": "1/s"}
 COUNTERS = {"rows", "updates", "trained_tokens", "seconds", "skipped_updates"}
-"""Counters, which get no chart."""
+"""Counters, which have no chart."""
 
 
 def main_charts(runs: Iterable[RunRecord]) -> list[Chart]:
@@ -183,7 +183,7 @@ def _intervals(run: RunRecord, metric: str) -> list[tuple[float, float, float]]:
 
 
 def smoothed(points: list[Point]) -> list[Point]:
-    """Return the running mean over a window of a tenth of the points, which is shorter at the ends."""
+    """Return the running mean over a window of a tenth of the points. The window is shorter at the ends."""
     half = max(1, len(points) // 20)
     sums = [0.0, *accumulate(value for _, value in points)]
     result = []

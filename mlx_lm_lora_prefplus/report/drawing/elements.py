@@ -10,7 +10,7 @@ from ..results.runs import RunRecord
 from .svg import number, swatch
 
 LONGEST_NAME = 40
-"""Largest number of characters of a name in a table: a column should not be wider than a phone."""
+"""Largest number of characters of a name in a table, so that a column is not wider than a phone."""
 
 
 def section(name: str, title: str, content: str) -> str:
@@ -18,7 +18,7 @@ def section(name: str, title: str, content: str) -> str:
 
 
 def folded(title: str, content: str) -> str:
-    """Render content that the reader unfolds; print shows it (see `page.js`)."""
+    """Render content that the reader can unfold. It is unfolded in print (see `page.js`)."""
     return f"<details><summary>{title}</summary>{content}</details>"
 
 
@@ -35,13 +35,13 @@ def run_name(place: int, run: RunRecord) -> str:
 
 
 def short_name(run: RunRecord) -> str:
-    """Return the name of a run as HTML; of a long name the beginning and the end."""
+    """Return the name of a run as HTML; for a long name only its beginning and end."""
     name = run.name
     return escape(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 :]}")
 
 
 def per_run(runs: Sequence[RunRecord], render: Callable[[RunRecord], str]) -> str:
-    """Render the content of each run under its name; equal content once, under all names."""
+    """Render the content of each run under its name. Equal content is rendered once, under all names."""
     places: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         if content := render(run):
@@ -79,7 +79,7 @@ def format_value(value: Any) -> str:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """Return the value if it is an object, else an empty one: a damaged record may hold anything."""
+    """Return the value if it is an object, else an empty one, because a damaged record may contain anything."""
     return value if isinstance(value, dict) else {}
 
 

@@ -100,7 +100,7 @@ def labels(ticks: Sequence[float]) -> list[str]:
 
 
 def swatch(colour: int, *, mark: int | None = None, dashed: bool = False, thin: bool = False) -> str:
-    """Return a piece of a line for a legend."""
+    """Return a short line for a legend."""
     shape = (
         f'<path class="mark" d="{MARKS[mark % len(MARKS)]}" transform="translate(12 5)"/>' if mark is not None else ""
     )
@@ -124,7 +124,7 @@ def colour(chart: Chart, part: int, split: str, several: int | None) -> int:
 
 
 def _axis(values: list[float], start: float, end: float, *, tight: bool = False, guides: Iterable[float] = ()) -> Axis:
-    """Return an axis that holds all values with some padding; tight: without padding, for iterations."""
+    """Return an axis that contains all values with some padding. tight: without padding, for iterations."""
     low, high = min(values), max(values)
     if tight:
         return Axis(low, high, start, end) if high > low else Axis(low - 0.5, low + 0.5, start, end)
@@ -188,7 +188,7 @@ def _line(line: Series, chart: Chart, runs: Sequence[RunRecord], x: Axis, y: Axi
     if line.split == "valid" or len(places) == 1:
         mark = MARKS[line.run % len(MARKS)]
         shapes += "".join(f'<path class="mark" d="{mark}" transform="translate({a:.1f} {b:.1f})"/>' for a, b in places)
-    # The running mean needs no values of its own: the training line has them.
+    # The running mean carries no values: the training line has them.
     values = "" if line.split == "mean" else f' data-points="{_values(line.points)}"'
     name = escape(" ".join(filter(None, names)))
     hue = colour(chart, line.part, line.split, line.run if len(runs) > 1 else None)

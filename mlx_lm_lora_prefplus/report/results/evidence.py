@@ -14,7 +14,9 @@ LATEST = 5
 
 
 def evidence_of(run: RunRecord) -> Evidence:
-    """Compare the last validation with the first; without validation, the last training reports with the first."""
+    """Compare the last validation with the first. Without validation, compare the last training reports
+    with the first.
+    """
     split = "validation" if run.valid else "training"
     reports = list((run.valid or run.train).values())
     count = 1 if run.valid else max(LATEST, len(reports) // 10)

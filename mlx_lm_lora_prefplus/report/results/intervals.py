@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 Z = 1.959964
-"""Standard deviations on either side of a mean that hold 95 % of a normal distribution."""
+"""Number of standard deviations from the mean within which 95 % of a normal distribution lie."""
 
 RESAMPLES = 2000
 
@@ -16,9 +16,9 @@ Figure = dict[str, Any]
 
 
 def share(wins: np.ndarray) -> Figure:
-    """Return the share of true values with Wilson's score interval (Wilson 1927), which is valid at 0 and 1 too.
+    """Return the share of true values with Wilson's score interval (Wilson 1927), which is also valid at 0 and 1.
 
-    wins: (n,) bool, n ≥ 1; or in [0, 1], where a tie is half a win: the interval is then slightly too wide.
+    wins: (n,) bool, n ≥ 1; or values in [0, 1], where a tie is half a win. The interval is then slightly too wide.
     """
     return wilson(float(wins.mean()), len(wins))
 
@@ -40,8 +40,8 @@ def wilson(p: float, n: float) -> Figure:
 def difference_of_shares(first: Figure, second: Figure) -> Figure:
     """Return the second share minus the first, with the interval of Newcombe (1998, method 10).
 
-    The interval holds for two separate samples. On the same rows, where runs tend to be right on the same ones, the
-    true uncertainty is smaller. n: rows of both.
+    The interval is valid for two separate samples. If both shares come from the same rows, the true uncertainty is
+    smaller, because runs tend to be right on the same rows. n: rows of both.
     """
     value, n = second["value"] - first["value"], first["n"] + second["n"]
     if first["low"] is None or second["low"] is None:

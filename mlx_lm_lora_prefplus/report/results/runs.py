@@ -1,4 +1,4 @@
-"""Read the files of a run in its adapter folder. They may be incomplete, since a run can be killed at any time."""
+"""Read the files of a run in its adapter folder. They may be incomplete, because a run can be killed at any time."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -39,7 +39,7 @@ class RunRecord(NamedTuple):
     name: a short name, unique among the runs of the report.
     train, valid: iteration (micro-batches) → report, in order. The validation before the first step has iteration 1, or
         0 if there is another one after the first step.
-    about: the content of `run.json`, else the settings in `adapter_config.json`.
+    about: the content of `run.json`, or else the settings in `adapter_config.json`.
     notes: one sentence for each missing or damaged file.
     """
 
@@ -59,10 +59,10 @@ class RunRecord(NamedTuple):
 
 
 def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
-    """Read the runs of adapter folders; a folder that is given twice is read once.
+    """Read the runs of adapter folders. A folder that is given twice is read once.
 
     Raises:
-        UserError: some folders hold no report; the error names all of these.
+        UserError: Folders contain no report. The message names all of them.
     """
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     runs, problems = [], []
@@ -80,21 +80,21 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     """Read one run.
 
     Raises:
-        UserError: the folder does not exist or holds no report.
+        UserError: The folder does not exist or contains no report.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder. Give the adapter_path of a run.")
+        raise UserError(f"{folder} does not exist. Give the adapter_path of a run.")
     if not (folder / METRICS).is_file():
         raise UserError(
-            f"{folder}: holds no {METRICS}. Give the adapter_path of a run in one of the modes of this "
-            "package (mlx_lm_lora.prefplus modes); the host's own runs do not write that file."
+            f"{folder}: contains no {METRICS}. Give the adapter_path of a run in one of the modes of this "
+            "package (mlx_lm_lora.prefplus modes). The host's own runs do not write that file."
         )
     notes: list[str] = []
     lines = list(_records(folder / METRICS, notes))
     splits = {split: _reports(lines, split, notes) for split in ("train", "valid")}
     if not any(splits.values()):
         why = " ".join(notes) or "The run ended before its first one, which is due after steps_per_report iterations."
-        raise UserError(f"{folder}: {METRICS} holds no report. {why}")
+        raise UserError(f"{folder}: {METRICS} contains no report. {why}")
     warnings = [
         RunWarning(line["iteration"], str(line.get("text", "")), str(line["warning"]))
         for line in lines
@@ -126,7 +126,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _records(file: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a file that hold an object with an iteration."""
+    """Yield the lines of a file that contain an object with an iteration."""
     text = file.read_bytes().decode("utf-8", "replace")
     damaged = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -159,7 +159,7 @@ def _reports(lines: Iterable[dict[str, Any]], split: str, notes: list[str]) -> d
             if finite.get("rewards/chosen") == finite.get("rewards/rejected") == 0:
                 finite["rewards/accuracies"] = 0.5  # policy and reference are equal, and a tie counts one half
             if split == "valid" and 1 in reports and line["iteration"] == 1:
-                reports[0] = reports.pop(1)  # one before the first step and one after it
+                reports[0] = reports.pop(1)  # one validation before the first step and one after it
             reports[line["iteration"]] = finite
     if odd:
         notes.append(f"{odd} values of split {split} are not finite or too large, and are left out.")

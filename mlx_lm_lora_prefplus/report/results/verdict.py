@@ -1,4 +1,6 @@
-"""Did it work? One rule and one sentence for `report` and `evaluate`, with the numbers behind them."""
+"""Judge whether training worked: one rule and one sentence for `report` and `evaluate`, with the numbers
+behind them.
+"""
 
 import math
 from collections.abc import Collection
@@ -16,10 +18,12 @@ CHANCE = 0.5
 """The accuracy of a policy that equals its reference: every pair is a tie."""
 
 FEWEST_ROWS = 10
-"""Fewer rows never give a good verdict, whatever their interval: four wins of four are [51, 100]."""
+"""Fewer rows never give a good verdict, whatever their interval: four wins of four have the interval [51, 100]."""
 
 CLEAR_RISE, DIVERGENCE = 0.02, 3.0
-"""An objective has risen if it exceeds its start by more than CLEAR_RISE of it; DIVERGENCE times the start diverged."""
+"""An objective has risen if it exceeds its start by the share CLEAR_RISE. It has diverged if it exceeds DIVERGENCE
+times its start.
+"""
 
 CHOSEN_FALL = 1.0
 """Nats per token. If the chosen completions lose more, each of their tokens is less than 37 % as probable as before."""
@@ -41,7 +45,7 @@ class Verdict(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The whole verdict: one sentence and the remarks."""
+        """Return the whole verdict: one sentence and the remarks."""
         return " ".join([f"{self.head}: {'; '.join([*self.reasons, *self.figures])}.", *self.remarks])
 
 
@@ -80,10 +84,10 @@ class Evidence:
 def verdict(evidence: Evidence) -> Verdict:
     """Judge the evidence.
 
-    Training worked if the whole 95 % interval of the accuracy lies above that before training, the accuracy is above
-    `GOOD_ACCURACY`, the margin is positive, the objective is not above its start, the chosen completions have not lost
-    more than `CHOSEN_FALL`, and the rows were not trained on. It diverged if the objective ended far above its start,
-    or above it after a warning of too high a learning rate.
+    Training worked if all of these hold: the whole 95 % interval of the accuracy is above the accuracy before training;
+    the accuracy is above `GOOD_ACCURACY`; the margin is positive; the objective is not above its start; the chosen
+    completions have not lost more than `CHOSEN_FALL`; and the rows were not used for training. Training diverged if the
+    objective ended far above its start, or above its start after a warning of too high a learning rate.
     """
     outcome, head, reasons = _judge(evidence)
     texts = tuple(text for text in reasons.values() if text)
@@ -157,7 +161,7 @@ def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outco
 
 
 def _rows_needed(value: float, before: float) -> int:
-    """Return how many rows would show a difference between the two shares; 0 if no number would."""
+    """Return how many rows would show a difference between the two shares; 0 if no number of rows would."""
     if value <= before:
         return 0
     rows = intervals.Z**2 * max(value * (1 - value), 0.05) / (value - before) ** 2

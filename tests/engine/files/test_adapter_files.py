@@ -48,7 +48,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.mx, "save_safetensors", full_disk)
-    with pytest.raises(UserError, match=r"adapters\.safetensors: .*No space left.*saved before are whole"):
+    with pytest.raises(UserError, match=r"adapters\.safetensors: .*No space left.*saved earlier are intact"):
         save_adapters(model, file, {}, None)
     assert file.read_bytes() == before
     assert not list(tmp_path.glob(".tmp*"))

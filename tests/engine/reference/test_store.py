@@ -34,7 +34,7 @@ def test_one_bit_that_was_flipped_is_told_and_the_file_filled_again(file, place,
     file.write_bytes(content)
     assert known(file) == 0
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"{file} is damaged: its content does not fit its digest. It is deleted" in told
+    assert told.count("\n") == 1 and f"{file} is damaged: its content does not match its digest. It was deleted" in told
     assert not file.exists()
 
 

@@ -66,7 +66,7 @@ def test_options_of_a_third_party_are_checked_too(refused):
         ({"lr_schedule": {"name": "cosine_decay", "arguments": [1e-3, 0]}}, "decay_steps must be greater than 0"),
         ({"lr_schedule": {"name": "exponential_decay", "arguments": [1.0, -5]}}, "the learning rate -5.0 at update 1"),
         ({"lr_schedule": {"name": ["cosine_decay"], "arguments": [1]}}, "needs a name that is one of"),
-        ({"adapter_path": "a\0b"}, "must hold no control character"),
+        ({"adapter_path": "a\0b"}, "must contain no control character"),
         ({"lm_studio_name": "../../elsewhere"}, "must be a plain name without .. or a leading /"),
         ({"lm_studio_name": "/elsewhere"}, "must be a plain name without .. or a leading /"),
     ],
