@@ -32,9 +32,10 @@ Outcome = Literal["worked", "partly", "failed", "unknown"]
 
 
 class Verdict(NamedTuple):
-    """outcome: the result; unknown if there are too few rows. head: the same in words. reasons: what speaks against a
-    better outcome. figures: the numbers, the first one decides. remarks: sentences to append. causes: names of what
-    decided, such as `chance` or `chosen_fell`; empty if it worked."""
+    """outcome: the result; unknown if there are too few rows. head: the same in words. reasons: arguments against a
+    better outcome. figures: the numbers; the first one decides. remarks: sentences to append. causes: names of the
+    deciding facts, such as `chance` or `chosen_fell`; empty if it worked.
+    """
 
     outcome: Outcome
     head: str
@@ -109,7 +110,7 @@ def _explained_by_length(evidence: Evidence, outcome: Outcome) -> list[str]:
 
 
 def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
-    """Return the outcome, its text, and what speaks against a better one: cause → words, which may be empty."""
+    """Return the outcome, its text, and the arguments against a better one: cause → words, which may be empty."""
     if STOPPED in evidence.warnings:
         return "failed", "It stopped with an error", {"stopped": ""}
     if _by_far(evidence):
@@ -145,7 +146,7 @@ def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
 
 
 def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outcome, str, dict[str, str]]:
-    """Judge an interval that holds the accuracy before training: chance, too few rows, or a high start."""
+    """Judge an interval that contains the accuracy before training: chance, too few rows, or a high start."""
     fallen = evidence.objective is not None and evidence.objective[2] < evidence.objective[1]
     better = evidence.margin is not None and evidence.margin > max(evidence.margin_before, 0)
     if before > GOOD_ACCURACY and figure["value"] >= before and fallen and better:
