@@ -271,3 +271,15 @@ def test_cache_is_shown_and_cleared(call, tmp_path, monkeypatch):
     assert "is not an age" in call("cache", "--older-than", "soon").output
     assert "1 files, 2.00 MB cleared" in call("cache", "--clear").stdout
     assert json.loads(call("cache", "--json").stdout)["entries"] == []
+
+
+def test_the_table_of_the_cache_breaks_no_path(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "abcdefghij.arrow").write_bytes(bytes(2_000_000))
+    source = "/home/somebody/projects/preferences/pairs-of-june/train.jsonl"
+    (tmp_path / "tokens" / "abcdefghij.json").write_text(sealed_json({"source": source, "used": 12}))
+    (line,) = (line for line in call("cache").stdout.splitlines() if "abcdefgh" in line)
+    assert line.rstrip().endswith("…/pairs-of-june/train.jsonl") and len(line) <= 80
+    assert source in call("cache", "--json").stdout

@@ -44,7 +44,12 @@ def cache_table(entries: Iterable[Entry]) -> Table:
     table = narrow_table("kind", "key", "MB", "rows", "last used", "of")
     for entry in entries:
         when = datetime.fromtimestamp(entry.changed).strftime("%Y-%m-%d %H:%M")
-        add_plain(
-            table, entry.kind, entry.key[:8], f"{entry.size / 1e6:.2f}", str(entry.rows or "–"), when, entry.source
-        )
+        size, rows = f"{entry.size / 1e6:.2f}", str(entry.rows or "–")
+        add_plain(table, entry.kind, entry.key[:8], size, rows, when, _last_parts(entry.source))
     return table
+
+
+def _last_parts(path: str) -> str:
+    """Return the last two parts of a long absolute path, so that the table need not break it; `--json` has it whole."""
+    parts = path.split("/")
+    return f"…/{'/'.join(parts[-2:])}" if path.startswith("/") and len(parts) > 4 else path
