@@ -17,6 +17,7 @@ from ..storage import cache_folder
 from .formats.convert import Pairing
 from .formats.detect import read_examples
 from .formats.example import Dropped, Example
+from .formats.pictures import Picture, located, read_content
 from .sources.read import Source, find_sources
 from .stream import Stream
 from .tokens import cache
@@ -138,7 +139,19 @@ class _Preparation:
         pairing = self.pairing if self.kind == "paired" else None
         content = [[source.digest(), dict(source.features)] for source in sources]
         inputs = [FORMAT, self.kind, pairing, self.encoder.digest(), *content]
-        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+        found = hashlib.sha256(json.dumps(inputs).encode())
+        if self.encoder.pictures:
+            for path in self._picture_files(sources):
+                found.update(f"{path} {hashlib.sha256(read_content(Picture(path))).hexdigest()} ".encode())
+        return found.hexdigest()[:32]
+
+    def _picture_files(self, sources: list[Source]) -> Iterator[str]:
+        """The paths of the pictures that are files of their own, in the order of the rows. Token rows hold them."""
+        for source in sources:
+            for example in self.examples(source, Tally(self.kind), lambda count: None):
+                for picture in example.pictures if isinstance(example, Example) else ():
+                    if picture.path is not None:
+                        yield picture.path
 
     def tokenise(self, source: Source, writer: cache.Writer, tally: Tally, advance: Any) -> None:
         """Stream one source through the encoder into the writer."""
@@ -151,10 +164,17 @@ class _Preparation:
         counted = tally.count(source.rows(), advance)
         raw = self.encoder.raw
         shape, examples = read_examples(
-            counted, source.name, source.features, self.kind, self.pairing, raw, tally.usage
+            counted,
+            source.name,
+            source.features,
+            self.kind,
+            self.pairing,
+            raw,
+            tally.usage,
+            bool(self.encoder.pictures),
         )
         tally.shapes[shape] += 1
-        return examples
+        return (_located(example, source) for example in examples) if self.encoder.pictures else examples
 
     def token_rows(self, examples: Sequence[Example | Dropped], source: str, tally: Tally) -> list[TokenRow]:
         """Return the token rows of examples. tally: counts them and the dropped ones."""
@@ -164,6 +184,14 @@ class _Preparation:
         rows = [item for item in results if isinstance(item, TokenRow)]
         tally.use(rows)
         return rows
+
+
+def _located(example: Example | Dropped, source: Source) -> Example | Dropped:
+    """The example with the whole paths of its pictures."""
+    if isinstance(example, Dropped) or not example.pictures:
+        return example
+    where = f"{source.name}, row {example.row}"
+    return example._replace(pictures=[located(picture, source.folder, where) for picture in example.pictures])
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Statistics of the token rows of a split (lengths, repeated rows, length bias), and warnings based on them."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ pairs.
 TRUNCATED_SHARE = 0.1
 """Warn if more than this share of the rows is truncated."""
 
-CONTENT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions")
+CONTENT_COLUMNS = ("chosen", "rejected", "completion", "completions")
 
 
 def statistics_of(split: Split) -> dict[str, Any]:
@@ -166,8 +167,9 @@ def _repeated(rows: Dataset) -> dict[str, int]:
     rows: equal to an earlier row. prompts: same prompt as an earlier row. contradictions: equal to an earlier row, but
         with chosen and rejected exchanged or with the other label.
     """
-    columns = [_hashes(rows, name) for name in CONTENT_COLUMNS if name in rows.column_names]
-    prompts, sides = columns[0], columns[1:]
+    prompts = _prompts(rows)
+    sides = [_hashes(rows, name) for name in CONTENT_COLUMNS if name in rows.column_names]
+    columns = [prompts, *sides]
     if "label" in rows.column_names:
         good = (rows.data.column("label").to_numpy() > 0).astype(np.uint64)
         contents, opposites = (_combined([*columns, label]) for label in (good, 1 - good))
@@ -187,15 +189,25 @@ def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
     """Warn of rows in valid and test whose prompt is also in train."""
     if "train" not in rows:
         return []
-    trained, messages = _hashes(rows["train"], "prompt"), []
+    trained, messages = _prompts(rows["train"]), []
     for name, table in rows.items():
-        shared = int(np.isin(_hashes(table, "prompt"), trained).sum()) if name != "train" else 0
+        shared = int(np.isin(_prompts(table), trained).sum()) if name != "train" else 0
         if shared:
             messages.append(
                 f"{name}: the prompts of {shared} of {len(table)} rows are also in train, so metrics on {name} are too "
                 "optimistic. Remove these rows from one of the splits."
             )
     return messages
+
+
+def _prompts(rows: Dataset) -> np.ndarray:
+    """(rows,) 64 bits for the content of each prompt. A picture that is a file is known by its path."""
+    hashes = _hashes(rows, "prompt")
+    if "pictures" not in rows.column_names:
+        return hashes
+    pictures = (repr(value.as_py()).encode() for value in rows.data.column("pictures"))
+    digests = [hashlib.sha256(of_row).digest()[:8] for of_row in pictures]
+    return _combined([hashes, np.frombuffer(b"".join(digests), np.uint64)])
 
 
 BLOCK = 2**15

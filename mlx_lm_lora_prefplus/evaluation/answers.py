@@ -12,6 +12,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from ..data.batches.lengths import lengths_of
 from ..engine.model.adapters import adapter_layers, adapters_off
+from ..errors import UserError
 from ..host import models
 from ..host.run.session import Session
 
@@ -46,7 +47,12 @@ def answer_prompts(session: Session, count: int, max_tokens: int, temperature: f
 
 
 def _prompts(session: Session, count: int) -> list[list[int]]:
-    """Return the first `count` distinct prompts as token ids."""
+    """Return the first `count` distinct prompts as token ids. Raises UserError for rows with pictures."""
+    if "pictures" in session.rows["test"].column_names:
+        raise UserError(
+            "--judge: answers to rows with pictures are not generated. Leave out --judge and --judge-model: the "
+            "rewards on the held-out rows are computed with their pictures."
+        )
     rows, prompts = session.rows["test"], dict[tuple[int, ...], None]()
     for place in range(len(lengths_of(rows).prompt)):
         prompts.setdefault(tuple(np.asarray(rows[place]["prompt"]).tolist()))

@@ -65,7 +65,7 @@ def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
     if resolved.sources.get("test_batches") in (HOST_DEFAULT, TRAINER_DEFAULT):
         settings = settings.model_copy(update={"test_batches": -1})
     check_start(settings)
-    model, tokenizer = models.load_base(settings)
+    model, tokenizer = models.load_base(settings, resolved.data)
     for name in ("test", "valid"):
         splits = tokenised(resolved, tokenizer, [name])
         if split := splits.get(name):

@@ -8,7 +8,6 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 from datasets import Dataset
-from huggingface_hub import try_to_load_from_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load, maybe_set_recommended_wired_limit
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
@@ -20,8 +19,10 @@ from ..engine.files import peft
 from ..engine.files.adapter_files import from_peft, load_adapter_weights
 from ..engine.memory.advice import bound_cache
 from ..engine.model.adapters import adapter_base, adapter_layers
+from ..engine.vision.model import VisionModel
 from ..errors import UserError
-from ..settings import RunSettings
+from ..settings import DataSettings, RunSettings
+from . import vision
 from .config.checks.nested import lora_problems
 
 _QUANTIZATIONS = {
@@ -38,18 +39,33 @@ def quantization(settings: RunSettings) -> dict[str, Any] | None:
     return next((how for key, how in _QUANTIZATIONS.items() if getattr(settings, key)), None)
 
 
-def load_base(settings: RunSettings) -> tuple[nn.Module, Any]:
+def load_base(settings: RunSettings, data: DataSettings | None = None) -> tuple[nn.Module, Any]:
     """Load the model without adapters, quantised if requested, and its tokenizer with a chat template.
+
+    data: where the rows are that it is for. If they hold pictures, and the model can read them, it is loaded with its
+        vision tower.
 
     Raises:
         UserError: The model cannot be loaded or quantised.
     """
     check_place(settings.model)
+    if data is not None and vision.reads_pictures(settings, data):
+        vision.check_settings(settings, data)
+        return _load_with_pictures(settings)
     try:
         loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
     except Exception as error:  # the hub, the tokenizer and mlx raise many kinds of errors
         raise not_loaded(settings.model, error) from error
     return loaded[0], loaded[1]
+
+
+def _load_with_pictures(settings: RunSettings) -> tuple[nn.Module, Any]:
+    try:
+        return vision.load_with_pictures(settings)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise not_loaded(settings.model, error) from error
 
 
 def check_place(model: str) -> None:
@@ -102,6 +118,9 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
         UserError: No layer gets an adapter, or a layer cannot have one.
     """
     if settings.train_type == "full":
+        if isinstance(model, VisionModel):
+            model.freeze()
+            model.language_model.unfreeze()  # the tower is not trained
         return
     model.freeze()
     use_dora = settings.train_type == "dora"
@@ -121,17 +140,6 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
             f"lora_parameters: keys {settings.lora_parameters.get('keys')} match no layer of this model. Give names "
             "such as self_attn.q_proj, or remove keys to adapt every linear layer."
         )
-
-
-def has_vision(model: str) -> bool:
-    """Return whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
-    local = Path(model) / "config.json"
-    try:
-        file = local if local.is_file() else try_to_load_from_cache(model, "config.json")
-        config = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, (str, Path)) else {}
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and bool(config.get("vision_config"))
 
 
 def make_ready(model: nn.Module, settings: RunSettings) -> None:
@@ -192,7 +200,12 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
     path = settings.reference_model_path
     assert path is not None
     if (file := adapter_file(path)) is not None:
-        return _base_with_adapters(settings, file)
+        return _base_with_adapters(settings, file, reads_pictures(tokenizer))
+    if reads_pictures(tokenizer):
+        raise UserError(
+            "reference_model_path: with pictures the reference is the model without its adapters, or with others: give "
+            "an adapter folder, or leave it out."
+        )
     if _leads_nowhere(path):
         raise UserError(f"reference_model_path: {path} does not exist.")
     try:
@@ -224,7 +237,12 @@ def resume_file(settings: RunSettings) -> Path | None:
     return (peft.in_folder(path) or Path(path)) if path else None
 
 
-def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
+def reads_pictures(tokenizer: Any) -> bool:
+    """Return whether the model of a tokenizer was loaded with its vision tower."""
+    return getattr(tokenizer, "pictures", None) is not None
+
+
+def _base_with_adapters(settings: RunSettings, file: Path, pictures: bool) -> nn.Module:
     """Load the policy's base in the same way, with the adapters of a file."""
     config_file = file.parent / "adapter_config.json"
     if not config_file.is_file():
@@ -233,7 +251,7 @@ def _base_with_adapters(settings: RunSettings, file: Path) -> nn.Module:
             "Restore it."
         )
     read_adapter_config(file.parent, "reference_model_path")
-    model, _ = load_base(settings)
+    model, _ = _load_with_pictures(settings) if pictures else load_base(settings)
     _put_on(model, file, "reference_model_path")
     return model.freeze()
 

@@ -18,6 +18,23 @@ Unit = str
 """The unit over which a sum is averaged: see `Batch.units`."""
 
 
+PICTURE = 1 << 30
+"""A token of a batch from here on is `PICTURE` + an entry of `Batch.pictures`, and stands for what a picture shows."""
+
+
+class Pictures(NamedTuple):
+    """What the prompts of a batch show: one entry for each token that stands for a part of a picture.
+
+    embeddings: (entries, hidden), from the frozen vision tower; no gradient.
+    positions: (entries, 4) int32 for models that count positions on three axes, else None. The first three: by how much
+        the token's position on each axis differs from its place in the row plus the moves before it. The last: by how
+        much the positions of all later tokens move.
+    """
+
+    embeddings: mx.array
+    positions: mx.array | None = None
+
+
 class Batch(NamedTuple):
     """One micro-batch of token rows, padded on the right.
 
@@ -41,6 +58,7 @@ class Batch(NamedTuple):
         count.
     mismatched: a separate batch of the same prompts, each with the completion of another row. None if the loss does not
         use it (see `Trainer.needs_mismatched`).
+    pictures: what the tokens at and above `PICTURE` in `tokens` and `prompts` stand for; None without pictures.
     """
 
     tokens: mx.array
@@ -54,6 +72,7 @@ class Batch(NamedTuple):
     columns: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
     loss_mask: mx.array | None = None
     mismatched: "Batch | None" = None
+    pictures: Pictures | None = None
 
     @property
     def all_reference_logps(self) -> mx.array:

@@ -204,7 +204,7 @@ def _fused(session: Session) -> dict[str, Any] | None:
     if not settings.fuse:
         return None
     return {
-        "bytes": fuse.fused_bytes(session.model, fuse.dequantizes(settings)),
+        "bytes": fuse.fused_bytes(session.model, fuse.dequantizes(session.model, settings)),
         "problem": fuse.cannot_fuse(session.model, settings),
     }
 

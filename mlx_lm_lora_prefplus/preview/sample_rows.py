@@ -38,13 +38,18 @@ def _sample(split: Split, place: int, why: str, tokenizer: Any) -> dict[str, Any
     return {
         "row": row["row"],
         "why": why,
-        "prompt": tokenizer.decode(row["prompt"]),
+        "prompt": _prompt(row["prompt"], tokenizer),
         "prompt_tokens": len(row["prompt"]),
         "completions": [
             {"name": name, **_completion(row["prompt"], ids, [1] * len(ids) if mask is None else mask, tokenizer)}
             for name, ids, mask in zip(names, completions, masks, strict=True)
         ],
     }
+
+
+def _prompt(ids: list[int], tokenizer: Any) -> str:
+    text, pictures = tokenizer.decode(ids), getattr(tokenizer, "pictures", None)
+    return pictures.shortened(text) if pictures else text
 
 
 def _completion(prompt: list[int], ids: list[int], mask: list[int], tokenizer: Any) -> dict[str, Any]:

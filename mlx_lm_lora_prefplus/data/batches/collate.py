@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...plugin import Batch
+from ..formats.pictures import Picture
 from .lengths import Mismatched, completions_of, lengths_of, masks_of
 from .plan import widths
 
@@ -80,6 +81,14 @@ def planned_batches(
         yield batch
 
 
+def pictures_of(rows: Any, ids: np.ndarray) -> list[list[Picture]]:
+    """Return the pictures of each of some rows. rows: a `datasets.Dataset`, with or without a column of them."""
+    if "pictures" not in rows.column_names:
+        return [[] for _ in ids]
+    own = rows.select_columns(["pictures"])
+    return [[Picture(**picture) for picture in own[int(i)]["pictures"] or []] for i in ids]
+
+
 def _mask_holes(counted: np.ndarray, rows: Sequence[Row], most: int) -> bool:
     """Set `counted`, (rows of the batch, width) bool, to false at tokens that do not count.
 
@@ -116,7 +125,7 @@ def _reader(rows: Any) -> Callable[[int], Row]:
     table, indices = getattr(rows, "data", None), getattr(rows, "_indices", None)
     if table is None:
         return lambda i: rows[i]
-    columns = {name: table.column(name) for name in table.column_names if name != "row"}
+    columns = {name: table.column(name) for name in table.column_names if name not in ("row", "pictures")}
 
     def row(i: int) -> Row:
         place = i if indices is None else indices.column(0)[i].as_py()

@@ -35,4 +35,5 @@ def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
         },
         loss_mask=mask,
         mismatched=batch.mismatched and slice_batch(batch.mismatched, start, stop),
+        pictures=batch.pictures,
     )

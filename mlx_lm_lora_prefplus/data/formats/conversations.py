@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...errors import UserError
 from . import messages as chat
 from .example import Dropped, Example
 from .messages import CONTEXT_ROLES, Messages
+from .pictures import KEY, check_placed, take_pictures
 from .sample import Columns
 
 ASKING = ("user", "system", "developer")
@@ -28,6 +30,7 @@ def read_example(
     prompt_value = row.get(columns.prompt) if columns.prompt else None
     values = [value for _, value in answers]
     if columns.raw and isinstance(prompt_value, str) and all(isinstance(value, str) for value in values):
+        check_placed(row, where)
         extra = row.get(columns.extra) if columns.extra else None
         return Example(number, f"{prompt_value}\n{extra}" if extra else prompt_value, values, scores)
     if isinstance(prompt_value, str) and chat.is_transcript(prompt_value):
@@ -44,6 +47,7 @@ def read_example(
     turns = [
         chat.as_messages(value, where, name, "assistant") for (name, _), value in zip(answers, values, strict=True)
     ]
+    _check_pictures([start, *turns], columns, where)
     prompt, completions = _split(start, turns, replace=isinstance(prompt_value, str))
     if reason := _unusable(prompt, completions, prompt_expected=columns.prompt is not None and prompt_value is None):
         return Dropped(number, reason)
@@ -52,8 +56,24 @@ def read_example(
             raise chat.wrong_type(where, columns.system, system, "text")
         if not prompt or prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system}, *prompt]
+    if any(message.get(KEY) for completion in completions for message in completion):
+        raise UserError(f"{where}: a completion holds a picture, and only prompts can. Remove it from the completion.")
+    prompt, pictures = take_pictures(prompt, row, where) if columns.pictures else (prompt, ())
     kwargs = chat.as_template_kwargs(row.get("chat_template_kwargs"), where)
-    return Example(number, prompt, completions, scores, chat.as_tools(row.get("tools"), where), template_kwargs=kwargs)
+    tools = chat.as_tools(row.get("tools"), where)
+    return Example(number, prompt, completions, scores, tools, template_kwargs=kwargs, pictures=pictures)
+
+
+def _check_pictures(conversations: list[Messages], columns: Columns, where: str) -> None:
+    """Raise UserError for a message with a picture that the model cannot read."""
+    if columns.pictures or not any(message.get(KEY) for turns in conversations for message in turns):
+        return
+    column = columns.prompt or "messages"
+    raise UserError(
+        f"{where}, column {column!r}: a message holds a picture, and only text can be trained on (images and "
+        "sound cannot be read). Leave out the rows with pictures, or take a vision-language model: it is trained with "
+        "pictures if one of the first 100 rows has one."
+    )
 
 
 def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bool) -> str | None:

@@ -49,6 +49,7 @@ def read_examples(
     pairing: Pairing = "best_worst",
     raw: bool = False,
     usage: "Usage | None" = None,
+    pictures: bool = False,
 ) -> tuple[str, Iterator[Example | Dropped]]:
     """Return the format of a source in words, and its rows as examples of one kind.
 
@@ -57,16 +58,17 @@ def read_examples(
 
     source: file or hub name, for messages. features: column overrides by settings key, None to detect the column.
     raw: keep rows of text as text instead of converting them to messages. usage: records which columns are used.
+    pictures: whether the model reads pictures.
     Raises UserError if the source is empty, the columns fit no format, a value has the wrong type, or a row contains
-    pictures.
+    pictures that the model cannot read.
     """
-    rows = without_pictures(rows, source)
+    rows = rows if pictures else without_pictures(rows, source)
     first = list(itertools.islice(rows, SAMPLE))
     if not first:
         raise UserError(f"{source}: contains no rows. Give a file with at least one row.")
     unused = without_effect(kind)
     features = {key: column for key, column in features.items() if key not in unused}
-    sample = SourceSample([row for _, row in first], source, features, raw)
+    sample = SourceSample([row for _, row in first], source, features, raw, pictures)
     shape = detect(sample, kind)
     if usage:
         usage.columns.update(dict.fromkeys(column for _, row in first for column in row))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .messages import Messages
+from .pictures import Picture
 
 NUMBERS = ("margin", "chosen_score", "rejected_score", "preference_prob", "preference_score")
 """Optional numbers of a pair, which some losses use. A preference_prob is between 0 and 1."""
@@ -20,6 +21,7 @@ class Example(NamedTuple):
     tools: tool definitions for the chat template.
     numbers: the `NUMBERS` that the row has.
     template_kwargs: arguments of the chat template for this row, in addition to those of the settings.
+    pictures: those of the prompt, in the order of the marks in its messages (see `pictures.MARK`).
     """
 
     row: int
@@ -29,6 +31,7 @@ class Example(NamedTuple):
     tools: list[Any] | None = None
     numbers: Mapping[str, float] = {}
     template_kwargs: Mapping[str, Any] = {}
+    pictures: Sequence[Picture] = ()
 
 
 class Dropped(NamedTuple):

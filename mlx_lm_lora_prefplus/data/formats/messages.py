@@ -8,9 +8,11 @@ from typing import Any
 
 from ...errors import UserError
 from ...settings import RESERVED
+from .pictures import KEY, content_of
 
 Messages = list[dict[str, Any]]
-"""[{"role": …, "content": …, …}, …], as a chat template takes them. `content` is always text."""
+"""[{"role": …, "content": …, …}, …], as a chat template takes them. `content` is always text; where it has pictures,
+they are under `pictures.KEY` (see `pictures.content_of`)."""
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -169,11 +171,11 @@ def _message(value: Any, where: str, column: str) -> dict[str, Any]:
         raise wrong_type(where, column, value, expected)
     content = message.get("content", "")
     if isinstance(content, list):
-        items = [item.get("text") if isinstance(item, dict) else item for item in content]
-        texts = [item for item in items if isinstance(item, str)]
-        if len(texts) < len(items):
-            raise wrong_type(where, column, content, "text content (images and sound cannot be read)")
-        content = "".join(texts)
+        read = content_of(content)
+        if read is None:
+            raise wrong_type(where, column, content, "content of text and pictures (sound and video cannot be read)")
+        content, pictures = read
+        message |= {KEY: pictures} if pictures else {}
     if not isinstance(content, str):
         raise wrong_type(where, column, content, f"text as the content of {expected}")
     return {**message, "content": content}

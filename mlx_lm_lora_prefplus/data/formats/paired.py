@@ -8,6 +8,7 @@ from ..sources.files import Rows
 from . import messages as chat
 from .conversations import read_example
 from .example import NUMBERS, PAIR, Dropped, Example
+from .pictures import check_placed
 from .sample import RowFormat, SourceSample
 
 OTHER_NAMES = {"chosen_score": "score_chosen", "rejected_score": "score_rejected"}
@@ -128,6 +129,7 @@ def _plain_row(row: dict[str, Any], number: int, sample: SourceSample, sides: Si
     for side in sides:
         if not isinstance(row[side], str):
             raise chat.wrong_type(sample.where(number), side, row[side], "text, as in the first rows")
+    check_placed(row, sample.where(number))
     return Example(number, None, [row[side] for side in sides], _scores(sides))
 
 

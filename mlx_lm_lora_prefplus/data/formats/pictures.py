@@ -1,10 +1,37 @@
-"""Reject rows with pictures. The language model cannot see them, so it would learn answers to unknown content."""
+"""Read the pictures of rows, from columns and messages, in the forms of TRL, LLaMA-Factory and `datasets`."""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ...errors import UserError
 from ..sources.files import Rows
 
 COLUMNS = ("image", "images")
 """The columns in which TRL's trainers expect pictures."""
+
+MARK = "\ufffc"
+"""Stands for a picture in the text of a message (Unicode: OBJECT REPLACEMENT CHARACTER)."""
+
+PLACEHOLDER = "<image>"
+"""What LLaMA-Factory and ms-swift write in a text where a picture belongs."""
+
+KEY = "_pictures"
+"""The key of a message under which its pictures wait for `take_pictures`."""
+
+ITEMS = ("image", "image_url")
+"""Types of the items of a message's content that are pictures."""
+
+
+class Picture(NamedTuple):
+    """A picture as it is stored with a row: the path of a file, or the content of one."""
+
+    path: str | None = None
+    content: bytes | None = None
 
 
 def without_pictures(rows: Rows, source: str) -> Rows:
@@ -18,6 +45,158 @@ def without_pictures(rows: Rows, source: str) -> Rows:
                 raise UserError(
                     f"{source}, row {number}: column {column!r} contains a picture, but training uses text only: the "
                     "model would learn answers to a picture that it does not see. Remove the rows with pictures. If "
-                    "they can be answered without the pictures, remove the column instead."
+                    "they can be answered without the pictures, remove the column instead. A vision-language model is "
+                    "trained with pictures if one of the first 100 rows has one."
                 )
         yield number, row
+
+
+def shows_pictures(rows: Rows, count: int) -> bool:
+    """Whether one of the first rows has a picture."""
+    return any(_has_picture(value, column) for _, row in islice(rows, count) for column, value in row.items())
+
+
+def _has_picture(value: Any, column: str = "") -> bool:
+    if isinstance(value, list):
+        return (column in COLUMNS and bool(value)) or any(map(_has_picture, value))
+    if isinstance(value, dict):
+        return column in COLUMNS or value.get("type") in ITEMS or any(map(_has_picture, value.values()))
+    return column in COLUMNS and bool(value)
+
+
+def content_of(items: Sequence[Any]) -> tuple[str, list[Any]] | None:
+    """The text of a message's list of content, with a `MARK` for each picture, and the pictures; None for other items.
+
+    A picture that is given in a column has the value None here.
+    """
+    texts, pictures = [], []
+    for item in items:
+        kind = item.get("type") if isinstance(item, dict) else None
+        if isinstance(item, dict) and kind in ITEMS:
+            value = next((item[key] for key in ("image", "image_url", "path", "url") if item.get(key)), None)
+            pictures.append(value.get("url") if kind == "image_url" and isinstance(value, dict) else value)
+        text = MARK if kind in ITEMS else item.get("text") if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts), pictures
+
+
+def column_of(row: Mapping[str, Any]) -> str | None:
+    """The column that holds the row's pictures; None if it has none. An empty column is not recorded as read."""
+    return next((name for name in COLUMNS if dict.get(row, name)), None)  # pyright: ignore[reportArgumentType]
+
+
+def check_placed(row: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for a row with pictures whose text has no place for them, because no chat template is used."""
+    if column := column_of(row):
+        raise UserError(
+            f"{where}: column {column!r} holds a picture, and the chat template is what puts pictures in a prompt. "
+            "Give a prompt column beside chosen and rejected, or messages, and leave out prompt_format: raw."
+        )
+
+
+def take_pictures(messages: list[dict[str, Any]], row: Mapping[str, Any], where: str) -> tuple[Any, list[Picture]]:
+    """The messages of a prompt with a `MARK` for each picture, and the pictures in the order of the marks.
+
+    The pictures of a column fill the places that the messages leave open for them: items without a value, or
+    `PLACEHOLDER`; if there are none, the start of the first message of the user.
+
+    Raises:
+        UserError: there are more or fewer places than pictures, or a value is no picture.
+    """
+    column = column_of(row)
+    values = [] if column is None else row[column]
+    values = list(values) if isinstance(values, (list, tuple)) else [values]
+    given = [value for message in messages for value in message.get(KEY, ())]
+    if not values and not given:
+        return messages, []
+    messages = [{**message} for message in messages]
+    places = [value for value in given if value is None]
+    if values and not places:
+        given = _place(messages, len(values))
+        places = [value for value in given if value is None]
+    if len(places) != len(values):
+        raise UserError(
+            f"{where}: the messages have places for {len(places)} pictures, and column {column or 'images'!r} holds "
+            f"{len(values)}. Give as many as there are places."
+        )
+    remaining = iter(values)
+    filled = [next(remaining) if value is None else value for value in given]
+    for message in messages:
+        message.pop(KEY, None)
+    return messages, [_picture(value, where, column or "messages") for value in filled]
+
+
+def _place(messages: list[dict[str, Any]], count: int) -> list[Any]:
+    """Make places for pictures of a column; the pictures of all messages, None for those of the column."""
+    own = any(message.get(KEY) for message in messages)
+    if not own and sum(message["content"].count(PLACEHOLDER) for message in messages) == count:
+        for message in messages:
+            message[KEY] = [None] * message["content"].count(PLACEHOLDER)
+            message["content"] = message["content"].replace(PLACEHOLDER, MARK)
+    else:
+        first = next((message for message in messages if message["role"] == "user"), messages[0])
+        first["content"] = MARK * count + first["content"]
+        first[KEY] = [None] * count + list(first.get(KEY, ()))
+    return [value for message in messages for value in message.get(KEY, ())]
+
+
+def _picture(value: Any, where: str, column: str) -> Picture:
+    if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
+        return Picture(None, value["bytes"]) if value.get("bytes") else _picture(value["path"], where, column)
+    if isinstance(value, bytes):
+        return Picture(None, value)
+    if isinstance(value, str) and value.startswith("data:"):
+        try:
+            return Picture(None, base64.b64decode(value.partition(",")[2], validate=True))
+        except binascii.Error as error:
+            raise UserError(f"{where}, column {column!r}: the picture is not valid base64 ({error}).") from error
+    if isinstance(value, str) and "://" in value and not value.startswith("file://"):
+        raise UserError(
+            f"{where}, column {column!r}: {value:.80} is a URL, and pictures are read from this machine. Download them "
+            "and give their paths."
+        )
+    if isinstance(value, str):
+        return Picture(value.removeprefix("file://"))
+    if save := getattr(value, "save", None):  # Pillow
+        content = io.BytesIO()
+        save(content, "PNG")
+        return Picture(None, content.getvalue())
+    raise UserError(
+        f"{where}, column {column!r}: found {value!r:.60}, expected a picture: a path, bytes, or an object with bytes "
+        "or path."
+    )
+
+
+def located(picture: Picture, folder: Path | None, where: str) -> Picture:
+    """The picture with its whole path. folder: that relative paths begin at. UserError if there is no such file."""
+    if picture.path is None:
+        return picture
+    path = Path(picture.path).expanduser()
+    path = path if folder is None else folder / path
+    if not path.is_file():
+        raise UserError(f"{where}: there is no picture {path}. Paths are relative to the file with the rows.")
+    return Picture(str(path.absolute()))
+
+
+def read_content(picture: Picture) -> bytes:
+    """The content of a picture's file. UserError if it cannot be read."""
+    if picture.content is not None:
+        return picture.content
+    assert picture.path is not None
+    try:
+        return Path(picture.path).read_bytes()
+    except OSError as error:
+        raise UserError(f"The picture {picture.path} cannot be read ({error.strerror}). Restore it.") from error
+
+
+def open_picture(picture: Picture, where: str = "") -> Any:
+    """The picture as a Pillow image in RGB, turned as its EXIF data say. where: file and row. UserError if damaged."""
+    from PIL import Image, ImageOps
+
+    try:
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(read_content(picture)))).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        name = picture.path or "in the row"
+        raise UserError(f"{where}{': ' if where else ''}the picture {name} cannot be read: {error}.") from error

@@ -19,12 +19,14 @@ class Columns(NamedTuple):
 
     extra: text after the prompt, as Alpaca's `input`.
     raw: whether rows of text stay text instead of becoming messages (`prompt_format: raw`).
+    pictures: whether the model reads pictures.
     """
 
     prompt: str | None
     system: str | None
     extra: str | None
     raw: bool = False
+    pictures: bool = False
 
 
 class RowFormat(NamedTuple):
@@ -43,13 +45,18 @@ class SourceSample:
     """The first rows of a source.
 
     source: file or hub name, for messages. features: column overrides by settings key, None to detect.
-    raw: whether rows of text stay text.
+    raw: whether rows of text stay text. pictures: whether the model reads pictures.
     """
 
     def __init__(
-        self, sample: list[dict[str, Any]], source: str, features: Mapping[str, str | None], raw: bool = False
+        self,
+        sample: list[dict[str, Any]],
+        source: str,
+        features: Mapping[str, str | None],
+        raw: bool = False,
+        pictures: bool = False,
     ) -> None:
-        self.sample, self.source, self.features, self.raw = sample, source, features, raw
+        self.sample, self.source, self.features, self.raw, self.pictures = sample, source, features, raw, pictures
         self.column_names = list(dict.fromkeys(column for row in sample for column in row))
 
     def find_column(self, key: str, *usual: str) -> str | None:
@@ -76,7 +83,7 @@ class SourceSample:
         """Return the columns of the prompt and the system message."""
         prompt = self.find_column("prompt_feature", *PROMPTS)
         extra = "input" if prompt == "instruction" and self.has("input") else None
-        return Columns(prompt, self.find_column("system_feature", "system"), extra, self.raw)
+        return Columns(prompt, self.find_column("system_feature", "system"), extra, self.raw, self.pictures)
 
     def without_prompt(self) -> "SourceSample":
         """Return the same sample as if it had no prompt column."""

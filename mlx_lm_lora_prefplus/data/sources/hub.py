@@ -97,7 +97,7 @@ def streamed_rows(dataset: "Dataset | IterableDataset", source: str) -> Rows:
     """Yield the rows of a stream, numbered from 1. Raises UserError if the stream ends with an error."""
     number = 0
     try:
-        for number, row in enumerate(dataset, 1):
+        for number, row in enumerate(_undecoded(dataset), 1):
             yield number, dict(row)
     except Exception as error:  # the network, or a damaged file
         raise _failed(f"{source}, after row {number}", error) from error
@@ -105,8 +105,20 @@ def streamed_rows(dataset: "Dataset | IterableDataset", source: str) -> Rows:
 
 def rows(dataset: "Dataset") -> Rows:
     """Yield the rows of a data set, numbered from 1."""
-    for number, row in enumerate(dataset, 1):
+    for number, row in enumerate(_undecoded(dataset), 1):
         yield number, dict(row)
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The data set with pictures as they are stored, as bytes or a path, which no library has decoded."""
+    from datasets import Image
+
+    for column, feature in (dataset.features or {}).items():
+        inner = getattr(feature, "feature", feature)
+        if isinstance(inner, Image) and inner.decode:
+            stored = Image(decode=False)
+            dataset = dataset.cast_column(column, stored if inner is feature else type(feature)(stored))
+    return dataset
 
 
 def _saved(path: Path) -> bool:

@@ -39,12 +39,14 @@ class Source:
     rows: opens the stream of (row number from 1, row).
     digest: computes a digest of the content.
     features: settings key (`prompt_feature`, …) → column; None to detect the column.
+    folder: where relative paths in its rows begin; None for the working directory.
     """
 
     name: str
     rows: Callable[[], Rows]
     digest: Callable[[], str]
     features: Mapping[str, str | None]
+    folder: Path | None = None
 
 
 def find_sources(settings: DataSettings, splits: Sequence[str]) -> dict[str, list[Source]]:
@@ -99,7 +101,7 @@ def _file(path: Path, features: Mapping[str, str | None], streamed: bool) -> Sou
         with path.open("rb") as file:
             return path.suffix.lower() + hashlib.file_digest(file, "sha256").hexdigest()
 
-    return Source(str(path), lambda: reader(path), digest, features)
+    return Source(str(path), lambda: reader(path), digest, features, path.parent)
 
 
 def _folder(
@@ -149,12 +151,13 @@ def _hub(
 def _from_hub(
     path: str, split: str, config: Mapping[str, Any], features: Mapping[str, str | None], streamed: bool
 ) -> Source:
-    name = f"{path} [{split}]"
+    name, local = f"{path} [{split}]", Path(path).expanduser()
+    folder = local.parent if local.is_file() else local if local.is_dir() else None
     if streamed:
         stream = hub.open_stream(path, split, config)
-        return Source(name, lambda: hub.streamed_rows(stream, name), lambda: f"{name} {dict(config)}", features)
+        return Source(name, lambda: hub.streamed_rows(stream, name), lambda: f"{name} {dict(config)}", features, folder)
     dataset = hub.load(path, split, config)
-    return Source(name, lambda: hub.rows(dataset), lambda: dataset._fingerprint, features)
+    return Source(name, lambda: hub.rows(dataset), lambda: dataset._fingerprint, features, folder)
 
 
 def _mixture(

@@ -46,11 +46,15 @@ def _digest(file: Path) -> str:
 
 
 def features_of(columns: Mapping[str, str]) -> "Features":
-    """Return the types of columns. columns: name → type, such as "float32", "int32 list" or "int32 list list"."""
+    """Return the types of columns. columns: name → type, such as "float32", "int32 list", "int32 list list" or "picture
+    list".
+    """
     from datasets import Features, Sequence, Value
 
     def feature(kind: str) -> Any:
         inner = kind.removesuffix(" list")
+        if kind == "picture list":
+            return [{"path": Value("string"), "content": Value("binary")}]
         return Value(kind) if inner == kind else Sequence(feature(inner))
 
     return Features({name: feature(kind) for name, kind in columns.items()})

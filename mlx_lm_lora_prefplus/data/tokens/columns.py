@@ -15,6 +15,7 @@ LAYOUTS: dict[RowKind, dict[str, str]] = {
         "row": "int64",
         **dict.fromkeys(NUMBERS, "float32"),
         **dict.fromkeys(("chosen_mask", "rejected_mask"), "uint8 list"),
+        "pictures": "picture list",
     },
     "unpaired": {
         "prompt": "int32 list",
@@ -22,6 +23,7 @@ LAYOUTS: dict[RowKind, dict[str, str]] = {
         "label": "float32",
         "row": "int64",
         "completion_mask": "uint8 list",
+        "pictures": "picture list",
     },
     "ranked": {
         "prompt": "int32 list",
@@ -29,10 +31,11 @@ LAYOUTS: dict[RowKind, dict[str, str]] = {
         "scores": "float32 list",
         "row": "int64",
         "completion_masks": "uint8 list list",
+        "pictures": "picture list",
     },
 }
 """Kind → name → type, as `cache.Writer` takes them. A split omits `NUMBERS` that not all rows have. It omits `MASKS` if
-all tokens count.
+all tokens count, and `pictures` if there are none.
 """
 
 MASKS = ("chosen_mask", "rejected_mask", "completion_mask", "completion_masks")
@@ -42,6 +45,7 @@ MASKS = ("chosen_mask", "rejected_mask", "completion_mask", "completion_masks")
 def columns_of(kind: RowKind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:
     """Return the values of each column."""
     columns: dict[str, list[Any]] = {"prompt": [row.prompt for row in rows], "row": [row.row for row in rows]}
+    columns["pictures"] = [[picture._asdict() for picture in row.pictures] or None for row in rows]
     if kind == "paired":
         columns["chosen"], columns["rejected"] = ([row.completions[side] for row in rows] for side in (0, 1))
         columns |= {name: [row.numbers.get(name) for row in rows] for name in NUMBERS}

@@ -9,7 +9,9 @@ from ...errors import UserError
 from ...settings import DataSettings
 from ..formats.example import Dropped, Example
 from ..formats.messages import shared_start
+from ..formats.pictures import Picture
 from .masks import ALL, Marker, Marks
+from .pictures import PictureTokens, as_items
 from .truncation import Ids, fit
 
 Texts = tuple[str | None, list[str]]
@@ -25,6 +27,7 @@ class TokenRow(NamedTuple):
     masks: for each completion 1 for tokens that count and 0 for others, or None if all its tokens count. The list is
         None if all tokens of all completions count.
     certain: whether all tokens that should not count were found.
+    pictures: those that the prompt's picture tokens stand for.
     """
 
     prompt: Ids
@@ -35,12 +38,14 @@ class TokenRow(NamedTuple):
     numbers: Mapping[str, float] = {}
     masks: Sequence[Ids | None] | None = None
     certain: bool = True
+    pictures: Sequence[Picture] = ()
 
 
 class Encoder:
     """Turns examples into token rows with one tokenizer and one set of settings.
 
-    tokenizer: mlx_lm's TokenizerWrapper (or a Hugging Face tokenizer) with a chat template.
+    tokenizer: mlx_lm's TokenizerWrapper (or a Hugging Face tokenizer) with a chat template. The tokenizer of a
+        vision-language model has the attribute `pictures`, a `PictureTokens`.
     add_bos: begin with BOS if the tokenizer's own `encode` does so, for templates that omit it.
     add_ends: with `prompt_format: raw`, begin every row with BOS and end it with EOS, as TRL's CPO and ORPO do.
         Otherwise the tokenizer and the template decide, as in TRL's DPO and KTO.
@@ -74,6 +79,8 @@ class Encoder:
         encoded = self.inner.encode("a")
         self.bos = bos if bos is not None and (encoded[:1] == [bos] or self.add_ends) else None
         self.mark = Marker(self.inner, self.stops, settings)
+        self.pictures: PictureTokens | None = getattr(tokenizer, "pictures", None)
+        self.picture_text = self.pictures and self.pictures.text_for(tokenizer)
 
     def __call__(self, examples: Sequence[Example], source: str) -> Iterator[TokenRow | Dropped]:
         """Yield the rows of each example, in order. Each distinct text is encoded once.
@@ -92,9 +99,9 @@ class Encoder:
             marks = self._marks(example, conversations, ids, source)
             if self.raw and self.apart:
                 for one, score, mark in zip(whole, example.scores, marks, strict=True):
-                    yield from self._rows(example._replace(scores=[score]), start, [one], [mark])
+                    yield from self._rows(example._replace(scores=[score]), source, start, [one], [mark])
             else:
-                yield from self._rows(example, start, whole, marks)
+                yield from self._rows(example, source, start, whole, marks)
 
     def prompt(self, example: Example, source: str) -> Ids:
         """Return the tokens that the model answers: the prompt and the opening of the answer; none if the prompt is
@@ -126,6 +133,7 @@ class Encoder:
                 | {"assistant_only_loss", "mask_thinking", "chat_template_kwargs"}
             ),
         ]
+        inputs += [self.pictures.digest] if self.pictures else []
         return hashlib.sha256("\0".join(inputs).encode()).hexdigest()
 
     def _texts(self, example: Example, where: str) -> Texts:
@@ -140,6 +148,8 @@ class Encoder:
         return prompt, [self._render([*example.prompt, *answer], example, where) for answer in example.completions]
 
     def _render(self, messages: list[Any], example: Example, where: str, opening: bool = False) -> str:
+        if example.pictures:
+            messages = as_items(messages, self.picture_text)
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=opening, **self._template_kwargs(example)
@@ -198,7 +208,7 @@ class Encoder:
         return [self.bos, *ids] if needs_bos and ids[:1] != [self.bos] else ids  # pyright: ignore
 
     def _rows(
-        self, example: Example, prompt: Ids | None, conversations: list[Ids], marks: list[Marks]
+        self, example: Example, source: str, prompt: Ids | None, conversations: list[Ids], marks: list[Marks]
     ) -> Iterator[TokenRow | Dropped]:
         """Make the rows of one example.
 
@@ -227,13 +237,14 @@ class Encoder:
             yield Dropped(example.row, "no token of the assistant in a completion")
         elif self.apart:
             for completion, score, mask in zip(completions, scores, masks, strict=True):
-                yield self._row(example, start, [completion], [score], [mask], certain)
+                yield self._row(example, source, start, [completion], [score], [mask], certain)
         else:
-            yield self._row(example, start, completions, scores, masks, certain)
+            yield self._row(example, source, start, completions, scores, masks, certain)
 
     def _row(
         self,
         example: Example,
+        source: str,
         prompt: Ids,
         completions: list[Ids],
         scores: list[float],
@@ -241,10 +252,16 @@ class Encoder:
         certain: bool,
     ) -> TokenRow | Dropped:
         """Truncate a row so that at least one token that counts remains in each completion."""
-        least = max(mask.index(1) + 1 if mask else 1 for mask in masks)
-        fitted = fit(prompt, completions, self.settings, self.inner.bos_token_id, least)
+        least, settings = max(mask.index(1) + 1 if mask else 1 for mask in masks), self.settings
+        if self.pictures:
+            where = f"{source}, row {example.row}"
+            self.pictures.check_none(completions, where)
+            prompt = self.pictures.expanded(prompt, example.pictures, where)
+            if example.pictures and settings.truncation != "drop":
+                settings = settings.model_copy(update={"truncation": "keep_prompt"})  # no picture is cut
+        fitted = fit(prompt, completions, settings, self.inner.bos_token_id, least)
         if fitted is None:
-            too_long = "prompt as long as" if self.settings.truncation == "keep_prompt" else "longer than"
+            too_long = "prompt as long as" if settings.truncation == "keep_prompt" else "longer than"
             return Dropped(example.row, f"{too_long} max_seq_length")
         if _all_same(fitted[1]):
             return Dropped(example.row, _same_reason(fitted[1]))
@@ -253,7 +270,8 @@ class Encoder:
         fitted_masks = [_slice_mask(mask, 0, len(ids)) for mask, ids in zip(masks, fitted[1], strict=True)]
         row_masks = fitted_masks if any(fitted_masks) else None
         is_whole = fitted == (prompt, completions)
-        return TokenRow(*fitted, scores, example.row, not is_whole, example.numbers, row_masks, certain)
+        about = example.numbers, row_masks, certain, example.pictures
+        return TokenRow(*fitted, scores, example.row, not is_whole, *about)
 
     def _opening(self) -> Ids:
         """Return the one token that replaces an empty prompt; none if the tokenizer has neither BOS nor EOS."""

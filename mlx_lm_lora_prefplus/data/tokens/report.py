@@ -31,6 +31,7 @@ class SplitReport:
         column is then omitted.
     cached: whether the rows were loaded from the cache.
     digest: hash of the rows, the tokenizer with its template, and the settings. It also identifies the rows.
+    pictures: pictures of the used rows. Those of a pair that gives two rows count twice.
     """
 
     source: str
@@ -52,6 +53,7 @@ class SplitReport:
     incomplete: dict[str, int]
     cached: bool
     digest: str
+    pictures: int = 0
 
     @property
     def completion_tokens(self) -> int:
@@ -99,6 +101,7 @@ class Tally:
                 rejected_tokens=sum(lengths[1:] if good else lengths),
                 masked_tokens=sum(mask.count(0) for mask in row.masks or [] if mask),
                 unmasked=int(not row.certain),
+                pictures=len(row.pictures),
             )
             if self.kind == "unpaired":
                 self.counts["desirable" if good else "undesirable"] += 1
@@ -118,9 +121,10 @@ class Tally:
             *("truncated", "prompt_tokens", "chosen_tokens", "rejected_tokens", "masked_tokens", "unmasked"),
             *("desirable", "undesirable"),
         )
-        present = {name for name in LAYOUTS[self.kind] if name not in (*NUMBERS, *MASKS)}
+        present = {name for name in LAYOUTS[self.kind] if name not in (*NUMBERS, *MASKS, "pictures")}
         present |= {name for name in NUMBERS if self.numbers[name] == used}
         present |= set(MASKS) if self.counts["masked_tokens"] else set()
+        present |= {"pictures"} if self.counts["pictures"] else set()
         return SplitReport(
             source=source,
             kind=self.kind,
@@ -133,5 +137,6 @@ class Tally:
             incomplete={name: count for name, count in self.numbers.items() if count < used},
             cached=False,
             digest=digest,
+            pictures=self.counts["pictures"],
             **{name: self.counts[name] for name in names},
         )

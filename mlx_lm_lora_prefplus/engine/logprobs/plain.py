@@ -9,6 +9,7 @@ import mlx.nn as nn
 from ...plugin.protocol import Batch, Scores
 from ..memory.recompute import Keep, recomputing
 from ..model.routers import counted, not_recorded
+from ..vision.shown import shown
 from .places import place_of_rows
 
 
@@ -82,11 +83,12 @@ class PlainPolicy:
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
         """Return the scores of the completion tokens of each row: differentiable, reduced in float32. See `Scorer`."""
-        with counted(place_of_rows(batch)), recomputing(self.model, self.keep):
+        with shown(batch.pictures), counted(place_of_rows(batch)), recomputing(self.model, self.keep):
             logits = at_least_float32(self.model(batch.tokens[:, :-1]))
         mask = batch.completion_mask
         summed = lambda values: mx.where(mask, values, 0).sum(-1)  # noqa: E731
-        logps = -nn.losses.cross_entropy(logits, batch.tokens[:, 1:])
+        targets = mx.minimum(batch.tokens[:, 1:], logits.shape[-1] - 1)  # none is a picture where the mask is true
+        logps = -nn.losses.cross_entropy(logits, targets)
         weighted = None if weights is None else summed(logps * _at_targets(batch, mx.stop_gradient(weights)))
         of_logits = [logits.mean(-1), *(Exponentials.of(mx.stop_gradient(logits)).statistics() if statistics else ())]
         scores = scores_of(batch, summed(logps), weighted, *map(summed, of_logits))

@@ -35,11 +35,24 @@ class PrefixCache(_BaseCache):
     Arguments:
         lengths: 0 while the prompts are computed.
         keys, values: (rows, heads, prompt width, size), from the computation of the prompts.
+        moved: (rows,) int32, by how much the pictures of the prompts move the positions of the tokens after them (see
+            `Pictures.positions`); 0 for all rows.
     """
 
-    def __init__(self, lengths: Lengths = 0, keys: mx.array | None = None, values: mx.array | None = None):
+    _idx = 0
+    """mlx_vlm reads it in place of the values of `offset`, which a step that is compiled does not have. It is not used,
+    because the positions are given."""
+
+    def __init__(
+        self,
+        lengths: Lengths = 0,
+        keys: mx.array | None = None,
+        values: mx.array | None = None,
+        moved: Lengths = 0,
+    ):
         self.offset = lengths
         self.keys, self.values = keys, values
+        self.moved = moved
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Return the prompt's keys and values, followed by these."""
@@ -77,7 +90,8 @@ class PrefixCache(_BaseCache):
         again, and so on.
         """
         keys, values = (mx.concatenate([array] * copies) for array in self.keys_and_values())
-        return PrefixCache(lengths, keys, values)
+        moved = mx.concatenate([self.moved] * copies) if isinstance(self.moved, mx.array) else self.moved
+        return PrefixCache(lengths, keys, values, moved)
 
     def empty(self) -> bool:
         """Return whether it contains no keys."""
@@ -224,7 +238,8 @@ def _split(cache: Any, rows: int) -> list[Any]:
     if cache.empty():
         return [PrefixCache()] * rows
     keys, values = (mx.split(array, rows) for array in cache.keys_and_values())
-    return [PrefixCache(0, *both) for both in zip(keys, values, strict=True)]
+    moved = mx.split(cache.moved, rows) if isinstance(cache.moved, mx.array) else [cache.moved] * rows
+    return [PrefixCache(0, *of_row) for of_row in zip(keys, values, moved, strict=True)]
 
 
 def _joined(caches: Sequence[Any], lengths: np.ndarray) -> Any:
@@ -243,13 +258,19 @@ def _joined(caches: Sequence[Any], lengths: np.ndarray) -> Any:
     pairs = [(filled if cache.empty() else cache).keys_and_values() for cache in caches]
     columns = [[_of_width(array, width) for array in arrays] for arrays in zip(*pairs, strict=True)]
     keys, values = map(mx.concatenate, columns)
-    return PrefixCache(width if (lengths == width).all() else mx.array(lengths), keys, values)
+    moved = [cache.moved for cache in caches]
+    all_moved = mx.concatenate([mx.array(one).reshape(1) for one in moved]) if any(map(_is_array, moved)) else 0
+    return PrefixCache(width if (lengths == width).all() else mx.array(lengths), keys, values, all_moved)
 
 
 def _with_states(states: Sequence[mx.array | None]) -> ArraysCache:
     cache = ArraysCache(len(states))
     cache.cache = list(states)
     return cache
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, mx.array)
 
 
 def _of_width(array: mx.array, width: int) -> mx.array:

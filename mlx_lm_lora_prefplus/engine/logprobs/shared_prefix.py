@@ -13,6 +13,7 @@ from ..memory.recompute import Keep, recomputing
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.routers import Place
 from ..model.swap import calls_answered
+from ..vision.shown import shown
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .places import part, place_of_completions, place_of_prompts, place_of_rows
 from .plain import scores_of
@@ -53,7 +54,7 @@ class HeadPolicy:
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
         """Return the scores of the completion tokens of each row, differentiable. See `Scorer`."""
-        with recomputing(self.model, self.keep if self._trains else Keep.ALL):
+        with shown(batch.pictures), recomputing(self.model, self.keep if self._trains else Keep.ALL):
             states, *mismatched = self._states(batch)
         scores = self._scores(batch, states, weights, statistics)
         if batch.mismatched is None:

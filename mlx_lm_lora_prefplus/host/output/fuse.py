@@ -7,13 +7,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged, save_to_lmstudio_merged
 from mlx_lm_lora.visuals import Colors, print_section, print_success
 
+from ...engine.vision.model import VisionModel
 from ...errors import UserError
 from ...settings import RunSettings
 from ...storage.failures import advice, cause_of, words
+from .. import vision
 from ..config.resolve import Resolved
 from ..console import print_warning
 from ..models import quantization
@@ -22,8 +24,13 @@ from .aside import record_fused, remove_fused
 _ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 
 
-def dequantizes(settings: RunSettings) -> bool:
-    """Return whether fusing dequantises the weights. The host does so unless it quantised them itself."""
+def dequantizes(model: nn.Module, settings: RunSettings) -> bool:
+    """Return whether fusing dequantises the weights. The host does so unless it quantised them itself.
+
+    A model with its vision tower keeps its quantisation, because mlx-vlm quantises only some of its parts.
+    """
+    if isinstance(model, VisionModel):
+        return False
     return settings.lm_studio_name is not None or quantization(settings) is None
 
 
@@ -42,7 +49,7 @@ def fused_bytes(model: nn.Module, dequantize: bool) -> int:
 
 def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
     """Return a clause that says why the fused model would not fit on the disk or in memory; None if it fits."""
-    size = fused_bytes(model, dequantizes(settings))
+    size = fused_bytes(model, dequantizes(model, settings))
     folder = Path(settings.adapter_path).absolute()
     while not folder.exists():
         folder = folder.parent
@@ -73,6 +80,9 @@ def gigabytes(size: int) -> str:
 def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
     """Write the fused model where the host would."""
     print_section("Fusing Model")
+    if isinstance(model, VisionModel):
+        _fuse_with_tower(model, settings)
+        return
     if settings.lm_studio_name is not None:
         save_to_lmstudio_merged(
             model=model, tokenizer=tokenizer, new_model_name=settings.lm_studio_name, de_quantize=True
@@ -81,10 +91,26 @@ def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
         return
     remove_fused(Path(settings.adapter_path))
     save_pretrained_merged(
-        model=model, tokenizer=tokenizer, save_path=settings.adapter_path, de_quantize=dequantizes(settings)
+        model=model, tokenizer=tokenizer, save_path=settings.adapter_path, de_quantize=dequantizes(model, settings)
     )
     record_fused(Path(settings.adapter_path))
     print_success(f"Model fused and saved to {Colors.CYAN}{settings.adapter_path}{Colors.RESET}")
+
+
+def _fuse_with_tower(model: VisionModel, settings: RunSettings) -> None:
+    """Write the language model with its adapters and the vision tower as one model that mlx-vlm reads."""
+    folder = Path(settings.adapter_path)
+    if settings.lm_studio_name is not None:
+        folder = find_lmstudio_models_path() / "mlx_lm_lora" / settings.lm_studio_name
+    else:
+        remove_fused(folder)
+    model.freeze()
+    fused: Any = [(name, module.fuse()) for name, module in model.named_modules() if hasattr(module, "fuse")]
+    if fused:
+        model.update_modules(tree_unflatten(fused))
+    vision.save_whole(model, settings.model, folder)
+    record_fused(folder)
+    print_success(f"Model fused and saved to {Colors.CYAN}{folder}{Colors.RESET}")
 
 
 def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:

@@ -14,6 +14,7 @@ from ...losses import LossOptions, advice
 from .. import models
 from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..output import fuse
+from ..vision import has_vision
 from .session import Session
 
 DEFAULT_SOURCES = (None, HOST_DEFAULT, TRAINER_DEFAULT)
@@ -97,7 +98,7 @@ def _of_model(session: Session) -> list[str]:
             "The tokenizer has no EOS token, so completions have none. The model does not learn where to stop, "
             "unless the chat template ends each turn with another token."
         )
-    if settings.train and settings.fuse and models.has_vision(settings.model):
+    if settings.train and settings.fuse and not models.reads_pictures(session.tokenizer) and has_vision(settings.model):
         texts.append(
             "The model also has a vision tower, which mlx_lm does not load. Only its language model is trained, and "
             "the fused model can no longer read pictures. Set fuse: false to write only the adapters."

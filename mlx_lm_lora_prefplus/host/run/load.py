@@ -85,7 +85,7 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
     mx.random.seed(settings.seed)  # before the adapters are created, so that the same command gives the same bytes
 
     print_info(f"Loading model: {Colors.CYAN}{settings.model}{Colors.RESET}")
-    model, tokenizer = models.load_base(settings)
+    model, tokenizer = models.load_base(settings, resolved.data)
     if settings.train:
         models.add_adapters(model, settings)
         if (file := models.resume_file(settings)) and state is None:

@@ -15,9 +15,10 @@ from datasets import Dataset
 from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ...data import Split, prepare
-from ...data.batches.collate import planned_batches
+from ...data.batches.collate import pictures_of, planned_batches
 from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
+from ...data.formats.pictures import open_picture
 from ...data.stream import Stream
 from ...engine.distributed import SharedPolicy
 from ...engine.memory.activations import choose_keep
@@ -28,6 +29,8 @@ from ...engine.probe.known_choice import KnownChoice
 from ...engine.probe.select import SelectedMethod, choose_policy
 from ...engine.ranks.ranks import Ranks
 from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
+from ...engine.vision.encode import check_exact, with_pictures
+from ...engine.vision.model import VisionModel
 from ...errors import UserError
 from ...losses import loss_names
 from ...plugin import Batch, Scorer
@@ -100,6 +103,7 @@ class Session:
     stream: the source of training rows if they are streamed. `rows` then contains the first window of them, which shows
         the lengths to expect, and `window` gives a session for each window.
     number: of the window.
+    sees: whether a batch with pictures has shown that the model reads them as the engine gives them.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Session:
     ):
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         self.stream, self.number = stream, 0
+        self.sees = False
         self.ranks = ranks or Ranks()
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
@@ -209,7 +214,20 @@ class Session:
         steps).
         """
         trainer, multiple = self.resolved.trainer, self.multiple if multiple is None else multiple
-        return planned_batches(self.rows[split], plan, multiple, mismatched=self.mismatched, collate=trainer.collate)
+        rows = self.rows[split]
+        batches = planned_batches(rows, plan, multiple, mismatched=self.mismatched, collate=trainer.collate)
+        if "pictures" not in rows.column_names:
+            return batches
+        return (self._with_pictures(batch, rows, multiple) for batch in batches)
+
+    def _with_pictures(self, batch: Batch, rows: Dataset, multiple: int) -> Batch:
+        """The batch with what the policy's vision tower sees; it is not trained, so the reference sees the same."""
+        assert isinstance(self.model, VisionModel)
+        images = [[open_picture(one) for one in of_row] for of_row in pictures_of(rows, np.array(batch.ids))]
+        if not self.sees and any(images):
+            check_exact(self.model, batch, images)
+            self.sees = True
+        return with_pictures(self.model, batch, images, multiple)
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
         """Return the batches of an epoch of training, or of another split the batches that the settings evaluate."""

@@ -57,7 +57,7 @@ def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) ->
     if resolved.settings.train:
         texts += [training(resolved.settings, model), schedule(session)]
         if resolved.settings.fuse:
-            size = fuse.fused_bytes(model, fuse.dequantizes(resolved.settings))
+            size = fuse.fused_bytes(model, fuse.dequantizes(model, resolved.settings))
             texts.append(f"Fused model: {fuse.gigabytes(size)}, written after the adapters (--no-fuse leaves it out)")
     return texts
 
@@ -142,6 +142,7 @@ def rows(name: str, split: Split) -> str:
     text += f"; {report.desirable} desirable, {report.undesirable} undesirable" if report.kind == "unpaired" else ""
     for column, count in report.incomplete.items():
         text += f"; {column} is ignored: only {count} rows have it"
+    text += f"; {report.pictures} pictures" if report.pictures else ""
     first, others = TOKENS[report.kind]
     tokens = f"{report.prompt_tokens:,} prompt, {report.chosen_tokens:,} {first}, {report.rejected_tokens:,} {others}"
     if report.masked_tokens:
