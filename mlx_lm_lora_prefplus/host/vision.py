@@ -46,8 +46,8 @@ def has_vision(model: str) -> bool:
 
 def reads_pictures(settings: RunSettings, data: DataSettings) -> bool:
     """Whether the model has a vision tower and one of the first rows of a split has a picture."""
-    if not Path(settings.model).exists() and try_to_load_from_cache(settings.model, "config.json") is None:
-        with suppress(Exception):  # a name that leads nowhere: loading it will say so
+    with suppress(Exception):  # of a name that does not exist, loading the model will say so
+        if not Path(settings.model).exists() and try_to_load_from_cache(settings.model, "config.json") is None:
             hf_hub_download(settings.model, "config.json")
     if not has_vision(settings.model):
         return False
@@ -58,7 +58,7 @@ def reads_pictures(settings: RunSettings, data: DataSettings) -> bool:
 def check_settings(settings: RunSettings, data: DataSettings) -> None:
     """Raise UserError for settings that rows with pictures cannot be trained with, and where mlx-vlm is absent."""
     try:
-        import mlx_vlm  # noqa: F401
+        import mlx_vlm  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "The rows hold pictures, and reading them needs mlx-vlm: pip install 'mlx-lm-lora-prefplus[vision]'. Or "
@@ -77,7 +77,7 @@ def _folder(model: str) -> Path:
 
 def load_with_pictures(settings: RunSettings) -> tuple[nn.Module, Any]:
     """The model with its vision tower, and its tokenizer with the model's `PictureTokens`."""
-    from mlx_vlm.utils import load
+    from mlx_vlm.utils import load  # pyright: ignore[reportMissingImports]
 
     folder = _folder(settings.model)
     whole, processor = load(str(folder))

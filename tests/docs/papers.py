@@ -62,6 +62,8 @@ PAPERS = {
     "Overoptimization via Chi-Squared Preference Optimization (χPO)",
     "2408.06266": "D'Oosterlinck et al. 2024. Anchored Preference Optimization and Contrastive Revisions (APO)",
     "2409.06411": "Liu et al. 2024. Length Desensitization in Direct Preference Optimization (LD-DPO)",
+    "2409.12191": "Wang et al. 2024. Qwen2-VL: Enhancing Vision-Language Model's Perception of the World at Any "
+    "Resolution",
     "2410.08847": "Razin et al. 2024. Unintentional Unalignment: Likelihood Displacement in Direct Preference "
     "Optimization",
     "2411.10442": "Wang et al. 2024. Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed "

@@ -12,6 +12,7 @@ import yaml
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 from tests.paths import DOCS
+from tests.vision_models import write_model, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +23,10 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 TOLD = set(re.findall(r"`([^`]+)`", (FOLDER.parent / "metrics.md").read_text("utf-8").split("## A healthy run")[0]))
 
 
-def rows_for(mode: str, folder: Path) -> str:
+def rows_for(mode: str, folder: Path, pictures: bool) -> str:
     """Rows of the kind that the mode reads."""
+    if pictures:
+        return str(write_rows(folder, train=8, valid=4))
     write_pairs(folder, train=8, valid=4)
     if mode == "kto":
         for file in folder.glob("*.jsonl"):
@@ -51,7 +54,10 @@ def train(recipe: dict, model: Path, data: str, **changes) -> list[dict]:
 def test_it_trains(file, tmp_path, model_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = yaml.load(file.read_text("utf-8"), Loader=host.yaml_loader)
-    data = rows_for(recipe["train_mode"], tmp_path / "data")
+    if pictures := "pictures" in file.stem:
+        pytest.importorskip("mlx_vlm", reason="needs the extra `vision`")
+        model_folder = write_model("qwen2_vl", tmp_path / "model")
+    data = rows_for(recipe["train_mode"], tmp_path / "data", pictures)
     changes = {"adapter_path": str(tmp_path / "run")}
     if "resume_adapter_file" in recipe:
         sft = {key: recipe[key] for key in ("train", "lora_parameters", "num_layers")} | {"train_mode": "cpo"}

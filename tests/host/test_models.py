@@ -9,7 +9,7 @@ from mlx_lm.models import mixtral
 
 from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import models
+from mlx_lm_lora_prefplus.host import models, vision
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 
@@ -94,9 +94,9 @@ def test_a_model_that_was_not_given_or_is_nowhere_is_called_so(tmp_path, monkeyp
 @pytest.mark.parametrize(("content", "there"), [('{"vision_config": {"depth": 1}}', True), ("{}", False), ("{", False)])
 def test_a_vision_tower_is_read_from_the_config(tmp_path, content, there):
     (tmp_path / "config.json").write_text(content)
-    assert models.has_vision(str(tmp_path)) == there
+    assert vision.has_vision(str(tmp_path)) == there
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./x", "a/b/c", "no_such_model"])
 def test_without_a_config_no_vision_tower_is_known(model):
-    assert not models.has_vision(model)
+    assert not vision.has_vision(model)

@@ -70,7 +70,7 @@ class PictureTokens:
 def as_items(messages: Messages, as_text: str | None = None) -> Messages:
     """Messages whose marks of pictures are items of their content, as chat templates of such models take them.
 
-    as_text: what stands in the text for a picture instead, for templates that take text alone.
+    as_text: what replaces a mark in the text instead, for templates that take text alone.
     """
     return [
         {**message, "content": message["content"].replace(MARK, as_text) if as_text else _items(message["content"])}

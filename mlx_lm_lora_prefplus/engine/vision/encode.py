@@ -73,7 +73,7 @@ def _seen(model: VisionModel, prompt: np.ndarray, images: Sequence[Any]) -> list
     if images:
         try:
             features = model.get_input_embeddings(ids, **_inputs(model, images))
-        except ValueError as error:
+        except Exception as error:  # the model's own code may raise anything
             raise UserError(f"The model cannot read the pictures of a prompt: {error}") from error
         embeddings = features.inputs_embeds
         positions = np.array(features.position_ids)[:, 0] if counts_on_axes(model) else positions
@@ -120,9 +120,10 @@ def check_exact(model: VisionModel, batch: Batch, images: Sequence[Sequence[Any]
     forget_positions(model)
     ours, theirs = (as_numpy(logits.astype(mx.float32)) for logits in (ours, theirs))
     if not np.linalg.norm(ours - theirs) <= ALLOWED * np.linalg.norm(theirs):
+        kind = getattr(model.config, "model_type", "?")
         raise UserError(
-            f"model: pictures of models of type {getattr(model.config, 'model_type', '?')} cannot be trained on: their "
-            f"language model reads more of a picture than the embeddings of tokens. Tested are {KNOWN}."
+            f"model: models of type {kind} cannot be trained with pictures, because "
+            f"their language model reads more of a picture than the embeddings of tokens. Tested types: {KNOWN}."
         )
 
 

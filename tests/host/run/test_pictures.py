@@ -62,11 +62,11 @@ def test_what_is_learnt_is_in_the_pictures(look, llava, tmp_path):
     losses = {}
     for name, swapped in (("true", ()), ("swapped", ("train",))):
         write_rows(tmp_path / name, swapped=swapped, train=48, valid=24)
-        changes = {"data": name, "adapter_path": f"adapters-{name}", "iters": 60, "batch_size": 8}
-        _, told = look(llava, **changes, learning_rate=5e-3, steps_per_eval=60)
+        changes = {"data": name, "adapter_path": f"adapters-{name}", "iters": 80, "batch_size": 8}
+        _, told = look(llava, **changes, learning_rate=1e-2, steps_per_eval=80)
         losses[name] = [info["val_loss"] for info in told.val]
     assert losses["true"][0] == pytest.approx(LN_2, abs=1e-6)
-    assert losses["true"][-1] < 0.5 and losses["swapped"][-1] > 0.8
+    assert losses["true"][-1] < 0.3 and losses["swapped"][-1] > 0.5
 
 
 @pytest.mark.slow
