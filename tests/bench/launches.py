@@ -3,7 +3,8 @@
     python -m tests.bench.launches
 
 The graph is the same on every device, so a CPU can count it. Operations that only describe memory anew, such as
-transposing or slicing, start no kernel and do not count. The waits are calls of `mx.eval` in an iteration of a run: the difference between a run of 20 and one of 10 iterations, so the start does not count.
+transposing or slicing, start no kernel and do not count. The waits are calls of `mx.eval` in an iteration of a run: the
+difference between a run of 20 and one of 10 iterations, so the start does not count.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def main() -> None:
         batch, padded = our_batch(rows, choice.policy, workload.mode, 32), host_batch(rows)
         ours = our_gradient(choice.policy, *loss, compiled=True)
         theirs = host_gradient(model, make_base(workload) if workload.mode == "dpo" else None, *loss, True)
-        host, own = kernels(lambda step=theirs: step(*padded)), kernels(lambda step=ours, batch=batch: step(batch))
+        host, own = kernels(partial(theirs, *padded)), kernels(partial(ours, batch))
         print(f"{name}: kernels of loss and gradient, 6 layers: host {host}, ours {own} ({host / own:.2f}×)")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

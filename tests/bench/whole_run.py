@@ -2,8 +2,8 @@
 
     python -m tests.bench.whole_run DATA_FOLDER [--figure docs/whole-run.svg]
 
-Both get the same model, rows, batch size and iterations. The model is a llama with random weights and a tokenizer that is
-trained on the rows. The host loads the model a second time (`reference_model_path`): without it, its reference would
+Both get the same model, rows, batch size and iterations. The model is a llama with random weights, with a tokenizer that
+is trained on the rows. The host loads the model a second time (`reference_model_path`): without it, its reference would
 move with the policy. Ours reads rows, tokens and reference log-probs anew in each repetition.
 """
 
@@ -167,9 +167,8 @@ def main() -> None:
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in one.phases.items())
         print(f"{side}: wall {one.wall:.1f} s, CPU {one.cpu:.1f} s, peak {one.peak / 2**20:,.0f} MiB ({phases})")
     host, ours = results["host"], results["ours"]
-    print(
-        f"host ÷ ours: wall {host.wall / ours.wall:.2f}×, CPU {host.cpu / ours.cpu:.2f}×, peak {host.peak / ours.peak:.2f}×"
-    )
+    ratios = {"wall": host.wall / ours.wall, "CPU": host.cpu / ours.cpu, "peak": host.peak / ours.peak}
+    print("host ÷ ours:", ", ".join(f"{name} {ratio:.2f}×" for name, ratio in ratios.items()))
     if asked.figure:
         draw(results, asked.figure)
 
