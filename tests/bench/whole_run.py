@@ -2,8 +2,8 @@
 
     python -m tests.bench.whole_run DATA_FOLDER [--figure docs/whole-run.svg]
 
-Both get the same model, rows, batch size and iterations. The model is a llama with random weights, with a tokenizer that
-is trained on the rows. The host loads the model a second time (`reference_model_path`): without it, its reference would
+Both get the same model, rows, batch size and iterations. The model is a llama with random weights and a tokenizer
+trained on the rows. The host loads the model a second time (`reference_model_path`): without it, its reference would
 move with the policy. Ours reads rows, tokens and reference log-probs anew in each repetition.
 """
 
