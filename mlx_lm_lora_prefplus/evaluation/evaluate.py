@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.statistics import length_bias
 from ..errors import UserError
 from ..host.config.command_line import settings_of
 from ..host.run import summary
 from ..host.run.session import Session
 from ..report.results.evidence import evidence_of as evidence_of_run
+from ..report.results.evidence import longer_side
 from ..report.results.runs import read_run
 from ..report.results.verdict import Evidence, verdict
 from . import held_out, judges
@@ -72,6 +74,7 @@ def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
             "reference": _reference(session),
             "rows": {"split": name, "source": split.report.source, "kind": split.report.kind, "n": len(scores.rewards)},
             **held_out.summary(scores, seed),
+            "length_bias": length_bias(split.rows),
             "answers": None,
         }
         if judging.is_enabled:
@@ -147,4 +150,5 @@ def evidence_of(report: Report) -> Evidence:
         outsider=bool(answers) and answers["agrees_in_both_orders"] is not None,
         chosen_shift=shift and shift["value"],
         remarks=training.get("remarks", ()),
+        lengths=longer_side(report.get("length_bias")),
     )

@@ -249,3 +249,11 @@ def test_without_a_reference_the_start_is_that_of_the_base_model(adapters, mode)
         logps /= [[len(row[side].split()) + 1 for side in ("chosen", "rejected")] for row in rows]
     assert report["before"]["accuracy"] == pytest.approx((logps[:, 0] > logps[:, 1]).mean())
     assert 0 < report["before"]["accuracy"] < 1
+
+
+def test_lengths_that_explain_the_accuracy_are_said(adapters):
+    report = module.evaluate([*adapters(), "--train-mode", "dpo"], module.Judging())
+    assert set(report["length_bias"]) == {"chosen_longer", "rejected_longer", "mean_difference", "strong"}
+    biased = {"chosen_longer": 0.9, "rejected_longer": 0.1, "mean_difference": 3.0, "strong": True}
+    assert module.evidence_of({**report, "length_bias": biased}).lengths == ("longer", 0.9)
+    assert module.evidence_of({**report, "length_bias": None}).lengths is None

@@ -31,19 +31,27 @@ def evidence_of(run: RunRecord) -> Evidence:
         chosen_shift=last[CHOSEN] - first[CHOSEN] if CHOSEN in first and CHOSEN in last else None,
         early=len(reports) == 1,
         warnings=list(dict.fromkeys(warned.name for warned in run.warnings)),
-        lengths=_lengths(run, "valid" if run.valid else "train"),
+        lengths=longer_side(_length_bias(run, "valid" if run.valid else "train")),
         remarks=[*_past_its_best(run), *(warned.text for warned in run.warnings if warned.name == STOPPED)],
     )
 
 
-def _lengths(run: RunRecord, split: str) -> tuple[Literal["longer", "shorter"], float] | None:
-    """Return which completion is the longer one in most pairs of a split, and its share; None if neither is."""
+def _length_bias(run: RunRecord, split: str) -> Any:
     report: Any = run.about.get("data")
     for key in (split, "length_bias"):
         report = report.get(key) if isinstance(report, dict) else None
-    if not isinstance(report, dict) or not report.get("strong"):
+    return report
+
+
+def longer_side(bias: Any) -> tuple[Literal["longer", "shorter"], float] | None:
+    """Return whether the chosen completion is the longer or the shorter one in most pairs, and in which share.
+
+    bias: as `data.statistics.length_bias` returns it. None if neither side is longer in most pairs, or if
+        it is unknown.
+    """
+    if not isinstance(bias, dict) or not bias.get("strong"):
         return None
-    longer, shorter = float(report["chosen_longer"]), float(report["rejected_longer"])
+    longer, shorter = float(bias["chosen_longer"]), float(bias["rejected_longer"])
     return ("longer", longer) if longer > shorter else ("shorter", shorter)
 
 
