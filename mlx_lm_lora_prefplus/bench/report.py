@@ -109,8 +109,8 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     ]
     if any("beside_ratio" in row for row in rows):
         lines.append(
-            "step and reference: a step of ours whose reference is not known yet, by a pass of its own → in the step, "
-            "where the layers below the adapters run once for both"
+            "step and reference: our step when the reference must still be computed, in a separate pass → inside the "
+            "step, where policy and reference share the layers below the adapters"
         )
     if any("floor_ratio" in row for row in rows):
         lines.append(

@@ -26,8 +26,9 @@ def make_row(
 
     A row from which no pair must be made has null scores, and the reason in `refused`.
 
-    every_pair: whether training makes pairs of every two answers (`pairing: all_pairs`). Answers whose scores differ by
-        less than `min_margin`, directly or through answers in between, then get their mean score.
+    every_pair: whether training makes pairs of every two answers (`pairing: all_pairs`). Scores that differ by less
+        than `min_margin` are then replaced by their mean. This also joins two distant scores if the scores between
+        them form a chain of such small differences.
     """
     example = prompt.example
     row: dict[str, Any] = {"prompt": example.prompt, "responses": [answer.text for answer in answers]}

@@ -59,9 +59,9 @@ def fit(session: Session, base: dict[str, Any], target: Target) -> dict[str, Any
     base: the forecast of the unchanged run.
 
     Returns:
-        size, usable (bytes; at most 90 % of it are planned for), fits (whether the unchanged run fits), tried (each
-        single change), and proposal (changes, with peak, seconds, and whether they were measured) or None if nothing
-        fits.
+        size: see `Target`. usable: bytes; a proposal uses at most 90 % of them. fits: whether the unchanged run fits.
+        tried: the result of each single change. proposal: changes with their peak, seconds, and whether these were
+        measured; None if nothing fits.
     """
     usable = usable_memory(target.size)
     limit = int(SAFE_SHARE * usable)

@@ -183,7 +183,7 @@ def _forecast(forecast: dict[str, Any]) -> Iterator[RenderableType]:
             for name in ("start", "reference", "training", "validation")
             if seconds[name]
         )
-        step = f"{seconds['step']:.3g} s a micro-batch"
+        step = f"{seconds['step']:.3g} s per micro-batch"
         facts.append(("time", f"{duration(seconds['total'])}: {phases}; {step}"))
     if fused:
         facts.append(("fused model", f"{gigabytes(fused['bytes'])} on disk"))

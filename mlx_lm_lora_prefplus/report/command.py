@@ -32,7 +32,7 @@ def report(
     target = output or first / "report.html"
     if target.is_dir():
         raise UserError(f"report: {target} is a folder. Give the name of a file, such as {target / 'report.html'}.")
-    content = page(runs, rounds).encode("utf-8", "replace")  # a damaged line may hold half a surrogate pair
+    content = page(runs, rounds).encode("utf-8", "replace")  # a damaged line may contain half a surrogate pair
     with whole_file(target) as temporary:
         temporary.write_bytes(content)
     for record in rounds:

@@ -1,4 +1,4 @@
-"""Several runs beside one another: key figures, differences with their intervals, settings that differ."""
+"""Several runs side by side: key figures, differences with their intervals, settings that differ."""
 
 from collections.abc import Sequence
 from html import escape

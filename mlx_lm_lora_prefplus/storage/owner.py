@@ -187,7 +187,7 @@ def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "ad
     """Own a folder while the block runs. The folder is created if it does not exist.
 
     folder: None for a process that writes nothing, such as any but the first of several.
-    tell: called with a line if a process that is gone owned the folder.
+    tell: called with a line if a process that no longer runs owned the folder.
     setting: the key or option that names the folder, for messages.
 
     Raises:

@@ -22,7 +22,7 @@ values, the first source in this order wins:
 
 **command line > config file > preset > default of the mode > default of mlx-lm-lora**
 
-The start of a run prints the settings that are in force. `run.json` in the adapter folder stores each value with its
+The start of a run prints the settings of the run. `run.json` in the adapter folder stores each value with its
 source. `mlx_lm_lora.prefplus check FILE` shows them without training.
 
 An unknown key is reported with the closest known one. If that key affects the result (`betta`, `lr`), the run stops;

@@ -40,7 +40,7 @@ def curves(trainer: Any, name: str) -> Curves:
     row, loss = trainer.losses[name], description_of(trainer, name)
     options = {option.key: option.default for option in loss.options if option.key in row.options}
     options |= {key: value for key, value in OPTIONS.items() if key in options}
-    per_token = " a token" if row.means else ""
+    per_token = " per token" if row.means else ""
     reach = REACH.get(name, 6.0)
     held = [f"{key} {format_value(value)}" for key, value in options.items()]
     held += [f"{key} {format_value(value)}" for key, value in COLUMNS.items() if key in row.columns]
@@ -52,7 +52,7 @@ def curves(trainer: Any, name: str) -> Curves:
         return Curves(lines, ends, axis, ", ".join([*held, *more]))
 
     if row.function is None:
-        return made({"": lambda p: -p}, "mean log-prob of the chosen, nats a token", (-3, 0))
+        return made({"": lambda p: -p}, "mean log-prob of the chosen, nats per token", (-3, 0))
     if loss.rows == "unpaired":
         rest = ["z 0"] * row.mismatched + ["δ 0"] * row.baseline
         lines = {
@@ -88,7 +88,7 @@ def curves(trainer: Any, name: str) -> Curves:
         "the chosen moves": lambda p: of_pair(p, mx.array(-1.0)),
         "the rejected moves": lambda p: of_pair(mx.array(-1.0), p),
     }
-    return made(lines, "mean log-prob of one completion, nats a token; −1 for the other", (-3.0, -0.05), *rest)
+    return made(lines, "mean log-prob of one completion, nats per token; −1 for the other", (-3.0, -0.05), *rest)
 
 
 def values(line: Line, ends: tuple[float, float]) -> tuple[list[float], list[float], list[float]]:

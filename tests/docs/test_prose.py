@@ -41,6 +41,20 @@ PREFERRED = {
     r"sick": "unhealthy, diverging",
     r"takes? the room": "needs the space",
     r"of one's own": "your own, custom",
+    r"(is|are) whole": "intact, complete",
+    r"(is|are) not there": "does not exist, is missing",
+    r"under way": "current, running",
+    r"in force": "in use, of the run",
+    r"alike": "equal, similar",
+    r"pieces?": "chunk, part",
+    r"takes? in": "adds, updates",
+    r"holds? (no|an?|the|all|rows|weights)": "contains",
+    r"(?<!there )is no (adapter|config|file|folder|key|log-prob|loss|mapping|model|number|pair|tensor)": "is not a",
+    r"(log-probs?|log-ratios?|nats|pairs|rows|s|tokens) a (batch|micro-batch|pair|row|step|token)": "per token",
+    r"what became of": "the counts of",
+    r"leads nowhere": "does not exist",
+    r"way (back|out)": "the command that undoes it",
+    r"to the letter": "exactly",
 }
 """A phrase (regular expression, whole words, any case) → what to write instead."""
 

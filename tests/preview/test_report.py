@@ -21,7 +21,7 @@ def test_a_run_that_can_start(call, config):
     done = call(config(), "--batch-size", "2")
     assert done.exit_code == 0, done.stderr
     assert "The run can start." in done.stdout
-    for words in ("command line", "config run.yaml", "a micro-batch", "LoRA adapters", "the prompt once"):
+    for words in ("command line", "config run.yaml", "per micro-batch", "LoRA adapters", "the prompt once"):
         assert words in done.stdout
     assert "\x1b" not in done.stdout and max(map(len, done.stdout.splitlines())) <= 80
     assert not Path("adapters").exists()

@@ -103,7 +103,7 @@ def _mask_holes(counted: np.ndarray, rows: Sequence[Row], most: int) -> bool:
 
 
 def _numbers(rows: Sequence[Row], longest_list: int) -> dict[str, list[float]]:
-    """Return the columns of numbers: one number a row, or the scores of all completions in the order of `Batch`."""
+    """Return the columns of numbers: one number per row, or the scores of all completions in the order of `Batch`."""
     if "scores" in rows[0]:
         scores = [list(row["scores"]) for row in rows]
         return {

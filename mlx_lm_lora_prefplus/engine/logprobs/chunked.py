@@ -328,7 +328,7 @@ def _flat(template: Any) -> list[Any]:
 
 
 def _like(template: Any, caches: Iterator[Any]) -> Any:
-    """Return the next of the caches, nested as in the template."""
+    """Take the next caches from an iterator, and nest them as in the template."""
     return (
         CacheList(*(_like(inner, caches) for inner in template.caches))
         if isinstance(template, CacheList)

@@ -1,7 +1,7 @@
 """Compute each prompt once: caches keep its keys and values, and its completions continue from there.
 
 The prompt is computed without its last token, and the rows of completions begin with that token. The last layer and the
-head therefore never compute outputs for the prompt that nobody uses. Prompts are padded on the right, and a mask hides
+head therefore never compute unused outputs for the prompt. Prompts are padded on the right, and a mask hides
 the padding.
 """
 

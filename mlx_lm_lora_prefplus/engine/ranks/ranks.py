@@ -46,7 +46,7 @@ class Ranks:
 
     @contextmanager
     def doing(self, phase: str) -> Iterator[None]:
-        """`enter` a phase inside the context. After an error the phase stays, because it tells where the error
+        """`enter` a phase inside the context. After an error the phase stays, because it shows where the error
         happened.
         """
         before = self.phase

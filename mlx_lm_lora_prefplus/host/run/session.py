@@ -75,8 +75,8 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
     for name in ("train", "test"):
         if name in needed and name not in splits:
             raise UserError(
-                f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder that "
-                f"holds {name}.jsonl (or .json, .parquet, .csv)" + (", or leave out --test." if name == "test" else ".")
+                f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder with "
+                f"{name}.jsonl (or .json, .parquet, .csv)" + (", or leave out --test." if name == "test" else ".")
             )
     return splits
 

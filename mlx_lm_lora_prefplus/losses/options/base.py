@@ -13,7 +13,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ModeDefault(NamedTuple):
-    """Marks a key that defaults to None. The value applies if no chosen loss has a default of its own."""
+    """Marks a key that defaults to None. The value applies if no chosen loss has its own default."""
 
     value: Any
 

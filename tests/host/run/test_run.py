@@ -256,7 +256,7 @@ def test_it_learns(go):
         ({"model": "./nowhere"}, "model: there is no folder ./nowhere. Give"),
         (
             {"data": "data/test.jsonl", "test": True},
-            "no test rows in data/test.jsonl. Give a folder that holds test.jso",
+            "no test rows in data/test.jsonl. Give a folder with test.jso",
         ),
         ({"reference_model_path": "./nowhere"}, "reference_model_path: ./nowhere does not exist"),
         ({"test": True, "test_batches": 0}, "test_batches is 0, so there is nothing to test"),
