@@ -146,7 +146,9 @@ class _Preparation:
         return found.hexdigest()[:32]
 
     def _picture_files(self, sources: list[Source]) -> Iterator[str]:
-        """The paths of the pictures that are files of their own, in the order of the rows. Token rows hold them."""
+        """Return the paths of the pictures that are separate files, in the order of the rows. Token rows
+        contain them.
+        """
         for source in sources:
             for example in self.examples(source, Tally(self.kind), lambda count: None):
                 for picture in example.pictures if isinstance(example, Example) else ():
@@ -187,7 +189,7 @@ class _Preparation:
 
 
 def _located(example: Example | Dropped, source: Source) -> Example | Dropped:
-    """The example with the whole paths of its pictures."""
+    """Return the example with the absolute paths of its pictures."""
     if isinstance(example, Dropped) or not example.pictures:
         return example
     where = f"{source.name}, row {example.row}"

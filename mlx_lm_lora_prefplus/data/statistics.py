@@ -201,7 +201,7 @@ def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
 
 
 def _prompts(rows: Dataset) -> np.ndarray:
-    """(rows,) 64 bits for the content of each prompt. A picture that is a file is known by its path."""
+    """Return 64 bits for the content of each prompt, (rows,). A picture in a file is identified by its path."""
     hashes = _hashes(rows, "prompt")
     if "pictures" not in rows.column_names:
         return hashes

@@ -42,8 +42,7 @@ def quantization(settings: RunSettings) -> dict[str, Any] | None:
 def load_base(settings: RunSettings, data: DataSettings | None = None) -> tuple[nn.Module, Any]:
     """Load the model without adapters, quantised if requested, and its tokenizer with a chat template.
 
-    data: where the rows are that it is for. If they hold pictures, and the model can read them, it is loaded with its
-        vision tower.
+    data: where the rows are. If they contain pictures and the model can read them, it is loaded with its vision tower.
 
     Raises:
         UserError: The model cannot be loaded or quantised.
@@ -203,8 +202,8 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
         return _base_with_adapters(settings, file, reads_pictures(tokenizer))
     if reads_pictures(tokenizer):
         raise UserError(
-            "reference_model_path: with pictures the reference is the model without its adapters, or with others: give "
-            "an adapter folder, or leave it out."
+            "reference_model_path: with pictures, the reference must be the same model with other adapters or none. "
+            "Give an adapter folder, or remove this key."
         )
     if _leads_nowhere(path):
         raise UserError(f"reference_model_path: {path} does not exist.")

@@ -1,4 +1,4 @@
-"""Vision-language models: whether a run reads pictures, and loading the model through mlx-vlm."""
+"""Vision-language models: decide whether a run uses pictures, and load the model through mlx-vlm."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ ABOUT = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken")
 """The files of a model besides its weights."""
 
 NOT_WITH_PICTURES = ("efficient_long_context", "streaming", "sample_prompts")
-"""Settings that rows with pictures cannot be trained with."""
+"""Settings that cannot be used for training on rows with pictures."""
 
 FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""The files of a model that say what tokens a picture becomes."""
+"""The files of a model that determine the tokens of a picture."""
 
 
 def has_vision(model: str) -> bool:
-    """Whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
+    """Return whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
     local = Path(model) / "config.json"
     try:
         file = local if local.is_file() else try_to_load_from_cache(model, "config.json")
@@ -45,8 +45,8 @@ def has_vision(model: str) -> bool:
 
 
 def reads_pictures(settings: RunSettings, data: DataSettings) -> bool:
-    """Whether the model has a vision tower and one of the first rows of a split has a picture."""
-    with suppress(Exception):  # of a name that does not exist, loading the model will say so
+    """Return whether the model has a vision tower and one of the first rows of a split has a picture."""
+    with suppress(Exception):  # if the name does not exist, loading the model reports it
         if not Path(settings.model).exists() and try_to_load_from_cache(settings.model, "config.json") is None:
             hf_hub_download(settings.model, "config.json")
     if not has_vision(settings.model):
@@ -56,19 +56,19 @@ def reads_pictures(settings: RunSettings, data: DataSettings) -> bool:
 
 
 def check_settings(settings: RunSettings, data: DataSettings) -> None:
-    """Raise UserError for settings that rows with pictures cannot be trained with, and where mlx-vlm is absent."""
+    """Raise a UserError if mlx-vlm is missing, or for settings that cannot be used with pictures."""
     try:
         import mlx_vlm  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "The rows hold pictures, and reading them needs mlx-vlm: pip install 'mlx-lm-lora-prefplus[vision]'. Or "
-            f"leave out the rows with pictures. ({error})"
+            "The rows contain pictures, which need mlx-vlm: pip install 'mlx-lm-lora-prefplus[vision]'. Or "
+            f"remove the rows with pictures. ({error})"
         ) from error
     values = {**settings.model_dump(), **data.model_dump()}
     for key in values:
         if values[key] and (key in NOT_WITH_PICTURES or key.startswith("load_in_")):
             convert = " A model that mlx_vlm.convert has quantised can be trained." if "load_in_" in key else ""
-            raise UserError(f"{key}: cannot be used with pictures. Leave it out.{convert}")
+            raise UserError(f"{key}: cannot be used with pictures. Remove it.{convert}")
 
 
 def _folder(model: str) -> Path:
@@ -76,7 +76,7 @@ def _folder(model: str) -> Path:
 
 
 def load_with_pictures(settings: RunSettings) -> tuple[nn.Module, Any]:
-    """The model with its vision tower, and its tokenizer with the model's `PictureTokens`."""
+    """Load the model with its vision tower, and its tokenizer with the model's `PictureTokens`."""
     from mlx_vlm.utils import load  # pyright: ignore[reportMissingImports]
 
     folder = _folder(settings.model)
@@ -96,9 +96,9 @@ def load_with_pictures(settings: RunSettings) -> tuple[nn.Module, Any]:
 
 
 def save_whole(model: nn.Module, source: str, folder: Path) -> None:
-    """Write all weights of a model to a folder, and the other files of the model that it was loaded from.
+    """Write all weights of a model to a folder, with the other files of the model from which it was loaded.
 
-    The weights in memory are given up. source: folder or hub name.
+    The weights in memory are freed. source: folder or hub name.
     """
     save_model(folder, model, donate_model=True)
     for file in (file for name in ABOUT for file in _folder(source).glob(name)):

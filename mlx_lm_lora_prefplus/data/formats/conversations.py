@@ -57,7 +57,9 @@ def read_example(
         if not prompt or prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system}, *prompt]
     if any(message.get(KEY) for completion in completions for message in completion):
-        raise UserError(f"{where}: a completion holds a picture, and only prompts can. Remove it from the completion.")
+        raise UserError(
+            f"{where}: a completion contains a picture, but only prompts can. Remove it from the completion."
+        )
     prompt, pictures = take_pictures(prompt, row, where) if columns.pictures else (prompt, ())
     kwargs = chat.as_template_kwargs(row.get("chat_template_kwargs"), where)
     tools = chat.as_tools(row.get("tools"), where)
@@ -70,8 +72,8 @@ def _check_pictures(conversations: list[Messages], columns: Columns, where: str)
         return
     column = columns.prompt or "messages"
     raise UserError(
-        f"{where}, column {column!r}: a message holds a picture, and only text can be trained on (images and "
-        "sound cannot be read). Leave out the rows with pictures, or take a vision-language model: it is trained with "
+        f"{where}, column {column!r}: a message contains a picture, but training uses text only (images and "
+        "sound cannot be read). Remove the rows with pictures, or use a vision-language model. It is trained with "
         "pictures if one of the first 100 rows has one."
     )
 

@@ -11,8 +11,9 @@ from ...settings import RESERVED
 from .pictures import KEY, content_of
 
 Messages = list[dict[str, Any]]
-"""[{"role": …, "content": …, …}, …], as a chat template takes them. `content` is always text; where it has pictures,
-they are under `pictures.KEY` (see `pictures.content_of`)."""
+"""[{"role": …, "content": …, …}, …], as a chat template takes them. `content` is always text. Its pictures are under
+`pictures.KEY` (see `pictures.content_of`).
+"""
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")

@@ -1,4 +1,4 @@
-"""Read the pictures of rows, from columns and messages, in the forms of TRL, LLaMA-Factory and `datasets`."""
+"""Read the pictures of rows, from columns and messages, in the formats of TRL, LLaMA-Factory and `datasets`."""
 
 import base64
 import binascii
@@ -15,20 +15,20 @@ COLUMNS = ("image", "images")
 """The columns in which TRL's trainers expect pictures."""
 
 MARK = "\ufffc"
-"""Stands for a picture in the text of a message (Unicode: OBJECT REPLACEMENT CHARACTER)."""
+"""Represents a picture in the text of a message (Unicode: OBJECT REPLACEMENT CHARACTER)."""
 
 PLACEHOLDER = "<image>"
-"""What LLaMA-Factory and ms-swift write in a text where a picture belongs."""
+"""Text that LLaMA-Factory and ms-swift write in place of a picture."""
 
 KEY = "_pictures"
-"""The key of a message under which its pictures wait for `take_pictures`."""
+"""The key of a message that contains its pictures until `take_pictures` reads them."""
 
 ITEMS = ("image", "image_url")
 """Types of the items of a message's content that are pictures."""
 
 
 class Picture(NamedTuple):
-    """A picture as it is stored with a row: the path of a file, or the content of one."""
+    """A picture as it is stored with a row: the path of a file, or its content."""
 
     path: str | None = None
     content: bytes | None = None
@@ -52,7 +52,7 @@ def without_pictures(rows: Rows, source: str) -> Rows:
 
 
 def shows_pictures(rows: Rows, count: int) -> bool:
-    """Whether one of the first rows has a picture."""
+    """Return whether one of the first rows has a picture."""
     return any(_has_picture(value, column) for _, row in islice(rows, count) for column, value in row.items())
 
 
@@ -65,9 +65,10 @@ def _has_picture(value: Any, column: str = "") -> bool:
 
 
 def content_of(items: Sequence[Any]) -> tuple[str, list[Any]] | None:
-    """The text of a message's list of content, with a `MARK` for each picture, and the pictures; None for other items.
+    """Return the text of a message's content list, with a `MARK` for each picture, and the pictures; None for other
+    items.
 
-    A picture that is given in a column has the value None here.
+    The value of a picture that is in a column is None here.
     """
     texts, pictures = [], []
     for item in items:
@@ -83,27 +84,29 @@ def content_of(items: Sequence[Any]) -> tuple[str, list[Any]] | None:
 
 
 def column_of(row: Mapping[str, Any]) -> str | None:
-    """The column that holds the row's pictures; None if it has none. An empty column is not recorded as read."""
+    """Return the column that contains the row's pictures; None if it has none. An empty column is not
+    recorded as read.
+    """
     return next((name for name in COLUMNS if dict.get(row, name)), None)  # pyright: ignore[reportArgumentType]
 
 
 def check_placed(row: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for a row with pictures whose text has no place for them, because no chat template is used."""
+    """Raise a UserError for a row with pictures but without a chat template, which would write their tokens."""
     if column := column_of(row):
         raise UserError(
-            f"{where}: column {column!r} holds a picture, and the chat template is what puts pictures in a prompt. "
-            "Give a prompt column beside chosen and rejected, or messages, and leave out prompt_format: raw."
+            f"{where}: column {column!r} contains a picture, but only a chat template can put pictures in a prompt. "
+            "Give a prompt column beside chosen and rejected, or messages, and remove prompt_format: raw."
         )
 
 
 def take_pictures(messages: list[dict[str, Any]], row: Mapping[str, Any], where: str) -> tuple[Any, list[Picture]]:
-    """The messages of a prompt with a `MARK` for each picture, and the pictures in the order of the marks.
+    """Return the messages of a prompt with a `MARK` for each picture, and the pictures in the order of the marks.
 
-    The pictures of a column fill the places that the messages leave open for them: items without a value, or
-    `PLACEHOLDER`; if there are none, the start of the first message of the user.
+    The pictures of a column fill the empty places in the messages: items without a value, or `PLACEHOLDER`. If there
+    are none, the pictures are put at the start of the first user message.
 
     Raises:
-        UserError: there are more or fewer places than pictures, or a value is no picture.
+        UserError: The numbers of places and pictures differ, or a value is not a picture.
     """
     column = column_of(row)
     values = [] if column is None else row[column]
@@ -118,8 +121,8 @@ def take_pictures(messages: list[dict[str, Any]], row: Mapping[str, Any], where:
         places = [value for value in given if value is None]
     if len(places) != len(values):
         raise UserError(
-            f"{where}: the messages have places for {len(places)} pictures, and column {column or 'images'!r} holds "
-            f"{len(values)}. Give as many as there are places."
+            f"{where}: the messages have places for {len(places)} pictures, but column {column or 'images'!r} contains "
+            f"{len(values)}. Give as many pictures as there are places."
         )
     remaining = iter(values)
     filled = [next(remaining) if value is None else value for value in given]
@@ -129,7 +132,7 @@ def take_pictures(messages: list[dict[str, Any]], row: Mapping[str, Any], where:
 
 
 def _place(messages: list[dict[str, Any]], count: int) -> list[Any]:
-    """Make places for pictures of a column; the pictures of all messages, None for those of the column."""
+    """Make places for the pictures of a column. Returns the pictures of all messages, None for those of the column."""
     own = any(message.get(KEY) for message in messages)
     if not own and sum(message["content"].count(PLACEHOLDER) for message in messages) == count:
         for message in messages:
@@ -154,8 +157,8 @@ def _picture(value: Any, where: str, column: str) -> Picture:
             raise UserError(f"{where}, column {column!r}: the picture is not valid base64 ({error}).") from error
     if isinstance(value, str) and "://" in value and not value.startswith("file://"):
         raise UserError(
-            f"{where}, column {column!r}: {value:.80} is a URL, and pictures are read from this machine. Download them "
-            "and give their paths."
+            f"{where}, column {column!r}: {value:.80} is a URL, but pictures are only read from this machine. Download "
+            "them and give their paths."
         )
     if isinstance(value, str):
         return Picture(value.removeprefix("file://"))
@@ -170,7 +173,9 @@ def _picture(value: Any, where: str, column: str) -> Picture:
 
 
 def located(picture: Picture, folder: Path | None, where: str) -> Picture:
-    """The picture with its whole path. folder: that relative paths begin at. UserError if there is no such file."""
+    """Return the picture with its absolute path. folder: the start of relative paths. UserError if the file does not
+    exist.
+    """
     if picture.path is None:
         return picture
     path = Path(picture.path).expanduser()
@@ -181,7 +186,7 @@ def located(picture: Picture, folder: Path | None, where: str) -> Picture:
 
 
 def read_content(picture: Picture) -> bytes:
-    """The content of a picture's file. UserError if it cannot be read."""
+    """Return the content of a picture's file. UserError if it cannot be read."""
     if picture.content is not None:
         return picture.content
     assert picture.path is not None
@@ -192,7 +197,9 @@ def read_content(picture: Picture) -> bytes:
 
 
 def open_picture(picture: Picture, where: str = "") -> Any:
-    """The picture as a Pillow image in RGB, turned as its EXIF data say. where: file and row. UserError if damaged."""
+    """Return the picture as a Pillow image in RGB, rotated by its EXIF data. where: file and row. UserError
+    if damaged.
+    """
     from PIL import Image, ImageOps
 
     try:

@@ -1,4 +1,4 @@
-"""The tokens that stand for pictures in a prompt, as the processor of a vision-language model makes them."""
+"""The tokens that represent pictures in a prompt, as the processor of a vision-language model makes them."""
 
 import re
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from .truncation import Ids
 
 
 class PictureTokens:
-    """Finds the tokens of pictures.
+    """Inserts the tokens of pictures into prompts.
 
-    processor: mlx-vlm's. token: the one that it writes for each part of a picture. digest: of all that the tokens of a
-        picture depend on.
+    processor: mlx-vlm's. token: the token for each part of a picture. digest: of everything that determines the tokens
+        of a picture.
     """
 
     def __init__(self, processor: Any, token: int, digest: str) -> None:
@@ -23,14 +23,15 @@ class PictureTokens:
         self._last: tuple[Sequence[Picture], list[Ids]] = ((), [])
 
     def expanded(self, prompt: Ids, pictures: Sequence[Picture], where: str) -> Ids:
-        """A prompt with all tokens of its pictures, in place of the one that the chat template puts for each.
+        """Return a prompt with all tokens of its pictures. They replace the single token that the chat template writes
+        for each picture.
 
-        Raises UserError if the prompt has more or fewer such tokens than pictures, or a picture cannot be read.
+        Raises UserError if the number of these tokens differs from the number of pictures, or a picture cannot be read.
         """
         if (count := prompt.count(self.token)) != len(pictures):
             raise UserError(
-                f"{where}: the model's chat template makes {count} places of {len(pictures)} pictures. Remove "
-                f"{self.processor.image_token} from the text, or use a model whose template has places for pictures."
+                f"{where}: the model's chat template wrote {count} picture tokens for {len(pictures)} pictures. Remove "
+                f"{self.processor.image_token} from the text, or use a model whose template supports pictures."
             )
         if self._last[0] is not pictures:  # an example may give several rows
             self._last = pictures, [self._ids(open_picture(picture, where)) for picture in pictures]
@@ -38,39 +39,41 @@ class PictureTokens:
         return [one for token in prompt for one in (next(remaining) if token == self.token else [token])]
 
     def check_none(self, completions: Sequence[Ids], where: str) -> None:
-        """Raise UserError if a completion holds the token of a picture."""
+        """Raise a UserError if a completion contains the token of a picture."""
         if any(self.token in completion for completion in completions):
             raise UserError(
-                f"{where}: a completion holds {self.processor.image_token}, which stands for a picture. Remove it."
+                f"{where}: a completion contains {self.processor.image_token}, the token of a picture. Remove it."
             )
 
     def text_for(self, tokenizer: Any) -> str | None:
-        """What stands for a picture in text; None if the chat template puts it where content has an item `image`."""
+        """Return the text that represents a picture; None if the chat template writes it for an item `image` of the
+        content.
+        """
         try:
             trial: Any = as_items([{"role": "user", "content": f"{MARK}a"}])
             text = tokenizer.apply_chat_template(trial, tokenize=False, add_generation_prompt=True)
-        except Exception:  # a template is a program: it may raise anything
+        except Exception:  # a template is a program, so it may raise anything
             return self.processor.image_token
         return None if text.count(self.processor.image_token) == 1 else self.processor.image_token
 
     def shortened(self, text: str) -> str:
-        """A decoded prompt with the tokens of a picture written once, with their number."""
+        """Return a decoded prompt in which the repeated tokens of a picture are written once, with their number."""
         token = self.processor.image_token
         return re.sub(
             rf"{re.escape(token)}(?: ?{re.escape(token)})+", lambda run: f"{token}×{run[0].count(token)}", text
         )
 
     def _ids(self, image: Any) -> Ids:
-        """The tokens of a picture, without those that the tokenizer puts around every text."""
+        """Return the tokens of a picture, without the tokens that the tokenizer adds around every text."""
         ids = self.processor(text=[self.processor.image_token], images=[image])["input_ids"]
         before = self.alone.index(self.token)
         return [int(token) for token in ids.tolist()[0]][before : before + 1 - len(self.alone) or None]
 
 
 def as_items(messages: Messages, as_text: str | None = None) -> Messages:
-    """Messages whose marks of pictures are items of their content, as chat templates of such models take them.
+    """Return messages whose content has an item for each picture, as chat templates of such models expect.
 
-    as_text: what replaces a mark in the text instead, for templates that take text alone.
+    as_text: text to write instead of the item, for templates that only accept text.
     """
     return [
         {**message, "content": message["content"].replace(MARK, as_text) if as_text else _items(message["content"])}

@@ -40,8 +40,9 @@ class PrefixCache(_BaseCache):
     """
 
     _idx = 0
-    """mlx_vlm reads it in place of the values of `offset`, which a step that is compiled does not have. It is not used,
-    because the positions are given."""
+    """mlx_vlm reads this instead of the values of `offset`, which a compiled step does not have. The value is not used,
+    because the positions are given.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Pictures → what the tokens of a batch stand for. The vision tower runs once for each prompt; it is not trained."""
+"""Compute the embeddings of a batch's pictures. The vision tower runs once per prompt and is not trained."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,20 +14,21 @@ from .model import VisionModel, counts_on_axes
 from .shown import shown
 
 KNOWN = "llava, qwen2_vl and qwen2_5_vl"
-"""Model types that are tested here; others are tried."""
+"""Model types that are tested with this package. Other types are checked when they are used."""
 
 ALLOWED = 1e-2
-"""Relative L2 difference of logits that is rounding in the precision of a model."""
+"""Relative L2 difference of logits that counts as rounding in the precision of a model."""
 
 
 def with_pictures(model: VisionModel, batch: Batch, images: Sequence[Sequence[Any]], multiple: int = 1) -> Batch:
-    """The batch, whose picture tokens stand for what the model's vision tower sees.
+    """Return the batch with the embeddings of its pictures.
 
     images: of each example, as Pillow images, in the order of their places in the prompt.
-    multiple: the number of entries is padded as that of `Batch.scored`, which bounds the number of compiled graphs.
+    multiple: the number of entries is padded to a multiple of it, like `Batch.scored`, which limits the number of
+        compiled graphs.
 
     Raises:
-        UserError: the model uses pictures in another way than as embeddings of tokens.
+        UserError: The model uses pictures in another way than as embeddings of tokens.
     """
     lengths = np.array(batch.prompt_lengths)
     prompts = [np.array(batch.prompts[i, : lengths[i]]) for i in range(len(images))]
@@ -55,19 +56,21 @@ def with_pictures(model: VisionModel, batch: Batch, images: Sequence[Sequence[An
 
 
 def picture_token(model: VisionModel) -> int:
-    """The token that the processor writes for each part of a picture."""
+    """Return the token that the processor writes for each part of a picture."""
     config: Any = model.config
     found = getattr(config, "image_token_index", None)
     return int(config.image_token_id if found is None else found)
 
 
 def processed(processor: Any, images: Sequence[Any]) -> dict[str, Any]:
-    """What mlx-vlm's processor makes of pictures alone, each at a placeholder of its own: tokens and tower inputs."""
+    """Return the tokens and the tower's inputs that mlx-vlm's processor makes from pictures, one placeholder per
+    picture.
+    """
     return dict(processor(text=[processor.image_token * len(images)], images=list(images)))
 
 
 def _seen(model: VisionModel, prompt: np.ndarray, images: Sequence[Any]) -> list[mx.array]:
-    """The entries of `Pictures` of one prompt: embeddings, and positions where the model has such."""
+    """Return the entries of `Pictures` for one prompt: embeddings, and positions if the model has them."""
     ids, is_picture = mx.array(prompt)[None], prompt == picture_token(model)
     embeddings, positions = model.language_model.model.embed_tokens(ids), np.zeros((3, len(prompt)), np.int32)
     if images:
@@ -83,20 +86,20 @@ def _seen(model: VisionModel, prompt: np.ndarray, images: Sequence[Any]) -> list
 
 
 def _inputs(model: VisionModel, images: Sequence[Any]) -> dict[str, Any]:
-    """What the tower reads of pictures, by the names of mlx-vlm."""
+    """Return the tower's inputs for pictures, by mlx-vlm's names."""
     inputs = processed(model.processor, images)
     return {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
 
 
 def _moves(positions: np.ndarray, is_picture: np.ndarray) -> np.ndarray:
-    """(entries, 4): see `Pictures.positions`.
+    """Return the positions, (entries, 4): see `Pictures.positions`.
 
-    positions: (3, tokens) of one prompt; those of text are the same on all axes. is_picture: (tokens,) bool.
+    positions: (3, tokens) of one prompt. For text they are the same on all axes. is_picture: (tokens,) bool.
     """
     moved = positions - np.arange(positions.shape[1])
     ends = np.flatnonzero(is_picture & ~np.append(is_picture[1:], False))
     after = np.append(moved[0], positions.max() + 1 - positions.shape[1])  # of the token after the last
-    before = np.concatenate([[0], after[ends + 1]])  # each run of picture tokens: by how much those before it move
+    before = np.concatenate([[0], after[ends + 1]])  # for each run of picture tokens: the shift by the runs before it
     run = np.cumsum(is_picture & ~np.concatenate([[False], is_picture[:-1]]))[is_picture] - 1
     entries = np.zeros((int(is_picture.sum()), 4), np.int32)
     entries[:, :3] = (moved[:, is_picture] - before[run]).T
@@ -105,10 +108,10 @@ def _moves(positions: np.ndarray, is_picture: np.ndarray) -> np.ndarray:
 
 
 def check_exact(model: VisionModel, batch: Batch, images: Sequence[Sequence[Any]]) -> None:
-    """Compare the logits of the first prompt with those of mlx-vlm's own forward.
+    """Compare the logits of the first prompt with those of mlx-vlm's own forward pass.
 
     Raises:
-        UserError: they differ: the model uses pictures in another way than as embeddings of tokens.
+        UserError: They differ, because the model uses pictures in another way than as embeddings of tokens.
     """
     example = next(i for i, own in enumerate(images) if own)
     length = int(batch.prompt_lengths[example])
@@ -123,12 +126,12 @@ def check_exact(model: VisionModel, batch: Batch, images: Sequence[Sequence[Any]
         kind = getattr(model.config, "model_type", "?")
         raise UserError(
             f"model: models of type {kind} cannot be trained with pictures, because "
-            f"their language model reads more of a picture than the embeddings of tokens. Tested types: {KNOWN}."
+            f"their language model uses more of a picture than the embeddings of tokens. Tested types: {KNOWN}."
         )
 
 
 def forget_positions(model: VisionModel) -> None:
-    """mlx-vlm keeps the positions of its last call of the whole model, and would use them in the next."""
+    """Reset the positions that mlx-vlm keeps from its last call of the whole model and would use in the next call."""
     for name in ("_position_ids", "_rope_deltas"):
         if hasattr(model.language_model, name):
             setattr(model.language_model, name, None)

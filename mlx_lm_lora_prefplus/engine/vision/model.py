@@ -1,8 +1,8 @@
-"""A vision-language model of mlx-vlm that is called as a language model of mlx-lm: tokens → logits.
+"""Call a vision-language model of mlx-vlm like a language model of mlx-lm: tokens → logits.
 
-Its tokens may stand for parts of pictures (`plugin.protocol.PICTURE`), which the vision tower has turned into
-embeddings before (see `encode`). A token says itself what it stands for, so rows can be cut, grouped and continued from
-a cache like rows of text.
+Its tokens may represent parts of pictures (`plugin.protocol.PICTURE`). The vision tower has turned these into
+embeddings before (see `encode`). Each token identifies its part of a picture. Rows with pictures can therefore be
+divided, grouped and continued from a cache like rows of text.
 """
 
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from .shown import current
 
 
 class VisionModel(nn.Module):
-    """What `as_language_model` adds to the class of a model."""
+    """The attributes that `as_language_model` adds to the class of a model."""
 
     processor: Any
-    """Turns pictures into the inputs of the vision tower, and knows the tokens that stand for them."""
+    """Turns pictures into the inputs of the vision tower, and defines the tokens that represent pictures."""
 
     whole: Callable[..., Any]
-    """mlx-vlm's own call, of tokens and the inputs of the tower."""
+    """mlx-vlm's own call, with tokens and the inputs of the tower."""
 
     language_model: Any
     get_input_embeddings: Any
 
     def __call__(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """(rows, width, vocabulary) logits of (rows, width) tokens, with the pictures that are `shown`."""
+        """Return the (rows, width, vocabulary) logits of (rows, width) tokens, with the pictures in `shown`."""
         pictures, inputs = current(), {}
         if pictures is not None:
             inputs["inputs_embeds"] = self._embedded(tokens, pictures)
@@ -39,11 +39,11 @@ class VisionModel(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The layers of the language model: those that get adapters."""
+        """Return the layers of the language model, which get adapters."""
         return self.language_model.layers
 
     def make_cache(self) -> list[Any]:
-        """The language model's caches."""
+        """Return the language model's caches."""
         own = getattr(self.language_model, "make_cache", None)
         return own() if own else [KVCache() for _ in self.layers]
 
@@ -54,7 +54,7 @@ class VisionModel(nn.Module):
 
 
 def as_language_model(model: nn.Module, processor: Any) -> VisionModel:
-    """Make a model of mlx-vlm one of ours, in place. processor: mlx-vlm's, of the same model."""
+    """Convert a model of mlx-vlm in place. processor: mlx-vlm's, of the same model."""
     own = type(model)
     kind = type(own.__name__, (VisionModel, own), {"__module__": own.__module__, "whole": staticmethod(own.__call__)})
     model.__class__ = kind
@@ -63,12 +63,14 @@ def as_language_model(model: nn.Module, processor: Any) -> VisionModel:
 
 
 def counts_on_axes(model: VisionModel) -> bool:
-    """Whether positions have three axes: time, height and width of a picture (Wang et al. 2024, arXiv 2409.12191)."""
+    """Return whether positions have three axes: time, height and width of a picture (Wang et al. 2024, arXiv
+    2409.12191).
+    """
     return hasattr(model.language_model, "get_rope_index")
 
 
 def _positions(tokens: mx.array, cache: list[Any] | None, pictures: Pictures | None) -> mx.array:
-    """(3, rows, width) positions: places in the row, moved by the pictures before and in it."""
+    """Return (3, rows, width) positions: places in the row, shifted by the pictures before and in the row."""
     rows, width = tokens.shape
     keys = next((one for one in cache or [] if hasattr(one, "offset")), None)
     start = mx.array(getattr(keys, "offset", 0)) + getattr(keys, "moved", 0)
@@ -84,5 +86,5 @@ def _positions(tokens: mx.array, cache: list[Any] | None, pictures: Pictures | N
 
 
 def _entries(tokens: mx.array) -> mx.array:
-    """The entry of the pictures that each token stands for; 0 for text."""
+    """Return the entry of the pictures that each token represents; 0 for text."""
     return mx.maximum(tokens - PICTURE, 0)

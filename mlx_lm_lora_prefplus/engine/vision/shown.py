@@ -1,4 +1,4 @@
-"""The pictures that a call of a model is about."""
+"""The pictures of the current model call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from ...plugin.protocol import Pictures
 
 _shown: list[Pictures | None] = [None]
-"""The pictures of the calls that are under way, the innermost last."""
+"""The pictures of the current calls, innermost last."""
 
 
 def current() -> Pictures | None:
-    """The pictures that the tokens of a call stand for; None if it has none."""
+    """Return the pictures of the current call; None if it has none."""
     return _shown[-1]
 
 
 @contextmanager
 def shown(pictures: Pictures | None) -> Iterator[None]:
-    """Let a `VisionModel` see these pictures while the context is open."""
+    """Make these pictures available to a `VisionModel` while the context is open."""
     _shown.append(pictures)
     try:
         yield

@@ -61,7 +61,7 @@ def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
         if needed > available:
             return (
                 f"fusing needs {gigabytes(needed)} of {what}, but only {gigabytes(available)} are available. Turn "
-                "fusing off with --no-fuse (mlx_lm can load the adapters directly with --adapter-path), or free some"
+                "fusing off with --no-fuse (mlx_lm can load the adapters directly with --adapter-path), or free more"
             )
     return None
 

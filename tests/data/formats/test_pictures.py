@@ -67,7 +67,7 @@ def test_rows_of_one_completion_have_pictures_too():
 
 def test_several_pictures_keep_their_places():
     look = [user("First <image> then <image>"), bot("Two."), user([ITEMS[1], {"type": "image", "image": b"3"}])]
-    with pytest.raises(UserError, match="places for 3 pictures, and column 'images' holds 2"):
+    with pytest.raises(UserError, match="places for 3 pictures, but column 'images' contains 2"):
         read({"prompt": [user([{"type": "image"}] * 3)], "images": ["1", "2"], **ANSWERS})
     text = read({"prompt": look[:1], "images": ["1", "2"], **ANSWERS})
     assert text.prompt == [user(f"First {MARK} then {MARK}")] and [one.path for one in text.pictures] == ["1", "2"]
@@ -88,13 +88,13 @@ def test_content_is_kept_with_the_row(value):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image": "https://host/a.png"}, "is a URL, and pictures are read from this machine"),
+        ({"image": "https://host/a.png"}, "is a URL, but pictures are only read from this machine"),
         ({"image": 3}, "expected a picture: a path, bytes, or an object"),
         ({"image": "data:image/png;base64,*"}, "not valid base64"),
-        ({"prompt": [user([{"type": "image"}, {"type": "image"}])], "image": "a"}, "places for 2 pictures, and"),
-        ({"prompt": [user([{"type": "image"}])]}, "places for 1 pictures, and column 'images' holds 0"),
+        ({"prompt": [user([{"type": "image"}, {"type": "image"}])], "image": "a"}, "places for 2 pictures, but"),
+        ({"prompt": [user([{"type": "image"}])]}, "places for 1 pictures, but column 'images' contains 0"),
         ({"prompt": [user([{"type": "audio"}])]}, "sound and video cannot be read"),
-        ({"chosen": [bot([{"type": "image", "image": "a"}])]}, "a completion holds a picture"),
+        ({"chosen": [bot([{"type": "image", "image": "a"}])]}, "a completion contains a picture"),
     ],
 )
 def test_what_cannot_be_read_is_said(changes, said):
@@ -104,10 +104,10 @@ def test_what_cannot_be_read_is_said(changes, said):
 
 def test_text_without_a_chat_template_has_no_place_for_a_picture():
     row = {"image": "a.png", "chosen": "What is it? A cat.", "rejected": "What is it? A dog."}
-    with pytest.raises(UserError, match="the chat template is what puts pictures in a prompt"):
+    with pytest.raises(UserError, match="only a chat template can put pictures in a prompt"):
         read(row)
     _, examples = read_examples(iter([(1, {"prompt": "What?", **row})]), "rows", FEATURES, raw=True, pictures=True)
-    with pytest.raises(UserError, match="the chat template is what puts pictures in a prompt"):
+    with pytest.raises(UserError, match="only a chat template can put pictures in a prompt"):
         list(examples)
 
 

@@ -142,13 +142,13 @@ def test_held_out_rows_are_scored_with_their_pictures(look, llava):
     "changes", [{"load_in_4bits": True}, {"efficient_long_context": True}, {"sample_prompts": 2}, {"streaming": True}]
 )
 def test_settings_that_pictures_cannot_be_used_with(look, llava, changes):
-    with pytest.raises(UserError, match=f"{next(iter(changes))}: cannot be used with pictures. Leave it out"):
+    with pytest.raises(UserError, match=f"{next(iter(changes))}: cannot be used with pictures. Remove it"):
         look(llava, **changes)
 
 
 def test_without_mlx_vlm_the_extra_is_named(look, llava, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlx_vlm", None)
-    with pytest.raises(UserError, match=r"needs mlx-vlm: pip install 'mlx-lm-lora-prefplus\[vision\]'"):
+    with pytest.raises(UserError, match=r"need mlx-vlm: pip install 'mlx-lm-lora-prefplus\[vision\]'"):
         look(llava)
 
 
@@ -186,9 +186,9 @@ def test_each_placeholder_becomes_the_tokens_of_its_picture(tmp_path):
     assert tokens.expanded([5, 7, 6, 7], pictures, "") == [5, *[7] * 12, 6, 7, 7]
     assert tokens.text_for(Words()) is None and tokens.text_for(object()) == "<image>"
     assert tokens.shortened("a <image><image><image> b <image>") == "a <image>×3 b <image>"
-    with pytest.raises(UserError, match="row 3: the model's chat template makes 1 places of 2 pictures"):
+    with pytest.raises(UserError, match="row 3: the model's chat template wrote 1 picture tokens for 2 pictures"):
         tokens.expanded([5, 7], pictures, "rows, row 3")
-    with pytest.raises(UserError, match="row 3: a completion holds <image>"):
+    with pytest.raises(UserError, match="row 3: a completion contains <image>"):
         tokens.check_none([[5], [7]], "rows, row 3")
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"row 3: the picture .*a.png cannot be read"):
