@@ -63,9 +63,7 @@ def as_language_model(model: nn.Module, processor: Any) -> VisionModel:
 
 
 def counts_on_axes(model: VisionModel) -> bool:
-    """Return whether positions have three axes: time, height and width of a picture (Wang et al. 2024, arXiv
-    2409.12191).
-    """
+    """Return whether positions have three axes: time, height and width (Wang et al. 2024, arXiv 2409.12191)."""
     return hasattr(model.language_model, "get_rope_index")
 
 
