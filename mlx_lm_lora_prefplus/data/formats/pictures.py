@@ -200,10 +200,11 @@ def open_picture(picture: Picture, where: str = "") -> Any:
     """Return the picture as a Pillow image in RGB, rotated by its EXIF data. where: file and row. UserError
     if damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         return ImageOps.exif_transpose(Image.open(io.BytesIO(read_content(picture)))).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = picture.path or "in the row"
-        raise UserError(f"{where}{': ' if where else ''}the picture {name} cannot be read: {error}.") from error
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{where}{': ' if where else ''}the picture {name} cannot be read: {reason}.") from error

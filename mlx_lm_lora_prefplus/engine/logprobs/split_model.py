@@ -5,7 +5,7 @@ such class raises its output as an exception, which leaves the model at that poi
 All other code is the model's own, so scales, soft caps, tied heads and quantised heads need no special treatment.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -16,6 +16,9 @@ from mlx.utils import tree_flatten
 
 from ..model.routers import Place, counted
 from ..model.swap import swapped_classes
+
+Tensor = tuple[str, nn.Module, str]
+"""Name of a parameter, its module, and its key there."""
 
 
 class _Caught(Exception):
@@ -128,19 +131,29 @@ def _outside_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
-    """Return the names of the parameters that make the logits NaN when they are NaN."""
-    names = set()
+    """Return the names of the parameters that turn logits into NaN when they are NaN themselves.
+
+    Each part of the model, such as a vision tower, is tried as a whole first: most parameters are not of the head.
+    """
+    parts: dict[str, list[Tensor]] = {}
     for path, module in _outside_layers(halves.model):
         for key, value in module.items():
-            if not (isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)):
-                continue
-            module[key] = mx.broadcast_to(mx.array(float("nan"), value.dtype), value.shape)
-            try:
-                if mx.isnan(halves.logits(hidden)).any().item():
-                    names.add(f"{path}.{key}" if path else key)
-            finally:
-                module[key] = value
-    return frozenset(names)
+            if isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating):
+                parts.setdefault(path.partition(".")[0], []).append((f"{path}.{key}" if path else key, module, key))
+    reaching = [tensor for part in parts.values() if _reach(halves, hidden, part) for tensor in part]
+    return frozenset(tensor[0] for tensor in reaching if _reach(halves, hidden, [tensor]))
+
+
+def _reach(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor]) -> bool:
+    """Return whether logits are NaN when these parameters are."""
+    values = [module[key] for _, module, key in tensors]
+    for (_, module, key), value in zip(tensors, values, strict=True):
+        module[key] = mx.broadcast_to(mx.array(float("nan"), value.dtype), value.shape)
+    try:
+        return bool(mx.isnan(halves.logits(hidden)).any().item())
+    finally:
+        for (_, module, key), value in zip(tensors, values, strict=True):
+            module[key] = value
 
 
 def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
