@@ -48,7 +48,7 @@ def _computing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a parser of an option's value whose ValueError is an error of the command line."""
+    """Wrap the parser of an option's value: its ValueError becomes an error of the command line."""
 
     def parsed(text: str) -> Any:
         try:

@@ -58,7 +58,7 @@ def completions_of(row: Mapping[str, Any]) -> list[Any]:
 
 
 def masks_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """Return which tokens count (1 or 0), one mask for each of `completions_of`.
+    """Return one mask per completion of a row, in the order of `completions_of`: 1 for tokens that count, 0 for others.
 
     A mask is None if all tokens of that completion count. Returns None if the rows have no mask columns.
     """

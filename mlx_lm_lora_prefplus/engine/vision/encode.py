@@ -98,7 +98,7 @@ def _moves(positions: np.ndarray, is_picture: np.ndarray) -> np.ndarray:
     """
     moved = positions - np.arange(positions.shape[1])
     ends = np.flatnonzero(is_picture & ~np.append(is_picture[1:], False))
-    after = np.append(moved[0], positions.max() + 1 - positions.shape[1])  # of the token after the last
+    after = np.append(moved[0], positions.max() + 1 - positions.shape[1])  # last: the shift after the row
     before = np.concatenate([[0], after[ends + 1]])  # for each run of picture tokens: the shift by the runs before it
     run = np.cumsum(is_picture & ~np.concatenate([[False], is_picture[:-1]]))[is_picture] - 1
     entries = np.zeros((int(is_picture.sum()), 4), np.int32)

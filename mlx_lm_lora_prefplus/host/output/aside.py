@@ -52,7 +52,8 @@ FUSED = ".fused"
 class Previous(NamedTuple):
     """The files in an adapter folder that do not belong to the current run.
 
-    files: relative to `folder`. States come first, so that an interrupted move leaves no incomplete run to resume.
+    files: relative to `folder`. States come first: after an interrupted move, a later `--resume` then finds
+        no state without its other files.
     target: the folder that they are moved to.
     """
 

@@ -46,8 +46,9 @@ def tpo(lists: Lists, *, beta: float, label_smoothing: float) -> mx.array:
     added.
 
     The best completion of a list is the gold response. The weight `cpo_alpha` adds its NLL. The second best completion
-    is w, and the last is l. In a list of two, the better one is both the gold response and w, which is CPO. If w and l
-    have the same score, only the NLL remains.
+    is w, and the last is l. In a list of two, the
+    better completion is both the gold response and w, so the loss equals that of CPO. If w and l have the same score,
+    only the NLL remains.
 
     Args:
         lists: summed log-probs, the best completion first.

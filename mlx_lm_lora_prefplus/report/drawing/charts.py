@@ -13,7 +13,7 @@ Point = tuple[float, float]
 """Iteration and value."""
 
 MOST_POINTS = 400
-"""Largest number of points in a line. More would be closer together than pixels."""
+"""Largest number of points in a line. More points would be less than a pixel apart."""
 
 MOST_INTERVALS = 40
 """With more validations than this, intervals are not drawn, because they would touch."""

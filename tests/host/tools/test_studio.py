@@ -174,7 +174,7 @@ def test_no_line_of_ours_is_taken_for_a_metric(app, python):
 def test_a_mode_that_the_app_cannot_train_is_refused_in_words(app, python, mode):
     said = app.run(python, train_mode=mode)
     assert said.returncode == 1 and "Training started" not in said.out
-    assert f"Run failed: UserError: train_mode {mode}: this program trains dpo, cpo, orpo only. Instead, " in said.out
+    assert f"Run failed: UserError: train_mode {mode}: this program trains only dpo, cpo, orpo. Instead, " in said.out
     assert ("loss_type: simpo" if mode == "simpo" else f"--train-mode {mode}") in said.out
 
 
