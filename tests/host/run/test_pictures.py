@@ -110,6 +110,36 @@ def test_rows_and_reference_are_cached_until_a_picture_changes(look, llava):
     assert re.search(r"[03] of 9 rows from the cache", look(llava)[0])  # those of valid are unchanged
 
 
+def test_pictures_in_the_columns_of_datasets_give_the_same_bytes(look, llava):
+    """As bytes in a Parquet file, and as paths in a folder of `save_to_disk`."""
+    from datasets import Dataset, DatasetDict, Image, Sequence
+
+    look(llava, val_batches=0)
+    expected = Path("adapters/adapters.safetensors").read_bytes()
+    rows = [json.loads(line) for line in Path("pictures/train.jsonl").read_text().splitlines()]
+    files = [[Path("pictures", path).absolute() for path in row.pop("images")] for row in rows]
+    forms = {"parquet": lambda file: {"bytes": file.read_bytes(), "path": None}, "saved": str}
+    for data, form in forms.items():
+        with_images = [{**row, "images": [form(file) for file in own]} for row, own in zip(rows, files, strict=True)]
+        table = Dataset.from_list(with_images).cast_column("images", Sequence(Image()))
+        if data == "saved":
+            DatasetDict({"train": table}).save_to_disk(data)
+        else:
+            Path(data).mkdir()
+            table.to_parquet(f"{data}/train.parquet")
+        look(llava, val_batches=0, data=data, adapter_path=f"adapters-{data}")
+        assert Path(f"adapters-{data}/adapters.safetensors").read_bytes() == expected
+
+
+def test_full_training_leaves_the_tower_as_it_is(look, llava):
+    _, told = look(llava, train_type="full", fuse=True)
+    assert told.val[0]["val_loss"] == pytest.approx(LN_2, abs=1e-6)
+    assert all(name.startswith("language_model.") for name in weights())
+    fused, base = mx.load("adapters/model.safetensors"), mx.load(str(llava / "model.safetensors"))
+    same = {name: mx.array_equal(fused[name], value).item() for name, value in base.items()}
+    assert all(same[name] == (not name.startswith("language_model.")) for name in same if "rope" not in name)
+
+
 def test_mlx_vlm_reads_the_adapters_and_the_fused_model(look, folder):
     from mlx_vlm.utils import load
 
