@@ -48,13 +48,13 @@ def images(*sizes):
 
 def rows_of(model):
     """A prompt with one picture, one with two of different sizes, one with none; and completions of uneven lengths."""
-    shown = [images((8, 8)), images((16, 8), (8, 24)), []]
+    shown = [images((16, 16)), images((16, 16), (8, 24)), []]  # of 2 × 2 and 1 × 3 parts
     rows = []
     for i, own in enumerate(shown):
         prompt = [0, 3, 5 + i]
         for image in own:
             ids = model.processor(text=[model.processor.image_token], images=[image])["input_ids"].tolist()[0]
-            prompt += [6, *ids, 7]
+            prompt += [getattr(model.config, "vision_start_token_id", 6), *ids, 7]  # where positions begin to move
         answers = {"chosen": [9, 10, 11], "rejected": [12, 13, 14, 8][: i + 2]}
         rows.append({"prompt": [*prompt, *range(8, 9 + i)], **answers})
     return rows, shown
@@ -89,7 +89,6 @@ def gradient(model, function):
     return found
 
 
-@pytest.mark.slow
 def test_every_way_equals_the_models_own_forward(seeing):
     rows, shown = rows_of(seeing)
     batch = with_pictures(seeing, collate(rows, np.arange(3)), shown)
