@@ -17,7 +17,7 @@ def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, An
     """Load the model, with the adapters in a folder or file, and its tokenizer.
 
     Raises:
-        UserError: A file does not exist or does not fit.
+        UserError: A file does not exist, or its adapters do not match the model.
     """
     settings = resolved.settings
     model, tokenizer = models.load_base(settings)

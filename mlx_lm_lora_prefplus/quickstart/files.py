@@ -27,7 +27,7 @@ seed: 0    # the same seed gives the same run
 
 beta: 0.1    # how strongly a preference counts, per nat of log-ratio
 sft_weight: 2.0    # weight of the NLL of the chosen answers; it keeps them likely
-learning_rate: 2e-4    # size of a step; large, because this model is tiny
+learning_rate: 1e-4    # size of a step; large, because this model is tiny
 iters: 80    # number of batches to train on (or give epochs)
 batch_size: 10    # pairs per batch
 max_seq_length: 64    # tokens of prompt and answer together; longer rows are cut
@@ -40,6 +40,7 @@ lora_parameters:
 steps_per_report: 10    # batches between two reports of the training loss
 steps_per_eval: 40    # batches between two validations on valid.jsonl
 val_batches: -1    # how many batches of valid.jsonl; -1: all
+sample_prompts: 4    # how many validation prompts are answered at each validation; the report shows the answers
 save_every: 40    # batches between two saves of the adapter
 """
 

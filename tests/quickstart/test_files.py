@@ -73,14 +73,14 @@ def test_the_config_holds_known_keys_and_absolute_paths(tmp_path):
     folder.mkdir()
     text = files.write_inputs(folder).read_text()
     config = yaml.safe_load(text)
-    assert set(config) <= set(CONFIG_DEFAULTS) | {"sft_weight"}
+    assert set(config) <= set(CONFIG_DEFAULTS) | {"sft_weight", "sample_prompts"}
     assert config["sft_weight"] == DPO.options(sft_weight=config["sft_weight"]).sft_weight
     assert config["train_mode"] == DPO.mode
     assert config["fuse"] is False
     assert config["model"] == str(folder / "model")
     assert config["data"] == str(folder / "data")
     assert config["adapter_path"] == str(folder / "adapters")
-    assert float(config["learning_rate"]) == 2e-4
+    assert float(config["learning_rate"]) == 1e-4
 
 
 def test_each_key_of_the_config_has_a_comment(tmp_path):

@@ -98,8 +98,8 @@ def kl_growing(history: History, run: RunInfo) -> str | None:
     if drift <= tokens:
         return None
     return (
-        f"the policy is {drift:.0f} nats from its reference on a completion, more than one for each of its "
-        f"{tokens:.0f} tokens. "
+        f"the log-prob of a completion ({tokens:.0f} tokens on average) differs by {drift:.0f} nats from the "
+        "reference's, more than one nat per token. "
     ) + run.advice(
         ("beta", f"a larger beta (now {run.beta}) to keep it closer"),
         (None, SMALLER_RATE),

@@ -7,8 +7,9 @@ compute. Norms, attention scores and activation functions are cheap to compute, 
 
 It relies on six facts:
 
-1. MLX is lazy. Of the recomputation, only what gradients depend on is executed. The gradient of a frozen linear layer
-   does not depend on its output, so with `PRODUCTS` no large product is computed twice.
+1. MLX is lazy: it executes only the part of the recomputation that a gradient needs. The gradient through a frozen
+   linear layer needs its weights, not its output. With `PRODUCTS` the output is kept for the operations that do need
+   it, so MLX never executes a large matrix product twice.
 2. Keys, values and states of a cache enter and leave a layer as arrays, so gradients also flow through a prompt that
    several completions share. (mlx-lm's `grad_checkpoint` loses these gradients.)
 3. A layer is recomputed only when the gradient of its output is known. `mx.depends` enforces this order. It also keeps

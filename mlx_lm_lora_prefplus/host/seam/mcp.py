@@ -28,7 +28,7 @@ def extended(originals: Mapping[str, Any]) -> dict[str, Any]:
     }
 
     def known_config_keys() -> set[str]:
-        """Return the host's keys and those of the added modes. The server lists all other keys in a note."""
+        """Return the host's keys and those of the added modes. The MCP server reports any other key as unknown."""
         return originals["known_config_keys"]() | keys
 
     described = {mode: _described(one, originals["TRAIN_MODES"].get(mode)) for mode, one in modes.items()}
