@@ -3,10 +3,14 @@
 import base64
 import binascii
 import io
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
 
 from ...errors import UserError
 from ..sources.files import Rows
@@ -102,47 +106,52 @@ def check_placed(row: Mapping[str, Any], where: str) -> None:
 def take_pictures(messages: list[dict[str, Any]], row: Mapping[str, Any], where: str) -> tuple[Any, list[Picture]]:
     """Return the messages of a prompt with a `MARK` for each picture, and the pictures in the order of the marks.
 
-    The pictures of a column fill the empty places in the messages: items without a value, or `PLACEHOLDER`. If there
+    The pictures of a column fill the empty places in the messages: items without a value, and `PLACEHOLDER`. If there
     are none, the pictures are put at the start of the first user message.
 
     Raises:
-        UserError: The numbers of places and pictures differ, or a value is not a picture.
+        UserError: The numbers of places and pictures differ, a value is not a picture, or a text contains `MARK`.
     """
     column = column_of(row)
     values = [] if column is None else row[column]
     values = list(values) if isinstance(values, (list, tuple)) else [values]
-    given = [value for message in messages for value in message.get(KEY, ())]
-    if not values and not given:
+    if not values and not any(message.get(KEY) or PLACEHOLDER in message["content"] for message in messages):
         return messages, []
     messages = [{**message} for message in messages]
-    places = [value for value in given if value is None]
-    if values and not places:
-        given = _place(messages, len(values))
-        places = [value for value in given if value is None]
-    if len(places) != len(values):
+    given = [value for message in messages for value in _marked(message, where)]
+    if values and None not in given:
+        first = next((message for message in messages if message["role"] == "user"), messages[0])
+        first["content"] = MARK * len(values) + first["content"]
+        first[KEY] = [None] * len(values) + first[KEY]
+        given = [value for message in messages for value in message[KEY]]
+    if (count := given.count(None)) != len(values):
         raise UserError(
-            f"{where}: the messages have places for {len(places)} pictures, but column {column or 'images'!r} contains "
-            f"{len(values)}. Give as many pictures as there are places."
+            f"{where}: the messages have places for {count} pictures, but column {column or 'images'!r} contains "
+            f"{len(values)}. Give as many pictures as there are places. A place is an item of type image without a "
+            f"picture, or {PLACEHOLDER} in the text."
         )
     remaining = iter(values)
     filled = [next(remaining) if value is None else value for value in given]
     for message in messages:
-        message.pop(KEY, None)
+        del message[KEY]
     return messages, [_picture(value, where, column or "messages") for value in filled]
 
 
-def _place(messages: list[dict[str, Any]], count: int) -> list[Any]:
-    """Make places for the pictures of a column. Returns the pictures of all messages, None for those of the column."""
-    own = any(message.get(KEY) for message in messages)
-    if not own and sum(message["content"].count(PLACEHOLDER) for message in messages) == count:
-        for message in messages:
-            message[KEY] = [None] * message["content"].count(PLACEHOLDER)
-            message["content"] = message["content"].replace(PLACEHOLDER, MARK)
-    else:
-        first = next((message for message in messages if message["role"] == "user"), messages[0])
-        first["content"] = MARK * count + first["content"]
-        first[KEY] = [None] * count + list(first.get(KEY, ()))
-    return [value for message in messages for value in message.get(KEY, ())]
+def _marked(message: dict[str, Any], where: str) -> list[Any]:
+    """Replace each `PLACEHOLDER` in a message by a `MARK`. Returns its pictures, None for those of the column."""
+    text, own = message["content"], message.get(KEY, ())
+    if text.count(MARK) != len(own):
+        raise UserError(
+            f"{where}: the text of a row with pictures contains the character U+FFFC, which represents a picture. "
+            f"Write {PLACEHOLDER} where a picture of the column belongs, or remove the character."
+        )
+    remaining = iter(own)
+    found = re.findall(f"{MARK}|{PLACEHOLDER}", text)
+    message |= {
+        "content": text.replace(PLACEHOLDER, MARK),
+        KEY: [next(remaining) if f == MARK else None for f in found],
+    }
+    return message[KEY]
 
 
 def _picture(value: Any, where: str, column: str) -> Picture:
@@ -152,16 +161,18 @@ def _picture(value: Any, where: str, column: str) -> Picture:
         return Picture(None, value)
     if isinstance(value, str) and value.startswith("data:"):
         try:
-            return Picture(None, base64.b64decode(value.partition(",")[2], validate=True))
+            return Picture(None, base64.b64decode("".join(value.partition(",")[2].split()), validate=True))
         except binascii.Error as error:
             raise UserError(f"{where}, column {column!r}: the picture is not valid base64 ({error}).") from error
-    if isinstance(value, str) and "://" in value and not value.startswith("file://"):
+    if isinstance(value, str) and value.startswith("file://"):
+        return Picture(unquote(value.removeprefix("file://")))
+    if isinstance(value, str) and "://" in value:
         raise UserError(
-            f"{where}, column {column!r}: {value:.80} is a URL, but pictures are only read from this machine. Download "
-            "them and give their paths."
+            f"{where}, column {column!r}: {_shortened(value)} is a URL, but pictures are only read from this machine. "
+            "Download them and give their paths."
         )
     if isinstance(value, str):
-        return Picture(value.removeprefix("file://"))
+        return Picture(value)
     if save := getattr(value, "save", None):  # Pillow
         content = io.BytesIO()
         save(content, "PNG")
@@ -178,11 +189,24 @@ def located(picture: Picture, folder: Path | None, where: str) -> Picture:
     """
     if picture.path is None:
         return picture
-    path = Path(picture.path).expanduser()
-    path = path if folder is None else folder / path
-    if not path.is_file():
-        raise UserError(f"{where}: there is no picture {path}. Paths are relative to the file with the rows.")
+    path = Path(picture.path)
+    try:
+        path = path.expanduser() if folder is None else folder / path.expanduser()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # no path, such as base64
+        found = False
+    if not found:
+        beside = f" in {folder}" if folder is not None and not path.is_relative_to("/") else ""
+        raise UserError(
+            f"{where}: there is no picture {_shortened(picture.path)}{beside}. Paths are relative to the file with the "
+            "rows. Base64 must begin with data:image/png;base64,"
+        )
     return Picture(str(path.absolute()))
+
+
+def _shortened(text: str) -> str:
+    """Return a text with at most 80 characters, of its start and its end."""
+    return text if len(text) <= 80 else f"{text[:49]}…{text[-30:]}"
 
 
 def read_content(picture: Picture) -> bytes:
@@ -202,9 +226,27 @@ def open_picture(picture: Picture, where: str = "") -> Any:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    content = read_content(picture)
     try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(read_content(picture)))).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return _eight_bits(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))).convert("RGB")
+    except Exception as error:  # the readers of some formats raise any error if a file is damaged
         name = picture.path or "in the row"
-        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        reason = re.sub(r"<_io.BytesIO[^>]*>", "it", str(error).rstrip(".")) or type(error).__name__
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else reason
         raise UserError(f"{where}{': ' if where else ''}the picture {name} cannot be read: {reason}.") from error
+
+
+def _eight_bits(image: Any) -> Any:
+    """Return a Pillow image whose grey values, if they have 16 bits, are scaled to 8. Pillow's own conversion clips
+    them. ValueError for floats and for values out of 16 bits.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its values are floats, whose range is unknown. Save it with 8 or 16 bits")
+    if image.mode != "I" and not image.mode.startswith("I;"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its values do not fit in 16 bits. Save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

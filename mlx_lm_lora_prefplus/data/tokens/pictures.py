@@ -34,7 +34,7 @@ class PictureTokens:
                 f"{self.processor.image_token} from the text, or use a model whose template supports pictures."
             )
         if self._last[0] is not pictures:  # an example may give several rows
-            self._last = pictures, [self._ids(open_picture(picture, where)) for picture in pictures]
+            self._last = pictures, [self._ids(picture, where) for picture in pictures]
         remaining = iter(self._last[1])
         return [one for token in prompt for one in (next(remaining) if token == self.token else [token])]
 
@@ -63,9 +63,17 @@ class PictureTokens:
             rf"{re.escape(token)}(?: ?{re.escape(token)})+", lambda run: f"{token}×{run[0].count(token)}", text
         )
 
-    def _ids(self, image: Any) -> Ids:
+    def _ids(self, picture: Picture, where: str) -> Ids:
         """Return the tokens of a picture, without the tokens that the tokenizer adds around every text."""
-        ids = self.processor(text=[self.processor.image_token], images=[image])["input_ids"]
+        image = open_picture(picture, where)
+        try:
+            ids = self.processor(text=[self.processor.image_token], images=[image])["input_ids"]
+        except Exception as error:  # processors are programs of many authors, so they may raise anything
+            raise UserError(
+                f"{where}: the model's processor rejects the picture {picture.path or 'in the row'} ({image.width}×"
+                f"{image.height} pixels): {str(error).rstrip('.') or type(error).__name__}. Change its size, or remove "
+                "the row."
+            ) from error
         before = self.alone.index(self.token)
         return [int(token) for token in ids.tolist()[0]][before : before + 1 - len(self.alone) or None]
 

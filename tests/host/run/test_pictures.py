@@ -184,8 +184,8 @@ def test_without_mlx_vlm_the_extra_is_named(look, llava, monkeypatch):
 
 def test_rows_of_text_are_trained_by_mlx_lm(look, tmp_path, monkeypatch):
     """Also where mlx-vlm is absent."""
-    monkeypatch.setitem(sys.modules, "mlx_vlm", None)
     model = write_model("qwen2_vl", tmp_path / "qwen")
+    monkeypatch.setitem(sys.modules, "mlx_vlm", None)
     (tmp_path / "text").mkdir()
     row = {"prompt": "What is it", "chosen": "A red square", "rejected": "A blue square"}
     (tmp_path / "text" / "train.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "prompt": "A"}) + "\n")
@@ -223,6 +223,17 @@ def test_each_placeholder_becomes_the_tokens_of_its_picture(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"row 3: the picture .*a.png cannot be read"):
         PictureTokens(Words(), 7, "").expanded([7, 7], pictures, "rows, row 3")
+
+
+def test_a_picture_that_the_processor_rejects_is_named(tmp_path):
+    class Strict(Words):
+        def __call__(self, text, images):
+            raise ValueError("absolute aspect ratio must be smaller than 200.")
+
+    white().resize((500, 2)).save(tmp_path / "a.png")
+    said = r"rows, row 3: the model's processor rejects the picture .*a.png \(500×2 pixels\): absolute aspect ratio"
+    with pytest.raises(UserError, match=said):
+        PictureTokens(Strict(), 7, "").expanded([7], [Picture(str(tmp_path / "a.png"))], "rows, row 3")
 
 
 def test_marks_become_items_or_text():
