@@ -87,7 +87,7 @@ def check_place(model: str) -> None:
 
 
 def not_loaded(model: str, error: Exception) -> UserError:
-    """Return the error that says why a model could not be loaded."""
+    """Return an error that says why the model could not be loaded."""
     there = f"there is no folder {model} in {Path.cwd()}, and as a Hugging Face name it"
     return UserError(f"model: {model if Path(model).exists() else there} could not be loaded: {_advice(error)}")
 
@@ -108,10 +108,10 @@ def _advice(error: Exception) -> str:
 
 
 def add_adapters(model: nn.Module, settings: RunSettings) -> None:
-    """Freeze the model and add LoRA or DoRA layers to it. With `train_type: full` all of it stays trainable.
+    """Freeze the model and add LoRA or DoRA layers to it. With `train_type: full` all weights stay trainable.
 
-    The base model is quantised before this step, not after it as in the host. DoRA's magnitudes must match the weights
-    that it adapts; otherwise the policy would differ from its reference before the first step.
+    The base model is quantised before this step; the host quantises after it. DoRA derives its magnitudes from the
+    weights. Quantising them later would make the policy differ from its reference before the first step.
 
     Raises:
         UserError: No layer gets an adapter, or a layer cannot have one.
@@ -119,7 +119,7 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
     if settings.train_type == "full":
         if isinstance(model, VisionModel):
             model.freeze()
-            model.language_model.unfreeze()  # the tower is not trained
+            model.language_model.unfreeze()  # the vision tower is not trained
         return
     model.freeze()
     use_dora = settings.train_type == "dora"
@@ -170,7 +170,7 @@ def load_trained(model: nn.Module, adapter_path: str) -> None:
     """Put the adapters of a folder (mlx-lm or PEFT) on a base model.
 
     Raises:
-        UserError: The folder or its files do not exist, or do not fit the model.
+        UserError: The folder or its files do not exist, or the adapters were made for another model.
     """
     folder = Path(adapter_path)
     if (file := adapter_file(adapter_path)) and file.name == peft.WEIGHTS:
@@ -194,7 +194,7 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
     The path is a model folder, a hub name, an adapter folder, or an adapter file with its config beside it.
 
     Raises:
-        UserError: The reference cannot be loaded, or was made for another vocabulary.
+        UserError: The reference cannot be loaded, or its vocabulary differs from the policy's.
     """
     path = settings.reference_model_path
     assert path is not None
@@ -220,7 +220,10 @@ def load_reference(settings: RunSettings, tokenizer: Any) -> nn.Module:
 
 
 def adapter_file(path: str) -> Path | None:
-    """Return the adapters that a path names, by their file or folder (mlx-lm or PEFT); None if it names a model."""
+    """Return the adapter file (mlx-lm or PEFT) that a path names; None if the path names a model.
+
+    path: the file, or its folder.
+    """
     local = Path(path).expanduser()
     if local.is_file():
         return local
@@ -242,7 +245,7 @@ def reads_pictures(tokenizer: Any) -> bool:
 
 
 def _base_with_adapters(settings: RunSettings, file: Path, pictures: bool) -> nn.Module:
-    """Load the policy's base in the same way, with the adapters of a file."""
+    """Load the policy's base model with the policy's settings, and put the adapters of a file on it."""
     config_file = file.parent / "adapter_config.json"
     if not config_file.is_file():
         raise UserError(
@@ -301,7 +304,7 @@ def uses_fallback_template(tokenizer: Any) -> bool:
 
 
 def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]) -> None:
-    """Check that every token has an embedding. MLX reads arbitrary memory beyond the last one, without an error.
+    """Check that every token has an embedding. For a larger token id, MLX reads arbitrary memory without an error.
 
     The rows are searched only if the tokenizer has more tokens than the model.
 

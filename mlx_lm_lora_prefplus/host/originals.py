@@ -101,7 +101,7 @@ USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 MARK = "__mlx_lm_lora_prefplus__"
-"""Attribute that marks a module of the host as patched. It contains name → the original."""
+"""Attribute that marks a module of the host as patched. Its value is a dict: name → the original function."""
 
 
 def is_patched() -> bool:

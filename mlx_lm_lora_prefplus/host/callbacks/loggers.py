@@ -1,4 +1,4 @@
-"""Experiment loggers: each sends everything in `metrics.jsonl` to its own library."""
+"""Experiment loggers: each sends everything in `metrics.jsonl` to one tracking library."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,7 +79,7 @@ class SwanLab:
         self.library.log(_prefixed(split, values), step=iteration)
 
     def warning(self, iteration: int, name: str, text: str) -> None:
-        """Log the text."""
+        """Log the text of a warning."""
         self.library.log({f"warnings/{name}": self.library.Text(text)}, step=iteration)
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -118,7 +118,7 @@ class TensorBoard:
         writer.flush()
 
     def warning(self, iteration: int, name: str, text: str) -> None:
-        """Write the text."""
+        """Write the text of a warning."""
         self._text(f"warnings/{name}", iteration, text)
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Sample completions of some validation prompts at each evaluation, from the policy and the model before training."""
+"""At each evaluation, complete some validation prompts with the policy and with its reference."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,11 @@ class Samples(TrainingCallback):
     """Appends greedy completions to `samples.jsonl` in the adapter folder.
 
     Each line has `iteration`, `prompt`, `policy` and `reference`, as text. `reference` comes from the model without its
-    adapters. If all weights are trained, it comes from the model before the first step.
+    adapters. With full fine-tuning, it comes from the model before the first step.
 
-    prompts: token ids of each. tokens: the most tokens of a completion. resumed: whether the run resumes from a state;
-        it then reuses the reference completions in the file. wrapped_callback: called first. loggers: receive each
-        sample.
+    prompts: the token ids of each prompt. tokens: the largest number of tokens of a completion.
+    resumed: whether the run resumes from a state. A resumed run reuses the reference completions in the file.
+    wrapped_callback: called before this one. loggers: receive each sample.
     """
 
     def __init__(
@@ -88,9 +88,10 @@ class Samples(TrainingCallback):
 
 
 def keep_samples(folder: Path, validated: int) -> None:
-    """Remove the samples after an evaluation, because the resumed run will write them again.
+    """Remove samples of iterations after `validated`, because the resumed run will write them again.
 
-    validated: iteration of the last evaluation. 0 before the first one; all samples then belong to another run.
+    validated: the iteration of the last evaluation before the saved state. 0 if there was none; all samples then belong
+        to another run and are removed.
     """
     file = folder / SAMPLES
     if file.is_file():
@@ -100,7 +101,7 @@ def keep_samples(folder: Path, validated: int) -> None:
 
 
 def _readable(file: Path, last: int | None) -> list[str]:
-    """Return the lines before the first incomplete one, from evaluations up to the iteration `last`."""
+    """Return the lines up to the first incomplete one, without samples of iterations after `last`."""
     lines = []
     try:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
@@ -108,7 +109,7 @@ def _readable(file: Path, last: int | None) -> list[str]:
             fields = sample["iteration"], sample["prompt"], sample["reference"]
             lines += [line] if last is None or fields[0] <= last else []
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # absent, or incomplete because the run was killed
+        pass  # the file is absent, or a line is incomplete because the run was killed
     return lines
 
 

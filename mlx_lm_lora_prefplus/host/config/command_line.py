@@ -1,4 +1,4 @@
-"""Turn training flags on the companion's commands into the settings of a run."""
+"""Turn the training flags that a command of this package accepts into the settings of a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def settings_of(argv: Sequence[str], **fallbacks: Any) -> Resolved:
         parser = host_parser(parser, mode, registry())
     typed = vars(parser.parse_args(argv))
     set_keys = {*config, *(key for key, value in typed.items() if value is not None)}
-    if mode_of_request:  # a preset may name it
+    if mode_of_request:  # a preset may name the mode
         set_keys.add("train_mode")
     added = {key: value for key, value in fallbacks.items() if key not in set_keys}
     return resolve({**typed, **added}, registry())

@@ -20,7 +20,7 @@ class Request(NamedTuple):
 def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
     """Find `--train-mode`, `-c/--config` and `--preset` in a command line.
 
-    A plain scan is exact, because argparse never uses an argument that begins with a dash as a value.
+    A scan without a parser is exact, because argparse never uses an argument that begins with a dash as a value.
 
     Args:
         argv: the arguments after the program's name.
@@ -60,8 +60,8 @@ def check_mode(request: Request, read: Callable[[str], dict[str, Any]], modes: t
     """Check that the requested mode exists.
 
     Raises:
-        UserError: `--train-mode` or the config file names a mode that is not in `modes`, or the config file is needed
-            but cannot be read.
+        UserError: `--train-mode` or the config file names a mode that is not in `modes`. Or there is no `--train-mode`
+            and the config file cannot be read.
     """
     if not (request.mode or request.config):
         return

@@ -1,5 +1,5 @@
-"""The command line of this package's modes: the host's parser, its missing flags, and a flag for each key
-of the mode.
+"""The command line of this package's modes: the host's flags, a flag for each of the host's config keys that has none,
+and a flag for each key of the mode.
 """
 
 import argparse
@@ -53,12 +53,12 @@ def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry:
             _add(parser, key, field, choices=tuple(trainer.losses) if key == "loss_type" else ())
     if "loss_type" not in fields and trainer.losses:
         parser.add_argument("--loss-type", metavar="NAME", help=f"One of: {', '.join(trainer.losses)}.")
-    host_actions["optimizer"].choices = None  # the host offers three of MLX's; `resolve` checks the value
+    host_actions["optimizer"].choices = None  # the host allows only three optimisers; `resolve` checks it
     host_actions["optimizer"].metavar = "NAME"
     optimizer = trainer.defaults.get("optimizer", FIELDS["optimizer"].default)
     host_actions["optimizer"].help = help_text("Optimiser.", typing.get_args(Optimizer), optimizer)
     if "dpo_cpo_loss_type" in host_actions and trainer.losses:
-        host_actions["dpo_cpo_loss_type"].choices = None  # it may be a list; `resolve` checks it
+        host_actions["dpo_cpo_loss_type"].choices = None  # the value may be a list of losses; `resolve` checks it
         host_actions["dpo_cpo_loss_type"].type = (
             _reader(fields["loss_type"].annotation) if "loss_type" in fields else str
         )
@@ -127,7 +127,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _take_over(action: argparse.Action, field: FieldInfo) -> None:
-    """Keep the host's flag of the same key, but give it the mode's help text and type."""
+    """Keep the host's flag for the key of `field`, but give the flag the mode's help text and type."""
     action.help = _help(field)
     if action.nargs != 0:
         action.type = _reader(field.annotation)
@@ -143,7 +143,7 @@ def _add_missing(group: Any, present: set[str]) -> None:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """Return the types of a union without None, or the one type."""
+    """Return the types of a union except None. For any other annotation, return only the annotation."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return tuple(_bare(member) for member in typing.get_args(annotation) if member is not type(None))
     return (_bare(annotation),)
@@ -176,7 +176,7 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
 def _structure(text: str) -> Any:
     from mlx_lm_lora.train import yaml_loader
 
-    if not text.strip():  # probably an unset shell variable, so the user does not want the default
+    if not text.strip():  # probably an unset shell variable; the user did not mean the default
         raise argparse.ArgumentTypeError("the value is empty; give a value")
     try:
         return load_yaml(text, yaml_loader)

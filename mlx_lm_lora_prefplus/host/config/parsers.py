@@ -100,8 +100,9 @@ class ModeParser(ShortErrorParser):
         return super().parse_known_args(argv, namespace)
 
     def format_help(self) -> str:
-        """List the options of this mode first, then those of every run, in groups. Options of the host's other modes
-        are left out.
+        """List the options of this mode first, then, in groups, the options that all modes share.
+
+        Options of the host's other modes are left out.
         """
         formatter = argparse.HelpFormatter(self.prog, max_help_position=26, width=columns())
         formatter.add_usage(self.usage or self._short_usage(), [], [])
@@ -136,7 +137,7 @@ METAVARS = {
 def describe_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
     """Give the host's options the descriptions that they have in this package's modes, and short placeholders.
 
-    defaults: the mode's own, by key.
+    defaults: key → its default in this mode.
     """
     for action in actions(parser):
         if action.dest in DESCRIPTIONS:

@@ -269,11 +269,11 @@ PRESETS: dict[str, Preset] = {
 
 
 TWO_NAMES = {"simpo_gamma": "gamma_beta_ratio", "gamma_beta_ratio": "simpo_gamma"}
-"""Groups of keys of which only one can be set."""
+"""Key → another name of the same setting. Only one of the two names can be set."""
 
 
 def values_beside(preset: Preset, user_values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a preset that remain in effect beside those of the user.
+    """Return the values of a preset that the user's values do not replace.
 
     A key of the user replaces the preset's key of the same meaning. If the user chooses another loss, that loss keeps
     its own defaults, because the preset's β, margin and weights were published for the preset's loss.

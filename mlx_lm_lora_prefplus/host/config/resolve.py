@@ -1,7 +1,7 @@
 """Resolve the settings of a run: command line > config file > preset > trainer default > host default.
 
 The host reads a key from the config file only if argparse left it None, and 24 of its keys are never None. Here every
-key is looked up in the same levels, so a value in the file always takes effect.
+key is looked up in the order above, so a value in the file takes effect unless the command line has the same key.
 """
 
 import dataclasses
@@ -40,7 +40,9 @@ TRAINER_DEFAULT = "trainer default"
 HOST_DEFAULT = "host default"
 
 WITHOUT_EFFECT_ON_RESULTS = {*keys_with(Effect.SHOWS), "config"}
-"""Keys that change what is printed and saved, but not what is trained. A misspelling of one does not stop a run."""
+"""Keys that change what is printed and saved, but not what is trained. A misspelled key that resembles one of these
+does not stop a run.
+"""
 
 
 class Resolved(NamedTuple):
@@ -136,7 +138,9 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
 
 
 def _join(levels: list[Level], from_user: int, trainer: Trainer, problems: Problems) -> tuple[Joined, list[str]]:
-    """Merge the levels, highest precedence first. The first `from_user` levels are the user's, the last is the host's.
+    """Merge the sources of values.
+
+    levels: the sources, highest precedence first. The first `from_user` are the user's, and the last is the host's.
 
     Returns:
         The merged levels, and notes for the user.
@@ -189,7 +193,7 @@ def defaults_of(trainer: Trainer, options: Any) -> dict[str, Any]:
 
     losses = {key: getattr(options, key) for key in ("loss_type", "loss_weights") if hasattr(options, key)}
     own: dict[str, Any] = {}
-    with suppress(TypeError, ValueError, UserError):  # some key has no default
+    with suppress(TypeError, ValueError, UserError):  # raised if a required key has no default
         own = vars(trainer.options(**losses))
     return {**_host_defaults(host).values, **_trainer_defaults(trainer).values, **own}
 
@@ -203,9 +207,7 @@ def _trainer_defaults(trainer: Trainer) -> Level:
 
 
 def _host_defaults(host: Any) -> Level:
-    """Return the host's `CONFIG_DEFAULTS`, and for other keys the defaults of its parser and of this package's
-    settings.
-    """
+    """Return the host's `CONFIG_DEFAULTS`. For other keys, add the defaults of its parser and of this package."""
     settings = {
         key: field.get_default(call_default_factory=True)
         for model in (DataSettings, RunSettings)
@@ -228,9 +230,9 @@ def _idle_keys(user_levels: list[Level], used: set[str], host_level: Level) -> l
 
 
 def _keys_of_others(level: Level, keys: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
-    """Report options of other modes that differ from their default as problems.
+    """Report as a problem each option of another mode whose value differs from its default.
 
-    If the command line names the mode, the file may serve several modes. It may then set options of all of them.
+    If the command line names the mode, the config file may serve several modes, so it may set options of other modes.
 
     Returns:
         Notes on other modes' options that are accepted, and on unknown keys that resemble no existing key.
@@ -257,11 +259,11 @@ def _keys_of_others(level: Level, keys: set[str], mode: str, registry: Registry,
 def _misspelt_keys(
     level: Level, keys: set[str], mode: str, registry: Registry, values: Mapping[str, Any], problems: Problems
 ) -> list[str]:
-    """Report keys in a file that misspell a key which affects the result as problems.
+    """Report as a problem each misspelled key in a file, if the key that was probably meant affects the result.
 
-    A misspelling is accepted if its value applies anyway, because files of older releases contain `fine_tune_type:
-    lora`. Any key from the command line level is accepted too, because programs may pass objects with further
-    attributes.
+    A misspelling is accepted if the key that was meant has the same value anyway: files of older releases contain
+    `fine_tune_type: lora`. Unknown keys among command-line values are accepted too, because programs may pass objects
+    with further attributes.
 
     Returns:
         Notes on the misspellings that are accepted.
@@ -290,7 +292,7 @@ def _options_of(registry: Registry) -> set[str]:
 
 
 def _modes_with(key: str, registry: Registry) -> dict[str, Any]:
-    """Return the modes that have this option → its default there."""
+    """Return mode → default of the option `key`, for each mode that has this option."""
     return {
         mode: fields[key].get_default(call_default_factory=True)
         for mode, registered in registry.modes.items()

@@ -9,7 +9,9 @@ import yaml
 from ...errors import UserError
 
 MOST_VALUES = 100_000
-"""Most values of a file with its aliases expanded. Only a malicious file has more; parsing it would never end."""
+"""Largest number of values in a file after its YAML aliases are expanded. Only a malicious file has more, and parsing
+such a file would never end.
+"""
 
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of the key `<<`, which merges in the keys of another mapping."""

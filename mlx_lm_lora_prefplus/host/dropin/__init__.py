@@ -2,8 +2,8 @@
 
 `train_*` and `evaluate_*` come from this package, and so do the two losses whose metrics are wrong in the host.
 Everything else is the host's. `from mlx_lm_lora_prefplus.host.dropin import train_dpo` replaces `from
-mlx_lm_lora.trainer.dpo_trainer import train_dpo`. With MLX_LM_LORA_PREFPLUS_PATCH=1, the second import also returns
-this package's function.
+mlx_lm_lora.trainer.dpo_trainer import train_dpo`. With MLX_LM_LORA_PREFPLUS_PATCH=1, the import from
+`mlx_lm_lora` also returns this package's function.
 """
 
 from mlx_lm_lora.trainer.cpo_trainer import (

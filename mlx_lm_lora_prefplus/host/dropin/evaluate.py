@@ -17,8 +17,8 @@ from .settings import resolved_settings
 from .train import given_loss, with_loss
 
 Evaluated = tuple[float, list[float], mx.array, dict[str, float]]
-"""The results: mean loss over the pairs, mean rewards of chosen and rejected, completion tokens (), and metrics under
-the host's names.
+"""The results: mean loss over the pairs, mean rewards of chosen and rejected completions, number of completion tokens
+(shape ()), and metrics under the host's names.
 """
 
 
@@ -34,10 +34,11 @@ def evaluate_dpo(
     loss_type: str,
     loss_fn: Callable[..., Any] = dpo_loss,
 ) -> Evaluated:
-    """Replace the host's function of this name. Means are over pairs, in the order of the data set.
+    """Replace the host's function of this name. All means are over pairs, which are read in the order of the data set.
 
     Arguments:
-        ref_model: the reference; None: the model without its adapters. num_batches: -1 for all.
+        ref_model: the reference; None: the model without its adapters.
+        num_batches: the number of batches to evaluate; -1 for all.
 
     Raises:
         UserError: An argument is invalid. The error is also a ValueError.

@@ -13,7 +13,7 @@ from ...errors import UserError
 from ...settings import DataSettings
 
 PAIR = {"prompt", "chosen", "rejected"}
-"""Columns of token rows that `load_dataset` has made in one of this package's modes."""
+"""Columns of the token rows that this package's `load_dataset` returns for pairs."""
 
 
 class Rows(NamedTuple):
@@ -32,13 +32,13 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
 
     Arguments:
         dataset: items {"chosen": ids, "rejected": ids, "chosen_prompt_length"?, "rejected_prompt_length"?}, available
-            by `len` and `[]`; both completions begin with the prompt. Or the host's `CacheDataset`, or the rows of this
+            by `len` and `[]`; both sequences begin with the prompt. Or the host's `CacheDataset`, or the rows of this
             package's `load_dataset`.
         settings: how rows are truncated.
-        name: of the argument, for messages.
+        name: the name of the argument, for messages.
 
-    The prompt ends where the lengths say, or earlier if the two completions already differ there. Without lengths it is
-    everything that both have in common at the start. Each completion keeps at least one token.
+    The prompt has the given length. It is shorter if the two sequences differ earlier. Without a given length, the
+    prompt is the longest common beginning of the two sequences. Each completion keeps at least one token.
 
     Raises:
         UserError: An item has another form, its two sequences do not begin with a common token, or no row is left.
@@ -60,7 +60,7 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
 
 
 class PairRows:
-    """The token rows of `load_dataset` in a mode of pairs, as a data set in the host's form.
+    """Presents this package's token rows of pairs as a data set in the host's form.
 
     rows: columns prompt, chosen, rejected and numbers.
     """
@@ -86,8 +86,9 @@ class PairRows:
 
 
 def unwrapped(dataset: Any) -> Dataset | None:
-    """Return the rows that this package's `load_dataset` returned, also from inside the host's `CacheDataset`; else
-    None.
+    """Return the token rows if `dataset` comes from this package's `load_dataset`, otherwise None.
+
+    The data set may be wrapped in the host's `CacheDataset`.
     """
     inner = getattr(dataset, "_data", dataset)
     inner = inner.rows if isinstance(inner, PairRows) else inner
@@ -109,7 +110,7 @@ def _rows(dataset: Any, settings: DataSettings, name: str) -> Iterator[tuple[dic
 
 
 def _parted(item: Any, where: str) -> tuple[list[int], list[list[int]]]:
-    """Return the prompt, and both completions without it."""
+    """Return the prompt, and the chosen and rejected completion without the prompt."""
     if not isinstance(item, Mapping) or not {"chosen", "rejected"} <= set(item):
         raise UserError(
             f"{where}: expected a dictionary with token ids under chosen and rejected, found {_describe(item)}. The "

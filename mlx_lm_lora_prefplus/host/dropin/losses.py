@@ -1,4 +1,4 @@
-"""The host's losses with corrected metrics, and trainers that call a loss function of the caller."""
+"""The host's losses with corrected metrics, and a trainer that calls a loss function of the caller."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -40,11 +40,11 @@ def dpo_loss(
     delta: float,
     loss_type: str = "sigmoid",
 ):
-    """The host's loss. Its metric `accuracies` counts pairs (see `losses.accuracy`), and no two metrics are the same
-    sum.
+    """Compute the host's DPO loss, with corrected metrics.
 
-    The function receives no logits, so `*_logits_mean` are left out. (A compiled function that returns the same sum
-    twice fails on mlx 0.32.4.)
+    The metric `accuracies` is the share of pairs that are ranked correctly (see `losses.accuracy`). The metrics
+    `*_logits_mean` are left out, because the function receives no logits. No two metrics are the same sum, because a
+    compiled function that returns the same sum twice fails on mlx 0.32.4.
     """
     result = _dpo_loss(
         policy_chosen_score,
@@ -78,7 +78,7 @@ def cpo_loss(
     delta: float,
     loss_type: str = "sigmoid",
 ):
-    """The host's loss; see `dpo_loss`."""
+    """Compute the host's CPO loss, with corrected metrics; see `dpo_loss`."""
     result = _cpo_loss(policy_chosen_score, policy_rejected_score, chosen_masks, rejected_masks, beta, delta, loss_type)
     tokens = [mask[:, 1:].sum(-1) for mask in (chosen_masks, rejected_masks)]
     off = pair_rounding(sum_rounding(policy_chosen_score), sum_rounding(policy_rejected_score))
@@ -87,7 +87,10 @@ def cpo_loss(
 
 
 def _put_right(result: tuple, won: mx.array, chosen: mx.array, rejected: mx.array) -> tuple:
-    """won: (pairs,) as in `outcome`. chosen, rejected: (pairs,) log-probs per token."""
+    """Replace the metrics in a result of the host's loss.
+
+    won: (pairs,) what `outcome` returns. chosen, rejected: (pairs,) log-probs per token.
+    """
     loss, rewards, tokens, metrics = result
     return (
         loss,
@@ -104,11 +107,12 @@ def _put_right(result: tuple, won: mx.array, chosen: mx.array, rejected: mx.arra
 
 @dataclass(frozen=True)
 class GivenLoss(PairedTrainer):
-    """A mode whose loss is a function of the caller, called as the host calls it.
+    """A mode whose loss is a function of the caller. The function gets the arguments that the host would pass.
 
-    function: returns the mean loss over the micro-batch, rewards (2,), tokens, and metrics under the host's names.
-    arguments: its further arguments: `beta`, and in DPO and CPO `delta` and `loss_type`.
-    odds: whether it takes the arguments that the host's ORPO passes to its loss.
+    function: returns the mean loss over the micro-batch, rewards (2,), the number of tokens, and metrics under the
+        host's names.
+    arguments: arguments that do not depend on the batch: `beta`, and in DPO and CPO `delta` and `loss_type`.
+    odds: whether the function takes the arguments that the host passes to its ORPO loss.
     """
 
     function: Callable[..., Any] = dpo_loss
@@ -123,7 +127,7 @@ class GivenLoss(PairedTrainer):
         """Return no weights: every token counts 1."""
 
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """Compute the function's mean, counted once for each pair; see `PairedTrainer`."""
+        """Call the function. Each pair counts with the mean that the function returns; see `PairedTrainer`."""
         scores = policy(batch)
         arguments = self._for_odds(scores, batch) if self.odds else self._for_scores(scores, batch)
         masks = mx.pad(batch.completion_mask, [(0, 0), (1, 0)]).astype(mx.float32)

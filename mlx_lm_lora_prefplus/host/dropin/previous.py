@@ -1,6 +1,6 @@
 """Protect earlier weights in the folder where the drop-in functions save.
 
-Callers load the weights from which training continues into the model themselves.
+A caller that continues from earlier weights has loaded them into the model before it calls a drop-in function.
 """
 
 from pathlib import Path
@@ -16,12 +16,12 @@ from ..output.aside import find_previous, set_aside
 
 
 def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:
-    """Keep the weights beside an adapter file from being replaced, and report where they are kept.
+    """Keep a run from overwriting earlier weights in the folder of its adapter file, and report where they are kept.
 
-    If the model contains the weights of one of the files, the run continues from it. All files then stay in the folder
-    until the run writes files of the same names, because MLX-LoRA-Studio looks there for the highest number; copies are
-    kept in another folder. Otherwise the files are moved. Only `adapter_config.json` stays, because the host has
-    written it for the new run.
+    If the model contains the weights of one of these files, the run continues from that file. All files are then copied
+    to another folder. The originals stay until the run writes files of the same names, because MLX-LoRA-Studio looks in
+    the folder for the highest number. Otherwise the files are moved, except `adapter_config.json`, which the host has
+    written for the new run.
     """
     if (previous := find_previous(adapter_file, resumed=False, fuses=False)) is None:
         return
@@ -37,7 +37,7 @@ def keep_previous(model: nn.Module, adapter_file: Path, callback: Any) -> None:
 
 
 def _holds(model: nn.Module, file: Path) -> bool:
-    """Return whether the trainable weights of the model equal those in the file."""
+    """Return whether the trainable weights of the model equal the weights in the file."""
     own = dict(tree_flatten(model.trainable_parameters()))
     try:
         weights = mx.load(str(file))

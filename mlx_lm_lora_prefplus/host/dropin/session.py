@@ -26,7 +26,7 @@ Messages = tuple[list[str], list[str]]
 class GivenSession(Session):
     """The session of a caller who passes the model and the rows.
 
-    read: split → its rows, with counts of used and dropped ones.
+    read: split → its rows, with the numbers of used and dropped rows.
     """
 
     read: dict[str, Rows]

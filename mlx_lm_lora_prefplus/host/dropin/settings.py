@@ -1,4 +1,4 @@
-"""Turn the arguments of the host's functions into checked settings, and read the file with options that they lack."""
+"""Turn the arguments of the host's functions into checked settings. Further options come from an options file."""
 
 import dataclasses
 import os
@@ -19,27 +19,27 @@ from ..config.resolve import Resolved, resolve
 from ..config.yaml_file import read_config
 
 FILE = "prefplus.yaml"
-"""Name of the file with options for which the caller has no argument, in the folder of the adapters."""
+"""Name of the options file in the folder of the adapters: options for which the host's functions have no argument."""
 
 VARIABLE = "MLX_LM_LORA_PREFPLUS_OPTIONS"
-"""Environment variable that names a file with such options for all runs. For each key, the adapter folder's
-file wins.
+"""Environment variable that names an options file for all runs. If a key is also in the adapter folder's options file,
+the value in that folder takes precedence.
 """
 
 RENAMED = {"steps_per_save": "save_every"}
 OBJECTIVE = ("beta", "delta")
-"""Arguments that count as given only if they differ from the default of the argument class."""
+"""Arguments that count as set by the caller only if they differ from the default of the host's argument class."""
 
 LEFT_OUT = ("loss_type", "seq_step_size", "adapter_file", "reference_model_path", "reward_scaling", *OBJECTIVE)
 
 MORE = keys_with(FUNCTIONS)
-"""Keys of the file that no argument class has, in addition to those of the mode."""
+"""Keys that an options file may have besides the keys of the mode. No argument class of the host has them."""
 
 CALLERS = {
     *("train", "test", "train_mode", "adapter_path", "model", "data", "hf_dataset"),
     *("optimizer", "optimizer_config", "optimizer_bits", "learning_rate", "lr_schedule"),
 }
-"""Keys that have no effect in the file, because the caller has already used them."""
+"""Keys that have no effect in an options file: the caller has already made the model, data or optimiser."""
 
 
 def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str, Any]:
@@ -64,13 +64,13 @@ def settings_of(args: Any, mode: str, loss_type: str | None = None) -> dict[str,
 
 
 def resolved_settings(values: Mapping[str, Any], folder: Path | None = None) -> Resolved:
-    """Resolve and check the settings. The files of options take precedence over the caller's arguments.
+    """Resolve and check the settings. Values in options files take precedence over the caller's arguments.
 
     Unless a seed is given, the seed for the order of rows is drawn from NumPy, as in the host. `np.random.seed`
-    therefore determines it.
+    therefore determines that order.
 
     Arguments:
-        folder: of the adapters; None if none are saved.
+        folder: the folder of the adapters; None if no adapters are saved.
 
     Raises:
         UserError: Settings are invalid. The message lists all of them.
@@ -88,7 +88,7 @@ def resolved_settings(values: Mapping[str, Any], folder: Path | None = None) -> 
 
 
 def with_files(values: Mapping[str, Any], folder: Path | None) -> Resolved:
-    """Resolve and check the caller's arguments. The files of options take precedence.
+    """Resolve and check the caller's arguments. Values in options files take precedence over them.
 
     Raises:
         UserError: Settings are invalid. The message lists all of them.
@@ -101,7 +101,7 @@ def with_files(values: Mapping[str, Any], folder: Path | None) -> Resolved:
 
 
 def _from_files(values: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], list[str]]:
-    """Return the content of the files, and what to report about them."""
+    """Return the merged content of the options files, and a note for each key in them that has no effect."""
     files = [Path(named)] if (named := os.environ.get(VARIABLE)) else []
     if folder is not None:
         files.append(folder / FILE)

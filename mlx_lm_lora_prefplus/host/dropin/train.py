@@ -45,16 +45,16 @@ def train_dpo(
     training_callback: TrainingCallback | None = None,
     loss_type: str = "sigmoid",
 ) -> None:
-    """Train DPO like the host's function of this name, with these differences.
+    """Train DPO like the host's function of this name. The arguments below differ from the host's.
 
     Arguments:
         ref_model: the reference. Its log-probs are computed once for each row. None: the model without its adapters
             (for a model without adapters: the model before the first step). `args.reference_free = True`, or this key
-            in the file of options, trains without a reference.
+            in the options file (`prefplus.yaml`), trains without a reference.
         train_dataset, val_dataset: see `host_items.token_rows`. Every row is used once per epoch.
         args: all fields are used. `loss_type` may be any loss of mode dpo. If `adapter_file` is None, nothing is saved,
             and the adapters remain in the model. If it is a folder, they are saved in it.
-        loss_fn: the caller's own loss function is called as the host calls it.
+        loss_fn: a loss function of the caller gets the arguments that the host would pass.
         loss_type: takes precedence over `args.loss_type` unless it is "sigmoid".
 
     Raises:
@@ -178,7 +178,10 @@ def _saving(
     log: RunLog,
     reference: str | None,
 ) -> dict[str, Any]:
-    """Return what the loop needs to save a run. owner: of the adapter folder. reference: a digest of the reference."""
+    """Return what the training loop needs to save a run.
+
+    owner: the lock on the adapter folder. reference: a digest of the reference's weights.
+    """
     model, config = session.model, adapter_config(session.model, adapter_file.parent)
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:
@@ -202,7 +205,7 @@ def _saving(
 
 
 class _Stopped(StateFiles):
-    """Saves no states. Callers continue from numbered adapter files, so one is written when a run stops."""
+    """Writes a numbered adapter file instead of a state when a run stops, because callers continue from such files."""
 
     def __init__(self, folder: Path, iters: int, save_adapters: Callable[[int], tuple[Path, Path | None]]):
         super().__init__(folder, keep=1)
@@ -212,7 +215,10 @@ class _Stopped(StateFiles):
         )
 
     def save(self, state: RunState) -> Path:
-        """Return the numbered adapter file of an iteration before the last, if it does not exist."""
+        """Return the path of the iteration's numbered adapter file. Write the file if it is absent.
+
+        After the last iteration nothing is written, because the final adapters are saved anyway.
+        """
         numbered = self.folder / NUMBERED_ADAPTERS.format(state.iteration)
         if state.iteration < self.iters and not numbered.exists():
             self.save_adapters(state.iteration)

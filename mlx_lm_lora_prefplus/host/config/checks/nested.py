@@ -9,13 +9,15 @@ from .optimizers import bits_problem, optimizer_problems
 from .problems import Joined, Problems, nearest
 
 MOST_RANK = 2**16
-"""Largest rank. No matrix of a model is as wide, so the adapters would be larger than the weights they adapt."""
+"""Largest allowed rank. No matrix of a model is this wide; adapters of a higher rank would be larger than the
+matrix.
+"""
 
 STEPS = (0, 1, 2, 10, 1000, 10**6)
 """Updates at which the check evaluates a schedule."""
 
 LORA_DEFAULTS = {"rank": 8, "dropout": 0.0, "scale": 10.0}
-"""The host's defaults for keys that are not in the config."""
+"""The host's defaults for keys that `lora_parameters` lacks."""
 
 LORA_KEYS = (*LORA_DEFAULTS, "keys")
 LOAD_IN = ("load_in_4bits", "load_in_6bits", "load_in_8bits", "load_in_mxfp4")
@@ -28,7 +30,10 @@ SCHEDULE_KEYS = ("name", "arguments", "warmup", "warmup_init")
 
 
 def check_nested(joined: Joined, problems: Problems) -> None:
-    """Check `lora_parameters` (and complete it), `lr_schedule`, the keys of the optimiser and `load_in_*`."""
+    """Check `lora_parameters`, `lr_schedule`, the keys of the optimiser and `load_in_*`.
+
+    Keys that `lora_parameters` lacks get their defaults.
+    """
     for key, check in (("lora_parameters", _lora), ("lr_schedule", _schedule), ("optimizer_config", _optimizer)):
         value = joined.values.get(key)
         if isinstance(value, Mapping):
@@ -36,7 +41,7 @@ def check_nested(joined: Joined, problems: Problems) -> None:
                 problems.add(key, value, joined.sources[key], what)
         elif value is not None:
             problems.add(key, value, joined.sources[key], f"must be a mapping, for example {EXAMPLES[key]}")
-            del joined.values[key]  # the schema would report it again
+            del joined.values[key]  # otherwise the schema would report this value again
     bits = joined.values.get("optimizer_bits")
     if what := bits_problem(bits, joined.values.get("optimizer")):
         problems.add("optimizer_bits", bits, joined.sources["optimizer_bits"], what)

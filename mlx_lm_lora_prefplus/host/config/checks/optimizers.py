@@ -8,7 +8,7 @@ from ....settings import Optimizer, RunSettings
 from .problems import nearest
 
 MOST_TURNS = 1000
-"""Most iterations within one update of an optimiser. Muon's default is 5."""
+"""Largest number of inner iterations (such as Muon's `ns_steps`, by default 5) in one update of an optimiser."""
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"adafactor": {"relative_step": False}}
 """Defaults that differ from MLX's. With MLX's default, Adafactor ignores the learning rate of the config."""
@@ -76,12 +76,12 @@ def optimizer_problems(value: Mapping[str, Any], chosen: Any) -> Iterable[str]:
     if not wrong:
         try:
             optimizer_class(chosen)(learning_rate=1e-5, **value[chosen])
-        except ValueError as error:  # arguments that are invalid together
+        except ValueError as error:  # each argument is valid, but they exclude one another
             yield f"{chosen}: {error}"
 
 
 def _unmet_requirement(value: Any, default: Any) -> str | None:
-    """Return what an argument of an optimiser must be, judged by its default; None if the value is valid."""
+    """Return what the value of an optimiser's argument must be, inferred from its default; None if it is valid."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (list, tuple)):

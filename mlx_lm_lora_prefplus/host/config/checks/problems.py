@@ -73,11 +73,19 @@ def checked(schema: type, joined: Joined, problems: Problems) -> Any:
 
 
 HOST_LOSSES = ("sigmoid", "hinge", "ipo", "dpop")
-"""Return the allowed values of the host's `dpo_cpo_loss_type`. Config files may also set the key in other modes."""
+"""The values that the host allows for `dpo_cpo_loss_type`. Config files for modes without these losses may contain
+them.
+"""
 
 
 def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, problems: Problems) -> list[str]:
-    """Give `loss_type` and the host's `dpo_cpo_loss_type` the same value within a level. Returns notes for the user."""
+    """Give `loss_type` and the host's `dpo_cpo_loss_type` the same value: they are two names of one setting.
+
+    source: where `values` come from, such as the command line.
+
+    Returns:
+        Notes for the user.
+    """
     names = {key: values[key] for key in ("loss_type", "dpo_cpo_loss_type") if key in values}
     theirs = names.get("dpo_cpo_loss_type")
     if trainer.losses and theirs in HOST_LOSSES and not set(HOST_LOSSES) & set(trainer.losses):
@@ -106,7 +114,7 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
         return []
     names = loss_names(joined.values["loss_type"])
     if not all(isinstance(name, str) for name in names):
-        if "loss_type" not in option_fields(trainer.options):  # otherwise its schema reports the wrong type
+        if "loss_type" not in option_fields(trainer.options):  # otherwise the schema reports a wrong type
             problems.add("loss_type", joined.values["loss_type"], joined.sources["loss_type"], "must be a name")
         return []
     missing = [name for name in names if name not in trainer.losses]
@@ -120,7 +128,7 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
 def check_streaming(
     trainer: Trainer, settings: Any, data: Any, options: Any, joined: Joined, problems: Problems
 ) -> None:
-    """Check what streamed rows need. The settings are None if they have other problems."""
+    """Check that the settings allow streamed rows. `settings`, `data` and `options` are None if they have problems."""
     if not (settings and data and options):
         return
     if not data.streaming:
@@ -152,8 +160,9 @@ def check_streaming(
 
 
 def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems: Problems) -> list[str]:
-    """Report options that are used only by losses other than the chosen ones. Options that no loss uses belong to the
-    mode.
+    """Report options that the user set but that only losses other than the chosen ones use.
+
+    An option that no single loss names applies to all losses of the mode, and is not reported.
     """
     notes, fields = [], option_fields(trainer.options)
     idle = idle_options(trainer.losses, names, [key for key in fields if joined.set_by_user(key)])
