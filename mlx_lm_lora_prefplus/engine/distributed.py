@@ -1,11 +1,12 @@
 """Data-parallel training: each process computes its share of every batch and receives the scores of the whole batch.
 
-The processes exchange the log-probs of their rows. Each process then computes the loss of the whole batch. Its own rows
-are differentiable; the rows of the others are constants.
+Each process computes log-probs for some rows of the batch and sends them to the other processes. With the log-probs of
+all rows, each process then computes the loss of the batch. Only the log-probs that it computed have a gradient;
+received log-probs are constants.
 
-Two things always hold. Every loss, metric and running mean equals that of a single process, even where the loss
-compares rows with one another. And the gradients of the processes add up to the gradient of the batch. All processes
-make the same collective calls in the same order.
+Every loss, metric and running mean equals that of a run with a single process, even if the loss compares rows with one
+another. The gradients of the processes add up to the gradient of the batch. All processes make the same collective
+calls in the same order.
 """
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ from .ranks.ranks import Ranks
 class SharedPolicy:
     """Compute this process's share of a batch and return the scores of the whole batch.
 
-    own: the scorer that computes the share. Every process must make the same calls with the same batches.
+    own: the scorer that computes this process's share. Every process must make the same calls with the same batches.
     """
 
     def __init__(self, own: Scorer, ranks: Ranks):
@@ -44,22 +45,23 @@ class SharedPolicy:
         whole = self._with_others(whole)
         if (record := current()) is not None:
             record.sums = [(self._with_others(record.total()[0]), self._with_others(record.total()[1]))]
-        if not self.model.training:  # the result may be kept: log-probs of the reference, scores of an evaluation
+        if not self.model.training:  # reference log-probs and evaluation scores are stored
             mx.eval(whole)
             self.ranks.confirm()
         return Scores(**dict(zip(fields, whole, strict=True)))
 
     def _with_others(self, own: mx.array) -> mx.array:
-        """Return the sum over all processes. Only this process's summand has a gradient."""
+        """Return the sum of `own` over all processes. Only the `own` of this process has a gradient."""
         own = own.astype(mx.float32)
         return own + mx.stop_gradient(self.ranks.sum(mx.stop_gradient(own)) - own)
 
 
 def share(batch: Batch, rank: int, size: int) -> tuple[int, int]:
-    """Return the range of examples that a process computes (first, one past the last). Shares have about equal tokens.
+    """Return the first example that process `rank` computes, and the one after its last. All shares have about as many
+    tokens.
 
-    The shares rotate from batch to batch. Otherwise a small batch would always leave the same process without an
-    example.
+    The shares rotate from batch to batch. Without rotation, small batches would always leave the same process without
+    an example.
     """
     examples = batch.ids.shape[0]
     lengths = np.array(batch.lengths, np.int64).reshape(-1, examples).sum(axis=0)

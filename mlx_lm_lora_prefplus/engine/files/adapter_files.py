@@ -1,4 +1,6 @@
-"""Adapter files in the host's names and format. A partly written file never replaces a complete one."""
+"""Read and write adapter files with mlx-lm-lora's names and format. A partly written file never replaces a complete
+one.
+"""
 
 import json
 import math
@@ -30,10 +32,10 @@ def save_adapters(
         iteration: if given, also write the numbered file, such as `0000100_adapters.safetensors`.
 
     Returns:
-        The path of the numbered file.
+        The path of the numbered file; None if `iteration` is None.
 
     Raises:
-        UserError: A file cannot be written. An earlier file of the same name is unchanged.
+        UserError: A file cannot be written. If a file of this name existed before, it is unchanged.
     """
     weights = dict(tree_flatten(model.trainable_parameters()))
     folder = adapter_file.parent
@@ -47,12 +49,12 @@ def save_adapters(
 
 
 def check_writable(adapter_file: Path) -> None:
-    """Make the adapter folder and check that files can be written in it.
+    """Create the adapter folder and check that files can be written in it.
 
-    Incomplete files of a killed run are removed.
+    Incomplete files that a killed run left in the folder are removed.
 
     Raises:
-        UserError: The folder cannot be made or written.
+        UserError: The folder cannot be created, or files cannot be written in it.
     """
     folder = adapter_file.parent
     probe = folder / f"{TEMPORARY}writable"
@@ -76,7 +78,7 @@ def check_writable(adapter_file: Path) -> None:
 
 
 def check_file(file: Path, key: str) -> None:
-    """Raise a UserError that names the config key if this is not a file."""
+    """Raise a UserError if `file` is not a file. The message names the config key."""
     if file.is_dir():
         raise UserError(f"{key}: {file} is a folder. Name the file in it, such as {file / 'adapters.safetensors'}.")
     if not file.is_file():
@@ -84,22 +86,25 @@ def check_file(file: Path, key: str) -> None:
 
 
 def load_adapter_weights(model: nn.Module, file: Path, key: str) -> None:
-    """Load all trainable parameters from a file, or none if one of them does not fit. See `read_adapter_weights`."""
+    """Load all trainable parameters from a file. If a name or shape differs from the model's, load nothing and raise a
+    UserError (see `read_adapter_weights`).
+    """
     model.load_weights(list(read_adapter_weights(model, file, key).items()), strict=False)
 
 
 def read_adapter_weights(model: nn.Module, file: Path, key: str) -> dict[str, mx.array]:
-    """Return the trainable parameters in a file, not yet evaluated, after a check that they fit the model.
+    """Return the trainable parameters in a file, after a check that their names and shapes are the model's.
 
-    The file comes from mlx-lm or from PEFT; tensors of PEFT are converted. If the config beside the file has another
-    scale than the model's layers, `lora_b` is multiplied by the quotient of the scales. The adapter then computes the
-    same.
+    The arrays are lazy. The file was written by mlx-lm or by PEFT; PEFT's tensors are converted. If the LoRA scale in
+    the `adapter_config.json` beside the file differs from the scale of the model's layers, `lora_b` is multiplied by
+    the quotient of the two. The adapter then has the same output in this model.
 
     Arguments:
         key: the config key that named the file, for messages.
 
     Raises:
-        UserError: The file is absent or unreadable, or it does not fit the trainable parameters of the model.
+        UserError: The file is absent or unreadable, or its names or shapes differ from those of the model's trainable
+            parameters.
     """
     check_file(file, key)
     weights = read_tensors(file, key)
@@ -137,7 +142,7 @@ def _config_beside(file: Path) -> dict[str, Any]:
 
 
 def _keep_effect(weights: dict[str, mx.array], model: nn.Module, scale: float | None) -> None:
-    """Rescale adapters that were made with this scale, so that the model's layers compute the same."""
+    """Multiply each `lora_b` so that adapters made with `scale` have the same output in layers with another scale."""
     layers = dict(model.named_modules())
     for name in [name for name in weights if name.endswith(".lora_b")]:
         own = getattr(layers.get(name.removesuffix(".lora_b")), "scale", scale)
@@ -146,10 +151,10 @@ def _keep_effect(weights: dict[str, mx.array], model: nn.Module, scale: float | 
 
 
 def from_peft(model: nn.Module, file: Path, key: str) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """Return the tensors of a PEFT adapter as mlx-lm's, and the content of the `adapter_config.json` for them.
+    """Return the tensors of a PEFT adapter in mlx-lm's format, and the content of a matching `adapter_config.json`.
 
     Raises:
-        UserError: A file cannot be read, or mlx-lm has no such kind of adapter.
+        UserError: A file cannot be read, or the adapter is of a kind that mlx-lm does not support.
     """
     config = read_peft_config(file.parent, key)
     of_mlx_lm: Any = model
@@ -160,7 +165,8 @@ def from_peft(model: nn.Module, file: Path, key: str) -> tuple[dict[str, mx.arra
 def without_model(file: Path, key: str) -> dict[str, Any]:
     """Return the content of the `adapter_config.json` for a PEFT adapter, with full module names as keys.
 
-    The names are those of transformers. Most models of mlx-lm use the same names. Errors as in `from_peft`.
+    The model is not needed, so the module names stay those of transformers. Most mlx-lm models use the same names. The
+    errors are those of `from_peft`.
     """
     return to_mlx(read_tensors(file, key), read_peft_config(file.parent, key), "", 0, f"{key}: {file}")[1]
 

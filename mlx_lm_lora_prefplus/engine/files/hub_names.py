@@ -1,4 +1,4 @@
-"""Module names of mlx-lm, and the matching names in transformers, which PEFT uses."""
+"""Translate module names between mlx-lm and transformers. PEFT uses the names of transformers."""
 
 import re
 
@@ -18,18 +18,19 @@ PREFIXES = {
     "gemma4": ("language_model.model.", "model.language_model."),
     "qwen3_5": ("language_model.model.", "model."),
 }
-"""`model_type` → the prefix of names in mlx-lm and in transformers, for models where only the prefix differs."""
+"""`model_type` → (prefix of the names in mlx-lm, prefix in transformers), for models where only the prefix differs."""
 
 EXPERTS = {
     "mixtral": {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
     "olmoe": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
     "qwen3_moe": {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
 }
-"""`model_type` → the projections of an expert in mlx-lm and in PEFT. PEFT appends its names to transformers' tensors.
+"""`model_type` → (name of an expert's projection in mlx-lm → its name in PEFT). PEFT appends these names to the names
+of transformers' tensors.
 """
 
 _EXPERTS = re.compile(r"\.(switch_mlp|experts|router)\b|\.(mlp|block_sparse_moe)\.gate$")
-"""Parts of the names of experts and routers. In transformers these are tensors, not linear layers."""
+"""Matches the names of experts and routers. In transformers, experts and routers are tensors, not linear layers."""
 
 
 def known_types() -> str:
@@ -43,18 +44,20 @@ def is_expert(name: str) -> bool:
 
 
 def transformers_name(name: str, model_type: str) -> str:
-    """Return transformers' name of a module of mlx-lm."""
+    """Return the name in transformers of an mlx-lm module."""
     ours, theirs = PREFIXES.get(model_type, ("", ""))
     return theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name
 
 
 def mlx_name(name: str, model_type: str) -> str:
-    """Return mlx-lm's name of a module of transformers."""
+    """Return the name in mlx-lm of a transformers module."""
     ours, theirs = PREFIXES.get(model_type, ("", ""))
     return ours + name.removeprefix(theirs) if ours and name.startswith(theirs) else name
 
 
 def expert_name(name: str, model_type: str, number: int) -> str:
-    """Return PEFT's name of one expert of mlx-lm's `….switch_mlp.gate_proj`, for model types in `EXPERTS`."""
+    """Return the name in PEFT of expert `number` of a module such as mlx-lm's `….switch_mlp.gate_proj`. The model type
+    must be in `EXPERTS`.
+    """
     before, _, projection = name.rpartition(".switch_mlp.")
     return f"{before}.experts.{number}.{EXPERTS[model_type][projection]}"

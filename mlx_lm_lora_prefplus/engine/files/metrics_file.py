@@ -31,7 +31,8 @@ class Logger(Protocol):
 
 
 class MetricsFile:
-    """The metrics file: JSON lines, each with `iteration` and either `split` ("train", "valid", "test") or `warning`.
+    """The file `metrics.jsonl`. Each JSON line has `iteration`, and either `split` ("train", "valid", "test") or
+    `warning`.
 
     Metrics have TRL's names.
 
@@ -43,9 +44,10 @@ class MetricsFile:
         self.lines = 0
 
     def begin(self, lines: int) -> int:
-        """Keep the first `lines` lines and drop the rest. A resumed run writes the lines after its saved state again.
+        """Keep the first `lines` lines and drop the rest. A resumed run calls this with the line count of its saved
+        state, because it writes all later lines again.
 
-        Returns how many of the kept lines are damaged or missing. Damaged lines are left out.
+        Returns how many of the first `lines` lines are damaged or missing. Damaged lines are not kept.
         """
         if self.file.is_file():
             whole = [line for line in self._lines()[:lines] if _record(line) is not None]
@@ -83,7 +85,9 @@ class MetricsFile:
         return max((record["iteration"] for record in self._records()), default=0)
 
     def sync(self) -> None:
-        """Force the lines to the disk. A saved state may only follow when the lines before it are on disk."""
+        """Force the lines to the disk. Call this before a state is saved, because a resumed run needs all lines before
+        its state.
+        """
         if self.file.is_file():
             with explained(self.file, RESUME), self.file.open("rb+") as stream:
                 os.fsync(stream.fileno())

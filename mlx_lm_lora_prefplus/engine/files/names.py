@@ -1,4 +1,6 @@
-"""The names of a run's files in its adapter folder. All other files there belong to the user or to other programs."""
+"""The names of the files that a run writes in its adapter folder. All other files in the folder belong to the user or
+to other programs.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,11 +11,11 @@ STATE = "state-{:07d}.safetensors"
 CONFIG = "adapter_config.json"
 METRICS = "metrics.jsonl"
 RECORD = "run.json"
-"""The settings with their sources, the data and the package versions of a run."""
+"""The file that describes a run: settings and where each was set, data, package versions."""
 REFERENCE_DIGEST = "reference_digest"
 """The key of `run.json` that contains a digest of the reference's weights."""
 STOPPED = "stopped"
-"""The name of the warning in `METRICS` that contains the error which ended the run."""
+"""If an error ends a run, the metrics file contains its message as a warning of this name."""
 SAMPLES = "samples.jsonl"
 """Completions that were sampled at each evaluation."""
 PAGE = "report.html"
@@ -25,8 +27,8 @@ FORMS = (NUMBERED_ADAPTERS, STATE)
 
 
 def number_in(name: str, form: str) -> int | None:
-    """Return the number in a file name of the form `form`; None for other names, such as those of copies
-    and backups.
+    """Return the number in a file name of the form `form`, such as 100 in `0000100_adapters.safetensors`. None if the
+    name has another form, as copies and backups have.
     """
     before, after = form[: form.index("{")], form[form.index("}") + 1 :]
     digits = name.removeprefix(before).removesuffix(after)
@@ -42,7 +44,7 @@ def numbered_files(folder: Path, form: str) -> list[Path]:
 
 
 def unfinished_files(folder: Path, prefix: str, adapters: str = ADAPTERS) -> list[Path]:
-    """Return this package's incomplete files, which a killed process left behind.
+    """Return the incomplete files that a killed process of this package left in a folder.
 
     prefix: how the name of an incomplete file begins. adapters: the name of the adapter file.
     """
@@ -54,7 +56,7 @@ def unfinished_files(folder: Path, prefix: str, adapters: str = ADAPTERS) -> lis
 
 
 def is_ours(name: str, adapters: str = ADAPTERS) -> bool:
-    """Return whether a run writes files of this name."""
+    """Return whether a run of this package writes files of this name."""
     return name in (adapters, *PLAIN) or any(number_in(name, form) is not None for form in FORMS)
 
 

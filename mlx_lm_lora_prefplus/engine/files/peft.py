@@ -1,8 +1,8 @@
-"""Read LoRA and DoRA adapters in the format of Hugging Face PEFT and convert them to mlx-lm's.
+"""Read LoRA and DoRA adapters in the format of Hugging Face PEFT and convert them to mlx-lm's format.
 
 mlx-lm stores `lora_a` (inputs, rank), `lora_b` (rank, outputs) and DoRA's magnitudes `m` (outputs,). It adds `scale` ·
 x · lora_a · lora_b to the layer's output. PEFT stores the transposes `lora_A.weight` (rank, inputs) and `lora_B.weight`
-(outputs, rank). Its scale is lora_alpha / r, or lora_alpha / √r with `use_rslora`.
+(outputs, rank). PEFT's scale is lora_alpha / r, or lora_alpha / √r with `use_rslora`.
 """
 
 import json
@@ -23,7 +23,7 @@ ROOT = "base_model.model."
 LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 """Name of a tensor in mlx-lm → its name in PEFT."""
 BLOCK = re.compile(r"^(?P<before>(?:.*\.)?(?:layers|h|blocks))\.(?P<number>\d+)\.(?P<inside>.+)$")
-"""Matches the name of a module inside one of the layers."""
+"""Matches module names inside a transformer layer, such as `model.layers.3.self_attn.q_proj`."""
 
 _REFUSED = {
     "modules_to_save": "modules that are trained as a whole (modules_to_save)",
@@ -39,10 +39,10 @@ _REFUSED = {
     "velora_config": "VeLoRA (velora_config)",
     "monteclora_config": "MonteCLoRA (monteclora_config)",
 }
-"""Key of a PEFT config that changes what the adapter computes or contains → its description in messages."""
+"""Keys of a PEFT config that mlx-lm does not support → the description of the feature in messages."""
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Values of `init_lora_weights`, or their prefixes, that change the weights of the base model."""
+"""Values of `init_lora_weights` that begin with one of these change the weights of the base model."""
 
 
 def is_peft(names: Iterable[str]) -> bool:
@@ -51,7 +51,7 @@ def is_peft(names: Iterable[str]) -> bool:
 
 
 def in_folder(path: str | Path) -> Path | None:
-    """Return the weights of a PEFT adapter, given its folder; None if the path is something else."""
+    """Return the path of the weights in the folder of a PEFT adapter. None if `path` is not such a folder."""
     file = Path(path).expanduser() / WEIGHTS
     return file if file.is_file() else None
 
@@ -60,8 +60,8 @@ def read_peft_config(folder: Path, key: str) -> dict[str, Any]:
     """Return the `adapter_config.json` of a PEFT adapter.
 
     Raises:
-        UserError: The config is absent or damaged, or mlx-lm has no such kind of adapter. The message names the config
-            key.
+        UserError: The config is absent or damaged, or the adapter is of a kind that mlx-lm does not support. The
+            message names `key`.
     """
     file = folder / CONFIG
     try:
@@ -84,7 +84,7 @@ def read_peft_config(folder: Path, key: str) -> dict[str, Any]:
 
 
 def _unsupported(config: Mapping[str, Any]) -> str | None:
-    """Return what a PEFT config asks for that mlx-lm does not support."""
+    """Return a description of the first feature of a PEFT config that mlx-lm does not support; None if it supports all."""
     if (kind := config.get("peft_type")) != "LORA":
         return f"the kind {kind}"
     if (bias := config.get("bias", "none")) != "none":
@@ -100,14 +100,14 @@ def to_mlx(
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Convert a PEFT adapter: return mlx-lm's tensors and the content of `adapter_config.json`.
 
-    mlx-lm has one rank and one scale for all layers. Modules with a lower rank (`rank_pattern`) are padded with zeros.
-    Where a module has another scale (`alpha_pattern`), its `lora_b` is multiplied by the quotient of the scales. The
-    adapter computes the same as in PEFT.
+    mlx-lm has one rank and one scale for all layers; PEFT may have several. Modules of lower rank (`rank_pattern`) are
+    therefore padded with zeros. If the scale of a module differs (`alpha_pattern`), its `lora_b` is multiplied by the
+    quotient of the two scales. The converted adapter has the same output as in PEFT.
 
     config: PEFT's config. model_type, layers: of the base model. where: the beginning of error messages.
 
     Raises:
-        UserError: A tensor does not belong to LoRA or DoRA on a linear layer.
+        UserError: The adapter contains something other than LoRA or DoRA on linear layers.
     """
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     scale = _scale(config, "", rank)
@@ -115,7 +115,7 @@ def to_mlx(
     for name, value in tensors.items():
         module, leaf = _split(name)
         if name.endswith(".base_layer.weight"):
-            continue  # PEFT also saves copies of the base model's head and embeddings if these are adapted
+            continue  # PEFT also saves the base weights of an adapted head or embedding
         if leaf is None or ".experts." in module:
             raise UserError(
                 f"{where} contains {name}. Only LoRA and DoRA on linear layers can be read. Merge the adapter in PEFT "
@@ -140,7 +140,9 @@ def to_mlx(
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """Return the settings of a run that makes such adapters, on one line. config: mlx-lm's `adapter_config.json`."""
+    """Return, as one line of YAML, the settings of a run that trains adapters with this `adapter_config.json` of
+    mlx-lm.
+    """
     parameters = {name: config["lora_parameters"][name] for name in ("rank", "scale", "dropout", "keys")}
     settings = {"train_type": config["fine_tune_type"], "num_layers": config["num_layers"]}
     lines = yaml.safe_dump(
@@ -150,7 +152,9 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """Return the module in transformers and the tensor name in mlx-lm of a PEFT tensor; None for other tensors."""
+    """Split the name of a PEFT tensor: return its module's name in transformers, and the tensor's name in mlx-lm (None
+    if the tensor is not part of LoRA or DoRA).
+    """
     bare = name.removeprefix(ROOT)
     for ours, theirs in LEAVES.items():
         for ending in (theirs, f"{theirs}.weight"):  # PEFT before 0.12 named magnitudes with .weight
@@ -160,7 +164,9 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return the scale that PEFT uses for a module of this rank. name "": a module that no pattern matches."""
+    """Return the scale that PEFT uses for a module of this rank. module: "" means the default scale, for modules that
+    no pattern in `alpha_pattern` matches.
+    """
     alpha = config.get("lora_alpha", 8)
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if module and re.match(rf"(.*\.)?({pattern})$", module):
@@ -170,7 +176,9 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _keys(modules: list[str], layers: int) -> tuple[list[str], int]:
-    """Return the `keys` and `num_layers` with which mlx-lm adapts exactly these modules. layers: of the model."""
+    """Return the `keys` and `num_layers` with which mlx-lm adapts exactly these modules. layers: how many the model
+    has.
+    """
     matches = [one for name in modules if (one := BLOCK.match(name))]
     blocks = {int(one["number"]) for one in matches}
     inside = sorted({one["inside"] for one in matches})

@@ -1,4 +1,6 @@
-"""The saved state of a run. A run that was killed at any moment and resumed from it ends with the same bytes."""
+"""The saved state of a run. A run that is killed at any moment and then resumed from its state ends with the same
+weights, bit for bit, as an uninterrupted run.
+"""
 
 import hashlib
 import json
@@ -19,17 +21,19 @@ BLANK = b"0" * 64
 """Placeholder for the digest in the file while the digest is computed."""
 
 MARK = b'"sha256":"'
-"""Text before the digest in the header of the file. It occurs only once, because quotes in nested JSON are escaped."""
+"""The text just before the digest in the header of the file. It occurs only once there, because quotes in nested JSON
+are escaped.
+"""
 
 
 class RunState(NamedTuple):
     """Everything that changes during a run.
 
-    arrays: group → name → array. The groups are `weights` (the trainable ones), `optimizer`, `gradient` (of an
-    incomplete optimiser step), `trainer` (see `Trainer.initial_state`), `reference` (one that follows the policy) and
-    `numpy`. A new component with arrays gets its own group.
-    values: JSON values: position, counters, the metrics since the last report, the state of MLX's random numbers, and
-    the settings that the run was started with (`fingerprint`).
+    arrays: group → name → array. The groups are `weights` (only trained weights), `optimizer`, `gradient` (of an
+    incomplete optimiser step), `trainer` (see `Trainer.initial_state`), `reference` (if it follows the policy, as in
+    TR-DPO) and `numpy`. A new component with arrays needs a new group.
+    values: JSON values: position in the data, counters, the metrics since the last report, the state of MLX's random
+    numbers, and the settings that the run was started with (`fingerprint`).
     """
 
     arrays: dict[str, dict[str, mx.array]]
@@ -59,7 +63,8 @@ class StateFiles:
         self.own = [file for file in states_in(folder) if _number(file) <= last]
 
     def save(self, state: RunState) -> Path:
-        """Write a state, then remove the oldest. The first save also removes the states of other runs in the folder.
+        """Write a state, then remove the oldest states, so that `keep` remain. States that other runs left in the
+        folder are removed too.
 
         Raises:
             UserError: The state cannot be written. Earlier states are unchanged.
@@ -82,7 +87,7 @@ class StateFiles:
 
 
 def states_in(folder: Path) -> list[Path]:
-    """Return the states in a folder, oldest first. Copies and backups under other names do not count."""
+    """Return the files of saved states in a folder, oldest first. Copies and backups with other names are not listed."""
     return numbered_files(folder, STATE)
 
 
@@ -114,7 +119,7 @@ def newest_state(folder: Path) -> tuple[RunState | None, list[str]]:
 
 
 def read_state(file: Path) -> RunState:
-    """Read a state after checking every byte of it. Its arrays are not yet evaluated.
+    """Check every byte of a state's file against its digest, then read it. The arrays are lazy.
 
     Raises:
         Damaged: The file is incomplete, was changed, or has another format.

@@ -1,4 +1,4 @@
-"""Print the host's log lines and call its callbacks, with exactly its formats and payloads."""
+"""Print the same log lines as mlx-lm-lora, and call its callbacks with the same payloads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _HOST_METRICS = {
     "rejected_logits_mean": "logits/rejected",
     "chosen_logits_mean": "logits/chosen",
 }
-"""The host's name of a metric → its name here."""
+"""mlx-lm-lora's name of a metric → its name in this package."""
 
 
 def host_metrics(means: Mapping[str, float], prefix: str = "") -> dict[str, float]:

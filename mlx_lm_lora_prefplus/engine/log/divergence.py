@@ -7,8 +7,8 @@ from .history import FEW_ROWS, History, Report, RunInfo, latest_mean, values
 
 
 def drift_of(history: History, run: RunInfo) -> tuple[float, float]:
-    """Return the policy's distance from its reference on a completion (nats), and the completion's tokens; 0, 0 if
-    unknown.
+    """Return the policy's distance from its reference per completion (nats), and the tokens per completion. Both are 0
+    if unknown.
 
     Both are means over the chosen and the rejected completions of the latest rows (see `latest_mean`).
     """
@@ -28,8 +28,8 @@ def drift_of(history: History, run: RunInfo) -> tuple[float, float]:
 
 
 def rate_too_high(history: History, run: RunInfo) -> str | None:
-    """Warn if the objective rises above its start, or if the policy moves far from its reference in its
-    first updates.
+    """Warn if the objective rises far above its value before training, or if the first updates move the policy far from
+    its reference.
     """
     what = _risen(history, run) or _jumped(history, run) or _unlearned(history)
     if not what:
@@ -47,22 +47,23 @@ USUAL = 3e-4
 USUAL_RATES = "a usual rate (1e-5 to 1e-4 for adapters, 5e-7 to 5e-6 for all weights)"
 
 EARLY = 20
-"""Number of first updates in which a reasonable learning rate moves the policy only a little."""
+"""In this many first updates, a reasonable learning rate moves the policy only a little."""
 
 LOST, ABSURD = 2.0, -8.0
-"""Nats per token. Healthy early updates lose less than LOST. No pretrained model assigns real text less than ABSURD.
+"""Nats per token. In a healthy run, early updates lower the chosen completions' log-prob by less than LOST. No
+pretrained model gives real text a log-prob below ABSURD.
 
-A loss of LOST is a sign of divergence only if both means are over many rows. With few rows, the choice of rows explains
-larger differences.
+A fall by LOST is a sign of divergence only if the means before and after it are over many rows. Means over few
+different rows can differ by more than LOST without any training.
 """
 
 
 def _risen(history: History, run: RunInfo) -> str | None:
-    """Return a description if the objective is far above its start.
+    """Return a description if the objective is far above its value before training; else None.
 
-    Losses vary between rows, so a mean over few rows must be further above the start than a mean over many. Validation
-    uses the same rows each time, but it counts only if the training loss rises too: otherwise the policy overfits and
-    does not diverge.
+    Losses vary between rows. A mean over few rows must therefore be further above the start than a mean over many. A
+    rise of the validation loss counts only if the training loss rises too: if the training loss falls, the policy
+    overfits and does not diverge.
     """
     start, untrained = _start(history, run), values(_untrained(history), "loss")
     losses = values(history.train, "loss")
@@ -83,12 +84,12 @@ def _risen(history: History, run: RunInfo) -> str | None:
 
 
 def _start(history: History, run: RunInfo) -> float:
-    """Return the objective before training, from the validation before the first update and the first report; 0 if
-    unknown.
+    """Return the objective before training; 0 if unknown. It is read from the validation before the first update and
+    from the first training report.
 
-    With a reference the objective starts at the same value for every row. Without one, it differs between rows, so the
-    higher of the two values counts. It is limited to twice the validation's, because training may have diverged before
-    the first report.
+    With a reference, the objective starts at the same value for every row, and the lower of the two figures is
+    returned. Without a reference, it differs between rows, and the higher figure is returned. The result is at most
+    twice the validation's figure, because training may have diverged before the first report.
     """
     first, untrained = values(history.train, "loss")[:1], values(_untrained(history), "loss")
     if run.reference or not (first and untrained):
@@ -97,25 +98,28 @@ def _start(history: History, run: RunInfo) -> float:
 
 
 def _untrained(history: History) -> list[Report]:
-    """Return the validation before the first update, if there was one."""
+    """Return the report of the validation before the first update as a list; empty if there was none."""
     return [report for report in history.valid[:1] if report["iteration"] == 1]
 
 
 def _fresh(history: History, run: RunInfo) -> bool:
-    """Return whether the policy started equal to its reference, also according to the first measurement.
+    """Return whether the policy started equal to its reference: the settings say so, and the first margins are near 0.
 
-    Only the measurement detects a program, such as MLX-LoRA-Studio, that loaded earlier adapters into the model.
+    The settings alone are not enough: MLX-LoRA-Studio, for example, may have loaded trained adapters into the model.
+    Only the margins show that.
     """
     before = [*_untrained(history), *(report for report in history.train[:1] if report.get("updates") == 1)]
     return run.fresh and all(abs(margin) < NOISE for margin in values(before, "rewards/margins"))
 
 
 NOISE = 0.01
-"""Upper limit of the margin of a policy that equals its reference, with 16-bit weights too."""
+"""A margin below this counts as 0 up to rounding, even with 16-bit weights."""
 
 
 def _jumped(history: History, run: RunInfo) -> str | None:
-    """Return a description if the first updates moved the policy further than a whole run usually does."""
+    """Return a description if the first few updates moved the policy further than all updates of a usual run; else
+    None.
+    """
     first = history.train[0] if history.train else {}
     updates, margin = first.get("updates", 0), first.get("rewards/margins", 0.0)
     if not (run.reference and _fresh(history, run)) or not updates:
@@ -130,7 +134,7 @@ def _jumped(history: History, run: RunInfo) -> str | None:
 
 
 def _unlearned(history: History) -> str | None:
-    """Return a description if the first updates made the chosen completions far less likely."""
+    """Return a description if the first updates made the chosen completions far less likely; else None."""
     name = "logps_per_token/chosen"
     now = latest_mean(history.train, name)
     if now is None or history.train[-1].get("updates", math.inf) > EARLY:

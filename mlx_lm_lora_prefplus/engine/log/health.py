@@ -1,6 +1,7 @@
 """Health checks on the metrics of a run. Each warns at most once and suggests what to try; none changes the run.
 
-A warning is a line of the log and must not contain the word `loss`, because programs parse such lines as reports.
+A warning is a line of the log. It must not contain the word `loss`, because programs that read the log take lines with
+that word for training reports.
 """
 
 import math
@@ -12,7 +13,7 @@ from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, measured, va
 
 
 def warnings(history: History, run: RunInfo) -> dict[str, str]:
-    """Name of the health check → its warning, for the checks that warn."""
+    """Return health check → warning, for the checks that warn."""
     texts: dict[str, str | None] = {}
     for name, check in HEALTH_CHECKS.items():
         texts[name] = check(history, run)
@@ -24,7 +25,8 @@ def warnings(history: History, run: RunInfo) -> dict[str, str]:
 def accuracy_stuck(history: History, run: RunInfo) -> str | None:
     """Warn if the accuracy stays near one half for at least ten reports after the first ones.
 
-    After a divergence a larger learning rate does not help, so there is no warning.
+    The warning suggests a larger learning rate. That does not help after a divergence, so a diverged run gets no
+    warning.
     """
     if run.diverged:
         return None
@@ -55,18 +57,21 @@ def margins_exploding(history: History, run: RunInfo) -> str | None:
 
 
 FALLEN = 0.5
-"""Nats per token. If the chosen completions lose this much, each token is 61 % as probable as before. Less is usual."""
+"""Nats per token. After a fall by this much, each token of the chosen completions is 61 % as probable as before.
+Healthy runs fall by less.
+"""
 
 
 ENOUGH_ROWS = 30
-"""The first reports must contain this many rows. Otherwise a few easy rows at the start look like a fall later."""
+"""The first reports must contain this many rows. If they contained only a few easy rows, later rows would seem to fall.
+"""
 
 
 def chosen_falling(history: History, run: RunInfo) -> str | None:
     """Warn of likelihood displacement (Razin et al. 2024, arXiv:2410.08847): chosen completions become less likely.
 
-    In validations, the last two must both be low. Training reports contain other rows each time, so the fall must also
-    exceed three standard errors.
+    With at least two validations, the last two must both be low. Otherwise training reports are compared. Each of these
+    contains other rows, so the fall must also exceed three standard errors.
     """
     name = "logps_per_token/chosen"
     valid = values(history.valid, name)
@@ -107,7 +112,7 @@ def kl_growing(history: History, run: RunInfo) -> str | None:
     )
 
 
-# The learning rate comes first: if it is the cause, the other checks adapt their advice.
+# rate_too_high comes first: if it warns, the checks after it adapt their advice (see `RunInfo.diverged`).
 HEALTH_CHECKS: dict[str, Callable[[History, RunInfo], str | None]] = {
     "rate_too_high": rate_too_high,
     "accuracy_stuck": accuracy_stuck,

@@ -7,7 +7,7 @@ Report = Mapping[str, float]
 """One report: metrics under TRL's names, and `iteration`."""
 
 FIRST, RECENT = 5, 10
-"""Health checks read this many of the first reports and this many of the latest."""
+"""How many of the first reports, and how many of the latest, the health checks read."""
 
 
 SMALLER_RATE = "a smaller learning_rate"
@@ -18,7 +18,7 @@ class RunInfo(NamedTuple):
 
     learning_rate: of the last update. beta: scale of the log-ratio, per nat; None if the mode has none.
     reference: whether rewards are relative to a reference. fresh: whether the policy started equal to its reference.
-    choices: config keys and losses of the mode, so that no advice names one that the mode does not have.
+    choices: config keys and losses of the mode. Advice names no other keys or losses.
     objective: names of the losses in use. diverged: whether `rate_too_high` has warned.
     """
 
@@ -31,7 +31,9 @@ class RunInfo(NamedTuple):
     diverged: bool = False
 
     def advice(self, *suggestions: tuple[str | None, str]) -> str:
-        """Return `Try …` with the suggestions whose config key or loss exists in this mode (None: needs none).
+        """Return `Try …` with all suggestions that this mode supports.
+
+        suggestions: (config key or loss that the mode must have; None for no condition, text).
 
         If the run has diverged, the first suggestion is a smaller learning rate.
         """
@@ -70,15 +72,15 @@ def values(reports: Sequence[Report], name: str) -> list[float]:
 
 
 def measured(reports: Sequence[Report], name: str) -> list[Report]:
-    """Return the reports that measured this metric. A report without such a row (such as a desirable one) repeats the
-    last value and is left out.
+    """Return the reports that measured this metric. A metric of desirable rows, for example, repeats its last value in
+    a report without such rows. Reports that repeat a value are left out.
     """
     having = [report for report in reports if name in report]
     return [report for place, report in enumerate(having) if not place or report[name] != having[place - 1][name]]
 
 
 class LatestMean(NamedTuple):
-    """value: mean over `rows` rows."""
+    """A mean, and the number of rows that it is over."""
 
     value: float
     rows: float
@@ -89,8 +91,8 @@ FEW_ROWS = 12
 
 
 def latest_mean(reports: Sequence[Report], name: str) -> LatestMean | None:
-    """Return the mean of a metric over the latest reports that together contain `FEW_ROWS` rows; None if all contain
-    fewer.
+    """Return the mean of a metric over as many of the latest reports as are needed for `FEW_ROWS` rows. None if all
+    reports together contain fewer rows.
     """
     total = rows = 0.0
     for report in reversed(measured(reports, name)):

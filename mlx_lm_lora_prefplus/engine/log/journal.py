@@ -17,7 +17,7 @@ from .notices import tell
 
 
 class Counters(Protocol):
-    """iteration: of the current micro-batch."""
+    """The counter of a run that the journal reads. iteration: the number of the current micro-batch."""
 
     iteration: int
 
@@ -25,9 +25,9 @@ class Counters(Protocol):
 class Journal:
     """Receives reports and warnings and passes them on.
 
-    history: the reports for the health checks. warned: names of the warnings that were given. Both are extended in
-    place.
-    trainer, options, settings: of the run. callback: receives warnings. metrics, loggers: record everything.
+    history: the reports for the health checks. warned: names of the warnings given so far. The journal adds to both.
+    trainer, options, settings: those of the run. callback: receives warnings. metrics, loggers: receive all reports and
+    warnings.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Journal:
 
     @contextmanager
     def keeping_errors(self, counters: Counters) -> Iterator[None]:
-        """Record an error that ends the run as a warning named `stopped`, so that the report page shows it, then raise
-        it.
+        """If an error ends the run, record it as a warning named `stopped`, which the report page shows. Then raise the
+        error again.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""Sums and counts over micro-batches, divided once at the end."""
+"""Add up metrics and counts over micro-batches, and divide them once at the end."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ from ...plugin.protocol import LossOutput, Unit
 from ..arrays import as_numpy
 
 Layout = list[tuple[Unit, str]]
-"""The unit and the name of each entry of a flattened `LossOutput`. The losses are named `loss`."""
+"""The unit and the name of each entry of the vector that `flatten` returns. The name of a loss is `loss`."""
 
 
 def flatten(output: LossOutput) -> tuple[Layout, mx.array]:
-    """Put every sum of an output into one vector.
+    """Put all sums of an output into one vector.
 
-    There are two reasons to use one array. A compiled function must not return two equal reductions (it fails on mlx
-    0.32.4), and one array needs one synchronisation.
+    One array has two advantages. It needs only one synchronisation. And a compiled function fails if it returns two
+    equal reductions as separate arrays (mlx 0.32.4).
     """
     losses = [((unit, "loss"), value) for unit, value in output.sums.items()]
     metrics = [((unit, name), value) for unit, group in output.metrics.items() for name, value in group.items()]
@@ -26,10 +26,11 @@ def flatten(output: LossOutput) -> tuple[Layout, mx.array]:
 
 
 class MetricSums:
-    """Running sums and the counts of their units. They are Python floats, because long sums lose digits in float32.
+    """Running sums of metrics, and the number of examples or tokens in them. Sums are Python floats, because long sums
+    lose digits in float32.
 
-    before: the totals of the previous window. If a window has no example of a unit (such as no desirable row), the
-    means of that unit are taken from the previous window.
+    before: the sums of the previous report. If there is no example of a unit since then (such as no desirable row), its
+    means are taken from the previous report.
     """
 
     def __init__(self, before: "MetricSums | None" = None):
@@ -50,9 +51,10 @@ class MetricSums:
         return self._units.get("examples", 0)
 
     def means(self) -> dict[str, float]:
-        """Return `loss` and every metric. A value with several units is the sum of its means over each unit.
+        """Return `loss` and every metric. A value that is summed over several units is the sum of its means, one per
+        unit.
 
-        A metric is left out until each of its units has been seen.
+                A metric is left out until there has been an example of each of its units.
         """
         own, means = self._means(), dict[str, float]()
         replaced = {name for unit, name in self._sums if (unit, name) not in own} - {"loss"}

@@ -1,4 +1,4 @@
-"""Write messages to the user, also in programs that discard stdout, such as MLX-LoRA-Studio."""
+"""Write messages to the user, even in programs that discard stdout, such as MLX-LoRA-Studio."""
 
 import re
 import sys
@@ -17,16 +17,16 @@ METRIC_NAMES = {"loss": "objective", "it/s": "updates per second", "memory:": "m
 
 
 def tell(callback: Any, line: str) -> None:
-    """Print a line beside the progress bar, and `show` it."""
+    """Print a line without breaking the progress bar, and pass it to `show`."""
     tqdm.write(wrapped_on_terminal(line))
     show(callback, line)
 
 
 def show(callback: Any, line: str) -> None:
-    """Write a line to the stream of a callback, if it has one other than the current stdout.
+    """Write a line to the stream of a callback, unless it has no stream or its stream is the current stdout.
 
-    MLX-LoRA-Studio's runner discards stdout while it loads and trains. Its callback has the original stdout, which the
-    app shows. This function does not print; its caller does.
+    MLX-LoRA-Studio discards stdout while it loads and trains. Its callback has the original stdout, which the app
+    shows. This function does not print to the current stdout; its caller does.
     """
     stream = _own_stream(callback)
     if stream is not None:
@@ -44,7 +44,9 @@ def without_metrics(line: str) -> str:
 
 
 def _own_stream(callback: Any) -> Any:
-    """Return the stream of a callback or of a callback that it wraps, as mlx-lm's loggers do; None if it is stdout."""
+    """Return the stream of a callback; None if there is none or it is stdout. mlx-lm's loggers wrap another callback:
+    then the stream of the wrapped callback is returned.
+    """
     while callback is not None:
         stream = getattr(callback, "stream", None)
         if callable(getattr(stream, "write", None)) and callable(getattr(stream, "flush", None)):

@@ -1,4 +1,4 @@
-"""The output of a run. It is also written to a log file, and a closed terminal or pipe never ends the run."""
+"""Copy the output of a run to a log file, and keep a closed terminal or pipe from ending the run."""
 
 import os
 import re
@@ -17,9 +17,10 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class RunLog:
-    """`train.log` in the adapter folder: the output from the start of the run, without colours and progress bars.
+    """`train.log` in the adapter folder: all output of the run, without colours and progress bars.
 
-    Output from before the file is opened is buffered. If the file cannot be written, the run continues.
+    Output that comes before the file is opened is buffered and written then. If the file cannot be written, the run
+    continues.
     """
 
     def __init__(self):
@@ -55,9 +56,10 @@ class RunLog:
 
 
 class Output:
-    """Replaces another stream. If writing to that stream fails (a closed pipe, a full disk), later output is dropped.
+    """A stream that replaces stdout or stderr. If writing to the replaced stream fails (a closed pipe, a full disk),
+    later output is dropped.
 
-    stream: the other stream; None if the program was started without it. log: also receives the text.
+    stream: the replaced stream; None if the program was started without it. log: also receives the text.
     """
 
     def __init__(self, stream: Any, log: RunLog | None = None):
@@ -113,8 +115,8 @@ def original(stream: Any) -> Any:
 
 @contextmanager
 def recorded() -> Iterator[RunLog]:
-    """Keep failed output from ending the run, and record output in the log. An error that ends the run is
-    logged too.
+    """Write stdout to the log too, and keep failed output from ending the run. An error that ends the run is also
+    logged.
     """
     log = RunLog()
     stdout: Any = Output(sys.stdout, log)
@@ -134,10 +136,10 @@ def recorded() -> Iterator[RunLog]:
 
 @contextmanager
 def command_output() -> Iterator[None]:
-    """Protect a whole command against closed streams, including Python's last flush at exit.
+    """Protect a command against closed streams from its start until Python's last flush at exit.
 
-    If stdout or stderr is closed, the next file that is opened would get its number. A library that prints would then
-    write into that file.
+    If stdout or stderr is closed, its file descriptor number is free, and the next opened file gets it. A library that
+    prints would then write into that file. Each closed stream is therefore replaced by the null device first.
     """
     for handle in (0, 1, 2):
         try:
@@ -156,7 +158,7 @@ def command_output() -> Iterator[None]:
 
 
 def _flush_or_discard(stream: Any) -> None:
-    """Flush a stream. If that fails, discard its buffer, so that Python's flush at exit does not change the
+    """Flush a stream. If that fails, discard its buffer. Otherwise Python's flush at exit would fail too and change the
     exit code.
     """
     if stream is None:

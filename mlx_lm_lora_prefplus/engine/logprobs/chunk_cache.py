@@ -1,15 +1,16 @@
-"""The key-value cache of an attention layer while rows are computed chunk by chunk."""
+"""A key-value cache for attention layers whose rows are computed chunk by chunk."""
 
 import mlx.core as mx
 from mlx_lm.models.cache import _BaseCache
 
 
 class PieceCache(_BaseCache):
-    """The keys and values that came in (from the prompt and from earlier chunks), and those of this chunk.
+    """Contains the keys and values of the prompt and of earlier chunks (the "incoming" ones), and those of this chunk.
 
     Arguments:
-        lengths: (rows,) int32, real tokens of each row's prompt among the first `prompt_width` keys.
-        prompt_width: how many of the incoming keys belong to the prompt. Later keys continue each row's real tokens.
+        lengths: (rows,) int32, tokens of each row's prompt without padding, among the first `prompt_width` keys.
+        prompt_width: how many of the incoming keys belong to the prompt. The later ones belong to the tokens after the
+            prompt.
         keys, values: incoming keys and values, (rows, heads, keys, size), or None.
 
     Attributes:
@@ -30,7 +31,7 @@ class PieceCache(_BaseCache):
         self.offset = lengths + (self.before - prompt_width)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Return all keys and values up to this chunk."""
+        """Store the keys and values of this chunk, and return them after the incoming ones."""
         self.new = (keys, values)
         if self.keys is None or self.values is None:
             return keys, values

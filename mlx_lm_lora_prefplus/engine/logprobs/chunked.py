@@ -12,7 +12,8 @@ at a chunk border.
    not use this engine for models with dropout.)
 3. A chunk is recomputed only when the chunks after it are finished. MLX is lazy, so `mx.depends` must state this order.
    Without it all chunks would be in memory together.
-4. Tracing leaves placeholders in the model. `ChunkedPolicy._run` restores the arrays.
+4. While MLX differentiates a function, the model contains placeholders instead of arrays. `ChunkedPolicy._run` puts the
+arrays back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,13 +42,14 @@ Carried = list[list[mx.array]]
 
 
 class Piece(NamedTuple):
-    """One chunk: some columns of the rows that have tokens there.
+    """One chunk: a range of columns, for the rows that have tokens in these columns.
 
-    rows: (rows,) positions of the rows in the batch. None in a prompt, where each row is an example.
+    rows: (rows,) positions of the rows in the batch. None in a chunk of prompts, which has one row per example.
     tokens: (rows, width) int32, inputs.
-    targets: (rows, width) int32, and counts: (rows, width) bool, which of them are scored. None in a prompt.
+    targets: (rows, width) int32, the token after each input. counts: (rows, width) bool, which targets are scored. Both
+    are None in a chunk of prompts.
     weights: (rows, width) float32, the weight of each token in the weighted log-probs. None if all weights are 1.
-    place: the position of the tokens in the batch, for routers; see `places`.
+    place: how the tokens count in the routers' loss; see `model.routers.Place`.
     lengths, prompt_width: see `PieceCache`.
     batch_rows: the number of rows in the batch.
     """
@@ -64,13 +66,14 @@ class Piece(NamedTuple):
 
 
 class ChunkedPolicy(HeadPolicy):
-    """Computes the scores of `SharedPrefixPolicy` in chunks of `width` tokens.
+    """Computes the same scores as `SharedPrefixPolicy`, in chunks of `width` tokens.
 
     Arguments:
         halves: the model to be trained.
         width: tokens of a chunk.
-        pairwise: compute one example at a time without padding prompts. Layers with a recurrent state need it.
-        call_tokens: see `HeadPolicy`. A chunk also ends where a completion ends, if that saves more tokens than this.
+        pairwise: compute one example at a time, without padding. Models with recurrent layers need this.
+        call_tokens: the cost of one more chunk, in tokens. A chunk ends early where a completion ends if that saves
+            more padding tokens than this.
     """
 
     def __init__(self, halves: SplitModel, width: int, pairwise: bool = False, call_tokens: int | None = None):
@@ -91,7 +94,7 @@ class ChunkedPolicy(HeadPolicy):
         return scores_of(batch, logps, weighted, *rest)._replace(mismatched_logps=mismatched)
 
     def _by_example(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
-        """Like `_run`, but one example after the other."""
+        """Return the sums of `_run`, computed one example after the other."""
         columns = []
         for i in range(batch.ids.shape[0]):
             one, rows = slice_batch(batch, i, i + 1), rows_of(batch, i, i + 1)
@@ -101,9 +104,7 @@ class ChunkedPolicy(HeadPolicy):
         return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*columns, strict=True)]
 
     def _run(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
-        """Return the sums over the scored tokens of each row (see `score`), then the log-probs of
-        `Batch.mismatched`.
-        """
+        """Return the sums of `score` over all chunks; then, if the batch has `mismatched`, the log-probs of its rows."""
         cost = np.inf if self.call_tokens is None else self.call_tokens
         pieces = _pieces(batch, weights, self.width, cost)
         with not_recorded():
@@ -148,10 +149,10 @@ class ChunkedPolicy(HeadPolicy):
 
 
 def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: float) -> list[Piece]:
-    """Return chunks of at most `width` columns: first the prompts without their last tokens, then last tokens and
-    completions.
+    """Return chunks of at most `width` columns. The first chunks are of the prompts without their last tokens. The
+    others are of the completions, with the last prompt token as their first input.
 
-    Completions that have ended are left out. call_tokens: the cost of one more chunk, in tokens.
+    A chunk leaves out completions that ended before it. call_tokens: the cost of one more chunk, in tokens.
     """
     known = read_lengths(batch)
     lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
@@ -201,11 +202,12 @@ class _Run:
 
     Attributes:
         templates: the caches that the model creates. They show which kind of cache each layer needs.
-        carried: what each chunk passes to later ones.
+        carried: for each chunk, what it passes to later chunks.
         trunk_outputs: the output of the frozen trunk for each chunk; empty without a trunk.
         frozen: number of caches that belong to the trunk. They receive no gradient.
         recording: the router record that was open when the run began, or None.
-        others: chunks of completions of other rows after the same prompts, for the forward pass only.
+        others: the chunks of `Batch.mismatched`: completions of other rows after the same prompts. They need no
+            gradient.
     """
 
     def __init__(
@@ -229,10 +231,10 @@ class _Run:
         carried: Sequence[Carried],
         for_gradient: bool | None = None,
     ) -> tuple[list[mx.array], list[mx.array], Carried]:
-        """Compute one chunk after the earlier ones.
+        """Compute one chunk from what the earlier chunks passed on.
 
-        Returns its scores (none in a prompt), the sums of its routers if they are recorded (see `RouterRecord.total`),
-        and what it passes to later chunks.
+        Returns three things: the chunk's scores (empty for a chunk of prompts); the sums of its routers, if they are
+        recorded (see `RouterRecord.total`); and what the chunk passes to later chunks.
 
         carried: what each earlier chunk passed on.
         """
@@ -319,7 +321,7 @@ def _leaves(carried: Carried) -> list[mx.array]:
 
 
 def _flat(template: Any) -> list[Any]:
-    """Return the caches inside a cache, which may contain several."""
+    """Return the caches that a layer's cache contains; the cache itself if it contains no others."""
     return (
         [inner for cache in template.caches for inner in _flat(cache)]
         if isinstance(template, CacheList)
@@ -328,7 +330,7 @@ def _flat(template: Any) -> list[Any]:
 
 
 def _like(template: Any, caches: Iterator[Any]) -> Any:
-    """Take the next caches from an iterator, and nest them as in the template."""
+    """Take as many caches from an iterator as the template contains, and nest them like the template."""
     return (
         CacheList(*(_like(inner, caches) for inner in template.caches))
         if isinstance(template, CacheList)
@@ -337,14 +339,14 @@ def _like(template: Any, caches: Iterator[Any]) -> Any:
 
 
 def _places(earlier: Piece, piece: Piece) -> np.ndarray | None:
-    """Return the positions of this chunk's rows, or of their prompts, in an earlier chunk; None if both have the same
-    rows.
+    """Return where an earlier chunk has the rows of this chunk (their prompts, if the earlier chunk is of prompts).
+    None if both have the same rows.
     """
     if piece.rows is None or (earlier.rows is not None and len(earlier.rows) == len(piece.rows)):
         return None
     if earlier.rows is None:
         return piece.rows % earlier.tokens.shape[0]
-    return np.searchsorted(earlier.rows, piece.rows)  # later chunks have a subset of the rows of earlier ones
+    return np.searchsorted(earlier.rows, piece.rows)  # the rows of a chunk are a subset of the rows of earlier chunks
 
 
 def _rows(array: mx.array, places: np.ndarray | None) -> mx.array:
@@ -357,7 +359,9 @@ def _rows(array: mx.array, places: np.ndarray | None) -> mx.array:
 
 
 def _cache(template: Any, piece: Piece, carried: list[list[mx.array]]) -> Any:
-    """Return the cache of a layer before a chunk, from what each earlier chunk passed on for its rows."""
+    """Return the cache with which a layer begins a chunk. carried: for each earlier chunk, what it passed on for the
+    chunk's rows.
+    """
     if isinstance(template, ArraysCache):
         cache = ArraysCache(len(template.cache))
         if carried:

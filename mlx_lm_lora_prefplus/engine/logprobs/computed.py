@@ -1,4 +1,4 @@
-"""Count the tokens, padding included, that a method of computing log-probs runs through the layers."""
+"""Count the tokens that the layers compute, including padding, for each method of computing log-probs."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from .shared_prefix import HeadPolicy, PairwisePrefixPolicy
 
 
 def shares_prompts(policy: Scorer) -> bool:
-    """Whether a prompt is computed once for all its completions."""
+    """Return whether this method computes a prompt only once for all its completions."""
     return type(policy) not in (PlainPolicy, HeadPolicy)
 
 
@@ -23,7 +23,8 @@ def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray
     Arguments:
         prompts: (examples,) tokens of each prompt.
         completions: (completions, examples) tokens of each completion; 0 for the padding of a list.
-        multiple: widths are rounded up to it; above 1 in a compiled step (see `data.batches.plan.widths`).
+        multiple: widths are rounded up to a multiple of it (see `data.batches.plan.widths`). It is above 1 in a
+            compiled step.
     """
     if isinstance(policy, ChunkedPolicy):
         return _in_pieces(policy, prompts, completions)

@@ -1,8 +1,9 @@
-"""The frozen trunk: the layers below the first trained one. Policy and reference share its output within a step.
+"""The frozen trunk: the layers below the first trained layer. The output of the trunk is computed once per step, for
+policy and reference.
 
 Sharing is exact for three reasons. The trunk has no trained parameters and no adapters, so policy and reference compute
 the same from the same tokens. `TrunkReusingPolicy` reuses an output only for the arrays from which it was computed. And
-`select` compares the result with the full computation before a run uses it.
+before a run uses this method, `probe.select` checks that it gives the same result as the full computation.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -18,14 +19,14 @@ from ..model.swap import swapped_classes
 
 
 class Trunk(NamedTuple):
-    """size: number of its layers. top: the last of its layers."""
+    """The frozen trunk of a model. size: how many layers it has. top: the last of them."""
 
     size: int
     top: nn.Module
 
     @contextmanager
     def recorded(self, outputs: list[Any]) -> Iterator[None]:
-        """Append every output of the trunk to `outputs`."""
+        """While the context is open, append every output of the trunk to `outputs`."""
 
         def call(layer, *args, **kwargs):
             outputs.append(kind.__call__(layer, *args, **kwargs))
@@ -37,12 +38,12 @@ class Trunk(NamedTuple):
 
     @contextmanager
     def replayed(self, outputs: Sequence[Any]) -> Iterator[None]:
-        """Make the trunk return `outputs`, one per call. MLX is lazy, so the layers below are neither computed nor
-        differentiated.
+        """While the context is open, make the trunk return `outputs`, one per call. MLX is lazy, so the trunk's layers
+        are neither computed nor differentiated.
         """
 
         def call(layer, *args, **kwargs):
-            kind.__call__(layer, *args, **kwargs)  # called for its cache, which a layer above may read
+            kind.__call__(layer, *args, **kwargs)  # only to fill the cache, which a layer above may read
             return next(remaining)
 
         remaining, kind = iter(outputs), type(self.top)
@@ -51,9 +52,9 @@ class Trunk(NamedTuple):
 
 
 def find_trunk(model: nn.Module, head: Collection[str]) -> Trunk | None:
-    """Return the trunk of a model; None if it has none.
+    """Return the frozen trunk of a model; None if its first layer is trained, or something outside layers and head is.
 
-    head: names of the parameters of the head, which may be trained.
+    head: names of the parameters of the head. Trained parameters in the head do not matter.
     """
     layers: Any = model.layers
     trained = [name for name, _ in tree_flatten(model.trainable_parameters()) if name not in head]
@@ -67,7 +68,7 @@ class TrunkReusingPolicy:
 
     Arguments:
         policy: computes the scores.
-        outputs: the trunk's outputs when `policy` was called with `batch`.
+        outputs: what the trunk returned when `policy` was called with `batch`.
     """
 
     def __init__(self, policy: Scorer, trunk: Trunk, batch: Batch, outputs: Sequence[Any]):
@@ -83,13 +84,13 @@ class TrunkReusingPolicy:
 
 
 TOKENS = ("tokens", "prompts", "completions", "prompt_lengths", "lengths")
-"""Return the fields of a batch that the trunk's output depends on."""
+"""The fields of a batch that the trunk's output depends on."""
 
 
 def reference_logps_sharing_trunk(
     policy: Scorer, trunk: Trunk, batch: Batch, weights: mx.array | None, as_reference: AbstractContextManager
 ) -> tuple[mx.array, TrunkReusingPolicy]:
-    """Return the reference's log-probs of a batch, and a policy that reuses the trunk's outputs.
+    """Return the reference's log-probs of a batch, and a policy that reuses the trunk's outputs from computing them.
 
     The log-probs are float32, in nats, in the order of `Batch.all_reference_logps`.
 

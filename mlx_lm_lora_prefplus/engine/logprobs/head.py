@@ -1,11 +1,11 @@
 """Log-probs of tokens from hidden states, block by block. The logits of all tokens are never in memory together.
 
-A token's log-prob depends on its own hidden state only. With a frozen head, the forward pass can therefore also compute
-the gradient of each log-prob with respect to its state and keep it. The backward pass is then one product and
-recomputes nothing.
+Each log-prob depends on one hidden state only. With a frozen head, the forward pass can therefore also compute the
+gradient of each log-prob with respect to its state, and keep it. The backward pass then multiplies these gradients by
+the incoming ones and recomputes nothing.
 
-Over the vocabulary, the sums are accumulated as in flash attention (Dao et al. 2022, arXiv 2205.14135, section 3.1):
-the states take the place of the queries, and the rows of the head that of keys and values.
+Sums over the vocabulary are accumulated block by block, as flash attention does over the keys (Dao et al. 2022, arXiv
+2205.14135, section 3.1). The hidden states correspond to the queries, and the rows of the head to the keys and values.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,9 @@ from .plain import Exponentials, at_least_float32, exp
 
 
 class Head(Protocol):
-    """(positions, hidden) states → (positions, vocabulary) logits, or (positions, tokens) logits of some tokens."""
+    """A function: (positions, hidden) states → (positions, vocabulary) logits. With `tokens`, only the logits of these
+    tokens of the vocabulary.
+    """
 
     def __call__(self, states: mx.array, tokens: slice | mx.array | None = None, /) -> mx.array: ...
 
@@ -32,23 +34,23 @@ BLOCK_BYTES = {"cpu": 4 * 1024**2, "gpu": 128 * 1024**2}
 """Size of the float32 logits that are computed at a time. On a CPU they fit into its cache."""
 
 MOST_POSITIONS = 1024
-"""Positions of a block. More are no faster (measured on a CPU)."""
+"""A block of more positions than this is no faster (measured on a CPU)."""
 
 FEWEST_POSITIONS = 64
 """Products with fewer rows than this are slow, whatever the vocabulary (measured on a CPU)."""
 
 
 class Blocks(NamedTuple):
-    """How many positions and how many vocabulary tokens to compute at a time."""
+    """positions: how many to compute at a time. tokens: for how many tokens of the vocabulary at a time."""
 
     positions: int
     tokens: int
 
 
 def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
-    """Return the blocks for this many positions on the default device.
+    """Return the block size for this many positions on the default device.
 
-    cuttable: whether the head can compute the logits of a part of the vocabulary.
+    cuttable: whether the head can compute logits for only some tokens of the vocabulary.
     """
     logits = BLOCK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"] // 4
     if not cuttable:
@@ -60,7 +62,8 @@ def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
 def head_logps(
     head: Head, vocabulary: int, hidden: mx.array, targets: mx.array, blocks: Blocks, statistics: bool = False
 ) -> Columns:
-    """Return log-probs for use without a gradient. A gradient can be taken, but then the logits are kept.
+    """Return log-probs for use without a gradient. A gradient can be taken too, but then the logits of all positions
+    stay in memory.
 
     The arguments are those of `frozen_head_logps`.
     """
@@ -75,7 +78,9 @@ def head_logps(
 
 
 def _in_turn(function: Callable[[mx.array, slice], Columns], hidden: mx.array, positions: int) -> Columns:
-    """Apply `function` to some states at a time, so that logits are freed before the next ones are computed."""
+    """Apply `function` to `positions` states at a time. The logits of a block are freed before the next block is
+    computed.
+    """
     chunks: list[Columns] = []
     for start in range(0, hidden.shape[0], positions):
         where = slice(start, start + positions)
@@ -132,7 +137,7 @@ def frozen_head_logps(
 
 
 def _with_gradient(head: Head, states: mx.array, targets: mx.array, statistics: bool) -> Columns:
-    """Return `Columns`, and the gradient of each log-prob with respect to its state."""
+    """Return the values of `Columns`, then the gradient of each log-prob with respect to its state."""
     raw = head(states)
     logits = at_least_float32(raw)
     exponentials = Exponentials.of(logits)
@@ -150,11 +155,13 @@ def _in_blocks(
     statistics: bool,
     gradient: bool,
 ) -> Columns:
-    """Like `_with_gradient`, but with `tokens` of the vocabulary at a time. The gradient is computed only if requested.
+    """Return what `_with_gradient` returns, computed for `tokens` tokens of the vocabulary at a time. The gradient is
+    returned only if requested.
 
     The sums over the vocabulary are relative to m, the largest logit so far. With z = logit − m they are Σ exp z, Σ z
-    exp z, Σ (exp z)² and Σ exp z ∂z/∂state. The logit of the target and its gradient are computed from the head's rows
-    of all targets. That matrix is (positions, positions), which is small compared with the rest.
+    exp z, Σ (exp z)² and Σ exp z ∂z/∂state. The logits of the targets and their gradients are computed separately, by
+    applying the head to only the tokens in `targets`. This gives a (positions, positions) matrix, which is small
+    compared with the logits of a block.
     """
     own_logit = lambda states: mx.diagonal(head(states, targets))  # noqa: E731
     (own,), (of_own,) = mx.vjp(own_logit, [states], [mx.ones(targets.shape, states.dtype)])
@@ -195,11 +202,12 @@ def trained_head_logps(
     chunk: int,
     statistics: bool = False,
 ) -> Columns:
-    """Return log-probs for a head with trained parameters. The backward pass computes each chunk again.
+    """Return log-probs for a head with trained parameters. The backward pass recomputes the logits, `chunk` positions
+    at a time.
 
     Arguments:
-        head: (parameters, states, key) → logits. Everything that is trained in it must come from `parameters`, and
-            everything random from `key`. Otherwise the second computation would differ from the first.
+        head: (parameters, states, key) → logits. It must read its trained parameters from `parameters` and draw random
+            numbers only from `key`. Otherwise the recomputed logits would differ from the first ones.
 
     The other arguments are those of `frozen_head_logps`.
     """

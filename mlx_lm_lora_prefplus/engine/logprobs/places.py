@@ -1,5 +1,5 @@
-"""Positions in the batch of the tokens of one model call, for its routers (see `model.routers`); None if
-not recorded.
+"""Describe which tokens of a model call count in the routers' loss, and for which example (see `model.routers.Place`).
+All functions return None if no routers are recorded.
 """
 
 import mlx.core as mx
@@ -10,8 +10,8 @@ from ..model.routers import Place, current
 
 
 def place_of_rows(batch: Batch) -> Place | None:
-    """Return the places of `tokens[:, :-1]`: prompt and completion of each row except its last token, which is not an
-    input.
+    """Return the place of `tokens[:, :-1]`, the inputs of a call with prompts and completions. The last token of a row
+    is not an input.
     """
     if current() is None:
         return None
@@ -20,7 +20,9 @@ def place_of_rows(batch: Batch) -> Place | None:
 
 
 def place_of_prompts(batch: Batch) -> Place | None:
-    """Return the places of `prompts[:, :-1]`. Each counts once for every completion that is not empty."""
+    """Return the place of `prompts[:, :-1]`. Each prompt token counts once for every non-empty completion of its
+    prompt.
+    """
     if current() is None:
         return None
     examples = batch.ids.shape[0]
@@ -30,19 +32,19 @@ def place_of_prompts(batch: Batch) -> Place | None:
 
 
 def place_of_completions(batch: Batch) -> Place | None:
-    """Return the places of the last token of each prompt and of `completions[:, :-1]`."""
+    """Return the place of a call with the last token of each prompt, followed by `completions[:, :-1]`."""
     if current() is None:
         return None
     return _place(batch.lengths - batch.prompt_lengths, batch.completions.shape[1], batch)
 
 
 def part(place: Place | None, rows: np.ndarray, width: int) -> Place | None:
-    """Return the places of some rows, and of their first columns."""
+    """Return the place of some rows of a call, cut to the first `width` columns."""
     return None if place is None else place.part(rows, width)
 
 
 def columns_of(place: Place | None, start: int, end: int) -> Place | None:
-    """Return the places of some columns of all rows."""
+    """Return the place of the columns from `start` to `end` of a call."""
     return None if place is None else place._replace(weights=place.weights[:, start:end])
 
 

@@ -25,8 +25,8 @@ def exp(x: mx.array) -> mx.array:
 
 
 class Exponentials(NamedTuple):
-    """Return three values of logits (…, vocabulary): z, the logits minus the largest of their row; exp z; and Σ exp z,
-    (…, 1).
+    """Values computed from logits (…, vocabulary): z, the logits minus the largest logit of their row; exp z; and Σ exp
+    z, of shape (…, 1).
     """
 
     z: mx.array
@@ -60,7 +60,7 @@ class Exponentials(NamedTuple):
 
 
 def scores_of(batch: Batch, logps: mx.array, weighted_logps: mx.array | None, *sums: mx.array) -> Scores:
-    """Return the scores from sums over the completion tokens of each row.
+    """Return the scores of a batch, given sums over the completion tokens of each row.
 
     Arguments:
         sums: (rows,) each: mean logits and, if requested, entropy and log-collision.
@@ -71,23 +71,23 @@ def scores_of(batch: Batch, logps: mx.array, weighted_logps: mx.array | None, *s
 
 
 class PlainPolicy:
-    """A model as trainers see it. `policy(batch)` computes prompt and completion in one forward pass.
+    """The simplest `Scorer`: `policy(batch)` computes each row, prompt and completion, in one forward pass.
 
     Arguments:
         model: an mlx-lm model, `model(tokens) → (rows, width, vocabulary)` logits.
-        keep: what its layers keep for the gradient.
+        keep: which activations the layers keep for the backward pass.
     """
 
     def __init__(self, model: nn.Module, keep: Keep = Keep.ALL):
         self.model, self.keep = model, keep
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """Return the scores of the completion tokens of each row: differentiable, reduced in float32. See `Scorer`."""
+        """Return the scores of each row, with a gradient and summed in float32. See `Scorer`."""
         with shown(batch.pictures), counted(place_of_rows(batch)), recomputing(self.model, self.keep):
             logits = at_least_float32(self.model(batch.tokens[:, :-1]))
         mask = batch.completion_mask
         summed = lambda values: mx.where(mask, values, 0).sum(-1)  # noqa: E731
-        targets = mx.minimum(batch.tokens[:, 1:], logits.shape[-1] - 1)  # masked tokens are never pictures
+        targets = mx.minimum(batch.tokens[:, 1:], logits.shape[-1] - 1)  # only prompts have picture ids
         logps = -nn.losses.cross_entropy(logits, targets)
         weighted = None if weights is None else summed(logps * _at_targets(batch, mx.stop_gradient(weights)))
         of_logits = [logits.mean(-1), *(Exponentials.of(mx.stop_gradient(logits)).statistics() if statistics else ())]
@@ -99,8 +99,8 @@ class PlainPolicy:
 
 
 def _at_targets(batch: Batch, weights: mx.array) -> mx.array:
-    """Return the weights of completion tokens where they are predicted, (rows, width − 1). Other entries
-    are undefined.
+    """Move the weight of each completion token to the position that predicts the token. Returns (rows, width − 1); the
+    entries at other positions are undefined.
     """
     where = mx.arange(1, batch.tokens.shape[1])[None] - batch.prompt_lengths[:, None]
     return mx.take_along_axis(weights, mx.clip(where, 0, weights.shape[1] - 1), axis=1)

@@ -1,8 +1,8 @@
-"""Compute each prompt once: caches keep its keys and values, and its completions continue from there.
+"""Compute each prompt once. Caches keep its keys and values, and all its completions continue from these caches.
 
-The prompt is computed without its last token, and the rows of completions begin with that token. The last layer and the
-head therefore never compute unused outputs for the prompt. Prompts are padded on the right, and a mask hides
-the padding.
+The prompt is computed without its last token; each completion row begins with that token. Only outputs of completion
+rows are then needed, and MLX skips the prompt's unused outputs of the last layer and the head. Prompts are padded on
+the right, and a mask hides the padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Lengths = mx.array | int
 
 
 class PrefixCache(_BaseCache):
-    """Stores the keys and values of the prompts, and provides them to the rows that continue.
+    """Stores the keys and values of the prompts. The rows with their completions read them.
 
     Arguments:
         lengths: 0 while the prompts are computed.
@@ -40,8 +40,8 @@ class PrefixCache(_BaseCache):
     """
 
     _idx = 0
-    """mlx_vlm reads this instead of the values of `offset`, which a compiled step does not have. The value is not used,
-    because the positions are given.
+    """mlx_vlm reads this number, because it cannot read the values of the array `offset` in a compiled step. The number
+    has no effect, because this package passes the positions explicitly.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PrefixCache(_BaseCache):
         self.moved = moved
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Return the prompt's keys and values, followed by these."""
+        """Append these keys and values to the stored ones, and return all of them."""
         self.offset = self.offset + keys.shape[2]
         if self.keys is not None and self.values is not None:
             keys = mx.concatenate([self.keys, keys], axis=2)
@@ -65,13 +65,13 @@ class PrefixCache(_BaseCache):
         return keys, values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """What `update_and_fetch` returned, for layers that share it."""
+        """Return what `update_and_fetch` returned last, for layers that share the keys and values of another layer."""
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
-        """Return which keys the `N` new positions can attend to: "causal", None, (N, keys) bool, or (rows, 1, N, keys)
-        bool.
+        """Return which keys the `N` new positions can attend to. The mask is "causal", None, (N, keys) bool, or (rows,
+        1, N, keys) bool, as in mlx-lm.
         """
         if isinstance(self.offset, int):
             return create_attention_mask(N, self.offset, return_array, window_size)
@@ -87,9 +87,7 @@ class PrefixCache(_BaseCache):
         return mask[:, None]
 
     def continued(self, lengths: Lengths, copies: int) -> "PrefixCache":
-        """Return the cache for rows that continue. It has `copies` rows per prompt: all prompts, then all prompts
-        again, and so on.
-        """
+        """Return the cache for rows that continue the prompts. It repeats the list of all prompts `copies` times."""
         keys, values = (mx.concatenate([array] * copies) for array in self.keys_and_values())
         moved = mx.concatenate([self.moved] * copies) if isinstance(self.moved, mx.array) else self.moved
         return PrefixCache(lengths, keys, values, moved)
@@ -100,8 +98,8 @@ class PrefixCache(_BaseCache):
 
 
 def prompt_caches(model: nn.Module) -> list[Any]:
-    """Return an empty cache for each layer: the model's own kind for recurrent states, `PrefixCache` for keys and
-    values.
+    """Return an empty cache for each layer. Attention layers get a `PrefixCache`; recurrent layers get the kind of
+    cache that the model creates.
 
     Raises:
         ValueError: The model uses another kind of cache.
@@ -112,14 +110,14 @@ def prompt_caches(model: nn.Module) -> list[Any]:
 
 
 def has_states(model: nn.Module) -> bool:
-    """Return whether a layer keeps a recurrent state instead of keys and values. The padding of a prompt would change
-    it.
+    """Return whether a layer of the model keeps a recurrent state instead of keys and values. Padding after a prompt
+    would change such a state.
     """
     return any(_holds_state(cache) for cache in prompt_caches(model))
 
 
 def key_heads(halves: SplitModel) -> set[int]:
-    """Return the number of key heads of the layers."""
+    """Return the numbers of key heads that occur in the attention layers."""
     caches = prompt_caches(halves.model)
     halves.hidden(mx.array([[1, 2]]), caches)
     flat = [inner for cache in caches for inner in (cache.caches if isinstance(cache, CacheList) else [cache])]
@@ -155,8 +153,8 @@ def completion_states(
 
     Arguments:
         prompts, prompt_lengths: see `after_prompts`.
-        completions: (rows, width) int32. The number of rows is a multiple of the number of prompts: row i continues
-            prompt i modulo prompts.
+        completions: (rows, width) int32. Row i continues prompt i mod n, where n is the number of prompts; the number
+            of rows is a multiple of n.
     """
     return after_prompts(halves, prompts, prompt_lengths)(completions)
 
@@ -164,14 +162,15 @@ def completion_states(
 def after_prompts(
     halves: SplitModel, prompts: mx.array, prompt_lengths: mx.array | None = None, place: Place | None = None
 ) -> Callable[..., mx.array]:
-    """Compute the prompts, and return a function that continues them as in `completion_states`.
+    """Compute the prompts, and return a function that computes their completions.
 
-    That function takes the completions and their places (see `places`).
+    The returned function takes the completions and their place (see `places`). It returns what `completion_states`
+    returns.
 
     Arguments:
         prompts: (prompts, prompt width) int32, padded on the right.
-        prompt_lengths: (prompts,) int32, each at least 1; None if no prompt is padded.
-        place: the places of the prompts, see `places`.
+        prompt_lengths: (prompts,) int32, each at least 1; None if no prompt is padded. place: how the prompt tokens
+        count in the routers' loss, see `places`.
     """
     caches = None
     if prompts.shape[1] > 1:
@@ -198,15 +197,17 @@ def after_prompt_groups(
     groups: Sequence[np.ndarray],
     place: Place | None = None,
 ) -> Callable[[mx.array, np.ndarray, Sequence[np.ndarray], Place | None], list[mx.array]]:
-    """Compute the prompts in groups, one model call per group, and return a function that continues them in groups.
+    """Compute the prompts in groups, one model call per group. Return a function that computes their completions in
+    groups.
 
-    That function takes four arguments: the completions as in `completion_states`; their lengths (rows,); groups of
-    rows, whose prompts may come from different groups; and the places of the completions (see `places`). For each group
-    it returns the states that predict the completion tokens, (rows of the group, its longest completion, hidden).
+    The returned function takes four arguments: the completions as in `completion_states`; their lengths (rows,); groups
+    of rows; and the place of the completions (see `places`). A group of rows may mix prompts of several prompt groups.
+    For each group of rows, the function returns the hidden states that predict the completion tokens, (rows of the
+    group, its longest completion, hidden).
 
     Arguments:
         prompts: (prompts, width) int32, padded on the right. lengths: (prompts,), each at least 1.
-        groups: positions of the prompts that are computed together. Each prompt is in one group.
+        groups: for each group, the positions of its prompts. Each prompt is in exactly one group.
         place: the places of the prompts, see `places`.
     """
     caches: dict[int, Sequence[Any]] = {}
@@ -230,7 +231,7 @@ def after_prompt_groups(
 
 
 def _split(cache: Any, rows: int) -> list[Any]:
-    """Return the caches of the single rows of a cache."""
+    """Split a cache of several rows into one cache per row."""
     if isinstance(cache, ArraysCache):
         by_state = [[None] * rows if state is None else mx.split(state, rows) for state in cache.cache]
         return [_with_states(states) for states in zip(*by_state, strict=True)]

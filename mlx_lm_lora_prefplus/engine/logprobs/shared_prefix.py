@@ -1,6 +1,6 @@
 """Policies that give the same scores as `PlainPolicy` for less work.
 
-They apply the head only where it is needed, and compute each prompt only once.
+They apply the head only at positions that predict completion tokens. Most of them compute each prompt only once.
 """
 
 import mlx.core as mx
@@ -21,30 +21,32 @@ from .prefix_cache import after_prompt_groups, after_prompts
 from .split_model import SplitModel, arrays
 
 CALL_TOKENS = 16
-"""Cost of one more call of the layers on a CPU, in tokens: products of fewer rows are slower per row."""
+"""On a CPU, one more call of the layers costs as much time as computing this many tokens, because matrix products with
+fewer rows are slower per row.
+"""
 
 
 def call_tokens() -> int | None:
-    """Return `HeadPolicy.call_tokens` for the default device. None on a GPU, where a step is compiled for
-    each shape.
+    """Return `HeadPolicy.call_tokens` for the default device. It is None on a GPU, because groups of many shapes would
+    each need a compilation there.
     """
     return CALL_TOKENS if mx.default_device().type == mx.cpu else None
 
 
 class HeadPolicy:
-    """Computes prompt and completion together. The head is applied in chunks, only to positions that predict completion
-    tokens.
+    """Computes each row, prompt and completion, together. The head is applied block by block, and only at positions
+    that predict completion tokens.
 
     Arguments:
         halves: the model to be trained.
-        call_tokens: the cost of one more call of the layers, in tokens. Rows of similar length form a group with a call
-            for itself. The groups are chosen so that calls and padding together cost least. None: one call for all
-            rows. While a step is traced there is always one call, because lengths are not known then.
+        call_tokens: the cost of one more call of the layers, in tokens. Rows of similar length are computed in one
+            call. These groups are chosen so that the calls and the padding together cost least. None: one call for all
+            rows. While a step is traced for compilation, lengths are unknown, so there is always one call.
 
     Attributes:
-        for_gradient: whether a gradient will be taken, so that the forward pass prepares it. None: while the model
-            trains.
-        keep: what layers keep for that gradient.
+        for_gradient: whether a gradient will be taken. If so, the forward pass prepares it. None: yes if the model is
+            in training mode.
+        keep: which activations the layers keep for the backward pass.
     """
 
     def __init__(self, halves: SplitModel, call_tokens: int | None = None):
@@ -53,7 +55,7 @@ class HeadPolicy:
         self.keep = Keep.ALL
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> Scores:
-        """Return the scores of the completion tokens of each row, differentiable. See `Scorer`."""
+        """Return the scores of each row, with a gradient. See `Scorer`."""
         with shown(batch.pictures), recomputing(self.model, self.keep if self._trains else Keep.ALL):
             states, *mismatched = self._states(batch)
         scores = self._scores(batch, states, weights, statistics)
@@ -70,7 +72,7 @@ class HeadPolicy:
         statistics: bool = False,
         for_gradient: bool | None = None,
     ) -> Scores:
-        """Return the scores from the hidden states of `_states`."""
+        """Return the scores, given the hidden states that `_states` returns."""
         rows, width = batch.completions.shape
         positions = batch.scored
         logps, *rest = self._score(
@@ -86,8 +88,8 @@ class HeadPolicy:
         return scores_of(batch, summed(logps), weighted, *map(summed, rest))
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        """Return the (positions, hidden) states that predict the tokens at `Batch.scored`, then those of
-        `Batch.mismatched`.
+        """Return the (positions, hidden) states that predict the tokens at `Batch.scored`. If there is a
+        `Batch.mismatched`, its states follow as a second array.
         """
         parts = _parts(batch)
         if self.call_tokens is not None and known_lengths(batch):
@@ -96,7 +98,7 @@ class HeadPolicy:
         return [_take(own.reshape(-1, own.shape[-1]), one.scored) for one, own in zip(parts, states, strict=True)]
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
-        """Return the (rows, longest completion, hidden) states of each part."""
+        """Return the (rows, longest completion, hidden) states of each batch in `parts`, with one model call per batch."""
         places = [place_of_rows(parts[0]), *[None] * (len(parts) - 1)]  # completions of other rows have no place
         return [self._own_states(one, place) for one, place in zip(parts, places, strict=True)]
 
@@ -107,7 +109,7 @@ class HeadPolicy:
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
 
     def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: int) -> list[mx.array]:
-        """Like `_states`, in groups of rows."""
+        """Return what `_states` returns, with one model call per group of rows of similar length."""
         states = []
         for batch, lengths in zip(parts, known, strict=True):
             total = lengths.prompts_of_rows + lengths.completions
@@ -137,7 +139,7 @@ class HeadPolicy:
         return logps(self._head, vocabulary, states, targets, blocks, statistics)
 
     def _head_parameters(self) -> dict[str, mx.array]:
-        """Return name → trained parameter, for the parameters that the head reads."""
+        """Return name → value of the trained parameters that the head reads."""
         trained = arrays(self.model.trainable_parameters())
         return {name: value for name, value in trained.items() if name in self.halves.head_names}
 
@@ -157,7 +159,7 @@ class HeadPolicy:
 
 
 class SharedPrefixPolicy(HeadPolicy):
-    """Computes the prompts once. Their completions continue from them."""
+    """Computes each prompt once. All its completions continue from its keys and values."""
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
         prompts = parts[0].prompts
@@ -180,7 +182,7 @@ class SharedPrefixPolicy(HeadPolicy):
 
 
 class PairwisePrefixPolicy(HeadPolicy):
-    """Like `SharedPrefixPolicy`, but one example at a time with unpadded prompts: for layers with a recurrent state."""
+    """Computes each prompt once, without padding and one example at a time. Models with recurrent layers need this."""
 
     def _states(self, batch: Batch) -> list[mx.array]:
         parts = _parts(batch)
@@ -200,35 +202,33 @@ class PairwisePrefixPolicy(HeadPolicy):
 
 
 def _parts(batch: Batch) -> list[Batch]:
-    """Return the batch and, if it has one, the batch of its prompts with completions of other rows."""
+    """Return the batch, followed by `Batch.mismatched` if there is one."""
     return [batch] if batch.mismatched is None else [batch, batch.mismatched]
 
 
 def _at_scored(batch: Batch, row_groups: list[np.ndarray], states: list[mx.array], first: np.ndarray) -> mx.array:
     """Return the (positions, hidden) states at `Batch.scored`.
 
-    states: (rows of the group, width, hidden) of each group of rows. first: (rows,) the column that predicts the first
-    token of a row's completion.
+    states: for each group of rows, (rows of the group, width, hidden). first: (rows,) for each row, the column whose
+    state predicts the first token of its completion.
     """
     rows, width = batch.completions.shape
     starts, end = np.zeros(rows + 1, np.int64), 0
     for group, of_group in zip(row_groups, states, strict=True):
         starts[group] = end + np.arange(len(group)) * of_group.shape[1] + first[group]
         end += len(group) * of_group.shape[1]
-    starts[rows] = end  # the index that padding in `Batch.scored` has
+    starts[rows] = end  # padding in `Batch.scored` has this index
     scored = np.array(batch.scored)
     flat = mx.concatenate([of_group.reshape(-1, of_group.shape[-1]) for of_group in states])
     return _take(flat, mx.array(starts[scored // width] + scored % width))
 
 
 def _take(values: mx.array, positions: mx.array) -> mx.array:
-    """Return `values[positions]`, with zero for the index one past the last. The padding of `Batch.scored` has that
-    index.
-    """
+    """Return `values[positions]`. The index `len(values)`, which marks padding in `Batch.scored`, gives zero."""
     return mx.concatenate([values, mx.zeros_like(values[:1])])[positions]
 
 
 def _by_row(values: mx.array, positions: mx.array, rows: int, width: int) -> mx.array:
-    """Return the sums over each row of values at flattened `positions`."""
+    """Return the sum of `values` for each row. positions: the index of each value in the flattened (rows, width) array."""
     flat = mx.zeros(rows * width + 1, values.dtype).at[positions].add(values)
     return flat[:-1].reshape(rows, width).sum(axis=1)

@@ -1,8 +1,9 @@
 """Split a model into two halves: the backbone (tokens → hidden states) and the head (hidden states → logits).
 
-mlx-lm's models can only be called as a whole. During a call, the backbone instance therefore gets another class. One
-such class raises its output as an exception, which leaves the model at that point. Another returns given hidden states.
-All other code is the model's own, so scales, soft caps, tied heads and quantised heads need no special treatment.
+An mlx-lm model is one function from tokens to logits. To stop after the backbone, or to start after it, the backbone
+gets another class for the duration of a call. For hidden states, that class raises the backbone's output as an
+exception, which ends the model's call. For logits, it returns given hidden states instead of computing them. The rest
+is the model's code, so scales, soft caps, tied heads and quantised heads need no special treatment.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,11 @@ from ..model.routers import Place, counted
 from ..model.swap import swapped_classes
 
 Tensor = tuple[str, nn.Module, str]
-"""Name of a parameter, its module, and its key there."""
+"""The name of a parameter, the module that contains it, and its key in that module."""
 
 
 class _Caught(Exception):
-    """Carries the hidden states out of the model."""
+    """Raised with the hidden states, to leave a model's call after its backbone."""
 
 
 @cache
@@ -42,14 +43,14 @@ class SplitModel:
 
     Arguments:
         model: an mlx-lm model.
-        backbone: the module of it whose output the rest of the model turns into logits.
+        backbone: the module inside `model` whose output the rest of the model turns into logits.
 
     Attributes, set by `split_model`:
         vocabulary: number of tokens of the head.
         head_names: names of the parameters that the logits of given hidden states depend on.
-        head_dropouts: dropout outside the layers.
-        cuts: the parameters of the head that have an entry for each token, each as (module, key, axis of the tokens).
-            Empty if the head cannot compute a part of the vocabulary.
+        head_dropouts: the dropout modules outside the layers.
+        cuts: the parameters of the head that have an entry for each token of the vocabulary, each as (module, key, axis
+            of the tokens). Empty if the head cannot compute logits for only some tokens.
     """
 
     def __init__(self, model: nn.Module, backbone: nn.Module):
@@ -69,8 +70,8 @@ class SplitModel:
         raise ValueError(f"{type(self.model).__name__} did not call its {type(self.backbone).__name__}")
 
     def logits(self, hidden: mx.array, tokens: slice | mx.array | None = None) -> mx.array:
-        """Return the (rows, width, vocabulary) logits of (rows, width, hidden) states. With `cuts`, only of some
-        tokens.
+        """Return the (rows, width, vocabulary) logits of (rows, width, hidden) states. If `tokens` is given (which
+        needs `cuts`), only the logits of these tokens of the vocabulary.
         """
         inputs = mx.zeros(hidden.shape[:2], mx.int32)
         with swapped_classes([(self.backbone, _giving(type(self.backbone), hidden))]), self._cut(tokens):
@@ -78,7 +79,7 @@ class SplitModel:
 
     @contextmanager
     def _cut(self, tokens: slice | mx.array | None) -> Iterator[None]:
-        """Keep only the rows of some tokens in the head."""
+        """While the context is open, the head contains only the rows of these tokens of the vocabulary."""
         whole = [] if tokens is None else [(module, key, module[key]) for module, key, _ in self.cuts]
         try:
             for (module, key, value), (_, _, axis) in zip(whole, self.cuts, strict=False):
@@ -90,12 +91,14 @@ class SplitModel:
 
 
 def arrays(tree: Any) -> dict[str, mx.array]:
-    """Return name → array of a tree of parameters."""
+    """Return a tree of parameters as a flat dict, name → array."""
     return dict(tree_flatten(tree))  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def split_model(model: nn.Module) -> SplitModel | None:
-    """Return the innermost module that owns the layers and whose output gives exactly the model's logits, or None."""
+    """Split a model at the innermost module that contains the layers and from whose output the logits can be computed
+    exactly. Return None if there is no such module.
+    """
     tokens = mx.array([[1, 2, 3]], mx.int32)
     expected = model(tokens)
     for module in _owners_of_layers(model):
@@ -103,7 +106,7 @@ def split_model(model: nn.Module) -> SplitModel | None:
         try:
             hidden = halves.hidden(tokens)
             logits = halves.logits(hidden)
-        except Exception:  # whatever the model raises when it is called in two halves, this module is not the backbone
+        except Exception:  # any error of the model means: this module is not its backbone
             continue
         if logits.shape == expected.shape and mx.array_equal(logits, expected, equal_nan=True):
             halves.vocabulary = expected.shape[-1]
@@ -115,8 +118,8 @@ def split_model(model: nn.Module) -> SplitModel | None:
 
 
 def _owners_of_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Return the modules that contain the layers, under any name and at any depth: innermost first, without
-    the model.
+    """Return the modules that contain layers, under any name and at any depth, innermost first. The model is not one of
+    them.
     """
     layers = {id(layer) for layer in model.layers}  # pyright: ignore[reportOptionalIterable]
 
@@ -131,9 +134,10 @@ def _outside_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
-    """Return the names of the parameters that turn logits into NaN when they are NaN themselves.
+    """Return the names of the head's parameters: those that make logits NaN when they are set to NaN.
 
-    Each part of the model, such as a vision tower, is tried as a whole first: most parameters are not of the head.
+    All parameters of a submodule, such as a vision tower, are first set to NaN together. Most submodules do not affect
+    the head, so one trial excludes all their parameters.
     """
     parts: dict[str, list[Tensor]] = {}
     for path, module in _outside_layers(halves.model):
@@ -145,7 +149,7 @@ def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
 
 
 def _reach(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor]) -> bool:
-    """Return whether logits are NaN when these parameters are."""
+    """Return whether setting these parameters to NaN makes any logit NaN."""
     values = [module[key] for _, module, key in tensors]
     for (_, module, key), value in zip(tensors, values, strict=True):
         module[key] = mx.broadcast_to(mx.array(float("nan"), value.dtype), value.shape)
@@ -157,7 +161,9 @@ def _reach(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor]) -> b
 
 
 def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[nn.Module, str, int]]:
-    """Return `SplitModel.cuts`, if the logits of a part of the vocabulary are computed correctly with them."""
+    """Return the value for `SplitModel.cuts`. It is empty unless a trial with two tokens of the vocabulary gives the
+    right logits.
+    """
     result = SplitModel(halves.model, halves.backbone)
     for path, module in _outside_layers(halves.model):
         if any(name.rpartition(".")[0] == path for name in halves.head_names):
@@ -167,7 +173,7 @@ def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[
     some = mx.array([halves.vocabulary - 1, 0])
     try:
         cut = result.logits(hidden, some)
-    except Exception:  # a model may fail in any way with fewer tokens than it was made for
+    except Exception:  # a model may fail in any way if its head has fewer tokens
         return []
     if cut.shape[-1] == some.size and mx.allclose(cut, logits[..., some], rtol=1e-2, atol=1e-2, equal_nan=True).item():
         return result.cuts
