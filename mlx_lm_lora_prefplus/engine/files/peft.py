@@ -84,7 +84,9 @@ def read_peft_config(folder: Path, key: str) -> dict[str, Any]:
 
 
 def _unsupported(config: Mapping[str, Any]) -> str | None:
-    """Return a description of the first feature of a PEFT config that mlx-lm does not support; None if it supports all."""
+    """Return a description of the first feature of a PEFT config that mlx-lm does not support; None if it
+    supports all.
+    """
     if (kind := config.get("peft_type")) != "LORA":
         return f"the kind {kind}"
     if (bias := config.get("bias", "none")) != "none":

@@ -87,7 +87,9 @@ class StateFiles:
 
 
 def states_in(folder: Path) -> list[Path]:
-    """Return the files of saved states in a folder, oldest first. Copies and backups with other names are not listed."""
+    """Return the files of saved states in a folder, oldest first. Copies and backups with other names are
+    not listed.
+    """
     return numbered_files(folder, STATE)
 
 

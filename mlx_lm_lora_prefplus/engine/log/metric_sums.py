@@ -54,7 +54,7 @@ class MetricSums:
         """Return `loss` and every metric. A value that is summed over several units is the sum of its means, one per
         unit.
 
-                A metric is left out until there has been an example of each of its units.
+        A metric is left out until there has been an example of each of its units.
         """
         own, means = self._means(), dict[str, float]()
         replaced = {name for unit, name in self._sums if (unit, name) not in own} - {"loss"}

@@ -104,7 +104,9 @@ class ChunkedPolicy(HeadPolicy):
         return [mx.stack(list(column), axis=1).reshape(-1) for column in zip(*columns, strict=True)]
 
     def _run(self, batch: Batch, weights: mx.array | None, statistics: bool) -> list[mx.array]:
-        """Return the sums of `score` over all chunks; then, if the batch has `mismatched`, the log-probs of its rows."""
+        """Return the sums of `score` over all chunks; then, if the batch has `mismatched`, the log-probs
+        of its rows.
+        """
         cost = np.inf if self.call_tokens is None else self.call_tokens
         pieces = _pieces(batch, weights, self.width, cost)
         with not_recorded():

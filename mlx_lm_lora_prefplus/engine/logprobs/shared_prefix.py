@@ -98,7 +98,9 @@ class HeadPolicy:
         return [_take(own.reshape(-1, own.shape[-1]), one.scored) for one, own in zip(parts, states, strict=True)]
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
-        """Return the (rows, longest completion, hidden) states of each batch in `parts`, with one model call per batch."""
+        """Return the (rows, longest completion, hidden) states of each batch in `parts`, with one model
+        call per batch.
+        """
         places = [place_of_rows(parts[0]), *[None] * (len(parts) - 1)]  # completions of other rows have no place
         return [self._own_states(one, place) for one, place in zip(parts, places, strict=True)]
 
@@ -229,6 +231,8 @@ def _take(values: mx.array, positions: mx.array) -> mx.array:
 
 
 def _by_row(values: mx.array, positions: mx.array, rows: int, width: int) -> mx.array:
-    """Return the sum of `values` for each row. positions: the index of each value in the flattened (rows, width) array."""
+    """Return the sum of `values` for each row. positions: the index of each value in the flattened (rows,
+    width) array.
+    """
     flat = mx.zeros(rows * width + 1, values.dtype).at[positions].add(values)
     return flat[:-1].reshape(rows, width).sum(axis=1)
