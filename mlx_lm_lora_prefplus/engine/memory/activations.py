@@ -1,4 +1,4 @@
-"""Estimate the memory of a step's activations, and choose what layers keep so that they fit."""
+"""Estimate the memory of a step's activations, and choose which ones the layers keep, so that they fit into memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,27 +14,32 @@ from .advice import total_memory
 from .recompute import Keep, layers_with_gradients, linears_of
 
 SHARE = 0.7
-"""Share of the machine's memory for the whole run. The rest is for the system, other programs and rounding up."""
+"""The share of the machine's memory that a run may use. The rest is for the system, other programs and errors of the
+estimate.
+"""
 
 ALL_OF_PRODUCTS = 2.0
-"""All activations but attention scores, in units of the outputs of linear layers (1.5 measured on a Qwen2.5-0.5B)."""
+"""All activations except attention scores take at most this many times the memory of the linear layers' outputs
+(measured: 1.5 times, on a Qwen2.5-0.5B).
+"""
 
 SCORES = 4
-"""Arrays of the size of the attention scores that the backward pass of a layer needs (measured on the same model, CPU).
+"""How many arrays of the size of the attention scores the backward pass of a layer needs (measured on a Qwen2.5-0.5B,
+CPU).
 """
 
 OPTIMIZER = 4
-"""Arrays of the size of the trained parameters: the parameters, their gradient and two moments."""
+"""How many arrays of the size of the trained parameters a run needs: the parameters, their gradient and two moments."""
 
 CHOICES = {"fast": Keep.ALL, "balanced": Keep.PRODUCTS, "low": Keep.INPUTS}
-"""The values of the key `memory`, fastest to smallest."""
+"""The values of the config key `memory`, from the fastest to the one that needs the least memory."""
 
 
 class LayerSizes(NamedTuple):
-    """Bytes per token, in all layers that a gradient passes through.
+    """Bytes per token, summed over the layers that a gradient passes through.
 
-    count: number of these layers. inputs, products: bytes of their inputs, and of the outputs of their linear layers.
-    scores: bytes of one array of attention scores, per token that a token attends to.
+    count: number of these layers. inputs: bytes of their inputs. products: bytes of the outputs of their linear layers.
+    scores: bytes of one array of attention scores, for each token that a token attends to.
     """
 
     count: int
@@ -45,7 +50,7 @@ class LayerSizes(NamedTuple):
     def needed(self, keep: Keep, tokens: int, longest: int) -> int:
         """Return an upper estimate of the bytes of a step, in addition to the weights.
 
-        tokens: computed at once. longest: tokens of the longest row.
+        tokens: how many are computed at once. longest: tokens of the longest row.
         """
         if not self.count:
             return 0
@@ -53,7 +58,7 @@ class LayerSizes(NamedTuple):
         layer = (ALL_OF_PRODUCTS * self.products + scores) / self.count
         stored = {Keep.INPUTS: self.inputs, Keep.PRODUCTS: self.inputs + self.products}
         if keep is Keep.ALL:
-            # On a GPU MLX computes the scores again in the backward pass.
+            # On a GPU, MLX recomputes the attention scores in the backward pass instead of keeping them.
             kept = ALL_OF_PRODUCTS * self.products + (scores if mx.default_device().type == mx.cpu else 0)
         else:
             kept = stored[keep]
@@ -61,7 +66,8 @@ class LayerSizes(NamedTuple):
 
 
 def choose_keep(settings: RunSettings, model: nn.Module, tokens: int, longest: int) -> Keep:
-    """Return what layers keep, as the settings ask. With `memory: auto`: as much as fits into the machine's memory.
+    """Return what the layers keep for the backward pass, according to the setting `memory`. With `memory: auto`, this
+    is as much as fits into the machine's memory.
 
     tokens: the most that a step computes at once. longest: tokens of the longest row.
     """
@@ -78,7 +84,9 @@ def choose_keep(settings: RunSettings, model: nn.Module, tokens: int, longest: i
 
 
 def layer_sizes(model: nn.Module, tokens: int = 4) -> LayerSizes:
-    """Measure the arrays of a small forward pass by their shapes. MLX is lazy: almost nothing is computed."""
+    """Measure the sizes of the arrays of a small forward pass. The sizes follow from the shapes, and MLX is lazy, so
+    almost nothing is computed.
+    """
     layers = layers_with_gradients(model)
     inputs, products = list[int](), list[int]()
     with _sized(layers, inputs), _sized([linear for layer in layers for linear in linears_of(layer)], products):
@@ -90,7 +98,7 @@ def layer_sizes(model: nn.Module, tokens: int = 4) -> LayerSizes:
 
 @contextmanager
 def _sized(modules: list[nn.Module], sizes: list[int]) -> Iterator[None]:
-    """Append the bytes of what each call of the modules returns."""
+    """While the context is open, append to `sizes` the bytes that each call of a module returns."""
 
     def call(module: nn.Module, kind: type, args: tuple, kwargs: dict[str, Any]) -> Any:
         result = kind.__call__(module, *args, **kwargs)

@@ -28,7 +28,7 @@ process before Python can catch it.)
 """
 
 LOW_SAVES = 0.9
-"""Share of a step's memory that `memory: low` saves. Measured with the shapes of Qwen2.5-0.5B (24 layers, float32,
+"""The share of a step's memory that `memory: low` saves. Measured with the shapes of Qwen2.5-0.5B (24 layers, float32,
 LoRA, one chat pair): 2,581 MiB for a step without it, 221 MiB with it.
 """
 
@@ -43,9 +43,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained(
     model: nn.Module, settings: RunSettings, batch: Callable[[], Batch | None] = lambda: None, trains: bool = False
 ) -> Iterator[None]:
-    """Turn an out-of-memory error into a UserError that says what would reduce memory.
+    """If memory runs out inside the context, raise a UserError that says which settings would reduce memory.
 
-    batch: returns the batch that is being computed. trains: whether gradients are computed too.
+    batch: a function that returns the current batch. trains: whether gradients are computed too.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def advice(
 ) -> str:
     """Return a message with up to three settings that would reduce the memory of a run.
 
-    batch: the batch that was being computed. trains: whether gradients were computed too.
+    batch: the batch in the computation of which memory ran out. trains: whether gradients were computed too.
     """
     requested = _requested_bytes(str(error))
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(model.parameters())).values())
@@ -81,7 +81,7 @@ def advice(
 
 
 def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Iterator[tuple[str, float]]:
-    """Yield (a change of a setting, the share of a step's memory that it saves), largest saving first.
+    """Yield pairs of a change of a setting and the share of a step's memory that it saves.
 
     trains: whether gradients are computed too. If not, only changes that reduce the forward pass are listed.
     """
@@ -115,19 +115,21 @@ def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Ite
 
 
 def _requested_bytes(text: str) -> int | None:
-    """Return the number of bytes in MLX's message."""
+    """Return how many bytes MLX requested, according to its error message; None if the message does not say."""
     match = re.search(r"(?:allocate|allocating)\D{0,20}(\d+) bytes", text)
     return int(match[1]) if match else None
 
 
 def bound_cache() -> None:
-    """Limit MLX's cache to a quarter of a GPU's memory. Batches of many shapes would otherwise fill all of it."""
+    """Limit MLX's cache of freed arrays to a quarter of a GPU's memory. With batches of many shapes, the cache would
+    otherwise fill all of the memory.
+    """
     if mx.default_device().type == mx.gpu:
         mx.set_cache_limit(total_memory() // 4)
 
 
 def total_memory() -> int:
-    """Return the bytes of memory of this machine's device."""
+    """Return the bytes of memory of MLX's device on this machine."""
     info = mx.device_info()
     for key in ("max_recommended_working_set_size", "memory_size", "total_memory"):
         if info.get(key):

@@ -9,7 +9,9 @@ from mlx_lm.models.cache import _BaseCache
 
 
 def with_arrays(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
-    """Copy tuples, lists, dicts and caches, and apply `function` once to each float array."""
+    """Return a copy of nested tuples, lists, dicts and caches in which `function` was applied once to each
+    float array.
+    """
     done: dict[int, mx.array] = {}
 
     def mapped(value: Any) -> Any:

@@ -1,23 +1,25 @@
-"""Layers that keep less for the backward pass and recompute the rest there.
+"""Gradient checkpointing: layers keep fewer activations for the backward pass, and recompute the others there.
 
 The forward pass of a layer keeps many arrays for its backward pass. The outputs of linear layers are expensive to
 compute. Norms, attention scores and activation functions are cheap to compute, and together they are larger.
 `Keep.PRODUCTS` keeps the input of each layer and the outputs of its linear layers. `Keep.INPUTS` keeps only the input
-(Chen et al. 2016, arXiv 1604.06174; what to keep, by its cost: Korthikanti et al. 2022, arXiv 2205.05198, section 5).
+(Checkpointing: Chen et al. 2016, arXiv 1604.06174. Choosing what to keep by the cost of recomputing it: Korthikanti et
+al. 2022, arXiv 2205.05198, section 5.)
 
-It relies on six facts:
+The code relies on six facts:
 
-1. MLX is lazy: it executes only the part of the recomputation that a gradient needs. The gradient through a frozen
-   linear layer needs its weights, not its output. With `PRODUCTS` the output is kept for the operations that do need
-   it, so MLX never executes a large matrix product twice.
-2. Keys, values and states of a cache enter and leave a layer as arrays, so gradients also flow through a prompt that
-   several completions share. (mlx-lm's `grad_checkpoint` loses these gradients.)
+1. MLX is lazy: it executes only those operations of the recomputation whose results are used. With `PRODUCTS`, the
+   recomputation takes the kept output of each linear layer wherever another operation reads it. The gradient of a
+   frozen linear layer needs only its weights. No result of a large matrix product is therefore used a second time, and
+   MLX never executes the product again.
+2. Keys, values and states of a cache are inputs and outputs of a layer's function. Gradients therefore also flow
+   through the cache of a prompt that several completions share. (mlx-lm's `grad_checkpoint` loses these gradients.)
 3. A layer is recomputed only when the gradient of its output is known. `mx.depends` enforces this order. It also keeps
    `mx.compile` from merging the second computation with the first.
-4. The layers below wait for the gradients of a layer's parameters. Otherwise MLX would compute these gradients last and
-   keep the recomputed arrays of all layers until then.
-5. Dropout draws the same numbers again, because its random keys are kept.
-6. The outputs of routers leave a layer as arrays, too, when they are recorded.
+4. The backward pass of the layers below a layer starts only after the gradients of the layer's parameters. Otherwise
+   MLX would compute the gradients of all parameters last, and keep the recomputed arrays of all layers until then.
+5. Dropout gives the same result in the recomputation, because its random keys are kept.
+6. If router outputs are recorded, they are outputs of the layer's function too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,14 +48,18 @@ class Keep(Enum):
 
 @contextmanager
 def recomputing(model: nn.Module, keep: Keep) -> Iterator[None]:
-    """Make the layers of `model` that need gradients keep only what `keep` names, while the context is open."""
+    """While the context is open, layers of `model` that need gradients keep only what `keep` names, and recompute the
+    rest.
+    """
     layers = [] if keep is Keep.ALL else layers_with_gradients(model)
     with swapped_classes([(layer, _recomputed(type(layer), keep)) for layer in layers]):
         yield
 
 
 def layers_with_gradients(model: nn.Module) -> list[nn.Module]:
-    """Return the layers from the first trained one on; all layers if something outside the layers is trained."""
+    """Return the layers through which a gradient passes: those from the first trained layer on, or all if something
+    outside the layers is trained.
+    """
     layers: Any = model.layers
     counts = [len(tree_flatten(layer.trainable_parameters())) for layer in layers]
     outside = len(tree_flatten(model.trainable_parameters())) - sum(counts)
@@ -71,9 +77,9 @@ def _recomputed(kind: type, keep: Keep) -> type:
 
 
 class _Keys:
-    """The random keys that the dropouts of one call have drawn, so that they can draw them again.
+    """Stores the random keys that dropout drew in a call, so that the recomputation can use the same keys.
 
-    place: how many keys of `drawn` have been used.
+    drawn: the keys, in the order of their use. place: how many of them the current computation has used.
     """
 
     def __init__(self):
@@ -81,7 +87,9 @@ class _Keys:
         self.place = 0
 
     def dropout(self, module: nn.Dropout, kind: type, args: tuple[mx.array], kwargs: dict[str, Any]) -> mx.array:
-        """Return the result of a dropout: the first time with a new key, the second time with the same key."""
+        """Return the result of a dropout module: with a new key in the first computation, with the same key in the
+        recomputation.
+        """
         self.place += 1
         if self.place > len(self.drawn):
             (state,) = cast(list[mx.array], mx.random.state)
@@ -97,29 +105,29 @@ class _Function:
     Arguments:
         kind: the class whose `__call__` is called.
         given: positional and keyword arguments.
-        keys: the keys of its dropouts, from `place` on.
+        keys: the random keys of its dropouts. The keys of this call begin at index `place`.
     """
 
     def __init__(self, module: nn.Module, kind: type, given: tuple[tuple, dict[str, Any]], keys: _Keys, place: int = 0):
         self.module, self.kind, self.keys, self.place = module, kind, keys, place
         self.caches = caches_of(given)
-        self.given = with_arrays(lambda array: array, given)  # with caches as they are before the call
+        self.given = with_arrays(lambda array: array, given)  # copies the caches before the call
         trained: Any = tree_flatten(module.trainable_parameters())
         self.names = [name for name, _ in trained]
         self.recording = recording()
         self.inputs = [*(value for _, value in trained), *arrays_of(given)]
 
     def __call__(self) -> Any:
-        """Return the module's result. The backward pass computes it again from the inputs."""
+        """Return the module's result. The backward pass recomputes it from the inputs."""
         return self._differentiable(self.run, self.run)
 
     def keeping_products(self) -> Any:
-        """Return the module's result. The backward pass takes the outputs of linear layers from the first
-        computation.
+        """Return the module's result. The backward pass recomputes it, but takes the outputs of linear layers from the
+        first computation.
         """
         linears, keys = list(linears_of(self.module)), self.keys
         products: list[mx.array] = []
-        known: list[tuple[bool, int, int]] = []  # for each call: whether its result is kept, its first and its last key
+        known: list[tuple[bool, int, int]] = []  # for each call: is its result kept, first key, end of its keys
 
         def first(*inputs: mx.array) -> Any:
             def call(module, kind, args, kwargs):
@@ -148,7 +156,7 @@ class _Function:
         return self._differentiable(first, again, products)
 
     def with_value(self, value: mx.array) -> mx.array:
-        """Return `value`, an earlier result of the call, with the gradients of the call."""
+        """Return `value`, a kept result of this call, without computing the call. The gradient is that of the call."""
 
         @mx.custom_function
         def known(*inputs):
@@ -163,7 +171,8 @@ class _Function:
     def run(self, *inputs: mx.array) -> tuple[Any, Any, Any]:
         """Call the module with these parameters and arrays.
 
-        Returns its result, the arguments, whose caches have changed, and the outputs of its routers (see `routers`).
+        Returns the module's result; the arguments, with the caches that the call has changed; and what its routers
+        added to the record (see `routers`).
         """
         self.keys.place = self.place
         remaining = iter(inputs[len(self.names) :])
@@ -180,9 +189,9 @@ class _Function:
     def _differentiable(
         self, first: Callable[..., Any], again: Callable[..., Any], kept: list[mx.array] | None = None
     ) -> Any:
-        """Return the result of `first`. The backward pass uses `again`, which returns the same.
+        """Return the result of `first`. The backward pass differentiates `again`, which must return the same values.
 
-        kept: arrays that `again` reads besides its arguments.
+        kept: arrays that `again` reads in addition to its arguments.
         """
         output: Any = None
 
@@ -215,13 +224,13 @@ class _Function:
 
 
 def _listed(arrays: mx.array | Sequence[mx.array]) -> list[mx.array]:
-    """Undo an MLX convention: a `vjp` receives the array itself if there is only one."""
+    """Return a list of arrays. MLX passes a single array to a `vjp` without a list."""
     return [arrays] if isinstance(arrays, mx.array) else list(arrays)
 
 
 def linears_of(module: nn.Module) -> Iterator[nn.Module]:
-    """Return the modules in it that multiply by matrices. Of an adapter layer this is the adapter, not its
-    base layer.
+    """Return the linear layers inside a module. For a LoRA or DoRA layer, return the layer as one module, not its base
+    layer.
     """
     for child in tree_flatten(module.children(), is_leaf=lambda value: isinstance(value, nn.Module)):
         inner: Any = child[1]

@@ -1,4 +1,4 @@
-"""Use the model without its adapters: the same weights in memory as the base model."""
+"""Turn adapters off for a while: the model in memory then computes as the base model."""
 
 from functools import cache
 
@@ -16,8 +16,8 @@ _BASES = ("linear", "embedding")
 def adapters_off(model: nn.Module):
     """Return a context in which every LoRA and DoRA layer of `model` calls only its base layer.
 
-    The result has the same bits as the base model, also for quantised bases and DoRA. (A scale of 0 would not give
-    that, because DoRA renormalises.)
+    The model then gives bit for bit the same results as the base model, even with quantised base layers and with DoRA.
+    (A LoRA scale of 0 would not: DoRA would still renormalise the weights.)
 
     Raises:
         UserError: The model has an adapter layer of an unsupported kind.
@@ -31,7 +31,7 @@ def adapter_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def trains_only_adapters(model: nn.Module) -> bool:
-    """Return whether only LoRA and DoRA parameters are trained, so that the base model does not change."""
+    """Return whether only LoRA and DoRA parameters are trained. If so, training does not change the base model."""
     trained = sum(value.size for value in dict[str, mx.array](tree_flatten(model.trainable_parameters())).values())
     own = (layer[name].size for layer in adapter_layers(model) for name in ("lora_a", "lora_b", "m") if name in layer)
     return trained == sum(own)
@@ -50,7 +50,7 @@ def adapter_base(layer: nn.Module) -> str:
 
 @cache
 def _base_only(adapter: type, base: str) -> type:
-    """Return a subclass of an adapter class whose calls only call the base layer."""
+    """Return a subclass of an adapter class that computes only its base layer."""
 
     def call(self, *args, **kwargs):
         return self[base](*args, **kwargs)

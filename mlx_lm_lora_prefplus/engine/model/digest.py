@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from .adapters import adapter_base, adapter_layers
 
 CHUNK = 1 << 22
-"""Values that are summed at a time, to limit the memory that a digest needs."""
+"""How many values are summed at a time. This limits the memory that a digest needs."""
 
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
@@ -22,9 +22,10 @@ SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of every weight of the model without its adapters, and of its structure.
 
-    The digest reads the values in memory once. It therefore changes if a file was edited in place. It does not change
-    for a copy, another folder, or other adapters on the same base model. Each chunk of a weight gives two sums of its
-    bits modulo 2³², one of them weighted by position. This detects accidental changes, not deliberate forgeries.
+    The digest is computed from the values in memory, not from files. It is therefore the same for a copy of the model
+    in another folder, and for other adapters on the same base model. It differs if a weight in a file was edited. Each
+    chunk of a weight gives two sums of its bits modulo 2³², one of them weighted by position. This detects accidental
+    changes, not deliberate forgeries.
     """
     args = getattr(model, "args", None)
     found = hashlib.sha256(f"{type(model).__module__} {vars(args) if args else None}".encode())
@@ -36,7 +37,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _base_weights(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    """Return name → weight, as if the adapters had never been added."""
+    """Yield (name, weight) of the base model, with the names that the weights have in a model without adapters."""
     prefixes = {id(module): name for name, module in model.named_modules()}
     layers = {prefixes[id(layer)]: adapter_base(layer) for layer in adapter_layers(model)}
     for name, value in dict[str, Any](tree_flatten(model.parameters())).items():
@@ -63,16 +64,16 @@ def files_digest(files: list[Path]) -> str:
     """Return a digest of large files on this machine without reading all of them: `content_digest` and modification
     times.
 
-    It identifies weights that are not loaded. It misses a change that keeps size and modification time and lies between
-    the samples.
+    It identifies weights without loading them. A change remains undetected only if it keeps size and modification time
+    and touches no sampled bytes.
     """
     times = [file.stat().st_mtime_ns for file in sorted(files)]
     return hashlib.sha256(f"{content_digest(files)} {times}".encode()).hexdigest()
 
 
 def content_digest(files: list[Path]) -> str:
-    """Return a digest of names, sizes, and samples along each file. Copies have equal digests. Absent files are left
-    out.
+    """Return a digest of the name, the size and sampled bytes of each file. Copies have equal digests. Absent files are
+    left out.
     """
     found = hashlib.sha256()
     for file in sorted(filter(Path.is_file, files)):

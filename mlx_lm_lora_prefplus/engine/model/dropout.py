@@ -5,12 +5,12 @@ import mlx.nn as nn
 
 
 def dropouts(module: nn.Module) -> list[nn.Dropout]:
-    """Return the dropout modules in it whose probability is above 0."""
+    """Return the dropout modules inside a module whose probability is above 0."""
     return [inner for inner in module.modules() if isinstance(inner, nn.Dropout) and inner._p_1 < 1]
 
 
 def active_dropouts(module: nn.Module) -> list[nn.Module]:
-    """Return those of `dropouts` that are in training mode and therefore draw random numbers."""
+    """Return the modules of `dropouts` that are in training mode and therefore draw random numbers."""
     return [inner for inner in dropouts(module) if inner.training]
 
 

@@ -1,17 +1,17 @@
 """Optimisers whose moments use 8 bits: a quarter of the memory of 32 bits.
 
 This is block-wise quantisation (Dettmers et al. 2022, arXiv 2110.02861). Each block of 256 values stores its largest
-absolute value in 32 bits, and each value as an 8-bit fraction of it. Tensors of fewer than 4,096 values stay as MLX
-keeps them.
+absolute value in 32 bits, and each value as an 8-bit fraction of it. Tensors of fewer than 4,096 values keep 32-bit
+moments.
 
-There are two departures from the paper. First, a fraction is an 8-bit float with three bits of mantissa, so that
-neighbouring levels differ by 6 to 12 % at any size. The levels of the paper's table are farther apart for values below
-a tenth of the largest. Second, rounding is stochastic, which preserves the mean of each moment. Rounding to the nearest
-level would ignore every gradient that changes `v` (the mean of squared gradients) by less than half the distance
-between two levels. With beta2 = 0.999 nearly all gradients are that small.
+There are two differences from the paper. First, the fraction is stored as an 8-bit float with three bits of mantissa.
+Neighbouring levels of such a float differ by 6 to 12 % at any size. In the paper's table of levels, they differ by more
+for values below a tenth of the largest. Second, rounding is stochastic, which preserves the mean of each moment.
+Rounding to the nearest level would instead ignore every gradient that changes `v` (the mean of squared gradients) by
+less than half the distance between two levels. With beta2 = 0.999, nearly every gradient changes `v` by less than that.
 
-The random numbers depend only on the number of the update. All processes of a run therefore draw the same ones, and a
-resumed run draws the same as an uninterrupted run.
+The random numbers for rounding depend only on the number of the update. They are therefore the same in all processes of
+a run, and in a resumed run the same as in an uninterrupted one.
 """
 
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 BLOCK = 256
-"""Values that share a scale; 4 bytes of scale for 256 bytes of codes."""
+"""How many values share a scale: 4 bytes of scale for 256 bytes of codes."""
 
 SMALLEST = 4096
 """Tensors with fewer values keep their moments in 32 bits."""
 
 AT_ONCE = 2**20
-"""Values that are in 32 bits at a time. A larger tensor is updated in parts."""
+"""How many values are converted to 32 bits at a time. Larger tensors are updated in several parts, to limit memory."""
 
 DROPPED = 20
-"""Lower bits of a float32 that its 8-bit form drops: it keeps three bits of the mantissa."""
+"""How many of the lower bits of a float32 are dropped in 8 bits. Three bits of the mantissa remain."""
 
 ONE = 127 << 3
-"""The upper bits of the float32 1.0."""
+"""The number 1.0 as float32, without its `DROPPED` lower bits."""
 
 STATES: Mapping[type[optim.Optimizer], Mapping[str, bool]] = {
     optim.SGD: {"v": True},
@@ -43,8 +43,8 @@ STATES: Mapping[type[optim.Optimizer], Mapping[str, bool]] = {
     optim.Adamax: {"m": True, "v": False},
     optim.Lion: {"m": True},
 }
-"""Optimiser → its states, and whether each has a sign. All of these optimisers update each value of a tensor
-independently.
+"""Optimiser → (name of a state → whether its values can be negative). All of these optimisers update each value of a
+tensor independently.
 """
 
 REFUSED: Mapping[type[optim.Optimizer], str] = {
@@ -53,26 +53,29 @@ REFUSED: Mapping[type[optim.Optimizer], str] = {
     optim.Adafactor: "keeps only one mean per row and column of a matrix, which needs less memory already",
     optim.Muon: "computes with whole matrices, so all their values would be in 32 bits at once",
 }
-"""Optimiser → why its states cannot be kept in 8 bits. It completes the sentence "It …"."""
+"""Optimiser → why its states cannot be kept in 8 bits, as the end of a sentence that begins with "It"."""
 
 
 class Quantized(NamedTuple):
-    """codes: (blocks, 256) uint8. scale: (blocks, 1) float32, the largest absolute value of each block."""
+    """A tensor in 8 bits. codes: (blocks, 256) uint8. scale: (blocks, 1) float32, the largest absolute value of each
+    block.
+    """
 
     codes: mx.array
     scale: mx.array
 
 
 def quantized(values: mx.array, signed: bool, key: mx.array) -> Quantized:
-    """Round values to 8 bits, up or down at random, such that the expected result is the value itself.
+    """Round values to 8 bits, up or down at random. The expected result is the value itself.
 
-    A nonzero value without a sign never becomes 0. Otherwise a `v` of 0 beside a nonzero first moment would make an
-    update as large as 1 / epsilon. A value with a sign becomes 0 below 1.7e-5 of the block's largest.
+    If no value can be negative (as in `v`), a nonzero value never becomes 0. If `v` became 0 while the first moment is
+    not 0, the update would be as large as 1 / epsilon. If values can be negative, those below 1.7e-5 of the block's
+    largest absolute value may become 0.
 
     Arguments:
         values: (blocks, 256) float32.
-        signed: False if no value is negative.
-        key: of the random numbers, see `mx.random`.
+        signed: whether values can be negative.
+        key: the random key, see `mx.random`.
     """
     sizes = mx.abs(values)
     scale = sizes.max(axis=1, keepdims=True)
@@ -104,14 +107,16 @@ def in_eight_bits(kind: type[optim.Optimizer]) -> type[optim.Optimizer]:
 
 
 def saved_bytes(kind: type[optim.Optimizer], parameters: Mapping[str, mx.array]) -> int:
-    """Return how many bytes the 8-bit moments of these parameters save; 0 if the optimiser is not supported."""
+    """Return how many bytes the 8-bit moments of these parameters save; 0 if the optimiser is not in `STATES`."""
     large = [value for value in parameters.values() if value.size >= SMALLEST]
     each = sum(value.nbytes - value.size - 4 * -(-value.size // BLOCK) for value in large)
     return len(STATES.get(kind, ())) * each
 
 
 class _EightBit(optim.Optimizer):
-    """Mixed in before the optimiser's own class. A state is {"codes", "scale"} instead of an array."""
+    """The mixin that `in_eight_bits` adds to an optimiser's class. It stores a state as {"codes": …, "scale": …}
+    instead of an array.
+    """
 
     signs: Mapping[str, bool]
 
@@ -142,7 +147,7 @@ class _EightBit(optim.Optimizer):
             updated.append(new.astype(parameter.dtype))
             for name, signed in self.signs.items():
                 codes[name].append(quantized(whole[name], signed, self._next_key()))
-            if len(values) > AT_ONCE // BLOCK:  # free the 32-bit values of this part
+            if len(values) > AT_ONCE // BLOCK:  # compute this part now, so that its 32-bit values are freed
                 mx.eval(updated, codes)
         for name, parts in codes.items():
             state[name] = {
@@ -152,7 +157,7 @@ class _EightBit(optim.Optimizer):
         return mx.concatenate(updated).reshape(-1)[: parameter.size].reshape(parameter.shape)
 
     def _next_key(self) -> mx.array:
-        """Return a key for each draw of an update, the same in each process."""
+        """Return the random key for the next draw in this update. It is the same in every process."""
         self._draws += 1
         return mx.stack([self.step.astype(mx.uint32), mx.array(self._draws, mx.uint32)])
 

@@ -9,14 +9,15 @@ from .swap import swapped_classes
 
 
 class FakeQuantization:
-    """Fake quantisation of one model's own `nn.Linear` layers, which can be switched on and off.
+    """Fake quantisation of the `nn.Linear` layers of one model, which can be switched on and off.
 
-    The host's function patches the `__call__` of classes, which would change every model in the process. This class
-    therefore gives the layers private subclasses first and lets the function patch those.
+    mlx-lm-lora's function patches the `__call__` method of layer classes, which changes every model in the process.
+    This class therefore first gives the layers of its model private subclasses, and lets that function patch only
+    these.
 
     Arguments:
         model: the policy.
-        install: patches the `__call__` of the class of every `nn.Linear` of the model it receives.
+        install: mlx-lm-lora's function. It patches the classes of all `nn.Linear` layers of the model it receives.
         start_step: first optimiser step (counted from 1) that uses fake-quantised weights.
         interval: from then on, every `interval`-th optimiser step uses them.
     """
@@ -34,19 +35,23 @@ class FakeQuantization:
         return step >= self.start_step and (step - self.start_step) % self.interval == 0
 
     def during(self, active: bool) -> AbstractContextManager[None]:
-        """Return a context in which the policy's weights are fake-quantised, if `active`."""
+        """Return a context in which the policy's weights are fake-quantised. If not `active`, the context changes
+        nothing.
+        """
         return swapped_classes(self._swaps) if active else nullcontext()
 
 
 def quantized(qat: FakeQuantization | None, step: int) -> tuple[bool, AbstractContextManager[None]]:
-    """Return whether optimiser step `step` (counted from 1) uses fake-quantised weights, and the context for it."""
+    """Return whether optimiser step `step` (counted from 1) uses fake-quantised weights, and a context to compute it
+    in.
+    """
     active = qat is not None and qat.active(step)
     return active, qat.during(active) if qat else nullcontext()
 
 
 def effective_linears(model: nn.Module) -> int:
-    """Return the number of layers that fake quantisation reaches: plain `nn.Linear`s except those that DoRA reads
-    directly.
+    """Return how many layers fake quantisation affects: all `nn.Linear` layers except those inside DoRA layers, which
+    read the weights without calling the layer.
     """
     hidden = {id(m["linear"]) for _, m in model.named_modules() if "lora_a" in m and "m" in m and "linear" in m}
     return sum(isinstance(m, nn.Linear) and id(m) not in hidden for _, m in model.named_modules())

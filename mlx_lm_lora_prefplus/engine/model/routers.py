@@ -5,14 +5,16 @@ prompts feed to the model, and all layers with experts:
 
     aux = E · Σ_e f_e·P_e,  f_e = number of pairs (t, layer) that chose expert e / T,  P_e = Σ softmax(logits)_e / T.
 
-E is the number of experts. T is the number of pairs (t, layer). Each of them chooses its k best experts. A prompt
-counts once for each completion. This is the loss of Fedus et al. 2021 (Switch Transformers), arXiv 2101.03961, eq. 4 to
-6, as transformers' `load_balancing_loss_func` computes it for a batch of this one example.
+E is the number of experts. T is the number of pairs (t, layer). For each pair, k experts are chosen. A prompt counts
+once for each completion. This is the loss of Fedus et al. 2021 (Switch Transformers), arXiv 2101.03961, eq. 4 to 6, as
+transformers' `load_balancing_loss_func` computes it for a batch of this one example.
 
-The loss is not a sum over tokens, so its unit must be defined. TRL computes it per micro-batch, so there it depends on
-how a step is divided. The sum over examples does not.
+The loss is not a sum over tokens, so its value depends on which tokens are taken together. TRL takes the tokens of a
+micro-batch together, so its loss depends on how a step is divided into micro-batches. Here the tokens of one example
+are taken together, so the sum over examples does not depend on that.
 
-A trial finds the routers: they are the modules whose k largest outputs match the chosen experts.
+The routers of a model are found by a trial forward pass. They are the modules whose k largest outputs belong to the k
+chosen experts.
 """
 
 from collections.abc import Iterator
@@ -27,16 +29,16 @@ from ...errors import UserError
 from .swap import calls_answered, swapped_classes
 
 TOLERANCE = 1e-2
-"""How far the logit of a chosen expert may lie below the k-th largest, relative to the largest: scores tie in low
-precision.
+"""In the trial, the logit of a chosen expert may be this much smaller than the k-th largest logit, as a share of the
+largest. In low precision, several logits can be equal up to rounding.
 """
 
 TOKENS = 16
-"""Number of tokens of the trial."""
+"""Number of tokens in the trial forward pass."""
 
 
 class Place(NamedTuple):
-    """The position in the batch of the tokens of one model call.
+    """For the tokens of one model call: how often each counts in the routers' loss, and for which example of the batch.
 
     weights: (rows, width) float32, how often each token counts; 0 for padding. examples: (rows,) int32, the example of
     each row.
@@ -46,13 +48,15 @@ class Place(NamedTuple):
     examples: mx.array
 
     def part(self, rows: np.ndarray, width: int) -> "Place":
-        """Return some rows, and the first columns of them."""
+        """Return the first `width` columns of some rows."""
         places = mx.array(rows)
         return Place(self.weights[places, :width], self.examples[places])
 
 
 class Routers(NamedTuple):
-    """modules: the router of each layer with experts. experts: their number E. chosen: k, the experts per token."""
+    """The routers of a model. modules: one for each layer with experts. experts: E, the experts per layer. chosen: k,
+    the experts chosen per token.
+    """
 
     modules: tuple[nn.Module, ...]
     experts: int
@@ -67,15 +71,17 @@ class _Holder:
 
 
 class RouterRecord:
-    """Sums over the tokens of each example while the model runs: of router probabilities and of choices.
+    """While the model runs, sums up for each example how probable its routers make each expert, and how often they
+    choose it.
 
     Arguments:
-        routers: those of the model. examples: the number of examples in the batch.
+        routers: the routers of the model. examples: the number of examples in the batch.
 
     Attributes:
-        sums: (probabilities, choices), (examples, E) float32 each, for each call of a router. Choices have no gradient.
+        sums: for each call of a router, its summed probabilities and its counts of choices, both (examples, E) float32.
+            Only the probabilities have a gradient.
         place: the place of the current model call; None if its tokens do not count.
-        first: the position in the batch of the first example of the call.
+        first: the position in the batch of the first example of the current call.
     """
 
     def __init__(self, routers: Routers, examples: int):
@@ -85,7 +91,9 @@ class RouterRecord:
         self.first = 0
 
     def add(self, logits: mx.array) -> None:
-        """Add the logits of a router for the tokens of `place`: (…, E), in the order of (rows, width)."""
+        """Add the result of a router call. logits: (…, E), for the tokens of `place` in the order of its flattened
+        (rows, width).
+        """
         assert self.place is not None
         weights, examples = self.place
         experts = self.routers.experts
@@ -105,18 +113,20 @@ class RouterRecord:
         return sum(probabilities[1:], probabilities[0]), sum(choices[1:], choices[0])
 
     def losses(self) -> mx.array:
-        """Return the loss, (examples,) float32, differentiable; 0 for an example without tokens."""
+        """Return the load-balancing loss of each example, (examples,) float32, with a gradient. It is 0 for an example
+        without tokens.
+        """
         probabilities, choices = self.total()
         count = mx.maximum(choices.sum(axis=1) / self.routers.chosen, 1)
         return self.routers.experts * (probabilities * choices).sum(axis=1) / mx.square(count)
 
 
 _records: list[RouterRecord | None] = [None]
-"""The open records, innermost last. An entry is None where nothing is recorded or recording is paused."""
+"""A stack of records, innermost last. Its last entry is None while nothing is recorded."""
 
 
 def current() -> RouterRecord | None:
-    """Return the open record."""
+    """Return the record to which routers currently report; None if nothing is recorded."""
     return _records[-1]
 
 
@@ -142,7 +152,9 @@ def recorded(model: nn.Module, examples: int) -> Iterator[RouterRecord]:
 
 
 class Recording(NamedTuple):
-    """Return a new record with the place of the current call, to compute a part of the call separately or again."""
+    """A record, and the place and first example of its current call. With these, `recorded_again` can record a
+    computation that runs separately or a second time.
+    """
 
     record: RouterRecord
     place: Place | None
@@ -150,14 +162,16 @@ class Recording(NamedTuple):
 
 
 def recording() -> Recording | None:
-    """Return the open record in its current state."""
+    """Return the current record with the place and first example of its current call; None if nothing is recorded."""
     record = current()
     return None if record is None else Recording(record, record.place, record.first)
 
 
 @contextmanager
 def recorded_again(recording: Recording | None) -> Iterator[RouterRecord | None]:
-    """Record a part of a computation in a separate record; None if nothing is recorded."""
+    """While the context is open, record routers in a separate record, and yield that record. Yield None and record
+    nothing if `recording` is None.
+    """
     if recording is None:
         with not_recorded():
             yield None
@@ -169,13 +183,15 @@ def recorded_again(recording: Recording | None) -> Iterator[RouterRecord | None]
 
 
 def not_recorded() -> Any:
-    """Pause recording while the context is open."""
+    """Return a context in which routers are not recorded."""
     return _opened(None)
 
 
 @contextmanager
 def counted(place: Place | None) -> Iterator[None]:
-    """Enclose one model call whose tokens have this place. With None they do not count."""
+    """While the context is open, router outputs belong to tokens with this place. If it is None, they are
+    not recorded.
+    """
     if (record := current()) is None:
         yield
         return
@@ -188,7 +204,7 @@ def counted(place: Place | None) -> Iterator[None]:
 
 @contextmanager
 def examples_from(first: int) -> Iterator[None]:
-    """Enclose calls with a part of the batch that begins with this example."""
+    """While the context is open, model calls compute a slice of the batch whose first example is number `first`."""
     if (record := current()) is None:
         yield
         return
@@ -200,7 +216,9 @@ def examples_from(first: int) -> Iterator[None]:
 
 
 def _recording(record: RouterRecord) -> Any:
-    """Make routers report their logits to the open record. Nested use reports them once."""
+    """Return a context in which routers report their logits to the current record. In nested contexts, they report them
+    only once.
+    """
     swaps = [(one, _telling(type(one))) for one in record.routers.modules if not hasattr(type(one), "tells_record")]
     return swapped_classes(swaps) if swaps else nullcontext()
 
@@ -216,7 +234,7 @@ def _telling(kind: type) -> type:
 
 
 def routers_of(model: nn.Module) -> Routers:
-    """Return the routers of a model. The first call finds them by a trial.
+    """Return the routers of a model. The first call finds them by a trial forward pass; later calls reuse the result.
 
     Raises:
         UserError: The model has no experts, or its routers are not supported.
@@ -277,7 +295,7 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _chooses(logits: mx.array, indices: mx.array) -> bool:
-    """Return whether the experts (…, k) are those with the largest logits (…, E), up to rounding."""
+    """Return whether `indices` (…, k) are the experts with the largest `logits` (…, E), up to rounding."""
     chosen, (experts, tokens) = indices.shape[-1], (logits.shape[-1], indices.size // indices.shape[-1])
     if logits.size != tokens * experts or experts < chosen or (indices >= experts).any().item():
         return False

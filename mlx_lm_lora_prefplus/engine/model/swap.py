@@ -11,7 +11,7 @@ import mlx.nn as nn
 def swapped_classes(swaps: Sequence[tuple[nn.Module, type]]) -> Iterator[None]:
     """Give each module another class while the context is open. The class is restored even after an error.
 
-    Only the way a module is called changes. No parameter is moved, copied or renamed.
+    A new class can only change what a call of the module does: no parameter is moved, copied or renamed.
     """
     originals = [type(module) for module, _ in swaps]
     try:
@@ -25,7 +25,9 @@ def swapped_classes(swaps: Sequence[tuple[nn.Module, type]]) -> Iterator[None]:
 
 @contextmanager
 def calls_answered(call: Callable[..., Any], modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Route calls of the modules to `call(module, its class, args, kwargs)`."""
+    """While the context is open, a call of one of the modules calls `call(module, class of the module, args, kwargs)`
+    instead.
+    """
 
     def called(kind: type) -> type:
         def answer(module, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Keep the result of the probe on disk, because the probe takes as long as many training steps."""
+"""Store the result of the probe on disk, because a probe takes as long as many training steps."""
 
 import hashlib
 import inspect
@@ -25,16 +25,16 @@ SETTINGS = (
     *("train_type", "num_layers", "lora_parameters", "qat_enable", "qat_bits", "qat_group_size", "qat_mode"),
     *("engine", "efficient_long_context", "long_context_chunk"),
 )
-"""The settings that influence the probe's result, besides the model."""
+"""The settings that influence the probe's result. (The model influences it too.)"""
 
 
 class Choice(NamedTuple):
     """The result of the probe.
 
-    method: the index of the method among those of the model; None for the plain one.
-    keep: what layers keep for the gradient. description: the method and why it was chosen, for the user.
-    compilable: whether `mx.compile` can trace it.
-    shares_trunk: whether policy and reference can share the frozen trunk.
+    method: the index of the method in the list of methods to test (see `select`); None for the plain method.
+    keep: which activations layers keep for the backward pass. description: a text for the user with the method and why
+    it was chosen. compilable: whether `mx.compile` can trace it. shares_trunk: whether policy and reference can share
+    the output of the frozen trunk.
     """
 
     method: int | None
@@ -45,12 +45,12 @@ class Choice(NamedTuple):
 
 
 class KnownChoice:
-    """The stored choice of an earlier run with the same model, settings, example and versions, if there is one.
+    """The file with the choice of earlier runs for the same model, settings, example and versions. It may not exist.
 
     Arguments:
-        digest: of the model's weights without its adapters.
+        digest: the digest of the model's weights without adapters.
         example: the row of the data that the probe uses.
-        keep: what the layers are to keep.
+        keep: what the layers should keep for the backward pass.
     """
 
     def __init__(self, digest: str, model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep):
@@ -70,7 +70,7 @@ class KnownChoice:
         self.model = settings.model
 
     def read(self) -> Choice | None:
-        """Return the choice; None if there is none on disk. A damaged file is deleted."""
+        """Return the stored choice; None if there is no file. A damaged file is deleted."""
         try:
             found = read_sealed_json(self.file)
             choice = Choice(**{**found["choice"], "keep": Keep(found["choice"]["keep"])})
@@ -93,8 +93,8 @@ class KnownChoice:
 
 
 def _code(model: nn.Module) -> list[str]:
-    """Return digests of the code that computes log-probs, including the model's class: code may change within a
-    version.
+    """Return digests of the code that computes log-probs, including the code of the model's class. Version numbers are
+    not enough, because code may change without a new version.
     """
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     with suppress(OSError, TypeError):  # a class that was defined in a notebook has no file

@@ -1,7 +1,7 @@
-"""A digest of how log-probs are rounded on this machine. It depends on BLAS library, device and precision.
+"""A digest of how log-probs are rounded on this machine. It differs between BLAS libraries, devices and precisions.
 
-The same weights give log-probs that differ in the last bits if another library or device multiplies the matrices. No
-version number distinguishes all of these, so the digest is computed from actual results.
+With another library or device for matrix products, the same weights give log-probs that differ in the last bits. No
+version number identifies library, device and precision together, so the digest is computed from actual log-probs.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ ROWS = [
     {"prompt": list(range(1, 34)), "chosen": [5, 8, 13, 21, 2, 3, 1, 30, 7], "rejected": [29, 4, 18, 11, 6]},
     {"prompt": list(range(30, 23, -1)), "chosen": [17, 9, 2], "rejected": [3, 14, 15, 9, 26, 5]},
 ]
-"""Small token ids, which every vocabulary contains."""
+"""The two pairs of the digest. Their token ids are small, so that every vocabulary contains them."""
 
 
 def rounding_digest(policy: Scorer) -> str:
-    """Return the SHA-256 of the exact log-probs, entropies and mean logits of two fixed pairs, without adapters.
+    """Return the SHA-256 of the log-probs, entropies and mean logits that the model without adapters gives two fixed
+    pairs.
 
     policy: the method by which the run computes log-probs. The digest needs one forward pass of about 60 tokens.
     """
@@ -42,8 +43,8 @@ def rounding_digest(policy: Scorer) -> str:
 
 
 def _adapters_off(model: nn.Module) -> AbstractContextManager[object]:
-    """Like `adapters_off`, but adapters of an unsupported kind stay on. The reference of such a model is always another
-    model.
+    """Return the context `adapters_off`, or one that changes nothing if the model has adapters of an unsupported kind.
+    Such a model never serves as its reference, so its adapters do not matter here.
     """
     try:
         return adapters_off(model)

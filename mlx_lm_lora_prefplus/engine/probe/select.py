@@ -1,7 +1,9 @@
-"""Choose the fastest exact method to compute log-probs of this model. The methods are tested on the model at the start.
+"""Choose the fastest exact method to compute log-probs of a model. At the start of a run, the methods are tested on the
+loaded model.
 
-A model that ignores padding, caches or masks gives wrong gradients without any error. Each method is therefore tested
-on a few small batches of uneven rows. It must give the same results as plain forward passes of single, unpadded rows.
+If a model ignores padding masks or caches, a method that relies on them gives wrong gradients without any error. Each
+method is therefore tested on a few small batches of rows of different lengths. It must give the same results as plain
+forward passes of single rows without padding.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,13 +30,12 @@ from .known_choice import Choice, KnownChoice
 from .verify import Difference, Oracle
 
 MOST_ROWS = 32
-"""Rows of the largest batch in the test."""
+"""The most rows that a batch of the test may have."""
 
 
 class SelectedMethod(NamedTuple):
-    """policy: the method. words: what it is and why it was chosen, for the user. compilable: whether `mx.compile` can
-    trace it.
-    trunk: the frozen trunk, if its output in the reference's forward pass can be reused for the policy.
+    """policy: the method. description: a text for the user with the method and why it was chosen. compilable: whether
+    `mx.compile` can trace it. trunk: the frozen trunk, if policy and reference can share its output; else None.
     """
 
     policy: Scorer
@@ -53,12 +54,14 @@ def choose_policy(
     keep: Keep = Keep.ALL,
     known: KnownChoice | None = None,
 ) -> SelectedMethod:
-    """Return the fastest method that is exact on `model`; the plain method if the settings ask for it.
+    """Return the fastest method that is exact on `model`. With the setting `engine: plain`, return the plain method
+    without a test.
 
-    example: one example of the data, a long one, because sliding windows and scaled positions do not show in short
-    rows.
-    keep: what layers keep for the gradient, if that is exact.
-    known: the file of an earlier run's choice. The choice of this run is written to it.
+    example: one long example of the data for a further test. Errors with sliding windows and scaled positions do not
+    show in short rows.
+    keep: what layers should keep for the backward pass. If that is not exact, they keep all activations.
+    known: the file with an earlier run's choice, which is used without a test. If there is none, the choice of this run
+    is written to it.
     """
     if settings.engine == "plain":
         return SelectedMethod(PlainPolicy(model, keep), f"{PLAIN} (engine: plain){_kept(keep)}")
@@ -85,7 +88,9 @@ def _selected(choice: Choice, model: nn.Module, halves: SplitModel | None, setti
 
 @contextmanager
 def _training_without_dropout(model: nn.Module) -> Iterator[None]:
-    """Use training mode without dropout. In training mode, models can take other paths than for generation."""
+    """While the context is open, the model is in training mode, but without dropout. Training mode matters because some
+    models compute differently in it than for generation.
+    """
     training = model.training
     model.train()
     for module in model.modules():
@@ -100,9 +105,12 @@ def _training_without_dropout(model: nn.Module) -> Iterator[None]:
 class Method(NamedTuple):
     """A method to compute log-probs that may be exact.
 
-    make: returns the policy from a model's halves. words, compilable: as in `SelectedMethod`.
-    trials: the same method for rows as short as those of the probe, in all its variants; `make` if empty.
-    in_pieces: whether it computes rows in chunks. Its layers then need not keep less for the gradient.
+    make: a function that makes the policy for a split model. description: the method in words. compilable: as in
+    `SelectedMethod`.
+    trials: functions like `make` for all variants of the method, set up for the probe's short rows. Empty: the probe
+    tests `make`.
+    in_pieces: whether the method computes rows in chunks. Such a method needs little memory even if layers keep all
+    activations.
     """
 
     make: Callable[[SplitModel], HeadPolicy]
@@ -113,8 +121,8 @@ class Method(NamedTuple):
 
 
 def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True) -> Method:
-    """Return a method that computes rows in groups if that is faster. It is tested with one group, and with one per
-    length.
+    """Return a method that computes rows in groups of similar length if that is faster. The probe tests it with a
+    single group, and with one group per length.
     """
     cost = call_tokens()
     trials = () if cost is None else (kind, partial(kind, call_tokens=0))
@@ -122,7 +130,9 @@ def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True
 
 
 def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
-    """Return the methods to test, fastest first. With efficient_long_context those in chunks come first."""
+    """Return the methods to test, fastest first. With the setting `efficient_long_context`, the methods in chunks come
+    before all others.
+    """
     together = _in_groups(HeadPolicy, "prompt and completion together")
     try:
         padded = not has_states(model)
@@ -151,7 +161,9 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
 
 
 def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
-    """Width of chunks in the test. It is small, so that the short rows of the probe have chunk borders."""
+    """Return a function that makes a policy with chunks of 2 tokens, so that even the short rows of the probe are
+    divided into chunks.
+    """
     return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
 
 
@@ -204,7 +216,9 @@ def _kept(keep: Keep) -> str:
 
 
 def _shares_trunk(policy: HeadPolicy, oracle: Oracle) -> bool:
-    """Return whether there is a frozen trunk, and the policy is exact when it reuses the reference's output of it."""
+    """Return whether the model has a frozen trunk whose output for the reference can be reused for the policy with
+    exact results.
+    """
     model: Any = policy.model
     trunk = find_trunk(model, policy.halves.head_names)
     if trunk is None or not _same_for_both(model, trunk, policy.halves.head_names):
@@ -218,7 +232,9 @@ def _shares_trunk(policy: HeadPolicy, oracle: Oracle) -> bool:
 
 
 def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> bool:
-    """Return whether adapters and dropout are only above the trunk."""
+    """Return whether all adapters and dropout modules are above the trunk. If so, the trunk computes the same for
+    policy and reference.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     of_head = [layer for layer in adapter_layers(model) if f"{names[id(layer)]}.lora_a" in head_names]
     above = {id(module) for layer in (*model.layers[trunk.size :], *of_head) for module in layer.modules()}
@@ -226,8 +242,8 @@ def _same_for_both(model: Any, trunk: Trunk, head_names: Collection[str]) -> boo
 
 
 def _row_counts(halves: SplitModel) -> set[int]:
-    """Return as many rows as a layer has heads. With this size, a model may confuse a mask of rows with one
-    of heads.
+    """Return the head counts of the layers, as batch sizes for the test. If a batch has as many rows as a layer has
+    heads, a model may confuse a mask over rows with a mask over heads.
     """
     try:
         return {heads for heads in key_heads(halves) if heads <= MOST_ROWS}

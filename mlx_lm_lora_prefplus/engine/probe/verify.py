@@ -1,8 +1,8 @@
 """Compare a method to compute log-probs with plain forward passes of a few short rows, each alone and unpadded.
 
-Two things are compared: the gradients, in the precision of training; and the log-probs in float32. A model of lower
-precision has noise of 1e-2 and more, which could hide the effect of a wrong mask. (For the float32 comparison, weights
-are converted one by one as they are used, and freed again.)
+Gradients are compared in the precision of training, and log-probs in float32. In lower precision, rounding changes
+log-probs by 1e-2 and more, which could hide the effect of a wrong mask. (For float32, each weight is converted when it
+is used, and then freed.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,31 +22,35 @@ from ..logprobs.plain import at_least_float32
 from ..logprobs.split_model import arrays
 
 EXACT = 1e-4
-"""Relative L2 difference that counts as rounding in float32."""
+"""In float32, a relative L2 difference up to this counts as rounding."""
 
 NOISE = 10
-"""The tolerance, as a multiple of the difference between a row alone and the same row twice in a batch."""
+"""The tolerance is this many times the difference that rounding causes between a row alone and a batch of two copies of
+the row.
+"""
 
 CAP = 1e-2
-"""A larger difference is never rounding in float32, however noisy the device is."""
+"""In float32, a larger difference never counts as rounding, even if the device rounds coarsely."""
 
 NARROW = 0.2
-"""Relative L2 difference of gradients that counts as rounding in lower precision. The log-probs are the sharper test
-there.
+"""In 16 bits, a relative L2 difference of gradients up to this counts as rounding. The comparison of log-probs in
+float32 is the stricter test for such models.
 """
 
 COMPARED_BYTES = 256_000_000
-"""Of a large trained model only tensors up to this size are compared. Every layer has some."""
+"""If all weights of a large model are trained, only gradients of tensors up to this size are compared. Every layer has
+some.
+"""
 
 LENGTHS = [(5, 3, 4), (1, 4, 1), (7, 1, 5)]
-"""Tokens of prompt, chosen and rejected of the test rows."""
+"""The test rows: number of tokens of prompt, chosen and rejected completion."""
 
 HALF = (mx.bfloat16, mx.float16)
 
 Gradient = dict[str, mx.array]
 
 Row = dict[str, list[int]]
-"""Number of tokens of `prompt`, `chosen` and `rejected`."""
+"""The token ids of `prompt`, `chosen` and `rejected`."""
 
 SIDES = ("chosen", "rejected")
 
@@ -59,12 +63,13 @@ class Difference(NamedTuple):
 
 
 class Oracle:
-    """The test rows and their results in plain forward passes.
+    """Contains the test rows and their results in plain forward passes, with which methods are compared.
 
     Arguments:
         model: in training mode, without dropout.
         vocabulary: token ids are drawn below this number.
-        row_counts: further batch sizes to test, in rows, besides 2 and 3 pairs. An odd count uses single completions.
+        row_counts: batch sizes to test (in rows) in addition to 2 and 3 pairs. For an odd count, each row is a separate
+            example.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int, row_counts: set[int]):
@@ -91,8 +96,8 @@ class Oracle:
             self.allowed = self.allowed._replace(gradients=NARROW)
 
     def _batch(self, rows: int) -> Batch:
-        """Return pairs. If `rows` is odd, the last pair has no rejected completion, and each row is a
-        separate example.
+        """Return a batch of this many rows: pairs if the number is even. If it is odd, each row is a separate example,
+        and the last rejected completion is missing.
         """
         pairs = (rows + 1) // 2
         batch = collate([self.rows[i % len(self.rows)] for i in range(pairs)], np.arange(pairs))
@@ -103,12 +108,14 @@ class Oracle:
         )
 
     def _which(self, rows: int) -> list[int]:
-        """Return the index in `alone` of each row of a batch of a given size."""
+        """Return, for each row of a batch of this size, its index in `alone`."""
         pairs = (rows + 1) // 2
         return [2 * (row % pairs % len(self.rows)) + row // pairs for row in range(rows)]
 
     def _alone(self, row: Row, side: str, copies: int = 1) -> Callable[[], mx.array]:
-        """Return the summed log-prob of one completion, from a forward pass of only its prompt and itself."""
+        """Return a function that computes the summed log-prob of one completion, by a forward pass of only this row.
+        copies: compute the mean over this many copies of the row in a batch.
+        """
         tokens = mx.array([row["prompt"] + row[side]] * copies)
 
         def logp() -> mx.array:
@@ -136,11 +143,13 @@ class Oracle:
         return Difference(*(max(column) for column in zip(*differences, strict=True)))
 
     def passes(self, difference: Difference) -> bool:
-        """Return whether these differences are rounding."""
+        """Return whether these differences are small enough to be rounding."""
         return difference.gradients <= self.allowed.gradients and difference.logps <= self.allowed.logps
 
     def agrees(self, policy: Scorer, simple: Scorer, example: Batch) -> bool:
-        """Return whether the log-probs of one example equal those of each completion alone by a simpler method."""
+        """Return whether `policy` gives the completions of an example the same log-probs as `simple` gives to each
+        completion alone.
+        """
         completions = example.lengths.size
         filled = np.flatnonzero(np.array(example.completion_lengths))
         rows = example._replace(
@@ -180,7 +189,9 @@ def _compared(model: nn.Module) -> frozenset[str]:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Convert the model's weights as they are used. Results must be evaluated inside the context."""
+    """While the context is open, the model computes in float32; each weight is converted when it is used. Evaluate
+    results before the context closes.
+    """
     own = model.parameters()
     model.update(tree_map(lambda value: value.astype(mx.float32) if value.dtype in HALF else value, own))
     try:
