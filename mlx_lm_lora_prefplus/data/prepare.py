@@ -146,8 +146,8 @@ class _Preparation:
         return found.hexdigest()[:32]
 
     def _picture_files(self, sources: list[Source]) -> Iterator[str]:
-        """Return the paths of the pictures that are separate files, in the order of the rows. Token rows
-        contain them.
+        """Yield the path of each picture that is a separate file, in the order of the rows. Token rows contain these
+        paths.
         """
         for source in sources:
             for example in self.examples(source, Tally(self.kind), lambda count: None):
@@ -179,7 +179,7 @@ class _Preparation:
         return (_located(example, source) for example in examples) if self.encoder.pictures else examples
 
     def token_rows(self, examples: Sequence[Example | Dropped], source: str, tally: Tally) -> list[TokenRow]:
-        """Return the token rows of examples. tally: counts them and the dropped ones."""
+        """Return the token rows of examples. tally: counts the token rows and the dropped examples."""
         tally.drop(item for item in examples if isinstance(item, Dropped))
         results = list(self.encoder([item for item in examples if isinstance(item, Example)], source))
         tally.drop(item for item in results if isinstance(item, Dropped))
@@ -189,7 +189,7 @@ class _Preparation:
 
 
 def _located(example: Example | Dropped, source: Source) -> Example | Dropped:
-    """Return the example with the absolute paths of its pictures."""
+    """Return the example with absolute paths in place of its pictures' relative paths."""
     if isinstance(example, Dropped) or not example.pictures:
         return example
     where = f"{source.name}, row {example.row}"

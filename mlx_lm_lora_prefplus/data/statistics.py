@@ -16,8 +16,8 @@ BINS = 10
 """Number of bars in the histogram of lengths."""
 
 BIASED_SHARE, FEWEST_PAIRS = 0.65, 20
-"""Warn of a length bias if one side is longer in at least this share of the pairs, and there are at least this many
-pairs.
+"""Warn of a length bias if the chosen (or the rejected) completion is longer in at least this share of the pairs, and
+there are at least this many pairs.
 """
 
 TRUNCATED_SHARE = 0.1
@@ -82,7 +82,7 @@ def data_warnings(rows: Mapping[str, Dataset], truncated: Mapping[str, int]) -> 
 
 
 def length_bias(rows: Dataset) -> dict[str, Any] | None:
-    """Return how often a side of the pairs is longer (see `_bias`); None for rows of another kind."""
+    """Return how often chosen or rejected is the longer completion (see `_bias`); None if the rows are not pairs."""
     if not {"chosen", "rejected"} <= set(rows.column_names):
         return None
     return _bias(*(_counted(rows, side) for side in ("chosen", "rejected")))
@@ -93,7 +93,7 @@ def _largest_share(bias: dict[str, Any]) -> float:
 
 
 def _lengths(rows: Dataset) -> dict[str, np.ndarray]:
-    """Return the tokens of the prompt and of each kind of completion, (rows,) or (completions,)."""
+    """Return token counts of the prompts, (rows,), and of each kind of completion, (rows,) or (completions,)."""
     lengths = lengths_of(rows)
     columns = {"prompt": lengths.prompt}
     if "chosen" in rows.column_names:
@@ -111,7 +111,7 @@ def _tokens(column: Any) -> np.ndarray:
 
 
 def _counted(rows: Dataset, side: str) -> np.ndarray:
-    """Return the number of tokens of a completion that count in the loss, (rows,)."""
+    """Return how many tokens of each row's completion count in the loss, (rows,). side: the column."""
     lengths = _tokens(rows.data.column(side))
     if f"{side}_mask" not in rows.column_names:
         return lengths
@@ -124,7 +124,7 @@ def _counted(rows: Dataset, side: str) -> np.ndarray:
 
 
 def _row_lengths(rows: Dataset) -> np.ndarray:
-    """Return the tokens of the prompt and its longest completion together, (rows,)."""
+    """Return the number of tokens of each prompt with its longest completion, (rows,)."""
     lengths = lengths_of(rows)
     return lengths.prompt + lengths.completion
 
@@ -151,7 +151,7 @@ def _histogram(values: np.ndarray) -> list[dict[str, int]]:
 
 
 def _bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
-    """Return the share of pairs whose chosen or rejected side is longer, and the mean of chosen − rejected (tokens)."""
+    """Return how often chosen or rejected is longer (shares of pairs), and the mean of chosen − rejected (tokens)."""
     longer, shorter = float((chosen > rejected).mean()), float((chosen < rejected).mean())
     return {
         "chosen_longer": longer,
@@ -201,7 +201,7 @@ def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
 
 
 def _prompts(rows: Dataset) -> np.ndarray:
-    """Return 64 bits for the content of each prompt, (rows,). A picture in a file is identified by its path."""
+    """Return a 64-bit hash of each prompt, (rows,). A picture that is a separate file is identified by its path."""
     hashes = _hashes(rows, "prompt")
     if "pictures" not in rows.column_names:
         return hashes
@@ -233,8 +233,8 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _hashes(rows: Dataset, column: str) -> np.ndarray:
-    """Return 64 bits for the content of each list of an Arrow column, (rows,). For lists of lists, borders
-    count too.
+    """Return a 64-bit hash of each list of an Arrow column, (rows,). For lists of lists, the hash also depends on where
+    each inner list ends.
     """
     found = [np.zeros(0, np.uint64)]
     for chunk in rows.data.column(column).chunks:

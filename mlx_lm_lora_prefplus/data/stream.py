@@ -21,11 +21,11 @@ IN_ORDER = 1000
 
 Window = tuple["Dataset", SplitReport]
 Items = list[tuple[str, Example | Dropped]]
-"""Name of the source, and an example or a row without one."""
+"""Each item: the name of the source, and an example or a dropped row."""
 
 
 class Preparation(Protocol):
-    """What makes token rows from a source; see `prepare`."""
+    """Makes token rows from a source; see `prepare`."""
 
     @property
     def kind(self) -> RowKind: ...
@@ -60,7 +60,7 @@ class Stream:
     def window(self, number: int) -> Window | None:
         """Read and tokenise a window; None if none of its rows can be used.
 
-        Raises UserError if a whole pass over the sources gives no row that can be used.
+        Raises UserError if no row of all sources can be used.
         """
         items, tally = self._items(number)
         rows = [
@@ -95,13 +95,13 @@ class Stream:
         return table, report
 
     def _items(self, number: int) -> tuple[Items, Tally]:
-        """Go to a window. Earlier windows are read and skipped."""
+        """Return the items and the tally of a window. To reach it, earlier windows are read and skipped."""
         if number < self._next:
             self._next, self._windows = 0, self._read()
         while self._next < number:
             next(self._windows)
             self._next += 1
-            if self._in_pass is not None:  # a whole pass need not be read
+            if self._in_pass is not None:  # skip complete passes over the data without reading them
                 self._next += (number - self._next) // self._in_pass * self._in_pass
         self._next += 1
         return next(self._windows)

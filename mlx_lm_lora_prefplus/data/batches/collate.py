@@ -17,13 +17,16 @@ Row = Mapping[str, Any]
 """A token row with the columns that `Trainer.collate` takes."""
 
 Collate = Callable[[Sequence[Row], np.ndarray, int], Batch]
-"""Function (rows, their positions, the multiple of widths) → batch; see `Trainer.collate`."""
+"""Function (rows, their positions in the data set, multiple) → batch. Padded widths are rounded up to a multiple of
+`multiple`. See `Trainer.collate`.
+"""
 
 
 def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
     """Pad rows of one kind into a `Batch` whose reference log-probs are zeros.
 
-    Shorter lists are padded with empty completions that have the list's lowest score.
+    A list with fewer completions than the longest list of the batch is padded with empty completions. These have the
+    lowest score of their list.
     """
     prompts = [np.asarray(row["prompt"], np.int32) for row in rows]
     completions_by_row = [completions_of(row) for row in rows]
@@ -68,7 +71,7 @@ def planned_batches(
     """Yield the batches of `plan`, in its order.
 
     rows: mappings to lists of token ids, or a `datasets.Dataset`.
-    mismatched: add `Batch.mismatched`, the prompts with completions of other rows (see `Mismatched`).
+    mismatched: add `Batch.mismatched`, in which each prompt has the completion of another row (see `Mismatched`).
     collate: pads the rows of a batch, as `Trainer.collate` does.
     """
     row = _reader(rows)
@@ -82,7 +85,7 @@ def planned_batches(
 
 
 def pictures_of(rows: Any, ids: np.ndarray) -> list[list[Picture]]:
-    """Return the pictures of each of some rows. rows: a `datasets.Dataset`, with or without a column of them."""
+    """Return one list of pictures for each position in `ids`. Without a column `pictures`, all lists are empty."""
     if "pictures" not in rows.column_names:
         return [[] for _ in ids]
     own = rows.select_columns(["pictures"])
@@ -146,7 +149,7 @@ def _value(scalar: Any) -> Any:
 
 
 def _with_others(row: Callable[[int], Row], others: Mismatched) -> Callable[[int], Row]:
-    """Return a reader that replaces each unpaired row's completion by its partner's completion, truncated."""
+    """Return a reader that gives each unpaired row the completion of its partner row (see `Mismatched`), truncated."""
 
     def read(i: int) -> Row:
         own, other, room = row(i), row(int(others.partner[i])), others.room[i]

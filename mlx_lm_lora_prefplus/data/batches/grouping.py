@@ -8,25 +8,25 @@ from ...plugin.protocol import Batch
 
 
 class KnownLengths(NamedTuple):
-    """Tokens of the rows of a batch. prompts: (examples,). completions: (rows,), 0 for padding rows of a list."""
+    """Token counts of a batch. prompts: (examples,). completions: (rows,), 0 for the rows that pad a short list."""
 
     prompts: np.ndarray
     completions: np.ndarray
 
     @property
     def prompts_of_rows(self) -> np.ndarray:
-        """Return the tokens of each row's prompt, (rows,)."""
+        """Return the number of prompt tokens of each row, (rows,)."""
         return np.tile(self.prompts, len(self.completions) // len(self.prompts))
 
 
 def read_lengths(batch: Batch) -> KnownLengths:
-    """Read the lengths of a batch. Raises ValueError while the batch is traced, because it has no values then."""
+    """Read the lengths of a batch. Raises ValueError while MLX traces the batch: traced arrays have no values."""
     prompts, lengths = np.array(batch.prompt_lengths), np.array(batch.lengths)
     return KnownLengths(prompts[: batch.prompts.shape[0]], lengths - prompts)
 
 
 def known_lengths(batch: Batch) -> KnownLengths | None:
-    """Read the lengths of a batch; None while the batch is traced."""
+    """Read the lengths of a batch; None while MLX traces the batch."""
     try:
         return read_lengths(batch)
     except ValueError:
@@ -37,15 +37,15 @@ def groups(lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:
     """Divide rows into groups, each padded to its longest row, at the lowest total cost.
 
     A group costs its tokens with padding, plus `call_tokens`. In an optimal division, each group consists of rows that
-    are adjacent when sorted by length. The search is therefore only over the places to cut, by dynamic programming in
-    O(rows²).
+    are adjacent when sorted by length. Only the cuts in this sorted order must therefore be found. Dynamic programming
+    finds the best ones in O(rows²).
 
     Arguments:
         lengths: (rows,) tokens of each row.
         call_tokens: the cost of one more call of the model, in tokens; 0 gives one group for each length.
 
     Returns:
-        The positions of the rows of each group, ascending; the group of the longest rows first.
+        For each group, the ascending positions of its rows. The group of the longest rows comes first.
     """
     order = np.argsort(-lengths, kind="stable")
     widths = lengths[order].tolist()
@@ -62,5 +62,5 @@ def groups(lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:
 
 
 def groups_within(rows: np.ndarray, lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:
-    """Divide some rows into groups, as `groups` does. rows: their positions in `lengths`."""
+    """Divide only the given rows into groups, as `groups` does. rows: their positions in `lengths`."""
     return [rows[group] for group in groups(lengths[rows], call_tokens)]

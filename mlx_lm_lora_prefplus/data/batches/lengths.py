@@ -1,4 +1,6 @@
-"""Lengths of token rows, read from the offsets of their columns, and KTO's assignment of other rows' completions."""
+"""Read the lengths of token rows from the offsets of their columns. For KTO, assign the completion of another row to
+each row.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,8 +10,8 @@ import numpy as np
 from ...errors import UserError
 
 SIDES = ("chosen", "rejected", "completion")
-"""Columns with one completion per row: a pair has two of them, an unpaired row one. Ranked rows have `completions`
-instead.
+"""Columns with one completion per row. A pair has `chosen` and `rejected`, an unpaired row has `completion`. Ranked
+rows have `completions` instead.
 """
 
 
@@ -26,10 +28,11 @@ class Lengths(NamedTuple):
     count: np.ndarray
 
     def completions(self, rows: np.ndarray) -> np.ndarray:
-        """Return the tokens of each completion of some rows, (most completions, rows); 0 for completions that a row
-        lacks.
+        """Return the number of tokens of each completion of `rows`, (most completions, rows). It is 0 where a row has
+        fewer completions.
 
-        In lists of more than two completions, only the longest length is known. The others count as equally long.
+        In lists of more than two completions, only the length of the longest one is known. All completions of such a
+        list count as equally long.
         """
         longest, count = self.completion[rows], self.count[rows]
         others = (self.total[rows] - longest) // np.maximum(count - 1, 1)
@@ -105,10 +108,11 @@ class Mismatched:
     other rows. The paper shifts the completions within each batch. Here each row keeps the same partner in every epoch
     and for every seed, so that the reference log-probs of these rows are also computed only once.
 
-    lengths: of the rows. Raises UserError if there is only one row.
+    lengths: lengths of the rows. Raises UserError if there is only one row.
 
     partner: (rows,) the row that provides the completion. All rows form one random cycle.
-    room: (rows,) the largest number of tokens for it, at least 1, so that no row becomes longer than the longest one.
+    room: (rows,) the largest number of tokens kept of that completion, at least 1. This limit keeps each row within the
+        length of the longest row.
     """
 
     def __init__(self, lengths: Lengths) -> None:

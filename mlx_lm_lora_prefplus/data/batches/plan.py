@@ -17,7 +17,7 @@ STEPS = 8
 """Number of rounded widths between two powers of two. Rounding adds at most 1/STEPS to a width."""
 
 ABSENT = np.iinfo(np.int64).max // 4
-"""Length of the placeholder rows in an incomplete pool."""
+"""Length of the placeholder rows that fill an incomplete pool."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def plan_epoch(
     shuffle: bool = True,
     multiple: int = 1,
 ) -> Plan:
-    """Put every row into one batch. With `shuffle`, a batch has rows of similar lengths, and the order of batches is
-    random.
+    """Assign each row to exactly one batch. With `shuffle`, a batch has rows of similar lengths, and the order of
+    batches is random.
 
     batch_size: rows in a batch (one batch may have fewer); ignored if `token_budget` is set.
     token_budget: largest number of tokens in a batch, padded prompts and completions together. A row that exceeds it
@@ -83,8 +83,8 @@ def plan_epoch(
 def widths(longest: np.ndarray, multiple: int) -> np.ndarray:
     """Return the padded widths of batches with these longest rows.
 
-    With `multiple` above 1, widths are rounded up to a multiple of it and of an eighth of the next lower power of two.
-    There are then few different widths, so few graphs are compiled.
+    If `multiple` is above 1, each width is rounded up to a multiple of `multiple`. The step between allowed widths
+    grows with the width, up to one eighth of it. Only a few different widths remain, so MLX compiles few graphs.
     """
     longest = np.asarray(longest, np.int64)
     if multiple == 1:
@@ -99,12 +99,13 @@ def _starts(count: int, batch_size: int) -> np.ndarray:
 
 
 def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int) -> tuple[np.ndarray, int]:
-    """Sort rows within pools of 2**HALVINGS batches, all pools at once. Returns the order and the rows in a pool.
+    """Sort rows within pools of 2**HALVINGS batches, all pools at once. Returns the order and the number of rows in a
+    pool.
 
-    Each pool is divided at the median of prompt lengths, completion lengths or completion counts. The one whose spread
-    costs the most tokens is used (a prompt token counts once, a completion token once per completion). Each half is
-    divided in the same way until groups have at most `finest` rows. Sorting by a single length would cause more padding
-    in the other lengths.
+    Each pool is divided at the median of prompt lengths, completion lengths or completion counts. Of these three, the
+    quantity whose spread costs the most tokens is used. (A prompt token counts once, a completion token once per
+    completion.) Each half is divided in the same way until groups have at most `finest` rows. Sorting by a single
+    length would cause more padding in the other lengths.
     """
     pool = batch_size << HALVINGS
     rows, absent = len(order), -len(order) % pool

@@ -24,7 +24,8 @@ def read_example(
 ) -> Example | Dropped:
     """Read a row of messages, or of text with a prompt column.
 
-    answers: (column, completion) for each completion. None is empty. Each may repeat the prompt.
+    answers: (column, completion) for each completion. No completion is empty. A completion may begin with a copy of the
+        prompt.
     where: file and row, for messages. Raises UserError if a value has the wrong type.
     """
     prompt_value = row.get(columns.prompt) if columns.prompt else None
@@ -79,7 +80,7 @@ def _check_pictures(conversations: list[Messages], columns: Columns, where: str)
 
 
 def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bool) -> str | None:
-    """Return why a row cannot be used, or None. prompt_expected: whether the row has a prompt column (it is empty)."""
+    """Return why a row cannot be used, or None if it can. prompt_expected: an empty `prompt` makes the row unusable."""
     alone = len(completions) == 1
     if not prompt and (prompt_expected or alone):
         return "empty prompt"
@@ -96,7 +97,7 @@ def _unusable(prompt: Messages, completions: list[Messages], prompt_expected: bo
 def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Messages, list[Messages]]:
     """Split conversations into the messages of the prompt and those of each completion.
 
-    start: the prompt column. replace: whether it is plain text.
+    start: the value of the prompt column. replace: whether this value is plain text.
     answers: completions alone, or whole conversations. Whole conversations replace the prompt column if they repeat it
         or if it is plain text. The prompt of several conversations is then their shared start, which may end before the
         last user turn. The prompt of a single conversation is the prompt column; without one it is everything up to the

@@ -17,7 +17,7 @@ MADE_FROM: dict[RowKind, tuple[RowKind, ...]] = {
     "unpaired": ("unpaired", "paired", "ranked"),
     "ranked": ("ranked", "paired"),
 }
-"""The kinds of rows from which examples of a kind can be made."""
+"""Wanted kind of examples → the kinds of rows from which they can be made."""
 
 CONVERSIONS = {
     ("paired", "unpaired"): ", each pair as a desirable and an undesirable row",
@@ -28,11 +28,11 @@ PAIRINGS = {"best_worst": ": best against worst", "all_pairs": ": every two with
 
 
 def as_kind(examples: Examples, have: RowKind, want: RowKind, pairing: Pairing) -> tuple[str, Examples]:
-    """Convert examples. Returns a description of the conversion, which follows that of the row format, and the
-    examples.
+    """Convert examples to the kind `want`. Returns (description of the conversion, examples). The description is
+    appended to that of the row format.
 
-    have, want: kinds of rows. Unpaired rows cannot become another kind. Pairs stay examples of two completions even if
-        unpaired rows are wanted; the encoder makes two rows of each.
+    have, want: kinds of rows. Unpaired rows cannot become another kind. If unpaired rows are wanted, a pair remains one
+        example with two completions, and the encoder makes two rows of it.
     """
     if have != "ranked":
         return CONVERSIONS.get((have, want), ""), examples

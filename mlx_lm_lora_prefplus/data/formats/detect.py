@@ -29,11 +29,11 @@ FINDERS = {
 """Required kind → the functions that detect formats, in the order in which they are tried."""
 
 ACCEPTED = "; ".join((*paired.ACCEPTS, *scored.ACCEPTS))
-"""The columns of all rows with more than one completion, for messages."""
+"""The accepted columns of rows with more than one completion, in words for error messages."""
 
 
 def without_effect(kind: RowKind) -> frozenset[str]:
-    """The keys for columns that rows of this kind do not use. These columns need not exist."""
+    """Return the settings keys whose columns are not used for rows of this kind. These columns need not exist."""
     return frozenset(
         key
         for key, column in COLUMNS.items()
@@ -53,10 +53,10 @@ def read_examples(
 ) -> tuple[str, Iterator[Example | Dropped]]:
     """Return the format of a source in words, and its rows as examples of one kind.
 
-    An example made of a pair has two completions, even if unpaired rows are required. One made of a list has two or
-    more.
+    An example made from a pair has two completions, even if unpaired rows are required. An example made from a list has
+    two or more.
 
-    source: file or hub name, for messages. features: column overrides by settings key, None to detect the column.
+    source: file or hub name, for messages. features: settings key → column; None to detect the column.
     raw: keep rows of text as text instead of converting them to messages. usage: records which columns are used.
     pictures: whether the model reads pictures.
     Raises UserError if the source is empty, the columns fit no format, a value has the wrong type, or a row contains
@@ -81,7 +81,7 @@ def read_examples(
 
 @dataclass
 class Usage:
-    """Columns of the first rows of some sources. columns: all, in order. used: those from which examples are made."""
+    """Columns of the first rows of several sources. columns: all columns, in order. used: columns that examples use."""
 
     columns: dict[str, None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -156,7 +156,9 @@ def _unknown(sample: SourceSample, kind: RowKind) -> UserError:
 
 
 def column_flags(columns: Mapping[str, str | None]) -> str:
-    """Return the flags that name columns. columns: settings key → column; None if only the user can know it."""
+    """Return the command-line flags that set these columns. columns: settings key → column, or None if only the user
+    knows it.
+    """
     flags = [
         f"--{key.replace('_', '-')} {shlex.quote(str(column)) if column else 'COLUMN'}"
         for key, column in columns.items()

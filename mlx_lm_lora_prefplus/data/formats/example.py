@@ -19,9 +19,9 @@ class Example(NamedTuple):
     completions: the messages after the prompt; texts if the prompt is text; whole texts if the prompt is None.
     scores: one per completion, finite, higher is better. A pair has 1 and 0, in this order. A labelled row has 1 or 0.
     tools: tool definitions for the chat template.
-    numbers: the `NUMBERS` that the row has.
+    numbers: name → value, for those of `NUMBERS` that the row has.
     template_kwargs: arguments of the chat template for this row, in addition to those of the settings.
-    pictures: those of the prompt, in the order of the marks in its messages (see `pictures.MARK`).
+    pictures: the pictures of the prompt, in the order of the marks in its messages (see `pictures.MARK`).
     """
 
     row: int

@@ -12,7 +12,7 @@ from .pictures import check_placed
 from .sample import RowFormat, SourceSample
 
 OTHER_NAMES = {"chosen_score": "score_chosen", "rejected_score": "score_rejected"}
-"""Number → its column in UltraFeedback-binarized."""
+"""Name in `NUMBERS` → column with this number in the data set UltraFeedback-binarized."""
 
 PREFERENCE_SCHEMAS = {
     "HelpSteer2-preference": ("response_1", "response_2", "preference_strength"),
@@ -36,7 +36,7 @@ Sides = tuple[str, ...]
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that contain pairs, or None."""
+    """Return the format of rows that contain pairs, or None if the rows contain none."""
     if sides := _sides(sample):
         return _preference(sample.without_prompt() if _repeats(sample, sides[0]) else sample, sides)
     for name, (first, second, strength) in PREFERENCE_SCHEMAS.items():
@@ -48,7 +48,7 @@ def find(sample: SourceSample) -> RowFormat | None:
 
 
 def find_with_gold(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that contain a gold response and a pair, as lists of three; or None."""
+    """Return the format of rows with a gold response and a pair (read as a list of three completions), or None."""
     sides = _sides(sample)
     if not sides or not sample.has(GOLD):
         return None
@@ -169,7 +169,7 @@ def _preference_rows(
 
 
 def _number_columns(sample: SourceSample) -> dict[str, str]:
-    """Return the `NUMBERS` that the source has, each with its column."""
+    """Return name → column, for those of `NUMBERS` that the source has."""
     columns = {name: sample.find_column(f"{name}_feature", name, OTHER_NAMES.get(name, name)) for name in NUMBERS}
     return {name: column for name, column in columns.items() if column}
 

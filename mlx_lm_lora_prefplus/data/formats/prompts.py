@@ -1,4 +1,4 @@
-"""Read the prompts of any rows: preference rows, rows with one answer, and rows with only a prompt."""
+"""Read the prompts of rows with preferences, with one answer, or with only a prompt."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -32,8 +32,9 @@ def read_prompts(
 ) -> tuple[str, Iterator[PromptRow | Dropped]]:
     """Return the format of a source in words, and the prompt of each row.
 
-    Rows that training can read give the same prompt as in training. From other rows the prompt column is read. From a
-    conversation (`messages`) everything up to the last user turn is read.
+    If training can read the rows, their prompts are the same as in training. Otherwise the prompt is the value of the
+    prompt column. If this value is a whole conversation (`messages`), its prompt is everything up to the last user
+    turn.
 
     source, features, raw: as in `read_examples`.
     Raises UserError if the source is empty, there is no prompt column, a value has the wrong type, or a row contains
@@ -61,7 +62,7 @@ def read_prompts(
 
 
 def _of_examples(rows: Rows, examples: Any, source: str) -> Iterator[PromptRow | Dropped]:
-    """Keep the rows that are being read, so that each example can be matched with its row."""
+    """Yield each prompt with its row. `examples` does not yield the rows, so this function keeps those it reads."""
     passed: dict[int, Mapping[str, Any]] = {}
 
     def kept() -> Rows:
@@ -83,7 +84,7 @@ def _of_examples(rows: Rows, examples: Any, source: str) -> Iterator[PromptRow |
 
 
 def _alone(row: Mapping[str, Any], number: int, sample: SourceSample) -> PromptRow | Dropped:
-    """Read a row without answers. A row with a whole conversation is cut after the last user turn."""
+    """Read the prompt of a row without answer columns. A whole conversation is cut after the last user turn."""
     column, where = sample.columns.prompt or "", sample.where(number)
     value = row.get(column)
     if chat.is_empty(value):

@@ -14,11 +14,11 @@ from .sample import RowFormat, SourceSample
 
 RESPONSES = ("responses", "completions")
 RANKS = ("ranks", "rank")
-"""Columns of ranks, where 1 is the best. All others are scores, where higher is better."""
+"""Columns that contain ranks, where 1 is the best. Other columns contain scores, where higher is better."""
 
 SCORES = ("scores", *RANKS)
 KEYS = ("overall_score", "fine-grained_score", "score")
-"""Keys of the score in a response that is an object, in order of preference."""
+"""If a response is an object: keys that may contain its score, in order of preference."""
 
 ACCEPTS = (
     "prompt, responses, scores (or ranks)",
@@ -29,7 +29,7 @@ ACCEPTS = (
 """The columns of the rows that `find` detects, for messages."""
 
 REFUSED = "refused"
-"""Column of rows from which no pair must be made, with the reason. `mlx_lm_lora.prefplus pairs` writes it."""
+"""Column with the reason why no pair may be made of a row. The command `mlx_lm_lora.prefplus pairs` writes it."""
 
 ABOUT = frozenset(("rewards", "tokens", "finished"))
 """Columns that `mlx_lm_lora.prefplus pairs` writes about the responses, for information."""
@@ -97,8 +97,8 @@ def _objects(rows: Rows, *, sample: SourceSample, column: str) -> Iterator[Examp
 
 
 def _rated(rows: Rows, *, sample: SourceSample) -> Iterator[Example | Dropped]:
-    """Read rows as in HelpSteer (Wang et al. 2023, 2311.09528): one rated response per row, rows of a
-    prompt together.
+    """Read rows as in HelpSteer (Wang et al. 2023, 2311.09528): one rated response per row. The rows of a prompt follow
+    each other.
     """
     prompt = sample.columns.prompt or ""
     for _, group in itertools.groupby(rows, key=lambda item: item[1].get(prompt)):

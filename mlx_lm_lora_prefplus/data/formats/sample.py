@@ -15,7 +15,7 @@ PROMPTS = ("prompt", "question", "instruction", "input", "context", "conversatio
 
 
 class Columns(NamedTuple):
-    """Columns other than the completions; None for columns that do not exist.
+    """Names of the columns other than those of the completions; None for columns that do not exist.
 
     extra: text after the prompt, as Alpaca's `input`.
     raw: whether rows of text stay text instead of becoming messages (`prompt_format: raw`).
@@ -44,7 +44,7 @@ class RowFormat(NamedTuple):
 class SourceSample:
     """The first rows of a source.
 
-    source: file or hub name, for messages. features: column overrides by settings key, None to detect.
+    source: file or hub name, for messages. features: settings key → column; None to detect the column.
     raw: whether rows of text stay text. pictures: whether the model reads pictures.
     """
 
@@ -80,7 +80,7 @@ class SourceSample:
 
     @cached_property
     def columns(self) -> Columns:
-        """Return the columns of the prompt and the system message."""
+        """Return the columns other than those of the completions."""
         prompt = self.find_column("prompt_feature", *PROMPTS)
         extra = "input" if prompt == "instruction" and self.has("input") else None
         return Columns(prompt, self.find_column("system_feature", "system"), extra, self.raw, self.pictures)

@@ -29,7 +29,7 @@ ACCEPTS = ("prompt, completion, label",)
 
 
 def find(sample: SourceSample) -> RowFormat | None:
-    """Return the format of rows that contain unpaired completions, or None."""
+    """Return the format of rows that contain unpaired completions, or None if the rows contain none."""
     label, completion = (
         sample.find_column("label_feature", "label"),
         sample.find_column("completion_feature", *COMPLETIONS),

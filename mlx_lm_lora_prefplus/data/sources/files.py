@@ -25,12 +25,12 @@ BETWEEN = (re.compile(r"\s*"), re.compile(r"\s*,?\s*"))
 
 
 PLACES, PLACE_BYTES = 64, 1 << 14
-"""Where in a file `sampled_digest` reads, and how many bytes."""
+"""At how many positions of a file `sampled_digest` reads, and how many bytes it reads at each."""
 
 
 def sampled_digest(path: Path) -> str:
-    """Hash the size of a file and evenly spread parts of its content. A streamed file may be too large to read it
-    twice.
+    """Hash the size of a file and evenly spread samples of its content. A streamed file may be too large to read all of
+    it twice.
     """
     size, digest = path.stat().st_size, hashlib.sha256()
     digest.update(str(size).encode())
@@ -165,7 +165,7 @@ def _is_json(text: str) -> bool:
 
 
 def _wrapped_rows(path: Path) -> Rows:
-    """Read the rows of {"data": [{…}, …]}, whatever the key. Any other object is the only row."""
+    """Read the rows of {"data": [{…}, …]}. The key may have any name. Any other object is read as a single row."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:

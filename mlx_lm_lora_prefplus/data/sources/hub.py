@@ -71,7 +71,7 @@ def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
 def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | IterableDataset":
     """Open one split as a stream from its location, without copying it to the disk. Arguments: see `load`.
 
-    Folders of `save_to_disk` are read from the disk in both cases.
+    A folder of `save_to_disk` is already on the disk. It is loaded as by `load`.
     """
     import datasets
 
@@ -94,7 +94,7 @@ def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | 
 
 
 def streamed_rows(dataset: "Dataset | IterableDataset", source: str) -> Rows:
-    """Yield the rows of a stream, numbered from 1. Raises UserError if the stream ends with an error."""
+    """Yield the rows of a stream, numbered from 1. Raises UserError if reading a row fails."""
     number = 0
     try:
         for number, row in enumerate(_undecoded(dataset), 1):
@@ -110,7 +110,7 @@ def rows(dataset: "Dataset") -> Rows:
 
 
 def _undecoded(dataset: Any) -> Any:
-    """The data set with pictures as they are stored, as bytes or a path, which no library has decoded."""
+    """Return the data set with undecoded pictures: each is the stored bytes or a path."""
     from datasets import Image
 
     for column, feature in (dataset.features or {}).items():
@@ -140,7 +140,7 @@ def _load_saved(path: Path, split: str) -> "Dataset":
 
 @contextmanager
 def _one_try(path: str) -> Iterator[None]:
-    """Switch the `datasets` library to its cache if the hub cannot be reached: it would repeat requests for 25 s."""
+    """If the hub cannot be reached, make `datasets` use its cache at once, instead of repeating requests for 25 s."""
     from datasets import config
 
     before = config.HF_HUB_OFFLINE
@@ -159,7 +159,7 @@ def hub_answers() -> bool:
 
     try:
         get_session().head(constants.ENDPOINT, timeout=10.0)
-    except Exception as error:  # of the HTTP library, which depends on the release of huggingface_hub
+    except Exception as error:  # its class depends on the HTTP library of the huggingface_hub release
         return type(error).__name__ != "ConnectError"
     return True
 

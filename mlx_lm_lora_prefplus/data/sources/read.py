@@ -25,7 +25,7 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 
 ENTRY_KEYS = ("path", "config", "train_split", "valid_split", "test_split", *COLUMNS)
 HOST_KEYS = frozenset((*COLUMNS_OF_OTHERS, "mask_prompt"))
-"""Keys of an `hf_dataset` entry for other modes of the host. They are accepted and ignored here."""
+"""Keys of an `hf_dataset` entry that only other modes of the host use. This package accepts and ignores them."""
 
 DEFAULT_SPLITS = {"train": "train[:80%]", "valid": "train[-10%:]", "test": None}
 """The host's default slices for an `hf_dataset` entry."""
@@ -39,7 +39,7 @@ class Source:
     rows: opens the stream of (row number from 1, row).
     digest: computes a digest of the content.
     features: settings key (`prompt_feature`, …) → column; None to detect the column.
-    folder: where relative paths in its rows begin; None for the working directory.
+    folder: relative paths in the rows start from this folder; None for the working directory.
     """
 
     name: str
@@ -107,7 +107,7 @@ def _file(path: Path, features: Mapping[str, str | None], streamed: bool) -> Sou
 def _folder(
     path: Path, splits: Sequence[str], features: Mapping[str, str | None], streamed: Sequence[str]
 ) -> dict[str, list[Source]]:
-    """Find files named after the splits; otherwise read the folder with the `datasets` library."""
+    """Find files named after the splits. If there are none, read the folder with the `datasets` library."""
     files = {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
     split_files = {}
     for split, names in SPLIT_NAMES.items():

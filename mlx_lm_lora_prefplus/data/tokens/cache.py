@@ -1,4 +1,4 @@
-"""Token rows on disk: written in batches, read memory-mapped, reused at the next start."""
+"""Store token rows on disk and reuse them at the next start. Files are written in batches and memory-mapped."""
 
 import contextlib
 import hashlib
@@ -33,10 +33,10 @@ def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
             rows = rows.select_columns(report["columns"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever is wrong with a cache, it is built again
+    except Exception as error:  # whatever is wrong with a cache file, its rows are tokenised again
         cache_folder.discard(file, error)
         return None
-    rows._fingerprint = digest  # passed along with the rows
+    rows._fingerprint = digest  # later code finds the digest with the rows
     return rows, report
 
 
@@ -61,7 +61,8 @@ def features_of(columns: Mapping[str, str]) -> "Features":
 
 
 class Writer:
-    """Writes token rows to a temporary file. `keep` gives it its final name; otherwise it is deleted.
+    """Writes token rows to a temporary file. `keep` gives the file its final name. Without a call of `keep`, the file
+    is deleted.
 
     columns: see `features_of`.
     Raises UserError if the rows cannot be written.

@@ -34,8 +34,8 @@ LAYOUTS: dict[RowKind, dict[str, str]] = {
         "pictures": "picture list",
     },
 }
-"""Kind → name → type, as `cache.Writer` takes them. A split omits `NUMBERS` that not all rows have. It omits `MASKS` if
-all tokens count, and `pictures` if there are none.
+"""Kind of rows → column → type, as `cache.Writer` takes them. A split has a column of `NUMBERS` only if all its rows
+have that number. It has `MASKS` only if some tokens do not count, and `pictures` only if there are pictures.
 """
 
 MASKS = ("chosen_mask", "rejected_mask", "completion_mask", "completion_masks")
@@ -63,7 +63,7 @@ def columns_of(kind: RowKind, rows: Sequence[TokenRow]) -> dict[str, list[Any]]:
 
 
 def _full_masks(row: TokenRow) -> list[list[int]] | None:
-    """Return the masks of a list, with ones for completions whose tokens all count."""
+    """Return one mask for each completion of a list: all ones if all tokens of the completion count."""
     if row.masks is None:
         return None
     return [mask or [1] * len(ids) for mask, ids in zip(row.masks, row.completions, strict=True)]

@@ -1,4 +1,4 @@
-"""Convert examples to token ids. The end of the prompt is found by comparing tokens, never from lengths of text."""
+"""Convert examples to token ids. The end of the prompt is found by comparing token ids, never by measuring text."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from .pictures import PictureTokens, as_items
 from .truncation import Ids, fit
 
 Texts = tuple[str | None, list[str]]
-"""The prompt (including the opening of the answer) and the whole conversations. The prompt is None if it is only known
-as the shared start of the conversations.
+"""The prompt (including the opening of the answer) and the whole conversations. If the prompt is None, it is the shared
+start of the conversations.
 """
 
 
@@ -27,7 +27,7 @@ class TokenRow(NamedTuple):
     masks: for each completion 1 for tokens that count and 0 for others, or None if all its tokens count. The list is
         None if all tokens of all completions count.
     certain: whether all tokens that should not count were found.
-    pictures: those that the prompt's picture tokens stand for.
+    pictures: the pictures that the picture tokens of the prompt represent.
     """
 
     prompt: Ids
@@ -50,7 +50,7 @@ class Encoder:
     add_ends: with `prompt_format: raw`, begin every row with BOS and end it with EOS, as TRL's CPO and ORPO do.
         Otherwise the tokenizer and the template decide, as in TRL's DPO and KTO.
     apart: make a row of each completion and truncate it separately. The end of the prompt is still found from all
-        completions together. With `prompt_format: raw` it is found from each one alone, as in TRL's KTO.
+        completions together. With `prompt_format: raw` it is found from each completion alone, as in TRL's KTO.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Encoder:
                 yield from self._rows(example, source, start, whole, marks)
 
     def prompt(self, example: Example, source: str) -> Ids:
-        """Return the tokens that the model answers: the prompt and the opening of the answer; none if the prompt is
-        empty.
+        """Return the tokens after which the model writes an answer: the prompt and the opening of the answer. The list
+        is empty if the prompt is empty.
 
         Raises UserError if the chat template rejects the prompt, or the text is not valid Unicode.
         """
@@ -169,7 +169,7 @@ class Encoder:
         return {**defaults, **self.settings.chat_template_kwargs, **example.template_kwargs, **tools}
 
     def _marks(self, example: Example, texts: list[str], ids: Mapping[str, Ids], source: str) -> list[Marks]:
-        """Mark the tokens of each conversation that count."""
+        """Mark, in each conversation, the tokens that count in the loss."""
         if not isinstance(example.prompt, list):
             return [ALL] * len(texts)
         start, where = example.prompt, f"{source}, row {example.row}"
@@ -274,7 +274,9 @@ class Encoder:
         return TokenRow(*fitted, scores, example.row, not is_whole, *about)
 
     def _opening(self) -> Ids:
-        """Return the one token that replaces an empty prompt; none if the tokenizer has neither BOS nor EOS."""
+        """Return the single token that replaces an empty prompt. The list is empty if the tokenizer has neither BOS nor
+        EOS.
+        """
         opening = self.inner.bos_token_id if self.bos is None else self.bos
         opening = self.eos if opening is None else opening
         return [] if opening is None else [opening]
@@ -305,7 +307,7 @@ def _find_boundary(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[i
 
 
 def _align_mask(marks: Marks, ids: Ids) -> Ids | None:
-    """Return the mask of a conversation, to which BOS may have been added; None if all tokens count."""
+    """Return the mask for `ids`, which may have a BOS that `marks` lack; None if all tokens count."""
     if marks.counted is None:
         return None
     return [0] * (len(ids) - len(marks.counted)) + marks.counted.astype(int).tolist()

@@ -74,7 +74,7 @@ class Marker:
         return Marks(self._counted(turns, offsets, counted, several))
 
     def _counted(self, turns: list[Turn], offsets: np.ndarray, blocks: np.ndarray | None, several: bool) -> np.ndarray:
-        """Count tokens with any character of a turn, except tokens that are completely inside an excluded thought."""
+        """Return (tokens,) bool: true for tokens that overlap a turn and are not completely inside an excluded thought."""
         starts, ends = offsets.T
         counted = np.full(len(starts), not several) if blocks is None else blocks
         for turn in turns:
@@ -89,7 +89,7 @@ class Marker:
         return counted
 
     def _offsets(self, text: str, ids: Ids) -> np.ndarray | None:
-        """Return (tokens, 2) the first and the last character (exclusive) of each token; None if unavailable."""
+        """Return the first character and the end (exclusive) of each token, (tokens, 2); None if unavailable."""
         if not getattr(self.inner, "is_fast", False):
             return None
         encoded = self.inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -97,7 +97,7 @@ class Marker:
         return np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2) if same else None
 
     def _blocks(self, messages: Messages, ids: Ids, kwargs: Mapping[str, Any]) -> np.ndarray | None:
-        """Return the tokens inside the template's `{% generation %}` blocks, (tokens,) bool; None if unavailable."""
+        """Return (tokens,) bool: true inside the template's `{% generation %}` blocks; None if unavailable."""
         rendered = self.inner.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **kwargs
         )

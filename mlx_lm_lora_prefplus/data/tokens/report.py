@@ -27,11 +27,11 @@ class SplitReport:
         because the chat template does not show which tokens should not count.
     desirable, undesirable: used rows of each label.
     unused: columns of the source that no row uses.
-    columns: columns of the rows. incomplete: number (see `NUMBERS`) → used pairs that have it, if some lack it. Its
-        column is then omitted.
+    columns: columns of the rows. incomplete: for each of `NUMBERS` that only some used pairs have: its name → how many
+        pairs have it. Such a column is omitted.
     cached: whether the rows were loaded from the cache.
     digest: hash of the rows, the tokenizer with its template, and the settings. It also identifies the rows.
-    pictures: pictures of the used rows. Those of a pair that gives two rows count twice.
+    pictures: number of pictures of the used rows. If a pair gives two rows, its pictures count twice.
     """
 
     source: str

@@ -62,7 +62,7 @@ def find_turns(render: Render, messages: Messages, first: int, text: str, specia
         if start is None or end is None or start + header > end:
             return None
         if _content_text(messages[place]) not in text[start + header : end]:
-            return None  # the previous turn was confused with a later one of the same words
+            return None  # the previous turn was located at a later turn with the same words
         turns.append(_turn(messages[place], text, start, start + header, end, specials))
         after = end
     return turns
@@ -150,5 +150,5 @@ def _turn(message: dict[str, Any], text: str, start: int, body: int, end: int, s
 
 
 def _content_text(message: dict[str, Any]) -> str:
-    """Return the content of a message without its thoughts."""
+    """Return the text of a message's content without its thoughts."""
     return message["content"].rpartition("</think>")[2].strip()

@@ -12,11 +12,11 @@ def fit(
 
     The prompt is truncated first, down to `max_prompt_length` tokens (default: half of `max_seq_length`), then the ends
     of the completions. At least one token of each remains. A prompt that begins with `bos` keeps it if it keeps at
-    least two tokens. Returns None if the row is too long and `truncation` is "drop", or if one prompt token and `least`
-    completion tokens do not fit.
+    least two tokens. Returns None if the row is too long and `truncation` is "drop". Also returns None if
+    `max_seq_length` has no room for one prompt token and `least` completion tokens.
 
-    With `truncation` "keep_prompt" only the ends of completions are truncated. None then means that `least` tokens do
-    not fit after the prompt (the rule of TRL 1.16's DPO and KTO trainers, where `least` is 1).
+    With `truncation` "keep_prompt" only the ends of completions are truncated. None then means that the prompt leaves
+    no room for `least` completion tokens. (TRL 1.16's DPO and KTO trainers use this rule with `least` = 1.)
     """
     limit = settings.max_seq_length
     longest = max(map(len, completions))
