@@ -1,4 +1,4 @@
-"""Decide which side wins a comparison. Every accuracy and win rate of this package uses this rule."""
+"""Decide whether a comparison is a win, a tie or a loss. Every accuracy and win rate of this package uses this rule."""
 
 import mlx.core as mx
 
@@ -11,7 +11,7 @@ def outcome(difference: mx.array, rounding: mx.array | float = 0.0) -> mx.array:
     win and equal rewards as a loss.)
 
     Args:
-        difference: any shape; value of the side that should win minus value of the other side.
+        difference: any shape; the value that should be larger minus the value that should be smaller.
         rounding: rounding error in the unit of `difference`; of the same shape, or one number ≥ 0.
 
     Returns:

@@ -1,11 +1,11 @@
-"""Warnings about option values that are allowed but known to fail. Each says what to use instead."""
+"""Warnings about option values that are allowed but known to fail. Each warning says what to use instead."""
 
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 SOME = 0.1
-"""Warn about micro-batches with a single example only above this share."""
+"""Warn if the share of micro-batches with a single example is above this value."""
 
 REMEDY = "Use micro-batches of 4 or more examples (batch_size, token_budget)."
 
@@ -46,11 +46,11 @@ WITHOUT = {
         )
     },
 }
-"""Key → (the key and the value that give it an effect, the same as text)."""
+"""Key → (the other key and its value that give this key an effect, the same in words)."""
 
 
 def _without_effect(options: Any) -> list[tuple[str, str]]:
-    """Return changed keys without effect, with the settings that they need."""
+    """Return (key, needed setting) for each changed key that has no effect without that setting."""
     plain = {field.name: field.default for field in fields(options)}
     changed = {key for key, default in plain.items() if getattr(options, key) != default}
     warnings = [
@@ -70,7 +70,7 @@ def _alone(share: float) -> str:
 
 
 def _of_single_examples(options: Any) -> Iterator[str]:
-    """Yield what does not work if a micro-batch has a single example."""
+    """Yield a clause for each option that does not work if a micro-batch has a single example."""
     yield from (row.alone for row in options.chosen_losses.values() if row.alone)
     if getattr(options, "dr_dpo_beta", None) is not None:
         yield "dr_dpo_beta has no effect"

@@ -2,9 +2,8 @@
 
 Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, and u = p − q the log-ratio.
 The index w marks the chosen completion of a pair, l the rejected one. Δ = u_w − u_l. n is the number of completion
-tokens. Log-probs are in nats. They are sums over the completion tokens, or means over them if the table of losses says
-so; p̄ always is the mean. Without a reference q is 0, so u is p, and Δ is p_w − p_l. The same functions therefore serve
-DPO and CPO.
+tokens. Log-probs are in nats. They are sums over the completion tokens, or means if `Loss.means` is set; p̄ is always
+the mean. Without a reference q is 0, so u is p, and Δ is p_w − p_l. The same functions therefore serve DPO and CPO.
 """
 
 from typing import NamedTuple
@@ -13,7 +12,8 @@ import mlx.core as mx
 
 
 class Pairs(NamedTuple):
-    """Chosen and rejected completions, each (pairs,) float32. Without a reference, its log-probs are zeros.
+    """Chosen and rejected completions, each (pairs,) float32. Without a reference, the fields of the reference are
+    zeros.
 
     columns: numbers from the data, such as `margin`, (pairs,) each.
     """
@@ -42,7 +42,7 @@ class Pairs(NamedTuple):
         return self.chosen_logratio - self.rejected_logratio
 
     def means(self) -> "Pairs":
-        """Return the same pairs with log-probs divided by their completion's token count (at least 1)."""
+        """Return the same pairs with each log-prob divided by the token count of its completion (at least 1)."""
         n_w, n_l = mx.maximum(self.chosen_tokens, 1), mx.maximum(self.rejected_tokens, 1)
         return self._replace(
             chosen=self.chosen / n_w,
@@ -74,7 +74,7 @@ class Unpaired(NamedTuple):
 class Lists(NamedTuple):
     """Completions of one prompt sorted by score, best first, each (lists, completions) float32.
 
-    scores: their scores. Equal scores are ties. tokens: token counts; 0 for the padding of shorter lists.
+    scores: of the completions. Equal scores are ties. tokens: token counts; 0 for empty completions that pad a list.
     """
 
     policy: mx.array
@@ -88,16 +88,17 @@ class Lists(NamedTuple):
         return self.policy - self.reference
 
     def means(self) -> "Lists":
-        """Return the same lists with log-probs divided by their completion's token count (at least 1)."""
+        """Return the same lists with each log-prob divided by the token count of its completion (at least 1)."""
         tokens = mx.maximum(self.tokens, 1)
         return self._replace(policy=self.policy / tokens, reference=self.reference / tokens)
 
 
 def compared(values: mx.array, tokens: mx.array, gold: bool = False) -> tuple[mx.array, mx.array]:
-    """Return the values of the completions of a list that count as chosen and rejected (best and worst), (lists,) each.
+    """Return the values of each list's chosen (best) and rejected (worst) completion, (lists,) each.
 
-    values, tokens: (completions, lists), best first. Completions without tokens are the padding of a list.
-    gold: in a list of three or more, the best is a gold response, and the second one counts as chosen.
+    values, tokens: (completions, lists), best first. Completions without tokens are padding and are ignored.
+    gold: whether the best completion of a list of three or more is a gold response. The second best then counts as
+        chosen.
     """
     count = (tokens > 0).sum(axis=0, keepdims=True)
     last = mx.maximum(count - 1, min(1, len(values) - 1))

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 
 def dr_dpo(losses: mx.array, beta: float) -> mx.array:
-    """Return −β'·log mean exp(−loss/β') over the pairs of the micro-batch, as the same number for each pair.
+    """Return −β'·log mean exp(−loss/β') over the pairs of the micro-batch: one number, repeated for each pair.
 
     Pairs with a large loss, whose labels may be wrong, have less weight. β' → ∞ gives the mean.
 
@@ -37,7 +37,7 @@ def wpo_weights(logps: mx.array, log_collisions: mx.array, tokens: mx.array) -> 
 def token_weights(
     options: Any, tokens: mx.array, width: int, ids: mx.array, loss_mask: mx.array | None = None
 ) -> mx.array | None:
-    """Return the weight of each completion token in the sums of log-probs, (rows, width); None if all weights are 1.
+    """Return the weight of each token in its completion's log-prob, (rows, width); None if all weights are 1.
 
     Tokens that do not count in the loss have arbitrary weights. They do not change the weights of the others.
 
@@ -47,7 +47,7 @@ def token_weights(
 
     References:
         `ld_alpha`: Liu et al. 2024 (LD-DPO), arXiv:2409.06411. `sampo`: Lu et al. 2024 (SamPO), arXiv:2406.10957.
-            SamPO's code draws again for the reference and in each step; this code draws once per row.
+            SamPO's code draws tokens again for the reference and in each step; this code draws them once per row.
     """
     alpha, sample = getattr(options, "ld_alpha", None), getattr(options, "sampo", False)
     if alpha is None and not sample:
@@ -66,7 +66,7 @@ def token_weights(
 
 
 def _hashed(row: mx.array, place: mx.array) -> mx.array:
-    """Return pseudo-random numbers in [0, 1), the same for the same row and position."""
+    """Return pseudo-random numbers in [0, 1) that depend only on row and position."""
     bits = row.astype(mx.uint32) * 2654435761 + place.astype(mx.uint32) * 2246822519 + 374761393
     for shift, factor in ((15, 2246822519), (13, 3266489917)):
         bits = (bits ^ (bits >> shift)) * factor

@@ -1,6 +1,6 @@
-"""Compute the loss of a batch from its log-probs: a weighted sum of losses, with the modifiers.
+"""Compute the loss of a batch from its log-probs: a weighted sum of losses, changed by the functions of `modifiers`.
 
-This is the only place that combines losses. Training, evaluation and `compute` all use it.
+Only this module combines losses. Training, evaluation and `compute` all use it.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ def objective(
         examples: log-probs as sums.
         nll: (examples,) NLL of the chosen completions (of lists: the best ones), summed over their tokens.
         nll_weight: weight of the NLL, in addition to the weight of `sft` in `loss_type`.
-        pair_weights: (pairs,) of WPO, see `wpo_weights`.
+        pair_weights: the weights of WPO, (pairs,); see `wpo_weights`.
         state: for losses with a running mean of the rewards. Without it their baseline is 0.
         update: whether to update the running mean with these examples before using it.
     """
@@ -82,7 +82,7 @@ def objective(
 
 
 def _logratio_of(row: Loss, options: Any, examples: Any) -> Any:
-    """Return the examples as sums or means, with the log-ratio of the chosen divergence."""
+    """Return the examples as this loss needs them: sums or means, with log-ratios for the configured f-divergence."""
     kind = getattr(options, "f_divergence_type", "reverse_kl")
     if row.divergence and kind != "reverse_kl":
         return with_divergence(examples, transform(kind, options.f_alpha_divergence_coef), row.means)
@@ -97,7 +97,7 @@ def _logratios(examples: Any) -> mx.array:
 
 
 def needs_state(table: Mapping[str, Loss], options: Any) -> bool:
-    """Return whether a chosen loss uses the running mean of the rewards."""
+    """Return whether a loss in `loss_type` uses the running mean of the rewards."""
     return any(table[name].baseline for name in loss_names(options.loss_type))
 
 
@@ -107,6 +107,6 @@ def has_gold(table: Mapping[str, Loss], options: Any) -> bool:
 
 
 def is_separable(table: Mapping[str, Loss], options: Any) -> bool:
-    """Return whether the loss of an example is independent of the others in its batch."""
+    """Return whether the loss of an example is independent of the other examples in its batch."""
     coupled = getattr(options, "dr_dpo_beta", None) is not None or needs_state(table, options)
     return not coupled and all(table[name].separable for name in loss_names(options.loss_type))

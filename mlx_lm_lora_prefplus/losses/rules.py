@@ -1,6 +1,6 @@
 """Rules of single losses: values that are not allowed (`Loss.check`), and values known to fail (`Loss.advice`).
 
-A rule takes the options of the mode. It returns what is wrong and what to do instead, or None.
+A rule takes the options of the mode. It returns a sentence about the problem and its solution, or None.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from typing import Any
 Rule = Callable[[Any], str | None]
 
 MOST_ALPHAPO_ALPHA = 2.0
-"""The largest |α|. With mean log-probs of −7 (as of text that is new to a model), e^(−αp̄) is then 1e6, or 1e-6 for α <
-0.
+"""The largest |α| without a warning. At this value and at a mean log-prob p̄ of −7 (text that is new to a model),
+e^(−αp̄) is 1e6, or 1e-6 for α < 0.
 """
 
 
@@ -22,14 +22,14 @@ def exo_pair_check(options: Any) -> str | None:
 
 
 def chi_po_check(options: Any) -> str | None:
-    """Require a bound, because none suits all data."""
+    """Require that the user sets the bound, because no default suits all data."""
     if options.chi_po_clip is not None:
         return None
     return "chi_po_clip is missing, and chi_po needs it. Set it to twice the largest reward that you expect, in nats"
 
 
 def small_beta(loss: str) -> Rule:
-    """Warn of a β that is common for sums in a loss that compares means per token."""
+    """Return a rule that warns of β < 1 in a loss of means over tokens. Such a small β is common for losses of sums."""
 
     def advice(options: Any) -> str | None:
         if options.beta >= 1:
@@ -40,7 +40,7 @@ def small_beta(loss: str) -> Rule:
 
 
 def large_beta(loss: str, most: float, instead: str) -> Rule:
-    """Warn of a β above `most`."""
+    """Return a rule that warns of a β above `most`."""
 
     def advice(options: Any) -> str | None:
         return f"beta {options.beta} is large for {loss}: {instead}" if options.beta > most else None
@@ -70,7 +70,7 @@ def alphapo_advice(options: Any) -> str | None:
 
 
 def robust_advice(options: Any) -> str | None:
-    """Warn of ε = 0."""
+    """Warn of ε = 0, with which `robust` equals `sigmoid`."""
     if options.label_smoothing:
         return None
     return "loss_type robust with label_smoothing 0 is plain DPO. Set label_smoothing to the share of wrong labels."

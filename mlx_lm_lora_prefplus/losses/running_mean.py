@@ -8,7 +8,7 @@ START: State = {"reward_mean": mx.array(0.0), "reward_count": mx.array(0.0)}
 
 
 def updated(state: State, rewards: mx.array) -> State:
-    """Update the state with more rewards: the mean over all rewards so far, equally weighted, without a gradient."""
+    """Add rewards to the mean over all rewards so far. All rewards have equal weight, and the mean has no gradient."""
     rewards = mx.stop_gradient(rewards)
     count = state["reward_count"] + rewards.size
     mean = state["reward_mean"] + (rewards - state["reward_mean"]).sum() / count

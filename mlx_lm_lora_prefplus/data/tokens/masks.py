@@ -74,7 +74,7 @@ class Marker:
         return Marks(self._counted(turns, offsets, counted, several))
 
     def _counted(self, turns: list[Turn], offsets: np.ndarray, blocks: np.ndarray | None, several: bool) -> np.ndarray:
-        """Return (tokens,) bool: true for tokens that overlap a turn and are not completely inside an excluded thought."""
+        """Return (tokens,) bool: true for tokens that overlap a turn and are not fully inside an excluded thought."""
         starts, ends = offsets.T
         counted = np.full(len(starts), not several) if blocks is None else blocks
         for turn in turns:

@@ -1,4 +1,4 @@
-"""One call from per-token log-probs to the training loss. It uses the same functions as training."""
+"""Compute the training loss from per-token log-probs in one call, with the same functions as training."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -34,7 +34,8 @@ def compute(
     Arguments:
         mode, loss_type, options: as in a config file.
         policy_token_logps, reference_token_logps: (rows, width) log-probs of the tokens (nats). In paired modes, the
-        first half of the rows is chosen and the second half rejected. None: no reference.
+        first half of the rows is chosen and the second half rejected. A reference of None means that there is no
+        reference.
         completion_mask: (rows, width), true at completion tokens (default: everywhere).
         label: (rows,) for modes `kto` and `bco`: true for desirable rows.
         mismatched_logratios: (rows,) for mode `kto`: log-ratios of other rows' completions. KTO estimates its reference
@@ -43,8 +44,8 @@ def compute(
             (completions, lists): row `k * lists + i` of the log-probs is completion `k` of list `i`.
         token_log_collisions: (rows, width), the log of Σ_v π(v)² over all tokens v of the vocabulary, for
             `use_weighting`. π is the policy's distribution.
-        baseline: for losses that subtract a running mean of the rewards: its value. 0, the default, is TRL's. None: the
-            mean of this batch, as in the first step of a run.
+        baseline: the value of the running mean of the rewards, which some losses subtract. TRL uses 0, the default.
+            None uses the mean of this batch, as in the first step of a run.
 
     Returns:
         ().

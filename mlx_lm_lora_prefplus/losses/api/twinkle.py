@@ -62,8 +62,8 @@ class PreferenceLossBase:
             ref_outputs: the reference's outputs, in the same form as `outputs`.
             ref_logps: (rows, T″) log-probs of the labels under the reference, an array or lists. T″ ≥ T; positions
                 beyond T are cut off. Takes precedence over `ref_outputs`.
-            ref_chosen_logps, ref_rejected_logps: (pairs,) sums over the completion. They take precedence over the other
-                two.
+            ref_chosen_logps, ref_rejected_logps: (pairs,) sums over the completion. They take precedence over
+                `ref_outputs` and `ref_logps`.
 
         Returns:
             {"loss": (), "num_tokens": 0}.
@@ -126,19 +126,19 @@ class PreferenceLossBase:
         return mx.where(counted, logits_of_labels - mx.logsumexp(logits, axis=-1), 0)
 
     def aggregate(self, token_logps: mx.array, labels: mx.array, *, mean: bool = False) -> mx.array:
-        """Return (rows,) log-probs of whole completions: the sum over the labels that count, or with `mean`
-        their mean.
+        """Return the log-prob of each completion, (rows,): the sum of its token log-probs, or with `mean` their mean.
+        Ignored labels do not count.
         """
         counted = labels != self.ignore_index
         total = mx.where(counted, token_logps, 0).sum(-1)
         return total / mx.maximum(counted.sum(-1), 1) if mean else total
 
     def sequence_logps(self, outputs: Mapping[str, Any], labels: mx.array, *, mean: bool = False) -> mx.array:
-        """Return (rows,) log-probs of whole completions from a model's outputs, by `token_logps` and `aggregate`."""
+        """Return the log-prob of each completion, (rows,), from a model's outputs, by `token_logps` and `aggregate`."""
         return self.aggregate(self.token_logps(outputs, labels), labels, mean=mean)
 
     def split_chosen_rejected(self, rows: mx.array) -> tuple[mx.array, mx.array]:
-        """Split interleaved rows (chosen first) into the chosen and the rejected ones.
+        """Split interleaved rows (chosen, rejected, chosen, …) into the chosen rows and the rejected rows.
 
         Raises:
             ValueError: The number of rows is odd.
@@ -163,7 +163,7 @@ class PreferenceLossBase:
     def _reference(
         self, labels: mx.array, outputs: Mapping[str, Any] | None, token_logps: Any, chosen: Any, rejected: Any
     ) -> tuple[mx.array, mx.array]:
-        """Return the reference's sums of chosen and rejected completions, (pairs,) each."""
+        """Return the reference's summed log-probs of the chosen and of the rejected completions, (pairs,) each."""
         if (chosen is None) != (rejected is None):
             raise ValueError("Only one of ref_chosen_logps and ref_rejected_logps is given. Give both.")
         if chosen is not None:
@@ -198,7 +198,7 @@ class DPOLoss(PreferenceLossBase):
         beta: β > 0, per nat.
         label_smoothing: ε in [0, 0.5), only for `sigmoid`.
         ignore_index: the label of positions that do not count.
-        loss_type: one of the four.
+        loss_type: `sigmoid`, `hinge`, `ipo`, `kto` or `kto_pair`.
         reference_free: use 0 as the reference's log-probs. A reference that is given is ignored.
         sft_weight: weight ≥ 0 of the added NLL of the chosen completions (mean over their tokens).
 
@@ -263,7 +263,7 @@ class SimPOLoss(PreferenceLossBase):
         self.gamma = _not_negative("gamma", gamma)
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """Return `simpo` on the means, (pairs,)."""
+        """Return the SimPO loss of log-probs that are means over tokens, (pairs,)."""
         return simpo(pairs.means(), beta=self.beta, simpo_gamma=self.gamma, label_smoothing=0.0)
 
 
@@ -305,7 +305,7 @@ class CPOLoss(PreferenceLossBase):
         return self.cpo_alpha
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """Return `sigmoid` without a reference, (pairs,)."""
+        """Return the `sigmoid` loss of the policy's log-probs alone, (pairs,)."""
         return sigmoid(pairs, beta=self.beta, label_smoothing=0.0)
 
 
@@ -338,7 +338,7 @@ class ORPOLoss(PreferenceLossBase):
         return self.beta
 
     def pair_loss(self, pairs: Pairs) -> mx.array:
-        """Return `orpo` on the means, (pairs,)."""
+        """Return the ORPO loss of log-probs that are means over tokens, (pairs,)."""
         return orpo(pairs.means(), beta=self.beta)
 
 
@@ -349,7 +349,7 @@ def _floats(values: Any) -> mx.array:
 
 
 def _cut(token_logps: Any, shape: tuple[int, ...]) -> mx.array:
-    """Return the reference's log-probs, an array or lists of any lengths, cut to the shape of the labels."""
+    """Cut the reference's log-probs to the shape of the labels. They may be an array, or lists of any lengths."""
     rows, width = shape
     lengths = [len(row) for row in token_logps]
     if len(lengths) != rows or min(lengths) < width:

@@ -61,7 +61,8 @@ def sppo_hard(pairs: Pairs, *, beta: float) -> mx.array:
         (pairs,); 1/(2β²) where the policy equals the reference: 500000 at β = 0.001.
 
     References:
-        Wu et al. 2024 (SPPO), arXiv:2405.00675. The paper uses the probability from a preference model; here it is 1.
+        Wu et al. 2024 (SPPO), arXiv:2405.00675. The paper uses the preference probability that a model estimates; here
+        it is 1.
     """
     return _squares(pairs, 1 / (2 * beta))
 
@@ -90,8 +91,8 @@ def apo_zero(pairs: Pairs, *, beta: float) -> mx.array:
         beta: β > 0, per nat.
 
     Returns:
-        (pairs,), in (0, 2); 1 where the policy equals the reference. The loss is bounded, so a pair that is far on the
-        wrong side has almost no gradient.
+        (pairs,), in (0, 2); 1 where the policy equals the reference. The loss is bounded, so a pair with a very
+        negative u_w or a very positive u_l has almost no gradient.
 
     References:
         D'Oosterlinck et al. 2024 (APO), arXiv:2408.06266, eq. 7. Also known as `kto_pair`: the paired form of KTO

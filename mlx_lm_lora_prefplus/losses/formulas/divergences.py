@@ -1,4 +1,4 @@
-"""Losses with another f-divergence than the reverse KL. A function s replaces the log-ratio u by s(u).
+"""Replace the reverse KL in a loss by another f-divergence: a function s transforms each log-ratio u to s(u).
 
 A loss that is a function of Δ = u_w − u_l uses s(u_w) − s(u_l) instead. Here u_w and u_l are the log-ratios (policy's
 log-prob minus the reference's) of the chosen and the rejected completion.
@@ -36,7 +36,8 @@ def transform(name: str, alpha: float = 1.0) -> Transform:
         ValueError: There is no such divergence.
 
     References:
-        Wang et al. 2023, "Beyond reverse KL", arXiv:2309.16240: the derivative f′ of each divergence, up to a constant.
+        Wang et al. 2023, "Beyond reverse KL", arXiv:2309.16240. s is the paper's derivative f′ of each divergence, up
+        to a constant.
     """
     if name not in DIVERGENCES:
         raise ValueError(f"There is no divergence {name!r}. Choose one of {', '.join(DIVERGENCES)}.")
@@ -59,7 +60,8 @@ def with_divergence(pairs: Pairs, s: Transform, means: bool = False) -> Pairs:
     Args:
         pairs: *summed* log-probs, because s is applied to the log-ratio of the whole completion.
         s: from `transform`.
-        means: whether the loss uses means over tokens. The log-ratio is then s(u)/n, not s(u/n), with n tokens.
+        means: whether the loss uses means over tokens. The log-ratio of a completion with n tokens is then s(u)/n, not
+            s(u/n).
 
     Returns:
         The pairs, ready for the loss. Do not call `means()` on them again. |s(u)| is limited to 1e18.

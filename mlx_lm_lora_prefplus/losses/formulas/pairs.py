@@ -1,4 +1,4 @@
-"""Losses of a pair: chosen against rejected completion of one prompt. Each returns (pairs,), unreduced.
+"""Losses that compare the chosen with the rejected completion of a prompt. Each returns (pairs,), unreduced.
 
 Notation: p is the policy's log-prob of a completion, q the reference's, and u = p − q the log-ratio. n is the number of
 completion tokens. The index w marks the chosen completion, l the rejected one. Δ = u_w − u_l. σ is the logistic
@@ -18,7 +18,7 @@ from .divergences import MAX_EXPONENT
 
 
 def logistic(z: mx.array, label_smoothing: float) -> mx.array:
-    """Return −(1−ε)·log σ(z) − ε·log σ(−z), the part that all logistic losses share.
+    """Return −(1−ε)·log σ(z) − ε·log σ(−z), the common term of all logistic losses.
 
     Args:
         z: any shape.
@@ -168,7 +168,7 @@ def exo_pair(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
 
     Returns:
         (pairs,), ≥ 0; −ln 2 − (ln(1−ε) + ln ε)/2 where the policy equals the reference. The gradient vanishes for large
-        |βΔ|, so the loss learns nothing from pairs that are far on the wrong side.
+        |βΔ|, so the loss learns nothing from pairs with a very negative Δ.
 
     References:
         Ji et al. 2024 (EXO), arXiv:2402.00856, eq. 16.
@@ -196,8 +196,8 @@ def discopop(pairs: Pairs, *, beta: float, discopop_tau: float) -> mx.array:
         Lu et al. 2024 (DiscoPOP, "LRML"), arXiv:2406.08414, eq. 5.
     """
     x = beta * pairs.delta
-    # m·e^(−x) is computed as one exponential, because m is 0 where e^(−x) overflows. It is bounded, because with τ > 1
-    # it would overflow anyway.
+    # m·e^(−x) is computed as one exponential: where e^(−x) overflows, m is 0, and their product would be NaN. The
+    # exponent is limited, because with τ > 1 even this exponential overflows for very negative x.
     exponential = mx.exp(mx.minimum(nn.log_sigmoid(x / discopop_tau) - x, MAX_EXPONENT))
     return exponential - mx.sigmoid(-x / discopop_tau) * nn.log_sigmoid(x)
 
@@ -216,7 +216,7 @@ def chi_po(pairs: Pairs, *, beta: float, chi_po_clip: float) -> mx.array:
         (pairs,); ln 2 where the policy equals the reference.
 
     References:
-        Huang et al. 2024 (χPO), arXiv:2407.13399. Here u is limited to 80 in e^u, which the paper does not do.
+        Huang et al. 2024 (χPO), arXiv:2407.13399. Here u is limited to 80 in e^u. The paper has no such limit.
     """
     phi_w, phi_l = (mx.exp(mx.minimum(u, MAX_EXPONENT)) + u for u in (pairs.chosen_logratio, pairs.rejected_logratio))
     return -nn.log_sigmoid(mx.clip(beta * (phi_w - phi_l), -chi_po_clip, chi_po_clip))
@@ -266,8 +266,8 @@ def odpo(pairs: Pairs, *, beta: float, odpo_alpha: float) -> mx.array:
         odpo_alpha: α ≥ 0; 0 is `sigmoid`, 1 in the paper.
 
     Returns:
-        (pairs,); softplus(α·ln(s_w − s_l)) where the policy equals the reference. Differences below 1e-6 count as 1e-6,
-        also ties and reversed scores. Such a pair has almost no effect.
+        (pairs,); softplus(α·ln(s_w − s_l)) where the policy equals the reference. A difference below 1e-6, such as that
+        of tied or reversed scores, counts as 1e-6. Such a pair has almost no effect.
 
     References:
         Amini et al. 2024 (ODPO), arXiv:2402.10571.
@@ -297,7 +297,7 @@ def r_dpo(pairs: Pairs, *, beta: float, r_dpo_alpha: float) -> mx.array:
 
 
 def dpo_shift(pairs: Pairs, *, beta: float, dpo_shift_lambda: float) -> mx.array:
-    """−log σ(β(u_w − λ·u_l)): gives the rejected completion less weight, so that the chosen log-prob falls less.
+    """−log σ(β(u_w − λ·u_l)): λ < 1 gives the rejected completion less weight, so that the chosen log-prob falls less.
 
     Args:
         pairs: summed log-probs.

@@ -67,8 +67,8 @@ def alphapo(pairs: Pairs, *, beta: float, alphapo_alpha: float, simpo_gamma: flo
         (pairs,); softplus(γ) where both completions are equally likely per token and ε = 0.
 
     References:
-        Gupta et al. 2025 (AlphaPO), arXiv:2501.03884. Here the exponent −αp̄ is limited to 60, which the paper does not
-        do.
+        Gupta et al. 2025 (AlphaPO), arXiv:2501.03884. Here the exponent −αp̄ is limited to 60. The paper has no such
+        limit.
     """
     chosen, rejected = (alphapo_reward(logps, alphapo_alpha) for logps in (pairs.chosen, pairs.rejected))
     pairs = pairs._replace(chosen=chosen, rejected=rejected)
@@ -116,8 +116,8 @@ def alphapo_reward(logps: mx.array, alpha: float) -> mx.array:
 
 
 def _log_odds(logps: mx.array) -> mx.array:
-    """Return log(e^x / (1 − e^x)). log(1 − e^x) has two forms; each is exact on its side of −ln 2 and finite on the
-    other.
+    """Return log(e^x / (1 − e^x)). log(1 − e^x) is computed by one formula below −ln 2 and by another above it. Each is
+    exact where it is used, and finite elsewhere.
     """
     below = mx.minimum(logps, -1e-7)
     return logps - mx.where(below > -math.log(2), mx.log(-mx.expm1(below)), mx.log1p(-mx.exp(below)))

@@ -13,12 +13,12 @@ from .pairs import logistic
 
 
 def plackett_luce(lists: Lists, *, beta: float) -> mx.array:
-    """−Σ_k [βu_k − log Σ_{j=k or s_j<s_k} e^(βu_j)]: each completion is compared with all that have a lower score.
+    """−Σ_k [βu_k − log Σ_{j=k or s_j<s_k} e^(βu_j)]: each completion is compared with all completions of lower score.
 
     Without ties this is the negative log-likelihood of the ranking: the best completion is drawn first, by a softmax of
-    the rewards, then the best of the rest, and so on. With ties, each of the tied completions is compared with the
-    lower ones, but not with the others of the same score. Exchanging tied completions therefore changes nothing, and a
-    list with only equal scores has no gradient.
+    the rewards, then the best of the rest, and so on. Tied completions are compared with those of lower score, but not
+    with one another. Exchanging tied completions therefore changes nothing, and a list with only equal scores has no
+    gradient.
 
     Args:
         lists: summed log-probs. Completions without tokens are padding and are left out. Only the order of the scores
@@ -31,7 +31,7 @@ def plackett_luce(lists: Lists, *, beta: float) -> mx.array:
 
     References:
         Rafailov et al. 2023 (DPO), arXiv:2305.18290, appendix (Plackett–Luce); Liu et al. 2024 (LiPO),
-        arXiv:2402.01878. They do not define the treatment of ties.
+        arXiv:2402.01878. These papers do not define the treatment of ties.
     """
     reward, scores, present = beta * lists.logratio, lists.scores, lists.tokens > 0
     below = (scores[:, None, :] < scores[:, :, None]) & present[:, None, :]
@@ -45,10 +45,9 @@ def tpo(lists: Lists, *, beta: float, label_smoothing: float) -> mx.array:
     """−(1−ε)·log σ(β(p_w − p_l)) − ε·log σ(−β(p_w − p_l)): a preference loss, to which the NLL of a gold response is
     added.
 
-    The best completion of a list is the gold response. The weight `cpo_alpha` adds its NLL. The second best completion
-    is w, and the last is l. In a list of two, the
-    better completion is both the gold response and w, so the loss equals that of CPO. If w and l have the same score,
-    only the NLL remains.
+    The best completion of a list is the gold response. Its NLL is added with the weight `cpo_alpha`. The second best
+    completion is w, and the worst is l. In a list of two, the better completion is both the gold response and w, so the
+    loss equals that of CPO. If w and l have the same score, only the NLL remains.
 
     Args:
         lists: summed log-probs, the best completion first.

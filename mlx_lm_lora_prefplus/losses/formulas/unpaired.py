@@ -1,7 +1,7 @@
 """Losses of single completions with a label. Each returns (rows,), unreduced.
 
 Notation: u is the log-ratio of a completion (policy's log-prob minus the reference's). σ is the logistic function. The
-code uses +u for a desirable and −u for an undesirable completion, so it needs no branch on the label.
+code multiplies u by +1 for a desirable and by −1 for an undesirable completion, so it needs no branch on the label.
 """
 
 import mlx.core as mx
@@ -13,8 +13,8 @@ from ..inputs import Unpaired
 def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float, undesirable_weight: float) -> mx.array:
     """λ_D·(1 − σ(β(u − z))) if desirable, λ_U·(1 − σ(β(z − u))) if not, z = max(0, mean of u of mismatched rows).
 
-    A mismatched row combines the prompt of one row with the completion of another. z is the estimate of the KL
-    divergence.
+    A mismatched row combines the prompt of one row with the completion of another. z estimates the KL divergence of the
+    policy from the reference.
 
     Args:
         unpaired: summed log-probs. z is the mean over the rows of this call, so the result depends on which rows are
@@ -77,8 +77,8 @@ def bco(
         (rows,); ln 2 times the weight of its label where the policy equals the reference and δ = 0.
 
     References:
-        Jung et al. 2024 (BCO), arXiv:2404.04656, without the paper's weights for a shift between the prompts of the two
-        labels.
+        Jung et al. 2024 (BCO), arXiv:2404.04656, without the paper's weights that correct for different prompts in
+        desirable and undesirable rows.
     """
     baseline = mx.stop_gradient(mx.array(baseline))
     reward = beta * unpaired.logratio - baseline

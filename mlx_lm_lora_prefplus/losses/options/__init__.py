@@ -30,4 +30,4 @@ OPTIONS: dict[str, type[LossOptions]] = {
 """The config keys of each mode."""
 
 NLL_WEIGHTS: dict[str, str | float] = {"cpo": "cpo_alpha", "dpo": "sft_weight", "orpo": 1.0, "simpo": "cpo_alpha"}
-"""The weight of the NLL of the chosen completions in a mode: a config key, or a number."""
+"""Mode → weight of the NLL of the chosen completions: the config key that sets it, or a fixed number."""

@@ -1,4 +1,4 @@
-"""The base class of all modes' options: how defaults are resolved, and which checks apply."""
+"""The base class of all modes' options. It resolves defaults and runs the checks of the losses."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ModeDefault(NamedTuple):
-    """Marks a key that defaults to None. The value applies if no chosen loss has its own default."""
+    """Marks a key that defaults to None. `value` applies if no loss in `loss_type` has its own default."""
 
     value: Any
 
@@ -24,7 +24,7 @@ class WeighsTokens:
 
 @cache
 def _marks(options: type) -> dict[str, tuple[Any, ...]]:
-    """Return key → the annotations of its type."""
+    """Return a map from each key to the annotations of its type."""
     hints = get_type_hints(options, include_extras=True)
     return {key: getattr(hint, "__metadata__", ()) for key, hint in hints.items()}
 
@@ -35,7 +35,7 @@ def weighing_options(options: Any) -> dict[str, Any]:
 
 
 def mode_default(options: type, key: str) -> Any:
-    """Return the `ModeDefault` of a key of a class of options; None if it has none."""
+    """Return the value of a key's `ModeDefault` in a class of options; None if the key has none."""
     return next((mark.value for mark in _marks(options).get(key, ()) if isinstance(mark, ModeDefault)), None)
 
 
@@ -57,7 +57,8 @@ def loss_names(value: Any) -> list[str]:
 class LossOptions:
     """The config keys of every mode with a table of losses. Extend it with the keys of your losses.
 
-    A key that is None gets the default of the first chosen loss that has one, or else its `ModeDefault`.
+    A key that is None gets the default of the first loss in `loss_type` that has a default for it. If none has, the key
+    gets its `ModeDefault`.
 
     table: the losses of the mode. It is not needed if no loss has its own default or check.
     """
@@ -99,7 +100,7 @@ class LossOptions:
 
     @property
     def chosen_losses(self) -> dict[str, Loss]:
-        """Return the chosen losses that are in the table: name → row."""
+        """Return name → `Loss`, for the losses in `loss_type` that are in the table."""
         return {name: self.table[name] for name in loss_names(self.loss_type) if name in self.table}
 
     def fill_in(self) -> None:
@@ -110,18 +111,18 @@ class LossOptions:
                 object.__setattr__(self, field.name, next(own, mode_default(type(self), field.name)))
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each failed check of the chosen losses. Extend it with the checks of a mode."""
+        """Yield a sentence for each failed check of the losses in `loss_type`. Extend it with the checks of a mode."""
         for row in self.chosen_losses.values():
             if row.check and (problem := row.check(self)):
                 yield problem
 
     def default_of(self, loss: str, key: str) -> Any:
-        """Return the value that a key with None gets if `name` is the only chosen loss."""
+        """Return the value that replaces None in `key` if `loss` is the only loss in `loss_type`."""
         return self.table[loss].defaults.get(key, mode_default(type(self), key))
 
 
 def idle_options(table: Mapping[str, Any], names: Collection[str], keys: Iterable[str]) -> dict[str, list[str]]:
-    """Return those of `keys` that only losses outside the chosen `names` use → these losses.
+    """Return the `keys` that no loss in `names` uses, but other losses do: key → these other losses.
 
     Keys that no loss uses belong to the mode and are not included.
     """
@@ -137,7 +138,7 @@ def idle_options(table: Mapping[str, Any], names: Collection[str], keys: Iterabl
 
 
 def borrowed_defaults(options: LossOptions, unset_keys: Collection[str]) -> list[str]:
-    """Return a sentence for each of the `unset_keys` for which several chosen losses have different defaults."""
+    """Return a sentence for each of `unset_keys` for which the losses in `loss_type` have different defaults."""
     notes = []
     for key in unset_keys:
         value = getattr(options, key)

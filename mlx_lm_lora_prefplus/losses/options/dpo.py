@@ -1,4 +1,4 @@
-"""The config keys of mode `dpo`. Names are TRL's where TRL has them."""
+"""The config keys of mode `dpo`. A key that TRL also has keeps TRL's name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class DPOOptions(PreferenceOptions):
         return self.sync_ref_model or self.bema_for_ref_model
 
     def problems(self) -> Iterator[str]:
-        """Also check which options exclude one another. Checks of a single loss are in its row."""
+        """Also check which options exclude one another. The checks of a single loss are in its `Loss`."""
         yield from super().problems()
         if self.ld_alpha is not None and self.sampo:
             yield "ld_alpha and sampo cannot be combined, because both weight tokens. Give one of them"
@@ -144,7 +144,7 @@ class DPOOptions(PreferenceOptions):
             yield from self._problems_with(name, row)
 
     def _problems_with(self, name: str, row: Loss) -> Iterator[str]:
-        """Return the options that a chosen loss does not allow."""
+        """Yield a sentence for each option that cannot be combined with the loss `name`."""
         if self.f_divergence_type != "reverse_kl" and row.function and not row.divergence:
             able = ", ".join(name for name, row in self.table.items() if row.divergence)
             yield (
