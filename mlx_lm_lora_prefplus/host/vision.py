@@ -34,7 +34,7 @@ FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "vi
 
 
 def has_vision(model: str) -> bool:
-    """Return whether the config.json of a model, in its folder or the hub's cache, describes a vision tower."""
+    """Return whether a model's config.json describes a vision tower. The file is read from disk or the hub's cache."""
     local = Path(model) / "config.json"
     try:
         file = local if local.is_file() else try_to_load_from_cache(model, "config.json")
@@ -45,7 +45,7 @@ def has_vision(model: str) -> bool:
 
 
 def reads_pictures(settings: RunSettings, data: DataSettings) -> bool:
-    """Return whether the model has a vision tower and one of the first rows of a split has a picture."""
+    """Return whether the model has a vision tower and the data has pictures, judged by the first rows of each split."""
     with suppress(Exception):  # if the name does not exist, loading the model reports it
         if not Path(settings.model).exists() and try_to_load_from_cache(settings.model, "config.json") is None:
             hf_hub_download(settings.model, "config.json")
@@ -56,7 +56,7 @@ def reads_pictures(settings: RunSettings, data: DataSettings) -> bool:
 
 
 def check_settings(settings: RunSettings, data: DataSettings) -> None:
-    """Raise a UserError if mlx-vlm is missing, or for settings that cannot be used with pictures."""
+    """Raise a UserError if mlx-vlm is missing, or if a setting cannot be used with pictures."""
     try:
         import mlx_vlm  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:

@@ -36,7 +36,7 @@ UNFUSED = ".unfused"
 """Name of a marker file. It is in the adapter folder from the start of training until the fused model is written."""
 
 COMPANIONS = (CONFIG, f"best/{CONFIG}", RECORD, METRICS, SAMPLES, PAGE, LOG, UNFUSED)
-"""Files of a run that describe its weights and are moved together with them."""
+"""Files that describe the weights of a run. They are moved together with the weights."""
 
 MODEL_WEIGHTS = ("model*.safetensors",)  # mlx_lm.load reads all matches, so there must be no other file of this form
 MODEL_COMPANIONS = (
@@ -46,15 +46,17 @@ MODEL_COMPANIONS = (
 """Files of a fused model, which the host writes to the same folder."""
 
 FUSED = ".fused"
-"""A file that lists the fused model's files with size and time. A listed model can be fused again from its adapters."""
+"""Name of a file that lists the fused model's files with size and time. If a fused model is listed and unchanged, a run
+may delete it, because it can be made again from its adapters.
+"""
 
 
 class Previous(NamedTuple):
     """The files in an adapter folder that do not belong to the current run.
 
-    files: relative to `folder`. States come first: after an interrupted move, a later `--resume` then finds
-        no state without its other files.
-    target: the folder that they are moved to.
+    files: paths relative to `folder`. States are moved first: if the move is interrupted, a later `--resume` then
+        cannot find a state whose other files are gone.
+    target: the folder to which the files are moved.
     """
 
     folder: Path
@@ -106,7 +108,7 @@ def newest_previous(folder: Path) -> Path | None:
 def set_aside(previous: Previous, stay: Collection[Path] = ()) -> None:
     """Move the files to `previous.target`.
 
-    stay: resolved paths of files that must also remain in their old place until the run replaces them.
+    stay: resolved paths of files that are copied instead, so that they remain until the run replaces them.
 
     Raises:
         UserError: A file cannot be moved. No file is lost.
@@ -143,8 +145,8 @@ def written_by_us(file: Path) -> bool:
 def _of_the_run(file: Path, adapter_file: Path) -> bool:
     """Return whether a file of weights belongs to the run whose states are in the same folder.
 
-    Another run of this package may have replaced the adapter file meanwhile. The weights must therefore equal those of
-    a state or of a numbered adapter file.
+    Another run of this package may have replaced the adapter file after the states were saved. The file therefore
+    belongs to the run only if its weights equal those of a state or of a numbered adapter file.
     """
     if not written_by_us(file):
         return False
@@ -186,7 +188,7 @@ def fused_by_us(folder: Path) -> bool:
 
 
 def _model_of_others(folder: Path) -> list[Path]:
-    """Return the files of a whole model in the folder, unless an earlier run fused it."""
+    """Return the files of a complete model in the folder; none if an earlier run fused that model."""
     ours = _fused(folder)
     weights = [file for name in MODEL_WEIGHTS for file in sorted(folder.glob(name))]
     if all(ours.get(file.name) == _identity(file) for file in weights):

@@ -1,4 +1,4 @@
-"""Fuse the adapters into the model, after checking that the result fits this machine."""
+"""Fuse the adapters into the model, after checking that disk and memory are large enough for the result."""
 
 import os
 import shutil
@@ -25,9 +25,9 @@ _ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 
 
 def dequantizes(model: nn.Module, settings: RunSettings) -> bool:
-    """Return whether fusing dequantises the weights. The host does so unless it quantised them itself.
+    """Return whether fusing dequantises the weights. The host dequantises them unless it quantised them while loading.
 
-    A model with its vision tower keeps its quantisation, because mlx-vlm quantises only some of its parts.
+    A model with a vision tower stays quantised: mlx-vlm quantises only some of its modules.
     """
     if isinstance(model, VisionModel):
         return False
@@ -54,7 +54,7 @@ def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    # While it is written, the full model is in memory together with the quantised one.
+    # While the fused model is written, it is in memory together with the model that was trained.
     now = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
     peak, memory = size + (now if size > now else 0), total_memory()
     for what, needed, available in (("disk", size, free), ("memory", peak, memory)):
@@ -73,12 +73,12 @@ def total_memory() -> int:
 
 
 def gigabytes(size: int) -> str:
-    """Return a size as text, with GB = 1e9 bytes; in MB below 0.1 GB."""
+    """Return a size as text, in GB (1e9 bytes), or in MB below 0.1 GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
-    """Write the fused model where the host would."""
+    """Write the fused model to the folder that the host would use."""
     print_section("Fusing Model")
     if isinstance(model, VisionModel):
         _fuse_with_tower(model, settings)
@@ -114,7 +114,10 @@ def _fuse_with_tower(model: VisionModel, settings: RunSettings) -> None:
 
 
 def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:
-    """Fuse if the result fits. Otherwise raise an error if the user asked for fusing, or else print a warning."""
+    """Fuse if disk and memory are large enough.
+
+    If they are not, raise an error if the user asked for fusing; otherwise print a warning.
+    """
     mx.clear_cache()
     reason = cannot_fuse(model, resolved.settings)
     if reason is None:

@@ -1,4 +1,4 @@
-"""Handle weights of earlier runs in the adapter folder, and announce it in a message."""
+"""Move weights of earlier runs in the adapter folder to a subfolder, and announce this in a message."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ PREVIOUS_KEY = "previous"
 
 
 def previous_of(settings: RunSettings, file: Path, *, resumed: bool) -> Previous | None:
-    """Return the files that the run would replace and has to move first. file: the run's adapter file."""
+    """Return the files of earlier runs that this run must move before it writes. file: the run's adapter file."""
     return find_previous(file, resumed=resumed, fuses=settings.fuse and settings.lm_studio_name is None)
 
 
@@ -75,8 +75,8 @@ def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | 
     previous = previous_of(settings, file, resumed=resumed)
     before = _recorded_previous(file.parent) if resumed else None
     if previous is None:
-        # A run that ended before its first save has already moved the files. Files that its settings name are also
-        # still in place.
+        # An earlier start that ended before its first save has already moved the files. The files that the settings
+        # name were copied instead, so they are still in the adapter folder.
         newest = newest_previous(file.parent)
         in_place = newest and any(path.is_relative_to(file.parent.resolve()) for path in named_files(settings))
         return before or (newest.name if newest and in_place else None)
@@ -85,10 +85,10 @@ def keep_previous(settings: RunSettings, file: Path, *, resumed: bool) -> str | 
 
 
 def as_begun(resolved: Resolved) -> Resolved:
-    """Return the settings of a resumed run, with its reference path updated to the file's current place.
+    """Return the settings of a resumed run, with its reference path updated to where the reference is now.
 
-    A reference in the run's own folder was moved when the run began. Since then the run has written its own file under
-    the old name.
+    If the reference was in the run's adapter folder, it was moved to a subfolder when the run began. Since then the run
+    has written its adapters under the old name.
     """
     settings = resolved.settings
     file = adapters_of(settings.reference_model_path) if settings.reference_model_path else None

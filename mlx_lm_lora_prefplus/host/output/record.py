@@ -34,7 +34,7 @@ def write_record(
     reference: str | None,
     previous: str | None = None,
 ) -> None:
-    """Write the settings with their sources, the data reports and the versions. A resumed run writes the file again.
+    """Write the settings with their sources, the data reports and the package versions to `run.json`.
 
     reference: a digest of the reference's weights; None if there is no reference or its weights are unknown.
     previous: the subfolder with the files of earlier runs.
@@ -69,7 +69,7 @@ def write_record(
 
 
 def settings_of(resolved: Resolved) -> dict[str, dict[str, Any]]:
-    """Return the keys of the mode: key → value, source and (if the value was set) default."""
+    """Return key → value, source and (if the value was set) default, for every key of the mode."""
     options = [field.name for field in dataclasses.fields(resolved.options)]
     keys = dict.fromkeys([*RunSettings.model_fields, *DataSettings.model_fields, *options])
     defaults = defaults_of(resolved.trainer, resolved.options)

@@ -25,7 +25,8 @@ def training_inputs(
 ) -> TrainingInputs:
     """Return the inputs of the loop for a session.
 
-    settings: instead of the session's. others: further fields of `TrainingInputs`, and those that must differ.
+    settings: used instead of the session's settings. others: values of further fields of `TrainingInputs`, or of fields
+        that differ from what the session gives.
     """
     resolved = session.resolved
     settings = settings or resolved.settings
@@ -53,7 +54,7 @@ def training_inputs(
 
 
 def fake_quantization(model: nn.Module, settings: RunSettings) -> FakeQuantization | None:
-    """Return the host's fake quantisation for the policy's own layers; None if it is off or reaches no layer."""
+    """Return the host's fake quantisation for the layers of this model; None if it is off or applies to no layer."""
     if not settings.qat_enable or not effective_linears(model):
         return None
     return FakeQuantization(

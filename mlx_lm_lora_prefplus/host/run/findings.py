@@ -25,7 +25,7 @@ MEDIA = ("video", "videos", "audio", "audios")
 
 
 def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[str, int] | None = None) -> list[str]:
-    """Return warnings about settings and data that have no effect, or an unexpected one; one sentence each.
+    """Return warnings about settings and data that have no effect or an unexpected effect. Each is one sentence.
 
     reports: split → its data report, if there is one. cut: split → number of truncated rows, if there is no report.
     """
@@ -43,7 +43,7 @@ def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[
 
 
 def unmasked(name: str, report: SplitReport) -> str:
-    """Warn of rows whose completions count completely although only a part of them should."""
+    """Warn of rows whose completions count with all tokens although only some tokens should count."""
     return (
         f"{name}: in {report.unmasked} of {report.used} rows it is unclear which tokens the assistant wrote, "
         "because the chat template rewrites earlier turns. All tokens of their completions count in the loss. Use "

@@ -1,5 +1,6 @@
-"""What the processes of a run compare: first their settings and package versions, then the model and data
-they loaded.
+"""Values that the processes of one run compare, because they must be equal in all processes.
+
+The processes first compare their settings and package versions, then the model and data that they loaded.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from .resume import REFERENCE
 from .session import Session
 
 PLACES = ("model", "data", "adapter_path", "resume_adapter_file", "reference_model_path")
-"""Keys whose values may differ between machines. The content at these places is compared instead."""
+"""Keys with paths, which may differ between machines. The content at these paths is compared instead."""
 
 PACKAGES = ("mlx-lm-lora", "mlx-lm", "mlx", "numpy", "transformers", "tokenizers", "datasets")
 
@@ -58,7 +59,7 @@ def loaded(session: Session, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reference(settings: RunSettings) -> str:
-    """Return a digest of what `reference_model_path` names, the same on every machine."""
+    """Return a digest of the content that `reference_model_path` names. It is the same on every machine."""
     assert settings.reference_model_path
     try:
         file = models.adapter_file(settings.reference_model_path)

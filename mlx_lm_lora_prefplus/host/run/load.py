@@ -32,7 +32,7 @@ def adapters_in(settings: RunSettings) -> Path:
 
 
 def check_start(settings: RunSettings) -> None:
-    """Check everything that can be checked before loading. Nothing is written."""
+    """Check everything that can be checked before loading, without writing a file."""
     if not (settings.train or settings.test):
         raise UserError("Nothing to do. Give --train, --test or both (train: true in the config file).")
     if settings.test and settings.test_batches == 0:
@@ -61,7 +61,7 @@ def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | 
     """Load the model and read the rows in one process. Only the caches are written.
 
     Returns:
-        The session, its rows with counts of used and dropped ones, and the state from which the run continues.
+        The session, its rows with the numbers of used and dropped rows, and the state from which the run continues.
     """
     settings = resolved.settings
     state = find_state(settings, adapters_in(settings)) if settings.train else None
@@ -74,7 +74,7 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
     state: the state from which the run continues.
 
     Returns:
-        The session, and its rows with counts of used and dropped ones.
+        The session, and its rows with the numbers of used and dropped rows.
     """
     settings = resolved.settings
     ranks.enter("loading the model")
@@ -89,7 +89,7 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
     if settings.train:
         models.add_adapters(model, settings)
         if (file := models.resume_file(settings)) and state is None:
-            # The reference is checked before the rows are read and computed, which takes time. It is loaded afterwards.
+            # This file is checked before the rows are read, because reading rows takes time. It is loaded afterwards.
             read_adapter_weights(model, file, "resume_adapter_file")
 
     ranks.enter("reading the rows")

@@ -36,12 +36,12 @@ class ReferencePass:
     """The reference of a run.
 
     given: a loaded reference model, which replaces the one in the settings.
-    stores: split → its log-probs, as far as they are on disk; empty if the mode has no reference.
+    stores: split → the log-probs of its rows that are on disk; empty if the mode has no reference.
     visited: split → positions of the rows that the run uses; empty for streamed rows (see `streamed_batches`).
-    in_steps: whether the log-probs of training rows are computed in the training steps, on the trunk's output for the
-        policy.
-    digest: of the reference's weights. None if the mode has no reference, or if the digest is unknown without loading
-        it.
+    in_steps: whether each training step computes the reference's log-probs of its rows. The frozen trunk then runs once
+        for policy and reference.
+    digest: a digest of the reference's weights. None if the mode has no reference, or if the reference must be loaded
+        to compute the digest.
     """
 
     def __init__(self, session: Session, given: nn.Module | None = None):
@@ -67,8 +67,9 @@ class ReferencePass:
             self.visited[name] = np.empty(0, np.int64) if name in streamed else session.visited_rows(name)
 
     def forget_what_others_lack(self) -> None:
-        """Discard log-probs that another machine's cache lacks, because all processes compute the same rows.
-        Collective.
+        """Discard log-probs that another machine's cache lacks, because all processes must compute the same rows.
+
+        Every process of the run must call this.
         """
         for store in self.stores.values():
             known = store.has(np.arange(len(store.logps)))
@@ -82,7 +83,9 @@ class ReferencePass:
     def source(self, done: int = 0) -> ReferenceSource:
         """Compute missing log-probs of the rows that the run uses, except those that the training steps will compute.
 
-        The reference is loaded only if log-probs are missing. Collective. done: micro-batches that are already trained.
+        The reference is loaded only if log-probs are missing. Every process of the run must call this.
+
+        done: the number of micro-batches that are already trained.
         """
         self.forget_what_others_lack()
         wanted = dict(self.visited)
@@ -94,7 +97,10 @@ class ReferencePass:
         return reference_source(self.session, {name: self.stores.get(name) for name in self.used})
 
     def _compute(self, missing: dict[str, int], batches: dict[str, int]) -> None:
-        """missing: split → rows to compute. batches: split → how many of its batches, if not all."""
+        """Compute missing log-probs.
+
+        missing: split → number of rows to compute. batches: split → number of batches to visit, if not all.
+        """
         session = self.session
         model = session.model if self.given is None else self.given
         if self.given is None and session.resolved.settings.reference_model_path:
@@ -119,7 +125,7 @@ class ReferencePass:
         """Return the reference's digest (see the class docstring)."""
         settings = self.session.resolved.settings
         if self.given is not None:
-            # The digest is that of a model without its adapters, but the adapters of a given reference are part of it.
+            # `weights_digest` leaves out adapters, so it cannot identify a given reference that has adapters.
             return None if adapter_layers(self.given) else weights_digest(self.given)
         if not settings.reference_model_path:
             return self.session.base_digest
@@ -131,8 +137,8 @@ class ReferencePass:
     def _key(self, split: str, rounding: str | None) -> str:
         """Return the values that determine the log-probs of a split.
 
-        They include the batching: the padding influences how kernels round, so the same batches give the same bits, and
-        a policy starts exactly at its reference. They also include the rounding of this machine's device and libraries.
+        They include the batching, because padding changes how kernels round. With equal batches, the policy's first
+        log-probs equal the reference's bit by bit. They also include how this machine's device and libraries round.
 
         rounding: see `rounding_digest`.
         """
@@ -186,7 +192,7 @@ def _bema_schedule(options: Any) -> BemaSchedule:
 
 
 def streamed_batches(session: Session, reference: ReferenceSource, number: int, first: int) -> Iterator[Batch]:
-    """Return the batches of a window of the stream, without its first ones.
+    """Return the batches of a window of the stream, starting with batch `first`.
 
     The reference is the model without its adapters. Its log-probs are computed for each batch when the batch is used,
     and are kept until the window ends.
@@ -211,8 +217,9 @@ def streamed_batches(session: Session, reference: ReferenceSource, number: int, 
 
 
 def _named(path: str, base_digest: str) -> str:
-    """Return a digest of what `reference_model_path` names: adapters on the policy's base, or a model that is not
-    loaded.
+    """Return a digest of what `reference_model_path` names, without loading it.
+
+    The path names adapters on the policy's base model, or another model.
     """
     file = models.adapter_file(path)
     if file is not None:

@@ -19,7 +19,9 @@ from .session import Session
 
 
 def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
-    """Find the state to resume from beside an adapter file, if `resume` asks for it. Prints the result."""
+    """Find the state to resume from, in the folder of the adapter file, and print the result. None unless `resume` is
+    set.
+    """
     folder, state = adapter_file.parent, None
     if settings.resume:
         state, damaged = newest_state(folder)
@@ -40,9 +42,7 @@ REFERENCE = "weights of the reference"
 
 
 def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
-    """Return the values that determine the results of a run: user-facing name → value, or the digest of a
-    large value.
-    """
+    """Return the values that determine the results of a run: name in messages → value, or digest of a large value."""
     settings, data, tokenizer = session.resolved.settings, session.resolved.data, session.tokenizer
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     identity = {
@@ -71,13 +71,13 @@ def check_same_run(state: RunState, identity: dict[str, Any], settings: RunSetti
     """Check that the saved state belongs to this run. With `resume: force`, differences are only warnings.
 
     Raises:
-        UserError: the run differs; the message names every change.
+        UserError: A value differs from the saved run. The message names every change.
     """
     before = state.values["fingerprint"]
     changed = [_change(key, before, value) for key, value in identity.items() if not _same(key, before, value)]
     changed += [f"{key} is gone" for key in before if key not in identity]
     if before.get("train_mode") != identity.get("train_mode"):
-        changed = changed[:1]  # another mode has other options
+        changed = changed[:1]  # if the mode changed, its options changed too: report only the mode
     if not changed:
         return
     if settings.resume != "force":
@@ -93,7 +93,7 @@ def check_same_run(state: RunState, identity: dict[str, Any], settings: RunSetti
 def _same(key: str, before: dict[str, Any], now: Any) -> bool:
     """Return whether a value is unchanged. Two spellings of one path count as equal."""
     then = before.get(key)
-    if key == REFERENCE and now is None:  # it cannot be read; loading will report the reason
+    if key == REFERENCE and now is None:  # the reference cannot be read; loading it will report the reason
         return True
     if key == "reference_model_path" and isinstance(then, str) and isinstance(now, str):
         return then == now or Path(then).expanduser().resolve() == Path(now).expanduser().resolve()

@@ -75,7 +75,11 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks, log: RunLog) 
 def _run_owned(
     resolved: Resolved, training_callback: Any, ranks: Ranks, state: RunState | None, owner: Owner | None, log: RunLog
 ) -> None:
-    """Run. state: the state to continue from. owner: of the adapter folder; None in other ranks and in tests."""
+    """Load, train, test and fuse.
+
+    state: the state to continue from. owner: the lock on the adapter folder; None in processes other than the first,
+        and in tests.
+    """
     session, splits = load(resolved, state, ranks)
     resolved, settings, model = session.resolved, session.resolved.settings, session.model
     ranks.enter("comparing what was loaded")

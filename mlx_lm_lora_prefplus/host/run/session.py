@@ -41,7 +41,7 @@ from ..config.resolve import Resolved
 from ..models import check_vocabulary
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
-"""Micro-batches if neither `iters` nor `epochs` is set; the host's default."""
+"""Number of micro-batches if neither `iters` nor `epochs` is set; the host's default."""
 
 
 def kind_of(resolved: Resolved) -> RowKind:
@@ -94,7 +94,9 @@ def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
 
 
 LONGEST = 2048
-"""Most tokens of the row on which the engine's methods are verified. With this limit the check takes a few seconds."""
+"""Largest number of tokens in the row on which the probe compares the engine's methods. With this limit, the probe
+takes a few seconds.
+"""
 
 
 class Session:
@@ -102,8 +104,8 @@ class Session:
 
     stream: the source of training rows if they are streamed. `rows` then contains the first window of them, which shows
         the lengths to expect, and `window` gives a session for each window.
-    number: of the window.
-    sees: whether a batch with pictures has shown that the model reads them as the engine gives them.
+    number: the number of the window.
+    sees: whether a batch with pictures has already been checked: the model reads the pictures that the engine gives it.
     """
 
     def __init__(
@@ -162,8 +164,8 @@ class Session:
         return next(self.collated(split, [chosen], multiple=1))
 
     def _largest(self) -> tuple[int, int]:
-        """Return the most tokens that a training step computes at once, and the tokens of the longest row
-        (estimates).
+        """Estimate the largest number of tokens that a training step computes at once, and the tokens of the longest
+        row.
         """
         settings, lengths = self.resolved.settings, self.lengths("train")
         examples, longest = np.sort(lengths.prompt + lengths.total), int((lengths.prompt + lengths.completion).max())
@@ -198,7 +200,7 @@ class Session:
 
     @property
     def mismatched(self) -> bool:
-        """Return whether batches also contain their prompts with completions of other rows."""
+        """Return whether each batch also contains its prompts with completions of other rows (as KTO needs)."""
         return self.resolved.trainer.needs_mismatched(self.resolved.options)
 
     def completions(self, split: str) -> int:
@@ -210,8 +212,9 @@ class Session:
         return self.resolved.trainer.token_weights(batch, self.resolved.options)
 
     def collated(self, split: str, plan: Iterable[np.ndarray], multiple: int | None = None) -> Iterator[Batch]:
-        """Return the batches of a plan. multiple: widths are padded to a multiple of it (default: as in the run's
-        steps).
+        """Return the batches of a plan.
+
+        multiple: batch widths are padded to a multiple of this number (default: as in the run's steps).
         """
         trainer, multiple = self.resolved.trainer, self.multiple if multiple is None else multiple
         rows = self.rows[split]
@@ -221,7 +224,7 @@ class Session:
         return (self._with_pictures(batch, rows, multiple) for batch in batches)
 
     def _with_pictures(self, batch: Batch, rows: Dataset, multiple: int) -> Batch:
-        """The batch with what the policy's vision tower sees; it is not trained, so the reference sees the same."""
+        """Add the output of the vision tower to a batch. The tower is not trained, so policy and reference share it."""
         assert isinstance(self.model, VisionModel)
         images = [[open_picture(one) for one in of_row] for of_row in pictures_of(rows, np.array(batch.ids))]
         if not self.sees and any(images):
@@ -230,7 +233,7 @@ class Session:
         return with_pictures(self.model, batch, images, multiple)
 
     def batches(self, split: str, epoch: int = 0) -> Iterator[Batch]:
-        """Return the batches of an epoch of training, or of another split the batches that the settings evaluate."""
+        """Return the batches of a training epoch. For other splits, return the batches that the settings evaluate."""
         return self.collated(split, islice(self.plan(split, epoch), self._limit(split)))
 
     def _limit(self, split: str) -> int | None:
@@ -239,19 +242,20 @@ class Session:
         return None if limit < 0 else limit
 
     def visited(self, split: str, batches: int | None = None) -> Iterator[Batch]:
-        """Return the batches in which this run uses a row for the first time; at most `batches` of them."""
+        """Return the batches that contain a row which this run has not used before; at most `batches` of them."""
         return islice(self.batches(split), self._visits(split, batches))
 
     def visited_rows(self, split: str, batches: int | None = None) -> np.ndarray:
-        """Return the positions of the rows in `visited`."""
+        """Return the positions of the rows in the batches that `visited` returns."""
         return self.plan(split).rows(self._visits(split, batches))
 
     def uncached(
         self, split: str, is_cached: Callable[[np.ndarray], np.ndarray], batches: int | None = None
     ) -> Iterator[Batch]:
-        """Return the batches in `visited` with at least one row that is not cached.
+        """Return the batches of `visited` with at least one row that is not cached.
 
-        Training batches have the same rows as in the training steps, because equal padding gives bitwise equal results.
+        Training batches keep all the rows of their training step, because only equal padding gives bitwise equal
+        results.
         """
         visited = islice(self.plan(split), self._visits(split, batches))
         remaining = self.collated(split, (ids for ids in visited if not is_cached(ids).all()))
@@ -265,17 +269,17 @@ class Session:
 
     @property
     def cut_at(self) -> int | None:
-        """Return the tokens of the parts into which a single-process step divides a batch; None if it is
-        not divided.
+        """Return the number of tokens in each part of a batch that a step computes at a time; None if a step computes
+        the batch at once. (With several processes, batches are never divided.)
         """
         return CUT_POSITIONS if runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled) else None
 
     @property
     def shares_trunk(self) -> bool:
-        """Return whether a step computes reference and policy together and the frozen trunk once for both.
+        """Return whether a training step computes the frozen trunk once for policy and reference.
 
-        A moving reference in a compiled step is excluded: the rank of its LoRA factors grows, so each update would
-        compile again.
+        A compiled step does not do so with a moving reference: each of its updates raises the rank of the reference's
+        LoRA factors, so the step would be compiled again.
         """
         if self.engine.trunk is None or self.ranks.size > 1 or self.stream or self.resolved.settings.qat_enable:
             return False
@@ -292,10 +296,10 @@ class Session:
         return self._shared(self._method(model, Keep.ALL).policy)
 
     def _method(self, model: nn.Module, keep: Keep) -> SelectedMethod:
-        """Return the method that an earlier run found exact on this model, or that the probe finds now."""
+        """Return the method that an earlier run found exact on this model. If there is none, run the probe."""
         settings, example, known = self.resolved.settings, self._long_example(), None
         if settings.engine != "plain":
-            with suppress(UserError):  # the adapters are of an unsupported kind, so the weights below them are unknown
+            with suppress(UserError):  # raised for adapters of an unsupported kind, whose base weights are unknown
                 digest = self.base_digest if model is self.model else weights_digest(model)
                 known = KnownChoice(digest, model, settings, example, keep)
         return choose_policy(model, settings, example, keep, known)

@@ -63,9 +63,7 @@ def lines(session: Session, splits: dict[str, Split], planned: ReferencePass) ->
 
 
 def objective(resolved: Resolved) -> str:
-    """Return the preference objective with the options of its losses, and other options that differ from
-    their default.
-    """
+    """Describe the objective: the losses with their options, and other options that differ from their default."""
     options, table = resolved.options, resolved.trainer.losses
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     names = [name for name in loss_names(values.pop("loss_type", resolved.trainer.mode)) if isinstance(name, str)]
@@ -94,7 +92,7 @@ def written(value: object) -> str:
 
 
 def reference(session: Session, planned: ReferencePass) -> str:
-    """Describe where the reference comes from, and how many of its rows are cached."""
+    """Describe where the reference comes from, and for how many rows its log-probs are cached."""
     settings = session.resolved.settings
     if not session.resolved.trainer.needs_reference(session.resolved.options):
         return "none"
@@ -115,7 +113,7 @@ def reference(session: Session, planned: ReferencePass) -> str:
             "; other training rows are computed in their first step, where policy and reference share "
             f"layers 1 to {trunk.size} of {count}"
         )
-    chosen = "round_reference" in session.resolved.values  # `rounds` keeps the first reference on purpose
+    chosen = "round_reference" in session.resolved.values  # the command `rounds` keeps the first reference on purpose
     if settings.resume_adapter_file and not chosen:
         text += (
             f"; it is the base model, although training starts from {settings.resume_adapter_file} (to use that "
@@ -125,7 +123,7 @@ def reference(session: Session, planned: ReferencePass) -> str:
 
 
 def prompt_format(settings: DataSettings) -> str:
-    """Return how rows of plain text are formatted."""
+    """Describe how rows of plain text become prompts."""
     if settings.prompt_format == "chat":
         return "chat, text becomes messages for the chat template"
     return "raw, text goes to the model unchanged; messages go through the chat template, as in TRL"
@@ -158,7 +156,7 @@ def training(settings: RunSettings, model: nn.Module) -> str:
 
 
 BATCHES_COUNTED = 500
-"""Batches from which the share of padding is estimated. Their order is random."""
+"""Number of batches from which the share of padding is estimated. The batches are in random order."""
 
 
 def schedule(session: Session) -> str:
@@ -180,7 +178,7 @@ def schedule(session: Session) -> str:
 
 
 def _padding(session: Session, plan: Plan) -> float:
-    """Return the tokens that a step computes per token of its rows, estimated from the first batches of an epoch."""
+    """Estimate from the first batches of an epoch how many tokens, with padding, a step computes per token of a row."""
     lengths, policy = session.lengths("train"), session.engine.policy
     computed = real = 0
     for rows in islice(plan, BATCHES_COUNTED):

@@ -42,10 +42,10 @@ def train_policy(
     """Run the training loop. The adapters are saved when it returns.
 
     state: the state to continue from. identity: see `resume.fingerprint`. begin, loggers: see `TrainingInputs`.
-    owner: of the adapter folder; None in other processes than the first.
+    owner: the lock on the adapter folder; None in processes other than the first.
 
     Returns:
-        Whether there was anything left to train.
+        Whether anything was left to train: False if the resumed state is already at the last iteration.
     """
     settings, model, ranks = session.resolved.settings, session.model, session.ranks
     folder = adapter_file.parent
@@ -93,9 +93,11 @@ def train_policy(
 def test_policy(
     session: Session, reference: ReferenceSource, metrics: MetricsFile | None = None, loggers: Sequence[Logger] = ()
 ) -> None:
-    """Evaluate on the test rows and print the host's block, without its `Perplexity` (which is only exp of this loss).
+    """Evaluate on the test rows, and print the results in the host's format.
 
-    metrics: the file for the results, or None. loggers: further receivers.
+    The line `Perplexity` is left out, because the exponential of a preference loss is no perplexity.
+
+    metrics: the file for the results, or None. loggers: receive the results too.
     """
     session.ranks.enter("testing")
     print_section("Testing")

@@ -1,4 +1,4 @@
-"""Wrappers around the host's functions. In other modes they call the original with the same arguments."""
+"""Wrappers around the host's functions. In the host's modes, they call the original with the same arguments."""
 
 import functools
 import os
@@ -53,14 +53,10 @@ class Seam:
         self.host = host
         self.originals = originals
         self.is_theirs = False
-        """Return whether the host's own `main` is running. It must get the host's own parser, whatever is in
-        `sys.argv`.
-        """
+        """Whether the host's `main` is running. It must get the host's parser, whatever is in `sys.argv`."""
 
     def build_parser(self) -> Any:
-        """Return the host's parser that also accepts this package's modes. If such a mode is requested, it has all its
-        flags.
-        """
+        """Return the host's parser, extended by this package's modes. If such a mode is requested, add its flags."""
         mode = self._mode_of(self._request(sys.argv[1:]))
         return self._host_parser(mode) if self.is_theirs else self._parser_of(mode)
 
@@ -68,7 +64,7 @@ class Seam:
         """Replace the host's `main`: call it, or run one of this package's modes."""
         request = self._request(sys.argv[1:]) if args is None else _request_of(args)
         mode = self._mode_of(request)
-        if args is not None:  # called by another program
+        if args is not None:  # another program calls `main` with arguments
             return self._main_of(mode, args) if mode and mode in registry() else self._their_main(args)
         with _as_command():
             if mode and mode in registry():
@@ -81,7 +77,10 @@ class Seam:
             return self._run_ours(mode, args)
 
     def run(self, args: Any, training_callback: Any = None) -> Any:
-        """Replace the host's `run`. In this package's modes, every attribute that is not None counts as typed."""
+        """Replace the host's `run`.
+
+        In this package's modes, attributes of `args` other than None count as if typed on the command line.
+        """
         if not _is_ours(args):
             return self.originals["run"](args, training_callback)
         with registry().naming_provider(args.train_mode):
@@ -90,7 +89,10 @@ class Seam:
             return _run_module().run(resolved, training_callback)
 
     def load_reference_model(self, args: Any) -> Any:
-        """Return None in this package's modes, which need no second model unless one is named."""
+        """Replace the host's function. In this package's modes, load a reference only if the settings name one.
+
+        Otherwise return None, because the reference is then the policy without its adapters.
+        """
         if _is_ours(args) and not getattr(args, "reference_model_path", None):
             return None
         return self.originals["load_reference_model"](args)
@@ -181,7 +183,7 @@ class Seam:
 
 @contextmanager
 def _as_command() -> Iterator[None]:
-    """Enclose a process that was started for a run. Errors become one line, and a closed output does not matter."""
+    """Enclose the work of a process started for a run: print an error as one line, and ignore a closed stdout."""
     with command_output():
         try:
             yield

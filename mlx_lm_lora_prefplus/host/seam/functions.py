@@ -1,4 +1,7 @@
-"""The host's functions in this package's modes, for programs that call them one by one as the host's `run` does."""
+"""Replacements for functions of the host, for programs that call them one by one as the host's `run` does.
+
+They are used in this package's modes only.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -30,9 +33,9 @@ from .studio_modes import check_has_pipeline
 
 
 def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
-    """Replace the host's function: return train, valid and test rows; an empty list for a split that is not used.
+    """Replace the host's function: return train, valid and test rows, with an empty list for an unused split.
 
-    Pairs are items in the host's form (see `PairRows`). Other kinds are plain rows.
+    Rows of pairs have the host's form (see `PairRows`). Other rows are a `Dataset`.
     """
     check_has_pipeline(args.train_mode)
     resolved = resolve(vars(args), registry(), read_file=False)
@@ -57,7 +60,10 @@ def train_model(
     valid_set: Any = None,
     training_callback: Any = None,
 ) -> None:
-    """Replace the host's function. The data sets come from `load_dataset` or the host's classes, cached or not."""
+    """Replace the host's function of this name.
+
+    train_set, valid_set: from `load_dataset` or from the host's classes, with or without its `CacheDataset`.
+    """
     resolved, file = _resolved(args), Path(adapter_file)
     ranks = Ranks()
     with (
@@ -107,16 +113,17 @@ def evaluate_model(
 
 
 def _lost_its_start(session: Session) -> bool:
-    """Return whether the reference is the model before training, and can only be obtained by loading it."""
+    """Return whether the model before training, which is the reference, can only be obtained by loading it again."""
     resolved = session.resolved
     compares = resolved.trainer.needs_reference(resolved.options) and not resolved.settings.reference_model_path
     return compares and not adapter_layers(session.model)
 
 
 def _resolved(args: Any) -> Resolved:
-    """Return the caller's settings. The files of options take precedence, as in `train_dpo`.
+    """Return the caller's settings. Values in options files take precedence, as in `train_dpo`.
 
-    `beta` and `delta` are used only if they differ from the host's defaults, so that a loss can have its own defaults.
+    The caller's `beta` and `delta` are used only if they differ from the host's defaults. Otherwise the defaults of the
+    chosen loss apply.
     """
     given = {key: value for key, value in vars(args).items() if value is not None}
     for key in OBJECTIVE:

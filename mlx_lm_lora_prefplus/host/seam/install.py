@@ -1,4 +1,4 @@
-"""Check whether this package fits the installed host, and replace the host's functions only if everything fits."""
+"""Replace the host's functions, but only if this package supports the installed host."""
 
 import functools
 import sys
@@ -23,8 +23,8 @@ from ..originals import (
 def activate(module: ModuleType) -> bool:
     """Replace functions in a module of the host, and return whether they are replaced.
 
-    Does nothing if the module has its own plugin discovery (`TRAINER_PLUGIN_API`; see docs/upstream). A host that does
-    not fit is not changed, and one line on stderr says so.
+    Nothing happens if the module has its own plugin discovery (`TRAINER_PLUGIN_API`; see docs/upstream). An unsupported
+    host is not changed, and a line on stderr says so.
     """
     if is_active(module):
         return True
@@ -61,9 +61,9 @@ def _replacements(module: ModuleType, originals: Mapping[str, Any]) -> Mapping[s
 
 
 def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return this package's function of this name. It is imported when called, because it imports the host's trainers.
+    """Return a function that imports and calls this package's function of this name.
 
-    One of these is being loaded at the time of this call.
+    The import must wait for the call: it loads the host's trainer modules, and one of them is still loading now.
     """
 
     @functools.wraps(original)
@@ -76,9 +76,9 @@ def _dropped_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _load_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `load_dataset` for modes in which the host's returns None (the MCP server's `inspect_dataset` calls it).
+    """Return a `load_dataset` for modes in which the host's function returns None.
 
-    If programs should call this package's functions, it is used in all of this package's modes.
+    The MCP server's `inspect_dataset` calls it. With MLX_LM_LORA_PREFPLUS_PATCH=1, it serves all modes of this package.
     """
 
     @functools.wraps(original)
@@ -98,5 +98,5 @@ def _load_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _tell(line: str) -> None:
-    """Print a line on stderr, only once even if several modules cause it."""
+    """Print a line on stderr. Print it only once, even if several modules cause it."""
     print(line, file=sys.stderr)

@@ -16,10 +16,10 @@ def check_has_pipeline(mode: str) -> None:
     """Reject a mode that MLX-LoRA-Studio's runner cannot train, before anything is read.
 
     The runner looks up its training function in a table `PIPELINES`, but only after it has loaded the model and the
-    rows.
+    rows. This check comes before.
 
     Raises:
-        UserError: The running program has such a table without this mode.
+        UserError: The running program has a table `PIPELINES` without this mode.
     """
     table = getattr(sys.modules.get("__main__"), "PIPELINES", None)
     if isinstance(table, dict) and mode not in table:

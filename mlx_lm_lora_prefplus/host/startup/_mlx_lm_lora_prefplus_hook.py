@@ -1,8 +1,8 @@
 """Start-up hook of mlx-lm-lora-prefplus, installed at the root of site-packages together with its `.pth` line.
 
-Every interpreter of the environment imports this file, so it imports only `sys` and does one thing. When a program
-imports one of the modules of mlx-lm-lora listed below, the hook passes the loaded module to mlx-lm-lora-prefplus, which
-replaces its preference modes. No file of the host is changed.
+Every interpreter of the environment imports this file, so the file imports only `sys`. When a program imports a module
+of mlx-lm-lora listed below, the hook passes the loaded module to mlx-lm-lora-prefplus, which replaces its preference
+modes. No file of the host is changed.
 
 Nothing here may break an interpreter. Every error is reported on stderr and the host runs unchanged, even if our
 package exits while it is imported. Only Ctrl-C (KeyboardInterrupt) ends the program, as it would without the hook. The
@@ -29,7 +29,7 @@ RUN_AS_MAIN = "from {0} import *\nfrom {0} import main\nif __name__ == '__main__
 
 
 def install():
-    """Put the finder first on `sys.meta_path`, only once even if the line runs several times."""
+    """Put the finder first on `sys.meta_path`. If it is already there (the `.pth` line may run twice), do nothing."""
     try:
         if not any(isinstance(finder, Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, Finder())
@@ -38,12 +38,10 @@ def install():
 
 
 class Finder:
-    """Finds a few modules. For every other name it returns None after one comparison."""
+    """Finds the host's modules that this package changes. For every other name it returns None after one comparison."""
 
     def find_spec(self, name, path=None, target=None):
-        """Return the spec that the other finders give for a module of the host, with this hook's loader
-        around theirs.
-        """
+        """Return the spec of a host module from the other finders. This hook's loader wraps the spec's loader."""
         if name not in MODULES:
             return None
         try:
@@ -68,7 +66,7 @@ class Finder:
 
 
 class Loader:
-    """Behaves like the real loader, except for two methods."""
+    """Behaves like the real loader, except in `exec_module` and `get_code`."""
 
     def __init__(self, real):
         self.real = real
@@ -115,8 +113,9 @@ def activate(module):
 
 
 def explain(error, module):
-    """Handle a module of the host that failed to import because mlx has no backend here: end its command
-    with one line.
+    """If a module of the host failed to import because mlx has no backend on this machine, say so in one line.
+
+    The host's command then ends.
     """
     try:
         from mlx_lm_lora_prefplus.backend import problem

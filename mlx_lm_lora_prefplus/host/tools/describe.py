@@ -40,10 +40,9 @@ class Description:
 
     formula, meaning, value, references: parts of the docstring of its function (`value`: what it returns); empty if
         missing.
-    means, log_probs: whether log-probs are means over the tokens of a completion instead of sums, and the same in
-        words.
-    options: its own config keys, with the defaults that apply to it.
-    rows, columns: the kind of rows that it needs and their data columns.
+    means: whether log-probs are means over the tokens of a completion, not sums. log_probs: the same in words.
+    options: the config keys that only some losses use, this one among them, with its defaults.
+    rows, columns: the kind of rows that the loss needs, and their data columns.
     """
 
     mode: str
@@ -62,7 +61,7 @@ class Description:
 
 
 def describe(registry: Registry, name: str | None = None, mode: str | None = None) -> list[Description]:
-    """Describe the losses of the installed modes: all of them, or those with a name or of a mode.
+    """Describe all losses of the installed modes, or only the losses called `name` or those of a mode.
 
     Raises:
         UserError: There is no such mode, or no such loss in it. The error suggests the closest name.
@@ -109,8 +108,7 @@ _NLL_LOG_PROBS = "means over all chosen tokens of a step, or over each completio
 
 
 def sections(function: Callable[..., Any]) -> dict[str, str]:
-    """Return the sections of a docstring by heading (`Args`, `Returns`, `References`). The first paragraph has the key
-    "".
+    """Return heading (`Args`, `Returns`, `References`) → section of a docstring. The first paragraph has the key "".
 
     The lines of a section are joined, except those of `Args`.
     """
@@ -147,7 +145,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def _select(noun: str, name: str | None, names: Iterable[str], where: str = "") -> list[str]:
-    """Return the wanted name as a list, or all names if it is None."""
+    """Return `[name]`, or all names if `name` is None. Raise a UserError if `names` lacks it."""
     names = list(dict.fromkeys(names))
     if name is None or name in names:
         return names if name is None else [name]

@@ -27,14 +27,15 @@ import json, mlx_lm_lora.train as host
 native = getattr(host, "TRAINER_PLUGIN_API", None) is not None
 print("\\n" + json.dumps({{"file": host.__file__, "active": hasattr(host, {MARK!r}), "native": native}}))
 """
-"""Return a program for a new interpreter: it prints what the host's command would find."""
+"""Source of a program for a new interpreter. It prints which functions the host's command would find there."""
 
 
 def examine() -> dict[str, Any]:
     """The report of `doctor`, as values for JSON.
 
-    `active` is the result from a new interpreter. `problems` are pairs (what is wrong, what to do). There may be some
-    even if the hook works. `notes` are such pairs for what is slow, or works only in this package's modes.
+    `active`: whether the hook works in a new interpreter. `problems`: pairs (what is wrong, what to do); there may be
+    problems even if the hook works. `notes`: pairs of the same form for what is slow, or works only in this package's
+    modes.
     """
     probe, registry, device = _probe(), load_registry(), machine.device()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
@@ -179,7 +180,7 @@ def _hook_error() -> str | None:
 
 
 def _vendored(file: Path) -> str | None:
-    """Describe the host that is imported, if it is not the installed copy; otherwise None."""
+    """Describe the copy of the host that Python imports, if it is not the installed one; otherwise return None."""
     try:
         installed = Path(str(distribution("mlx-lm-lora").locate_file("mlx_lm_lora/train.py")))
     except PackageNotFoundError:

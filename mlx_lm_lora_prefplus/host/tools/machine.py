@@ -37,7 +37,7 @@ def device() -> dict[str, Any]:
 
 
 def backend_problems(backend: str) -> list[Advice]:
-    """Return problems of an mlx without a backend, or with two."""
+    """Return problems of an mlx installation with no backend, or with two backends."""
     installed = [name for name in BACKENDS if _version(name)]
     problems: list[Advice] = []
     if backend == "none":
@@ -54,7 +54,7 @@ def backend_problems(backend: str) -> list[Advice]:
 
 
 def version_problems() -> list[Advice]:
-    """Return packages that are older or newer than this release supports. `activate` checks the host's version."""
+    """Return packages that are older or newer than this release supports, except the host (see `activate`)."""
     problems: list[Advice] = []
     for requirement in _requirements():
         name, bounds = re.match(r"[\w.-]+", requirement), re.findall(r"(>=|<)\s*([\d.]+)", requirement)
@@ -113,7 +113,10 @@ def loaded_libraries() -> list[str]:
 
 
 def is_slow(libraries: list[str]) -> bool:
-    """Return whether mlx uses a slow BLAS: one is among the libraries, and no fast one besides numpy's and scipy's."""
+    """Return whether mlx uses a slow BLAS: a slow one is loaded, and no fast one.
+
+    The fast BLAS libraries that numpy and scipy bring along do not count, because mlx does not use them.
+    """
     ours = [path.lower() for path in libraries if "numpy" not in path and "scipy" not in path]
     has = lambda part: any(part in path for path in ours)  # noqa: E731
     return has("libblas") and not any(map(has, OPTIMIZED_BLAS))
@@ -134,7 +137,7 @@ def _version(name: str) -> str | None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Return the numbers of a version without release candidate or build. Trailing zeros are dropped."""
+    """Return the numbers of a version, without trailing zeros and without a suffix such as `rc1` or a build name."""
     leading = re.match(r"\d+(?:\.\d+)*", text)
     numbers = [int(part) for part in leading[0].split(".")] if leading else []
     while numbers and not numbers[-1]:

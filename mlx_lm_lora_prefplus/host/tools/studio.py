@@ -1,7 +1,7 @@
 """Make an interpreter for MLX-LoRA-Studio that runs this package's functions instead of the app's copy of the host.
 
 The app runs `<python> Backend/training_runner.py --spec run_spec.json` with its copy of the host on `PYTHONPATH`. Users
-can choose the interpreter. This command writes a script for it, which starts Python without that copy.
+can choose `<python>` in the app. This command writes a script for that purpose, which starts Python without the copy.
 """
 
 import shlex
@@ -47,21 +47,21 @@ PROBE = f"import mlx_lm_lora.trainer.dpo_trainer as trainer; print(hasattr(train
 
 
 class Written(NamedTuple):
-    """The script to select in the app, and the file of options."""
+    """The script to select in the app, and the options file."""
 
     python: Path
     options: Path
 
 
 def write_interpreter(folder: Path, python: str = sys.executable) -> Written:
-    """Write the script and, unless it exists, a file of options beside it. Then test the script.
+    """Write the script and test it. If the folder has no options file, write one too.
 
     Arguments:
         folder: must not be hidden, because the app's file dialog has to list it.
         python: the interpreter in whose environment this package is installed.
 
     Raises:
-        UserError: A file cannot be written, or the script does not give this package's functions.
+        UserError: A file cannot be written, or a program run by the script does not get this package's functions.
     """
     folder = folder.expanduser().absolute()
     written = Written(folder / "python3", folder / FILE)

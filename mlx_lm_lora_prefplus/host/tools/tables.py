@@ -1,4 +1,4 @@
-"""The tables of `modes` and `cache`: as narrow as their content, with the longest text in the last column."""
+"""The tables of the commands `modes` and `cache`. The longest text is in the last column."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -50,6 +50,6 @@ def cache_table(entries: Iterable[Entry]) -> Table:
 
 
 def _last_parts(path: str) -> str:
-    """Return the last two parts of a long absolute path, so that the table need not break it; `--json` has it whole."""
+    """Shorten a long absolute path to its last two names, so that it needs no line break in the table."""
     parts = path.split("/")
     return f"…/{'/'.join(parts[-2:])}" if path.startswith("/") and len(parts) > 4 else path
