@@ -15,7 +15,9 @@ from ..host.models import read_adapter_config
 
 
 class Adapter(NamedTuple):
-    """weights, config: in mlx-lm's format. base: name or folder of the model. base_config: its `config.json`."""
+    """weights, config: in mlx-lm's format. base: name or folder of the base model. base_config: the content of its
+    `config.json`.
+    """
 
     folder: Path
     weights: dict[str, mx.array]
@@ -50,7 +52,7 @@ class Adapter(NamedTuple):
 def read_adapter(folder: Path, model: str | None) -> Adapter:
     """Read the adapter in a folder of mlx-lm or PEFT.
 
-    model: the model that it was trained on, if the folder does not name it or the model has moved.
+    model: the base model of the adapter. Needed only if the folder does not name it or the base model was moved.
 
     Raises:
         UserError: The adapter or the model's `config.json` cannot be read.

@@ -64,7 +64,7 @@ def export(
     elif private:
         raise UserError("--private needs --push OWNER/NAME.")
     adapter = read_adapter(folder, model)
-    # Next to a fused model, README.md describes that model.
+    # If the folder contains a fused model, its README.md describes that model, not the adapter.
     in_place = to is Form.MLX and adapter.is_mlx and not (folder / "config.json").is_file()
     target = output or (folder if in_place else folder / to.value)
     in_place = in_place and target.resolve() == folder.resolve()

@@ -26,21 +26,21 @@ FILES = {
 
 
 def write_mlx(adapter: Adapter, folder: Path, base: str) -> None:
-    """Return the files of the folder that mlx_lm loads with --adapter-path. The adapter's own folder is unchanged."""
+    """Write a folder that mlx_lm loads with --adapter-path. The folder of an adapter in this format is unchanged."""
     if not (adapter.is_mlx and folder.resolve() == adapter.folder.resolve()):
         _write(folder / ADAPTERS, adapter.weights, {"format": "mlx", **WRITTEN_BY})
         _write_json(folder / CONFIG, {**adapter.config, "model": base})
 
 
 def write_peft(adapter: Adapter, folder: Path, base: str) -> None:
-    """Return the files of the folder that PEFT loads. base: what it loads as the base model."""
+    """Write a folder that PEFT loads. base: name or path of the model that PEFT loads as the base model."""
     tensors, config = to_peft(adapter.weights, adapter.parameters, adapter.model_type, base)
     _write(folder / peft.WEIGHTS, tensors, {"format": "pt", **WRITTEN_BY})
     _write_json(folder / CONFIG, config)
 
 
 def write_gguf_folder(adapter: Adapter, folder: Path, base: str) -> None:
-    """Return the adapter's GGUF file and a Modelfile for Ollama. base: the base model's name in the Modelfile."""
+    """Write the adapter as a GGUF file, and a Modelfile for Ollama. base: the base model's name in the Modelfile."""
     write_gguf(adapter, folder / GGUF)
     with whole_file(folder / MODELFILE) as temporary:
         temporary.write_text(f"FROM {base}\nADAPTER ./{GGUF}\n", encoding="utf-8")

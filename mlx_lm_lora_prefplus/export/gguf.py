@@ -1,7 +1,7 @@
-"""Write a LoRA adapter as GGUF. llama.cpp and programs based on it load it together with the GGUF of the base model.
+"""Write a LoRA adapter as GGUF. llama.cpp and related programs load this file together with the base model's GGUF.
 
-The rules are those of llama.cpp's `convert_hf_to_gguf.py` and `convert_lora_to_gguf.py`. They define names of tensors,
-metadata, and, for architectures with interleaved rotary embeddings, the order of the rows of queries and keys.
+Tensor names and metadata follow llama.cpp's `convert_hf_to_gguf.py` and `convert_lora_to_gguf.py`. So does the order of
+the rows of queries and keys in architectures with interleaved rotary embeddings.
 """
 
 import re
@@ -19,7 +19,9 @@ from .peft import modules_of
 
 
 class Architecture(NamedTuple):
-    """name: llama.cpp's. interleaved: whether it reorders the rows of queries and keys."""
+    """name: llama.cpp's name of the architecture. interleaved: whether llama.cpp reorders the rows of queries and
+    keys.
+    """
 
     name: str
     interleaved: bool = False
@@ -53,7 +55,7 @@ ARCHITECTURES = {
     "lfm2": Architecture("lfm2"),
     "phi": Architecture("phi2"),
 }
-"""`model_type` → llama.cpp's name and layout of such models."""
+"""`model_type` in `config.json` → llama.cpp's name of the architecture and its order of rows."""
 
 _TENSORS = {
     "self_attn.q_proj": "attn_q",
@@ -84,7 +86,7 @@ def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Return tensors and metadata of a GGUF file for an adapter.
 
     Raises:
-        UserError: GGUF does not support such an adapter, or this kind of model is not supported here.
+        UserError: GGUF does not support this kind of adapter, or this package cannot convert this kind of model.
     """
     if (architecture := ARCHITECTURES.get(adapter.model_type)) is None:
         raise UserError(
@@ -142,15 +144,15 @@ def _heads(module: str, config: Mapping[str, Any]) -> int | None:
 
 
 def _interleaved(rows: mx.array, heads: int) -> mx.array:
-    """Return the rows of each head (outputs, rank) in llama.cpp's order, which alternates the two rotary halves."""
+    """Reorder the rows (outputs, rank) of each head as llama.cpp does: alternately from the two rotary halves."""
     return rows.reshape(heads, 2, -1, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def write_gguf(adapter: Adapter, file: Path) -> None:
-    """Write the GGUF file. Errors as in `to_gguf`."""
+    """Write the GGUF file. Raise the errors of `to_gguf`."""
     tensors, metadata = to_gguf(adapter)
     with whole_file(file) as temporary:
-        # mlx adds the ending .gguf to other names.
+        # mlx appends .gguf to a file name without this ending.
         named = temporary.with_name(f"{temporary.name}.gguf") if temporary.suffix != ".gguf" else temporary
         mx.save_gguf(str(named), tensors, metadata)
         if named != temporary:

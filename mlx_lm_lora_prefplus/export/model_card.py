@@ -46,13 +46,13 @@ def _mark(text: str) -> str:
 
 
 def _is_ours(content: str) -> bool:
-    """Return whether a file is an unedited card of this package."""
+    """Return whether the content is a card that this package wrote and that nobody has edited since."""
     found = _MARK.search(content)
     return found is not None and content == (text := content[: found.start()]) + _mark(text)
 
 
 def card(adapter: Adapter, form: str, base: str) -> str:
-    """Return the text of the card. form: of the folder that it describes. base: the base model."""
+    """Return the text of the card. form: the format of the folder that the card describes. base: the base model."""
     try:
         run = read_run(adapter.folder)
     except UserError:
@@ -75,7 +75,7 @@ _KINDS = {"lora": "LoRA adapter", "dora": "DoRA adapter", "full": "full fine-tun
 
 
 def _front_matter(adapter: Adapter, form: str, base: str, mode: str, settings: Mapping[str, Any]) -> str:
-    """The YAML block that the hub reads."""
+    """Return the YAML block at the top of the card, which the hub reads."""
     dataset = settings.get("hf_dataset", (None,))[0]
     datasets = [one for one in ([dataset] if isinstance(dataset, str) else []) if _is_hub_name(one)]
     relation: dict[str, Any] = {"base_model_relation": "adapter"} if _is_hub_name(base) else {}
@@ -92,7 +92,7 @@ def _front_matter(adapter: Adapter, form: str, base: str, mode: str, settings: M
 
 
 def _of_run(run: RunRecord, mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:
-    """Yield the sections from the record of a run."""
+    """Return the sections of the card that describe the training run."""
     summary = _summary(run)
     dataset = settings.get("hf_dataset", (None,))[0] or settings.get("data", ("not recorded",))[0]
     rows = [f"- {name.removeprefix('Rows, ')}: {text}" for name, text in summary.items() if name.startswith("Rows, ")]
@@ -130,7 +130,9 @@ def _papers(mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:
 
 
 def _figures(run: RunRecord) -> str:
-    """Yield first and last values, the accuracy with its 95 % interval, and the verdict of `report`."""
+    """Return the section on results: first and last metrics, the accuracy with its 95 % interval, and the verdict of
+    `report`.
+    """
     split = "validation" if run.valid else "training"
     reports = list((run.valid or run.train).values())
     first, last = reports[0], reports[-1]
@@ -158,7 +160,7 @@ def _settings(run: RunRecord | None) -> dict[str, tuple[Any, str]]:
 
 
 def _config(settings: Mapping[str, tuple[Any, str]]) -> str:
-    """Return the settings that are not defaults, as a config file. Absolute paths are reduced to their last part."""
+    """Return the settings that are not defaults, as a config file. Absolute paths are cut to their last name."""
     given = {key: _bare(value) for key, (value, source) in settings.items() if source not in DEFAULTS}
     return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
 
@@ -168,10 +170,10 @@ def _bare(value: Any) -> Any:
 
 
 def _public(text: str) -> str:
-    """Return a text with absolute paths reduced to their last part, so that no folder of this machine is published."""
+    """Cut every absolute path in a text to its last name, so that no folder of this machine is published."""
     return re.sub(r"(?<![\w.:/])[~]?/[^\s,;:()]*/([^\s,;:()/]+)", r"\1", text)
 
 
 def _is_hub_name(name: str) -> bool:
-    """Return whether a name is that of a repository on the hub, not of a local folder."""
+    """Return whether a name has the form OWNER/NAME of a repository on the hub and is no local path."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name[0] != "." and not Path(name).exists()

@@ -16,11 +16,11 @@ def to_peft(
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Return PEFT's tensors and `adapter_config.json` for an adapter of mlx-lm.
 
-    weights: the tensors of `adapters.safetensors`. parameters: `lora_parameters` of its config. model_type: from the
-        base model's `config.json`. base: what PEFT loads as the base model.
+    weights: the tensors of `adapters.safetensors`. parameters: the `lora_parameters` of the adapter's config.
+    model_type: from the base model's `config.json`. base: name or path of the model that PEFT loads as the base model.
 
     Raises:
-        UserError: PEFT does not support such an adapter, or this kind of model is not supported here.
+        UserError: PEFT does not support this kind of adapter, or this package cannot convert this kind of model.
     """
     if model_type not in SAME and model_type not in PREFIXES:
         raise UserError(
@@ -55,7 +55,7 @@ def to_peft(
 
 
 def _tensors(modules: Mapping[str, Mapping[str, mx.array]], model_type: str) -> Iterator[tuple[str, mx.array]]:
-    """Return PEFT's tensors by name. mlx-lm stores those of experts in PEFT's layout, one expert after the other."""
+    """Yield names and tensors in PEFT's layout. mlx-lm already stores experts' tensors so, one expert after another."""
     for module, leaves in modules.items():
         for leaf, value in leaves.items():
             if value.ndim == 3:
@@ -67,10 +67,10 @@ def _tensors(modules: Mapping[str, Mapping[str, mx.array]], model_type: str) -> 
 
 
 def _can_join(modules: Mapping[str, Any], projections: Mapping[str, str]) -> bool:
-    """Return whether PEFT can put these adapters on the joined tensors of the experts.
+    """Return whether PEFT can put these adapters on tensors that join all experts of a layer.
 
-    PEFT requires adapters on gate and up together, on the same modules in each layer, and names that are not the ending
-    of another module's name.
+    PEFT requires that the gate and up projections both have adapters, that each layer has adapters on the same modules,
+    and that no module's name is the ending of another module's name.
     """
     experts = {_leaf(name, projections) for name in modules if ".switch_mlp." in name}
     others = {_leaf(name, projections) for name in modules if ".switch_mlp." not in name}
@@ -79,7 +79,10 @@ def _can_join(modules: Mapping[str, Any], projections: Mapping[str, str]) -> boo
 
 
 def _leaf(name: str, projections: Mapping[str, str]) -> str:
-    """Return the last part of a module's name in PEFT. projections: those of an expert."""
+    """Return the last name in a module's path, as PEFT calls it.
+
+    projections: mlx-lm's name of each projection of an expert → PEFT's name.
+    """
     last = name.rpartition(".")[2]
     return projections[last] if ".switch_mlp." in name else last
 
@@ -88,7 +91,8 @@ def modules_of(weights: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]
     """Return module name → tensor name (`lora_a`, `lora_b`, `m`) → array, of an adapter of mlx-lm.
 
     Raises:
-        UserError: There are other tensors, as after full fine-tuning, or one of two matching tensors is missing.
+        UserError: There are tensors with other names, as after full fine-tuning. Or a module has only one of `lora_a`
+            and `lora_b`.
     """
     modules: dict[str, dict[str, mx.array]] = defaultdict(dict)
     for name, value in weights.items():
@@ -131,9 +135,9 @@ def _inside(name: str) -> str:
 
 
 def _targets(names: Iterable[str], *, same: bool) -> dict[str, Any]:
-    """Return `target_modules` and `layers_to_transform` that match these modules and no others.
+    """Return PEFT's keys, such as `target_modules` and `layers_to_transform`, that select exactly these modules.
 
-    same: whether no other part of the model, such as a vision tower, has modules of the same names.
+    same: whether no other component of the model, such as a vision tower, has modules of the same names.
     """
     names = sorted(names)
     found = [BLOCK.match(name) for name in names]

@@ -9,7 +9,7 @@ from ..errors import UserError
 
 
 def check_push(repo: str) -> None:
-    """Raise a UserError if this repository cannot be uploaded to. It is called before anything is written."""
+    """Raise a UserError if an upload to this repository would fail. Call this before any file is written."""
     try:
         validate_repo_id(repo)
         if "/" not in repo:

@@ -24,5 +24,5 @@ ollama create my-model -f Modelfile                     # Ollama; FROM in the Mo
 
 
 def usage(form: str, base: str) -> str:
-    """Return the commands or the code for a format. base: the base model."""
+    """Return commands or code that load an adapter in the format `form`. base: the base model."""
     return _TEXTS[form].format(base=base)

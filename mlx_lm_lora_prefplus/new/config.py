@@ -11,22 +11,22 @@ from .facts import DataFacts, ModelFacts
 
 RATES = {"cpo": 1e-5, "orpo": 1e-5}
 OTHER_RATE = 5e-6
-"""Learning rates for LoRA by mode, for use without a preset. They are those of the cookbook."""
+"""LoRA learning rates without a preset: mode → rate, and the rate for all other modes. The cookbook uses them too."""
 
 FOR_LORA = 10
-"""Factor from a learning rate for full fine-tuning to one for LoRA."""
+"""A learning rate for full fine-tuning is multiplied by this factor for LoRA."""
 
 SMALL_SET, EPOCHS_OF_SMALL = 1000, 3
-"""A smaller set of rows is trained on for more than one epoch."""
+"""If there are fewer training rows than the first number, the config trains for the second number of epochs."""
 
 BATCH = 4
-"""Rows of a micro-batch, if they fit into memory."""
+"""Number of rows of a micro-batch, if so many fit into memory."""
 
 MOST_VALIDATED = 100
 """Largest number of batches in a validation."""
 
 FEWEST_UPDATES = 20
-"""If an epoch has fewer updates, fewer micro-batches are accumulated."""
+"""If an epoch would have fewer updates than this, the config accumulates fewer micro-batches per update."""
 
 FEWEST_REPORTED = 5
 """A reported line of metrics averages at least this many updates, because means over fewer rows vary too much."""
@@ -35,12 +35,12 @@ EVALUATIONS = 10
 """Approximate number of validations in a run."""
 
 LONGEST = 2048
-"""Largest max_seq_length that is written. The user may raise it."""
+"""Largest `max_seq_length` that `new` writes. The user may raise it."""
 
 
 class Plan(NamedTuple):
-    """The user's choices. preset: None without one. output: name of the config file, for its first lines.
-    machine: in words. given: further keys of the user, which override all others.
+    """The user's choices. preset: None if the user chose none. output: name of the config file, for its first lines.
+    machine: the machine in words. given: further keys that the user set. They take precedence over all other values.
     """
 
     model: str
@@ -61,7 +61,10 @@ class Line(NamedTuple):
 
 
 def lines_of(plan: Plan, model: ModelFacts, data: DataFacts, fitted: Mapping[str, Any]) -> list[dict[str, Line]]:
-    """Return the lines of the config in paragraphs, key → line. fitted: the changes that `check --fit` proposes."""
+    """Return the paragraphs of the config, each as a dict: key → line.
+
+    fitted: the changes that `check --fit` proposes.
+    """
     objective = _objective(plan, model, data)
     values = {
         "batch_size": BATCH,
@@ -86,7 +89,7 @@ def lines_of(plan: Plan, model: ModelFacts, data: DataFacts, fitted: Mapping[str
 
 
 def text_of(plan: Plan, paragraphs: list[dict[str, Line]]) -> str:
-    """Return the text of the file."""
+    """Return the text of the config file."""
     head = (
         f"# Made by `mlx_lm_lora.prefplus new` for {plan.machine}.\n"
         f"#   mlx_lm_lora.prefplus check {plan.output}       shows the rows, and forecasts memory and time\n"
@@ -148,8 +151,8 @@ def _adapters(model: ModelFacts) -> dict[str, Line]:
 
 
 class Steps(NamedTuple):
-    """rows: training rows. epochs: None if the user gave iters. micro_batches: of the run. accumulated: micro-batches
-    per update.
+    """rows: number of training rows. epochs: None if the user set `iters`. micro_batches: number of micro-batches in
+    the run. accumulated: micro-batches per update.
     """
 
     rows: int
@@ -159,7 +162,10 @@ class Steps(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, values: Mapping[str, Any]) -> "Steps":
-        """values: batch_size, gradient_accumulation_steps, and iters or epochs if the user gave one."""
+        """Compute the steps of a run.
+
+        values: `batch_size`, `gradient_accumulation_steps`, and `iters` or `epochs` if the user set one of them.
+        """
         accumulated = values["gradient_accumulation_steps"]
         if values.get("iters"):
             return cls(rows, None, values["iters"], accumulated)

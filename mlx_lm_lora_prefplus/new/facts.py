@@ -1,4 +1,4 @@
-"""Detect the properties of a model and of data without asking."""
+"""Detect properties of the model and of the data, so that the user need not be asked."""
 
 from itertools import islice
 from pathlib import Path
@@ -16,8 +16,9 @@ from ..settings import DataSettings
 
 
 class ModelFacts(NamedTuple):
-    """has_template: whether it is a chat model; base models have no chat template. bits: of its quantised weights; None
-    if it is not quantised. layers: their number. context: its length in tokens. The last two are None if unknown.
+    """has_template: whether the model has a chat template. Only chat models have one. bits: bits per quantised weight;
+    None if the model is not quantised. layers: number of layers, None if unknown. context: context length in tokens,
+    None if unknown.
     """
 
     has_template: bool
@@ -40,7 +41,8 @@ class ModelFacts(NamedTuple):
 
 
 class DataFacts(NamedTuple):
-    """kind: of the rows as written. shape: their format in words. rows: split → number of rows.
+    """kind: the kind of rows in the files, before any conversion. shape: their format in words.
+    rows: split → number of rows.
     is_text: whether prompts are plain text instead of lists of messages.
     """
 
@@ -81,7 +83,7 @@ def model_facts(name: str) -> ModelFacts:
 def data_facts(settings: DataSettings) -> DataFacts:
     """Count the rows of each split and detect the format of the training rows.
 
-    Raises UserError if there are no training rows, or their columns fit no format.
+    Raises UserError if there are no training rows, or if they do not have the columns of any known format.
     """
     sources = find_sources(settings, ("train", "valid", "test"))
     if "train" not in sources:

@@ -29,7 +29,9 @@ from .questions import Questions, one_of
 COMMAND = "mlx_lm_lora.prefplus new"
 
 OWN_KEYS = ("model", "data", "train_mode", "preset", "train", "config")
-"""Keys of training for which `new` has its own flags or questions, or that do not belong in a file."""
+"""Keys that cannot be given as further flags: `new` has flags or questions for them, or they do not belong in a
+file.
+"""
 
 
 class Facts(NamedTuple):
@@ -42,7 +44,7 @@ class Facts(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """size: the nominal memory, in bytes; None for this machine. text: in words."""
+    """size: the nominal memory in bytes; None for this machine. text: the machine in words."""
 
     size: int | None
     text: str
@@ -51,8 +53,8 @@ class Machine(NamedTuple):
 def make_config(flags: Mapping[str, str | None], of_training: Sequence[str], defaults_only: bool) -> None:
     """Make a config from flags and answers, and print the command that trains with it.
 
-    flags: model, data, mode, preset, machine and output; None if absent. of_training: further flags of
-        mlx_lm_lora.train, whose values go into the file. defaults_only: ask nothing.
+    flags: values of the flags model, data, mode, preset, machine and output; None for an absent flag.
+    of_training: further flags of mlx_lm_lora.train, whose values go into the file. defaults_only: ask nothing.
     """
     if flags.get("output"):
         _unused(str(flags["output"]))
@@ -73,7 +75,7 @@ def make_config(flags: Mapping[str, str | None], of_training: Sequence[str], def
 
 
 def _values_of(of_training: Sequence[str], mode: str) -> dict[str, Any]:
-    """Return the values of flags of training."""
+    """Return key → value of the training flags that the user gave."""
     if of_training and not of_training[0].startswith("-"):
         raise UserError(f"{COMMAND}: {of_training[0]!r} is not a flag. To name the file to write, use --output FILE.")
     resolved = settings_of(of_training, train_mode=mode)
@@ -99,7 +101,7 @@ def _facts(questions: Questions, given: Mapping[str, Any]) -> Facts:
 
 
 def _mode(questions: Questions, facts: Facts) -> str:
-    """Return the train mode: from --mode, from the preset, or a mode that fits these rows."""
+    """Return the train mode: from --mode, from the preset, or a mode that can train on these rows."""
     kind, all_modes = facts.of_data.kind, registry().modes
     kinds: dict[str, RowKind] = {
         mode: one.trainer.rows_of(one.trainer.options()) for mode, one in sorted(all_modes.items())
@@ -163,7 +165,9 @@ def _free(stem: str, suffix: str = "") -> str:
 
 
 def _fitted(plan: Plan, facts: Facts, machine: Machine) -> tuple[str, list[str]]:
-    """Return the text of a config that fits into the machine and passes `check`, and the warnings of `check`."""
+    """Return the text of a config whose run fits into the machine's memory and passes `check`, and the warnings of
+    `check`.
+    """
     print(f"Measuring a few steps, and finding settings that fit into {machine.text} …", file=stderr, flush=True)
     first = text_of(plan, lines_of(plan, facts.of_model, facts.of_data, {}))
     report = _checked(first, Target(machine.size, lambda text: print(f"  {text}", file=stderr, flush=True)))

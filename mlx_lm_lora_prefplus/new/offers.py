@@ -4,7 +4,7 @@ from ..plugin.protocol import RowKind
 from .facts import ModelFacts
 
 NO_PRESET = "none"
-"""The answer that chooses no preset."""
+"""The answer to the question for a preset that means no preset."""
 
 ABOUT = {
     "dpo": "uses the untrained model as a reference, which keeps the policy near it",
@@ -22,7 +22,9 @@ USUAL = {
 }
 QUANTIZED = {"dpo": "dpo-zephyr-qlora"}
 BASE = {"simpo": "simpo-llama3-base"}
-"""Mode → the first preset for chat models, for models with quantised weights, and for base models."""
+"""Mode → the preset that is offered first. There is one table for chat models, one for quantised models, and one for
+base models.
+"""
 
 
 def usual_mode(kind: RowKind, model: ModelFacts) -> str:

@@ -8,7 +8,7 @@ from ..errors import UserError
 T = TypeVar("T")
 
 FLAGS = {"model": "--model MODEL", "data": "--data DATA"}
-"""Answers without a default → the flags for them."""
+"""Key of an answer that has no default → its flag, for messages."""
 
 
 class Questions:
@@ -22,7 +22,7 @@ class Questions:
         return self.given.get(key) is None and not self.defaults_only
 
     def answer(self, key: str, question: str, default: str | None, parse: Callable[[str], T]) -> T:
-        """Return the parsed answer. If an answer at the terminal is wrong, the question is repeated.
+        """Return the parsed answer. If an answer at the terminal is invalid, ask again.
 
         parse: raises a UserError for an invalid answer; its message says what is wrong.
 

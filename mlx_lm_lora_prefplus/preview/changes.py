@@ -13,12 +13,12 @@ SMALLEST_LENGTH = 128
 """`max_seq_length` is not lowered below this many tokens."""
 
 PARTS = 2, 4
-"""Numbers of micro-batches into which one micro-batch is divided, besides one for each row."""
+"""A micro-batch can be divided into this many smaller ones, or into one micro-batch for each row."""
 
 
 class Change(NamedTuple):
-    """group: at most one change of each group is made. values: key → new value.
-    result: how the result of the run changes; empty if it stays the same.
+    """group: name of a group of changes that exclude one another. values: key → new value.
+    result: how the change affects the trained weights, in words; empty if they stay the same.
     """
 
     group: str
@@ -33,7 +33,7 @@ class Change(NamedTuple):
 
 
 def changes(session: Session) -> Iterator[Change]:
-    """Yield the changes that are possible in a run. Those that do not change its result come first."""
+    """Yield the changes that are possible in a run. Changes that do not affect the trained weights come first."""
     settings = session.resolved.settings
     yield from _activations(settings)
     yield from _smaller_batches(session)
@@ -54,7 +54,10 @@ def changes(session: Session) -> Iterator[Change]:
 
 
 def _activations(settings: RunSettings) -> Iterator[Change]:
-    """Make layers keep fewer activations and compute the rest again for the gradient, which stays the same."""
+    """Yield changes that make layers store fewer activations and recompute the others in the backward pass.
+
+    The gradient stays the same.
+    """
     if settings.efficient_long_context:
         return
     levels = ["balanced", "low"]
@@ -64,7 +67,7 @@ def _activations(settings: RunSettings) -> Iterator[Change]:
 
 
 def _smaller_batches(session: Session) -> Iterator[Change]:
-    """Use more micro-batches of fewer rows, with the same number of rows per update."""
+    """Yield changes to smaller micro-batches. More of them are accumulated, so an update has as many rows as before."""
     settings, resolved = session.resolved.settings, session.resolved
     result = ""
     if not is_separable(resolved.trainer, resolved.options):

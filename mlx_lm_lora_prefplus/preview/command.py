@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
-"""The flags of training are passed on to the host's argument parser."""
+"""Settings for typer: it passes flags that it does not know, such as `--batch-size`, to the host's argument parser."""
 
 SIZE = re.compile(r"\d+(\.\d+)?(MB|GB|TB)", re.IGNORECASE)
-"""The value after --fit. No flag of training has such a value."""
+"""The optional value of `--fit`, such as 16GB. No training flag has a value of this form."""
 
 
 def check(

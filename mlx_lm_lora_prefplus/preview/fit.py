@@ -18,17 +18,21 @@ from .forecast import SAFE_SHARE, forecast, saved_by_4_bits
 GIB = 2**30
 
 LARGE_MAC = 32 * GIB
-"""Metal recommends using two thirds of a Mac's memory up to this size, and three quarters of a larger memory."""
+"""Up to this memory size, Metal recommends using two thirds of a Mac's memory; above it, three quarters."""
 
 WORTH = 0.03
-"""Changes that lower the memory by a smaller share are ignored."""
+"""A change is ignored if it lowers the peak memory by less than this share."""
 
 MOST_CONFIRMED = 3
-"""Number of combinations that are measured before the best forecast is used."""
+"""At most this many combinations of changes are measured. If none of them fits, the next one that fits according to the
+forecast is proposed unmeasured.
+"""
 
 
 class Cost(NamedTuple):
-    """peak, weights: bytes. seconds: of training; None if unknown. measured: False if forecast."""
+    """peak, weights: peak memory and size of the weights, in bytes. seconds: training time; None if unknown.
+    measured: False if the values are forecast.
+    """
 
     peak: int
     weights: int
@@ -37,8 +41,8 @@ class Cost(NamedTuple):
 
 
 class Target(NamedTuple):
-    """size: nominal memory of a Mac, in bytes (16 GB: 16·10⁹); None means this machine. say: is called with the name of
-    the next measurement.
+    """size: nominal memory of a Mac, in bytes (16 GB: 16·10⁹); None means this machine. say: called before each
+    measurement, with its name.
     """
 
     size: int | None
@@ -54,14 +58,15 @@ def usable_memory(size: int | None) -> int:
 
 
 def fit(session: Session, base: dict[str, Any], target: Target) -> dict[str, Any]:
-    """Find changes with which the run fits, as JSON values.
+    """Find changes with which the run fits into the target's memory. Return JSON values.
 
     base: the forecast of the unchanged run.
 
     Returns:
-        size: see `Target`. usable: bytes; a proposal uses at most 90 % of them. fits: whether the unchanged run fits.
-        tried: the result of each single change. proposal: changes with their peak, seconds, and whether these were
-        measured; None if nothing fits.
+        size: see `Target`. usable: the bytes that a run may use. A proposal uses at most 90 % of them.
+        fits: whether the unchanged run fits. tried: the result of each single change.
+        proposal: changes with their peak memory, their training time, and whether both were measured; None if no
+        combination fits.
     """
     usable = usable_memory(target.size)
     limit = int(SAFE_SHARE * usable)
@@ -100,8 +105,8 @@ def _proposal(
 def _combinations(tried: Sequence[tuple[Change, Cost]], now: Cost) -> Iterator[tuple[tuple[Change, ...], Cost]]:
     """Yield combinations of changes, at most one of each group, with their expected cost.
 
-    The order is: combinations that do not change the result of the run first, then the fewest changes, then the
-    fastest.
+    Combinations with fewer changes that affect the trained weights come first. Among equal ones, those with fewer
+    changes come first, then those with the shorter training time.
     """
     groups: dict[str, list[tuple[Change, Cost]]] = {}
     for change, cost in tried:
@@ -116,7 +121,10 @@ def _combinations(tried: Sequence[tuple[Change, Cost]], now: Cost) -> Iterator[t
 
 
 def _together(costs: list[Cost], now: Cost) -> Cost:
-    """Estimate the cost of several changes: each lowers the memory of a step, and the weights, by its own share."""
+    """Estimate the cost of several changes together.
+
+    Each change is assumed to multiply the memory of a step, and of the weights, by the same factor as when made alone.
+    """
     if len(costs) == 1:
         return costs[0]
     step = (now.peak - now.weights) * prod((cost.peak - cost.weights) / (now.peak - now.weights) for cost in costs)
@@ -128,8 +136,9 @@ def _together(costs: list[Cost], now: Cost) -> Cost:
 
 
 def _cost(session: Session, chosen: Sequence[Change], now: Cost) -> Cost:
-    """Measure a run with these changes. The saving of `load_in_4bits` is calculated, because the model is not loaded
-    again.
+    """Measure a run with these changes.
+
+    The model is not loaded again, so the saving of `load_in_4bits` is calculated.
     """
     values = {key: value for change in chosen for key, value in change.values.items()}
     quantizes = values.pop("load_in_4bits", False)

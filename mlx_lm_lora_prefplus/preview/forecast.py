@@ -22,17 +22,19 @@ from .measure import Measured, measure, reference_peak
 from .shapes import Shapes
 
 SAFE_SHARE = 0.9
-"""A step is tried only if its estimated memory is at most this share of the machine's."""
+"""A step is tried only if its estimated memory is at most this share of the machine's memory."""
 
 QUANTIZED = 4.25
-"""Bits per weight with load_in_4bits, including the scales of its groups."""
+"""Bits per weight with `load_in_4bits`, including the scales that groups of weights share."""
 
 
 class Trials(NamedTuple):
-    """Measurements; None for a batch that does not fit into memory.
+    """Measurements of a few batches; None for a batch that needs more memory than there is.
 
-    middle, longest: of the batch of median length and of the longest. places: (middle, longest) their positions.
-    peak: bytes, the largest of all trials. If the longest batch does not fit, it is extrapolated from the first.
+    middle: measurement of the batch of median length. longest: measurement of the longest batch.
+    places: the positions of these two batches in the plan.
+    peak: largest memory of all trials, in bytes. If the longest batch needs more than there is, its memory is
+        extrapolated from the batch of median length.
     """
 
     middle: Measured | None
@@ -47,7 +49,7 @@ def forecast(session: Session, planned: ReferencePass, started: float, done: int
     started: `time.perf_counter()` before the model was loaded. done: iterations that a resumed run has completed.
     """
     start_seconds, loaded = time.perf_counter() - started, mx.get_peak_memory()
-    cached, visited = planned.counts()  # before any step
+    cached, visited = planned.counts()  # read before any step fills the cache
     shapes = Shapes(session)
     trials = _run_trials(session, planned, shapes)
     longest = trials.places[1]
@@ -83,7 +85,8 @@ def forecast(session: Session, planned: ReferencePass, started: float, done: int
 def _run_trials(session: Session, planned: ReferencePass, shapes: Shapes) -> Trials:
     """Measure the batch of median length, the longest batch, and others that may need more memory than the longest.
 
-    If extrapolation from the first batch shows that the others would not fit, only the first is measured.
+    The batch of median length is measured first. If extrapolation from it shows that the others need more memory than
+    there is, they are not measured.
     """
     by_length = np.argsort(shapes.tokens, kind="stable")
     places = middle, longest = int(by_length[len(by_length) // 2]), int(by_length[-1])
@@ -117,7 +120,7 @@ def _if_it_fits(trial: Callable[[], Measured]) -> Measured | None:
 
 
 def _second_model(session: Session, needed: bool, weights: int) -> int:
-    """Return the bytes of policy and reference model together; 0 if no separate reference model is loaded."""
+    """Return the bytes of policy and reference model while both are loaded; 0 if no reference model is loaded."""
     path = session.resolved.settings.reference_model_path
     if not (path and needed):
         return 0
@@ -128,8 +131,8 @@ def _second_model(session: Session, needed: bool, weights: int) -> int:
 
 
 def _evaluation(session: Session) -> tuple[float, int]:
-    """Return the seconds of one validation, from its longest batch, and its peak memory in bytes; zeros without
-    validation.
+    """Return the seconds of one validation and its peak memory in bytes. Both are estimated from its longest batch, and
+    are 0 if the run has no validation.
     """
     if not session.evaluates("valid"):
         return 0.0, 0
@@ -158,7 +161,7 @@ def _time(
     done: int,
     in_steps: bool,
 ) -> dict[str, float] | None:
-    """Return the seconds of each phase of the run, interpolated linearly between the two measured batches.
+    """Return the seconds of each phase of the run. Times between the two measured batches are interpolated linearly.
 
     unknown: share of the reference log-probs that are not cached. in_steps: whether training steps compute the
         reference log-probs of training rows.
@@ -173,7 +176,7 @@ def _time(
     compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
     validations = {1, session.iters, *range(settings.steps_per_eval, session.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
-    if session.stream:  # of each batch when it is used
+    if session.stream:  # computed for each batch when it is used
         reference = float(forward(shapes.whole).sum()) * epochs_left
     if in_steps and getattr(session.resolved.options, "reference_moves", False):
         reference = 0.0  # included in the measured steps
@@ -189,8 +192,9 @@ def _time(
 
 
 def _line(tokens: Any, seconds: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from tokens to seconds of a batch: a line through two points, or through the origin if they are
-    too close.
+    """Return a function from the tokens of a batch to its seconds: the line through two measured points.
+
+    If the points are too close, it is a line through the origin.
     """
     (few, many), (short, long) = tokens, seconds
     slope = (long - short) / (many - few) if many > 1.1 * few else long / many
@@ -199,7 +203,7 @@ def _line(tokens: Any, seconds: tuple[float, float]) -> Callable[[np.ndarray], n
 
 
 def _fused(session: Session) -> dict[str, Any] | None:
-    """Return the bytes of the fused model, and why it cannot be written (None if it can)."""
+    """Return the bytes of the fused model, and the reason why it cannot be written (None if it can be written)."""
     settings = session.resolved.settings
     if not settings.fuse:
         return None
@@ -210,7 +214,9 @@ def _fused(session: Session) -> dict[str, Any] | None:
 
 
 def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
-    """Return changes that lower the memory and the approximate bytes that each saves, largest first."""
+    """Return changes that lower the memory, each with the approximate bytes it saves. The largest saving comes
+    first.
+    """
     settings = session.resolved.settings
     changes = [(change, share * step) for change, share in ways(longest, settings)]
     if settings.optimizer_bits == 32:
@@ -224,7 +230,7 @@ def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -
 
 
 def saved_by_4_bits(model: nn.Module) -> list[float]:
-    """Return the bytes that `load_in_4bits` saves per weight that it quantises."""
+    """Return the bytes that `load_in_4bits` saves for each weight matrix that it quantises."""
     return [
         value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
         for name, value in dict[str, mx.array](tree_flatten(model.parameters())).items()

@@ -25,18 +25,20 @@ from ..host.run.session import Session
 from ..plugin import Batch
 
 SECONDS, FORWARD_SECONDS, MOST_STEPS = 2.0, 0.5, 20
-"""Steps and forward passes are timed for this many seconds, or this many times. The first is not counted."""
+"""Training steps are timed for the first number of seconds, forward passes for the second, but at most `MOST_STEPS` of
+each. The first step or pass does not count.
+"""
 
 NEVER = 2**31
 
 HARDLY = 1e-12
-"""A learning rate that leaves the weights unchanged. After many real steps on one batch the loss would saturate, which
-changes the time of a step.
+"""A learning rate so small that the weights stay unchanged. With a usual rate, many steps on one batch would saturate
+the loss, and the steps would take another time than in training.
 """
 
 
 class Measured(NamedTuple):
-    """first: seconds of the first micro-batch, including compilation. seconds: of each further one.
+    """first: seconds of the first micro-batch, including compilation. seconds: seconds of each further micro-batch.
     forward: seconds of the reference's forward pass over the batch; 0 if the mode has no reference.
     peak: bytes, the largest amount in use. before: bytes in use before the steps.
     """
@@ -66,21 +68,22 @@ def measure(session: Session, batch: Batch, planned: ReferencePass) -> Measured:
         size = loop.inputs.settings.gradient_accumulation_steps
         first, seconds = _timed(loop, bar) / size, []
         if store and store.growing:
-            _timed(loop, bar)  # in a compiled step this is another graph: the reference is known now
+            _timed(loop, bar)  # the reference is now stored, so a compiled step compiles another graph
         while not seconds or (sum(seconds) < SECONDS and len(seconds) < MOST_STEPS):
             seconds.append(_timed(loop, bar))
     return Measured(first, statistics.mean(seconds) / size, forward, mx.get_peak_memory(), before)
 
 
 def _reference(session: Session, batch: Batch, planned: ReferencePass) -> tuple[ReferenceStore | None, float]:
-    """Return a reference source for the steps, with or without this batch's log-probs, and the seconds of computing
-    them.
+    """Return a store for the reference's log-probs of this batch, and the seconds that one forward pass for them takes.
+
+    If training steps compute the reference, the store is empty at first. It is None if the mode has no reference.
     """
     if not session.resolved.trainer.needs_reference(session.resolved.options):
         return None, 0.0
     rows, completions = len(session.rows["train"]), session.completions("train")
     in_steps, policy = planned.in_steps, session.engine.policy
-    if in_steps and session.engine.trunk:  # which the policy computes anyway
+    if in_steps and session.engine.trunk:  # the policy computes the trunk anyway
         _, policy = reference_logps_sharing_trunk(policy, session.engine.trunk, batch, None, nullcontext())
         mx.eval(policy.outputs)
     empty = lambda: ReferenceStore(None, rows, completions=completions, growing=in_steps)  # noqa: E731
@@ -112,7 +115,7 @@ def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
     settings = settings.model_copy(
         update={
             **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
-            "gradient_accumulation_steps": min(settings.gradient_accumulation_steps, 2),  # as for any larger number
+            "gradient_accumulation_steps": min(settings.gradient_accumulation_steps, 2),  # as for more
             "qat_start_step": 1,
             "learning_rate": HARDLY,
             "lr_schedule": None,

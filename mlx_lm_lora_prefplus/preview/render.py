@@ -17,7 +17,7 @@ PROMPT_BEGINS, PROMPT_ENDS, COMPLETION_BEGINS, COMPLETION_ENDS = 120, 240, 240, 
 """Characters of a long text that are printed at its beginning and at its end."""
 
 HOLE_LIMITS = 60, 40
-"""The same, for text that does not count in the loss."""
+"""Characters of text without effect on the loss that are printed at its beginning and at its end."""
 
 BOUNDARY = "┃"
 HOLE_BEGINS, HOLE_ENDS = "⟨", "⟩"

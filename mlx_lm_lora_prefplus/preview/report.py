@@ -26,10 +26,10 @@ from .forecast import forecast
 from .sample_rows import sample_rows
 
 Report = dict[str, Any]
-"""can_start: whether the run can start. problems: reasons why not, one sentence each. warnings: one sentence each.
-settings: key, value and source of each. The following exist unless a problem occurs earlier: mode, objective,
-    reference, prompt_format, engine, trained, plan, data (split → see `statistics_of`), rows (see `sample_rows`),
-    forecast (see `forecast`), fit (see `fit`).
+"""can_start: whether the run can start. problems: reasons why it cannot, one sentence each. warnings: one sentence
+each. settings: key, value and source of each setting. The following keys are absent if a problem ends the check before
+they are known: mode, objective, reference, prompt_format, engine, trained, plan, data (split → see `statistics_of`),
+rows (see `sample_rows`), forecast (see `forecast`), fit (see `fit`).
 """
 
 TIGHT_SHARE = 0.85
@@ -39,8 +39,8 @@ TIGHT_SHARE = 0.85
 def build_report(arguments: Sequence[str], *, measured: bool = True, fitted: Target | None = None) -> Report:
     """Start the run that the arguments describe, measure a few steps, and discard the results.
 
-    arguments: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to forecast. fitted: the memory that the run
-        must fit into; None if changes are not requested.
+    arguments: `CONFIG [flags of mlx_lm_lora.train]`. measured: whether to measure steps and forecast the run.
+    fitted: the memory for which `check --fit` looks for changes; None without `--fit`.
     """
     report: Report = {"can_start": False, "problems": [], "warnings": [], "settings": []}
     try:
@@ -74,7 +74,7 @@ def _fill_report(arguments: Sequence[str], report: Report, measured: bool, fitte
 
 
 def _settings(resolved: Resolved) -> list[dict[str, Any]]:
-    """List the settings. `used`: whether the value was set, or is an option of the chosen losses."""
+    """List the settings. `used`: whether the user set the value, or it is an option of the chosen losses."""
     table, options = resolved.trainer.losses, getattr(resolved.options, "loss_type", [])
     names = [name for name in loss_names(options) if name in table]
     of_losses = {key for name in names for key in getattr(table[name], "options", ())}
@@ -90,7 +90,7 @@ def _settings(resolved: Resolved) -> list[dict[str, Any]]:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise a UserError if the adapter folder cannot be written. The check writes nothing."""
+    """Raise a UserError if files cannot be written to the adapter folder. This check itself writes no file."""
     from os import W_OK, access
 
     place = folder.absolute()

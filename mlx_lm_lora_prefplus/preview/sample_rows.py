@@ -14,9 +14,9 @@ NAMES = {"paired": ("chosen", "rejected"), "unpaired": ("desirable", "undesirabl
 def sample_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
     """Return the first row, a row of median length, and the longest row.
 
-    Each has `row` (number in the source), `why` it was chosen, `prompt` (text), `prompt_tokens`, and `completions` with
-    `name`, `text`, `tokens`, `counted` (number of tokens that count in the loss) and `parts`: the parts of the text,
-    each with `text` and `counts` (whether its tokens count).
+    Each has `row` (number in the source), `why` (the reason for choosing it), `prompt` (text), `prompt_tokens` and
+    `completions`. A completion has `name`, `text`, `tokens`, `counted` (number of tokens that count in the loss) and
+    `parts`: pieces of the text, each with `text` and `counts` (whether its tokens count in the loss).
     """
     lengths = lengths_of(split.rows)
     by_length = np.argsort(lengths.prompt + lengths.completion, kind="stable")
@@ -63,6 +63,9 @@ def _completion(prompt: list[int], ids: list[int], mask: list[int], tokenizer: A
 
 
 def _after(prompt: list[int], completion: list[int], tokenizer: Any) -> str:
-    """Decode a completion together with its prompt, because some tokenizers drop the leading space of a text."""
+    """Return the text of a completion, decoded together with its prompt.
+
+    Decoded alone, it would lose its leading space with some tokenizers.
+    """
     before, full_text = tokenizer.decode(prompt), tokenizer.decode([*prompt, *completion])
     return full_text[len(before) :] if full_text.startswith(before) else tokenizer.decode(completion)

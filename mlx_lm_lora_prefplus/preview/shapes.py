@@ -1,4 +1,4 @@
-"""The computation that each planned batch needs, according to its shape."""
+"""How much computation each planned batch needs, according to its shape."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ EPOCHS = 3
 
 
 class Shape(NamedTuple):
-    """rows: examples. prompt, completion: padded widths in tokens. completions: number in each example."""
+    """rows: number of examples. prompt, completion: padded widths in tokens. completions: number of completions in each
+    example.
+    """
 
     rows: int
     prompt: int
@@ -23,7 +25,7 @@ class Shape(NamedTuple):
     completions: int
 
     def pairs(self, shared_prompt: bool) -> int:
-        """Return the number of token pairs between which attention is computed."""
+        """Return the number of token pairs for which attention is computed."""
         length = self.prompt + self.completion
         if not shared_prompt:
             return self.rows * self.completions * length * length
@@ -34,9 +36,9 @@ class Shapes:
     """The batches of the first epochs of a run. On a CPU a step may compute a batch in parts.
 
     tokens: (batches,) tokens that a step computes, padding included.
-    at_once, attended: (batches,) largest number of tokens, and of attended pairs, in one part. Memory grows with both;
-        the proportion depends on the model.
-    whole: (batches,) tokens of the undivided batch, as the reference computes it.
+    at_once: (batches,) largest number of tokens in one part. attended: (batches,) largest number of token pairs in one
+        part for which attention is computed. Memory grows with both; which of them matters more depends on the model.
+    whole: (batches,) tokens of the undivided batch. The reference computes batches undivided.
     epoch: number of batches in the first epoch.
     different: number of graphs to compile, one for each batch shape; 0 without compilation.
     """

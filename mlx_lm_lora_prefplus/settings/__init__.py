@@ -1,4 +1,4 @@
-"""The settings of a run, checked when they are read, and lists of keys that follow from the marks of their fields."""
+"""The settings of a run, checked when they are read, and lists of the keys whose fields have a certain mark."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
-"""Key → its field, of both classes."""
+"""Key → its pydantic field, for all keys of `DataSettings` and `RunSettings`."""
 
 
 def keys_with(mark: object) -> tuple[str, ...]:
@@ -40,12 +40,10 @@ def keys_with(mark: object) -> tuple[str, ...]:
 COLUMNS: Mapping[str, Column] = {
     key: mark for key, field in FIELDS.items() for mark in field.metadata if isinstance(mark, Column)
 }
-"""The keys that name data columns, for the run and for each entry of `hf_dataset`."""
+"""Keys that name data columns. They can be set for the whole run and in each entry of `hf_dataset`."""
 
 COLUMNS_OF_OTHERS = ("text_feature", "chat_feature", "type_feature", "answer_feature")
-"""Keys of columns that the host reads in its other modes. They are accepted, but have no effect in this package's
-modes.
-"""
+"""Keys of columns that only the host's modes read. In this package's modes they are accepted but have no effect."""
 
 OWN_KEYS = keys_with(OURS)
 """Keys that the host does not have. Each becomes a flag of this package's modes."""
@@ -57,4 +55,4 @@ def own_fields() -> Mapping[str, Any]:
 
 
 COMPANION_KEYS = ("pairs", "rounds", "round_reference")
-"""Keys of a config file that only `mlx_lm_lora.prefplus pairs` and `rounds` read."""
+"""Config keys that only the commands `mlx_lm_lora.prefplus pairs` and `rounds` read."""

@@ -1,4 +1,4 @@
-"""The config keys of data: where the rows are and how they become tokens."""
+"""The config keys for data: where the rows are and how they become tokens."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from .marks import FUNCTIONS, LARGEST, OURS, Column, Effect, Place, Positive
 RESERVED = frozenset(
     ("conversation", "messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
 )
-"""Arguments of a chat template that come from the rows or from this package."""
+"""Arguments of a chat template that users cannot set, because they come from the rows or from this package."""
 
 
 def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ Truncation = Literal["keep_end", "keep_start", "keep_prompt", "drop"]
 
 
 class DataSettings(BaseModel):
-    """The config keys of data. Keys and defaults are the host's unless they are marked `OURS`."""
+    """The config keys for data. Keys and defaults are the host's, except keys marked `OURS`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 

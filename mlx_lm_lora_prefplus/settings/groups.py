@@ -50,8 +50,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "qat_start_step": "The optimiser step at which the rounding begins.",
     "qat_interval": "Optimiser steps between two updates of the rounding.",
 }
-"""Descriptions of the host's keys in this package's modes. The host's own help lacks some of them or describes another
-mode.
+"""Descriptions of the host's keys in this package's modes, for keys that the host's help does not describe, or
+describes for another mode.
 """
 
 GROUPS: Mapping[str, tuple[str, ...]] = {

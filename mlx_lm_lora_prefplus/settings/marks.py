@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 LARGEST = 2**31 - 1
-"""Largest value of whole numbers. Larger values have no use and can overflow."""
+"""Largest allowed value of a whole number. Larger values have no use and can overflow."""
 
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 
@@ -28,24 +28,24 @@ class Effect(Enum):
 
 
 class Mark:
-    """A mark of a field, beside its type."""
+    """A mark that the annotation of a field contains besides its type."""
 
 
 OURS = Mark()
 """The host does not have this key."""
 
 FUNCTIONS = Mark()
-"""The host's functions (such as `train_dpo`) have no argument for this key. prefplus.yaml may set it for them."""
+"""The host's functions (such as `train_dpo`) have no argument for this key. Their callers set it in `prefplus.yaml`."""
 
 Format = Literal["paired", "unpaired", "ranked"]
-"""How the rows of a source are written. The kinds of rows that modes need have the same names."""
+"""Format of the rows of a data source. The kinds of rows that modes need have the same three names."""
 
 
 class Column:
     """Marks a key that names a data column.
 
-    formats: the rows that have this column. converts: whether the column is also read if the rows are converted to
-        another kind.
+    formats: the formats of rows that have this column. converts: whether the column is still read when rows of these
+        formats are converted to another kind.
     """
 
     def __init__(self, *formats: Format, converts: bool = True):
@@ -53,4 +53,4 @@ class Column:
 
 
 Place = Annotated[str, AfterValidator(_place), AfterValidator(os.path.expanduser)]
-"""Expand the ~ of a path, because no shell expands it in a config file. A hub name is unchanged."""
+"""A path or a hub name. The ~ of a path is expanded, because no shell expands it in a config file."""

@@ -1,4 +1,4 @@
-"""The config keys of every run: model, adapters, optimiser, steps, saves. Each mode adds its own (`losses.options`)."""
+"""The config keys of every run: model, adapters, optimiser, steps, saves. Each mode adds keys (`losses.options`)."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ Optimizer = Literal["sgd", "rmsprop", "adagrad", "adadelta", "adam", "adamw", "a
 
 
 class RunSettings(BaseModel):
-    """The settings of the training loop. Keys and defaults are the host's unless they are marked `OURS`.
+    """The settings of the training loop. Keys and defaults are the host's, except keys marked `OURS`.
 
     `iters`, `save_every`, `steps_per_eval`, `steps_per_report` count micro-batches. `qat_start_step` and `qat_interval`
     count optimiser steps.
@@ -266,5 +266,5 @@ class RunSettings(BaseModel):
 
     @property
     def memory_level(self) -> str:
-        """Return what `memory` says. If it is `auto` and grad_checkpoint is set, return `low`."""
+        """Return `memory`, but `low` if `memory` is `auto` and `grad_checkpoint` is set."""
         return "low" if self.memory == "auto" and self.grad_checkpoint else self.memory

@@ -36,6 +36,8 @@ def write_record(
 ) -> None:
     """Write the settings with their sources, the data reports and the package versions to `run.json`.
 
+    A resumed run writes the file again.
+
     reference: a digest of the reference's weights; None if there is no reference or its weights are unknown.
     previous: the subfolder with the files of earlier runs.
     summary, warnings: what was printed at the start. The lines of the summary have the form `Name: text`.

@@ -19,8 +19,9 @@ from .session import Session
 
 
 def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
-    """Find the state to resume from, in the folder of the adapter file, and print the result. None unless `resume` is
-    set.
+    """Return the newest intact state in the folder of the adapter file; None if there is none or `resume` is not set.
+
+    Print what was found, and which files of earlier runs will be moved.
     """
     folder, state = adapter_file.parent, None
     if settings.resume:

@@ -269,8 +269,10 @@ class Session:
 
     @property
     def cut_at(self) -> int | None:
-        """Return the number of tokens in each part of a batch that a step computes at a time; None if a step computes
-        the batch at once. (With several processes, batches are never divided.)
+        """Return the number of tokens in each part of a batch that a step computes at a time.
+
+        None if a step computes the batch at once. The number of processes does not change this value, but only a run
+        with one process divides batches.
         """
         return CUT_POSITIONS if runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled) else None
 

@@ -113,9 +113,9 @@ def activate(module):
 
 
 def explain(error, module):
-    """If a module of the host failed to import because mlx has no backend on this machine, say so in one line.
+    """Handle a failed import of a host module: if mlx has no backend on this machine, say so in one line.
 
-    The host's command then ends.
+    The host's command ends with this line. For other programs, the line is added to the error.
     """
     try:
         from mlx_lm_lora_prefplus.backend import problem

@@ -41,7 +41,7 @@ class Description:
     formula, meaning, value, references: parts of the docstring of its function (`value`: what it returns); empty if
         missing.
     means: whether log-probs are means over the tokens of a completion, not sums. log_probs: the same in words.
-    options: the config keys that only some losses use, this one among them, with its defaults.
+    options: the config keys of this loss that not all losses of the mode share, with this loss's defaults.
     rows, columns: the kind of rows that the loss needs, and their data columns.
     """
 

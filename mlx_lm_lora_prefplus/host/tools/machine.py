@@ -115,7 +115,7 @@ def loaded_libraries() -> list[str]:
 def is_slow(libraries: list[str]) -> bool:
     """Return whether mlx uses a slow BLAS: a slow one is loaded, and no fast one.
 
-    The fast BLAS libraries that numpy and scipy bring along do not count, because mlx does not use them.
+    BLAS libraries that numpy and scipy bring along do not count, because mlx does not use them.
     """
     ours = [path.lower() for path in libraries if "numpy" not in path and "scipy" not in path]
     has = lambda part: any(part in path for path in ours)  # noqa: E731

@@ -9,9 +9,7 @@ from .optimizers import bits_problem, optimizer_problems
 from .problems import Joined, Problems, nearest
 
 MOST_RANK = 2**16
-"""Largest allowed rank. No matrix of a model is this wide; adapters of a higher rank would be larger than the
-matrix.
-"""
+"""Largest allowed rank. No matrix of a model is this wide, so adapters of this rank would be larger than the matrix."""
 
 STEPS = (0, 1, 2, 10, 1000, 10**6)
 """Updates at which the check evaluates a schedule."""
