@@ -84,7 +84,7 @@ def test_programs_that_import_the_host_get_their_error_with_the_line_as_a_note(w
         (["--help"], "quickstart"),
         (["--version"], "."),
         (["losses"], "simpo"),
-        (["losses", "ipo"], "pulls"),
+        (["losses", "ipo"], "fixed target"),
         (["losses", "--json"], '"formula"'),
         (["modes"], "kto"),
         (["presets"], "learning"),

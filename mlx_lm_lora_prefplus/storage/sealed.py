@@ -32,7 +32,7 @@ def opened(data: bytes) -> bytes:
     """
     content, digest = data[:-SIZE], data[-SIZE:]
     if hashlib.sha256(content).digest() != digest:
-        raise Damaged("its content does not fit its digest")
+        raise Damaged("its content does not match its digest")
     return content
 
 
@@ -59,7 +59,7 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"it cannot be read ({type(error).__name__})") from error
     if digest != _digest(content):
-        raise Damaged("its content does not fit its digest")
+        raise Damaged("its content does not match its digest")
     return content
 
 

@@ -85,7 +85,7 @@ def constants(code) -> set[object]:
 def test_rows_whose_rules_the_options_could_not_apply_are_refused():
     """Else a default or a check of a row would be passed over in silence."""
     row = Loss(pairs.hinge, ("beta",), check=lambda options: "never")
-    with pytest.raises(ValueError, match="set `table` of LossOptions to the losses of the mode"):
+    with pytest.raises(ValueError, match="Set `table` of LossOptions to the losses of the mode"):
         PairedTrainer("other", LossOptions, {"hinge": row}, reference=True)
     assert PairedTrainer("other", LossOptions, {"hinge": Loss(pairs.hinge, ("beta",))}, reference=True).losses
     assert DPO.options.table == DPO.losses
