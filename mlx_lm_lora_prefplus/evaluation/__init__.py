@@ -1,1 +1,3 @@
-"""The command `mlx_lm_lora.prefplus evaluate`: evaluate held-out rows, and compare answers with the reference's."""
+"""The command `mlx_lm_lora.prefplus evaluate`: score held-out rows, and compare the policy's answers with the
+reference's.
+"""

@@ -18,14 +18,14 @@ from ..host.run.session import Session
 
 
 class Answer(NamedTuple):
-    """text, and its token ids, including the end-of-sequence token if the model generated it."""
+    """text: the answer. Its token ids include the end-of-sequence token if the model generated one."""
 
     text: str
     tokens: list[int]
 
 
 class AnsweredPrompt(NamedTuple):
-    """One prompt, as text and token ids, with the answers of both models."""
+    """One prompt, as text and token ids, with the answers of the policy and the reference."""
 
     prompt: str
     tokens: list[int]
@@ -34,9 +34,9 @@ class AnsweredPrompt(NamedTuple):
 
 
 def answer_prompts(session: Session, count: int, max_tokens: int, temperature: float) -> list[AnsweredPrompt]:
-    """Let both models answer the first `count` distinct prompts of the held-out rows, with the same seed.
+    """Let policy and reference answer the first `count` distinct prompts of the held-out rows, with the same seed.
 
-    max_tokens: largest length of an answer. temperature: 0 always chooses the most probable token.
+    max_tokens: largest length of an answer (tokens). temperature: 0 always chooses the most probable token.
     """
     prompts = _prompts(session, count)
     ours = _answers(session, session.model, prompts, max_tokens, temperature)
@@ -84,12 +84,12 @@ def _answers(
 
 @contextmanager
 def reference_model(session: Session) -> Iterator[nn.Module]:
-    """Load the model to compare with: in modes with a reference `reference_model_path`, otherwise the base model."""
+    """Load the model to compare with. With a reference it is `reference_model_path`, otherwise the base model."""
     resolved = session.resolved
     if resolved.settings.reference_model_path and resolved.trainer.needs_reference(resolved.options):
         yield models.load_reference(resolved.settings, session.tokenizer)
     elif adapter_layers(session.model):
         with adapters_off(session.model):
             yield session.model
-    else:  # all weights were trained
+    else:  # full fine-tuning: all weights were trained
         yield models.load_base(resolved.settings)[0]

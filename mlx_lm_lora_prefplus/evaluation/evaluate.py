@@ -24,19 +24,19 @@ from .answers import AnsweredPrompt, answer_prompts
 from .win_rate import win_rate
 
 Report = dict[str, Any]
-"""mode, objective, policy, reference, rows; the results of `held_out.summary`; `answers` (results of
-`win_rate.win_rate`, the judge and its agreement in both orders; or None); `training` (objective, warnings and remarks
-of the run; or None); `outcome` and `verdict`.
+"""Keys: mode, objective, policy, reference, rows; the results of `held_out.summary`; outcome and verdict. `answers`:
+the results of `win_rate.win_rate`, the judge, and the share of prompts that it judged equally in both orders; or None.
+`training`: objective, warnings and remarks of the run; or None.
 """
 
 
 @dataclass(frozen=True)
 class Judging:
-    """How answers are compared. Without a judge they are not compared.
+    """How answers are compared. Without `judge` and `model` they are not compared.
 
     judge: `reward`, or `module:function`. model: path or name of a judge model. prompts: number of prompts. max_tokens:
-        largest length of an answer. temperature: 0 always chooses the most probable token. keep: a file for the
-        answers, or None.
+        largest length of an answer. temperature: 0 always chooses the most probable token. keep: the file to which the
+        answers are written, or None.
     """
 
     judge: str | None = None
@@ -134,7 +134,7 @@ def _training(folder: Path) -> dict[str, Any] | None:
 
 
 def evidence_of(report: Report) -> Evidence:
-    """Return the evidence for the verdict. Answers decide it if the judge was not the policy's own reward."""
+    """Return the evidence for the verdict. The win rate decides it unless the judge was the policy's reward."""
     margin, answers, training = report["margin"], report["answers"], report["training"] or {}
     shift = report["shift"].get("chosen") or report["shift"].get("desirable")
     return Evidence(

@@ -11,7 +11,8 @@ from ..errors import UserError
 
 
 def load_function(name: str, flag: str) -> Callable[..., Any]:
-    """Load a function. Modules in the working directory are found. flag: the flag that named it, for messages.
+    """Load a function. Its module may be in the working directory. flag: the flag that named the function, for
+    messages.
 
     Raises:
         UserError: There is no such function.

@@ -24,15 +24,15 @@ from ..trainers.paired import chosen_and_rejected
 from ..trainers.tabled import reward_rounding
 
 BUCKETS = 4
-"""Number of groups by length. The groups have about equal size."""
+"""Number of groups into which rows are divided by length. The groups have about equal size."""
 
 
 class HeldOut(NamedTuple):
-    """Scores of the first and the last completion of each row: chosen and rejected. An unpaired row repeats its only
-    one.
+    """Scores of two completions of each row: chosen and rejected, or the best and the worst of a list. An unpaired row
+    has its only completion twice.
 
-    rewards, rounding, policy, reference, tokens: (rows, 2) rewards, their rounding errors, log-probs (nats, summed) and
-    tokens.
+    rewards, rounding, policy, reference, tokens: each (rows, 2): rewards, their rounding errors, log-probs of policy
+    and of reference (nats, summed) and token counts.
     base: rewards of the model before training; 0 if rewards are relative to a reference. label: (rows,) 1 or 0, for
         unpaired rows.
     """
@@ -46,7 +46,7 @@ class HeldOut(NamedTuple):
     label: np.ndarray | None
 
     def part(self, rows: np.ndarray) -> "HeldOut":
-        """Select rows by a mask (rows,)."""
+        """Return only the rows that a mask selects. rows: (rows,) bool."""
         *values, label = (None if column is None else column[rows] for column in self)
         return HeldOut(*values, label)  # type: ignore[arg-type]
 
@@ -58,7 +58,7 @@ def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
         The session, whose only split is called test; the split; and its real name.
 
     Raises:
-        UserError: There are no such rows, or something cannot be loaded.
+        UserError: There are neither test nor valid rows, or the model or the data cannot be loaded.
     """
     resolved = as_begun(resolved)
     settings = resolved.settings.model_copy(update={"train": False, "test": True})
@@ -78,7 +78,7 @@ def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
 
 
 def score(session: Session) -> HeldOut:
-    """Score the rows with the reference, then load the trained adapters and score them with the policy."""
+    """Score the rows with the reference. Then load the trained adapters, and score the same rows with the policy."""
     resolved, computed_by = session.resolved, session.engine.policy
     trainer = resolved.trainer
     reference = ReferencePass(session).source().stored["test"]
@@ -119,8 +119,8 @@ def score(session: Session) -> HeldOut:
 
 
 def _sides(values: mx.array, batch: Batch, gold: bool) -> np.ndarray:
-    """Return (examples, 2) float64."""
-    if "label" in batch.columns:  # there is no second completion
+    """Return the values of the chosen and of the rejected completion, (examples, 2) float64."""
+    if "label" in batch.columns:  # an unpaired row has only one completion
         values = mx.tile(values, 2)
         return as_numpy(values.astype(mx.float32), np.float64).reshape(2, -1).T
     return np.stack(
@@ -129,7 +129,9 @@ def _sides(values: mx.array, batch: Batch, gold: bool) -> np.ndarray:
 
 
 def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
-    """Return accuracy and margin of the rewards with their intervals, by length, and the change of the log-probs."""
+    """Return accuracy and margin with intervals, for all rows and by length, and how log-probs differ from the
+    reference's.
+    """
     figures: dict[str, Any] = _rewards(held_out, seed)
     before = _rewards(held_out._replace(rewards=held_out.base), seed)
     figures["before"] = {
@@ -155,11 +157,11 @@ def summary(held_out: HeldOut, seed: int) -> dict[str, Any]:
 
 
 def _rewards(held_out: HeldOut, seed: int) -> dict[str, Any]:
-    """Return accuracy and margin.
+    """Return accuracy and margin of the rewards, with intervals.
 
     accuracy: share of pairs whose chosen completion has the higher reward, or of unpaired rows whose reward has the
-        sign of the label (see `losses.accuracy`). margin: reward of chosen minus rejected, or mean of desirable minus
-        mean of undesirable; None if one label is missing.
+        sign of the label (see `losses.accuracy`). margin: mean reward of chosen minus that of rejected, or mean reward
+        of desirable minus that of undesirable rows; None if no row has one of these labels.
     """
     chosen, rejected = held_out.rewards.T
     if held_out.label is None:
@@ -182,7 +184,7 @@ def _outcome(difference: np.ndarray, rounding: mx.array | float = 0.0) -> np.nda
 
 
 def _shift(held_out: HeldOut, seed: int) -> dict[str, Figure]:
-    """Return the mean difference of log-probs, policy minus reference (nats per token), for each side."""
+    """Return the mean of policy minus reference log-probs (nats per token), for each kind of completion."""
     moved = (held_out.policy - held_out.reference) / np.maximum(held_out.tokens, 1)
     if held_out.label is None:
         sides = {"chosen": moved[:, 0], "rejected": moved[:, 1]}

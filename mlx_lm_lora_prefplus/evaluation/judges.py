@@ -18,7 +18,9 @@ from .functions import load_function
 from .questions import Choice
 
 Judge = Callable[[str, str, str], float]
-"""Function (prompt, answer A, answer B) → 1 if A is better, 0 if B is, 0.5 if neither; or any value between."""
+"""Function (prompt, answer A, answer B) → 1 if A is better, 0 if B is better, 0.5 if neither is; or any value in [0,
+1].
+"""
 
 QUESTION = """\
 Here are a request and two answers to it. Decide which answer is better: more helpful, correct and to the point. \
@@ -37,7 +39,7 @@ Which answer is better, A or B? Reply with one letter."""
 
 
 def function_judge(name: str) -> Judge:
-    """Load the function `module:function` or `file.py:function`. Modules in the working directory are found.
+    """Load the function `module:function` or `file.py:function`. The module may be in the working directory.
 
     Raises:
         UserError: There is no such function.
@@ -61,7 +63,8 @@ def function_judge(name: str) -> Judge:
 
 
 def model_judge(path: str) -> Judge:
-    """Load a local model as a judge. It is asked for A or B, and the more probable letter wins.
+    """Load a local model as a judge. The judge asks the model which answer is better, A or B. The more probable letter
+    wins.
 
     Raises:
         UserError: The model cannot be loaded, or its tokens do not distinguish A from B.
@@ -79,8 +82,8 @@ def judge_answers(judge: Judge, answered: list[AnsweredPrompt]) -> tuple[np.ndar
     """Judge each pair in both orders and average, so that a preference for the first position cancels out.
 
     Returns:
-        (prompts,) 1 where the policy's answer is better, 0 where it is worse; and the share of prompts judged equally
-        in both orders.
+        Two values. (prompts,): 1 where the policy's answer is better, 0 where it is worse. The share of prompts with
+        the same judgement in both orders.
     """
     first = np.array([_compare(judge, prompt.prompt, prompt.policy.text, prompt.reference.text) for prompt in answered])
     second = np.array(
@@ -94,7 +97,9 @@ def _compare(judge: Judge, prompt: str, a: str, b: str) -> float:
 
 
 def judge_by_reward(session: Session, answered: list[AnsweredPrompt]) -> np.ndarray:
-    """Return (prompts,) 1 where the reward that training optimises is higher for the policy's answer, 0 where lower."""
+    """Judge by the reward that training optimises: (prompts,), 1 where the policy's answer has more reward, 0 where
+    less.
+    """
     resolved = session.resolved
     trainer: Any = resolved.trainer
     wins = []
@@ -115,7 +120,7 @@ def judge_by_reward(session: Session, answered: list[AnsweredPrompt]) -> np.ndar
 
 
 def _pair(one: AnsweredPrompt) -> Any:
-    """Make a batch of one row whose completions are both answers."""
+    """Make a batch of one row. Its two completions are the answers of the policy and the reference."""
     row = {"prompt": one.tokens, "chosen": one.policy.tokens, "rejected": one.reference.tokens}
     return collate([row], np.zeros(1, np.int64))
 

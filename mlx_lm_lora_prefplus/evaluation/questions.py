@@ -18,8 +18,8 @@ class Choice:
     """A local model that chooses between two words."""
 
     def __init__(self, path: str, flag: str, words: tuple[Sequence[str], Sequence[str]]):
-        """Load a model. flag: the flag that named it, for messages. words: spellings of the first and of the second
-        word.
+        """Load a model. flag: the flag that named the model, for messages. words: spellings of the first and of the
+        second word.
 
         Raises:
             UserError: The model cannot be loaded, or its tokens do not distinguish the words.
@@ -31,12 +31,12 @@ class Choice:
             raise UserError(f"{flag}: the tokenizer of {path} has no single token for {words[0][0]} or {words[1][0]}.")
 
     def _first_tokens(self, spellings: Sequence[str]) -> set[int]:
-        """Return the tokens of a reply with one of these words: with and without a leading space."""
+        """Return the first token of each spelling, with and without a leading space."""
         texts = [text for word in spellings for text in (word, f" {word}")]
         return {self.tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts}
 
     def __call__(self, questions: Sequence[str]) -> list[float]:
-        """Return for each question how much more probable the first word is as the answer than the second, in nats."""
+        """Return, for each question, the log-prob of the first word as the answer minus that of the second, in nats."""
         rows = [question_tokens(self.tokenizer, text) for text in questions]
         found: list[float] = []
         for start in range(0, len(rows), ROWS):
@@ -65,8 +65,8 @@ def right_padded(rows: list[list[int]]) -> tuple[mx.array, mx.array]:
 
 
 def last_logits(model: nn.Module, halves: SplitModel | None, tokens: mx.array, last: mx.array) -> mx.array:
-    """Return the (rows, vocabulary) logits after the last token of each row. halves: the split model; None if it cannot
-    be split.
+    """Return the (rows, vocabulary) logits after the last token of each row. halves: backbone and head of the model;
+    None if the model cannot be split.
     """
     rows = mx.arange(len(tokens))
     if halves is None:

@@ -1,4 +1,4 @@
-"""The share of prompts for which the policy's answer wins, raw and controlled for length."""
+"""The share of prompts for which the policy's answer wins, and an estimate of this share at equal lengths."""
 
 from typing import Any
 
@@ -9,7 +9,9 @@ from ..report.results.intervals import Figure
 from .answers import AnsweredPrompt
 
 STEPS, LONGEST_STEP, RIDGE = 25, 2.0, 0.1
-"""Newton steps, their largest size, and an L2 penalty, which keeps coefficients finite if one side always wins."""
+"""Number of Newton steps, their largest size, and the L2 penalty. The penalty keeps coefficients finite if one model
+always wins.
+"""
 
 
 def win_rate(wins: np.ndarray, answered: list[AnsweredPrompt], seed: int) -> dict[str, Any]:
@@ -32,9 +34,10 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, seed: int) -> Figure
 
     Fits P(win) = σ(θ + φ·tanh(d / s)) and returns σ(θ). d is the difference in length, s its standard deviation, and σ
     the logistic function. This is the length term of length-controlled AlpacaEval (Dubois et al. 2024,
-    arXiv:2404.04475). Its term for the difficulty of prompts is left out, because it needs many models to fit.
+    arXiv:2404.04475). AlpacaEval's term for the difficulty of prompts is left out, because fitting it needs the answers
+    of many models.
 
-    There is no interval if one side always wins, because length and quality then cannot be separated.
+    There is no interval if one model always wins, because length and quality then cannot be separated.
 
     wins: (prompts,) in [0, 1]. longer: (prompts,) tokens of the policy's answer minus those of the reference's.
     """
@@ -45,7 +48,7 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, seed: int) -> Figure
 
 
 def _at_equal_length(wins: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Fit logistic regressions by Newton's method and return σ(θ): (…, n) each → (…)."""
+    """Fit logistic regressions by Newton's method, and return σ(θ) of each: arrays of shape (…, n) → (…)."""
     theta = phi = np.zeros(wins.shape[:-1])
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-(theta[..., None] + phi[..., None] * x)))

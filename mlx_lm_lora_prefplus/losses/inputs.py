@@ -2,8 +2,9 @@
 
 Notation in the formulas: p is the policy's log-prob of a completion, q the reference's, and u = p − q the log-ratio.
 The index w marks the chosen completion of a pair, l the rejected one. Δ = u_w − u_l. n is the number of completion
-tokens. Log-probs are in nats. They are sums over the completion tokens, or means if `Loss.means` is set; p̄ is always
-the mean. Without a reference q is 0, so u is p, and Δ is p_w − p_l. The same functions therefore serve DPO and CPO.
+tokens. Log-probs are in nats. A log-prob is the sum over the completion tokens, or the mean if the description of the
+loss says so; p̄ is always the mean. Without a reference q is 0, so u is p, and Δ is p_w − p_l. The same functions
+therefore serve DPO and CPO.
 """
 
 from typing import NamedTuple

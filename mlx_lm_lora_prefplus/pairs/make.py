@@ -37,7 +37,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Made:
-    """The result. folder: of the rows. summary: from `summarise`. scores: split → prompts → scores of the answers."""
+    """The result. folder: of the rows. summary: from `summarise`. scores: split → for each prompt the scores of its
+    answers.
+    """
 
     folder: Path
     summary: Summary
@@ -56,10 +58,11 @@ def make_pairs(
 ) -> Made:
     """Sample answers to the prompts of a run's data, score them, and write the rows of each split into a folder.
 
-    adapter: folder or file of the policy's adapters; None for the model alone. command: for messages.
+    adapter: folder or file of the policy's adapters; None for the model alone. command: name of the command, for
+        messages.
 
     Raises:
-        UserError: Settings, data or model are invalid. Results so far are kept.
+        UserError: Settings, data or model are invalid. Answers and scores from before the error are kept.
     """
     scorers = Scorers(settings)
     model, tokenizer = load_policy(resolved, adapter)
@@ -96,7 +99,7 @@ def _answers(
     policy: Mapping[str, Any],
     command: str,
 ) -> list[list[Answer]]:
-    """Sample the answers that an earlier start has not sampled."""
+    """Return all answers. Those that an earlier start of the command wrote are read, and the others are sampled."""
     prompts, size = found.prompts, chunk_size(settings)
     tokens = hashlib.sha256(json.dumps([[one.split, one.key, one.tokens] for one in prompts]).encode()).hexdigest()
     header = {**policy, "prompts": tokens[:16], **{key: getattr(settings, key) for key in SAMPLING}}
@@ -123,9 +126,9 @@ def _scores(
     folder: Path,
     command: str,
 ) -> list[dict[str, Any]]:
-    """Score the answers that an earlier start has not scored.
+    """Return the scores of all answers. Those that an earlier start of the command wrote are read, not computed.
 
-    Each set of scorers has its own file, so nothing is scored twice.
+    Each set of scorers has a separate file. A start with other scorers therefore does not overwrite these scores.
     """
     given = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
     header = {"scorers": scorers.names, "digest": scorers.digest, "answers": given[:16]}
@@ -143,7 +146,7 @@ def _scores(
 
 
 def _write_rows(folder: Path, found: Prompts, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of each split. A file that an earlier start wrote and this one does not is removed.
+    """Write the rows of each split. The file of a split that has no rows now is removed, if an earlier start wrote it.
 
     If no row can be used, `valid` and `test` are not written, because training could not read them.
     """
@@ -159,7 +162,9 @@ def _write_rows(folder: Path, found: Prompts, rows: list[dict[str, Any]]) -> Non
 
 
 def _policy_header(resolved: Resolved, adapter: Path | None) -> dict[str, Any]:
-    """Return what identifies the policy: names, and a digest of its files if they are on this machine."""
+    """Return what identifies the policy: the names of model and adapters, and digests of their files if these are
+    local.
+    """
     settings = resolved.settings
     base = Path(settings.model)
     files = [*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"] if base.is_dir() else []
@@ -173,7 +178,7 @@ def _policy_header(resolved: Resolved, adapter: Path | None) -> dict[str, Any]:
 
 
 def begin_anew(folder: Path) -> None:
-    """Remove the files that an earlier `pairs` wrote into a folder."""
+    """Remove the files that an earlier run of `pairs` wrote into a folder."""
     for file in [folder / ANSWERS, folder / SUMMARY, *(folder / f"{split}.jsonl" for split in SPLITS)]:
         file.unlink(missing_ok=True)
     for file in folder.glob("rewards-????????.jsonl"):

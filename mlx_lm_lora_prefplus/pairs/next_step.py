@@ -1,4 +1,4 @@
-"""The config for training on the rows, and the command that runs it."""
+"""Write the config for training on the rows, and the command that starts this training."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ NOT_KEPT = ("config", "data", "hf_dataset", *COMPANION_KEYS, *COLUMNS)
 
 
 def given_values(resolved: Resolved) -> dict[str, Any]:
-    """Settings that the user gave. Defaults are not written."""
+    """Return the settings that the user gave, without defaults."""
     return {
         key: value
         for key, value in resolved.values.items()
@@ -30,7 +30,9 @@ def given_values(resolved: Resolved) -> dict[str, Any]:
 
 
 def from_adapter(adapter: Path | None) -> dict[str, Any]:
-    """Return the settings for training that starts from adapters and also uses them as the reference."""
+    """Return the settings for training that starts from adapters and uses the model with these adapters as its
+    reference.
+    """
     if adapter is None:
         return {}
     file = models.adapter_file(str(adapter)) or adapter
@@ -53,9 +55,9 @@ def from_adapter(adapter: Path | None) -> dict[str, Any]:
 
 
 def write_config(resolved: Resolved, folder: Path, adapter: Path | None, command: str, **more: Any) -> str:
-    """Write the config for training into the folder of the rows. Returns the command that runs it.
+    """Write the config for training into the folder of the rows. Returns the command that trains with this config.
 
-    more: values that replace the user's; None removes a key.
+    more: key → value that replaces the user's value; None removes the key.
 
     Raises:
         UserError: The config cannot be written.

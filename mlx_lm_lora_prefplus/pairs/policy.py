@@ -33,10 +33,11 @@ def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, An
 
 
 def adapter_of(resolved: Resolved, given: Path | None) -> Path | None:
-    """Return the adapters of the policy: the given ones, or else those from which training would start; None for none.
+    """Return the path of the policy's adapters: the given path, otherwise that of the adapters from which training
+    would start. Returns None if there are neither.
 
     Raises:
-        UserError: There are no adapters at the given place.
+        UserError: There are no adapters at this path.
     """
     path = given or (Path(resolved.settings.resume_adapter_file) if resolved.settings.resume_adapter_file else None)
     if path is None:

@@ -22,7 +22,7 @@ class Prompt(NamedTuple):
     """One prompt.
 
     split: "train", "valid" or "test". example: its messages or text, tools and template arguments.
-    tokens: the prompt's tokens, including the opening of the answer. row: the row that it comes from, for reward
+    tokens: the prompt's tokens, including the opening of the answer. row: the data row of the prompt, for reward
         functions that read other columns.
     """
 
@@ -33,7 +33,7 @@ class Prompt(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Return the key by which prompts are compared."""
+        """Return a text that is equal for equal prompts only."""
         return prompt_key(self.example)
 
     @property
@@ -49,7 +49,7 @@ class Prompt(NamedTuple):
 
 
 def prompt_key(example: Example) -> str:
-    """Return the content of a prompt as text. Equal prompts give equal text."""
+    """Return the content of a prompt as text. Two prompts are equal if these texts are equal."""
     return json.dumps([example.prompt, example.tools, dict(example.template_kwargs)], sort_keys=True)
 
 
@@ -58,7 +58,7 @@ class Prompts:
     """The distinct prompts, in the order of their first row.
 
     rows: rows read of each split. duplicates: rows whose prompt occurred earlier, in this split or another.
-    dropped: reason why rows give no prompt → number of rows. formats: the detected row formats.
+    dropped: reason why a row gives no prompt → number of such rows. formats: the detected row formats.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Prompts:
 def collect(resolved: Resolved, tokenizer: Any, limit: int | None, splits: tuple[str, ...] = SPLITS) -> Prompts:
     """Collect the prompts of a run's data.
 
-    limit: how many distinct prompts of each split; None for all.
+    limit: largest number of distinct prompts of each split; None for all.
 
     Raises:
         UserError: There are no prompts, or the data cannot be read.

@@ -6,7 +6,7 @@ from typing import Any
 from ..report.results.intervals import against, percent
 
 MANY_CUT_OFF = 0.1
-"""Warn if at least this share of the better answers was cut off."""
+"""Warn if at least this share of the better answers was cut off at `max_tokens`."""
 
 
 def lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -23,7 +23,7 @@ def lines(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"          tokens: {_spread(answers['tokens'])}"
     for name, spread in summary["scores"].items():
         if name != "all" and len(summary["scores"]) == 2:
-            continue  # with a single score, it is the whole score
+            continue  # a single reward equals the total score, so it has no line
         yield f"Scores    {name if name != 'all' else 'in all'}: {_spread(spread)}"
     usable = sum(pairs["usable"].values())
     yield f"Pairs     {usable:,} of {distinct:,} prompts give a pair: {_splits(pairs['usable']) if usable else 'none'}"
@@ -43,7 +43,7 @@ def lines(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield warnings for the user before training on the rows."""
+    """Yield warnings that the user should read before training on the rows."""
     answers, pairs, length = summary["answers"], summary["pairs"], summary["length"]
     if answers["different"] <= answers["n"] / 2:
         yield (

@@ -1,4 +1,4 @@
-"""Make the row of a prompt: all answers with their scores, and the reason if no pair can be made of it."""
+"""Make the row of a prompt: all answers with their scores. If it gives no pair, it also has the reason."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,11 +24,11 @@ def make_row(
 ) -> dict[str, Any]:
     """Make a row of a prompt, its responses and their scores, in the format of `data.formats.ranked`.
 
-    A row from which no pair must be made has null scores, and the reason in `refused`.
+    A row of which no pair may be made has null scores, and the reason in `refused`.
 
     every_pair: whether training makes pairs of every two answers (`pairing: all_pairs`). Scores that differ by less
-        than `min_margin` are then replaced by their mean. This also joins two distant scores if the scores between
-        them form a chain of such small differences.
+        than `min_margin` are then replaced by their mean. Two scores with a larger difference are also joined if the
+        scores between them form a chain of small differences.
     """
     example = prompt.example
     row: dict[str, Any] = {"prompt": example.prompt, "responses": [answer.text for answer in answers]}
@@ -55,7 +55,7 @@ def make_row(
 def refusal(
     answers: Sequence[Answer], scored: Mapping[str, Any], totals: Sequence[float], settings: PairSettings
 ) -> str | None:
-    """Return why no pair is made of the best and the worst answer, or None."""
+    """Return why no pair is made of the best and the worst answer; None if a pair is made."""
     usable = [place for place, answer in enumerate(answers) if answer.text.strip()]
     if len({answers[place].text for place in usable}) < 2:
         return ALIKE
@@ -71,13 +71,13 @@ def refusal(
 
 
 def ends(answers: Sequence[Answer], totals: Sequence[float]) -> tuple[int, int]:
-    """Return the positions of the best and the worst answer that are not empty; the first of equal ones."""
+    """Return the positions of the best and the worst non-empty answer. Of equally good answers, the first counts."""
     usable = [place for place, answer in enumerate(answers) if answer.text.strip()] or [0]
     return max(usable, key=lambda place: (totals[place], -place)), min(usable, key=lambda place: (totals[place], place))
 
 
 def _merged(totals: Sequence[float], margin: float) -> list[float]:
-    """Give scores that are linked by differences below `margin` their mean."""
+    """Sort the scores, join neighbours that differ by less than `margin`, and replace each joined group by its mean."""
     order = sorted(range(len(totals)), key=lambda place: totals[place])
     groups: list[list[int]] = []
     for place in order:

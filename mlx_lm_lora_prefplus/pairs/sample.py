@@ -19,8 +19,8 @@ PREFILL = 2048
 
 
 class Answer(NamedTuple):
-    """text: without special tokens. Its number of tokens excludes the end of sequence. The last field: whether the
-    model ended it.
+    """text: without special tokens. tokens: number of tokens, without the end of sequence. finished: whether the model
+    ended the answer.
     """
 
     text: str
@@ -29,20 +29,21 @@ class Answer(NamedTuple):
 
 
 def chunk_size(settings: PairSettings) -> int:
-    """Return the number of prompts that are answered together. It keeps the generator's batch full most of the time.
+    """Return the number of prompts that are answered together: enough to keep the generator's batch mostly full.
 
-    The batches in which a prompt is answered depend only on this number. A continued command therefore computes the
-    same bytes.
+    The batches in which a prompt is answered depend only on this number. A command that continues after it was killed
+    therefore computes the same bytes.
     """
     return max(1, 2 * settings.generation_batch_size // settings.answers)
 
 
 def sample(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], settings: PairSettings) -> list[list[Answer]]:
-    """Sample the answers to a chunk of prompts: `settings.answers` each, those of the first seed first.
+    """Sample the answers to a chunk of prompts: `settings.answers` for each prompt, beginning with those of the first
+    seed.
 
-    A prompt is processed once, and its answers share the cache. The random numbers of an answer depend only on its
-    seed, its prompt and its position. The last bits of the logits depend on which rows share a batch, as everywhere in
-    MLX, so an answer may differ if it is sampled among other prompts.
+    A prompt is processed once, and its answers share its key-value cache. The random numbers of an answer depend only
+    on its seed, its prompt and its position. The last bits of the logits depend on which rows share a batch, as
+    everywhere in MLX, so an answer may differ if it is sampled among other prompts.
     """
     model.eval()
     generator = BatchGenerator(
@@ -79,7 +80,7 @@ def sample(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], settings
 
 
 def _read(model: nn.Module, tokens: list[int]) -> list[Any]:
-    """Return the cache of a prompt without its last token. The generator copies it into its batches."""
+    """Return the key-value cache of all prompt tokens but the last. The generator copies it into its batches."""
     cache = make_prompt_cache(model)
     for start in range(0, len(tokens) - 1, PREFILL):
         model(mx.array([tokens[start : min(start + PREFILL, len(tokens) - 1)]]), cache=cache)
@@ -88,7 +89,7 @@ def _read(model: nn.Module, tokens: list[int]) -> list[Any]:
 
 
 def seeded_sampler(settings: PairSettings, stream: str) -> Callable[[mx.array], mx.array]:
-    """Return a sampler for one answer: (1, vocabulary) log-probs → (1,) token. stream: determines its
+    """Return a sampler for one answer: (1, vocabulary) log-probs → (1,) token. stream: a name that determines the
     random numbers.
     """
     start = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big")

@@ -49,14 +49,14 @@ class PairSettings(BaseModel):
 
     @property
     def scorers(self) -> int:
-        """Return how many scores an answer gets."""
+        """Return the number of scorers, each of which gives every answer a score."""
         return len(self.reward) + len(self.reward_model) + (self.judge is not None) + (self.judge_model is not None)
 
 
 def settings_in(resolved: Resolved, given: Mapping[str, Any], command: str) -> PairSettings:
-    """Return the settings under `pairs` in a run's config file, overridden by those given to a command.
+    """Return the settings under `pairs` in a run's config file. Settings given to the command replace them.
 
-    given: key → value; None counts as not given. The seed is that of the run unless `seeds` is set.
+    given: key → value from the command; None if the user did not give it. Without `seeds`, the seed is that of the run.
 
     Raises:
         UserError: Settings are invalid. The message lists all problems.

@@ -70,8 +70,8 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _gain(totals: Sequence[Sequence[float]]) -> float:
-    """Return by how much the best answer to a prompt exceeds the mean: the improvement that training on the pairs can
-    aim at.
+    """Return how much higher the best answer to a prompt scores than the mean of its answers. Training on the pairs can
+    aim at this improvement.
     """
     return float(np.mean([max(some) - sum(some) / len(some) for some in totals]))
 

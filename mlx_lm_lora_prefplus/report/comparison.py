@@ -13,10 +13,10 @@ from .results.runs import RunRecord
 from .settings import differing
 
 ALL_PAIRS = 4
-"""Up to this many runs, each is compared with each other."""
+"""Up to this number of runs, every two runs are compared. With more runs, each is compared only with the first."""
 
 COUNTS = ("kind", "used", "prompt_tokens", "chosen_tokens", "rejected_tokens")
-"""Fields of a data report that are equal if the rows are equal."""
+"""Fields of a data report. If two runs differ in one of them, they used different rows."""
 
 NOTE = (
     '<p class="about">In percentage points, on the last validation of each run. The interval treats the two runs as '
@@ -26,14 +26,14 @@ NOTE = (
 
 
 def compared(runs: Sequence[RunRecord]) -> str:
-    """Render the comparison; empty for a single run."""
+    """Render the comparison of several runs; empty for a single run."""
     if len(runs) == 1:
         return ""
     return section("compared", "Comparison", f"{_figures(runs)}{_differences(runs)}{differing(runs)}")
 
 
 def _figures(runs: Sequence[RunRecord]) -> str:
-    """Render the last results of each run, from validation or else from training."""
+    """Render the last results of each run: those of validation, or those of training if there is no validation."""
     rows = []
     for place, run in enumerate(runs):
         report = last(run.valid) or last(run.train)
@@ -52,7 +52,7 @@ def _number(value: float | None) -> str:
 
 
 def _differences(runs: Sequence[RunRecord]) -> str:
-    """Render the differences of accuracies: between all runs if they are few, else from each run to the first."""
+    """Render the differences of accuracies: between every two runs, or to the first run if there are many runs."""
     places = range(len(runs))
     pairs = list(combinations(places, 2)) if len(runs) <= ALL_PAIRS else [(0, place) for place in places[1:]]
     rows, reasons = [], dict[str, list[str]]()
@@ -72,7 +72,7 @@ def _differences(runs: Sequence[RunRecord]) -> str:
 
 
 def _not_comparable(first: RunRecord, other: RunRecord) -> str:
-    """Return the reason why there is no difference between two runs; empty if there is one."""
+    """Return why two runs cannot be compared; an empty string if they can."""
     if not (first.valid and other.valid):
         return "Not compared, because one of the runs has no validation"
     if not all(accuracy_of(last(run.valid)) for run in (first, other)):
@@ -85,7 +85,7 @@ def _not_comparable(first: RunRecord, other: RunRecord) -> str:
 
 
 def _difference(figure: Figure) -> tuple[str, str, str]:
-    """Return the difference, its interval, and what they mean."""
+    """Return three texts: the difference, its interval, and what they mean."""
     points = f"{_signed(figure['value'])} points"
     if figure["low"] is None:
         return points, "–", "The number of rows is unknown."

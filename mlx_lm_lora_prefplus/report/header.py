@@ -80,7 +80,7 @@ def _subject(run: RunRecord) -> str:
 
 
 def _facts(run: RunRecord) -> str:
-    """Return loss, length, start and folder of a run."""
+    """Return the loss, the length, the starting time and the folder of a run."""
     summary = summary_of(run)
     date, planned = _date(run), run.about.get("iters")
     known = isinstance(planned, int) and planned > 0
@@ -97,7 +97,7 @@ def _facts(run: RunRecord) -> str:
 
 
 def _short(path: str) -> str:
-    """Return the last two parts of a path. A name on the hub has two parts only."""
+    """Return the last two names of a path. A name on the hub, such as org/model, consists of two names."""
     return "/".join(path.rstrip("/\\").replace("\\", "/").split("/")[-2:])
 
 
@@ -109,7 +109,7 @@ def _date(run: RunRecord) -> datetime | None:
 
 
 def _verdict(place: int, run: RunRecord, several: bool) -> str:
-    """Render the verdict: first the number that decides, then the reasons against a better verdict."""
+    """Render the verdict: first the deciding number, then the reasons why the verdict is not better."""
     evidence = evidence_of(run)
     found = verdict(evidence)
     name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b>'
@@ -135,7 +135,7 @@ def _outcome(found: Verdict) -> str:
 
 
 def _sentence(evidence: Evidence) -> str:
-    """Return the accuracy with its rows and its interval in one sentence."""
+    """Return a sentence with the accuracy, its number of rows and its interval."""
     figure = evidence.accuracy
     if figure is None:
         return ""
@@ -168,7 +168,7 @@ def _tiles(run: RunRecord) -> str:
 
 
 def costs(run: RunRecord) -> list[tuple[str, str, str]]:
-    """Return name, value and remark of iterations, speed and memory."""
+    """Return (name, value, remark) for each of iterations, speed and memory."""
     speeds = [report["tokens_per_second"] for report in run.train.values() if "tokens_per_second" in report]
     peak = last(run.train).get("peak_memory")
     planned = run.about.get("iters")

@@ -36,11 +36,11 @@ STEPS = {
 """Cause of a verdict (see `Verdict.causes`) → what to do. Code stands between backticks."""
 
 NLL_KEYS = {"sft_weight": "`sft_weight: 0.1` or ", "cpo_alpha": "`cpo_alpha: 1` or "}
-"""Key that adds the NLL of the chosen completions → how to set it; a mode has one of them or none."""
+"""Key that adds the NLL of the chosen completions → how to set the key. A mode has at most one of these keys."""
 
 
 def next_step(found: Verdict, run: RunRecord) -> str:
-    """Return what to do after this verdict; its first cause decides."""
+    """Return what to do after this verdict. The first of its causes determines the advice."""
     settings = settings_of(run)
     values = {}
     for key in ("learning_rate", "iters", "steps_per_eval"):

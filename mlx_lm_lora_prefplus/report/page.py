@@ -19,8 +19,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 def page(runs: Sequence[RunRecord], rounds: Sequence[Record] = ()) -> str:
-    """Return the report of one or several runs as HTML, with the rounds to which they belong. Text from files is
-    escaped.
+    """Return the report of one or several runs as HTML. rounds: records of on-policy rounds to which the runs belong.
+    Text from files is escaped.
     """
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -96,7 +96,7 @@ def _card(chart: Chart, runs: Sequence[RunRecord]) -> str:
 
 
 def _entries(chart: Chart, runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Return the legend of one chart, swatch and label: its parts, or training and validation."""
+    """Return (swatch, label) for each entry in a chart's legend: its parts, or training and validation."""
     if len(runs) > 1:
         return [(swatch(0, dashed=part > 0), label) for part, label in enumerate(chart.parts) if label]
     if len(chart.parts) > 1:

@@ -1,4 +1,4 @@
-"""The rounds of on-policy training in a report: which runs belong to them, and the held-out score after each round."""
+"""Show rounds of on-policy training in a report: the run of each round, and the held-out score after each round."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,16 @@ ROUNDS = "rounds.json"
 """The file that `mlx_lm_lora.prefplus rounds` writes into its adapter folder."""
 
 Record = dict[str, Any]
-"""about: settings. held_out: the split of the scores. scores: (policies, prompts) mean score of the answers to a
-    prompt, before the first round and after each round. rounds: for each round its folder, the counts of its pairs and
-    their lengths. figures: statistics of the scores.
+"""about: settings. held_out: the split of the scores. scores: (policies, prompts) mean score of the answers to each
+    prompt. The policies are those before the first round and after each round. rounds: for each round its folder, the
+    counts of its pairs and their lengths. figures: statistics of the scores.
 """
 
 ON = {"test": "the test prompts", "valid": "the validation prompts", "train": "the prompts that were trained on"}
 
 
 def expanded(folders: Iterable[Path]) -> tuple[list[Path], list[Record]]:
-    """Replace a folder of rounds by the folders of its single rounds. Returns all folders, and the records."""
+    """Replace each folder that contains rounds by the folders of its rounds. Returns all folders, and the records."""
     runs: list[Path] = []
     records: list[Record] = []
     for folder in folders:
@@ -58,7 +58,9 @@ def verdict_of(record: Record) -> str:
 
 
 def lines(record: Record) -> list[list[str]]:
-    """Return a line of text for each policy: round, score, gain, pairs, how often the better answer is longer."""
+    """Return the cells of a table line for each policy: round, score, gain, pairs, how often the better answer is
+    longer.
+    """
     rows = []
     for number, figure in enumerate(record["figures"]):
         made = record["rounds"][number - 1] if number else None

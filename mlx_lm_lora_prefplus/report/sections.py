@@ -10,7 +10,7 @@ from .results.runs import RunRecord, Sample
 from .settings import summary_of
 
 SHOWN_SAMPLES = 5
-"""Number of prompts whose completions are shown; the rest is folded."""
+"""Number of prompts whose completions are shown. Those of further prompts are hidden until the reader clicks."""
 
 NO_SAMPLES = (
     '<p class="key">This run completed no prompts. With <code>sample_prompts: 4</code> in its config, a run completes '
@@ -31,7 +31,7 @@ def _warnings(run: RunRecord) -> str:
 
 
 def samples(runs: Sequence[RunRecord]) -> str:
-    """Render completions of the same prompts before and after training, side by side; earlier ones folded."""
+    """Render completions of the same prompts before and after training, side by side. Those in between are folded."""
     prompts = list(dict.fromkeys(sample.prompt for run in runs for sample in run.samples))
     if not prompts:
         return section("samples", "Samples", NO_SAMPLES)
@@ -106,7 +106,7 @@ def _remarks(name: str, split: Mapping[str, Any]) -> list[str]:
 
 
 def _ratio(split: Mapping[str, Any]) -> str:
-    """Format the ratio of chosen to rejected tokens: a policy may learn length instead of quality."""
+    """Format the ratio of chosen to rejected tokens. Far from 1, a policy may learn length instead of quality."""
     chosen, rejected = split.get("chosen_tokens"), split.get("rejected_tokens")
     if split.get("kind") != "paired" or not isinstance(chosen, int) or not isinstance(rejected, int) or not rejected:
         return "–"

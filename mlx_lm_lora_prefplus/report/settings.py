@@ -1,4 +1,4 @@
-"""The settings of runs: those that differ from the default first, and those that differ between runs."""
+"""Show the settings of runs: those that differ from the default first, and those that differ between runs."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,9 @@ UNKNOWN = object()
 
 
 class Setting(NamedTuple):
-    """value: in the run. source: where it was set. default: `UNKNOWN` if an older run did not record it."""
+    """value: in the run. source: where the value was set. default: `UNKNOWN` if an older run did not record the
+    default.
+    """
 
     value: Any
     source: str
@@ -38,7 +40,7 @@ class Setting(NamedTuple):
 
 
 def settings_of(run: RunRecord) -> dict[str, Setting]:
-    """Return the settings of a run by key; the content of its reference counts as one."""
+    """Return the settings of a run by key. The content of its reference is listed as a further setting."""
     settings = {}
     for key, entry in mapping(run.about.get("settings")).items():
         entry = entry if isinstance(entry, dict) and "value" in entry else {"value": entry}
@@ -61,7 +63,7 @@ def value_of(run: RunRecord, key: str) -> Any:
 
 
 def settings(runs: Sequence[RunRecord]) -> str:
-    """Render the settings of each run: first those that differ from the default, the rest folded."""
+    """Render the settings of each run: those that differ from the default, then all others folded."""
     content = per_run(runs, _settings)
     if len(runs) > 1:
         content = folded("Settings of each run", content)
@@ -69,8 +71,8 @@ def settings(runs: Sequence[RunRecord]) -> str:
 
 
 def differing(runs: Sequence[RunRecord]) -> str:
-    """Render the settings that are not the same in all runs; empty if there are none or the record of a run
-    is missing.
+    """Render the settings that are not the same in all runs. Empty if there are none, or if the record of a run is
+    missing.
     """
     values = [settings_of(run) for run in runs]
     keys = {key: None for one in values for key in one if key not in NO_DIFFERENCE}
@@ -88,7 +90,7 @@ def differing(runs: Sequence[RunRecord]) -> str:
 
 
 def _differs(values: Sequence[Setting | None]) -> bool:
-    """Return whether runs differ in a setting. One that only some modes have differs if it is set to another value."""
+    """Return whether runs differ in a setting. A run whose mode lacks it counts as one with the default."""
     known = [setting for setting in values if setting]
     if len({format_value(setting.value) for setting in known}) > 1:
         return True
@@ -124,10 +126,10 @@ def _default(setting: Setting) -> str:
 
 
 def _summary(run: RunRecord) -> str:
-    """Render the lines that the run printed at its start, without what concerns only its speed."""
+    """Render the lines that the run printed at its start, except those that concern only its speed."""
     rows = [
         f"<dt>{escape(name)}</dt><dd>{escape(CACHED.sub('', text))}</dd>"
         for name, text in summary_of(run).items()
-        if name != "Engine"  # is among the versions
+        if name != "Engine"  # the section of versions shows it
     ]
     return f'<dl class="summary">{"".join(rows)}</dl>' if rows else ""

@@ -16,12 +16,12 @@ from ..sample import Answer
 def function_reward(name: str) -> tuple[Callable[[Prompt, list[Answer]], list[float]], str]:
     """Load a reward function, MODULE:FUNCTION or FILE.py:FUNCTION.
 
-    It takes the texts `prompt` and `completion` and returns a number. Or, like the reward functions of GRPO in
-    mlx-lm-lora and TRL, it takes the lists `prompts` and `completions` and returns a list of numbers. Further
-    parameters receive the columns of the row with these names; `**columns` receives all of them.
+    The function takes the texts `prompt` and `completion` and returns a number. It may also have the form of GRPO's
+    reward functions in mlx-lm-lora and TRL: it then takes the lists `prompts` and `completions` and returns a list of
+    numbers. A further parameter receives the data column of the same name; `**columns` receives all columns.
 
     Returns:
-        The score of the answers to a prompt, and a digest of the function's file.
+        A function that scores the answers to a prompt, and a digest of the file.
 
     Raises:
         UserError: The function does not exist, or has other parameters.

@@ -1,4 +1,4 @@
-"""Compare all answers to a prompt with a judge, every two in both orders."""
+"""Let a judge compare every two answers to a prompt, in both orders."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -10,14 +10,16 @@ from ..prompts import Prompt
 from ..sample import Answer
 
 Compare = Callable[[str, Sequence[tuple[str, str]]], list[float]]
-"""Function (prompt, pairs of answers) → for each pair 1 if the first is better, 0 if the second is, or between."""
+"""Function (prompt, pairs of answers) → a value in [0, 1] for each pair: 1 if the first answer is better, 0 if the
+second is better.
+"""
 
 
 class Judgement(NamedTuple):
-    """scores: for each answer the mean outcome against the others, in [0, 1]. A comparison without a winner counts one
+    """scores: for each answer the mean outcome of its comparisons, in [0, 1]. A comparison without a winner counts one
         half.
-    undecided: pairs of answers (positions, smaller first) without the same winner in both orders. compared: number of
-        pairs of different answers.
+    undecided: pairs of answers that do not have the same winner in both orders, as positions (smaller first). compared:
+        number of pairs of different answers.
     """
 
     scores: list[float]
@@ -41,8 +43,8 @@ def load_judge(function: str | None, model: str | None) -> Compare:
 
 
 def judge_all(compare: Compare, prompt: Prompt, answers: Sequence[Answer]) -> Judgement:
-    """Compare every two answers in both orders. Only a win in both orders counts. Equal texts are a tie
-    without asking.
+    """Compare every two answers in both orders. Only a win in both orders counts. Equal texts are a tie, and the judge
+    is not asked.
     """
     texts = [answer.text for answer in answers]
     places = [(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if texts[i] != texts[j]]

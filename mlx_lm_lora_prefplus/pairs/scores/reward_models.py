@@ -1,4 +1,4 @@
-"""Reward models: a sequence classifier with one output, or the log-odds of Yes in a chat model's reply."""
+"""Reward models: a sequence classifier with one output, or a chat model, scored by its log-odds of Yes."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Reward = Callable[[Prompt, list[Answer]], list[float]]
 
 
 def load_reward_model(path: str) -> Reward:
-    """Load a reward model: a classifier if its config.json says so, or else any model that answers questions.
+    """Load a reward model: a classifier if its config.json names one, otherwise a chat model that answers Yes or No.
 
     Raises:
         UserError: The model cannot be loaded, or has more than one output.

@@ -21,10 +21,11 @@ SECONDS = 60
 
 
 def find_rule(name: str) -> Rule | None:
-    """Return the rule that a --reward names: length:MIN-MAX, regex:PATTERN, json, command:PROGRAM; None for others.
+    """Return the rule that a value of --reward names: length:MIN-MAX, regex:PATTERN, json or command:PROGRAM. Returns
+    None for other values.
 
     Raises:
-        UserError: It names a rule, but its syntax is wrong.
+        UserError: The value names a rule, but the rest of it has wrong syntax.
     """
     kind, _, rest = name.partition(":")
     if name == "json":
@@ -43,7 +44,9 @@ def _length(text: str) -> Rule:
         )
 
     def score(prompt: Prompt, answer: Answer) -> float:
-        """Return 1 between the bounds; below them length / minimum, above them maximum / length."""
+        """Return 1 if the length is within the bounds. Return length / minimum below them, and maximum / length above
+        them.
+        """
         if least and answer.tokens < least:
             return answer.tokens / least
         return most / answer.tokens if most and answer.tokens > most else 1.0
@@ -60,7 +63,7 @@ def _regex(text: str) -> Rule:
 
 
 def _is_json(prompt: Prompt, answer: Answer) -> float:
-    """Return 1 if the whole answer is JSON, or consists of one code block with JSON; otherwise 0."""
+    """Return 1 if the answer consists only of JSON, or only of one code block with JSON; otherwise 0."""
     fenced = FENCE.match(answer.text)
     try:
         json.loads(fenced.group(1) if fenced else answer.text)

@@ -22,8 +22,9 @@ Score = Callable[[Prompt, list[Answer]], list[float]]
 class Scorers:
     """All scorers of a command.
 
-    names: of the rewards, in the order of `reward_weights`; the judge is last. digest: everything that determines their
-        results, besides the answers. Functions and rules are loaded at once; models are loaded by `load`.
+    names: of the rewards, in the order of `reward_weights`; the judge is last. digest: hash of everything that
+        determines the scores, except the answers. Functions and rules are loaded when the object is made; models are
+        loaded by `load`.
     """
 
     settings: PairSettings
@@ -86,9 +87,7 @@ def _each(rule: Callable[[Prompt, Answer], float]) -> Score:
 
 
 def _model_digest(path: str, flag: str) -> str:
-    """Return a digest of the files of a model; empty for one on the hub. Raises UserError if the path does
-    not exist.
-    """
+    """Return a digest of the files of a model; empty for a model on the hub. UserError if a path does not exist."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return content_digest([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])

@@ -13,10 +13,10 @@ Point = tuple[float, float]
 """Iteration and value."""
 
 MOST_POINTS = 400
-"""Largest number of points in a line. More points would be less than a pixel apart."""
+"""Largest number of points in a line. With more points, neighbours would be less than a pixel apart."""
 
 MOST_INTERVALS = 40
-"""With more validations than this, intervals are not drawn, because they would touch."""
+"""Largest number of validations with drawn intervals. The intervals of more validations would touch each other."""
 
 SMOOTHED_FROM = 30
 """Number of reports from which a training line gets a running mean."""
@@ -26,9 +26,10 @@ SMOOTHED_FROM = 30
 class Chart:
     """One chart.
 
-    unit: of the values. parts: label in the legend → metric; an empty label has no entry there.
-    about: how to read the chart. guides: value → label, for horizontal lines. noisy: whether to draw a running mean.
-    intervals: whether the values are shares of rows, whose 95 % intervals are drawn on validation.
+    unit: of the values. parts: label → metric, one for each line. A part with an empty label is not in the legend.
+    about: how to read the chart. guides: value → label of a horizontal line at this value. noisy: whether to draw a
+        running mean.
+    intervals: whether the values are shares of rows. The chart then shows 95 % intervals at the validation points.
     from_zero: whether the axis of values begins at 0.
     """
 
@@ -124,7 +125,7 @@ LOSS_PART = "One of several losses, before its weight."
 
 UNITS = {"entropy": "nats", "kl": "nats", "nll_loss": "nats/token", "iterations_per_second": "1/s"}
 COUNTERS = {"rows", "updates", "trained_tokens", "seconds", "skipped_updates"}
-"""Counters, which have no chart."""
+"""Metrics that only count something. They have no chart."""
 
 
 def main_charts(runs: Iterable[RunRecord]) -> list[Chart]:
@@ -134,7 +135,7 @@ def main_charts(runs: Iterable[RunRecord]) -> list[Chart]:
 
 
 def further_charts(runs: Iterable[RunRecord]) -> list[Chart]:
-    """Return a chart for each other metric; `…/chosen` and `…/rejected` share one."""
+    """Return a chart for each metric that is not in `CHARTS`; `…/chosen` and `…/rejected` share a chart."""
     charted = {metric for chart in CHARTS for metric in chart.parts.values()}
     groups: dict[str, dict[str, str]] = {}
     for metric in sorted(_metrics(runs) - charted - COUNTERS):
@@ -153,7 +154,7 @@ def _metrics(runs: Iterable[RunRecord]) -> set[str]:
 
 
 def series(chart: Chart, runs: Sequence[RunRecord]) -> list[Series]:
-    """Return the lines of a chart; validation last, so that it is drawn on top."""
+    """Return the lines of a chart. The validation lines are last, so that they are drawn on top."""
     lines = []
     for place, run in enumerate(runs):
         for part, metric in enumerate(chart.parts.values()):
@@ -171,7 +172,9 @@ def series(chart: Chart, runs: Sequence[RunRecord]) -> list[Series]:
 
 
 def _intervals(run: RunRecord, metric: str) -> list[tuple[float, float, float]]:
-    """Return the intervals of a share on validation. A policy that equals its reference has none: it is exactly 0.5."""
+    """Return the intervals of a share on validation. An accuracy of a policy that equals its reference has no interval,
+    because it is exactly 0.5.
+    """
     bounds = []
     for iteration, report in run.valid.items():
         equal = report.get("rewards/chosen") == report.get("rewards/rejected") == 0
@@ -183,7 +186,7 @@ def _intervals(run: RunRecord, metric: str) -> list[tuple[float, float, float]]:
 
 
 def smoothed(points: list[Point]) -> list[Point]:
-    """Return the running mean over a window of a tenth of the points. The window is shorter at the ends."""
+    """Return the running mean of the points. The window is a tenth of all points, and shorter at both ends."""
     half = max(1, len(points) // 20)
     sums = [0.0, *accumulate(value for _, value in points)]
     result = []
@@ -194,7 +197,9 @@ def smoothed(points: list[Point]) -> list[Point]:
 
 
 def thinned(points: list[Point]) -> list[Point]:
-    """Reduce the points to at most `MOST_POINTS`: the lowest and the highest of each group, so that spikes remain."""
+    """Reduce the points to at most `MOST_POINTS`. Each group of points keeps its lowest and its highest, so spikes
+    remain.
+    """
     if len(points) <= MOST_POINTS:
         return points
     inner, groups = points[1:-1], MOST_POINTS // 2 - 1

@@ -10,7 +10,7 @@ from ..results.runs import RunRecord
 from .svg import number, swatch
 
 LONGEST_NAME = 40
-"""Largest number of characters of a name in a table, so that a column is not wider than a phone."""
+"""Largest number of characters of a name in a table. A longer name would make a column wider than a phone."""
 
 
 def section(name: str, title: str, content: str) -> str:
@@ -18,7 +18,7 @@ def section(name: str, title: str, content: str) -> str:
 
 
 def folded(title: str, content: str) -> str:
-    """Render content that the reader can unfold. It is unfolded in print (see `page.js`)."""
+    """Render content that is hidden until the reader clicks its title. In print it is shown (see `page.js`)."""
     return f"<details><summary>{title}</summary>{content}</details>"
 
 
@@ -30,7 +30,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def run_name(place: int, run: RunRecord) -> str:
-    """Render the name of one of several runs after its colour."""
+    """Render the name of one of several runs, preceded by a line in the run's colour. place: position of the run."""
     return f'<span class="run">{swatch(place, mark=place)}{short_name(run)}</span>'
 
 
@@ -74,12 +74,12 @@ def format_value(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, float):
-        return number(value).replace("−", "-")  # so that it can be copied into a config
+        return number(value).replace("−", "-")  # a config file needs an ASCII minus
     return json.dumps(value, ensure_ascii=False)
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """Return the value if it is an object, else an empty one, because a damaged record may contain anything."""
+    """Return the value if it is an object, otherwise an empty one. A damaged record may contain any value."""
     return value if isinstance(value, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""A chart as inline SVG. It needs no script; `page.js` adds values at the pointer."""
+"""Draw a chart as inline SVG. The chart needs no script; `page.js` only shows the values at the pointer."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,9 @@ from .charts import SMOOTHED_FROM, Chart, Point, Series, series
 
 WIDTH, HEIGHT = 400.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 10.0, 30.0
-"""Size of a chart and its margins. One unit is about one pixel on a phone, so text has the size of the page's."""
+"""Size of a chart and its margins. One unit is about one pixel on a phone, so text is as large as elsewhere on the
+page.
+"""
 
 COLOURS = 8
 """Number of colours in `page.css` (.c0 to .c7): the palette of Okabe and Ito (2008), safe for colour blindness."""
@@ -22,10 +24,10 @@ MARKS = (
     "M0 -3.6l3.3 5.9h-6.6z",
     "M0 -3.7l3.7 3.7l-3.7 3.7l-3.7 -3.7z",
 )
-"""Marks of validation points, one shape a run, centred on the origin."""
+"""Shapes that mark validation points, centred on the origin. Each run has another shape."""
 
 LOGARITHMIC_FROM = 50
-"""An axis is logarithmic if positive values reach this many times their median."""
+"""An axis is logarithmic if all values are positive and the largest is at least this many times their median."""
 
 
 NEAR = 22.0
@@ -112,9 +114,11 @@ def swatch(colour: int, *, mark: int | None = None, dashed: bool = False, thin: 
 
 
 def colour(chart: Chart, part: int, split: str, several: int | None) -> int:
-    """Return the colour of a line: one for each run (its position is `several`) if there are several.
+    """Return the colour of a line. With several runs, each run has a colour. several: position of the run; None for a
+    single run.
 
-    With a single run: one for each part of the chart, or if it has one part, one for training and one for validation.
+    With a single run, each part of the chart has a colour. If the chart has only one part, training and validation have
+    different colours.
     """
     if several is not None:
         return several % COLOURS
@@ -124,14 +128,14 @@ def colour(chart: Chart, part: int, split: str, several: int | None) -> int:
 
 
 def _axis(values: list[float], start: float, end: float, *, tight: bool = False, guides: Iterable[float] = ()) -> Axis:
-    """Return an axis that contains all values with some padding. tight: without padding, for iterations."""
+    """Return an axis that contains all values with some padding. tight: no padding, as for iterations."""
     low, high = min(values), max(values)
     if tight:
         return Axis(low, high, start, end) if high > low else Axis(low - 0.5, low + 0.5, start, end)
     middle = sorted(values)[len(values) // 2]
     if low > 0 and high / middle >= LOGARITHMIC_FROM:
         return Axis(low / 1.3, high * 1.3, start, end, logarithmic=True)
-    if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12):  # a constant: from zero to 25 % beyond it
+    if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12):  # equal values: from zero to 25 % beyond them
         return Axis(min(0, 1.25 * low), max(0, 1.25 * high) or 1.0, start, end)
     near = [value for value in guides if 2 * low - high <= value <= 2 * high - low]
     low, high = min([low, *near]), max([high, *near])
@@ -174,7 +178,7 @@ def _guides(chart: Chart, y: Axis) -> str:
 
 
 def _line(line: Series, chart: Chart, runs: Sequence[RunRecord], x: Axis, y: Axis) -> str:
-    """Return a line, with its values as data for the script."""
+    """Return the SVG of a line. It includes the values as data for `page.js`."""
     part = list(chart.parts)[line.part]
     names = [runs[line.run].name if len(runs) > 1 else "", part, "validation" if line.split == "valid" else "training"]
     dashed = " dashed" if line.part else ""
@@ -182,7 +186,7 @@ def _line(line: Series, chart: Chart, runs: Sequence[RunRecord], x: Axis, y: Axi
     path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
     kind = line.split
     if kind == "train" and not (chart.noisy and len(line.points) >= SMOOTHED_FROM):
-        kind = "train only"  # there is no running mean over it
+        kind = "train only"  # a line without a running mean
     shapes = "".join(f'<path class="interval" d="M{x(a):.1f} {y(b):.1f}V{y(c):.1f}"/>' for a, b, c in line.intervals)
     shapes += f'<path class="{kind}{dashed}" d="{path}"/>'
     if line.split == "valid" or len(places) == 1:

@@ -1,4 +1,4 @@
-"""Evidence from the files of a run on whether it worked."""
+"""Collect evidence, from the files of a run, on whether its training worked."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,9 @@ from .verdict import CHANCE, Evidence
 ACCURACY, MARGIN, CHOSEN = "rewards/accuracies", "rewards/margins", "logps_per_token/chosen"
 
 LATEST = 5
-"""Without validation, at least this many reports are averaged at each end (or a tenth of all, if that is more)."""
+"""Without validation, the first and the last reports of training are compared. Each mean is over at least this many
+reports, or over a tenth of all if that is more.
+"""
 
 
 def evidence_of(run: RunRecord) -> Evidence:
@@ -44,10 +46,10 @@ def _length_bias(run: RunRecord, split: str) -> Any:
 
 
 def longer_side(bias: Any) -> tuple[Literal["longer", "shorter"], float] | None:
-    """Return whether the chosen completion is the longer or the shorter one in most pairs, and in which share.
+    """Return "longer" or "shorter", as the chosen completions are in most pairs, and the share of these pairs.
 
-    bias: as `data.statistics.length_bias` returns it. None if neither side is longer in most pairs, or if
-        it is unknown.
+    bias: as `data.statistics.length_bias` returns it. Returns None if neither word holds for most pairs, or if the
+        lengths are unknown.
     """
     if not isinstance(bias, dict) or not bias.get("strong"):
         return None
@@ -56,12 +58,12 @@ def longer_side(bias: Any) -> tuple[Literal["longer", "shorter"], float] | None:
 
 
 def accuracy_of(report: Report) -> Figure | None:
-    """Return the accuracy of a report with its interval."""
+    """Return the accuracy of a report with its interval; None if the report has no accuracy."""
     return wilson(report[ACCURACY], report.get("rows", 0)) if ACCURACY in report else None
 
 
 def mean(reports: list[Report]) -> Report:
-    """Return the mean of each metric, weighted by rows; `rows` is the sum."""
+    """Return the mean of each metric over the reports, weighted by rows. `rows` of the result is the sum."""
     names = {name for report in reports for name in report} - {"rows"}
     means: Report = {}
     for name in names:

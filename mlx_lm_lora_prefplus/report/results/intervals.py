@@ -12,19 +12,20 @@ Z = 1.959964
 RESAMPLES = 2000
 
 Figure = dict[str, Any]
-"""value, low, high (the interval; None if there are too few rows), n."""
+"""Keys: value; low and high (ends of the interval, None if there are too few rows); n (number of rows)."""
 
 
 def share(wins: np.ndarray) -> Figure:
     """Return the share of true values with Wilson's score interval (Wilson 1927), which is also valid at 0 and 1.
 
-    wins: (n,) bool, n ≥ 1; or values in [0, 1], where a tie is half a win. The interval is then slightly too wide.
+    wins: (n,) bool, n ≥ 1; or values in [0, 1], where a tie is half a win. With such ties the interval is slightly too
+        wide.
     """
     return wilson(float(wins.mean()), len(wins))
 
 
 def wilson(p: float, n: float) -> Figure:
-    """Return the share p of n rows with Wilson's score interval; without an interval if n is 0 (unknown)."""
+    """Return the share p of n rows with Wilson's score interval. If n is 0 (unknown), there is no interval."""
     if n <= 0:
         return {"value": p, "low": None, "high": None, "n": 0}
     middle, scale = p + Z * Z / (2 * n), 1 + Z * Z / n
@@ -41,7 +42,7 @@ def difference_of_shares(first: Figure, second: Figure) -> Figure:
     """Return the second share minus the first, with the interval of Newcombe (1998, method 10).
 
     The interval is valid for two separate samples. If both shares come from the same rows, the true uncertainty is
-    smaller, because runs tend to be right on the same rows. n: rows of both.
+    smaller, because runs tend to be right on the same rows. `n` of the result is the sum of both numbers of rows.
     """
     value, n = second["value"] - first["value"], first["n"] + second["n"]
     if first["low"] is None or second["low"] is None:
@@ -52,12 +53,12 @@ def difference_of_shares(first: Figure, second: Figure) -> Figure:
 
 
 def mean(values: np.ndarray, seed: int) -> Figure:
-    """Return the mean of (n,) values with its bootstrap percentiles (Efron 1979)."""
+    """Return the mean of (n,) values. Its interval consists of bootstrap percentiles (Efron 1979)."""
     return bootstrap(lambda sample: sample[0].mean(axis=-1), [values], seed)
 
 
 def difference(first: np.ndarray, second: np.ndarray, seed: int) -> Figure:
-    """Return the mean of the first values minus that of the second, resampled independently in the bootstrap."""
+    """Return the mean of `first` minus the mean of `second`. The bootstrap resamples both independently."""
     figure = bootstrap(lambda s: s[0].mean(axis=-1) - s[1].mean(axis=-1), [first, second], seed, together=False)
     return {**figure, "n": len(first) + len(second)}
 
@@ -65,16 +66,17 @@ def difference(first: np.ndarray, second: np.ndarray, seed: int) -> Figure:
 def bootstrap(
     statistic: Callable[[list[np.ndarray]], np.ndarray], samples: list[np.ndarray], seed: int, *, together: bool = True
 ) -> Figure:
-    """Return a statistic of samples, with the percentiles of its values on rows drawn with replacement.
+    """Return a statistic of samples with its bootstrap interval: percentiles of the statistic on rows drawn with
+    replacement.
 
     statistic: function of arrays (…, n), one for each sample → (…).
-    together: draw the same rows from every sample.
+    together: whether to draw the same rows from every sample.
     """
     value, rng, n = float(statistic(samples)), np.random.default_rng(seed), len(samples[0])
     if min(map(len, samples)) < 2:
         return {"value": value, "low": None, "high": None, "n": n}
     values = []
-    for _ in range(RESAMPLES // 100):  # a hundred at a time, to limit memory
+    for _ in range(RESAMPLES // 100):  # a hundred resamples at a time, to limit memory
         rows = rng.integers(0, n, (100, n))
         picks = [rows if together else rng.integers(0, len(sample), (100, len(sample))) for sample in samples]
         values.append(statistic([sample[pick] for sample, pick in zip(samples, picks, strict=True)]))
@@ -83,7 +85,7 @@ def bootstrap(
 
 
 def against(figure: Figure, chance: float) -> int:
-    """Return 1 if the whole interval lies above `chance`, −1 if below, else 0."""
+    """Return 1 if both ends of the interval are above `chance`, −1 if both are below, otherwise 0."""
     if figure["low"] is None:
         return 0
     return int(figure["low"] > chance) - int(figure["high"] < chance)

@@ -17,7 +17,7 @@ MOST = 1e300
 
 
 class RunWarning(NamedTuple):
-    """A warning during training. iteration: when it was raised, in micro-batches. name: of the health check."""
+    """A warning during training. iteration: micro-batches until the warning. name: the health check that warned."""
 
     iteration: int
     text: str
@@ -25,7 +25,7 @@ class RunWarning(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Completions of one prompt. iteration: of the evaluation, in micro-batches."""
+    """Completions of one prompt. iteration: micro-batches until the evaluation that generated them."""
 
     iteration: int
     prompt: str
@@ -38,8 +38,8 @@ class RunRecord(NamedTuple):
 
     name: a short name, unique among the runs of the report.
     train, valid: iteration (micro-batches) → report, in order. The validation before the first step has iteration 1, or
-        0 if there is another one after the first step.
-    about: the content of `run.json`, or else the settings in `adapter_config.json`.
+        iteration 0 if there is also a validation after the first step.
+    about: the content of `run.json`. If this file is missing, the settings in `adapter_config.json`.
     notes: one sentence for each missing or damaged file.
     """
 
@@ -54,7 +54,7 @@ class RunRecord(NamedTuple):
 
     @property
     def iterations(self) -> int:
-        """The last reported iteration."""
+        """Return the last reported iteration."""
         return max((*self.train, *self.valid))
 
 
@@ -113,7 +113,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """Shorten each path to as many of its last parts as make it unique."""
+    """Shorten each path to its last folder names, as many as are needed to make the path unique."""
     names = []
     for folder in folders:
         others = [other for other in folders if other != folder]
@@ -157,7 +157,7 @@ def _reports(lines: Iterable[dict[str, Any]], split: str, notes: list[str]) -> d
             finite = {key: float(value) for key, value in numbers.items() if abs(value) <= MOST}
             odd += len(numbers) - len(finite)
             if finite.get("rewards/chosen") == finite.get("rewards/rejected") == 0:
-                finite["rewards/accuracies"] = 0.5  # policy and reference are equal, and a tie counts one half
+                finite["rewards/accuracies"] = 0.5  # policy and reference are equal: all rows are ties
             if split == "valid" and 1 in reports and line["iteration"] == 1:
                 reports[0] = reports.pop(1)  # one validation before the first step and one after it
             reports[line["iteration"]] = finite

@@ -1,6 +1,4 @@
-"""Judge whether training worked: one rule and one sentence for `report` and `evaluate`, with the numbers
-behind them.
-"""
+"""Judge whether training worked. `report` and `evaluate` use the same rule, sentence and numbers."""
 
 import math
 from collections.abc import Collection
@@ -12,13 +10,15 @@ from . import intervals
 from .intervals import Figure
 
 GOOD_ACCURACY = 0.7
-"""MLX-LoRA-Studio's rule: training works if the accuracy is above this and the margin above 0."""
+"""MLX-LoRA-Studio's rule: training works if the accuracy is above this value and the margin is above 0."""
 
 CHANCE = 0.5
 """The accuracy of a policy that equals its reference: every pair is a tie."""
 
 FEWEST_ROWS = 10
-"""Fewer rows never give a good verdict, whatever their interval: four wins of four have the interval [51, 100]."""
+"""With fewer rows the verdict is never good. The interval alone would not prevent it: four wins of four have the
+interval [51 %, 100 %].
+"""
 
 CLEAR_RISE, DIVERGENCE = 0.02, 3.0
 """An objective has risen if it exceeds its start by the share CLEAR_RISE. It has diverged if it exceeds DIVERGENCE
@@ -26,15 +26,17 @@ times its start.
 """
 
 CHOSEN_FALL = 1.0
-"""Nats per token. If the chosen completions lose more, each of their tokens is less than 37 % as probable as before."""
+"""Largest accepted fall of the chosen log-prob, in nats per token. After this fall a token is on average only 37 % as
+probable as before.
+"""
 
 Outcome = Literal["worked", "partly", "failed", "unknown"]
 
 
 class Verdict(NamedTuple):
-    """outcome: the result; unknown if there are too few rows. head: the same in words. reasons: arguments against a
-    better outcome. figures: the numbers; the first one decides. remarks: sentences to append. causes: names of the
-    deciding facts, such as `chance` or `chosen_fell`; empty if it worked.
+    """outcome: the result; unknown if there are too few rows. head: the outcome in words. reasons: why the outcome is
+    not better. figures: the numbers; the first one decides. remarks: sentences to append. causes: names of the deciding
+    facts, such as `chance` or `chosen_fell`; empty if it worked.
     """
 
     outcome: Outcome
@@ -55,15 +57,16 @@ class Evidence:
     """Measurements of a policy.
 
     rows: where the rows come from: validation, training or held-out.
-    accuracy: share of rows that the policy ranks correctly; None if the mode does not report it. before: the same
+    accuracy: share of rows that the policy ranks correctly; None if the mode does not report it. before: the accuracy
         before training. margin, margin_before: mean reward of chosen minus rejected.
-    objective: (rows it was measured on, before training, now), or None.
+    objective: (name of the rows, objective before training, objective now), or None.
     warnings: names of the health checks that warned (see `engine.log.health`).
-    win_rate: share of answers that `judge` prefers to the reference's; decides the verdict if `outsider`.
+    win_rate: share of prompts for which `judge` prefers the policy's answer to the reference's. It decides the verdict
+        if `outsider`.
     chosen_shift: change of the log-prob of the chosen completions by training, in nats per token; None if unknown.
     early: whether there is only one report. remarks: sentences to append.
-    lengths: in which share of these rows the chosen completion is the longer one, or the shorter one; None if neither
-        is in most rows, or if it is unknown.
+    lengths: ("longer" or "shorter", share): how the chosen completion compares with the rejected one in most of these
+        rows, and in which share of them. None if neither holds for most rows, or if the lengths are unknown.
     """
 
     rows: str
@@ -85,10 +88,11 @@ class Evidence:
 def verdict(evidence: Evidence) -> Verdict:
     """Judge the evidence.
 
-    Training worked if all of these hold: the whole 95 % interval of the accuracy is above the accuracy before training;
-    the accuracy is above `GOOD_ACCURACY`; the margin is positive; the objective is not above its start; the chosen
-    completions have not lost more than `CHOSEN_FALL`; and the rows were not used for training. Training diverged if the
-    objective ended far above its start, or above its start after a warning of too high a learning rate.
+    Training worked if all of these hold: the lower end of the accuracy's 95 % interval is above the accuracy before
+    training; the accuracy is above `GOOD_ACCURACY`; the margin is positive; the objective is not above its start; the
+    chosen log-prob has not fallen by more than `CHOSEN_FALL`; and the rows were not used for training. Training
+    diverged if the objective ended far above its start. After a warning of too high a learning rate, any end above the
+    start counts as diverged.
     """
     outcome, head, reasons = _judge(evidence)
     texts = tuple(text for text in reasons.values() if text)
@@ -110,7 +114,7 @@ def _explained_by_length(evidence: Evidence, outcome: Outcome) -> list[str]:
 
 
 def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
-    """Return the outcome, its text, and the arguments against a better one: cause → words, which may be empty."""
+    """Return the outcome, its text, and the reasons why it is not better: cause → words, which may be empty."""
     if STOPPED in evidence.warnings:
         return "failed", "It stopped with an error", {"stopped": ""}
     if _by_far(evidence):
@@ -162,7 +166,7 @@ def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outco
 
 
 def _rows_needed(value: float, before: float) -> int:
-    """Return how many rows would show a difference between the two shares; 0 if no number of rows would."""
+    """Return the number of rows at which an interval around `value` would exclude `before`; 0 if none would."""
     if value <= before:
         return 0
     rows = intervals.Z**2 * max(value * (1 - value), 0.05) / (value - before) ** 2
