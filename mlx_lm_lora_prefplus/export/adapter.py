@@ -15,9 +15,7 @@ from ..host.models import read_adapter_config
 
 
 class Adapter(NamedTuple):
-    """weights, config: in mlx-lm's format. base: name or folder of the base model. base_config: the content of its
-    `config.json`.
-    """
+    """weights, config: in mlx-lm's format. base: name or folder of the base model. base_config: its `config.json`."""
 
     folder: Path
     weights: dict[str, mx.array]

@@ -19,9 +19,7 @@ from .peft import modules_of
 
 
 class Architecture(NamedTuple):
-    """name: llama.cpp's name of the architecture. interleaved: whether llama.cpp reorders the rows of queries and
-    keys.
-    """
+    """name: llama.cpp's name for it. interleaved: whether llama.cpp reorders the rows of queries and keys."""
 
     name: str
     interleaved: bool = False

@@ -55,7 +55,7 @@ def to_peft(
 
 
 def _tensors(modules: Mapping[str, Mapping[str, mx.array]], model_type: str) -> Iterator[tuple[str, mx.array]]:
-    """Yield names and tensors in PEFT's layout. mlx-lm already stores experts' tensors so, one expert after another."""
+    """Yield PEFT's names and tensors. A tensor of mlx-lm for all experts is split into one tensor for each expert."""
     for module, leaves in modules.items():
         for leaf, value in leaves.items():
             if value.ndim == 3:
@@ -69,8 +69,8 @@ def _tensors(modules: Mapping[str, Mapping[str, mx.array]], model_type: str) -> 
 def _can_join(modules: Mapping[str, Any], projections: Mapping[str, str]) -> bool:
     """Return whether PEFT can put these adapters on tensors that join all experts of a layer.
 
-    PEFT requires that the gate and up projections both have adapters, that each layer has adapters on the same modules,
-    and that no module's name is the ending of another module's name.
+    PEFT has three requirements. The gate and up projections have adapters both or neither. Each layer has adapters on
+    the same modules. No projection of an expert has the name of another module with adapters.
     """
     experts = {_leaf(name, projections) for name in modules if ".switch_mlp." in name}
     others = {_leaf(name, projections) for name in modules if ".switch_mlp." not in name}

@@ -96,9 +96,9 @@ def load_with_pictures(settings: RunSettings) -> tuple[nn.Module, Any]:
 
 
 def save_whole(model: nn.Module, source: str, folder: Path) -> None:
-    """Write all weights of a model to a folder, with the other files of the model from which it was loaded.
+    """Write all weights of a model to a folder. Its other files, such as the tokenizer, are copied from `source`.
 
-    The weights in memory are freed. source: folder or hub name.
+    The weights in memory are freed. source: folder or hub name from which the model was loaded.
     """
     save_model(folder, model, donate_model=True)
     for file in (file for name in ABOUT for file in _folder(source).glob(name)):

@@ -29,13 +29,11 @@ from .questions import Questions, one_of
 COMMAND = "mlx_lm_lora.prefplus new"
 
 OWN_KEYS = ("model", "data", "train_mode", "preset", "train", "config")
-"""Keys that cannot be given as further flags: `new` has flags or questions for them, or they do not belong in a
-file.
-"""
+"""Keys that cannot be further flags: `new` has flags or questions for them, or they do not belong in a file."""
 
 
 class Facts(NamedTuple):
-    """model, data: the user's names for them."""
+    """model, data: the names or paths that the user gave."""
 
     model: str
     of_model: ModelFacts
@@ -165,8 +163,9 @@ def _free(stem: str, suffix: str = "") -> str:
 
 
 def _fitted(plan: Plan, facts: Facts, machine: Machine) -> tuple[str, list[str]]:
-    """Return the text of a config whose run fits into the machine's memory and passes `check`, and the warnings of
-    `check`.
+    """Return the text of a config that passes `check`, and the warnings of `check`.
+
+    Settings are changed until the run fits into the machine's memory.
     """
     print(f"Measuring a few steps, and finding settings that fit into {machine.text} …", file=stderr, flush=True)
     first = text_of(plan, lines_of(plan, facts.of_model, facts.of_data, {}))

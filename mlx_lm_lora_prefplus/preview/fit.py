@@ -24,8 +24,8 @@ WORTH = 0.03
 """A change is ignored if it lowers the peak memory by less than this share."""
 
 MOST_CONFIRMED = 3
-"""At most this many combinations of changes are measured. If none of them fits, the next one that fits according to the
-forecast is proposed unmeasured.
+"""At most this many combinations of changes are measured. If each of them needs too much memory, the next combination
+that is forecast to fit is proposed unmeasured.
 """
 
 

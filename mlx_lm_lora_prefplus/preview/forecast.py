@@ -214,9 +214,7 @@ def _fused(session: Session) -> dict[str, Any] | None:
 
 
 def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -> list[dict[str, Any]]:
-    """Return changes that lower the memory, each with the approximate bytes it saves. The largest saving comes
-    first.
-    """
+    """Return changes that lower the memory, with the approximate bytes that each saves, the largest saving first."""
     settings = session.resolved.settings
     changes = [(change, share * step) for change, share in ways(longest, settings)]
     if settings.optimizer_bits == 32:

@@ -33,7 +33,7 @@ NEVER = 2**31
 
 HARDLY = 1e-12
 """A learning rate so small that the weights stay unchanged. With a usual rate, many steps on one batch would saturate
-the loss, and the steps would take another time than in training.
+the loss, which changes the time of a step.
 """
 
 

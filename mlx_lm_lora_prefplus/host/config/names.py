@@ -42,7 +42,7 @@ LIKE = 0.6
 
 
 class Near(NamedTuple):
-    """name: the closest existing name. sure: whether it almost certainly is the intended one."""
+    """name: the closest existing name. sure: whether the user almost certainly meant this name."""
 
     name: str
     sure: bool

@@ -18,7 +18,7 @@ Owners = Mapping[str, str]
 
 
 class ShortErrorParser(argparse.ArgumentParser):
-    """The host's parser with errors of a few lines instead of the usage, which has over a hundred lines.
+    """The host's parser with short errors. Without it, an error prints the usage, which has over a hundred lines.
 
     mode: the requested mode; None if no mode is requested.
     owners: the keys of this package's modes.

@@ -1,7 +1,6 @@
 """Published settings by name: `preset: NAME` in a config file. Values that the user sets take precedence.
 
-Learning rates are the published ones, mostly for training all weights. LoRA needs larger ones, often ten times as
-large.
+Learning rates are as published, mostly for full fine-tuning. LoRA needs larger rates, often ten times as large.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ class Preset:
     name: the value of the key `preset`. mode: the train mode it belongs to.
     values: config key → value.
     source: the paper, and the file or table with the values.
-    about: the training that used it, in one line.
+    about: the training that used these settings, in one line.
     """
 
     name: str

@@ -53,7 +53,7 @@ class Resolved(NamedTuple):
     values: key → value, including the host's keys, for the host's own functions.
     sources: key → "command line", "config FILE", "preset NAME", "trainer default" or "host default".
     notes: sentences to print before the run.
-    misspelt: the notes that suggest an existing key for an unknown one.
+    misspelt: the notes that suggest an existing key for an unknown key.
     """
 
     trainer: Trainer

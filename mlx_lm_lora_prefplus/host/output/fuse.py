@@ -48,7 +48,7 @@ def fused_bytes(model: nn.Module, dequantize: bool) -> int:
 
 
 def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
-    """Return a clause that says why the fused model would not fit on the disk or in memory; None if it fits."""
+    """Return a clause that says whether disk or memory is too small for the fused model; None if neither is."""
     size = fused_bytes(model, dequantizes(model, settings))
     folder = Path(settings.adapter_path).absolute()
     while not folder.exists():
@@ -98,7 +98,7 @@ def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
 
 
 def _fuse_with_tower(model: VisionModel, settings: RunSettings) -> None:
-    """Write the language model with its adapters and the vision tower as one model that mlx-vlm reads."""
+    """Fuse the adapters into the language model, and write it with the vision tower as one model for mlx-vlm."""
     folder = Path(settings.adapter_path)
     if settings.lm_studio_name is not None:
         folder = find_lmstudio_models_path() / "mlx_lm_lora" / settings.lm_studio_name

@@ -1,4 +1,4 @@
-"""Warnings before a run starts. `check`, a run, the drop-in functions, `run.json` and the report show the same ones."""
+"""Warnings before a run starts. `check`, a run, the drop-in functions, `run.json` and the report show the same list."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -42,8 +42,9 @@ def started_with(resolved: Resolved) -> dict[str, Any]:
 
 
 def loaded(session: Session, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return digests of rows and weights, and values derived from the settings, by name. identity: see
-    `resume.fingerprint`.
+    """Return name → value: digests of rows and weights, and values derived from the settings.
+
+    identity: see `resume.fingerprint`.
     """
     settings = session.resolved.settings
     found = {name: value for name, value in identity.items() if name not in (*PLACES, REFERENCE)}

@@ -35,7 +35,7 @@ from .session import Session
 class ReferencePass:
     """The reference of a run.
 
-    given: a loaded reference model, which replaces the one in the settings.
+    given: a loaded reference model. It is used instead of the reference that the settings name.
     stores: split → the log-probs of its rows that are on disk; empty if the mode has no reference.
     visited: split → positions of the rows that the run uses; empty for streamed rows (see `streamed_batches`).
     in_steps: whether each training step computes the reference's log-probs of its rows. The frozen trunk then runs once

@@ -164,9 +164,7 @@ class Session:
         return next(self.collated(split, [chosen], multiple=1))
 
     def _largest(self) -> tuple[int, int]:
-        """Estimate the largest number of tokens that a training step computes at once, and the tokens of the longest
-        row.
-        """
+        """Estimate the largest number of tokens that a step computes at once, and the number in the longest row."""
         settings, lengths = self.resolved.settings, self.lengths("train")
         examples, longest = np.sort(lengths.prompt + lengths.total), int((lengths.prompt + lengths.completion).max())
         if runs_in_parts(self.resolved.trainer, self.resolved.options, compiled=False):

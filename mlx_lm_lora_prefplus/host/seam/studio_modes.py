@@ -1,4 +1,4 @@
-"""Reject modes that a program cannot train because its own table of training functions lacks them."""
+"""Reject modes that a program cannot train, because the program's table of training functions lacks them."""
 
 import sys
 

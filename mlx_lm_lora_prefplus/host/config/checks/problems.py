@@ -73,9 +73,7 @@ def checked(schema: type, joined: Joined, problems: Problems) -> Any:
 
 
 HOST_LOSSES = ("sigmoid", "hinge", "ipo", "dpop")
-"""The values that the host allows for `dpo_cpo_loss_type`. Config files for modes without these losses may contain
-them.
-"""
+"""The values that the host allows for `dpo_cpo_loss_type`. In modes without these losses, they are ignored."""
 
 
 def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, problems: Problems) -> list[str]:
