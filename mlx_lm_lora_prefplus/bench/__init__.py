@@ -1,1 +1,1 @@
-"""Compare a training step with the host's: time, memory, and whether both give the same gradient."""
+"""Compare this package's training step with the host's: time, memory, and whether both give the same gradient."""

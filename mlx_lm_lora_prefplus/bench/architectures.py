@@ -50,7 +50,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def layers_of(name: str) -> int:
-    """Return how many layers the whole model has.
+    """Return the number of layers of the model that people train.
 
     Raises:
         UserError: There is no such shape.
@@ -61,7 +61,9 @@ def layers_of(name: str) -> int:
 
 
 def build(name: str, layers: int) -> nn.Module:
-    """Return the model with its first `layers` layers and its full head, in float32, from the current random seed."""
+    """Return a model with the first `layers` layers and the full head. Weights are float32, from the current random
+    seed.
+    """
     if not 1 <= layers <= layers_of(name):
         raise UserError(f"bench: --layers {layers}: {name} has {layers_of(name)} layers. Give 1 to {layers_of(name)}.")
     arguments = {**ARCHITECTURES[name], "num_hidden_layers": layers}

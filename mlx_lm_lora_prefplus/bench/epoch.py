@@ -32,15 +32,15 @@ BETA, DELTA = 0.001, 50.0
 
 
 def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
-    """Run the first batches of an epoch, alternately in groups and in one call. Returns one row of results for each
-    method.
+    """Run the first batches of an epoch with two methods in turn: in groups of similar length, and in one call. Returns
+    one row of results for each method.
 
-    Rows of methods: `computed` and `real` tokens, `seconds` (CPU time on a CPU), `gradient_error` compared with the
-    method in one call. A last row describes a compiled step, which is not run: `graphs` is the number of different
-    shapes.
+    Keys of these rows: `computed` and `real` tokens, `seconds` (CPU time on a CPU), and `gradient_error`, the
+    difference from the gradient of one call. A last row describes a compiled step, which is not run. Its key `graphs`
+    is the number of different shapes.
 
     Raises:
-        UserError: The method that a run would choose for the model has no groups.
+        UserError: The engine that a run would choose for this model does not compute rows in groups.
     """
     model = add_lora(make_base(workload), workload.adapted)
     grouped = choose(model, "auto").policy
@@ -66,7 +66,7 @@ def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
 
 
 def real_rows(seed: int, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Return random tokens in rows of the lengths of `LENGTHS`."""
+    """Return rows of random tokens, with the lengths in the file `LENGTHS`."""
     rng = np.random.default_rng(seed)
     with LENGTHS.open(encoding="utf-8", newline="") as file:
         return [
@@ -76,7 +76,7 @@ def real_rows(seed: int, vocabulary: int) -> list[dict[str, list[int]]]:
 
 
 def _timed(steps: dict[str, Callable[[Batch], Any]], batches: Any) -> dict[str, dict[str, Any]]:
-    """Return the seconds of each method over all batches, and its largest gradient difference from the first method."""
+    """Return the seconds of each method over all batches, and its largest gradient difference from the first one."""
     figures: dict[str, dict[str, Any]] = {name: {"seconds": 0.0, "gradient_error": 0.0} for name in steps}
     for place, batch in enumerate(batches):
         gradients = []

@@ -63,5 +63,5 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import rc_context  # pyright: ignore[reportMissingImports]
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):  # text as text: small, and the same each time
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "bench"}):  # text as text; equal bytes each time
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

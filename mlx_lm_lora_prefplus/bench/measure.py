@@ -24,22 +24,23 @@ from .sides.our_step import Engine, choose, first_visits, halves_of, our_batch, 
 from .workloads import Workload, add_lora, make_base, make_rows
 
 MULTIPLE = 32
-"""Widths are padded to a multiple of this if the step is compiled, as in a run."""
+"""If the step is compiled, widths are padded to a multiple of this number, as in a run."""
 
 
 @dataclass(frozen=True)
 class Method:
     """How to measure.
 
-    engine: our engine.
-    repeat: timed steps of each side, after one warm-up step. A single step without the host's has no warm-up.
-    seconds: no repetition starts after this time. There is always one.
-    beta: small on both sides. Otherwise the loss saturates, and its gradient consists of denormal numbers, which are
-        slow on some CPUs.
+    engine: the engine of our step.
+    repeat: timed steps of ours and of the host's, after one warm-up step each. With `repeat` 1 and without the host's
+        step, there is no warm-up.
+    seconds: no repetition starts after this time, except the first.
+    beta: β of both steps. It must be small: otherwise the loss saturates, and its gradient consists of denormal
+        numbers, which are slow on some CPUs.
     floor: also measure the lower bound on the cost of a step.
     host: whether to run the host's step.
-    compile_host: compile the host's step, as its own commands do (default: compile it where ours is compiled, on a
-        GPU).
+    compile_host: whether to compile the host's step, as the host's commands do. By default it is compiled where our
+        step is compiled: on a GPU.
     """
 
     engine: Engine = "auto"
@@ -63,10 +64,11 @@ class Side(NamedTuple):
 
 
 def measure(workload: Workload, method: Method) -> dict[str, Any]:
-    """Return one row of the report: both sides of a workload, their ratios and the largest gradient difference.
+    """Return one row of the report: figures of our step and of the host's, their ratios, and the largest gradient
+    difference.
 
     Raises:
-        UserError: Both sides do not have the mode or the loss, or the model cannot be created.
+        UserError: The host or this package lacks the mode or the loss, or the model cannot be created.
     """
     _check(workload)
     compiled = mx.default_device().type == mx.gpu
@@ -91,7 +93,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
         steps["floor"] = floor_step(halves_of(model), rows)
     error = _gradient_error(steps) if method.host or method.repeat > 1 else None
     sides, repeated = interleaved(steps, method.repeat, method.seconds)
-    if reference is not None:  # the second model stays in memory for the whole run, because the host's step needs it
+    if reference is not None:  # the host's step needs this second model, so it stays in memory
         sides["host"] = sides["host"]._replace(step_bytes=sides["host"].step_bytes + _bytes(reference))
     positions = {"host": 2 * padded[0].size, "ours": _positions(batch, choice)}
     return {
@@ -116,7 +118,9 @@ def _check(workload: Workload) -> None:
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeat: int, seconds: float) -> tuple[dict[str, Side], int]:
-    """Time up to `repeat` alternating steps, each without cached memory. Returns medians and the number of steps."""
+    """Run the steps in turn, up to `repeat` times, each without cached memory. Returns medians and the number of
+    rounds.
+    """
     start, repetitions = time.perf_counter(), 0
     samples: dict[str, list[Side]] = {name: [] for name in steps}
     while repetitions < repeat and (not repetitions or time.perf_counter() - start < seconds):
@@ -142,17 +146,15 @@ def _once(step: Callable[[], Any]) -> Side:
 
 
 def clock() -> float:
-    """Return seconds. On a CPU they are CPU time of the process, which other processes disturb less; otherwise wall
-    time.
+    """Return seconds. On a CPU this is the CPU time of the process, which other processes disturb less than wall time.
+    On a GPU it is wall time.
     """
     mx.synchronize()
     return time.process_time() if mx.default_device().type == mx.cpu else time.perf_counter()
 
 
 def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float | None:
-    """Return the largest relative L2 difference over gradient tensors. These steps also serve as warm-up for both
-    sides.
-    """
+    """Return the largest relative L2 difference over gradient tensors. These first steps are also the warm-up."""
     gradients = {name: dict(tree_flatten(step()[1])) for name, step in steps.items() if name != "floor"}
     mx.eval(gradients)
     if "host" not in gradients:
@@ -161,7 +163,7 @@ def _gradient_error(steps: dict[str, Callable[[], Any]]) -> float | None:
 
 
 def gradient_difference(gradient: Mapping[str, mx.array], expected: Mapping[str, mx.array]) -> float:
-    """Return the largest relative L2 difference of a tensor."""
+    """Return the relative L2 difference of the gradient tensor that differs most."""
     return max(_relative(gradient[name], value) for name, value in expected.items())
 
 
@@ -175,7 +177,7 @@ def _bytes(model: Any) -> int:
 
 
 def _positions(batch: Batch, choice: SelectedMethod) -> int:
-    """Return the number of positions that the backbone computes."""
+    """Return the number of token positions, with padding, that the backbone computes."""
     traced = mx.default_device().type == mx.gpu and choice.compilable
     if traced:
         return batch.prompts.size + batch.completions.size if shares_prompts(choice.policy) else batch.tokens.size
@@ -219,8 +221,8 @@ def _described(workload: Workload, method: Method, choice: SelectedMethod) -> di
 
 
 def _sides(sides: dict[str, Side], positions: dict[str, int], rows: Sequence[Mapping], shared: bool) -> dict[str, Any]:
-    """Return the results of each side. Real tokens count the prompt once per completion, even if it is
-    computed once.
+    """Return the results of our step and of the host's. Real tokens include the prompt once per completion, even if the
+    step computes it only once.
     """
     prompts, completions = (
         sum(len(row[part]) for row in rows for part in parts) for parts in (("prompt",), ("chosen", "rejected"))

@@ -1,4 +1,4 @@
-"""Measurements as a table for people, and as JSON."""
+"""Print measurements as a table or as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ..wrapping import columns, wrapped
 
 MIB = 2**20
 NONE = "–"
-"""The text of a cell without a measurement. Lines that only have such cells are omitted."""
+"""The text of a cell without a measurement. A line with only such cells is omitted."""
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ def print_report(rows: Sequence[Row], as_json: bool, lines: Sequence[str] = ()) 
 
 
 def groups(rows: Sequence[Row], width: int) -> list[list[Row]]:
-    """Split the rows into groups whose tables are at most `width` columns wide (or contain one row)."""
+    """Split the rows into groups. The table of a group is at most `width` characters wide, or contains one row."""
     found: list[list[Row]] = []
     for row in rows:
         if found and width_of(table([*found[-1], row])) <= width:
@@ -41,7 +41,7 @@ def groups(rows: Sequence[Row], width: int) -> list[list[Row]]:
 
 
 def width_of(table: Table) -> int:
-    """Return the columns that a table needs if nothing is cut or wrapped."""
+    """Return how many characters wide a table is if nothing is cut or wrapped."""
     console = Console(width=10_000)
     return console.measure(table).maximum
 
@@ -57,7 +57,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def cells(row: Row) -> dict[str, str]:
-    """Name of the measurement → its text."""
+    """Return name of a measurement → its text, for each measurement in the row."""
 
     def both(key: str, form: str, scale: float = 1.0) -> str:
         sides = [row[f"{side}_{key}"] for side in ("host", "ours") if f"{side}_{key}" in row]
@@ -83,7 +83,7 @@ def cells(row: Row) -> dict[str, str]:
 
 
 def _visits(row: Row, key: str, form: str, scale: float = 1.0) -> str:
-    """Format the result with a separate reference pass → the result with the reference in the step."""
+    """Format two results: with a separate pass for the reference → with the reference computed in the step."""
     if "beside_ratio" not in row:
         return NONE
     return " → ".join(format(row[f"{name}_{key}"] / scale, form) for name in ("apart", "beside"))

@@ -11,7 +11,7 @@ from .workloads import SUITE, Workload
 
 PAIRS = (1, 2, 4, 8)
 TOKENS = (256, 512, 1024, 2048)
-"""Tokens of a row. A quarter of them belong to the prompt."""
+"""Measured lengths of a row, in tokens. A quarter of the tokens belong to the prompt."""
 
 BASE = replace(SUITE["cpo-chat"], layers=2, jittered=False, speed_goal=None, memory_goal=None)
 
@@ -19,7 +19,9 @@ BASE = replace(SUITE["cpo-chat"], layers=2, jittered=False, speed_goal=None, mem
 def measure_scaling(
     method: Method, base: Workload = BASE, pairs: Sequence[int] = PAIRS, tokens: Sequence[int] = TOKENS
 ) -> list[dict[str, Any]]:
-    """Measure each size. Rows have `axis` ("pairs" of the shortest rows, or "tokens" of one pair) and `size`."""
+    """Measure each size. A result has `size` and `axis`: "pairs" (more pairs of the shortest rows) or "tokens" (one
+    pair of longer rows).
+    """
     method = replace(method, floor=False)
     sizes = [("pairs", count, f"{count} × {tokens[0]:,}", count, tokens[0]) for count in pairs]
     sizes += [("tokens", length, f"1 × {length:,}", 1, length) for length in tokens]
@@ -35,13 +37,13 @@ def _of_length(base: Workload, name: str, pairs: int, tokens: int) -> Workload:
 
 
 def growth(rows: Sequence[dict[str, Any]], axis: str, key: str = "ours_seconds") -> float:
-    """Fit the exponent e in cost ∝ size^e; 1 is linear."""
+    """Return the exponent e that fits cost ∝ size^e best. With e = 1, the cost grows linearly."""
     sizes, costs = np.log(np.array([(row["size"], row[key]) for row in rows if row["axis"] == axis])).T
     return float(np.polyfit(sizes, costs, 1)[0])
 
 
 def describe_growth(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Describe the exponents of time and memory."""
+    """Return sentences about the exponents of time and memory."""
     return [
         f"with {axis}: time grows as size^{growth(rows, axis):.2f}, "
         f"step memory as size^{growth(rows, axis, 'ours_step_bytes'):.2f} (1: linear)"

@@ -1,4 +1,4 @@
-"""Results of this machine as a small JSON file for publication: `mlx_lm_lora.prefplus bench --share`.
+"""Write results of this machine into a small JSON file for publication: `mlx_lm_lora.prefplus bench --share`.
 
 The file contains only the keys below. Names of the user, the host and files are never read.
 """
@@ -48,16 +48,18 @@ ROW_KEYS = (
     *("host_seconds", "ours_seconds", "floor_seconds", "speed_ratio"),
     *("host_step_bytes", "ours_step_bytes", "memory_ratio", "host_peak_bytes", "ours_peak_bytes"),
 )
-"""The keys of a row of `measure` that are published. Other keys, such as the folder of a model, are not."""
+"""The keys of a row of `measure` that are published. Other keys, such as the folder of a model, are left out."""
 
 SHORT_SUITE = tuple(replace(SUITE[name], speed_goal=None, memory_goal=None) for name in ("cpo-chat", "dpo-summary"))
 
 ON_A_GPU = Workload("dpo-4b", "dpo", 180, 280, 270, pairs=1, shape="qwen3-4b", layers=4, dtype="bfloat16", bits=4)
-"""Four layers of a 4-bit Qwen3-4B with its real head. It is too slow for the short suite on a CPU."""
+"""Four layers of a 4-bit Qwen3-4B with its real head. Only GPUs run this workload: on a CPU it is too slow for a short
+suite.
+"""
 
 
 def collect(measure: Callable[[Workload, Method], dict[str, Any]], say: Callable[[str], object]) -> dict[str, Any]:
-    """Run the short suite and return what is published. say: called with the name of the next workload."""
+    """Run the short suite and return the content of the published file. say: called with the name of each workload."""
     about = machine_facts()
     suite = [*SHORT_SUITE, *([ON_A_GPU] if about["backend"] in ("metal", "cuda") else [])]
     rows = []
@@ -95,7 +97,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise a UserError if nothing can be written into a folder. It is called before the minutes of measuring."""
+    """Raise a UserError if no file can be written into a folder. Call it before measuring, which takes minutes."""
     if not os.access(folder, os.W_OK):
         raise UserError(
             f"bench: --share writes a file into {folder}, which cannot be written. Start it in another folder."
@@ -103,7 +105,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write(report: dict[str, Any], folder: Path) -> Path:
-    """Write the report into a folder, under a name that consists of the chip and the date. Returns its path."""
+    """Write the report into a folder. The file is named after the chip and the date. Returns its path."""
     chip = re.sub(r"[^a-z0-9]+", "-", report["machine"]["chip"].lower()).strip("-")
     path = folder / f"prefplus-figures-{chip}-{report['date']}.json"
     with whole_file(path) as temporary:

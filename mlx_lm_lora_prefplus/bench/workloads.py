@@ -18,25 +18,27 @@ from .architectures import build
 JITTER = 0.15
 LORA = {"rank": 8, "dropout": 0.0, "scale": 10.0}
 LORA_B = 0.02
-"""Standard deviation of lora_b. With its usual zeros at the start, half of the gradient would be zero."""
+"""Standard deviation of lora_b. LoRA training starts with lora_b = 0, but then the gradient of lora_a would be zero.
+"""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One batch of pairs, and the model that computes it.
+    """One batch of pairs, and the model that is trained on it.
 
     mode: `dpo` or `cpo`.
-    prompt, chosen, rejected: mean lengths (tokens). Each length is drawn within ±15 %, or exact if not `jittered`.
-    pairs: rows of the batch.
+    prompt, chosen, rejected: mean lengths (tokens). Each length is drawn within ±15 % of the mean; without `jittered`,
+        each equals the mean.
+    pairs: number of pairs in the batch.
     hidden, layers, vocabulary: the shape of a llama with random weights, if there is neither `model` nor `shape`.
     model: a folder or name for `mlx_lm.load`.
     shape: a name in `ARCHITECTURES`, of which the first `layers` layers are built.
-    dtype: of the weights, before they are quantised; None keeps their own.
+    dtype: of the weights, before they are quantised; None keeps the stored dtype.
     adapted: number of last layers with adapters; −1: all.
-    bits: quantise the base to this many bits, in groups of 64.
+    bits: quantise the base model to this many bits, in groups of 64 weights.
     chunk: run our step with efficient_long_context and chunks of this many tokens.
     memory: what layers keep in our step: fast, balanced or low.
-    speed_goal, memory_goal: the smallest ratio host ÷ ours that meets the suite's goal.
+    speed_goal, memory_goal: smallest ratios of the host's time (or memory) to ours that meet the suite's goals.
     """
 
     name: str
@@ -79,7 +81,7 @@ SUITE = {
 
 
 def make_rows(workload: Workload, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Return random token rows. Equal workloads have equal rows."""
+    """Return random token rows. Equal workloads get equal rows."""
     rng = np.random.default_rng(workload.seed)
     lengths = {column: getattr(workload, column) for column in ("prompt", "chosen", "rejected")}
     return [
@@ -99,7 +101,7 @@ def make_base(workload: Workload) -> nn.Module:
     """Return the frozen model without adapters. Each call returns a new copy of the same weights.
 
     Raises:
-        UserError: The folder cannot be loaded, or the weights cannot be quantised this way.
+        UserError: The model cannot be loaded, or its weights cannot be quantised to `workload.bits`.
     """
     try:
         if workload.model:
@@ -115,7 +117,7 @@ def make_base(workload: Workload) -> nn.Module:
             nn.quantize(model, group_size=64, bits=workload.bits)
     except UserError:
         raise
-    except Exception as error:  # the hub, the tokenizer and mlx raise errors of any class
+    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds of errors
         raise UserError(f"bench: the model {workload.model or 'of this shape'} cannot be created: {error}") from error
     model.freeze()
     mx.eval(model.parameters())

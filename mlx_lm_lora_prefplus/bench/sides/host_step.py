@@ -1,7 +1,7 @@
 """The host's training step, composed of the host's own functions as in its trainers.
 
 The host's trainers cannot run a single step, and they need a key of `mx.device_info` that only Metal has. This module
-therefore calls their functions for batches, scores and losses, unchanged.
+therefore calls the unchanged functions of these trainers for batches, scores and losses.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ HostBatch = tuple[mx.array, mx.array, mx.array, mx.array]
 Gradient = Callable[..., tuple[Any, Any]]
 
 HOST_LOSSES = dict.fromkeys(("cpo", "dpo"), ("sigmoid", "hinge", "ipo", "dpop"))
-"""Mode whose step can be composed → its losses."""
+"""Mode → its losses, for the modes whose step this module can compose."""
 
 DUPLICATES = {"cpo": ("policy_rejected_logps", "chosen_logits_mean"), "dpo": ()}
-"""Metrics that repeat another output: mlx 0.32.4 cannot return them from a compiled function."""
+"""Mode → metrics that repeat another output. mlx 0.32.4 cannot return the same array twice from a compiled function."""
 
 
 def host_batch(rows: Sequence[dict[str, list[int]]]) -> HostBatch:
-    """Pad the rows with the host's iterator: both sides to the longest row of all."""
+    """Pad the rows with the host's iterator: all chosen and rejected rows to the length of the longest row."""
     items = [
         {
             "chosen": row["prompt"] + row["chosen"],
@@ -44,11 +44,12 @@ def host_batch(rows: Sequence[dict[str, list[int]]]) -> HostBatch:
 def host_gradient(
     model: nn.Module, reference: nn.Module | None, mode: str, loss: str, beta: float, delta: float, compiled: bool
 ) -> Gradient:
-    """Return a function of the four arrays of a `HostBatch` → (loss and the host's other outputs), gradient.
+    """Return a function that takes the four arrays of a `HostBatch` and returns (loss and the host's other outputs),
+    gradient.
 
     Arguments:
         reference: the second model of mode `dpo`.
-        compiled: as the host does; then without the metrics in `DUPLICATES`.
+        compiled: whether to compile the function, as the host does. The outputs then lack the metrics in `DUPLICATES`.
     """
 
     def cpo(chosen, rejected, chosen_masks, rejected_masks):
@@ -89,7 +90,7 @@ def host_gradient(
 
 
 def describe_host_call(mode: str, compiled: bool) -> list[str]:
-    """Return notes on how the host was called."""
+    """Return notes for the report on how the host's functions were called."""
     notes = ["host: its own functions for batches, scores and loss, in nn.value_and_grad; no optimiser on either side"]
     if not compiled:
         notes.append("host: called uncompiled (its own commands compile; on mlx 0.32.4 its CPO does not)")

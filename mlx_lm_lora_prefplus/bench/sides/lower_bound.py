@@ -15,9 +15,10 @@ from ...engine.logprobs.split_model import SplitModel
 def floor_step(halves: SplitModel, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:
     """Return a function that computes only the necessary products, as lazy arrays.
 
-    For the backbone, it is one forward and one backward pass. They cover as many tokens as the prompts (once) and the
-    completions have, in rows of their mean lengths without padding. Completions attend to their prompts. For the head,
-    it is three products of the scored positions with the vocabulary, in the blocks of a real step, without log-probs.
+    The backbone computes one forward and one backward pass. Their rows have the mean lengths of the prompts (each
+    computed once) and of the completions, so there is no padding. Completions attend to their prompts. The head
+    computes three products of the scored positions with the vocabulary, in the blocks of a real step, without
+    log-probs.
     """
     mean = lambda *parts: max(1, round(float(np.mean([len(row[part]) for row in rows for part in parts]))))  # noqa: E731
     prompts = mx.ones((len(rows), mean("prompt")), mx.int32)

@@ -24,8 +24,8 @@ from ...settings import RunSettings
 from ...trainers import CPO, DPO
 
 Engine = Literal["auto", "prefix", "head", "plain"]
-"""`auto`: as a run selects it. `prefix`: each prompt computed once, the head at completion tokens. `head`: the head at
-completion tokens. `plain`: the whole model.
+"""`auto`: the engine that a run selects. `prefix`: each prompt is computed once, and the head only at completion
+tokens. `head`: the head is computed only at completion tokens. `plain`: the model is computed at all tokens.
 """
 
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -34,10 +34,10 @@ TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
 
 
 def choose(model: nn.Module, engine: Engine, chunk: int | None = None, memory: str | None = None) -> SelectedMethod:
-    """Select the engine for log-probs, with a description.
+    """Return the selected engine for log-probs, with its description.
 
     chunk: process rows in chunks of this many tokens (with `auto`).
-    memory: what layers keep, by the key `memory` (with `auto`; default: fast).
+    memory: value of the config key `memory`: fast, balanced or low (with `auto`; default: fast).
 
     Raises:
         UserError: The model cannot be split into backbone and head, and `engine` needs that.
@@ -80,11 +80,11 @@ def our_batch(rows: Sequence[dict[str, list[int]]], policy: Scorer, mode: str, m
 
 
 Gradient = Callable[[Batch], tuple[Any, Any]]
-"""A function of a batch: (sums of loss and metrics, gradient), as the training loop calls it."""
+"""Function batch → (sums of loss and metrics, gradient), in the form that the training loop calls."""
 
 
 def our_gradient(policy: Scorer, mode: str, loss: str, beta: float, delta: float, compiled: bool) -> Gradient:
-    """Return our step for batches that have their reference log-probs."""
+    """Return our step for batches with stored reference log-probs."""
     trainer = TRAINERS[mode]
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)
     step = GradientStep(trainer, policy, options, compiled)
@@ -94,10 +94,10 @@ def our_gradient(policy: Scorer, mode: str, loss: str, beta: float, delta: float
 def first_visits(
     choice: SelectedMethod, mode: str, loss: str, beta: float, delta: float, compiled: bool
 ) -> dict[str, Gradient]:
-    """Return two forms of the step for rows without reference log-probs.
+    """Return two forms of our step for rows without stored reference log-probs, as in a first epoch.
 
-    `apart` computes the reference before the step. `beside` computes it inside the step and shares the output of the
-    frozen trunk.
+    `apart` computes the reference log-probs before the step. `beside` computes them inside the step; policy and
+    reference then share the output of the frozen first layers.
     """
     trainer, policy, trunk = TRAINERS[mode], choice.policy, choice.trunk
     options = trainer.options(loss_type=loss, beta=beta, delta=delta)
