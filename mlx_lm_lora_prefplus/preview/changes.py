@@ -27,7 +27,7 @@ class Change(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the changes in the form of a config file, on one line."""
+        """Return the new values as in a config file, but on one line."""
         written = {key: str(value).lower() if isinstance(value, bool) else value for key, value in self.values.items()}
         return ", ".join(f"{key}: {value}" for key, value in written.items())
 

@@ -54,8 +54,8 @@ may delete it, because it can be made again from its adapters.
 class Previous(NamedTuple):
     """The files in an adapter folder that do not belong to the current run.
 
-    files: paths relative to `folder`. States are moved first: if the move is interrupted, a later `--resume` then
-        cannot find a state whose other files are gone.
+    files: paths relative to `folder`. States are moved first. If the move is interrupted, a later `--resume` therefore
+        finds no state whose other files are gone.
     target: the folder to which the files are moved.
     """
 

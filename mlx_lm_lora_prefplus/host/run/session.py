@@ -105,7 +105,7 @@ class Session:
     stream: the source of training rows if they are streamed. `rows` then contains the first window of them, which shows
         the lengths to expect, and `window` gives a session for each window.
     number: the number of the window.
-    sees: whether a batch with pictures has already been checked: the model reads the pictures that the engine gives it.
+    sees: whether a first batch with pictures has already been checked (see `check_exact`).
     """
 
     def __init__(

@@ -113,7 +113,7 @@ def evaluate_model(
 
 
 def _lost_its_start(session: Session) -> bool:
-    """Return whether the model before training, which is the reference, can only be obtained by loading it again."""
+    """Return whether the reference is the model before training and must be loaded again to obtain it."""
     resolved = session.resolved
     compares = resolved.trainer.needs_reference(resolved.options) and not resolved.settings.reference_model_path
     return compares and not adapter_layers(session.model)

@@ -16,7 +16,7 @@ def check_has_pipeline(mode: str) -> None:
     """Reject a mode that MLX-LoRA-Studio's runner cannot train, before anything is read.
 
     The runner looks up its training function in a table `PIPELINES`, but only after it has loaded the model and the
-    rows. This check comes before.
+    rows. This check comes earlier, so that the user does not wait.
 
     Raises:
         UserError: The running program has a table `PIPELINES` without this mode.
