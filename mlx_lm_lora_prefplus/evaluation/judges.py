@@ -79,7 +79,7 @@ def model_judge(path: str) -> Judge:
 
 
 def judge_answers(judge: Judge, answered: list[AnsweredPrompt]) -> tuple[np.ndarray, float]:
-    """Judge each pair in both orders and average, so that a preference for the first position cancels out.
+    """Judge each pair of answers in both orders, and average. A preference for the first position then cancels out.
 
     Returns:
         Two values. (prompts,): 1 where the policy's answer is better, 0 where it is worse. The share of prompts with

@@ -18,7 +18,7 @@ from .running_mean import State, updated
 
 
 class Objective(NamedTuple):
-    """sums: unit → the loss summed over it, see `plugin.LossOutput`.
+    """sums: unit (such as example or token) → the loss summed over all of them, see `plugin.LossOutput`.
     loss_sums: with several losses, name → the unweighted sum over the examples.
     state: see `losses.running_mean`.
     """

@@ -106,7 +106,7 @@ class Mismatched:
 
     KTO (Ethayarajh et al. 2024, arXiv:2402.01306) estimates its reference point z from prompts with completions of
     other rows. The paper shifts the completions within each batch. Here each row keeps the same partner in every epoch
-    and for every seed, so that the reference log-probs of these rows are also computed only once.
+    and for every seed, so that the reference log-probs of these combinations are computed only once.
 
     lengths: lengths of the rows. Raises UserError if there is only one row.
 

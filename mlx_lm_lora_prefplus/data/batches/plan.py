@@ -81,7 +81,7 @@ def plan_epoch(
 
 
 def widths(longest: np.ndarray, multiple: int) -> np.ndarray:
-    """Return the padded widths of batches with these longest rows.
+    """Return the padded width of each batch. longest: the length of the longest row of each batch.
 
     If `multiple` is above 1, each width is rounded up to a multiple of `multiple`. The step between allowed widths
     grows with the width, up to one eighth of it. Only a few different widths remain, so MLX compiles few graphs.
@@ -104,8 +104,8 @@ def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int
 
     Each pool is divided at the median of prompt lengths, completion lengths or completion counts. Of these three, the
     quantity whose spread costs the most tokens is used. (A prompt token counts once, a completion token once per
-    completion.) Each half is divided in the same way until groups have at most `finest` rows. Sorting by a single
-    length would cause more padding in the other lengths.
+    completion.) Each half is divided in the same way until groups have at most `finest` rows. Sorting by prompt length
+    alone, for example, would cause more padding in the completions.
     """
     pool = batch_size << HALVINGS
     rows, absent = len(order), -len(order) % pool

@@ -1,4 +1,4 @@
-"""Cut a batch along its examples."""
+"""Take a range of examples out of a batch."""
 
 import mlx.core as mx
 import numpy as np

@@ -98,10 +98,10 @@ def _split(start: Messages, answers: list[Messages], replace: bool) -> tuple[Mes
     """Split conversations into the messages of the prompt and those of each completion.
 
     start: the value of the prompt column. replace: whether this value is plain text.
-    answers: completions alone, or whole conversations. Whole conversations replace the prompt column if they repeat it
-        or if it is plain text. The prompt of several conversations is then their shared start, which may end before the
-        last user turn. The prompt of a single conversation is the prompt column; without one it is everything up to the
-        last user turn.
+    answers: completions alone, or whole conversations. Whole conversations replace the prompt column if they begin with
+        its content, or if it is plain text. The prompt of several conversations is then their shared start, which may
+        end before the last user turn. The prompt of a single conversation is the prompt column. Without a prompt
+        column, it is everything up to the last user turn.
     """
     all_repeat_prompt = all(answer[: len(start)] == start for answer in answers)
     prompt_length = 0 if replace else len(start)

@@ -59,8 +59,8 @@ def read_examples(
     source: file or hub name, for messages. features: settings key → column; None to detect the column.
     raw: keep rows of text as text instead of converting them to messages. usage: records which columns are used.
     pictures: whether the model reads pictures.
-    Raises UserError if the source is empty, the columns fit no format, a value has the wrong type, or a row contains
-    pictures that the model cannot read.
+    Raises UserError if the source is empty, the columns match no known format, a value has the wrong type, or a row
+    contains pictures that the model cannot read.
     """
     rows = rows if pictures else without_pictures(rows, source)
     first = list(itertools.islice(rows, SAMPLE))

@@ -16,7 +16,8 @@ class Example(NamedTuple):
     row: row number in the source, counted from 1.
     prompt: the shared messages; text with `prompt_format: raw`; None for plain text whose prompt is the shared start of
         the token ids.
-    completions: the messages after the prompt; texts if the prompt is text; whole texts if the prompt is None.
+    completions: the messages after the prompt; texts if the prompt is text; texts that include the prompt if `prompt`
+        is None.
     scores: one per completion, finite, higher is better. A pair has 1 and 0, in this order. A labelled row has 1 or 0.
     tools: tool definitions for the chat template.
     numbers: name → value, for those of `NUMBERS` that the row has.

@@ -24,8 +24,8 @@ class TokenRow(NamedTuple):
     """Token ids of one row. Completions do not include the prompt.
 
     completions, scores, row, numbers: as in `Example`. truncated: whether the row was cut to max_seq_length.
-    masks: for each completion 1 for tokens that count and 0 for others, or None if all its tokens count. The list is
-        None if all tokens of all completions count.
+    masks: one mask per completion: 1 for tokens that count in the loss and 0 for others, or None if all its tokens
+        count. `masks` is None if all tokens of all completions count.
     certain: whether all tokens that should not count were found.
     pictures: the pictures that the picture tokens of the prompt represent.
     """
@@ -292,7 +292,7 @@ def _find_boundary(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[i
     """Return the conversations that continue after the prompt, and the position where the prompt ends.
 
     The prompt ends where any two conversations, or a conversation and the prompt, differ. A conversation without tokens
-    after that position is dropped. The position is then found again from the others.
+    after that position is dropped. The position is then found again from the remaining conversations.
     """
     remaining = list(range(len(conversations)))
     while remaining:

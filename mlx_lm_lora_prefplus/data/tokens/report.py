@@ -18,9 +18,9 @@ class SplitReport:
     """Counts of a split.
 
     source: files or hub names. kind: kind of the rows. shape: the detected format of the rows, in words.
-    read: rows of the source. used: pairs, unpaired rows or lists made from them. A row can give several, so there may
-        be more than rows read. dropped: reason in words → number of rows. truncated: used rows that were cut to
-        max_seq_length.
+    read: rows of the source. used: pairs, unpaired rows or lists made from them. A row of the source can give several
+        of them, so `used` may exceed `read`. dropped: reason in words → number of rows. truncated: used rows that were
+        cut to max_seq_length.
     prompt_tokens: tokens of the prompts (a shared prompt counts once). chosen_tokens: tokens of chosen, desirable or
         best completions. rejected_tokens: tokens of all other completions.
     masked_tokens: completion tokens that do not count in the loss. unmasked: rows whose completions count completely,

@@ -1,8 +1,8 @@
 """Find the assistant's turns in a rendered conversation by rendering prefixes of it with the chat template.
 
 Each rendered prefix is located in the whole text. Some templates render earlier turns differently from the last one:
-Qwen3 and DeepSeek omit earlier thoughts, and gpt-oss ends them with another token. These are handled if the position is
-unambiguous.
+Qwen3 and DeepSeek omit earlier thoughts, and gpt-oss ends them with another token. Such turns are found if their
+position is unambiguous.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,8 +11,8 @@ def fit(
     """Truncate a row so that the prompt and its longest completion have at most `max_seq_length` tokens together.
 
     The prompt is truncated first, down to `max_prompt_length` tokens (default: half of `max_seq_length`), then the ends
-    of the completions. At least one token of each remains. A prompt that begins with `bos` keeps it if it keeps at
-    least two tokens. Returns None if the row is too long and `truncation` is "drop". Also returns None if
+    of the completions. At least one token of each remains. A truncated prompt keeps its leading `bos` if at least two
+    of its tokens remain. Returns None if the row is too long and `truncation` is "drop". Also returns None if
     `max_seq_length` has no room for one prompt token and `least` completion tokens.
 
     With `truncation` "keep_prompt" only the ends of completions are truncated. None then means that the prompt leaves

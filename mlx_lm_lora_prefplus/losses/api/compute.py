@@ -52,7 +52,8 @@ def compute(
 
     Raises:
         UserError: The mode, loss or an option is unknown; a value is out of bounds; there are no rows; the number of
-            rows is odd where pairs are needed; shapes do not fit; or a required reference, column or label is missing.
+            rows is odd where pairs are needed; shapes of arrays do not agree; or a required reference, column or label
+            is missing.
     """
     chosen = _options(mode, loss_type, options)
     table, names = chosen.table, loss_names(loss_type)

@@ -22,7 +22,7 @@ from ..inputs import Pairs
 
 
 class LossOutput(TypedDict):
-    """loss: (). num_tokens: always 0, which tells the caller not to divide, because the loss is already a mean."""
+    """loss: (). num_tokens: always 0, which tells the caller not to divide the loss: it is already a mean."""
 
     loss: mx.array
     num_tokens: int
@@ -69,7 +69,7 @@ class PreferenceLossBase:
             {"loss": (), "num_tokens": 0}.
 
         Raises:
-            ValueError: There are no labels, the number of rows is odd, shapes do not fit, or a required reference is
+            ValueError: There are no labels, the number of rows is odd, shapes do not agree, or a required reference is
                 missing.
         """
         labels = self._labels(inputs)
@@ -101,7 +101,7 @@ class PreferenceLossBase:
             labels: (rows, T).
 
         Raises:
-            ValueError: Both are missing, or their shape does not fit.
+            ValueError: Both "logps" and "logits" are missing, or their shape does not agree with that of the labels.
         """
         counted = labels != self.ignore_index
         if outputs.get("logps") is not None:
@@ -192,7 +192,7 @@ class DPOLoss(PreferenceLossBase):
 
     Δ is the chosen completion's log-ratio minus the rejected one's. `ipo` is Twinkle's: (βΔ − 1/(2β))² on summed
     log-probs. The `ipo` of the training modes is the one of TRL and of the paper's authors, (Δ − 1/(2β))² on means over
-    tokens. `kto` is `apo_zero`.
+    tokens. `kto` is the loss that the training modes call `apo_zero`.
 
     Args:
         beta: β > 0, per nat.

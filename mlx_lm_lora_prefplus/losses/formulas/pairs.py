@@ -318,8 +318,8 @@ def aot(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.array:
     margins must be above that of the reference's.
 
     Args:
-        pairs: summed log-probs. They are sorted over the pairs of this call, so the result depends on which pairs are
-            together. A single pair gives `sigmoid`.
+        pairs: summed log-probs. They are sorted over the pairs of this call, so the loss depends on which pairs share a
+            call. A single pair gives `sigmoid`.
         beta: β > 0, per nat.
         label_smoothing: ε in [0, 0.5).
 
@@ -339,8 +339,8 @@ def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: float) -> mx.arr
     rewards, whatever their prompts.
 
     Args:
-        pairs: summed log-probs. They are sorted over the pairs of this call, so the result depends on which pairs are
-            together. A single pair gives `sigmoid`.
+        pairs: summed log-probs. They are sorted over the pairs of this call, so the loss depends on which pairs share a
+            call. A single pair gives `sigmoid`.
         beta: β > 0, per nat.
         label_smoothing: ε in [0, 0.5).
 

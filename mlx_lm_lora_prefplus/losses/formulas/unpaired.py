@@ -17,8 +17,8 @@ def kto(unpaired: Unpaired, *, beta: float, desirable_weight: float, undesirable
     policy from the reference.
 
     Args:
-        unpaired: summed log-probs. z is the mean over the rows of this call, so the result depends on which rows are
-            together (at least 2 are needed). z has no gradient.
+        unpaired: summed log-probs. z is the mean over the rows of this call, so the loss of a row depends on the other
+            rows of the call (at least 2 rows are needed). z has no gradient.
         beta: β > 0, per nat.
         desirable_weight: λ_D ≥ 0. λ_D·n_D/(λ_U·n_U) is best in [1, 4/3], where n_D and n_U are the numbers of desirable
             and undesirable rows.
