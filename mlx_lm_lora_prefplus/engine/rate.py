@@ -6,7 +6,7 @@ import mlx.optimizers as optim
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:
-    """Return the rate of the last update; with several optimisers, the first one's.
+    """Return the learning rate of the last update. With several optimisers, return that of the first.
 
     For an Adafactor that sets its own rate, this is the factor that all weights share (Shazeer & Stern 2018,
     arXiv:1804.04235, section 7).

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LONGEST_VALUE = 100
-"""A longer value is cut to this many characters in a message."""
+"""In messages, longer values are cut to this many characters."""
 
 
 def described(error: BaseException) -> str:
-    """Return an error as sentences on one line, for other processes."""
+    """Return the text of an error on one line, to send it to other processes."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted by SIGINT."
     if isinstance(error, SystemExit):
@@ -19,13 +19,17 @@ def described(error: BaseException) -> str:
 
 
 def failures(reasons: Sequence[str | None]) -> str | None:
-    """Return a sentence about the processes that failed. reasons: for each rank the reason, or None."""
+    """Return a sentence about the processes that failed; None if none failed. reasons: for each rank, why it failed, or
+    None.
+    """
     failed = [f"Rank {rank} failed at its start: {reason}" for rank, reason in enumerate(reasons) if reason is not None]
     return " ".join(failed) or None
 
 
 def differences(given: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return a sentence that names all differences with their values. given: for each rank its values by name."""
+    """Return a message that names each value that differs between processes; None if none differs. given: for each
+    rank, name → value.
+    """
     names = dict.fromkeys(name for one in given for name in one)
     different = [_different(name, [one.get(name, "nothing") for one in given]) for name in names]
     if not any(different):

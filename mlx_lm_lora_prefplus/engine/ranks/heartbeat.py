@@ -1,8 +1,9 @@
 """Detect within seconds that one of several processes has failed or hangs, and report it to all others.
 
-A thread in each process keeps a TCP connection to rank 0 and sends a line about once a second (see `Peer`). If a
-connection closes without a farewell line, its process has died. Rank 0 checks for processes that hang, and sends the
-reason to all if they must end. The other processes check rank 0.
+A thread in each process keeps a TCP connection to rank 0 and sends its status about once a second (see `Peer`). A
+process that ends normally announces it first; if a connection closes without that, the process has died. Rank 0 also
+checks whether another process hangs, and the other processes check whether rank 0 hangs. If a process has failed, rank
+0 sends the reason to all, and all end.
 """
 
 import json
@@ -21,17 +22,19 @@ from typing import Any
 from .liveness import Peer, hung
 
 GRACE = 5.0
-"""Seconds that the main thread has to end once there is a reason. Then the thread ends the process."""
+"""If the run must end, the main thread has this many seconds to end. After that, the heartbeat thread ends
+the process.
+"""
 
 LONGEST_LINE = 1 << 20
 
 GO_ON = "Files that were saved are complete. Start all processes again with --resume to continue."
-"""Advice for the case that another process has ended the run."""
+"""Advice in messages about a run that ended because another process failed."""
 
 
 @dataclass(eq=False)
 class Link:
-    """A connection to another process. rank: of that process; None until its first line has named it."""
+    """A connection to another process. rank: the rank of that process; None until its first line has arrived."""
 
     socket: socket.socket
     rank: int | None
@@ -39,11 +42,13 @@ class Link:
     outgoing: bytes = b""
 
     def say(self, **what: Any) -> None:
-        """Add a line to the lines to be sent."""
+        """Put a line into the queue of lines to be sent."""
         self.outgoing += json.dumps(what).encode() + b"\n"
 
     def flush(self) -> None:
-        """Send as much as can be sent without waiting. An error is noticed where the connection is read."""
+        """Send as much of the queue as is possible without waiting. Errors are ignored here: `lines` detects a closed
+        connection.
+        """
         with suppress(OSError):
             self.outgoing = self.outgoing[self.socket.send(self.outgoing) :] if self.outgoing else b""
 
@@ -65,13 +70,13 @@ class Heartbeat(threading.Thread):
     """The heartbeat thread of one process.
 
     phase: what this process is doing. calls: how many collective calls it has made.
-    reason: why all processes must end, once there is a reason. log: receives the message with which the thread ends the
-    process.
+    reason: why all processes must end; None while there is no reason. log: a function that receives the last message,
+    if the thread ends the process.
     """
 
     def __init__(self, rank: int, peers: Sequence[Peer], limit: float, token: str):
-        """limit: see `hung`; 0: no process counts as hung. token: a secret that begins each connection, to reject
-        strangers.
+        """limit: seconds, see `hung`; 0: no process counts as hung. token: a secret that each process sends first, so
+        that other programs cannot connect.
         """
         super().__init__(name="heartbeat", daemon=True)
         self.rank, self.peers, self.limit, self.token = rank, list(peers), limit, token
@@ -89,12 +94,12 @@ class Heartbeat(threading.Thread):
     # Methods for the main thread.
 
     def serve(self, server: socket.socket) -> None:
-        """Start in rank 0. The others connect to this socket."""
+        """Start the heartbeat in rank 0. server: the socket to which the other processes connect."""
         self._watch(server, self._accept)
         self.start()
 
     def join_first(self, connection: socket.socket) -> None:
-        """Start in another rank, with a connection to rank 0."""
+        """Start the heartbeat in a rank other than 0. connection: to rank 0."""
         self._linked(connection, 0).say(token=self.token, rank=self.rank)
         self.start()
 
@@ -104,8 +109,8 @@ class Heartbeat(threading.Thread):
         self._wake()
 
     def leave(self, failure: str | None = None) -> None:
-        """Announce that this process ends and no longer needs the others. failure: why the others must end too, if they
-        must.
+        """Announce that this process ends. failure: the error that ended it, because of which the others must end too;
+        None if it ended normally.
         """
         if failure is not None:
             self._set_reason(f"{self.peers[self.rank]} failed while {self.phase}: {failure}")
@@ -114,7 +119,7 @@ class Heartbeat(threading.Thread):
         self.join(timeout=2)
 
     def reason_within(self, seconds: float) -> str | None:
-        """Wait at most `seconds` for a reason why all must end, and return it."""
+        """Wait at most `seconds` for a reason why all processes must end. Return the reason; None if there is none."""
         self._has_reason.wait(seconds)
         return self.reason
 
@@ -132,7 +137,7 @@ class Heartbeat(threading.Thread):
                 key.data()
             now = time.monotonic()
             if now - last > max(self.limit / 2, 5 * self.interval):
-                # This process was paused (SIGSTOP). The silence that it observed says nothing about the others.
+                # This process was paused (SIGSTOP) and received nothing meanwhile. The others may be well.
                 for peer in self.peers:
                     peer.heard = peer.advanced = now
             last = now
@@ -152,7 +157,7 @@ class Heartbeat(threading.Thread):
                 link.socket.shutdown(socket.SHUT_WR)  # not close(): that could discard lines that were just sent
 
     def _speak(self, now: float) -> None:
-        """Send a line to every link where one is due, and resend what could not be sent earlier."""
+        """Send the status to every connection if it is due, and the lines that could not be sent earlier."""
         due = now - self._spoke >= self.interval or self.phase != self._said
         if due:
             self._spoke, self._said = now, self.phase
@@ -164,7 +169,9 @@ class Heartbeat(threading.Thread):
             link.flush()
 
     def _end(self, now: float) -> None:
-        """End this process, unless its main thread has time left or is saving."""
+        """Send the reason to all processes. After `GRACE` seconds, end this process, but in rank 0 only when it is not
+        saving.
+        """
         if not self._ends_at:
             self._ends_at = now + GRACE
             for link in self._links:

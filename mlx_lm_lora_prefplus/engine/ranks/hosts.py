@@ -1,4 +1,4 @@
-"""Start one of several processes: check the host file, connect to the other processes, and describe what fails."""
+"""Connect one process of a run to the others: check the host file, connect, and explain errors."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import mlx.core as mx
 from ...errors import UserError
 
 TIMEOUT = "MLX_LM_LORA_PREFPLUS_RANK_TIMEOUT"
-"""Environment variable: the seconds without progress after which a process counts as hung; 0: never."""
+"""Environment variable: after how many seconds without progress a process counts as hung. 0 means never."""
 
 DEFAULT_TIMEOUT = 600.0
 
@@ -57,7 +57,7 @@ def read_hosts() -> list[list[str]]:
     """Return the addresses in `MLX_HOSTFILE`, one list per rank; an empty list if the variable is not set.
 
     Raises:
-        UserError: The file is not a host file as `mlx.launch` writes it, or does not fit `MLX_RANK`.
+        UserError: The file is not a host file as `mlx.launch` writes it, or it has no entry for the rank in `MLX_RANK`.
     """
     name, rank = os.environ.get("MLX_HOSTFILE"), os.environ.get("MLX_RANK")
     if not name:
@@ -119,8 +119,8 @@ def _unreachable(hosts: list[list[str]], reason: str) -> str:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after `seconds`. MLX blocks the interpreter while it connects, so only a signal can end its
-    wait.
+    """Raise TimeoutError in the context after `seconds`. A signal is needed, because MLX blocks the interpreter while
+    it connects.
     """
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield

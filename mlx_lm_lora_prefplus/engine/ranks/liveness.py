@@ -1,11 +1,13 @@
-"""Distinguish processes that work from processes that hang, by the status that each sends about once a second."""
+"""Detect processes that hang, from the status that each process sends about once a second."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WORKING = 0.005
-"""CPU seconds per second. A process that uses more counts as working, even if it makes no collective calls."""
+"""CPU seconds per second of time. A process that uses more than this counts as working, even if it makes no collective
+calls.
+"""
 
 
 @dataclass
@@ -40,10 +42,9 @@ class Peer:
 def hung(peers: Sequence[Peer], limit: float, now: float) -> str | None:
     """Return a sentence that names the processes that hang; None if no process hangs.
 
-    A process hangs if its status has not arrived for `limit` seconds, or if it has not made progress for `limit`
-    seconds while others wait for it. A process that waits in a collective call has made one call more than the process
-    it waits for. So only processes with the fewest calls can be stuck, and they are stuck if they use no CPU time
-    either.
+    A process hangs in two cases. Either no status has arrived from it for `limit` seconds. Or other processes have
+    waited for it for `limit` seconds, and it has used almost no CPU time since. A waiting process has already counted
+    the collective call in which it waits. The processes it waits for are therefore those with the fewest calls.
 
     limit: seconds.
     """
@@ -54,7 +55,7 @@ def hung(peers: Sequence[Peer], limit: float, now: float) -> str | None:
         return f"No answer for {limit:g} s from {named}: paused, frozen, or its connection is gone."
     behind = [peer for peer in present if peer.calls < max(other.calls for other in present)]
     fewest = min((peer.calls for peer in behind), default=0)
-    answering = [peer for peer in behind if now - peer.heard <= limit / 2]  # the others will soon count as silent
+    answering = [peer for peer in behind if now - peer.heard <= limit / 2]  # others soon count as silent
     stuck = [peer for peer in answering if peer.calls == fewest and now - peer.advanced > limit]
     if stuck:
         named = ", ".join(f"{peer} (while {peer.phase})" for peer in stuck)

@@ -1,4 +1,4 @@
-"""Connect the processes for the heartbeat, which uses connections separate from MLX's."""
+"""Connect the processes for the heartbeat. Its connections are separate from those of MLX."""
 
 import os
 import secrets
@@ -12,13 +12,13 @@ from .hosts import rank_timeout, read_hosts
 from .liveness import Peer
 
 PATIENCE = 3.0
-"""Seconds to try an address of rank 0."""
+"""Seconds to try to connect to one address of rank 0."""
 
 
 class Meeting:
-    """One process's part in connecting all processes to rank 0.
+    """Connects this process to rank 0, or lets the other processes connect to it if it is rank 0.
 
-    told: what this process sends to the others.
+    told: what this process must send to the others first, by other means.
     """
 
     def __init__(self, rank: int):
@@ -34,7 +34,9 @@ class Meeting:
             self.told |= {"token": secrets.token_hex(16), "limit": rank_timeout()}
 
     def heartbeat(self, told: Sequence[dict[str, Any]]) -> Heartbeat | None:
-        """Return the running heartbeat; None if rank 0 cannot be reached. told: what each rank sent."""
+        """Connect, and return the running heartbeat; None if rank 0 cannot be reached. told: for each
+        rank, its `told`.
+        """
         first = told[0]
         peers = [Peer(rank, one["host"], one["pid"]) for rank, one in enumerate(told)]
         heartbeat = Heartbeat(self.rank, peers, first["limit"], first["token"])

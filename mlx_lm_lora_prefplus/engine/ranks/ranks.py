@@ -1,4 +1,4 @@
-"""The collective calls of several processes, and the comparison that they make before training."""
+"""The collective calls of several processes, and a comparison of their settings and data before training."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from .meeting import Meeting
 
 
 class Ranks:
-    """The processes of this run, by the backend with which MLX was started; one process if it was started alone.
+    """The processes of this run, connected by the backend with which MLX was started. A run may have only one process.
 
     rank: the number of this process. size: the number of processes. phase: what this process is doing.
     """
@@ -39,15 +39,17 @@ class Ranks:
         return self.rank == 0
 
     def enter(self, phase: str) -> None:
-        """Set what this process does from now on, such as "training". If this process fails, the others report it."""
+        """Set what this process does from now on, such as "training". If it fails, the messages of the other processes
+        name the phase.
+        """
         self.phase = phase
         if self._heartbeat:
             self._heartbeat.enter(phase)
 
     @contextmanager
     def doing(self, phase: str) -> Iterator[None]:
-        """`enter` a phase inside the context. After an error the phase stays, because it shows where the error
-        happened.
+        """Enter a phase for the duration of the context. After an error, the phase does not change back, so that
+        messages show where the error happened.
         """
         before = self.phase
         self.enter(phase)
@@ -55,8 +57,8 @@ class Ranks:
         self.enter(before)
 
     def leave(self, failure: str | None = None) -> None:
-        """Announce that this process makes no more collective calls. failure: why the others must end too, if they
-        must.
+        """Announce that this process makes no more collective calls. failure: the error because of which the others
+        must end too; None if they need not.
         """
         heartbeat, self._heartbeat = self._heartbeat, None
         if heartbeat:
@@ -64,9 +66,9 @@ class Ranks:
 
     @contextmanager
     def together(self, log: Callable[[str], object]) -> Iterator[None]:
-        """Enclose a run of all processes. If one of them fails inside, all others end.
+        """A context for a run of all processes. If one of them fails inside the context, all others end.
 
-        log: receives the message of the heartbeat if the heartbeat has to end the process.
+        log: a function that receives the last message, if the heartbeat thread has to end this process.
 
         Raises:
             UserError: Another process failed. The message names the process, what it was doing, and the reason.
@@ -88,10 +90,12 @@ class Ranks:
 
     @contextmanager
     def same(self) -> Iterator[dict[str, Any]]:
-        """Compare the values that each process puts into the dict, under names that a user knows.
+        """Compare values between processes. Inside the context, each process puts its values into the dict, under names
+        that a user knows.
 
-        The comparison takes place at the end of the context. It comes before any other collective call. An error inside
-        one of the processes is sent to all. The heartbeat begins afterwards.
+        At the end of the context, the processes exchange their dicts and compare them. This must be the first
+        collective call. If one process fails inside the context, all processes receive its error. After a successful
+        comparison, the heartbeat starts.
 
         Raises:
             UserError: Values differ, or another process failed.
@@ -101,7 +105,7 @@ class Ranks:
         try:
             yield given
         except Exception as error:
-            if self.size == 1 or self._heartbeat:  # `together` reports it to the others
+            if self.size == 1 or self._heartbeat:  # `together` reports the error to the other processes
                 raise
             failure = error
         if self.size == 1:
@@ -112,13 +116,13 @@ class Ranks:
         if failure is not None:
             raise failure
         if problem := failures([one["failure"] for one in told]) or differences([one["given"] for one in told]):
-            self.leave()  # the others know already
+            self.leave()  # all processes find the same problem
             raise UserError(problem)
         if meeting:
             self._meet(meeting, [one["meeting"] for one in told])
 
     def _meet(self, meeting: Meeting, told: list[dict[str, Any]]) -> None:
-        """Begin the heartbeat, if every process can."""
+        """Start the heartbeat if every process is connected to rank 0."""
         heartbeat = meeting.heartbeat(told)
         unlinked = [rank for rank, linked in enumerate(self.gather(heartbeat is not None)) if not linked]
         if heartbeat and not unlinked:
@@ -134,7 +138,7 @@ class Ranks:
             )
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each process sends, as JSON. Collective."""
+        """Return the `value` of each process, in the order of ranks. Values are sent as JSON. Collective."""
         text = np.frombuffer(json.dumps(value, default=str).encode(), np.uint8)
         (length,) = self.largest(len(text))
         padded = np.pad(text, (0, length - len(text)), constant_values=ord(" "))
@@ -148,12 +152,12 @@ class Ranks:
             self._heartbeat.calls += 1
 
     def sum(self, value: mx.array) -> mx.array:
-        """Return the sum over all processes, the same in each."""
+        """Return the sum of `value` over all processes. Collective."""
         self._count()
         return mx.distributed.all_sum(value, group=self.group) if self.size > 1 else value
 
     def sum_gradients(self, gradient: Any) -> Any:
-        """Return the sum of a tree of gradients over all processes."""
+        """Return the sum of a tree of gradients over all processes. Collective."""
         if self.size == 1:
             return gradient
         self._count()
@@ -178,23 +182,25 @@ class Ranks:
         return cast(list[int], mx.distributed.all_max(mx.array(values, mx.int32), group=self.group).tolist())
 
     def known_to_all(self, known: np.ndarray) -> np.ndarray:
-        """Return which entries of a bool array are true in every process."""
+        """Return, for each entry of a bool array, whether it is true in every process. Collective."""
         if self.size == 1:
             return known
         return as_numpy(self.sum(mx.array(known.astype(np.int32)))) == self.size
 
     def from_first(self, value: mx.array) -> mx.array:
-        """Return the first process's value in each process. All processes pass arrays of the same shape and type."""
+        """Return rank 0's value in every process. All processes must pass arrays of the same shape and type.
+        Collective.
+        """
         if self.size == 1:
             return value
-        # As integers, so that every bit is preserved whatever the other processes pass.
+        # Sums of integers preserve every bit; the other processes add zeros.
         bits = value.reshape(-1).view(mx.uint8).astype(mx.int32)
         shared = self.sum(bits if self.first else mx.zeros_like(bits))
         mx.eval(shared)
         return shared.astype(mx.uint8).view(value.dtype).reshape(value.shape)
 
     def state_from_first(self, state: RunState | None) -> RunState | None:
-        """Return the first process's saved state in each process. The others pass None."""
+        """Return rank 0's saved state in every process. All other processes pass None. Collective."""
         if self.size == 1:
             return state
         shared: dict[str, Any] | None = None

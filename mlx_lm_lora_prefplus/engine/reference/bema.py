@@ -16,8 +16,8 @@ class BemaSchedule:
     """When the average is updated, and with which weights; see `BemaReference`.
 
     freq: φ > 0, optimiser steps between updates. after: τ ≥ 0, steps before the average begins.
-    ema_power: κ ≥ 0. bias_power: η ≥ 0. lag: ρ ≥ 1. multiplier: γ ≥ 0. min_ema: smallest weight of the policy, in [0,
-    1].
+    ema_power: κ ≥ 0. bias_power: η ≥ 0. lag: ρ ≥ 1. multiplier: γ ≥ 0. min_ema: the smallest weight of the policy in an
+    update, in [0, 1].
     """
 
     freq: int = 400
@@ -38,12 +38,13 @@ class BemaReference(MovingReference):
     """Every `freq` optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
 
     θ_t is the policy at step t, and θ_0 the policy when the average began. EMA_t = (1 − β_t)·EMA_{t−φ} + β_t·θ_t,
-    starting with EMA = θ_0. For LoRA layers the products of the factors are averaged, so the rank of the reference's
-    factors grows with each update. Until the first update, the log-probs from before training are used.
+    starting with EMA = θ_0. For LoRA, the average is that of the products of the two factors, so the rank of the
+    reference's factors grows with each update. Until the first update, the reference is the policy before training, and
+    its stored log-probs are used.
 
     References:
         Block & Zhang 2025 (BEMA), arXiv:2508.00180; as a reference model: TRL's BEMACallback with `update_ref_model`.
-        Its `ref_model_update_freq` and `ref_model_update_after` equal the settings of the average here.
+        TRL can update average and reference at different steps; here the reference is updated whenever the average is.
 
     Raises:
         UserError: The model has DoRA layers. An average of DoRA layers is not a DoRA layer.
@@ -60,14 +61,16 @@ class BemaReference(MovingReference):
         self._begin()
 
     def _begin(self) -> None:
-        """Use the policy as θ_0, where the average starts. Factors whose product is 0 are left out."""
+        """Start the average from the current policy, as θ_0. LoRA factors whose product is 0 are left out."""
         trained = self._trained()
         zero = {name[:-1] for name, value in trained.items() if name.endswith("lora_b") and not mx.any(value).item()}
         self.start = {name: mx.array(value) for name, value in trained.items() if name[:-1] not in zero}
         self.average = dict(self.start)
 
     def after_update(self, step: int) -> None:
-        """Update the average and the reference from the policy, if it is time. step: completed optimiser steps."""
+        """If an update is due, update the average and the reference from the policy. step: completed
+        optimiser steps.
+        """
         since = step - self.schedule.after
         if since == 0:
             self._begin()
@@ -84,7 +87,7 @@ class BemaReference(MovingReference):
         mx.eval(self.average, self.parameters)
 
     def saved(self) -> dict[str, mx.array]:
-        """Return the reference, the average and its start, for the saved state of a run."""
+        """Return the reference, the average and θ_0, for the saved state of a run."""
         parts = {"average": self.average, "start": self.start, "reference": self.parameters}
         return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 

@@ -1,5 +1,5 @@
-"""Compute the reference of a micro-batch inside its training step, on the same output of the frozen trunk as the
-policy.
+"""Compute the reference's log-probs of a micro-batch inside its training step, so that the policy can reuse the output
+of the frozen trunk.
 """
 
 import mlx.core as mx
@@ -16,11 +16,12 @@ Parameters = dict[str, mx.array]
 
 
 class StepReference:
-    """Provides the reference's log-probs for the rows of a step: stored ones, or computed together with the policy's.
+    """Provides the reference's log-probs for the rows of a step. They come from the store, or are computed together
+    with the policy's.
 
-    policy: the method to compute log-probs of the trained model. trunk: of that model.
+    policy: the method to compute log-probs of the trained model. trunk: the frozen trunk of that model.
     weights: returns the weight of each token of a batch.
-    store: stored log-probs. New ones are added to it.
+    store: the stored log-probs, to which new ones are added.
     moving: the reference that follows the policy, or None. Once it has moved, stored log-probs are neither used nor
     added.
     """
@@ -36,9 +37,10 @@ class StepReference:
         self.policy, self.trunk, self.weights, self.store, self.moving = policy, trunk, weights, store, moving
 
     def lookup(self, batch: Batch) -> tuple[Batch, Parameters | None]:
-        """Return the batch with the stored log-probs (NaN elsewhere), and the parameters to compute the others with.
+        """Return the batch with the stored log-probs, and the parameters with which to compute the missing ones.
 
-        The parameters are None if nothing is missing, and empty if the reference is the model without adapters.
+        Missing log-probs are NaN in the batch. The parameters are None if no log-prob is missing, and empty if the
+        reference is the model without adapters.
         """
         if moved := self._moved():
             return batch.with_reference_logps(mx.full(batch.all_reference_logps.shape, mx.nan)), moved
@@ -47,7 +49,8 @@ class StepReference:
         return known, {} if missing else None
 
     def compute_with_policy(self, batch: Batch, parameters: Parameters) -> tuple[Batch, Scorer]:
-        """Return the batch with all reference log-probs, and a policy that reuses the trunk's output for it.
+        """Compute the missing reference log-probs of a batch. Return the batch with all of them, and a policy that
+        reuses the trunk's output.
 
         Log-probs that are not finite become NaN, so that the loss is NaN too.
         """

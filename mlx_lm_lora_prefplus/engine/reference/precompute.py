@@ -17,10 +17,12 @@ from ..model.adapters import adapters_off
 from .store import ReferenceStore, are_logps
 
 Weights = Callable[[Batch], mx.array | None]
-"""Returns the weight of each completion token of a batch: see `Trainer.token_weights`."""
+"""A function that returns the weight of each completion token of a batch: see `Trainer.token_weights`."""
 
 FORM = "{desc}: {n_fmt} of {total_fmt} rows, {elapsed} (left: {remaining})"
-"""A progress bar without a rate: programs that read the output would take it for the rate of training."""
+"""The format of the progress bar. It shows no rate, because programs that read the output would take it for the rate of
+training.
+"""
 
 
 def reference_logps(
@@ -33,11 +35,11 @@ def reference_logps(
     missing: int | None = None,
     weights: Weights = lambda batch: None,
 ) -> np.ndarray:
-    """Return the summed completion log-probs of the model in `policy` in its current state.
+    """Return the summed completion log-probs under the current weights of `policy`'s model.
 
     Arguments:
-        policy: the reference. The caller puts the model into the right state first (adapters off).
-        batches: the batches of training. The same padding gives the same bits.
+        policy: the reference. The caller must first make its model the reference (for example, turn adapters off).
+        batches: the same batches as in training, because the same padding gives log-probs that are equal bit for bit.
         rows: number of rows in the data set.
         progress: title of the progress bar; None: no progress bar.
         store: receives the log-probs. Stored ones are not computed again, so an interrupted pass continues where it
@@ -75,7 +77,9 @@ def reference_logps(
 
 
 def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> np.ndarray:
-    """logps: (examples, completions) float32, nats."""
+    """Return the (examples, completions) log-probs of a batch, float32, in nats. ids: (examples,) rows of the data, for
+    messages.
+    """
     logps = policy(batch, weights(batch)).all_weighted_logps
     values = by_example(logps, len(ids))
     usable = are_logps(values).all(axis=1)
@@ -86,12 +90,12 @@ def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> n
 
 
 def by_example(logps: mx.array, examples: int) -> np.ndarray:
-    """Return the (examples, completions) log-probs of a batch, in the order of `Batch.all_reference_logps`."""
+    """Reshape log-probs in the order of `Batch.all_reference_logps` to (examples, completions)."""
     return as_numpy(logps).reshape(-1, examples).T
 
 
 def with_reference(batches: Iterable[Batch], store: ReferenceStore | None) -> Iterator[Batch]:
-    """Return the same batches with their reference log-probs filled in (zeros remain if `store` is None)."""
+    """Yield the batches with reference log-probs from the store. If `store` is None, yield them unchanged."""
     for batch in batches:
         if store is None:
             yield batch

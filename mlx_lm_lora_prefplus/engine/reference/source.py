@@ -1,4 +1,4 @@
-"""The object that fills the reference's log-probs into batches, for runs, `check` and the drop-in functions."""
+"""Fill the reference's log-probs into batches, for runs, the command `check` and the drop-in functions."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -18,8 +18,8 @@ class ReferenceSource:
     following: the reference of TR-DPO or BEMA, which follows the policy; None if the reference is constant. Training
     and validation batches get its current log-probs when they are used. Test batches always use the reference at the
     start of training, so that a later `--test` gives the same result.
-    in_step: computes the reference inside the training step, on the trunk's output for the policy. `fill` then leaves
-    training batches unchanged. None: the reference is computed outside the step.
+    in_step: computes the reference inside the training step, and the policy reuses the trunk's output. `fill` then
+    leaves training batches unchanged. None: the reference is computed before the step.
     """
 
     def __init__(
@@ -40,23 +40,25 @@ class ReferenceSource:
         return with_reference(batches, store)
 
     def after_update(self, step: int) -> None:
-        """Let a reference that follows the policy update itself, if it is time. step: completed optimiser steps."""
+        """If the reference follows the policy and an update is due, update it. step: completed optimiser steps."""
         if self.following:
             self.following.after_update(step)
 
     def save(self) -> None:
-        """Write the log-probs that steps have computed, so that a resumed run does not compute them again in other
-        batches.
+        """Write the log-probs that training steps have computed to the store. A resumed run might otherwise compute
+        them again in other batches, with other rounding.
         """
         if self.in_step:
             self.in_step.store.save()
 
     @property
     def parameters(self) -> dict[str, mx.array]:
-        """Return the saved state of a reference that follows the policy; empty for a constant one."""
+        """The arrays that a saved state needs of a reference that follows the policy; empty for a constant
+        reference.
+        """
         return self.following.saved() if self.following else {}
 
     def restore(self, parameters: Mapping[str, mx.array]) -> None:
-        """Continue from the `parameters` of a saved run."""
+        """Restore a reference that follows the policy from the `parameters` of a saved state."""
         if self.following:
             self.following.restore(parameters)

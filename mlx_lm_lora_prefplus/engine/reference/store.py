@@ -1,4 +1,4 @@
-"""Reference log-probs on disk."""
+"""Store reference log-probs on disk."""
 
 import io
 import time
@@ -12,31 +12,33 @@ from ...storage import cache_folder
 from ...storage.sealed import Damaged, opened, sealed, sealed_json
 
 ENGINE = 4
-"""Part of the digest of stored log-probs. Increase it if the same model and rows give other log-probs than before."""
+"""The version of the code that computes log-probs, as part of the key of stored ones. Increase it if new code gives
+other log-probs for the same model and rows.
+"""
 
 SAVE_SECONDS = 10.0
-"""Seconds of work that an interrupted pass can lose."""
+"""Seconds between two writes of the file. An interrupted pass loses at most this much work."""
 
 
 ROUNDING = 1.0
-"""Nats by which rounding may raise the log-prob of a completion above 0. Only very long completions reach a tenth of
-it.
+"""A log-prob of a completion may be this much above 0 (nats), because of rounding. Even for very long completions,
+rounding is only about a tenth of this.
 """
 
 
 def are_logps(values: np.ndarray) -> np.ndarray:
-    """Return which values can be log-probs: finite and not positive, up to rounding. bool, of the same shape."""
+    """Return, for each value, whether it can be a log-prob: finite and, up to rounding, not positive."""
     return np.isfinite(values) & (values < ROUNDING)
 
 
 class ReferenceStore:
     """The reference log-probs of one set of rows, stored in a file while they are computed.
 
-    file: the file, which is read if it exists and is intact. None: keep them only in memory. It is a NumPy file
-    followed by a digest.
+    file: a NumPy file followed by a digest, which is read if it exists and is intact. None: keep the log-probs only in
+    memory.
     rows: number of rows in the data set.
-    about: the description that the companion command shows for the file.
-    completions: the number per row. If a row has fewer, the other values are 0.
+    about: the description of the file that the command `cache` shows.
+    completions: the largest number of completions of a row. Rows with fewer completions are filled with 0.
     growing: whether training steps may compute missing log-probs (without adapters, together with the policy).
     logps: (rows, completions) float32, nats; NaN for rows not computed yet.
     """
@@ -75,7 +77,7 @@ class ReferenceStore:
         cache_folder.use(file)
 
     def has(self, ids: np.ndarray) -> np.ndarray:
-        """Return which of these rows are stored, (ids,) bool."""
+        """Return, for each of these rows, whether its log-probs are stored: (ids,) bool."""
         return np.all(are_logps(self.logps[ids]), axis=1)
 
     def add(self, ids: np.ndarray, values: np.ndarray) -> None:

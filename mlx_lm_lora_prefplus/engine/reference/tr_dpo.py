@@ -14,20 +14,20 @@ from .precompute import Weights, as_reference, with_reference
 from .store import ReferenceStore
 
 NEGLIGIBLE = 1e-4
-"""Old policies with a smaller weight than this are dropped from the LoRA factors, whose rank would otherwise keep
-growing.
+"""The reference is a weighted sum of earlier policies. Policies with a smaller weight than this are dropped, because
+the rank of the LoRA factors would otherwise keep growing.
 """
 
 
 class MovingReference:
     """Every `every` optimiser steps the reference becomes α·policy + (1 − α)·reference.
 
-    Until the first update, the log-probs from before training are used. Afterwards each batch's log-probs are computed
-    when the batch is used. The computation uses the policy's weights in memory, with the reference's values for the
-    trained parameters.
+    Until the first update, the log-probs from before training are used. Afterwards, the log-probs of a batch are
+    computed when the batch is used. For this, the reference's values temporarily replace the trained parameters in the
+    policy's model.
 
-    For LoRA, the mix is that of the products, not of the factors. It is represented by concatenating the factors, so
-    the rank grows.
+    For LoRA, the products of the factors are mixed, not the factors. The mix is stored as concatenated factors, so
+    their rank grows with each update.
 
     policy: the trained model. every: optimiser steps between updates. alpha: weight of the policy in the new reference.
     weights: returns the weight of each token of a batch.
@@ -51,7 +51,7 @@ class MovingReference:
         self.parameters: dict[str, mx.array] = {}
 
     def after_update(self, step: int) -> None:
-        """Update the reference from the policy, if it is time. step: completed optimiser steps."""
+        """If an update is due, update the reference from the policy. step: completed optimiser steps."""
         if step % self.every:
             return
         share = self.alpha
@@ -77,7 +77,7 @@ class MovingReference:
     def fill(self, batches: Iterable[Batch], store: ReferenceStore | None) -> Iterator[Batch]:
         """Return the batches with the reference's log-probs, computed when each batch is used.
 
-        store: the log-probs for the time before the first update.
+        store: the log-probs that are used until the first update.
         """
         for batch in batches:
             if self.parameters:
@@ -86,7 +86,7 @@ class MovingReference:
                 yield from with_reference([batch], store)
 
     def saved(self) -> dict[str, mx.array]:
-        """Return the reference's part of a run's saved state."""
+        """Return what a run's saved state must contain of the reference."""
         return dict(self.parameters)
 
     def restore(self, saved: Mapping[str, mx.array]) -> None:
@@ -105,15 +105,15 @@ def _is_factor(name: str) -> bool:
 
 
 def _rank_axis(name: str, factor: mx.array) -> int:
-    """Return the axis that the two factors of a LoRA product share."""
+    """Return the axis of a LoRA factor whose length is the rank."""
     return 1 if name.endswith("lora_a") else 2 * (factor.ndim == 3)
 
 
 def mixed(name: str, *terms: tuple[float, mx.array | None]) -> mx.array:
     """Return Σ share · value of a trained parameter. None counts as 0.
 
-    For LoRA factors, the products are added: the factors are concatenated, and the second factor is multiplied by the
-    shares.
+    terms: (share, value). For LoRA, it is the products of the factors that are added. To this end, the factors of all
+    terms are concatenated along the rank, and each `lora_b` is multiplied by its share.
     """
     known = [(share, value) for share, value in terms if value is not None]
     if not _is_factor(name):

@@ -1,4 +1,4 @@
-"""Keep the best value of a validation metric."""
+"""Track the best value of a validation metric, for early stopping and for the best adapters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ class BestMetric:
     """Follows one metric through the validations of a run.
 
     key: the config key that named the metric, for messages.
-    value: the best so far; None before the first validation. iteration: when the best was measured.
-    stale: number of validations since then.
+    value: the best value so far; None before the first validation. iteration: the iteration of the best value. stale:
+    number of validations since the best one.
     """
 
     def __init__(self, metric: str, key: str):

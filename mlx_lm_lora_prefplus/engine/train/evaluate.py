@@ -28,9 +28,10 @@ def evaluate(
     options: Any,
     state: Mapping[str, mx.array],
 ) -> dict[str, float]:
-    """Return the mean `loss` and metrics of `trainer.loss` over `batches`. Each pair (or token) has the same weight.
+    """Return the mean `loss` and metrics of `trainer.loss` over `batches`. In each mean, all pairs (or all tokens) have
+    the same weight.
 
-    Dropout is off during evaluation. state: the trainer's (see `Trainer.initial_state`); it is not changed.
+    Dropout is off during evaluation. state: the trainer's state (see `Trainer.initial_state`), which does not change.
 
     Raises:
         UserError: There are no batches.
@@ -58,7 +59,8 @@ class Validator:
         self._rows = 0
 
     def validate(self, iteration: int) -> None:
-        """Evaluate the current weights, including QAT as in the last step, and report the result under this iteration.
+        """Evaluate the current weights and report the result for this iteration. If the last step used QAT, the
+        evaluation does too.
 
         Raises:
             Stopped: A signal asked the run to end. A resumed run repeats the validation from its start.
@@ -98,7 +100,9 @@ class Validator:
             tell(self.inputs.callback, line)
 
     def _timed(self, batches: Iterator[Batch], timer: StepTimer) -> Iterator[Batch]:
-        """Yield the batches, measure their time and count their rows, until a signal asks any process to end."""
+        """Yield the batches, measure their time and count their rows. Stop if any process has received a
+        signal to end.
+        """
         for batch in batches:
             self._rows += batch.units()["examples"]
             with timer.lap():

@@ -1,4 +1,6 @@
-"""Compute the gradient of one micro-batch, scaled so that the micro-batches of a step add up exactly."""
+"""Compute the gradient of one micro-batch. It is scaled so that the sum over the micro-batches is the gradient of the
+step.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,17 +22,19 @@ State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""
 
 CUT_POSITIONS = 1024
-"""On a CPU a batch is computed in parts of about this many tokens. Larger parts are no faster and need more memory."""
+"""On a CPU, a batch is divided into parts of about this many tokens. Larger parts are no faster and need
+more memory.
+"""
 
 
 class GradientStep:
     """Computes gradients of a trainer's loss with respect to the policy's trainable parameters.
 
-    If the trainer's loss is separable, each of several processes computes its share of a batch alone. On a CPU,
-    examples are then also computed a few at a time: the sums are the same with less memory and less padding.
+    If the trainer's loss is separable, each process computes the loss of only its share of a batch. On a CPU, the
+    examples are then also computed a few at a time, which gives the same sums with less memory and less padding.
 
     Arguments:
-        compiled: trace the computation once for each shape (faster on a GPU, slower on a CPU).
+        compiled: whether to compile the computation once for each shape of a batch (faster on a GPU, slower on a CPU).
         reference: fills the reference into batches; None if the batches already contain it.
     """
 
@@ -64,7 +68,7 @@ class GradientStep:
 
         gradient = nn.value_and_grad(policy.model, scaled_loss)
         if compiled:
-            # The model's state is an output too: tracing leaves placeholders in the model, and this restores the
+            # Tracing leaves placeholders in the model. As the model's state is an output too, MLX replaces them by
             # arrays.
             state_arrays = [policy.model.state, mx.random.state]
             gradient = mx.compile(gradient, inputs=state_arrays, outputs=state_arrays)
@@ -73,11 +77,11 @@ class GradientStep:
     def __call__(
         self, batch: Batch, units_of_step: Mapping[Unit, int], state: State | None = None
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
-        """Return the flattened sums of this micro-batch (see `layout`), its part of the step's gradient, and the new
-        state.
+        """Return the flattened sums of this micro-batch (see `flatten`), its contribution to the step's gradient, and
+        the trainer's new state.
 
         units_of_step: how many of each unit (pairs, rows or tokens) the whole optimiser step contains.
-        state: of a trainer that has one.
+        state: the trainer's state, if it has one.
         """
         scales = {unit: mx.array(1.0 / max(count, 1)) for unit, count in units_of_step.items()}
         if self.ranks is None:
@@ -88,13 +92,13 @@ class GradientStep:
         own = slice_batch(batch, start, stop) if start < stop else slice_batch(batch, 0, 1)
         values, gradient, _ = self._own(own, {unit: counted * scale for unit, scale in scales.items()}, None)
         values = self.ranks.sum(counted * values)
-        mx.eval(values, gradient)  # evaluate now, in every process: a process that does it later lets the others wait
+        mx.eval(values, gradient)  # now, in every process at once, so that none waits for another
         return values, gradient, {}
 
     def _own(
         self, batch: Batch, scales: dict[Unit, mx.array], state: State | None
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
-        """Compute the part of this process."""
+        """Compute the sums, gradient and new state for the examples of this process, in parts if possible."""
         if not self.cuts:
             return self._whole(batch, scales, dict(state or {}))
         sums: Any = None
@@ -107,7 +111,7 @@ class GradientStep:
     def _whole(
         self, batch: Batch, scales: dict[Unit, mx.array], state: State
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
-        """Compute one part."""
+        """Compute the sums, gradient and new state of a batch in one go."""
         batch, reference_has = self.reference.lookup(batch) if self.reference else (batch, None)
         (_, values, new, logps), gradient = self._gradient(batch, scales, state, reference_has)
         if self.reference and reference_has is not None:
@@ -117,9 +121,7 @@ class GradientStep:
 
 
 def is_separable(trainer: Trainer, options: Any) -> bool:
-    """Return whether a batch may be divided: see `Trainer`. A trainer with a state needs all rows of a
-    batch together.
-    """
+    """Return whether a batch may be divided (see `Trainer.separable`). If the trainer has a state, it may not."""
     return not trainer.initial_state(options) and trainer.separable(options)
 
 
@@ -142,9 +144,9 @@ def cuts(batch: Batch) -> list[tuple[int, int]]:
 
 
 def cut(positions: np.ndarray) -> list[tuple[int, int]]:
-    """Return start and end of each part: at least one example, and as many as stay within `CUT_POSITIONS` tokens.
+    """Return start and end of each part. A part has as many examples as `CUT_POSITIONS` tokens allow, but at least one.
 
-    positions: (examples,) tokens of each, counting its prompt once.
+    positions: (examples,) tokens of each example: its prompt once, and its completions.
     """
     starts, room = [0], CUT_POSITIONS - int(positions[0])
     for i, needed in enumerate(positions[1:].tolist(), start=1):

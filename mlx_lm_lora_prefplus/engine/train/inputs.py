@@ -20,7 +20,9 @@ EpochBatches = Callable[[int, int], Iterator[Batch]]
 
 
 class DataPosition(NamedTuple):
-    """A position in the data: the epoch, and the number of its batches before this position. Both count from 0."""
+    """A position in the data: the epoch, and how many batches of the epoch come before the position. Both
+    count from 0.
+    """
 
     epoch: int
     batch: int
@@ -29,7 +31,7 @@ class DataPosition(NamedTuple):
 class BatchStream:
     """Provides micro-batches.
 
-    epoch_batches: (epoch, number of batches to skip) → its other batches. place: the position of the next batch.
+    epoch_batches: (epoch, n) → the batches of the epoch without its first n. place: the position of the next batch.
     """
 
     def __init__(self, epoch_batches: EpochBatches, place: DataPosition):
@@ -37,14 +39,14 @@ class BatchStream:
         self._batches = self._from(epoch_batches, place)
 
     def take(self, size: int) -> list[Batch]:
-        """Return the next micro-batches and move `place` behind them."""
+        """Return the next `size` micro-batches, and move `place` to the position after them."""
         batches = list(islice(self._batches, size))
         self.place = batches[-1][0]
         return [batch for _, batch in batches]
 
     @staticmethod
     def _from(epoch_batches: EpochBatches, place: DataPosition) -> Iterator[tuple[DataPosition, Batch]]:
-        """Yield each batch with the place behind it."""
+        """Yield each batch, with the position after it."""
         for epoch in count(place.epoch):
             skipped = place.batch if epoch == place.epoch else 0
             for number, batch in enumerate(epoch_batches(epoch, skipped), start=skipped + 1):
@@ -56,15 +58,17 @@ class TrainingInputs:
     """The inputs of a run of the training loop.
 
     iters: number of micro-batches to train.
-    epoch_batches: (epoch from 0, number of its first batches to skip) → its other batches, filled by `reference`.
-    validation: the batches to evaluate on, filled by `reference`, or None.
-    save: iteration (None at the end) → the adapter file and the numbered file that it wrote. None saves nothing.
-    save_best: saves the adapters as the best so far, and returns their file.
-    begin: called before the first step, once it is known that there is something to train.
+    epoch_batches: (epoch from 0, n) → the batches of the epoch without its first n, with the reference's log-probs.
+    validation: returns the batches to evaluate on, with the reference's log-probs. None: no validation.
+    save: a function that saves the adapters: iteration (None at the end) → the adapter file and the numbered file.
+    None: save nothing.
+    save_best: a function that saves the adapters as the best so far and returns their file.
+    begin: called before the first step, but only if there is something left to train.
     qat: fake quantisation of the policy, or None.
     compiled: see `GradientStep`.
     reference: the source of the reference's log-probs.
-    states, metrics: where the state and the metrics of the run are stored; None: nowhere. loggers: further receivers.
+    states, metrics: where the state and the metrics of the run are stored; None: nowhere. loggers: receive the metrics
+    too.
     resumed: the state to continue from. fingerprint: the settings that the run was started with, stored with its state.
     ranks: the processes that train together. All of them pass the same inputs, but only the first has files.
     """

@@ -18,14 +18,14 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(Exception):
-    """A signal asks the run to end. Everything is in the state after the last completed micro-batch."""
+    """A signal asked the run to end. When this is raised, the last started micro-batch is complete."""
 
 
 class StopRequest:
     """What signals have requested during a run.
 
     signal: the first SIGINT, SIGTERM or SIGHUP that came; None until then.
-    pauses: how often the process continued after it had been stopped (SIGSTOP, Ctrl-Z). The stop itself cannot be
+    pauses: how often the process was stopped and continued (SIGSTOP or Ctrl-Z, then SIGCONT). Only continuing can be
     detected.
     """
 
@@ -36,7 +36,8 @@ class StopRequest:
 
 @contextmanager
 def stop_after_step() -> Iterator[StopRequest]:
-    """Record SIGINT, SIGTERM and SIGHUP for the training loop. A second signal ends the process (see `leave`).
+    """While the context is open, only record SIGINT, SIGTERM and SIGHUP, for the training loop. A second signal ends
+    the process at once (see `leave`).
 
     SIGHUP never counts as the second signal: a closed terminal sends it several times, and systemd sends it after
     SIGTERM.
@@ -61,7 +62,9 @@ def stop_after_step() -> Iterator[StopRequest]:
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the process by an exception, as SIGINT does, so that cleanup code runs."""
+    """While the context is open, SIGTERM and SIGHUP raise an exception, as SIGINT does. Cleanup code therefore runs
+    before the process ends.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         leave(number)
@@ -134,7 +137,9 @@ class StepTimer:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of all micro-batches; the uncorrected time if every one of them was interrupted."""
+        """Return the seconds of all micro-batches, without pauses. If every micro-batch was paused, pauses are
+        included.
+        """
         return self._whole.seconds * self.count / self._whole.count if self._whole.count else self._broken.seconds
 
     def dump(self) -> list[tuple[float, int]]:

@@ -47,7 +47,7 @@ def train(inputs: TrainingInputs) -> bool:
     SystemExit is raised.
 
     Returns:
-        Whether there was anything left to train. If not, nothing is written.
+        Whether anything was left to train. If nothing was, no file is written.
 
     Raises:
         UserError: The loss or the gradient is not finite, or memory or the disk is full. Nothing is saved after that.
@@ -104,9 +104,9 @@ def train(inputs: TrainingInputs) -> bool:
 
 
 class Loop:
-    """Runs the steps. The attribute `state` contains what belongs to a saved state.
+    """Runs the training steps. The attribute `state` contains everything that a saved state needs.
 
-    inputs: the inputs of the run. stop: what signals ask for. batch: the current micro-batch.
+    inputs: the inputs of the run. stop: which signals have arrived. batch: the current micro-batch.
     """
 
     def __init__(self, inputs: TrainingInputs, stop: StopRequest):
@@ -138,13 +138,15 @@ class Loop:
 
     @property
     def finished(self) -> bool:
-        """Return whether training is complete or early stopping ends it. A started optimiser step is finished first."""
+        """Return whether training is complete, or early stopping ends it. Early stopping waits for the end of an
+        optimiser step.
+        """
         done = self.state.counters.iteration >= self.inputs.iters and not self.state.counters.done
         return self.ended_early or (done and not self._validation_is_due)
 
     @property
     def ended_early(self) -> bool:
-        """Return whether early stopping has run out of patience."""
+        """Return whether early stopping ends the run: the metric has not improved for too many validations."""
         patience = self.inputs.settings.early_stopping_patience
         return patience is not None and self.state.bests[0].stale >= patience
 
@@ -158,7 +160,9 @@ class Loop:
         return inputs.validation is not None and counters.iteration > counters.validated and due
 
     def begin(self, bar: tqdm) -> None:
-        """Validate before the first update, or finish the work after a micro-batch that a signal interrupted."""
+        """In a new run, validate before the first update. In a resumed run, do what was due after its last
+        micro-batch.
+        """
         if not self.state.counters.iteration and not self.state.counters.validated_untrained:
             if self.inputs.validation is not None:
                 self.validator.validate(1)
@@ -195,7 +199,7 @@ class Loop:
         if self._validation_is_due:
             self.validator.validate(self.state.counters.iteration)
             self.state.counters.validated = self.state.counters.iteration
-        overdue = self._share_signal()  # first: it fails if another process died and the sums are wrong
+        overdue = self._share_signal()  # first, because it fails if another process has died, which makes sums wrong
         self._report(bar)
         if overdue or self.state.counters.iteration % self.inputs.settings.save_every == 0:
             self.saver.save()
@@ -203,7 +207,9 @@ class Loop:
             raise Stopped
 
     def _batches_of_step(self) -> list[Batch]:
-        """Return the micro-batches of the current optimiser step. The last step has what remains of `iters`."""
+        """Return the remaining micro-batches of the current optimiser step. The last step may have fewer, because
+        `iters` limits it.
+        """
         counters, inputs = self.state.counters, self.inputs
         if self._stream is None:
             self._stream = BatchStream(inputs.epoch_batches, DataPosition(counters.epoch, counters.batch))
@@ -215,7 +221,7 @@ class Loop:
         inputs, counters = self.inputs, self.state.counters
         active, context = quantized(inputs.qat, counters.step + 1)
         if active not in self._gradients:
-            # A compiled graph keeps the layers it was traced with, so there is one graph for each state of the layers.
+            # A compiled graph keeps the layer classes of its tracing, so steps with QAT and without need two graphs.
             self._gradients[active] = GradientStep(
                 inputs.trainer, inputs.policy, inputs.options, inputs.compiled, inputs.reference.in_step
             )
@@ -294,7 +300,7 @@ class Loop:
             "trained_tokens": counters.trained_tokens,
             "peak_memory": counters.peak_memory / 1e9,
         }
-        if "loss" in means:  # not where every update so far was left out
+        if "loss" in means:  # absent if every update so far was left out
             bar.set_postfix_str(bar_text(means), refresh=False)
             report_training(inputs.callback, counters.iteration, means, speed)
             more = {"grad_norm": counters.grad_norm} if counters.grad_norm is not None else {}
@@ -312,8 +318,8 @@ class Loop:
         return learning_rate(self.inputs.optimizer)
 
     def _share_signal(self) -> bool:
-        """Share a signal with all processes. Returns whether one of them is overdue to save."""
+        """If one process received a signal, pass it to all. Return whether a save is overdue in any process."""
         signal, overdue = self.inputs.ranks.largest(self.stop.signal or 0, int(self.saver.is_overdue))
-        if signal:  # otherwise a signal may have come meanwhile
+        if signal:  # keep a signal that has come meanwhile
             self.stop.signal = signal
         return bool(overdue)

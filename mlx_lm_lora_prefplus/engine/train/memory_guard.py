@@ -16,7 +16,7 @@ NAME = "memory"
 
 
 class MemoryGuard:
-    """Compares the memory of the steps with the device's limit before each micro-batch, and warns once.
+    """Before each micro-batch, compares the memory in use with the device's limit. It warns at most once.
 
     It warns if the memory in use comes near the limit. It also warns before a batch larger than all earlier ones, if
     its memory would come near the limit; the estimate assumes that memory grows in proportion to tokens. Without a

@@ -57,7 +57,7 @@ class Saver:
         return adapter_file
 
     def _save_state(self) -> None:
-        """Write the adapters, then the state. A state therefore always has its adapters."""
+        """Write the adapters, then the state. This order ensures that the adapters of every saved state exist."""
         inputs = self.inputs
         if inputs.metrics:
             inputs.metrics.sync()

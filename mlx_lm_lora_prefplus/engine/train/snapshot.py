@@ -114,7 +114,7 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
     """Restore a saved state into the loop's state, the model and the optimiser.
 
     Raises:
-        UserError: Its arrays do not fit this run.
+        UserError: The names, shapes or types of its arrays differ from those of this run.
     """
     values, arrays = saved.values, saved.arrays
     model, optimizer = inputs.policy.model, inputs.optimizer
@@ -122,7 +122,7 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
     model.update(_refilled(model.trainable_parameters(), arrays, "weights"))
     optimizer.state = _refilled(optimizer.state, arrays, "optimizer")
     if not inputs.settings.lr_schedule and rate is not None:
-        optimizer.learning_rate = rate  # the optimiser is the same, unless the user changed it and used force
+        optimizer.learning_rate = rate  # the optimiser differs only with `--resume force`
     state.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
     state.trainer = _refilled(state.trainer, arrays, "trainer")
     inputs.reference.restore(arrays.get("reference", {}))
@@ -140,7 +140,9 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
 
 
 def random_seed() -> int:
-    """Return the seed that gives MLX's current random state. That state is a key, the two halves of a seed."""
+    """Return the seed with which `mx.random.seed` restores MLX's current random state. That state is a key: the two
+    halves of a seed.
+    """
     (key,) = cast(list[mx.array], mx.random.state)
     high, low = np.array(key).tolist()
     return (high << 32) | low

@@ -1,4 +1,4 @@
-"""Compute the embeddings of a batch's pictures. The vision tower runs once per prompt and is not trained."""
+"""Compute the embeddings of a batch's pictures. The vision tower is not trained, and runs once for each prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,18 +17,18 @@ KNOWN = "llava, qwen2_vl and qwen2_5_vl"
 """Model types that are tested with this package. Other types are checked when they are used."""
 
 ALLOWED = 1e-2
-"""Relative L2 difference of logits that counts as rounding in the precision of a model."""
+"""A relative L2 difference of logits up to this counts as rounding."""
 
 
 def with_pictures(model: VisionModel, batch: Batch, images: Sequence[Sequence[Any]], multiple: int = 1) -> Batch:
     """Return the batch with the embeddings of its pictures.
 
-    images: of each example, as Pillow images, in the order of their places in the prompt.
+    images: for each example, its Pillow images in the order of the prompt.
     multiple: the number of entries is padded to a multiple of it, like `Batch.scored`, which limits the number of
         compiled graphs.
 
     Raises:
-        UserError: The model uses pictures in another way than as embeddings of tokens.
+        UserError: The model does not use pictures only as embeddings of tokens.
     """
     lengths = np.array(batch.prompt_lengths)
     prompts = [np.array(batch.prompts[i, : lengths[i]]) for i in range(len(images))]
@@ -63,8 +63,8 @@ def picture_token(model: VisionModel) -> int:
 
 
 def processed(processor: Any, images: Sequence[Any]) -> dict[str, Any]:
-    """Return the tokens and the tower's inputs that mlx-vlm's processor makes from pictures, one placeholder per
-    picture.
+    """Return what mlx-vlm's processor makes from a text of one placeholder per picture: tokens and inputs of the vision
+    tower.
     """
     return dict(processor(text=[processor.image_token * len(images)], images=list(images)))
 
@@ -86,7 +86,7 @@ def _seen(model: VisionModel, prompt: np.ndarray, images: Sequence[Any]) -> list
 
 
 def _inputs(model: VisionModel, images: Sequence[Any]) -> dict[str, Any]:
-    """Return the tower's inputs for pictures, by mlx-vlm's names."""
+    """Return the inputs of the vision tower for pictures, under mlx-vlm's names."""
     inputs = processed(model.processor, images)
     return {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
 
@@ -111,7 +111,7 @@ def check_exact(model: VisionModel, batch: Batch, images: Sequence[Sequence[Any]
     """Compare the logits of the first prompt with those of mlx-vlm's own forward pass.
 
     Raises:
-        UserError: They differ, because the model uses pictures in another way than as embeddings of tokens.
+        UserError: The logits differ, so the model does not use pictures only as embeddings of tokens.
     """
     example = next(i for i, own in enumerate(images) if own)
     length = int(batch.prompt_lengths[example])
@@ -131,7 +131,7 @@ def check_exact(model: VisionModel, batch: Batch, images: Sequence[Sequence[Any]
 
 
 def forget_positions(model: VisionModel) -> None:
-    """Reset the positions that mlx-vlm keeps from its last call of the whole model and would use in the next call."""
+    """Reset the positions that mlx-vlm stores in a model's call. It would otherwise use them in the next call too."""
     for name in ("_position_ids", "_rope_deltas"):
         if hasattr(model.language_model, name):
             setattr(model.language_model, name, None)

@@ -1,8 +1,8 @@
 """Call a vision-language model of mlx-vlm like a language model of mlx-lm: tokens → logits.
 
-Its tokens may represent parts of pictures (`plugin.protocol.PICTURE`). The vision tower has turned these into
-embeddings before (see `encode`). Each token identifies its part of a picture. Rows with pictures can therefore be
-divided, grouped and continued from a cache like rows of text.
+Some token ids stand for a part of a picture (see `plugin.protocol.PICTURE`). The embeddings of these parts are computed
+beforehand (see `encode`). The id alone identifies the embedding, so rows with pictures can be divided, grouped and
+continued from a cache like rows of text.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class VisionModel(nn.Module):
     """Turns pictures into the inputs of the vision tower, and defines the tokens that represent pictures."""
 
     whole: Callable[..., Any]
-    """mlx-vlm's own call, with tokens and the inputs of the tower."""
+    """mlx-vlm's original call of the model, with tokens and the inputs of the vision tower."""
 
     language_model: Any
     get_input_embeddings: Any
@@ -54,7 +54,7 @@ class VisionModel(nn.Module):
 
 
 def as_language_model(model: nn.Module, processor: Any) -> VisionModel:
-    """Convert a model of mlx-vlm in place. processor: mlx-vlm's, of the same model."""
+    """Convert a model of mlx-vlm in place. processor: mlx-vlm's processor of the same model."""
     own = type(model)
     kind = type(own.__name__, (VisionModel, own), {"__module__": own.__module__, "whole": staticmethod(own.__call__)})
     model.__class__ = kind
@@ -68,7 +68,7 @@ def counts_on_axes(model: VisionModel) -> bool:
 
 
 def _positions(tokens: mx.array, cache: list[Any] | None, pictures: Pictures | None) -> mx.array:
-    """Return (3, rows, width) positions: places in the row, shifted by the pictures before and in the row."""
+    """Return the (3, rows, width) positions of tokens: their index in the row, shifted by the pictures up to them."""
     rows, width = tokens.shape
     keys = next((one for one in cache or [] if hasattr(one, "offset")), None)
     start = mx.array(getattr(keys, "offset", 0)) + getattr(keys, "moved", 0)
@@ -84,5 +84,5 @@ def _positions(tokens: mx.array, cache: list[Any] | None, pictures: Pictures | N
 
 
 def _entries(tokens: mx.array) -> mx.array:
-    """Return the entry of the pictures that each token represents; 0 for text."""
+    """Return, for each token, its index in the entries of `Pictures`; 0 for text tokens."""
     return mx.maximum(tokens - PICTURE, 0)

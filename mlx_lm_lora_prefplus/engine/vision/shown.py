@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from ...plugin.protocol import Pictures
 
 _shown: list[Pictures | None] = [None]
-"""The pictures of the current calls, innermost last."""
+"""A stack with the pictures of nested model calls, innermost last."""
 
 
 def current() -> Pictures | None:
