@@ -12,7 +12,7 @@ from ..report.results.intervals import of_rows, percent, signed
 
 
 def render(report: dict[str, Any]) -> Group:
-    """Render the whole report, with the verdict last."""
+    """Render all results of the report, with the verdict last."""
     return Group(*_lines(report))
 
 

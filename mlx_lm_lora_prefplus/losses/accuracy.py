@@ -22,12 +22,14 @@ def outcome(difference: mx.array, rounding: mx.array | float = 0.0) -> mx.array:
 
 
 def pair_rounding(first: mx.array, second: mx.array) -> mx.array:
-    """Return the rounding error of a difference from those of its two values: √(a² + b²), as they are independent."""
+    """Return the rounding error of a difference, √(first² + second²). first, second: the errors of its two values,
+    which are independent.
+    """
     return mx.sqrt(mx.square(first) + mx.square(second))
 
 
 def sum_rounding(*sums: mx.array) -> mx.array:
-    """Return the rounding error of sums of log-probs that may be added in another order: 2 ε Σ|sum|.
+    """Return 2 ε Σ|sum|: how much sums of log-probs may change if their terms are added in another order.
 
     ε is the machine epsilon of the dtype of the sums. (On one core, with and without a BLAS library, sums of up to 200
     tokens differed by up to 1.6 ε of their size.)

@@ -71,7 +71,7 @@ def settings_in(resolved: Resolved, given: Mapping[str, Any], command: str) -> P
 
 
 def pair_settings(values: Mapping[str, Any], where: str) -> PairSettings:
-    """Check settings. where: the command, for messages.
+    """Check the values and return them as settings. where: name of the command, for messages.
 
     Raises:
         UserError: Settings are invalid. The message lists all problems.

@@ -30,7 +30,7 @@ class SplitReport:
     columns: columns of the rows. incomplete: for each of `NUMBERS` that only some used pairs have: its name → how many
         pairs have it. Such a column is omitted.
     cached: whether the rows were loaded from the cache.
-    digest: hash of the rows, the tokenizer with its template, and the settings. It also identifies the rows.
+    digest: hash of the source rows, the tokenizer with its template, and the settings. Equal digests mean equal rows.
     pictures: number of pictures of the used rows. If a pair gives two rows, its pictures count twice.
     """
 

@@ -169,7 +169,7 @@ class _Sums(NamedTuple):
 
 
 def _summed(rows: _Tokens, options: LossOptions | None) -> _Sums:
-    """Sum the log-probs. options: of a paired mode, which may weight tokens; otherwise None."""
+    """Sum log-probs over completions. options: those of a paired mode, which may weight tokens; otherwise None."""
     tokens = rows.mask.sum(1)
     token_weight = rows.mask
     pairs, width = len(rows.mask) // 2, rows.mask.shape[1]
