@@ -64,7 +64,9 @@ def check_temporary_folder() -> None:
 
 
 def stand_in() -> None:
-    """If mlx does not start, make modules that import it importable. They cannot compute."""
+    """If mlx does not start, replace `mlx.core` by a stand-in. Modules that import it can then be imported, but cannot
+    compute.
+    """
     if cause := reason():
         sys.modules[CORE] = _StandIn(cause)
 

@@ -15,8 +15,8 @@ _SPACE = "\0"
 
 
 def columns() -> int:
-    """Return the width of messages in columns: that of the terminal, but at most `WIDTH`; `WIDTH` without a
-    terminal.
+    """Return the width of messages in columns: the terminal's width, but at most `WIDTH`. Without a terminal, return
+    `WIDTH`.
     """
     return max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
@@ -36,7 +36,9 @@ def wrapped(text: str, prefix: str = "", width: int | None = None) -> str:
 
 
 def wrapped_on_terminal(text: str, prefix: str = "") -> str:
-    """Wrap a message that is printed on stdout, if stdout is a terminal, because programs read a log line by line."""
+    """Wrap a message for stdout if stdout is a terminal. Otherwise do not wrap it, because programs read logs line by
+    line.
+    """
     try:
         terminal = sys.stdout.isatty()
     except (AttributeError, ValueError):  # another program's stream, or a closed one

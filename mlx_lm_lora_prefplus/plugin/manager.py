@@ -1,4 +1,6 @@
-"""Find the trainers of all installed packages; report broken packages, and modes that several packages provide."""
+"""Find the trainers of all installed packages. Report packages that cannot be loaded, and modes that several packages
+provide.
+"""
 
 import inspect
 import re
@@ -23,13 +25,13 @@ OWN_DISTRIBUTION = "mlx-lm-lora-prefplus"
 OWN_ENTRY_POINT = EntryPoint(name="prefplus", value="mlx_lm_lora_prefplus.trainers", group=ENTRY_POINT_GROUP)
 
 SLOW_IMPORT = 10.0
-"""After this many seconds, the package that is being imported is named."""
+"""If the import of a package takes longer than this (seconds), its name is printed."""
 
 HOST_MODES = (
     *("sft", "dpo", "dsla", "ftpo", "cpo", "orpo"),
     *("grpo", "klpo", "online_dpo", "xpo", "rlhf_reinforce", "ppo"),
 )
-"""The modes of mlx-lm-lora itself. Only this distribution may replace one."""
+"""The modes of mlx-lm-lora itself. Only mlx-lm-lora-prefplus may replace one of them."""
 
 MEMBERS = tuple(
     name
@@ -87,7 +89,9 @@ class Registry:
 
     @contextmanager
     def naming_provider(self, mode: str) -> Iterator[None]:
-        """Add the provider of the mode to errors raised inside the context, except to UserErrors."""
+        """If code inside the context raises an error other than a UserError, add to it which package
+        provides the mode.
+        """
         try:
             yield
         except UserError:
@@ -163,7 +167,7 @@ def load_registry() -> Registry:
 
 
 class _BrokenPlugin(Exception):
-    """Return the error of a plugin as one sentence."""
+    """A plugin cannot be used. The message is one sentence that says why."""
 
 
 class _Source(NamedTuple):
@@ -175,7 +179,7 @@ class _Source(NamedTuple):
 
 
 def _sources() -> list[_Source]:
-    """Return the entry points, each once, because an editable install may be listed twice.
+    """Return the entry points of all plugins, without duplicates. (An editable install may be listed twice.)
 
     This package's own entry point is added if the package is imported without being installed.
     """
@@ -210,7 +214,7 @@ def _call_hooks(plugins: pluggy.PluginManager, source: _Source) -> tuple[list[Tr
 
 
 def _with_losses(modes: Mapping[str, Registered], mode: str, rows: Mapping[str, Any], provider: str) -> Registered:
-    """Return a mode extended by the losses of another package."""
+    """Return the trainer of a mode, with the losses that another package adds."""
     if mode not in modes:
         raise ValueError(f"there is no such mode. Existing modes are {', '.join(modes)}")
     trainer, runs = modes[mode]

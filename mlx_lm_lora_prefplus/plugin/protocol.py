@@ -19,16 +19,17 @@ Unit = str
 
 
 PICTURE = 1 << 30
-"""A token of a batch from here on is `PICTURE` + an entry of `Batch.pictures`, and stands for what a picture shows."""
+"""Token ids from this number on stand for parts of pictures: id `PICTURE` + i is entry i of `Batch.pictures`."""
 
 
 class Pictures(NamedTuple):
-    """What the prompts of a batch show: one entry for each token that stands for a part of a picture.
+    """The pictures in the prompts of a batch, with one entry for each token that stands for a part of a picture.
 
     embeddings: (entries, hidden), from the frozen vision tower; no gradient.
-    positions: (entries, 4) int32 for models that count positions on three axes, else None. The first three: by how much
-        the token's position on each axis differs from its place in the row plus the moves before it. The last: by how
-        much the positions of all later tokens move.
+    positions: (entries, 4) int32 for models that count positions on three axes, else None. A picture shifts the
+        positions of all tokens after it. The first three values: the token's position on each axis, minus its index in
+        the row and minus the shifts by earlier pictures. The last value: the shift that this entry adds for all later
+        tokens.
     """
 
     embeddings: mx.array
@@ -45,17 +46,17 @@ class Batch(NamedTuple):
     tokens: (rows, width) int32, prompt, then completion, then padding (zeros).
     prompts: (examples, longest prompt) int32, only the prompts, padded on the right.
     completions: (rows, longest completion) int32, only the completions, padded on the right.
-    scored: (positions,) int32, indices into the flattened `completions` of the tokens that count. Entries equal to its
-        size are padding.
+    scored: (positions,) int32, indices into the flattened `completions` of the tokens that count. Entries equal to the
+        size of `completions` are padding.
     prompt_lengths: (rows,) int32, tokens of the prompt.
     lengths: (rows,) int32, tokens of prompt and completion together.
     reference_logps: (rows,) float32, summed completion log-probs of the reference (nats), weighted by the trainer's
         `token_weights`; zeros if there is no reference.
     ids: (examples,) int32, positions of the rows in their data set.
     columns: numbers from the data, by name: (examples,) float32, or (rows,) if each completion has its own.
-    loss_mask: (rows, longest completion) bool, true for the tokens of `completions` that count. These are the
-        assistant's tokens, not user turns or tool output between them. False at padding. None if all completion tokens
-        count.
+    loss_mask: (rows, longest completion) bool, true for the tokens of `completions` that count. These are the tokens of
+        the assistant; user turns and tool output between them do not count. False at padding. None if all completion
+        tokens count.
     mismatched: a separate batch of the same prompts, each with the completion of another row. None if the loss does not
         use it (see `Trainer.needs_mismatched`).
     pictures: what the tokens at and above `PICTURE` in `tokens` and `prompts` stand for; None without pictures.
@@ -82,19 +83,23 @@ class Batch(NamedTuple):
         return mx.concatenate([self.reference_logps, self.mismatched.reference_logps])
 
     def with_reference_logps(self, logps: mx.array) -> "Batch":
-        """Return this batch with the reference log-probs `logps`, in the order of `all_reference_logps`."""
+        """Return a copy of this batch with the reference log-probs `logps`, which are in the order of
+        `all_reference_logps`.
+        """
         rows = self.lengths.shape[0]
         mismatched = self.mismatched and self.mismatched._replace(reference_logps=logps[rows:])
         return self._replace(reference_logps=logps[:rows], mismatched=mismatched)
 
     @property
     def completion_lengths(self) -> mx.array:
-        """Return the number of tokens of each completion that count, (rows,) int32."""
+        """Return, for each completion, the number of tokens that count in the loss: (rows,) int32."""
         return self.lengths - self.prompt_lengths if self.loss_mask is None else self.loss_mask.sum(axis=1)
 
     @property
     def completion_mask(self) -> mx.array:
-        """Return where position t predicts a completion token that counts (token t + 1), (rows, width - 1) bool."""
+        """Return, for each position t of a row, whether token t + 1 is a completion token that counts: (rows, width -
+        1) bool.
+        """
         target = mx.arange(1, self.tokens.shape[1])[None]
         mask = (target >= self.prompt_lengths[:, None]) & (target < self.lengths[:, None])
         if self.loss_mask is None:
@@ -109,7 +114,7 @@ class Batch(NamedTuple):
 
         examples: pairs, unpaired rows or lists.
         chosen_tokens: counted tokens of the first completion of each example.
-        second_tokens: counted tokens of the second completion in lists of more than two, otherwise of the first.
+        second_tokens: counted tokens of the second completion. For pairs and single completions: of the first.
         rejected_tokens: counted tokens of the last completion, if there are several.
         completion_tokens: counted tokens of all completions.
         desirable, undesirable: rows of each label; only for unpaired rows.
@@ -134,7 +139,7 @@ class LossOutput(NamedTuple):
     """Sums over a micro-batch, before any division.
 
     The loop divides each sum by the number of its unit in the *whole* optimiser step (over all micro-batches and
-    ranks). The result therefore does not depend on how the step was divided.
+    ranks). The result therefore does not depend on how the step is divided into micro-batches.
 
     sums: unit → () float32. The loss is Σ over units of sum / number of units.
     metrics: unit → name → () float32, averaged in the same way for the log; without a gradient.
@@ -154,18 +159,7 @@ class Scorer(Protocol):
     """
 
     model: Any
-    """Scores of a batch. Log-probs are in nats. Only the first two fields are always computed.
-
-    In the formulas, π(v) is the policy's probability of token v of the vocabulary.
-
-    logps: (rows,) float32, summed log-probs of the completion tokens.
-    mean_logits: (rows,) float32, mean logit over the vocabulary and the completion tokens; without a gradient.
-    weighted_logps: (rows,) float32, log-probs summed with the weights; equal to `logps` without weights.
-    entropy: (rows,) float32, mean over the completion tokens of −Σ_v π(v) log π(v); without a gradient.
-    log_collision: (rows,) float32, mean over the completion tokens of log Σ_v π(v)²; without a gradient.
-    mismatched_logps: (rows,) float32, summed log-probs of the completions in `Batch.mismatched`; without a gradient.
-        None if there are none.
-    """
+    """The model being trained."""
 
     def __call__(self, batch: Batch, weights: mx.array | None = None, *, statistics: bool = False) -> "Scores": ...
 
@@ -191,8 +185,8 @@ class Scores(NamedTuple):
 
     @property
     def all_weighted_logps(self) -> mx.array:
-        """Return `weighted_logps`, followed by `mismatched_logps`, in float32: the values that are stored for a
-        reference.
+        """Return `weighted_logps`, followed by `mismatched_logps`, in float32. These are the log-probs that are stored
+        if the model is the reference.
         """
         both = [self.weighted_logps] if self.mismatched_logps is None else [self.weighted_logps, self.mismatched_logps]
         return mx.concatenate([logps.astype(mx.float32) for logps in both])
@@ -230,11 +224,11 @@ class Trainer(Protocol):
     def defaults(self) -> Mapping[str, Any]: ...
 
     def rows_of(self, options: Any) -> RowKind:
-        """Return the kind of rows that these options need; usually `rows`."""
+        """Return the kind of rows that the mode needs with these options; usually the attribute `rows`."""
         ...
 
     def with_losses(self, losses: Mapping[str, Any]) -> "Trainer":
-        """Return the same trainer with more losses in its table.
+        """Return a copy of this trainer with more losses in its table.
 
         Raises:
             ValueError: The trainer has no table, or the table already has the name.
@@ -270,19 +264,20 @@ class Trainer(Protocol):
         ...
 
     def reference_key(self, options: Any) -> Any:
-        """Return everything that `token_weights` depends on, as JSON values. It is part of the key of cached reference
-        log-probs.
+        """Return, as JSON values, all options that `token_weights` depends on. They are part of the key under which
+        reference log-probs are cached.
         """
         ...
 
     def separable(self, options: Any) -> bool:
-        """Return whether the loss of an example is independent of the others in its batch. Only then is a batch
-        divided.
+        """Return whether the loss of an example is independent of the other examples in its batch. If it is, a batch
+        may be divided.
         """
         ...
 
     def initial_state(self, options: Any) -> dict[str, mx.array]:
-        """Return the initial state that changes with each micro-batch, such as a running mean; often empty.
+        """Return the trainer's state before the first micro-batch, such as a running mean. Most trainers have an empty
+        state.
 
         It is saved with the state of a run. `loss` returns the new state in `LossOutput.state`.
         """

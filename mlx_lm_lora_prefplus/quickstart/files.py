@@ -46,7 +46,9 @@ save_every: 40    # batches between two saves of the adapter
 
 
 def claim(folder: Path) -> None:
-    """Mark `folder` as the quick start's. Raises UserError if it contains other files."""
+    """Mark `folder` as a folder of the quick start. Raises UserError if it contains files that the quick start did not
+    write.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file. Give the quick start the name of a new folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():

@@ -30,8 +30,8 @@ PRINTED_SAMPLES = 4
 def run_quickstart(folder: Path) -> int:
     """Make the small world in `folder`, train on it and check the result.
 
-    Returns the exit code: 0 if at most half of the answers obeyed the preference before training and at least 0.8 after
-    it, else 1. Raises UserError if `folder` contains other files.
+    Returns the exit code. It is 0 if the share of courteous answers was at most 0.5 before training and is at least 0.8
+    after it; otherwise 1. Raises UserError if `folder` contains other files.
     """
     started = time.perf_counter()
     folder = folder.expanduser().resolve()

@@ -26,13 +26,15 @@ from .figures import figures
 
 ADAPTERS = "adapters.safetensors"
 SEEDS_APART = 1_000_003
-"""Difference of the seeds of two rounds, so that no two rounds draw the same random numbers."""
+"""The seeds of consecutive rounds differ by this much, so that no two rounds draw the same random numbers."""
 
 REFERENCES = ("initial", "previous")
 
 
 class Plan(NamedTuple):
-    """rounds: how many. reference: "initial" or "previous" (the policy at the start of a round)."""
+    """rounds: how many. reference: "initial" (the policy before round 1) or "previous" (the policy at the start of each
+    round).
+    """
 
     rounds: int
     reference: str
@@ -78,7 +80,7 @@ def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan, say: Call
 
 
 def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan) -> Record:
-    """Read the results of earlier starts. Raise a UserError if they belong to other rounds."""
+    """Read the results that a killed command left. Raise a UserError if it had other settings."""
     about = json.loads(
         json.dumps({"reference": plan.reference, "pairs": settings.model_dump(), "training": _training(resolved)})
     )

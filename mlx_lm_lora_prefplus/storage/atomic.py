@@ -17,13 +17,14 @@ RESUME = "--resume continues the run from its last saved state."
 
 @contextmanager
 def whole_file(target: Path, then: str = "", writer: str = "") -> Iterator[Path]:
-    """Yield a temporary name to write to. Afterwards the file is forced to the disk and renamed.
+    """Yield the path of a temporary file to write. When the context closes, the file is forced to the disk and renamed
+    to `target`.
 
-    then: a sentence for the error message, after the advice.
+    then: a sentence at the end of the error message.
     writer: part of the temporary name, needed if several processes may write the same file.
 
     Raises:
-        UserError: The file cannot be written. An earlier file of this name is unchanged.
+        UserError: The file cannot be written. If `target` existed before, it is unchanged.
     """
     temporary = target.with_name(f"{TEMPORARY}{writer}{target.name}")
     try:

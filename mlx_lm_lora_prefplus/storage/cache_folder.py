@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 def folder(kind: str, cache_dir: Path | None = None) -> Path:
     """Return the folder for files of one kind. It is created if missing, and closed to other users.
 
-    It may be a folder that cannot be written: see `writable_folder`.
+    The folder may not be writable: see `writable_folder`.
 
     kind: one of `KINDS`. cache_dir: the cache; None means `cache_folder`.
     """
@@ -111,7 +111,7 @@ def print_once(line: str) -> None:
 
 
 def warn_not_kept(place: Path, error: BaseException) -> None:
-    """Report, once per cache, that new entries are not kept. place: the folder of one kind."""
+    """Print, once per cache, that new entries cannot be stored. place: the folder of one kind of entry."""
     print_once(
         f"The cache {place.parent} cannot be written ({words(error)}). Existing entries are used, but new ones are "
         f"not kept for the next run. {advice(error)}. {ELSEWHERE}"
@@ -141,8 +141,9 @@ _locked: set[tuple[int, int]] = set()
 def use(file: Path, *, hold: bool = False) -> None:
     """Record that an entry is used now.
 
-    hold: lock it until this process ends, so that no other process deletes it. A file that is mapped into memory can be
-        deleted safely on a local disk. In a network folder, pages that were not read yet would be lost.
+    hold: lock it until this process ends, so that no other process deletes it. Needed for files that are mapped into
+        memory: if one is deleted in a network folder, its pages that were not read yet are lost. (On a local disk they
+        are not.)
     """
     with contextlib.suppress(OSError):
         os.utime(file)
@@ -158,7 +159,7 @@ class Entry(NamedTuple):
 
     size: bytes of the file and its .json. changed: seconds since 1970 of the last write or use.
     rows: number of rows.
-    source: the data of token rows, or the model of reference log-probs.
+    source: for token rows, the data set; for reference log-probs, the model.
     """
 
     kind: str
@@ -245,7 +246,7 @@ def remove(chosen: Iterable[Entry], root: Path | None = None) -> list[Entry]:
 
 
 def clear() -> list[Entry]:
-    """Delete only the files of this package from the user's cache.
+    """Delete all entries of this package from the user's cache, and no other files.
 
     Returns the entries that remain because a running process has locked them.
     """

@@ -52,11 +52,13 @@ def cause_of(error: Exception, folder: Path) -> Exception:
 
 
 def words(error: BaseException) -> str:
-    """Return what failed, without number and path."""
+    """Return the system's description of an error, without error number and path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def advice(error: BaseException) -> str:
-    """Return what to do about it: the beginning of a sentence without its full stop."""
+    """Return advice about an error of the file system, without a full stop, so that the caller can continue the
+    sentence.
+    """
     number = error.errno if isinstance(error, OSError) else None
     return ADVICE.get(number or 0, "Correct the cause, or choose another folder")

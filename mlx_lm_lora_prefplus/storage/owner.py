@@ -1,9 +1,9 @@
 """Ensure that only one run at a time uses an adapter folder. A lock file in it names the process.
 
-The modification time of the lock file is the process's heartbeat. Locks of the operating system (flock) do not work on
-every network folder, so they do not decide. Creating a file succeeds for only one process on every file system. Whether
-the named process still runs is asked of the system if possible. A process on another machine or in another container
-counts as running while its heartbeat continues.
+The modification time of the lock file is the process's heartbeat. Locks of the operating system (flock) are not relied
+on, because they do not work on every network folder. Creating the lock file works as a lock, because on every file
+system only one process can create it. If possible, the operating system is asked whether the process in the lock file
+still runs. A process on another machine or in another container counts as running while its heartbeat continues.
 """
 
 import errno
@@ -35,7 +35,7 @@ STALE = 60.0
 """Seconds without a heartbeat after which a process that cannot be observed counts as gone."""
 
 UNREADABLE = 2.0
-"""Seconds after which a lock file without content belongs to a process that died while it wrote the file."""
+"""If a lock file is empty for this many seconds, the process that created it must have died while writing it."""
 
 
 class Claim(NamedTuple):
@@ -131,8 +131,8 @@ class Owner:
         running = runs(found.process)
         if running is False or (running and found.folder == self.claim.folder):
             return bool(running)
-        # It can only be observed by its heartbeat. A process on this machine with another folder: this folder is a
-        # copy.
+        # Only its heartbeat shows whether it uses this folder: it is on another machine, or this folder is a copy of
+        # the one it uses.
         age = self._age()
         if age > STALE:
             return False

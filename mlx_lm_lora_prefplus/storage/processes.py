@@ -1,6 +1,6 @@
 """Identify a process so that another process can check whether it still runs.
 
-Its number may be used again, and its machine may have restarted.
+The process number is not enough: the system may reuse it, or may have restarted.
 """
 
 import functools
@@ -45,7 +45,7 @@ def runs(process: Process) -> bool | None:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process was started; "" if unknown. None: it has ended."""
+    """Return when a process was started; "" if unknown, and None if it has ended."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -12,7 +12,7 @@ SIZE = hashlib.sha256().digest_size
 
 
 class Damaged(Exception):
-    """The file's content is not what was written. The message describes the difference."""
+    """The content of a file is not what was written. The message says what is wrong."""
 
 
 class Unsealed(Damaged):

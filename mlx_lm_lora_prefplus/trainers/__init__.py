@@ -29,5 +29,5 @@ __getattr__ = renamed(sys.modules[__name__], {"LabelledTrainer": "UnpairedTraine
 
 @hookimpl
 def mlx_lm_lora_register_trainers() -> list[Trainer]:
-    """Our modes."""
+    """Return the trainers of this package's modes."""
     return [CPO, DPO, ORPO, SIMPO, KTO, BCO]

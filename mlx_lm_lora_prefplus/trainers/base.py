@@ -32,7 +32,9 @@ class BaseTrainer(ABC):
     defaults: Mapping[str, Any] = NOTHING
 
     def __init_subclass__(cls, **how: Any):
-        """Make references depend on all options if a class overrides `token_weights` but not `reference_key`."""
+        """If a subclass overrides `token_weights` but not `reference_key`, make the key of cached reference log-probs
+        contain all options.
+        """
         super().__init_subclass__(**how)
         if "token_weights" in vars(cls) and "reference_key" not in vars(cls):
             cls.reference_key = BaseTrainer.reference_key

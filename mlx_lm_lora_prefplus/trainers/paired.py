@@ -44,7 +44,7 @@ class PairedTrainer(TableTrainer):
         return token_weights(options, batch.completion_lengths, width, batch.ids, batch.loss_mask)
 
     def reference_key(self, options: Any) -> Any:
-        """Return the options that weight tokens."""
+        """Return the options that influence the token weights."""
         return weighing_options(options)
 
     def preference_loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:

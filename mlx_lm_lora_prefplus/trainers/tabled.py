@@ -17,8 +17,8 @@ class TableTrainer(BaseTrainer):
     """A trainer with a table of losses (see `mlx_lm_lora_prefplus.plugin.Trainer`). Subclasses define `loss`.
 
     mode, options, losses: as in the protocol. `options` is `LossOptions` or a dataclass that extends it.
-    reference: whether the losses use a reference, unless the option `reference_free` is set. It has no default: a mode
-        without it would use 0 as the reference's log-probs, without any error.
+    reference: whether the losses use a reference, unless the option `reference_free` is set. It has no default. If a
+        mode omitted it, the loss would use 0 as the reference's log-probs, without any error.
     """
 
     mode: str
@@ -38,7 +38,9 @@ class TableTrainer(BaseTrainer):
             )
 
     def preference_loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
-        """Return `loss` without the routers' loss. A subclass defines it."""
+        """Return sums of the mode's loss, without the load-balancing loss of routers. Each subclass defines this
+        method.
+        """
         raise NotImplementedError
 
     def loss(self, policy: Scorer, batch: Batch, options: Any, state: Mapping[str, mx.array]) -> LossOutput:
@@ -94,7 +96,7 @@ class TableTrainer(BaseTrainer):
 
 
 def reward_rounding(trainer: Any, model: Any, scores: Scores, batch: Batch, options: Any) -> mx.array:
-    """Return error bounds of the rewards, (rows,): how much they change through the rounding error of the log-probs.
+    """Return how much the rounding error of the log-probs can change each reward, (rows,).
 
     trainer: any trainer with `rewards(scores, batch, options)`. model: the policy's.
     """

@@ -320,6 +320,6 @@ class Loop:
     def _share_signal(self) -> bool:
         """If one process received a signal, pass it to all. Return whether a save is overdue in any process."""
         signal, overdue = self.inputs.ranks.largest(self.stop.signal or 0, int(self.saver.is_overdue))
-        if signal:  # keep a signal that has come meanwhile
+        if signal:  # 0 must not replace a signal that has come meanwhile
             self.stop.signal = signal
         return bool(overdue)

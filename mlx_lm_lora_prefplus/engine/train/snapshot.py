@@ -122,7 +122,7 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
     model.update(_refilled(model.trainable_parameters(), arrays, "weights"))
     optimizer.state = _refilled(optimizer.state, arrays, "optimizer")
     if not inputs.settings.lr_schedule and rate is not None:
-        optimizer.learning_rate = rate  # the optimiser differs only with `--resume force`
+        optimizer.learning_rate = rate  # the user may have changed the rate, with `--resume force`
     state.gradient = _refilled(model.trainable_parameters(), arrays, "gradient") if arrays.get("gradient") else None
     state.trainer = _refilled(state.trainer, arrays, "trainer")
     inputs.reference.restore(arrays.get("reference", {}))
