@@ -9,9 +9,11 @@ from huggingface_hub import hf_hub_download
 
 from ..engine.files import peft
 from ..engine.files.adapter_files import read_tensors
-from ..engine.files.names import ADAPTERS, CONFIG
+from ..engine.files.names import ADAPTERS, CONFIG, RECORD
 from ..errors import UserError
 from ..host.models import read_adapter_config
+
+FUSING_WITH_TOWER = "train again with resume: true and fuse: true, which keeps the vision tower"
 
 
 class Adapter(NamedTuple):
@@ -37,6 +39,20 @@ class Adapter(NamedTuple):
         """Return "lora", "dora" or "full"."""
         names = {name.rpartition(".")[2] for name in self.weights}
         return "full" if names - {"lora_a", "lora_b", "m"} else "dora" if "m" in names else "lora"
+
+    @property
+    def pictures(self) -> bool:
+        """Return whether the record of the run says that its rows had pictures."""
+        try:
+            data = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["data"]
+            return any(report.get("pictures") for report in data.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    @property
+    def fusing(self) -> str:
+        """Return how to fuse the adapter into its model, in words. `mlx_lm.fuse` drops a vision tower."""
+        return FUSING_WITH_TOWER if self.pictures else "mlx_lm.fuse"
 
     @property
     def parameters(self) -> dict[str, Any]:

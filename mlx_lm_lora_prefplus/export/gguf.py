@@ -86,21 +86,22 @@ def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
     Raises:
         UserError: GGUF does not support this kind of adapter, or this package cannot convert this kind of model.
     """
+    fusing = _fusing(adapter)
     if (architecture := ARCHITECTURES.get(adapter.model_type)) is None:
         raise UserError(
             f"export: GGUF of {adapter.model_type} adapters is not supported. Supported model types: "
             f"{', '.join(sorted(ARCHITECTURES))}. For others, write PEFT (--to peft) and run llama.cpp's "
-            "convert_lora_to_gguf.py on it, or fuse (mlx_lm.fuse --dequantize) and run convert_hf_to_gguf.py."
+            f"convert_lora_to_gguf.py on it, or fuse the adapter into the model ({fusing})."
         )
-    modules = modules_of(adapter.weights)
+    modules = modules_of(adapter.weights, adapter.fusing)
     if any("m" in leaves for leaves in modules.values()):
         raise UserError(
-            "export: GGUF supports no DoRA adapters, only LoRA. Fuse the adapter into the model (mlx_lm.fuse "
-            "--dequantize) and convert it with llama.cpp's convert_hf_to_gguf.py, or train with train_type: lora."
+            f"export: GGUF supports no DoRA adapters, only LoRA. Fuse the adapter into the model ({fusing}), or train "
+            "with train_type: lora."
         )
     tensors = {}
     for module, leaves in modules.items():
-        name = _tensor_name(module, adapter.model_type)
+        name = _tensor_name(module, adapter.model_type, fusing)
         lora_b = leaves["lora_b"].T.astype(mx.float32)
         if architecture.interleaved and (heads := _heads(module, adapter.base_config)):
             lora_b = _interleaved(lora_b, heads)
@@ -118,7 +119,12 @@ def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
     return tensors, metadata
 
 
-def _tensor_name(module: str, model_type: str) -> str:
+def _fusing(adapter: Adapter) -> str:
+    """Return how to fuse an adapter and convert the result, in words. No conversion with a vision tower was tried."""
+    return adapter.fusing if adapter.pictures else "mlx_lm.fuse --dequantize, then llama.cpp's convert_hf_to_gguf.py"
+
+
+def _tensor_name(module: str, model_type: str, fusing: str) -> str:
     """Return llama.cpp's name of a module's weight, without `.weight`."""
     bare = module.removeprefix(PREFIXES.get(model_type, ("model.", ""))[0]).removeprefix("language_model.")
     if bare == "lm_head":
@@ -129,7 +135,7 @@ def _tensor_name(module: str, model_type: str) -> str:
     raise UserError(
         f"export: adapters of the module {module} cannot be written as GGUF. Train without it (lora_parameters: "
         f"{{keys: […]}} with keys out of {', '.join(_TENSORS)}), or fuse the adapter into the model "
-        "(mlx_lm.fuse --dequantize) and run convert_hf_to_gguf.py."
+        f"({fusing})."
     )
 
 

@@ -64,7 +64,7 @@ def card(adapter: Adapter, form: str, base: str) -> str:
         f"---\n{_front_matter(adapter, form, base, mode, settings)}\n---",
         f"# {adapter.folder.resolve().name}",
         f"A {_KINDS[adapter.kind]} for `{_public(base)}`{trained}.",
-        f"## How to use it\n\n{usage(form, _public(base))}",
+        f"## How to use it\n\n{usage(form, _public(base), adapter.pictures)}",
         *(_of_run(run, mode, settings) if run else []),
         _LICENCE,
     ]
@@ -84,7 +84,7 @@ def _front_matter(adapter: Adapter, form: str, base: str, mode: str, settings: M
         datasets=datasets or None,
         library_name=form,
         license="unknown",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if adapter.pictures else "text-generation",
         tags=[tag for tag in (adapter.kind, mode, "preference-tuning" if mode else "", "mlx-lm-lora-prefplus") if tag],
         **relation,
     )

@@ -5,6 +5,12 @@ _TEXTS = {
 mlx_lm.generate --model {base} --adapter-path . --prompt "…"
 mlx_lm.server --model {base} --adapter-path .
 ```""",
+    "pictures": """```bash
+mlx_vlm.generate --model {base} --adapter-path . --image picture.png --prompt "…"
+```
+
+To write one model with its vision tower, train again with `resume: true` and `fuse: true`. `mlx_lm.fuse` drops the
+tower.""",
     "peft": """```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,6 +29,9 @@ ollama create my-model -f Modelfile                     # Ollama; FROM in the Mo
 }
 
 
-def usage(form: str, base: str) -> str:
-    """Return commands or code that load an adapter in the format `form`. base: the base model."""
-    return _TEXTS[form].format(base=base)
+def usage(form: str, base: str, pictures: bool) -> str:
+    """Return commands or code that load an adapter in the format `form`.
+
+    base: the base model. pictures: whether the adapter was trained on rows with pictures.
+    """
+    return _TEXTS["pictures" if pictures and form == "mlx" else form].format(base=base)

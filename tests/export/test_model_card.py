@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 
 from mlx_lm_lora_prefplus.export.model_card import write_card
 from mlx_lm_lora_prefplus.report.results.intervals import of_rows, wilson
+from tests.export.conftest import show_pictures
 
 
 @pytest.fixture
@@ -39,6 +40,17 @@ def test_the_card_of_a_run(go, export, tmp_path):
     assert "learning_rate: 0.001" in text and "seed:" not in text  # what was given, not the defaults
     assert "mlx-lm-lora 5." in text and "rows from the cache" not in text
     assert str(tmp_path) not in found.content  # no folder of this machine
+
+
+def test_the_card_of_a_run_with_pictures_names_mlx_vlm(recorded, export):
+    export(recorded, "--to", "mlx")
+    text = (recorded / "README.md").read_text()
+    assert "mlx_lm.generate" in text and "mlx_vlm" not in text
+    show_pictures(recorded)
+    export(recorded, "--to", "mlx")
+    text = (recorded / "README.md").read_text()
+    assert "mlx_vlm.generate --model" in text and "--adapter-path . --image" in text and "image-text-to-text" in text
+    assert "mlx_lm.generate" not in text and "mlx_lm.server" not in text
 
 
 def test_base_and_data_of_the_hub_are_named(recorded, export):

@@ -56,12 +56,13 @@ def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
     free = shutil.disk_usage(folder).free
     # While the fused model is written, it is in memory together with the model that was trained.
     now = sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
+    loader = "mlx_vlm" if isinstance(model, VisionModel) else "mlx_lm"
     peak, memory = size + (now if size > now else 0), total_memory()
     for what, needed, available in (("disk", size, free), ("memory", peak, memory)):
         if needed > available:
             return (
                 f"fusing needs {gigabytes(needed)} of {what}, but only {gigabytes(available)} are available. Turn "
-                "fusing off with --no-fuse (mlx_lm can load the adapters directly with --adapter-path), or free more"
+                f"fusing off with --no-fuse ({loader} can load the adapters directly with --adapter-path), or free more"
             )
     return None
 
@@ -113,6 +114,11 @@ def _fuse_with_tower(model: VisionModel, settings: RunSettings) -> None:
     print_success(f"Model fused and saved to {Colors.CYAN}{folder}{Colors.RESET}")
 
 
+def has_fused_model(folder: Path) -> bool:
+    """Return whether `folder` contains the weights of a fused model, in one file or in several."""
+    return any(folder.glob("model*.safetensors"))
+
+
 def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:
     """Fuse if disk and memory are large enough.
 
@@ -125,9 +131,11 @@ def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> No
             fuse(model, tokenizer, resolved.settings)
         except (OSError, RuntimeError, ValueError) as error:
             cause = cause_of(error, Path(resolved.settings.adapter_path))
+            # mlx_lm.fuse drops a vision tower.
+            again = "train again with resume: true" if isinstance(model, VisionModel) else "run mlx_lm.fuse"
             raise UserError(
                 f"The adapters are trained and saved in {resolved.settings.adapter_path}, but the fused model could "
-                f"not be written: {words(cause)}. {advice(cause)}. Then run mlx_lm.fuse, or load the adapters "
+                f"not be written: {words(cause)}. {advice(cause)}. Then {again}, or load the adapters "
                 "directly (--adapter-path)."
             ) from error
     elif resolved.sources.get("fuse") in (None, "host default"):

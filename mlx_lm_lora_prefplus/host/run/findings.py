@@ -38,7 +38,8 @@ def findings(session: Session, reports: Mapping[str, SplitReport], cut: Mapping[
             f"unnoticed. {'Set val_batches to 1 or more.' if has_rows else 'Move a tenth of the rows to valid.jsonl.'}"
         )
     texts += [unmasked(name, report) for name, report in reports.items() if report.unmasked]
-    texts += [text for name, report in reports.items() for text in _unused_columns(name, report)]
+    sees = "text and pictures" if models.reads_pictures(session.tokenizer) else "only text"
+    texts += [text for name, report in reports.items() for text in _unused_columns(name, report, sees)]
     return texts + statistics.data_warnings(session.rows, cut)
 
 
@@ -136,13 +137,14 @@ def unordered_scores(rows: Dataset) -> list[str]:
     ]
 
 
-def _unused_columns(name: str, report: SplitReport) -> list[str]:
+def _unused_columns(name: str, report: SplitReport, sees: str) -> list[str]:
+    """sees: what the model reads, in words."""
     media = [column for column in report.unused if column.lower() in MEDIA]
     others = [column for column in report.unused if column not in media]
     texts = []
     if media:
         texts.append(
-            f"{name}: column {', '.join(media)} is not used, because the model sees only text. Remove rows that "
+            f"{name}: column {', '.join(media)} is not used, because the model sees {sees}. Remove rows that "
             "cannot be answered without it."
         )
     if others:

@@ -154,6 +154,39 @@ def test_mlx_vlm_reads_the_adapters_and_the_fused_model(look, folder):
     assert mx.abs(logits["adapters"] - logits["base"]).max().item() > 1e-2
 
 
+def test_a_finished_run_is_fused_with_its_tower_by_resuming_it(look, llava):
+    """As the model card and the errors of `export` advise."""
+    look(llava)
+    assert not Path("adapters/model.safetensors").exists()
+    look(llava, resume=True, fuse=True)
+    assert set(mx.load("adapters/model.safetensors")) >= {
+        name for name in mx.load(str(llava / "model.safetensors")) if "vision_tower" in name
+    }
+
+
+def test_fusing_that_fails_names_what_keeps_the_tower(look, llava, monkeypatch):
+    def full(*_):
+        raise RuntimeError("Unable to write 138 bytes")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="138 bytes.*Then train again with resume: true"),
+    ):
+        patch.setattr("mlx_lm_lora_prefplus.host.vision.save_whole", full)
+        look(llava, fuse=True)
+    monkeypatch.setattr("mlx_lm_lora_prefplus.host.output.fuse.total_memory", lambda: 1000)
+    with pytest.raises(UserError, match="--no-fuse .mlx_vlm can load the adapters"):
+        look(llava, fuse=True, adapter_path="other")
+
+
+def test_a_column_of_videos_is_named(look, llava):
+    file = Path("pictures/train.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "videos": ["a.mp4"]}) + "\n" for row in rows))
+    out, _ = look(llava)
+    assert "column videos is not used, because the model sees text and pictures" in " ".join(out.split())
+
+
 def white():
     from PIL import Image
 
