@@ -32,8 +32,9 @@ BETA, DELTA = 0.001, 50.0
 
 
 def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
-    """Run the first batches of an epoch with two methods in turn: in groups of similar length, and in one call. Returns
-    one row of results for each method.
+    """Run the first batches of an epoch alternately with two methods: in groups of similar length, and in one call.
+
+    Returns one row of results for each method.
 
     Keys of these rows: `computed` and `real` tokens, `seconds` (CPU time on a CPU), and `gradient_error`, the
     difference from the gradient of one call. A last row describes a compiled step, which is not run. Its key `graphs`

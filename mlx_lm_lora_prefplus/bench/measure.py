@@ -118,7 +118,7 @@ def _check(workload: Workload) -> None:
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeat: int, seconds: float) -> tuple[dict[str, Side], int]:
-    """Run the steps in turn, up to `repeat` times, each without cached memory. Returns medians and the number of
+    """Run the steps alternately, up to `repeat` times, each without cached memory. Returns medians and the number of
     rounds.
     """
     start, repetitions = time.perf_counter(), 0

@@ -20,7 +20,7 @@ SMALL_SET, EPOCHS_OF_SMALL = 1000, 3
 """If there are fewer training rows than the first number, the config trains for the second number of epochs."""
 
 BATCH = 4
-"""Number of rows of a micro-batch, if so many fit into memory."""
+"""Number of rows of a micro-batch, if memory allows that many."""
 
 MOST_VALIDATED = 100
 """Largest number of batches in a validation."""

@@ -16,7 +16,7 @@ def sample_rows(split: Split, tokenizer: Any) -> list[dict[str, Any]]:
 
     Each has `row` (number in the source), `why` (the reason for choosing it), `prompt` (text), `prompt_tokens` and
     `completions`. A completion has `name`, `text`, `tokens`, `counted` (number of tokens that count in the loss) and
-    `parts`: pieces of the text, each with `text` and `counts` (whether its tokens count in the loss).
+    `parts`: segments of the text, each with `text` and `counts` (whether its tokens count in the loss).
     """
     lengths = lengths_of(split.rows)
     by_length = np.argsort(lengths.prompt + lengths.completion, kind="stable")

@@ -4,8 +4,9 @@ Each log-prob depends on one hidden state only. With a frozen head, the forward 
 gradient of each log-prob with respect to its state, and keep it. The backward pass then multiplies these gradients by
 the incoming ones and recomputes nothing.
 
-Sums over the vocabulary are accumulated block by block, as flash attention does over the keys (Dao et al. 2022, arXiv
-2205.14135, section 3.1). The hidden states correspond to the queries, and the rows of the head to the keys and values.
+Sums over the vocabulary are accumulated block by block, as flash attention does over the keys (Dao et al. 2022,
+arXiv 2205.14135, section 3.1). The hidden states correspond to the queries, and the rows of the head to the keys and
+values.
 """
 
 from collections.abc import Callable, Sequence
