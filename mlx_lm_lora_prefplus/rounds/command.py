@@ -10,7 +10,7 @@ import typer
 
 def rounds(
     context: typer.Context,
-    rounds: Annotated[int | None, typer.Option(help="How many rounds (default: rounds of the config, or 3).")] = None,
+    rounds: Annotated[int | None, typer.Option(help="How many rounds (default: the config's `rounds`, or 3).")] = None,
     round_reference: Annotated[
         str | None,
         typer.Option(metavar="initial|previous", help="The reference of a round (default: the initial policy)."),

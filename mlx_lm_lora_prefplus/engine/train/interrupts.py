@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """What signals have requested during a run.
+    """Records the stops and pauses that signals requested during a run.
 
     signal: the first SIGINT, SIGTERM or SIGHUP that came; None until then.
     pauses: how often the process was stopped and continued (SIGSTOP or Ctrl-Z, then SIGCONT). Only continuing can be
