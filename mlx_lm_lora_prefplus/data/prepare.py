@@ -17,7 +17,7 @@ from ..storage import cache_folder
 from .formats.convert import Pairing
 from .formats.detect import read_examples
 from .formats.example import Dropped, Example
-from .formats.pictures import Picture, located, read_content
+from .sources.pictures import Picture, located, read_content
 from .sources.read import Source, find_sources
 from .stream import Stream
 from .tokens import cache

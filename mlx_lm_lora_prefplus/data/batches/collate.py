@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...plugin import Batch
-from ..formats.pictures import Picture
+from ..sources.pictures import Picture
 from .lengths import Mismatched, completions_of, lengths_of, masks_of
 from .plan import widths
 

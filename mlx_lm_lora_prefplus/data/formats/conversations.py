@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
+from ..sources.pictures import KEY, check_placed, take_pictures
 from . import messages as chat
 from .example import Dropped, Example
 from .messages import CONTEXT_ROLES, Messages
-from .pictures import KEY, check_placed, take_pictures
 from .sample import Columns
 
 ASKING = ("user", "system", "developer")

@@ -11,11 +11,11 @@ from ...errors import UserError
 from ...plugin.protocol import RowKind
 from ...settings import COLUMNS
 from ..sources.files import Rows
+from ..sources.pictures import without_pictures
 from . import paired, unpaired
 from . import ranked as scored
 from .convert import MADE_FROM, Pairing, as_kind
 from .example import Dropped, Example
-from .pictures import without_pictures
 from .sample import RowFormat, SourceSample
 
 SAMPLE = 100

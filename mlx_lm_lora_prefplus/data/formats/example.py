@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..sources.pictures import Picture
 from .messages import Messages
-from .pictures import Picture
 
 NUMBERS = ("margin", "chosen_score", "rejected_score", "preference_prob", "preference_score")
 """Optional numbers of a pair, which some losses use. A preference_prob is between 0 and 1."""

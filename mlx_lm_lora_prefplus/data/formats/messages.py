@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...settings import RESERVED
-from .pictures import KEY, content_of
+from ..sources.pictures import KEY, content_of
 
 Messages = list[dict[str, Any]]
 """[{"role": …, "content": …, …}, …], as a chat template takes them. `content` is always text. Its pictures are under

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 from ..sources.files import Rows
+from ..sources.pictures import check_placed
 from . import messages as chat
 from .conversations import read_example
 from .example import NUMBERS, PAIR, Dropped, Example
-from .pictures import check_placed
 from .sample import RowFormat, SourceSample
 
 OTHER_NAMES = {"chosen_score": "score_chosen", "rejected_score": "score_rejected"}

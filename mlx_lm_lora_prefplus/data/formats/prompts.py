@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from ...errors import UserError
 from ..sources.files import Rows
+from ..sources.pictures import without_pictures
 from . import messages as chat
 from .conversations import read_example
 from .detect import FINDERS, SAMPLE, column_flags
 from .example import Dropped, Example
-from .pictures import without_pictures
 from .sample import SourceSample
 
 TEXTS = ("text",)

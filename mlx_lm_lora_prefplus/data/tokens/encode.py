@@ -9,7 +9,7 @@ from ...errors import UserError
 from ...settings import DataSettings
 from ..formats.example import Dropped, Example
 from ..formats.messages import shared_start
-from ..formats.pictures import Picture
+from ..sources.pictures import Picture
 from .masks import ALL, Marker, Marks
 from .pictures import PictureTokens, as_items
 from .truncation import Ids, fit

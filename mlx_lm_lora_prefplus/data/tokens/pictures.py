@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..formats.messages import Messages
-from ..formats.pictures import MARK, Picture, open_picture
+from ..sources.pictures import MARK, Picture, open_picture
 from .truncation import Ids
 
 

@@ -18,7 +18,7 @@ from ...data import Split, prepare
 from ...data.batches.collate import pictures_of, planned_batches
 from ...data.batches.lengths import Lengths, lengths_of
 from ...data.batches.plan import Plan, plan_epoch
-from ...data.formats.pictures import open_picture
+from ...data.sources.pictures import open_picture
 from ...data.stream import Stream
 from ...engine.distributed import SharedPolicy
 from ...engine.memory.activations import choose_keep

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.formats.pictures import Picture
+from mlx_lm_lora_prefplus.data.sources.pictures import Picture
 from mlx_lm_lora_prefplus.data.tokens.pictures import PictureTokens, as_items
 from mlx_lm_lora_prefplus.engine.train import loop
 from mlx_lm_lora_prefplus.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.data.formats.detect import read_examples
 from mlx_lm_lora_prefplus.data.formats.example import Example
-from mlx_lm_lora_prefplus.data.formats.pictures import MARK, Picture, located, open_picture, shows_pictures
+from mlx_lm_lora_prefplus.data.sources.pictures import MARK, Picture, located, open_picture, shows_pictures
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import COLUMNS
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from ...errors import UserError
-from ..sources.files import Rows
+from .files import Rows
 
 COLUMNS = ("image", "images")
 """The columns in which TRL's trainers expect pictures."""
