@@ -21,7 +21,7 @@ ROWS = [
     {"prompt": list(range(1, 34)), "chosen": [5, 8, 13, 21, 2, 3, 1, 30, 7], "rejected": [29, 4, 18, 11, 6]},
     {"prompt": list(range(30, 23, -1)), "chosen": [17, 9, 2], "rejected": [3, 14, 15, 9, 26, 5]},
 ]
-"""The two pairs of the digest. Their token ids are small, so that every vocabulary contains them."""
+"""The two pairs of the digest. Their token ids are small, so that nearly every vocabulary contains them."""
 
 
 def rounding_digest(policy: Scorer) -> str:
@@ -35,7 +35,9 @@ def rounding_digest(policy: Scorer) -> str:
     model.eval()
     try:
         with _adapters_off(model):
-            scores = policy(collate(ROWS, np.arange(len(ROWS))), statistics=True)
+            vocabulary = model(mx.array([[0]])).shape[-1]  # MLX is lazy: this computes only the shape
+            rows = [{name: np.asarray(ids) % vocabulary for name, ids in row.items()} for row in ROWS]
+            scores = policy(collate(rows, np.arange(len(rows))), statistics=True)
             values = mx.stack([value.astype(mx.float32) for value in scores if value is not None])
     finally:
         model.train(training)

@@ -51,3 +51,13 @@ def test_another_precision_has_another_digest():
     before = rounding_digest(PlainPolicy(model))
     model.update(tree_map(lambda value: value.astype(mx.bfloat16), model.parameters()))
     assert rounding_digest(PlainPolicy(model)) != before
+
+
+def test_a_small_vocabulary_bounds_the_token_ids(monkeypatch):
+    """MLX reads foreign memory at a token id beyond the embeddings."""
+    model, seen = tiny_llama(), []
+    model.model.embed_tokens = nn.Embedding(8, 32)
+    embed = nn.Embedding.__call__
+    monkeypatch.setattr(nn.Embedding, "__call__", lambda layer, ids: seen.append(ids.max()) or embed(layer, ids))
+    rounding_digest(PlainPolicy(model))
+    assert max(largest.item() for largest in seen) == 7
