@@ -46,8 +46,8 @@ MODEL_COMPANIONS = (
 """Files of a fused model, which the host writes to the same folder."""
 
 FUSED = ".fused"
-"""Name of a file that lists the fused model's files with size and time. If a fused model is listed and unchanged, a run
-may delete it, because it can be made again from its adapters.
+"""Name of a file with the size and time of the fused model's files and of its adapter file. If a fused model is listed
+and unchanged, a run may delete it, because it can be made again from its adapters.
 """
 
 
@@ -163,15 +163,15 @@ def _of_the_run(file: Path, adapter_file: Path) -> bool:
     return False
 
 
-def record_fused(folder: Path) -> None:
-    """Record the files of the fused model after it was written."""
-    files = [file for name in MODEL_WEIGHTS for file in folder.glob(name)]
-    (folder / FUSED).write_text(json.dumps({file.name: _identity(file) for file in files}))
+def record_fused(folder: Path, adapters: Path) -> None:
+    """Record the files of the fused model after it was written. adapters: the file whose adapters were fused."""
+    files = {file.name: _identity(file) for name in MODEL_WEIGHTS for file in folder.glob(name)}
+    (folder / FUSED).write_text(json.dumps({"files": files, "adapters": _identity(adapters)}))
 
 
 def remove_fused(folder: Path) -> None:
     """Remove the weights of the fused model that an earlier run wrote, to free disk space for a new one."""
-    for name, identity in _fused(folder).items():
+    for name, identity in _fused(folder)["files"].items():
         if (folder / name).is_file() and _identity(folder / name) == identity:
             (folder / name).unlink()
     (folder / FUSED).unlink(missing_ok=True)
@@ -187,9 +187,16 @@ def fused_by_us(folder: Path) -> bool:
     return holds_model(folder) and not _model_of_others(folder)
 
 
+def holds_fused(folder: Path, adapters: Path) -> bool:
+    """Return whether the folder contains the fused model of this adapter file, or a model of others, which stays."""
+    if fused_by_us(folder):
+        return _fused(folder)["adapters"] == _identity(adapters)
+    return holds_model(folder)
+
+
 def _model_of_others(folder: Path) -> list[Path]:
     """Return the files of a complete model in the folder; none if an earlier run fused that model."""
-    ours = _fused(folder)
+    ours = _fused(folder)["files"]
     weights = [file for name in MODEL_WEIGHTS for file in sorted(folder.glob(name))]
     if all(ours.get(file.name) == _identity(file) for file in weights):
         return []
@@ -197,11 +204,12 @@ def _model_of_others(folder: Path) -> list[Path]:
 
 
 def _fused(folder: Path) -> Mapping[str, Any]:
+    nothing = {"files": {}, "adapters": None}
     try:
         content = json.loads((folder / FUSED).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return nothing
+    return content if isinstance(content, dict) and content.keys() == nothing.keys() else nothing
 
 
 def _identity(file: Path) -> list[int]:

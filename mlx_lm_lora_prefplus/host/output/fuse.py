@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged, save_to_lmstudio_merged
 from mlx_lm_lora.visuals import Colors, print_section, print_success
 
+from ...engine.files.names import ADAPTERS
 from ...engine.vision.model import VisionModel
 from ...errors import UserError
 from ...settings import RunSettings
@@ -19,7 +20,7 @@ from .. import vision
 from ..config.resolve import Resolved
 from ..console import print_warning
 from ..models import quantization
-from .aside import record_fused, remove_fused
+from .aside import UNFUSED, holds_fused, record_fused, remove_fused
 
 _ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 
@@ -78,45 +79,56 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
+def fused_folder(settings: RunSettings) -> Path:
+    """Return the folder of the fused model, which is the one that the host would use.
+
+    Raises:
+        FileNotFoundError: `lm_studio_name` is set, and LM Studio is not installed.
+    """
+    if settings.lm_studio_name is None:
+        return Path(settings.adapter_path)
+    return find_lmstudio_models_path() / "mlx_lm_lora" / settings.lm_studio_name
+
+
+def is_fused(settings: RunSettings) -> bool:
+    """Return whether the fused model of the run's adapters is complete."""
+    try:
+        folder = fused_folder(settings)
+    except FileNotFoundError:  # `fuse` reports it
+        return False
+    adapters = Path(settings.adapter_path)
+    return not (adapters / UNFUSED).is_file() and holds_fused(folder, adapters / ADAPTERS)
+
+
 def fuse(model: nn.Module, tokenizer: Any, settings: RunSettings) -> None:
-    """Write the fused model to the folder that the host would use."""
+    """Write the fused model to its folder."""
     print_section("Fusing Model")
+    folder = fused_folder(settings)
+    remove_fused(folder)
     if isinstance(model, VisionModel):
-        _fuse_with_tower(model, settings)
-        return
-    if settings.lm_studio_name is not None:
+        _fuse_with_tower(model, settings.model, folder)
+    elif settings.lm_studio_name is not None:
         save_to_lmstudio_merged(
             model=model, tokenizer=tokenizer, new_model_name=settings.lm_studio_name, de_quantize=True
         )
-        record_fused(find_lmstudio_models_path() / "mlx_lm_lora" / settings.lm_studio_name)
-        return
-    remove_fused(Path(settings.adapter_path))
-    save_pretrained_merged(
-        model=model, tokenizer=tokenizer, save_path=settings.adapter_path, de_quantize=dequantizes(model, settings)
-    )
-    record_fused(Path(settings.adapter_path))
-    print_success(f"Model fused and saved to {Colors.CYAN}{settings.adapter_path}{Colors.RESET}")
-
-
-def _fuse_with_tower(model: VisionModel, settings: RunSettings) -> None:
-    """Fuse the adapters into the language model, and write it with the vision tower as one model for mlx-vlm."""
-    folder = Path(settings.adapter_path)
-    if settings.lm_studio_name is not None:
-        folder = find_lmstudio_models_path() / "mlx_lm_lora" / settings.lm_studio_name
     else:
-        remove_fused(folder)
+        save_pretrained_merged(
+            model=model, tokenizer=tokenizer, save_path=str(folder), de_quantize=dequantizes(model, settings)
+        )
+    record_fused(folder, Path(settings.adapter_path, ADAPTERS))
+    print_success(f"Model fused and saved to {Colors.CYAN}{folder}{Colors.RESET}")
+
+
+def _fuse_with_tower(model: VisionModel, source: str, folder: Path) -> None:
+    """Fuse the adapters into the language model, and write it with the vision tower as one model for mlx-vlm.
+
+    source: the folder or name of the model that was loaded.
+    """
     model.freeze()
     fused: Any = [(name, module.fuse()) for name, module in model.named_modules() if hasattr(module, "fuse")]
     if fused:
         model.update_modules(tree_unflatten(fused))
-    vision.save_whole(model, settings.model, folder)
-    record_fused(folder)
-    print_success(f"Model fused and saved to {Colors.CYAN}{folder}{Colors.RESET}")
-
-
-def has_fused_model(folder: Path) -> bool:
-    """Return whether `folder` contains the weights of a fused model, in one file or in several."""
-    return any(folder.glob("model*.safetensors"))
+    vision.save_whole(model, source, folder)
 
 
 def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> None:

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_lm_lora.utils import find_lmstudio_models_path
-
 from ...engine.files.names import ADAPTERS, CONFIG, RECORD
 from ...engine.files.run_state import is_state, newest_name
 from ...errors import UserError
@@ -14,7 +12,7 @@ from ..config.resolve import Resolved
 from ..models import adapter_file as adapters_of
 from ..models import resume_file
 from .aside import Previous, find_previous, fused_by_us, holds_model, newest_previous, set_aside
-from .fuse import gigabytes
+from .fuse import fused_folder, gigabytes
 
 PREVIOUS_KEY = "previous"
 """The key of `run.json` that names the folder with the files of earlier runs."""
@@ -107,7 +105,7 @@ def check_not_its_own_source(settings: RunSettings) -> None:
     if not (settings.train and settings.fuse):
         return
     if settings.lm_studio_name is not None:
-        _check_lm_studio(settings.lm_studio_name)
+        _check_lm_studio(settings)
         return
     folder = Path(settings.adapter_path)
     for key in ("model", "reference_model_path"):
@@ -119,10 +117,10 @@ def check_not_its_own_source(settings: RunSettings) -> None:
             )
 
 
-def _check_lm_studio(name: str) -> None:
+def _check_lm_studio(settings: RunSettings) -> None:
     try:
-        folder = find_lmstudio_models_path() / "mlx_lm_lora" / name
-    except Exception:  # LM Studio is not installed; fusing will report it
+        folder = fused_folder(settings)
+    except FileNotFoundError:  # fusing will report it
         return
     if holds_model(folder) and not fused_by_us(folder):
         raise UserError(

@@ -25,7 +25,7 @@ from ..callbacks.samples import keep_samples
 from ..config.resolve import Resolved
 from ..console import print_info, print_warning
 from ..output.aside import UNFUSED
-from ..output.fuse import finish_with_fuse, has_fused_model
+from ..output.fuse import finish_with_fuse, is_fused
 from ..output.previous import keep_previous
 from ..output.record import write_record
 from . import summary
@@ -134,7 +134,7 @@ def _run_owned(
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
             test_policy(session, reference, loggers=loggers)
     ranks.leave()
-    if settings.train and settings.fuse and ranks.first and (unfused.is_file() or not has_fused_model(file.parent)):
+    if settings.train and settings.fuse and ranks.first and not is_fused(settings):
         finish_with_fuse(resolved, model, session.tokenizer)
         with suppress(OSError):  # if the marker file remains, the next start fuses again
             unfused.unlink(missing_ok=True)

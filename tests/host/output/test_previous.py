@@ -179,6 +179,25 @@ def test_a_model_of_others_in_lm_studio_is_not_replaced(go, monkeypatch, tmp_pat
     assert (folder / "model.safetensors").read_bytes() == FOREIGN
 
 
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_finished_run_is_fused_once_and_not_mistaken_for_another(go, monkeypatch, tmp_path, name):
+    """The fused model of another run may be where that of this run belongs."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".lmstudio/models/mlx_lm_lora/mine").mkdir(parents=True)
+    assert "Fusing Model" in go(fuse=True, lm_studio_name=name)
+    assert "Fusing Model" not in go(fuse=True, lm_studio_name=name, resume=True)
+    go(fuse=False, seed=2)
+    assert "Fusing Model" in go(fuse=True, lm_studio_name=name, seed=2, resume=True)
+    assert "Fusing Model" not in go(fuse=True, lm_studio_name=name, seed=2, resume=True)
+
+
+def test_a_finished_run_without_lm_studio(go, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    go()
+    with pytest.raises(UserError, match="the fused model could not be written"):
+        go(fuse=True, lm_studio_name="mine", resume=True)
+
+
 def test_without_hard_links_a_copy_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("not here")))
     file = tmp_path / "adapters.safetensors"
