@@ -1,6 +1,6 @@
 """The settings of a run, checked when they are read, and lists of the keys whose fields have a certain mark."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -15,6 +15,7 @@ __all__ = [
     "COMPANION_KEYS",
     "FIELDS",
     "FUNCTIONS",
+    "GROUPS",
     "LARGEST",
     "OURS",
     "OWN_KEYS",
@@ -30,6 +31,31 @@ __all__ = [
 
 FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
 """Key → its pydantic field, for all keys of `DataSettings` and `RunSettings`."""
+
+
+TITLES = {
+    "model": "Model and adapters",
+    "data": "Data",
+    "train": "Training",
+    "engine": "Memory and speed",
+    "steps_per_report": "Reports and evaluation",
+    "adapter_path": "Saving, resuming, stopping",
+    "qat_enable": "Quantisation-aware training",
+}
+"""The first key of each group → the title of the group in `--help` and in the documentation."""
+
+
+def _groups() -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {title: [] for title in TITLES.values()}
+    title = ""
+    for key in FIELDS:
+        title = TITLES.get(key, title)
+        groups[title].append(key)
+    return groups
+
+
+GROUPS: Mapping[str, Sequence[str]] = _groups()
+"""Title of a group → its keys, in the order of their fields."""
 
 
 def keys_with(mark: object) -> tuple[str, ...]:

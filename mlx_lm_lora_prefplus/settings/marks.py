@@ -1,11 +1,11 @@
-"""Marks of the settings' fields, and the types that several fields share."""
+"""The base class of settings, the marks of their fields, and the types that several fields share."""
 
 import os
 import unicodedata
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 LARGEST = 2**31 - 1
 """Largest allowed value of a whole number. Larger values have no use and can overflow."""
@@ -17,6 +17,18 @@ def _place(path: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
         raise ValueError("must contain no control character and no half of a surrogate pair")
     return path
+
+
+class Settings(BaseModel):
+    """A class of config keys. The docstring below a key is its description in `--help` and in the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Join the lines of the descriptions."""
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split())
 
 
 class Effect(Enum):

@@ -1,7 +1,7 @@
 """docs/configuration.md: every key of a config file, from the classes that check them."""
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from mlx_lm_lora.train import CONFIG_DEFAULTS
@@ -10,8 +10,7 @@ from pydantic.fields import FieldInfo
 from mlx_lm_lora_prefplus.host.config.option_fields import option_fields
 from mlx_lm_lora_prefplus.host.tools.describe import _bounds
 from mlx_lm_lora_prefplus.host.tools.render import format_value
-from mlx_lm_lora_prefplus.settings import OWN_KEYS, DataSettings, RunSettings
-from mlx_lm_lora_prefplus.settings.groups import DESCRIPTIONS, GROUPS
+from mlx_lm_lora_prefplus.settings import FIELDS, GROUPS, OWN_KEYS
 
 HEAD = """\
 # Configuration
@@ -44,8 +43,6 @@ adapter_path: adapters
 ```
 """
 
-FIELDS: Mapping[str, FieldInfo] = {**DataSettings.model_fields, **RunSettings.model_fields}
-
 
 def configuration(trainers: list[Any]) -> str:
     """The page."""
@@ -57,13 +54,13 @@ def _shared() -> Iterator[str]:
         yield f"## {title}\n"
         yield "| key | type | default | |\n|---|---|---|---|"
         for key in keys:
-            yield _row(key, FIELDS[key], DESCRIPTIONS.get(key))
+            yield _row(key, FIELDS[key])
         yield ""
 
 
-def _row(key: str, field: FieldInfo, about: str | None) -> str:
+def _row(key: str, field: FieldInfo) -> str:
     own = "**Ours.** " if key in OWN_KEYS else ""
-    text = (about or field.description or "").replace("|", "\\|")
+    text = (field.description or "").replace("|", "\\|")
     default = CONFIG_DEFAULTS[key] if key == "train_mode" else field.get_default(call_default_factory=True)
     return f"| `{key}` | {_type(field)} | {_default(default)} | {own}{text} |"
 
@@ -137,6 +134,5 @@ def missing() -> set[str]:
     """Keys that no table has, or two have, or that nothing says what they are."""
     told = [key for keys in GROUPS.values() for key in keys]
     twice = {key for key in told if told.count(key) > 1}
-    mute = {key for key in told if not (DESCRIPTIONS.get(key) or FIELDS[key].description)}
-    unknown = set(DESCRIPTIONS) - set(told)
-    return (set(FIELDS) ^ set(told)) | twice | mute | unknown
+    mute = {key for key in told if not FIELDS[key].description}
+    return (set(FIELDS) ^ set(told)) | twice | mute

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from ...settings import FIELDS
-from ...settings.groups import DESCRIPTIONS, GROUPS
+from ...settings import FIELDS, GROUPS
 from ...wrapping import columns, error_text
 from .names import SYNONYMS, near
 
@@ -140,9 +139,9 @@ def describe_options(parser: argparse.ArgumentParser, defaults: Mapping[str, Any
     defaults: key → its default in this mode.
     """
     for action in actions(parser):
-        if action.dest in DESCRIPTIONS:
-            default = defaults.get(action.dest, FIELDS[action.dest].default)
-            action.help = help_text(DESCRIPTIONS[action.dest], (), default if action.dest != "train_mode" else None)
+        if field := FIELDS.get(action.dest):
+            default = defaults.get(action.dest, field.default) if action.dest != "train_mode" else None
+            action.help = help_text(field.description or "", (), default)
         if action.dest == "config":
             action.help = "YAML file with the settings of the run."
         if action.dest in METAVARS:

@@ -6,8 +6,7 @@ from mlx_lm_lora_prefplus.host.config.flags import add_modes, host_parser, mode_
 from mlx_lm_lora_prefplus.host.config.option_fields import option_fields
 from mlx_lm_lora_prefplus.host.config.parsers import actions, expand, help_text
 from mlx_lm_lora_prefplus.plugin.manager import HOST_MODES
-from mlx_lm_lora_prefplus.settings import FIELDS, OWN_KEYS
-from mlx_lm_lora_prefplus.settings.groups import GROUPS
+from mlx_lm_lora_prefplus.settings import FIELDS, GROUPS, OWN_KEYS
 
 
 @pytest.fixture
