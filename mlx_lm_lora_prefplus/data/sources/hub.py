@@ -1,6 +1,5 @@
 """Data sets that the `datasets` library loads: hub names, folders with split files, folders of `save_to_disk`."""
 
-import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -152,7 +151,6 @@ def _one_try(path: str) -> Iterator[None]:
         config.HF_HUB_OFFLINE = before
 
 
-@functools.cache
 def hub_answers() -> bool:
     """Return whether a connection to the hub can be opened. A slow hub counts as one that answers."""
     from huggingface_hub import constants, get_session
