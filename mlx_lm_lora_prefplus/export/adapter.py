@@ -13,8 +13,6 @@ from ..engine.files.names import ADAPTERS, CONFIG, RECORD
 from ..errors import UserError
 from ..host.models import read_adapter_config
 
-FUSING_WITH_TOWER = "train again with resume: true and fuse: true, which keeps the vision tower"
-
 
 class Adapter(NamedTuple):
     """weights, config: in mlx-lm's format. base: name or folder of the base model. base_config: its `config.json`."""
@@ -48,11 +46,6 @@ class Adapter(NamedTuple):
             return any(report.get("pictures") for report in data.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
-
-    @property
-    def fusing(self) -> str:
-        """Return how to fuse the adapter into its model, in words. `mlx_lm.fuse` drops a vision tower."""
-        return FUSING_WITH_TOWER if self.pictures else "mlx_lm.fuse"
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def write_mlx(adapter: Adapter, folder: Path, base: str) -> None:
 
 def write_peft(adapter: Adapter, folder: Path, base: str) -> None:
     """Write a folder that PEFT loads. base: name or path of the model that PEFT loads as the base model."""
-    tensors, config = to_peft(adapter.weights, adapter.parameters, adapter.model_type, base, adapter.fusing)
+    tensors, config = to_peft(adapter.weights, adapter.parameters, adapter.model_type, base)
     _write(folder / peft.WEIGHTS, tensors, {"format": "pt", **WRITTEN_BY})
     _write_json(folder / CONFIG, config)
 

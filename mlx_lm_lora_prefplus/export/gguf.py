@@ -15,7 +15,12 @@ from ..engine.files.hub_names import PREFIXES, is_expert
 from ..errors import UserError
 from ..storage.atomic import whole_file
 from .adapter import Adapter
-from .peft import modules_of
+from .peft import FUSE, modules_of
+
+FUSE_AND_CONVERT = (
+    f"fuse the adapter into the model ({FUSE}) and run llama.cpp's convert_hf_to_gguf.py on the result, which must not "
+    "be quantised (mlx_lm.fuse --dequantize)"
+)
 
 
 class Architecture(NamedTuple):
@@ -86,22 +91,20 @@ def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
     Raises:
         UserError: GGUF does not support this kind of adapter, or this package cannot convert this kind of model.
     """
-    fusing = _fusing(adapter)
     if (architecture := ARCHITECTURES.get(adapter.model_type)) is None:
         raise UserError(
             f"export: GGUF of {adapter.model_type} adapters is not supported. Supported model types: "
             f"{', '.join(sorted(ARCHITECTURES))}. For others, write PEFT (--to peft) and run llama.cpp's "
-            f"convert_lora_to_gguf.py on it, or fuse the adapter into the model ({fusing})."
+            f"convert_lora_to_gguf.py on it, or {FUSE_AND_CONVERT}."
         )
-    modules = modules_of(adapter.weights, adapter.fusing)
+    modules = modules_of(adapter.weights)
     if any("m" in leaves for leaves in modules.values()):
         raise UserError(
-            f"export: GGUF supports no DoRA adapters, only LoRA. Fuse the adapter into the model ({fusing}), or train "
-            "with train_type: lora."
+            f"export: GGUF supports no DoRA adapters, only LoRA. Train with train_type: lora, or {FUSE_AND_CONVERT}."
         )
     tensors = {}
     for module, leaves in modules.items():
-        name = _tensor_name(module, adapter.model_type, fusing)
+        name = _tensor_name(module, adapter.model_type)
         lora_b = leaves["lora_b"].T.astype(mx.float32)
         if architecture.interleaved and (heads := _heads(module, adapter.base_config)):
             lora_b = _interleaved(lora_b, heads)
@@ -119,12 +122,7 @@ def to_gguf(adapter: Adapter) -> tuple[dict[str, mx.array], dict[str, Any]]:
     return tensors, metadata
 
 
-def _fusing(adapter: Adapter) -> str:
-    """Return how to fuse an adapter and convert the result, in words. No conversion with a vision tower was tried."""
-    return adapter.fusing if adapter.pictures else "mlx_lm.fuse --dequantize, then llama.cpp's convert_hf_to_gguf.py"
-
-
-def _tensor_name(module: str, model_type: str, fusing: str) -> str:
+def _tensor_name(module: str, model_type: str) -> str:
     """Return llama.cpp's name of a module's weight, without `.weight`."""
     bare = module.removeprefix(PREFIXES.get(model_type, ("model.", ""))[0]).removeprefix("language_model.")
     if bare == "lm_head":
@@ -134,8 +132,8 @@ def _tensor_name(module: str, model_type: str, fusing: str) -> str:
         return f"blk.{found[1]}.{_TENSORS[found[2]]}"
     raise UserError(
         f"export: adapters of the module {module} cannot be written as GGUF. Train without it (lora_parameters: "
-        f"{{keys: […]}} with keys out of {', '.join(_TENSORS)}), or fuse the adapter into the model "
-        f"({fusing})."
+        f"{{keys: […]}} with keys out of {', '.join(_TENSORS)}), or "
+        f"{FUSE_AND_CONVERT}."
     )
 
 

@@ -10,19 +10,17 @@ from ..engine.files.hub_names import EXPERTS, PREFIXES, SAME, expert_name, is_ex
 from ..engine.files.peft import BLOCK, LEAVES, ROOT
 from ..errors import UserError
 
+FUSE = "mlx_lm.fuse; for a model with a vision tower, train again with resume: true and fuse: true"
+"""How to fuse an adapter into its model. Error messages quote it. `mlx_lm.fuse` drops a vision tower."""
+
 
 def to_peft(
-    weights: Mapping[str, mx.array],
-    parameters: Mapping[str, Any],
-    model_type: str,
-    base: str,
-    fusing: str = "mlx_lm.fuse",
+    weights: Mapping[str, mx.array], parameters: Mapping[str, Any], model_type: str, base: str
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Return PEFT's tensors and `adapter_config.json` for an adapter of mlx-lm.
 
     weights: the tensors of `adapters.safetensors`. parameters: the `lora_parameters` of the adapter's config.
     model_type: from the base model's `config.json`. base: name or path of the model that PEFT loads as the base model.
-    fusing: how to fuse the adapter into the model instead. Error messages quote it.
 
     Raises:
         UserError: PEFT does not support this kind of adapter, or this package cannot convert this kind of model.
@@ -30,12 +28,12 @@ def to_peft(
     if model_type not in SAME and model_type not in PREFIXES:
         raise UserError(
             f"Models of type {model_type} are not supported, because transformers' names of their layers are unknown. "
-            f"Supported model types: {known_types()}. Fuse the adapter into the model instead ({fusing})."
+            f"Supported model types: {known_types()}. Fuse the adapter into the model instead ({FUSE})."
         )
-    modules = modules_of(weights, fusing)
+    modules = modules_of(weights)
     experts = any(is_expert(name) for name in modules)
     if not (experts and model_type in EXPERTS and _can_join(modules, EXPERTS[model_type])):
-        _refuse_odd(modules, fusing)
+        _refuse_odd(modules)
     named = {name: transformers_name(name, model_type) for name in modules}
     lora_b = next(iter(modules.values()))["lora_b"]
     rank = lora_b.shape[0 if lora_b.ndim == 2 else -1]
@@ -92,10 +90,8 @@ def _leaf(name: str, projections: Mapping[str, str]) -> str:
     return projections[last] if ".switch_mlp." in name else last
 
 
-def modules_of(weights: Mapping[str, mx.array], fusing: str) -> dict[str, dict[str, mx.array]]:
+def modules_of(weights: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
     """Return module name → tensor name (`lora_a`, `lora_b`, `m`) → array, of an adapter of mlx-lm.
-
-    fusing: as in `to_peft`.
 
     Raises:
         UserError: There are tensors with other names, as after full fine-tuning. Or a module has only one of `lora_a`
@@ -107,7 +103,7 @@ def modules_of(weights: Mapping[str, mx.array], fusing: str) -> dict[str, dict[s
         if leaf not in LEAVES:
             raise UserError(
                 f"{name} is not a tensor of a LoRA or DoRA adapter. The file contains trained weights (train_type: "
-                f"full), which need no export. Write them as a complete model instead ({fusing})."
+                f"full), which need no export. Write them as a complete model instead ({FUSE})."
             )
         modules[module][leaf] = value
     if half := [name for name, leaves in modules.items() if not {"lora_a", "lora_b"} <= leaves.keys()]:
@@ -119,7 +115,7 @@ def modules_of(weights: Mapping[str, mx.array], fusing: str) -> dict[str, dict[s
     return dict(modules)
 
 
-def _refuse_odd(modules: Mapping[str, Mapping[str, mx.array]], fusing: str) -> None:
+def _refuse_odd(modules: Mapping[str, Mapping[str, mx.array]]) -> None:
     experts = [name for name in modules if is_expert(name)]
     tables = [name for name in modules if name.rpartition(".")[2] in ("embed_tokens", "wte", "word_embeddings")]
     wide = [name for name, leaves in modules.items() if leaves["lora_a"].ndim != 2 and not is_expert(name)]
@@ -132,7 +128,7 @@ def _refuse_odd(modules: Mapping[str, Mapping[str, mx.array]], fusing: str) -> N
             keys = sorted({_inside(name) for name in modules if name not in found and BLOCK.match(name)})
             raise UserError(
                 f"The adapter has {len(found)} modules on {why}: {found[0]}. Fuse the adapter into the model "
-                f"({fusing}), or train without them: lora_parameters: {{keys: [{', '.join(keys)}]}}."
+                f"({FUSE}), or train without them: lora_parameters: {{keys: [{', '.join(keys)}]}}."
             )
 
 
