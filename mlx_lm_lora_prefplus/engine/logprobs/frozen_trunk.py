@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...plugin.protocol import Batch, Scorer, Scores
-from ..model.swap import swapped_classes
+from ..model.swap import calls_answered
 
 
 class Trunk(NamedTuple):
@@ -28,12 +28,11 @@ class Trunk(NamedTuple):
     def recorded(self, outputs: list[Any]) -> Iterator[None]:
         """While the context is open, append every output of the trunk to `outputs`."""
 
-        def call(layer, *args, **kwargs):
+        def call(layer, kind, args, kwargs):
             outputs.append(kind.__call__(layer, *args, **kwargs))
             return outputs[-1]
 
-        kind = type(self.top)
-        with swapped_classes([(self.top, type(kind.__name__, (kind,), {"__call__": call}))]):
+        with calls_answered(call, [self.top]):
             yield
 
     @contextmanager
@@ -42,12 +41,12 @@ class Trunk(NamedTuple):
         are neither computed nor differentiated.
         """
 
-        def call(layer, *args, **kwargs):
+        def call(layer, kind, args, kwargs):
             kind.__call__(layer, *args, **kwargs)  # only to fill the cache, which a layer above may read
             return next(remaining)
 
-        remaining, kind = iter(outputs), type(self.top)
-        with swapped_classes([(self.top, type(kind.__name__, (kind,), {"__call__": call}))]):
+        remaining = iter(outputs)
+        with calls_answered(call, [self.top]):
             yield
 
 

@@ -18,7 +18,7 @@ chosen experts.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -63,13 +63,6 @@ class Routers(NamedTuple):
     chosen: int
 
 
-class _Holder:
-    """Stores routers on a model without making them part of its parameters."""
-
-    def __init__(self, routers: Routers):
-        self.routers = routers
-
-
 class RouterRecord:
     """While the model runs, sums up for each example how probable its routers make each expert, and how often they
     choose it.
@@ -80,22 +73,18 @@ class RouterRecord:
     Attributes:
         sums: for each call of a router, its summed probabilities and its counts of choices, both (examples, E) float32.
             Only the probabilities have a gradient.
-        place: the place of the current model call; None if its tokens do not count.
-        first: the position in the batch of the first example of the current call.
     """
 
     def __init__(self, routers: Routers, examples: int):
         self.routers, self.examples = routers, examples
         self.sums: list[tuple[mx.array, mx.array]] = []
-        self.place: Place | None = None
-        self.first = 0
 
-    def add(self, logits: mx.array) -> None:
-        """Add the result of a router call. logits: (…, E), for the tokens of `place` in the order of its flattened
-        (rows, width).
+    def add(self, logits: mx.array, place: Place, first: int = 0) -> None:
+        """Add the result of a router call.
+
+        logits: (…, E), for the tokens of `place` in the order of its flattened (rows, width). first: see `Recording`.
         """
-        assert self.place is not None
-        weights, examples = self.place
+        weights, examples = place
         experts = self.routers.experts
         logits = logits.reshape(*weights.shape, experts).astype(mx.float32)
         best = mx.argpartition(-mx.stop_gradient(logits), self.routers.chosen - 1, axis=-1)[..., : self.routers.chosen]
@@ -103,7 +92,7 @@ class RouterRecord:
         both = []
         for values in (mx.softmax(logits, axis=-1), mx.stop_gradient(chosen)):
             of_rows = (values * weights[..., None]).sum(axis=1)
-            both.append(mx.zeros((self.examples, experts)).at[examples + self.first].add(of_rows))
+            both.append(mx.zeros((self.examples, experts)).at[examples + first].add(of_rows))
         self.sums.append((both[0], both[1]))
 
     def total(self) -> tuple[mx.array, mx.array]:
@@ -121,22 +110,42 @@ class RouterRecord:
         return self.routers.experts * (probabilities * choices).sum(axis=1) / mx.square(count)
 
 
-_records: list[RouterRecord | None] = [None]
-"""A stack of records, innermost last. Its last entry is None while nothing is recorded."""
+class Recording(NamedTuple):
+    """Where routers report their logits.
+
+    record: receives them. place: the place of the current model call; None if its tokens do not count. first: the
+    position in the batch of the first example of the current call.
+    """
+
+    record: RouterRecord
+    place: Place | None = None
+    first: int = 0
+
+
+_recordings: list[Recording | None] = [None]
+"""A stack, innermost last. Its last entry is None while nothing is recorded."""
+
+
+def recording() -> Recording | None:
+    """Return where routers currently report; None if nothing is recorded. With it, `recorded_again` can record a
+    computation that runs separately or a second time.
+    """
+    return _recordings[-1]
 
 
 def current() -> RouterRecord | None:
     """Return the record to which routers currently report; None if nothing is recorded."""
-    return _records[-1]
+    now = recording()
+    return now and now.record
 
 
 @contextmanager
-def _opened(record: RouterRecord | None) -> Iterator[None]:
-    _records.append(record)
+def _opened(recording: Recording | None) -> Iterator[None]:
+    _recordings.append(recording)
     try:
         yield
     finally:
-        _records.pop()
+        _recordings.pop()
 
 
 @contextmanager
@@ -147,24 +156,8 @@ def recorded(model: nn.Module, examples: int) -> Iterator[RouterRecord]:
         UserError: The model has no experts, or its routers are not supported.
     """
     record = RouterRecord(routers_of(model), examples)
-    with _opened(record), _recording(record):
+    with _opened(Recording(record)), _reporting(record.routers):
         yield record
-
-
-class Recording(NamedTuple):
-    """A record, and the place and first example of its current call. With these, `recorded_again` can record a
-    computation that runs separately or a second time.
-    """
-
-    record: RouterRecord
-    place: Place | None
-    first: int
-
-
-def recording() -> Recording | None:
-    """Return the current record with the place and first example of its current call; None if nothing is recorded."""
-    record = current()
-    return None if record is None else Recording(record, record.place, record.first)
 
 
 @contextmanager
@@ -177,8 +170,7 @@ def recorded_again(recording: Recording | None) -> Iterator[RouterRecord | None]
             yield None
         return
     own = RouterRecord(recording.record.routers, recording.record.examples)
-    own.place, own.first = recording.place, recording.first
-    with _opened(own), _recording(own):
+    with _opened(recording._replace(record=own)), _reporting(own.routers):
         yield own
 
 
@@ -187,47 +179,33 @@ def not_recorded() -> Any:
     return _opened(None)
 
 
-@contextmanager
-def counted(place: Place | None) -> Iterator[None]:
-    """While the context is open, router outputs belong to tokens with this place. If it is None, they are
+def counted(place: Place | None) -> Any:
+    """Return a context in which router outputs belong to tokens with this place. If it is None, they are
     not recorded.
     """
-    if (record := current()) is None:
-        yield
-        return
-    before, record.place = record.place, place
-    try:
-        yield
-    finally:
-        record.place = before
+    now = recording()
+    return _opened(now and now._replace(place=place))
 
 
-@contextmanager
-def examples_from(first: int) -> Iterator[None]:
-    """While the context is open, model calls compute a slice of the batch whose first example is number `first`."""
-    if (record := current()) is None:
-        yield
-        return
-    before, record.first = record.first, record.first + first
-    try:
-        yield
-    finally:
-        record.first = before
+def examples_from(first: int) -> Any:
+    """Return a context in which model calls compute a slice of the batch whose first example is number `first`."""
+    now = recording()
+    return _opened(now and now._replace(first=now.first + first))
 
 
-def _recording(record: RouterRecord) -> Any:
+def _reporting(routers: Routers) -> Any:
     """Return a context in which routers report their logits to the current record. In nested contexts, they report them
     only once.
     """
-    swaps = [(one, _telling(type(one))) for one in record.routers.modules if not hasattr(type(one), "tells_record")]
-    return swapped_classes(swaps) if swaps else nullcontext()
+    swaps = [(one, _telling(type(one))) for one in routers.modules if not hasattr(type(one), "tells_record")]
+    return swapped_classes(swaps)
 
 
 def _telling(kind: type) -> type:
     def call(module, *args, **kwargs):
         logits = kind.__call__(module, *args, **kwargs)
-        if (record := current()) is not None and record.place is not None:
-            record.add(logits)
+        if (now := recording()) is not None and now.place is not None:
+            now.record.add(logits, now.place, now.first)
         return logits
 
     return type(kind.__name__, (kind,), {"__call__": call, "tells_record": True})
@@ -239,11 +217,11 @@ def routers_of(model: nn.Module) -> Routers:
     Raises:
         UserError: The model has no experts, or its routers are not supported.
     """
-    holder = getattr(model, "_router_holder", None)
-    if holder is None:
-        holder = _Holder(_find(model))
-        object.__setattr__(model, "_router_holder", holder)
-    return holder.routers
+    routers = getattr(model, "_routers", None)
+    if routers is None:
+        routers = _find(model)
+        object.__setattr__(model, "_routers", routers)  # as an attribute of the object, not as one of its parameters
+    return routers
 
 
 def _find(model: nn.Module) -> Routers:

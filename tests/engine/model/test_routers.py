@@ -102,12 +102,12 @@ def distance(found: dict, wanted: dict) -> float:
 )
 def test_the_number_of_transformers(layers, tokens, experts, chosen, mask, theirs):
     """`load_balancing_loss_func` of transformers 5.23 on the same logits, some tokens masked."""
-    place = np.meshgrid(range(layers), range(tokens), range(experts), indexing="ij")
-    logits = 2 * np.sin(1.7 * place[0] + 2.3 * place[1] + 0.9 * place[2] ** 2 + 0.37 * place[1] * place[2])
+    i, j, k = np.meshgrid(range(layers), range(tokens), range(experts), indexing="ij")
+    logits = 2 * np.sin(1.7 * i + 2.3 * j + 0.9 * k**2 + 0.37 * j * k)
     record = RouterRecord(Routers((), experts, chosen), 1)
-    record.place = Place(mx.array([mask or [1] * tokens]).astype(mx.float32), mx.array([0]))
+    place = Place(mx.array([mask or [1] * tokens]).astype(mx.float32), mx.array([0]))
     for layer in logits:
-        record.add(mx.array(layer.astype(np.float32))[None])
+        record.add(mx.array(layer.astype(np.float32))[None], place)
     assert record.losses().item() == pytest.approx(theirs, rel=2e-6)
     kept = np.array(mask or [1] * tokens) > 0
     assert in_float64([layer[kept] for layer in logits], experts, chosen) == pytest.approx(theirs, rel=2e-6)
@@ -272,4 +272,4 @@ def test_off_nothing_is_recorded():
     with counted(None):
         CPO.loss(PlainPolicy(model), collate(PAIRS, np.arange(3)), CPO.options(), {})
     assert current() is None and [type(module) for module in model.modules()] == kinds
-    assert not hasattr(model, "_router_holder")
+    assert not hasattr(model, "_routers")
