@@ -87,7 +87,9 @@ class PlainPolicy:
             logits = at_least_float32(self.model(batch.tokens[:, :-1]))
         mask = batch.completion_mask
         summed = lambda values: mx.where(mask, values, 0).sum(-1)  # noqa: E731
-        targets = mx.minimum(batch.tokens[:, 1:], logits.shape[-1] - 1)  # only prompts have picture ids
+        targets = batch.tokens[:, 1:]
+        if batch.pictures is not None:  # their ids are beyond the vocabulary, but only prompts contain them
+            targets = mx.minimum(targets, logits.shape[-1] - 1)
         logps = -nn.losses.cross_entropy(logits, targets)
         weighted = None if weights is None else summed(logps * _at_targets(batch, mx.stop_gradient(weights)))
         of_logits = [logits.mean(-1), *(Exponentials.of(mx.stop_gradient(logits)).statistics() if statistics else ())]

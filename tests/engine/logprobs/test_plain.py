@@ -10,6 +10,7 @@ from mlx_lm_lora.trainer import dpo_trainer
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.plain import Exponentials, PlainPolicy, exp
+from mlx_lm_lora_prefplus.plugin.protocol import Pictures
 from tests.conftest import random_rows, tiny_llama
 
 
@@ -27,6 +28,17 @@ def test_equal_to_rows_taken_one_by_one():
             alone.append((sum(picked), logits[start - 1 : -1].mean().item()))
     np.testing.assert_allclose(np.array(together.logps), [a for a, _ in alone], rtol=1e-5)
     np.testing.assert_allclose(np.array(together.mean_logits), [b for _, b in alone], rtol=1e-4, atol=1e-6)
+
+
+def test_only_rows_with_pictures_have_targets_beyond_the_vocabulary(monkeypatch):
+    """Without pictures the targets are used as they are."""
+    batch, bounded = collate(random_rows(2), np.arange(2)), []
+    minimum = mx.minimum
+    monkeypatch.setattr(mx, "minimum", lambda *arrays: bounded.append(arrays) or minimum(*arrays))
+    PlainPolicy(tiny_llama())(batch)
+    assert not bounded
+    PlainPolicy(tiny_llama())(batch._replace(pictures=Pictures(mx.zeros((1, 32)))))
+    assert bounded
 
 
 def test_score_and_gradient_equal_the_host():
