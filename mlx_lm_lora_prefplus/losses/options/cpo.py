@@ -86,7 +86,7 @@ class ORPOOptions(PairedOptions):
     sft_normalization: Annotated[
         Literal["token", "sequence"],
         Field(
-            description="How the NLL of the chosen completions is averaged. completions: first within each completion, "
-            "as in the host and the paper. tokens: over all their tokens."
+            description="How the NLL of the chosen completions is averaged. token: over all their tokens. sequence: "
+            "over each completion first, as in the host and the paper."
         ),
     ] = "sequence"
