@@ -130,7 +130,12 @@ def _training(folder: Path) -> dict[str, Any] | None:
         evidence = evidence_of_run(read_run(folder))
     except UserError:
         return None
-    return {"objective": evidence.objective, "warnings": list(evidence.warnings), "remarks": list(evidence.remarks)}
+    return {
+        "objective": evidence.objective,
+        "warnings_at_start": evidence.warnings_at_start,
+        "warnings": list(evidence.warnings),
+        "remarks": list(evidence.remarks),
+    }
 
 
 def evidence_of(report: Report) -> Evidence:
@@ -145,6 +150,7 @@ def evidence_of(report: Report) -> Evidence:
         margin_before=report["before"]["margin"],
         objective=training.get("objective"),
         warnings=training.get("warnings", ()),
+        warnings_at_start=training.get("warnings_at_start", 0),
         win_rate=answers and answers["win_rate"],
         judge=answers["judge"] if answers else "",
         outsider=bool(answers) and answers["agrees_in_both_orders"] is not None,

@@ -5,14 +5,23 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 
-from ..engine.files.names import STOPPED
-from .drawing.elements import texts, with_code
+from .drawing.elements import with_code
 from .drawing.svg import number, swatch
 from .next_step import next_step
 from .results.evidence import evidence_of
 from .results.intervals import Figure, interval_of_rows, percentage
 from .results.runs import Report, RunRecord
-from .results.verdict import CHOSEN_FALL, CLEAR_RISE, DIVERGENCE, FEWEST_ROWS, GOOD_ACCURACY, Evidence, Verdict, verdict
+from .results.verdict import (
+    CHOSEN_FALL,
+    CLEAR_RISE,
+    DIVERGENCE,
+    FEWEST_ROWS,
+    GOOD_ACCURACY,
+    Evidence,
+    Verdict,
+    verdict,
+    warnings_in_words,
+)
 from .settings import summary_of, value_of
 
 SIGNS = {"worked": "✓", "partly": "≈", "failed": "✗", "unknown": "–"}
@@ -115,9 +124,8 @@ def _verdict(place: int, run: RunRecord, several: bool) -> str:
     name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b>'
     subject = f'<p class="subject">{name}{escape(_subject(run))}</p>'
     sentences = [_sentence(evidence), *found.remarks]
-    during = sum(warning.name != STOPPED for warning in run.warnings)
-    if count := during + len(texts(run.about.get("warnings"))):
-        sentences.append(f"{count} warning{'s' * (count > 1)}: see below.")
+    if text := warnings_in_words(evidence):
+        sentences.append(f"{text[0].upper()}{text[1:]}. See below.")
     points = "".join(f"<p>{escape(text)}</p>" for text in sentences if text)
     points += f'<p class="next"><b>Next:</b> {with_code(next_step(found, run))}</p>'
     return (

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from ..engine.files.names import REFERENCE_DIGEST
-from .drawing.elements import folded, format_value, mapping, per_run, run_name, section, table, text_block, texts
+from .drawing.elements import folded, format_value, mapping, per_run, run_name, section, table, text_block
 from .results.runs import RunRecord, Sample
 from .settings import summary_of
 
@@ -25,8 +25,10 @@ def warnings(runs: Sequence[RunRecord]) -> str:
 
 
 def _warnings(run: RunRecord) -> str:
-    items = [f"<li><b>At the start:</b> {escape(text)}</li>" for text in texts(run.about.get("warnings"))]
-    items += [f"<li><b>Iteration {warning.iteration:,}:</b> {escape(warning.text)}</li>" for warning in run.warnings]
+    items = [f"<li><b>At the start:</b> {escape(text)}</li>" for text in run.warnings_at_start]
+    items += [
+        f"<li><b>Iteration {one.iteration:,}, {escape(one.name)}:</b> {escape(one.text)}</li>" for one in run.warnings
+    ]
     return f'<ul class="warnings">{"".join(items)}</ul>' if items else ""
 
 

@@ -234,7 +234,7 @@ def test_the_run_that_made_the_adapters_is_heard(adapters):
     Path("adapters/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = module.evaluate(words, module.Judging())
     assert report["outcome"] == "failed" and report["verdict"].startswith("It diverged: ")
-    assert "validation loss 5.260, 0.690 before; 1 warning during training: rate_too_high" in report["verdict"]
+    assert "validation loss 5.260, 0.690 before; warnings: 1 during training (rate_too_high)" in report["verdict"]
 
 
 @pytest.mark.slow

@@ -129,14 +129,15 @@ def test_an_error_that_ended_the_run_decides_the_verdict(make):
     assert (
         "It stopped with an error." in text
         and text.count("The loss is not finite.") == 2
-        and "Iteration 2: The loss is not finite." in text
+        and "Iteration 2, stopped: The loss is not finite." in text
     )
 
 
 def test_the_verdict_counts_the_warnings_and_says_what_to_do(make):
     lines = [report(1, "valid"), {"iteration": 5, "warning": "kl_growing", "text": "far away"}, report(100, "valid")]
     seen = rendered(make(lines=lines, about={**about_run(), "warnings": ["train: chosen is longer."]}))
-    assert "2 warnings: see below." in seen.text() and "Next: read a few answers" in seen.text()
+    assert "Warnings: 1 at the start, 1 during training (kl_growing). See below." in seen.text()
+    assert "Iteration 5, kl_growing: far away" in seen.text() and "Next: read a few answers" in seen.text()
     assert any(tag == "code" and text.startswith("mlx_lm_lora.prefplus export /") for tag, text in seen.texts)
 
 

@@ -66,7 +66,7 @@ def test_it_worked():
             "failed",
             "It diverged: the loss ended above its start, and the learning rate was too high",
         ),
-        ({"warnings": ["rate_too_high"]}, "worked", "1 warning during training: rate_too_high"),
+        ({"warnings": ["rate_too_high"]}, "worked", "; warnings: 1 during training (rate_too_high)."),
         ({"rows": "training"}, "partly", "there was no validation, and these rows were trained on"),
         ({"accuracy": wilson(0.82, 0)}, "unknown", "82 % (unknown number of rows)"),
         # a mode without reference begins high
@@ -178,7 +178,10 @@ def test_a_run_of_ties_has_an_accuracy(make):
 
 def test_the_warnings_of_the_run_are_counted(make):
     warned = {"iteration": 5, "warning": "kl_growing", "text": "far away"}
-    assert "1 warning during training: kl_growing" in of(make, valid(1, 0.5, 0.0), warned, valid(9, 0.8, 0.2)).text
+    lines = [valid(1, 0.5, 0.0), warned, valid(9, 0.8, 0.2)]
+    folder = make(lines=lines, about={"warnings": ["train: chosen is longer.", "no validation"]})
+    text = verdict(evidence_of(read_run(folder))).text
+    assert text.endswith("; warnings: 2 at the start, 1 during training (kl_growing).")
 
 
 def test_past_its_best(make):

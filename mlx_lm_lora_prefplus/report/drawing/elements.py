@@ -81,7 +81,3 @@ def format_value(value: Any) -> str:
 def mapping(value: Any) -> Mapping[str, Any]:
     """Return the value if it is an object, otherwise an empty one. A damaged record may contain any value."""
     return value if isinstance(value, dict) else {}
-
-
-def texts(value: Any) -> list[str]:
-    return [str(text) for text in value] if isinstance(value, list) else []

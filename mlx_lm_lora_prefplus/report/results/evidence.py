@@ -32,7 +32,8 @@ def evidence_of(run: RunRecord) -> Evidence:
         objective=(split, first["loss"], last["loss"]) if len(reports) > 1 and "loss" in first | last else None,
         chosen_shift=last[CHOSEN] - first[CHOSEN] if CHOSEN in first and CHOSEN in last else None,
         early=len(reports) == 1,
-        warnings=list(dict.fromkeys(warned.name for warned in run.warnings)),
+        warnings=[warned.name for warned in run.warnings],
+        warnings_at_start=len(run.warnings_at_start),
         lengths=longer_side(_length_bias(run, "valid" if run.valid else "train")),
         remarks=[*_past_its_best(run), *(warned.text for warned in run.warnings if warned.name == STOPPED)],
     )

@@ -53,6 +53,11 @@ class RunRecord(NamedTuple):
     notes: list[str]
 
     @property
+    def warnings_at_start(self) -> list[str]:
+        """Return the warnings that the run printed before the first step."""
+        return texts(self.about.get("warnings"))
+
+    @property
     def iterations(self) -> int:
         """Return the last reported iteration."""
         return max((*self.train, *self.valid))
@@ -164,6 +169,11 @@ def _reports(lines: Iterable[dict[str, Any]], split: str, notes: list[str]) -> d
     if odd:
         notes.append(f"{odd} values of split {split} are not finite or too large, and are left out.")
     return dict(sorted(reports.items()))
+
+
+def texts(value: Any) -> list[str]:
+    """Return the items of a list as text; none if the value is no list. A damaged record may contain any value."""
+    return [str(text) for text in value] if isinstance(value, list) else []
 
 
 def _is_number(value: Any) -> bool:

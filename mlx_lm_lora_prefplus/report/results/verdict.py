@@ -60,7 +60,8 @@ class Evidence:
     accuracy: share of rows that the policy ranks correctly; None if the mode does not report it. before: the accuracy
         before training. margin, margin_before: mean reward of chosen minus rejected.
     objective: (name of the rows, objective before training, objective now), or None.
-    warnings: names of the health checks that warned (see `engine.log.health`).
+    warnings: names of the health checks that warned during training, in order (see `engine.log.health`).
+    warnings_at_start: number of warnings at the start of the run.
     win_rate: share of prompts for which `judge` prefers the policy's answer to the reference's. It decides the verdict
         if `outsider`.
     chosen_shift: change of the log-prob of the chosen completions by training, in nats per token; None if unknown.
@@ -76,6 +77,7 @@ class Evidence:
     margin_before: float = 0.0
     objective: tuple[str, float, float] | None = None
     warnings: Collection[str] = ()
+    warnings_at_start: int = 0
     win_rate: Figure | None = None
     judge: str = ""
     outsider: bool = False
@@ -199,6 +201,16 @@ def _figures(evidence: Evidence) -> list[str]:
     if evidence.objective:
         split, before, after = evidence.objective
         figures.append(f"{split} loss {after:.3f}, {before:.3f} before")
-    if names := [name for name in evidence.warnings if name != STOPPED]:
-        figures.append(f"{len(names)} warning{'s' * (len(names) > 1)} during training: {', '.join(names)}")
+    if text := warnings_in_words(evidence):
+        figures.append(text)
     return figures
+
+
+def warnings_in_words(evidence: Evidence) -> str:
+    """Count the warnings, and name those during training: “warnings: 2 at the start, 1 during training (kl_growing)”.
+    Empty if there are none.
+    """
+    names = [name for name in evidence.warnings if name != STOPPED]
+    counts = [f"{count} at the start"] if (count := evidence.warnings_at_start) else []
+    counts += [f"{len(names)} during training ({', '.join(dict.fromkeys(names))})"] if names else []
+    return f"warnings: {', '.join(counts)}" if counts else ""
