@@ -10,6 +10,7 @@ from .comparison import compared
 from .drawing.charts import SMOOTHED_FROM, Chart, further_charts, main_charts
 from .drawing.svg import colour, draw, swatch
 from .header import header, title
+from .nll import nll_sentence
 from .results.runs import RunRecord
 from .rounds import Record, rounds_section
 from .sections import data, notes, samples, versions, warnings
@@ -87,12 +88,22 @@ def _card(chart: Chart, runs: Sequence[RunRecord]) -> str:
     entries = _entries(chart, runs)
     legend = "".join(f'<span class="part">{mark}{escape(label)}</span>' for mark, label in entries)
     unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
-    about = f'<p class="about">{escape(chart.about)}</p>' if chart.about else ""
+    abouts = [chart.about, *(_nll_sentences(runs) if "loss" in chart.parts.values() else ())]
+    about = f'<p class="about">{escape(" ".join(abouts))}</p>' if any(abouts) else ""
     return (
         f'<figure data-title="{escape(chart.title)}"><figcaption><h3>{escape(chart.title)}{unit}</h3>'
         f'<span class="parts{" plain" if several else ""}">{legend}</span></figcaption>'
         f"{draw(chart, runs)}{about}</figure>"
     )
+
+
+def _nll_sentences(runs: Sequence[RunRecord]) -> list[str]:
+    """Return what to say about the NLL in the losses of the runs, each text once."""
+    texts: dict[str, list[str]] = {}
+    for run in runs:
+        if text := nll_sentence(run):
+            texts.setdefault(text, []).append(run.name)
+    return [text if len(runs) == 1 else f"{', '.join(names)}: {text}" for text, names in texts.items()]
 
 
 def _entries(chart: Chart, runs: Sequence[RunRecord]) -> list[tuple[str, str]]:

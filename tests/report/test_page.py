@@ -141,6 +141,33 @@ def test_the_verdict_counts_the_warnings_and_says_what_to_do(make):
     assert any(tag == "code" and text.startswith("mlx_lm_lora.prefplus export /") for tag, text in seen.texts)
 
 
+LOSS = {"loss": 1.314, "nll_loss": 6.2}
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "words"),
+    [
+        ("dpo", {"sft_weight": 0.1}, "0.1 × the {} (sft_weight): in the first validation, 0.1 × 6.2 = 0.62 of 1.31."),
+        ("dpo", {"sft_weight": 0.1, "sft_normalization": "sequence"}, "0.1 × the {} (sft_weight)."),
+        ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5]}, "0.5 × the {} (sft): in the first"),
+        ("cpo", {"cpo_alpha": 1.0}, "1 × the {} (cpo_alpha): in the first validation, 1 × 6.2 = 6.2 of 1.31."),
+        ("orpo", {}, "1 × the {}."),
+        ("dpo", {"sft_weight": 0.0}, None),
+        ("simpo", {}, None),
+        ("kto", {}, None),
+        ("dpo", {"sft_weight": "much"}, None),
+    ],
+)
+def test_the_nll_in_the_loss_is_explained(make, mode, settings, words):
+    """A DPO loss starts at 0.693 without it."""
+    lines = [report(1, "valid", **LOSS), report(100, "valid", nll_loss=5.0)]
+    text = rendered(make(lines=lines, about=about_run(mode, **settings))).text()
+    if words is None:
+        assert "It includes" not in text
+    else:
+        assert "It includes " + words.format("negative log-likelihood of the chosen completions") in text
+
+
 def test_the_rule_names_each_verdict(make):
     text = rendered(make(about=about_run())).text()
     heads = {node.value for node in ast.walk(ast.parse(inspect.getsource(verdict))) if isinstance(node, ast.Constant)}
