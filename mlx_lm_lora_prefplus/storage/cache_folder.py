@@ -205,7 +205,7 @@ def entries(root: Path | None = None) -> list[Entry]:
 
 
 def _entry(kind: str, file: Path) -> Entry | None:
-    told = file.with_suffix(".json")
+    description = file.with_suffix(".json")
     about: dict[str, Any] = {}
     size = 0
     try:
@@ -213,10 +213,10 @@ def _entry(kind: str, file: Path) -> Entry | None:
     except OSError:  # deleted in the meantime
         return None
     try:
-        about = read_sealed_json(told)
-        size = 0 if told == file else told.stat().st_size
+        about = read_sealed_json(description)
+        size = 0 if description == file else description.stat().st_size
     except Unsealed:
-        about, size = {"source": "from an older version, not used"}, told.stat().st_size
+        about, size = {"source": "from an older version, not used"}, description.stat().st_size
     except (OSError, Damaged):
         about = {"source": "damaged, will be computed again"}
     rows = about.get("known", about.get("used"))

@@ -1,7 +1,8 @@
 """The input of the health checks: the reports of a run and its settings."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Report = Mapping[str, float]
 """One report: metrics under TRL's names, and `iteration`."""
@@ -44,26 +45,18 @@ class RunInfo(NamedTuple):
         return f"Try {', '.join(others)} or {last}." if others else f"Try {last}."
 
 
+@dataclass
 class History:
     """The first and the latest reports of training and validation, in order."""
 
-    def __init__(self):
-        self.train: list[Report] = []
-        self.valid: list[Report] = []
+    train: list[Report] = field(default_factory=list)
+    valid: list[Report] = field(default_factory=list)
 
     def add(self, split: str, report: Report) -> None:
         """Add a report of "train" or "valid"."""
         reports: list[Report] = getattr(self, split)
         reports.append(report)
         del reports[FIRST:-RECENT]
-
-    def dump(self) -> dict[str, Any]:
-        """Return the content as values for the saved state of a run."""
-        return {"train": self.train, "valid": self.valid}
-
-    def load(self, dumped: Mapping[str, Any]) -> None:
-        """Restore what `dump` returned."""
-        self.train, self.valid = list(dumped["train"]), list(dumped["valid"])
 
 
 def values(reports: Sequence[Report], name: str) -> list[float]:

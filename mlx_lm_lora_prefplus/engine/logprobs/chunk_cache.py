@@ -3,8 +3,10 @@
 import mlx.core as mx
 from mlx_lm.models.cache import _BaseCache
 
+from .prefix_cache import mask_without_padding
 
-class PieceCache(_BaseCache):
+
+class ChunkCache(_BaseCache):
     """Contains the keys and values of the prompt and of earlier chunks (the "incoming" ones), and those of this chunk.
 
     Arguments:
@@ -39,15 +41,7 @@ class PieceCache(_BaseCache):
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
         """Return the attention mask (rows, 1, N, keys) bool: which keys each of the `N` new positions can attend to."""
-        columns = mx.arange(self.before + N)[None]
-        rows = self.lengths[:, None]
-        prompt = columns < self.prompt_width
-        keys = mx.where(prompt, columns, rows + columns - self.prompt_width)[:, None, :]  # positions without padding
-        queries = (self.offset[:, None] + mx.arange(N)[None])[:, :, None]
-        mask = (~prompt | (columns < rows))[:, None, :] & (keys <= queries)
-        if window_size:
-            mask = mask & (queries < keys + window_size)
-        return mask[:, None]
+        return mask_without_padding(self.lengths, self.prompt_width, self.before, N, window_size)
 
     def empty(self) -> bool:
         """Return whether there are no incoming keys."""

@@ -16,7 +16,7 @@ at a chunk border.
 arrays back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -24,16 +24,17 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_lm.models.cache import ArraysCache, CacheList
+from mlx_lm.models.cache import ArraysCache
 
 from ...data.batches.grouping import read_lengths
 from ...data.batches.slicing import rows_of, slice_batch
 from ...plugin.protocol import Batch, Scores
 from ..model.routers import Place, examples_from, not_recorded, recorded_again, recording
-from .chunk_cache import PieceCache
+from .chunk_cache import ChunkCache
 from .frozen_trunk import find_trunk
 from .places import columns_of, part, place_of_completions, place_of_prompts
 from .plain import scores_of
+from .prefix_cache import each_leaf, leaves
 from .shared_prefix import HeadPolicy
 from .split_model import SplitModel
 
@@ -41,7 +42,7 @@ Carried = list[list[mx.array]]
 """What a chunk passes to later chunks, for each layer: its keys and values, or its recurrent state."""
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """One chunk: a range of columns, for the rows that have tokens in these columns.
 
     rows: (rows,) positions of the rows in the batch. None in a chunk of prompts, which has one row per example.
@@ -50,7 +51,7 @@ class Piece(NamedTuple):
     are None in a chunk of prompts.
     weights: (rows, width) float32, the weight of each token in the weighted log-probs. None if all weights are 1.
     place: how the tokens count in the routers' loss; see `model.routers.Place`.
-    lengths, prompt_width: see `PieceCache`.
+    lengths, prompt_width: see `ChunkCache`.
     batch_rows: the number of rows in the batch.
     """
 
@@ -108,12 +109,12 @@ class ChunkedPolicy(HeadPolicy):
         of its rows.
         """
         cost = np.inf if self.call_tokens is None else self.call_tokens
-        pieces = _pieces(batch, weights, self.width, cost)
+        chunks = _chunks(batch, weights, self.width, cost)
         with not_recorded():
-            others = [] if batch.mismatched is None else _pieces(batch.mismatched, None, self.width, cost)
+            others = [] if batch.mismatched is None else _chunks(batch.mismatched, None, self.width, cost)
         trained = tree_flatten(self.model.trainable_parameters())
         names, parameters = [name for name, _ in trained], [value for _, value in trained]
-        run = _Run(self, pieces, names, statistics, [piece for piece in others if piece.targets is not None])
+        run = _Run(self, chunks, names, statistics, [chunk for chunk in others if chunk.targets is not None])
 
         @mx.custom_function
         def scores(*parameters):
@@ -132,25 +133,25 @@ class ChunkedPolicy(HeadPolicy):
         return [*own, mx.stop_gradient(last) if others else last]
 
     def score(
-        self, states: mx.array, piece: Piece, statistics: bool, for_gradient: bool | None = None
+        self, states: mx.array, chunk: Chunk, statistics: bool, for_gradient: bool | None = None
     ) -> list[mx.array]:
         """Return the sums over the scored tokens of a chunk, each of shape (rows of the batch,).
 
         The sums are: log-probs; weighted log-probs, if the chunk has weights; mean logits; and, if requested, entropy
         and log-collision.
         """
-        assert piece.rows is not None and piece.targets is not None and piece.counts is not None
+        assert chunk.rows is not None and chunk.targets is not None and chunk.counts is not None
         rows, width, size = states.shape
         logps, *rest = self._score(
-            states.reshape(rows * width, size), piece.targets.reshape(-1), statistics, for_gradient
+            states.reshape(rows * width, size), chunk.targets.reshape(-1), statistics, for_gradient
         )
-        weighted = [] if piece.weights is None else [logps * piece.weights.reshape(-1)]
+        weighted = [] if chunk.weights is None else [logps * chunk.weights.reshape(-1)]
         columns = [logps, *weighted, *rest]
-        sums = [mx.where(piece.counts, values.reshape(rows, width), 0).sum(axis=1) for values in columns]
-        return [mx.zeros(piece.batch_rows, own.dtype).at[mx.array(piece.rows)].add(own) for own in sums]
+        sums = [mx.where(chunk.counts, values.reshape(rows, width), 0).sum(axis=1) for values in columns]
+        return [mx.zeros(chunk.batch_rows, own.dtype).at[mx.array(chunk.rows)].add(own) for own in sums]
 
 
-def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: float) -> list[Piece]:
+def _chunks(batch: Batch, weights: mx.array | None, width: int, call_tokens: float) -> list[Chunk]:
     """Return chunks of at most `width` columns. The first chunks are of the prompts without their last tokens. The
     others are of the completions, with the last prompt token as their first input.
 
@@ -162,8 +163,8 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: flo
     prompts = batch.prompts[:, :-1]
     starts = range(0, prompts.shape[1], width)
     place, zeros = place_of_prompts(batch), mx.zeros_like(lengths)
-    pieces = [
-        Piece(None, prompts[:, i : i + width], None, None, None, columns_of(place, i, i + width), zeros, 0, 0)
+    chunks = [
+        Chunk(None, prompts[:, i : i + width], None, None, None, columns_of(place, i, i + width), zeros, 0, 0)
         for i in starts
     ]
     place = place_of_completions(batch)
@@ -180,8 +181,8 @@ def _pieces(batch: Batch, weights: mx.array | None, width: int, call_tokens: flo
         counted = columns_of(part(place, rows, end), start, end)
         scored = batch.completions[places, columns], counts[places, columns], own, counted
         shape = prompts.shape[1], len(known.completions)
-        pieces.append(Piece(rows, inputs[places, columns], *scored, ran[places], *shape))
-    return pieces
+        chunks.append(Chunk(rows, inputs[places, columns], *scored, ran[places], *shape))
+    return chunks
 
 
 def borders(lengths: np.ndarray, width: int, call_tokens: float) -> list[int]:
@@ -213,9 +214,9 @@ class _Run:
     """
 
     def __init__(
-        self, policy: ChunkedPolicy, pieces: list[Piece], names: list[str], statistics: bool, others: list[Piece]
+        self, policy: ChunkedPolicy, chunks: list[Chunk], names: list[str], statistics: bool, others: list[Chunk]
     ):
-        self.policy, self.pieces, self.names, self.statistics, self.others = policy, pieces, names, statistics, others
+        self.policy, self.chunks, self.names, self.statistics, self.others = policy, chunks, names, statistics, others
         model: Any = policy.model
         self.templates = model.make_cache() if hasattr(model, "make_cache") else [None] * len(model.layers)
         self.carried: list[Carried] = []
@@ -223,13 +224,13 @@ class _Run:
         trunk = find_trunk(model, policy.halves.head_names)
         self.trunk = trunk if len(self.templates) == len(model.layers) else None
         self.trunk_outputs: list[Any] = []
-        self.frozen = sum(len(_flat(template)) for template in self.templates[: self.trunk.size]) if self.trunk else 0
+        self.frozen = sum(len(leaves(template)) for template in self.templates[: self.trunk.size]) if self.trunk else 0
 
     def step(
         self,
         parameters: Any,
-        piece: Piece,
-        earlier: Sequence[Piece],
+        chunk: Chunk,
+        earlier: Sequence[Chunk],
         carried: Sequence[Carried],
         for_gradient: bool | None = None,
     ) -> tuple[list[mx.array], list[mx.array], Carried]:
@@ -242,18 +243,18 @@ class _Run:
         """
         model, statistics = self.policy.model, self.statistics and for_gradient is not False
         model.update(tree_unflatten(list(zip(self.names, parameters, strict=True))))
-        kinds = [kind for template in self.templates for kind in _flat(template)]
-        places = [_places(one, piece) for one in earlier]
+        kinds = [kind for template in self.templates for kind in leaves(template)]
+        places = [_places(one, chunk) for one in earlier]
         caches = []
         for layer, kind in enumerate(kinds):
             own = [[_rows(array, rows) for array in new[layer]] for rows, new in zip(places, carried, strict=True)]
-            caches.append(_cache(kind, piece, own))
+            caches.append(_cache(kind, chunk, own))
         remaining = iter(caches)
-        templates = [_like(template, remaining) for template in self.templates]
+        templates = [each_leaf(lambda _: next(remaining), template) for template in self.templates]
         with recorded_again(self.recording) as record:
-            states = self.policy.halves.hidden(piece.tokens, templates, piece.place)
+            states = self.policy.halves.hidden(chunk.tokens, templates, chunk.place)
         routed = [*record.total()] if record else []
-        scores = [] if piece.targets is None else self.policy.score(states, piece, statistics, for_gradient)
+        scores = [] if chunk.targets is None else self.policy.score(states, chunk, statistics, for_gradient)
         return scores, routed, [_carried_on(cache) for cache in caches]
 
     def forward(self, parameters: Any) -> tuple[mx.array, ...]:
@@ -262,19 +263,19 @@ class _Run:
         """
         self.carried, self.trunk_outputs = [], []
         sums, routed = list[mx.array](), list[mx.array]()
-        for k, piece in enumerate(self.pieces):
+        for k, chunk in enumerate(self.chunks):
             with self.trunk.recorded(self.trunk_outputs) if self.trunk else nullcontext():
-                scores, of_piece, new = self.step(parameters, piece, self.pieces[:k], self.carried)
+                scores, of_chunk, new = self.step(parameters, chunk, self.chunks[:k], self.carried)
             sums = [a + b for a, b in zip(sums, scores, strict=True)] if sums else scores
-            routed = [a + b for a, b in zip(routed, of_piece, strict=True)] if routed else of_piece
+            routed = [a + b for a, b in zip(routed, of_chunk, strict=True)] if routed else of_chunk
             self.carried.append(new)
-        earlier = [piece for piece in self.pieces if piece.targets is None]
+        earlier = [chunk for chunk in self.chunks if chunk.targets is None]
         carried = self.carried[: len(earlier)]
         logps: list[mx.array] = []
-        for piece in self.others:
-            scores, _, new = self.step(parameters, piece, earlier, carried, for_gradient=False)
+        for chunk in self.others:
+            scores, _, new = self.step(parameters, chunk, earlier, carried, for_gradient=False)
             logps.append(scores[0])
-            earlier, carried = [*earlier, piece], [*carried, new]
+            earlier, carried = [*earlier, chunk], [*carried, new]
         return (*sums, sum(logps[1:], logps[0]), *routed) if logps else (*sums, *routed)
 
     def backward(self, parameters: Any, cotangents: Sequence[mx.array]) -> tuple[mx.array, ...]:
@@ -283,13 +284,13 @@ class _Run:
         The gradient is that of Σ cotangent · log-probs (plain and weighted) plus, if routers are recorded, Σ cotangent
         · router probabilities.
         """
-        differentiable = 1 if self.pieces[-1].weights is None else 2
+        differentiable = 1 if self.chunks[-1].weights is None else 2
         of_routers = [cotangents[-2]] if self.recording else []
         trained = [carried[self.frozen :] for carried in self.carried]
         cotangents_of = [[mx.zeros_like(array) for array in _leaves(carried)] for carried in trained]
         total = [mx.zeros_like(parameter) for parameter in parameters]
-        for k in reversed(range(len(self.pieces))):
-            piece = self.pieces[k]
+        for k in reversed(range(len(self.chunks))):
+            chunk = self.chunks[k]
 
             def recompute(*arrays: mx.array, k: int = k) -> list[mx.array]:
                 rest = iter(arrays[len(parameters) :])
@@ -298,18 +299,18 @@ class _Run:
                     for whole, new in zip(self.carried[:k], trained, strict=False)
                 ]
                 with self.trunk.replayed([self.trunk_outputs[k]]) if self.trunk else nullcontext():
-                    given = arrays[: len(parameters)], self.pieces[k], self.pieces[:k], carried
+                    given = arrays[: len(parameters)], self.chunks[k], self.chunks[:k], carried
                     scores, routed, new = self.step(*given)
                 return [*scores[:differentiable], *routed[:1], *_leaves(new[self.frozen :])]
 
             # Fact 3 of the module docstring.
             finished = [*cotangents_of[k], *total]
             later = lambda array, finished=finished: None if array is None else mx.depends([array], finished)[0]  # noqa: E731
-            self.pieces[k] = piece._replace(tokens=later(piece.tokens))
+            self.chunks[k] = chunk._replace(tokens=later(chunk.tokens))
             if self.trunk:
                 self.trunk_outputs[k] = tree_map(later, self.trunk_outputs[k])
             primals = [*parameters, *(array for new in trained[:k] for array in _leaves(new))]
-            scored = [] if piece.targets is None else cotangents[:differentiable]
+            scored = [] if chunk.targets is None else cotangents[:differentiable]
             incoming = [*scored, *of_routers, *cotangents_of[k]]
             _, gradients = mx.vjp(recompute, primals, incoming)
             rest = iter(gradients)
@@ -322,33 +323,15 @@ def _leaves(carried: Carried) -> list[mx.array]:
     return [array for layer in carried for array in layer]
 
 
-def _flat(template: Any) -> list[Any]:
-    """Return the caches that a layer's cache contains; the cache itself if it contains no others."""
-    return (
-        [inner for cache in template.caches for inner in _flat(cache)]
-        if isinstance(template, CacheList)
-        else [template]
-    )
-
-
-def _like(template: Any, caches: Iterator[Any]) -> Any:
-    """Take as many caches from an iterator as the template contains, and nest them like the template."""
-    return (
-        CacheList(*(_like(inner, caches) for inner in template.caches))
-        if isinstance(template, CacheList)
-        else next(caches)
-    )
-
-
-def _places(earlier: Piece, piece: Piece) -> np.ndarray | None:
+def _places(earlier: Chunk, chunk: Chunk) -> np.ndarray | None:
     """Return where an earlier chunk has the rows of this chunk (their prompts, if the earlier chunk is of prompts).
     None if both have the same rows.
     """
-    if piece.rows is None or (earlier.rows is not None and len(earlier.rows) == len(piece.rows)):
+    if chunk.rows is None or (earlier.rows is not None and len(earlier.rows) == len(chunk.rows)):
         return None
     if earlier.rows is None:
-        return piece.rows % earlier.tokens.shape[0]
-    return np.searchsorted(earlier.rows, piece.rows)  # the rows of a chunk are a subset of the rows of earlier chunks
+        return chunk.rows % earlier.tokens.shape[0]
+    return np.searchsorted(earlier.rows, chunk.rows)  # the rows of a chunk are a subset of the rows of earlier chunks
 
 
 def _rows(array: mx.array, places: np.ndarray | None) -> mx.array:
@@ -360,7 +343,7 @@ def _rows(array: mx.array, places: np.ndarray | None) -> mx.array:
     return mx.concatenate([array[i : i + 1] for i in places.tolist()])
 
 
-def _cache(template: Any, piece: Piece, carried: list[list[mx.array]]) -> Any:
+def _cache(template: Any, chunk: Chunk, carried: list[list[mx.array]]) -> Any:
     """Return the cache with which a layer begins a chunk. carried: for each earlier chunk, what it passed on for the
     chunk's rows.
     """
@@ -370,9 +353,9 @@ def _cache(template: Any, piece: Piece, carried: list[list[mx.array]]) -> Any:
             cache.cache = list(carried[-1])
         return cache
     if not carried:
-        return PieceCache(piece.lengths, piece.prompt_width)
+        return ChunkCache(chunk.lengths, chunk.prompt_width)
     keys, values = (mx.concatenate(list(column), axis=2) for column in zip(*carried, strict=True))
-    return PieceCache(piece.lengths, piece.prompt_width, keys, values)
+    return ChunkCache(chunk.lengths, chunk.prompt_width, keys, values)
 
 
 def _carried_on(cache: Any) -> list[mx.array]:

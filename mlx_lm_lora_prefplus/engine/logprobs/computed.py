@@ -27,7 +27,7 @@ def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray
             compiled step.
     """
     if isinstance(policy, ChunkedPolicy):
-        return _in_pieces(policy, prompts, completions)
+        return _in_chunks(policy, prompts, completions)
     call_tokens = getattr(policy, "call_tokens", None) if multiple == 1 else None
 
     def padded(lengths: np.ndarray) -> int:
@@ -43,9 +43,9 @@ def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray
     return padded(prompts) + padded(completions.reshape(-1))
 
 
-def _in_pieces(policy: ChunkedPolicy, prompts: np.ndarray, completions: np.ndarray) -> int:
+def _in_chunks(policy: ChunkedPolicy, prompts: np.ndarray, completions: np.ndarray) -> int:
     if policy.pairwise and len(prompts) > 1:
-        return sum(_in_pieces(policy, prompts[i : i + 1], completions[:, i : i + 1]) for i in range(len(prompts)))
+        return sum(_in_chunks(policy, prompts[i : i + 1], completions[:, i : i + 1]) for i in range(len(prompts)))
     lengths, cost = completions.reshape(-1), np.inf if policy.call_tokens is None else policy.call_tokens
     of_completions = sum(
         int((lengths > start).sum()) * (end - start) for start, end in pairwise(borders(lengths, policy.width, cost))

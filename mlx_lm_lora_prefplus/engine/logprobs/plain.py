@@ -9,7 +9,7 @@ import mlx.nn as nn
 from ...plugin.protocol import Batch, Scores
 from ..memory.recompute import Keep, recomputing
 from ..model.routers import counted, not_recorded
-from ..vision.shown import shown
+from ..vision.model import shown
 from .places import place_of_rows
 
 

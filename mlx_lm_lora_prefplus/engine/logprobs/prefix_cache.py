@@ -76,15 +76,8 @@ class PrefixCache(_BaseCache):
         if isinstance(self.offset, int):
             return create_attention_mask(N, self.offset, return_array, window_size)
         assert self.keys is not None
-        rows = self.offset[:, None]
-        ahead = mx.broadcast_to(mx.arange(self.keys.shape[2])[None], (rows.shape[0], self.keys.shape[2]))
-        new = rows + mx.arange(N)[None]  # positions of the new tokens, without padding
-        keys = mx.concatenate([ahead, new], axis=1)
-        real = mx.concatenate([ahead < rows, mx.ones(new.shape, mx.bool_)], axis=1)
-        mask = real[:, None, :] & (keys[:, None, :] <= new[:, :, None])
-        if window_size:
-            mask = mask & (new[:, :, None] < keys[:, None, :] + window_size)
-        return mask[:, None]
+        width = self.keys.shape[2]
+        return mask_without_padding(self.offset, width, width, N, window_size)
 
     def continued(self, lengths: Lengths, copies: int) -> "PrefixCache":
         """Return the cache for rows that continue the prompts. It repeats the list of all prompts `copies` times."""
@@ -97,6 +90,37 @@ class PrefixCache(_BaseCache):
         return self.keys is None
 
 
+def mask_without_padding(
+    lengths: mx.array, prompt_width: int, before: int, new: int, window_size: int | None
+) -> mx.array:
+    """Return which keys the new positions can attend to, (rows, 1, new, before + new) bool.
+
+    lengths: (rows,) int32, tokens of each row's prompt without padding. prompt_width: how many of the keys belong to
+        the prompt, with padding. before, new: how many keys there are before the new ones, and how many new ones.
+    """
+    columns, rows = mx.arange(before + new)[None], lengths[:, None]
+    is_prompt = columns < prompt_width
+    keys = mx.where(is_prompt, columns, rows + columns - prompt_width)[:, None, :]  # positions without padding
+    queries = (rows + (before - prompt_width) + mx.arange(new)[None])[:, :, None]
+    mask = (~is_prompt | (columns < rows))[:, None, :] & (keys <= queries)
+    if window_size:
+        mask = mask & (queries < keys + window_size)
+    return mask[:, None]
+
+
+def leaves(cache: Any) -> list[Any]:
+    """Return the caches inside nested `CacheList`s; the cache itself if it is none."""
+    return [leaf for inner in cache.caches for leaf in leaves(inner)] if isinstance(cache, CacheList) else [cache]
+
+
+def each_leaf(function: Callable[..., Any], *caches: Any) -> Any:
+    """Apply a function to the caches at each place inside equally nested `CacheList`s, and nest the results equally."""
+    if not isinstance(caches[0], CacheList):
+        return function(*caches)
+    places = zip(*(cache.caches for cache in caches), strict=True)
+    return CacheList(*(each_leaf(function, *inner) for inner in places))
+
+
 def prompt_caches(model: nn.Module) -> list[Any]:
     """Return an empty cache for each layer. Attention layers get a `PrefixCache`; recurrent layers get the kind of
     cache that the model creates.
@@ -106,43 +130,35 @@ def prompt_caches(model: nn.Module) -> list[Any]:
     """
     mlx_lm_model: Any = model
     caches = mlx_lm_model.make_cache() if hasattr(model, "make_cache") else [None] * len(mlx_lm_model.layers)
-    return [_prompt_cache(cache) for cache in caches]
+    return [each_leaf(_prompt_cache, cache) for cache in caches]
 
 
 def has_states(model: nn.Module) -> bool:
     """Return whether a layer of the model keeps a recurrent state instead of keys and values. Padding after a prompt
     would change such a state.
     """
-    return any(_holds_state(cache) for cache in prompt_caches(model))
+    return any(isinstance(leaf, ArraysCache) for cache in prompt_caches(model) for leaf in leaves(cache))
 
 
 def key_heads(halves: SplitModel) -> set[int]:
     """Return the numbers of key heads that occur in the attention layers."""
     caches = prompt_caches(halves.model)
     halves.hidden(mx.array([[1, 2]]), caches)
-    flat = [inner for cache in caches for inner in (cache.caches if isinstance(cache, CacheList) else [cache])]
-    return {cache.keys.shape[1] for cache in flat if isinstance(cache, PrefixCache) and cache.keys is not None}
+    flat = [leaf for cache in caches for leaf in leaves(cache)]
+    return {leaf.keys.shape[1] for leaf in flat if isinstance(leaf, PrefixCache) and leaf.keys is not None}
 
 
-def _holds_state(cache: Any) -> bool:
-    return isinstance(cache, ArraysCache) or (isinstance(cache, CacheList) and any(map(_holds_state, cache.caches)))
-
-
-def _prompt_cache(caches: Any) -> Any:
-    if type(caches) is ArraysCache:
-        return caches
-    if type(caches) is CacheList:
-        return CacheList(*(_prompt_cache(cache) for cache in caches.caches))
-    if caches is None or type(caches) in (KVCache, RotatingKVCache, ConcatenateKVCache):
+def _prompt_cache(cache: Any) -> Any:
+    if type(cache) is ArraysCache:
+        return cache
+    if cache is None or type(cache) in (KVCache, RotatingKVCache, ConcatenateKVCache):
         return PrefixCache()
-    raise ValueError(f"a cache of kind {type(caches).__name__} is not supported")
+    raise ValueError(f"a cache of kind {type(cache).__name__} is not supported")
 
 
 def _continued(cache: Any, lengths: Lengths, copies: int) -> Any:
     if isinstance(cache, ArraysCache):
         return _with_states([None if state is None else mx.concatenate([state] * copies) for state in cache.cache])
-    if isinstance(cache, CacheList):
-        return CacheList(*(_continued(inner, lengths, copies) for inner in cache.caches))
     return cache.continued(lengths, copies)
 
 
@@ -177,7 +193,7 @@ def after_prompts(
         caches = prompt_caches(halves.model)
         halves.hidden(prompts[:, :-1], caches, place)
 
-    def continued(completions: mx.array, place: Place | None = None) -> mx.array:
+    def completed(completions: mx.array, place: Place | None = None) -> mx.array:
         copies = completions.shape[0] // prompts.shape[0]
         if prompt_lengths is None:
             last, lengths = prompts[:, -1:], prompts.shape[1] - 1
@@ -185,9 +201,10 @@ def after_prompts(
             last = mx.take_along_axis(prompts, prompt_lengths[:, None] - 1, axis=1)
             lengths = mx.concatenate([prompt_lengths - 1] * copies)
         inputs = mx.concatenate([mx.concatenate([last] * copies), completions[:, :-1]], axis=1)
-        return halves.hidden(inputs, caches and [_continued(cache, lengths, copies) for cache in caches], place)
+        continued = caches and [each_leaf(lambda leaf: _continued(leaf, lengths, copies), cache) for cache in caches]
+        return halves.hidden(inputs, continued, place)
 
-    return continued
+    return completed
 
 
 def after_prompt_groups(
@@ -223,7 +240,8 @@ def after_prompt_groups(
         last = prompts[mx.array(examples), mx.array(ran)][:, None]
         inputs = mx.concatenate([last, completions[mx.array(group), : width - 1]], axis=1)
         layers = zip(*(caches[example] for example in examples.tolist()), strict=True)
-        return halves.hidden(inputs, [_joined(layer, ran) for layer in layers], part(place, group, width))
+        joined = [each_leaf(lambda *of_rows: _joined(of_rows, ran), *layer) for layer in layers]
+        return halves.hidden(inputs, joined, part(place, group, width))
 
     return lambda completions, own, row_groups, place=None: [
         continued(completions, own, group, place) for group in row_groups
@@ -250,9 +268,6 @@ def _joined(caches: Sequence[Any], lengths: np.ndarray) -> Any:
     if isinstance(first, ArraysCache):
         states = zip(*(cache.cache for cache in caches), strict=True)
         return _with_states([None if column[0] is None else mx.concatenate(list(column)) for column in states])
-    if isinstance(first, CacheList):
-        inner = zip(*(cache.caches for cache in caches), strict=True)
-        return CacheList(*(_joined(column, lengths) for column in inner))
     width = int(lengths.max())
     if not width:
         return PrefixCache()

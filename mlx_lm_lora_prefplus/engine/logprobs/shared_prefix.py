@@ -13,7 +13,7 @@ from ..memory.recompute import Keep, recomputing
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.routers import Place
 from ..model.swap import calls_answered
-from ..vision.shown import shown
+from ..vision.model import shown
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .places import part, place_of_completions, place_of_prompts, place_of_rows
 from .plain import scores_of
@@ -110,7 +110,7 @@ class HeadPolicy:
         where = mx.minimum(where, hidden.shape[1] - 1)
         return mx.take_along_axis(hidden, where[:, :, None], axis=1)
 
-    def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: int) -> list[mx.array]:
+    def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: float) -> list[mx.array]:
         """Return what `_states` returns, with one model call per group of rows of similar length."""
         states = []
         for batch, lengths in zip(parts, known, strict=True):
@@ -170,37 +170,39 @@ class SharedPrefixPolicy(HeadPolicy):
         places = [place_of_completions(parts[0]), *[None] * (len(parts) - 1)]
         return [states_of(one.completions, place) for one, place in zip(parts, places, strict=True)]
 
-    def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: int) -> list[mx.array]:
-        prompts = known[0].prompts
-        prompt_groups, place = groups(prompts, call_tokens), place_of_prompts(parts[0])
+    def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: float) -> list[mx.array]:
+        prompts, place = known[0].prompts, place_of_prompts(parts[0])
+        prompt_groups = self._prompt_groups(prompts, call_tokens)
         states_of = after_prompt_groups(self.halves, parts[0].prompts, prompts, prompt_groups, place)
         states = []
         for batch, lengths in zip(parts, known, strict=True):
-            row_groups = groups_within(np.flatnonzero(lengths.completions), lengths.completions, call_tokens)
+            row_groups = self._row_groups(lengths, call_tokens)
             place = place_of_completions(batch) if batch is parts[0] else None
             hidden = states_of(batch.completions, lengths.completions, row_groups, place)
             states.append(_at_scored(batch, row_groups, hidden, np.zeros_like(lengths.completions)))
         return states
 
+    def _prompt_groups(self, prompts: np.ndarray, call_tokens: float) -> list[np.ndarray]:
+        return groups(prompts, call_tokens)
 
-class PairwisePrefixPolicy(HeadPolicy):
+    def _row_groups(self, lengths: KnownLengths, call_tokens: float) -> list[np.ndarray]:
+        return groups_within(np.flatnonzero(lengths.completions), lengths.completions, call_tokens)
+
+
+class PairwisePrefixPolicy(SharedPrefixPolicy):
     """Computes each prompt once, without padding and one example at a time. Models with recurrent layers need this."""
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        parts = _parts(batch)
-        known = list(map(read_lengths, parts))
-        prompts, cost = known[0].prompts, np.inf if self.call_tokens is None else self.call_tokens
-        alone = np.arange(len(prompts))[:, None]
-        states_of = after_prompt_groups(self.halves, batch.prompts, prompts, list(alone), place_of_prompts(batch))
-        states = []
-        for one, lengths in zip(parts, known, strict=True):
-            of_examples = np.arange(len(lengths.completions)).reshape(-1, len(prompts)).T
-            filled = [rows[lengths.completions[rows] > 0] for rows in of_examples]
-            row_groups = [group for rows in filled for group in groups_within(rows, lengths.completions, cost)]
-            place = place_of_completions(one) if one is batch else None
-            hidden = states_of(one.completions, lengths.completions, row_groups, place)
-            states.append(_at_scored(one, row_groups, hidden, np.zeros_like(lengths.completions)))
-        return states
+        parts, cost = _parts(batch), np.inf if self.call_tokens is None else self.call_tokens
+        return self._in_groups(parts, list(map(read_lengths, parts)), cost)
+
+    def _prompt_groups(self, prompts: np.ndarray, call_tokens: float) -> list[np.ndarray]:
+        return list(np.arange(len(prompts))[:, None])
+
+    def _row_groups(self, lengths: KnownLengths, call_tokens: float) -> list[np.ndarray]:
+        of_examples = np.arange(len(lengths.completions)).reshape(-1, len(lengths.prompts)).T
+        filled = [rows[lengths.completions[rows] > 0] for rows in of_examples]
+        return [group for rows in filled for group in groups_within(rows, lengths.completions, call_tokens)]
 
 
 def _parts(batch: Batch) -> list[Batch]:

@@ -57,13 +57,13 @@ class Link:
         try:
             data = self.socket.recv(1 << 16)
             *lines, self.incoming = (self.incoming + data).split(b"\n")
-            told = [json.loads(line) for line in lines]
+            received = [json.loads(line) for line in lines]
         except BlockingIOError:
             return []
         except (OSError, ValueError):
             return None
-        whole = data and len(self.incoming) < LONGEST_LINE and all(isinstance(line, dict) for line in told)
-        return told if whole else None
+        whole = data and len(self.incoming) < LONGEST_LINE and all(isinstance(line, dict) for line in received)
+        return received if whole else None
 
 
 class Heartbeat(threading.Thread):
@@ -207,11 +207,11 @@ class Heartbeat(threading.Thread):
         return link
 
     def _listen(self, link: Link) -> None:
-        told = link.lines()
-        for line in told or []:
+        received = link.lines()
+        for line in received or []:
             if link.rank is None:
                 if line.get("token") != self.token or line.get("rank") not in range(1, len(self.peers)):
-                    told = None
+                    received = None
                     break
                 link.rank = int(line["rank"])
                 self._said = ""  # send the next line at once
@@ -222,7 +222,7 @@ class Heartbeat(threading.Thread):
                 self._set_reason(line["reason"])
             elif "left" in line:
                 self.peers[link.rank].left = True
-        if told is None:
+        if received is None:
             self._selector.unregister(link.socket)
             self._links.remove(link)
             link.socket.close()

@@ -79,9 +79,9 @@ def read_hosts() -> list[list[str]]:
             f"MLX_HOSTFILE: {name} must contain {form}. Files with the keys ssh and ips are for mlx.launch --hostfile."
         )
     if rank is None or not rank.strip().isdecimal() or int(rank) >= len(hosts):
-        told = "is not set" if rank is None else f"is {rank!r}"
+        value = "is not set" if rank is None else f"is {rank!r}"
         raise UserError(
-            f"MLX_RANK {told}, and {name} lists {len(hosts)} processes. Set MLX_RANK to a number from 0 to "
+            f"MLX_RANK {value}, and {name} lists {len(hosts)} processes. Set MLX_RANK to a number from 0 to "
             f"{len(hosts) - 1}, a different one for each process, or start all of them with mlx.launch."
         )
     return hosts

@@ -18,33 +18,33 @@ PATIENCE = 3.0
 class Meeting:
     """Connects this process to rank 0, or lets the other processes connect to it if it is rank 0.
 
-    told: what this process must send to the others first, by other means.
+    contact: what this process must send to the others first, by other means.
     """
 
     def __init__(self, rank: int):
         self.rank = rank
-        self.told: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+        self.contact: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
         self._server: socket.socket | None = None
         if rank == 0:
             addresses = _addresses()
             local = all(address.startswith("127.") for address in addresses)
             self._server = socket.create_server(("127.0.0.1" if local else "", 0), backlog=256)
             port = self._server.getsockname()[1]
-            self.told |= {"places": [[address, port] for address in addresses]}
-            self.told |= {"token": secrets.token_hex(16), "limit": rank_timeout()}
+            self.contact |= {"places": [[address, port] for address in addresses]}
+            self.contact |= {"token": secrets.token_hex(16), "limit": rank_timeout()}
 
-    def heartbeat(self, told: Sequence[dict[str, Any]]) -> Heartbeat | None:
-        """Connect, and return the running heartbeat; None if rank 0 cannot be reached. told: for each
-        rank, its `told`.
+    def heartbeat(self, contacts: Sequence[dict[str, Any]]) -> Heartbeat | None:
+        """Connect, and return the running heartbeat; None if rank 0 cannot be reached. contacts: for each
+        rank, its `contact`.
         """
-        first = told[0]
-        peers = [Peer(rank, one["host"], one["pid"]) for rank, one in enumerate(told)]
+        first = contacts[0]
+        peers = [Peer(rank, one["host"], one["pid"]) for rank, one in enumerate(contacts)]
         heartbeat = Heartbeat(self.rank, peers, first["limit"], first["token"])
         if self._server:
             heartbeat.serve(self._server)
             return heartbeat
         for host, port in first["places"]:
-            if host.startswith("127.") and first["host"] != self.told["host"]:
+            if host.startswith("127.") and first["host"] != self.contact["host"]:
                 continue
             with suppress(OSError):
                 heartbeat.join_first(socket.create_connection((host, port), timeout=PATIENCE))

@@ -111,19 +111,19 @@ class Ranks:
         if self.size == 1:
             return
         meeting = None if self._heartbeat else Meeting(self.rank)
-        own = {"given": given, "failure": failure and described(failure), "meeting": meeting and meeting.told}
-        told = self.gather(own)
+        own = {"given": given, "failure": failure and described(failure), "meeting": meeting and meeting.contact}
+        received = self.gather(own)
         if failure is not None:
             raise failure
-        if problem := failures([one["failure"] for one in told]) or differences([one["given"] for one in told]):
+        if problem := failures([one["failure"] for one in received]) or differences([one["given"] for one in received]):
             self.leave()  # all processes find the same problem
             raise UserError(problem)
         if meeting:
-            self._meet(meeting, [one["meeting"] for one in told])
+            self._meet(meeting, [one["meeting"] for one in received])
 
-    def _meet(self, meeting: Meeting, told: list[dict[str, Any]]) -> None:
+    def _meet(self, meeting: Meeting, contacts: list[dict[str, Any]]) -> None:
         """Start the heartbeat if every process is connected to rank 0."""
-        heartbeat = meeting.heartbeat(told)
+        heartbeat = meeting.heartbeat(contacts)
         unlinked = [rank for rank, linked in enumerate(self.gather(heartbeat is not None)) if not linked]
         if heartbeat and not unlinked:
             heartbeat.log, self._heartbeat = self._log, heartbeat
@@ -131,7 +131,7 @@ class Ranks:
         if heartbeat:
             heartbeat.leave()
         if self.first:
-            places = " or ".join(f"{host}:{port}" for host, port in told[0]["places"])
+            places = " or ".join(f"{host}:{port}" for host, port in contacts[0]["places"])
             tqdm.write(
                 f"[WARNING] Ranks {', '.join(map(str, unlinked))} cannot connect to rank 0 at {places}. The run will "
                 "not detect a process that hangs. It will detect one that fails when another process waits for it."
@@ -210,10 +210,7 @@ class Ranks:
                 for tree, group in state.arrays.items()
             }
             shared = {"values": state.values, "shapes": shapes}
-        text = json.dumps(shared).encode() if self.first else b""
-        (length,) = self.largest(len(text))
-        own = np.frombuffer(text, np.uint8) if self.first else np.zeros(length, np.uint8)
-        shared = json.loads(bytes(as_numpy(self.from_first(mx.array(own)))))
+        shared = self.gather(shared)[0]
         if shared is None:
             return None
         arrays: dict[str, dict[str, mx.array]] = {}

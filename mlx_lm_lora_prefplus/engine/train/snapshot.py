@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ...errors import UserError
 from ..files.run_state import RunState
+from ..log.history import History
 from .inputs import TrainingInputs
 from .state import Count, Counters, LoopState
 
@@ -35,14 +36,6 @@ class SavedBestMetric:
 
 
 @dataclass(frozen=True)
-class SavedHistory:
-    """The values of `History.dump`."""
-
-    train: list[dict[str, float]]
-    valid: list[dict[str, float]]
-
-
-@dataclass(frozen=True)
 class Saved:
     """The structure of the values of a state, as `snapshot` makes them."""
 
@@ -53,9 +46,9 @@ class Saved:
     mlx: Annotated[int, Field(ge=0, lt=2**64)]
     numpy: tuple[Literal["MT19937"], Annotated[int, Field(ge=0, le=624)], Annotated[int, Field(ge=0, le=1)], float]
     totals: SavedSums
-    laps: tuple[tuple[float, Count], tuple[float, Count]]
+    step_times: tuple[tuple[float, Count], tuple[float, Count]]
     best: list[SavedBestMetric]
-    history: SavedHistory
+    history: History
     warned: list[str]
     lines: Count
     format: int
@@ -101,9 +94,9 @@ def snapshot(inputs: TrainingInputs, state: LoopState) -> RunState:
         "mlx": random_seed(),
         "numpy": [kind, *rest],
         "totals": state.sums.dump(),
-        "laps": state.timer.dump(),
+        "step_times": state.timer.dump(),
         "best": [best.dump() for best in state.bests],
-        "history": state.history.dump(),
+        "history": asdict(state.history),
         "warned": state.warned,
         "lines": inputs.metrics.lines if inputs.metrics else 0,
     }
@@ -128,10 +121,10 @@ def restore(inputs: TrainingInputs, state: LoopState, saved: RunState) -> None:
     inputs.reference.restore(arrays.get("reference", {}))
     state.counters = Counters(**values["progress"])
     state.sums.load(values["totals"])
-    state.timer.load(values["laps"])
+    state.timer.load(values["step_times"])
     for best in state.bests:
         best.load(next((one for one in values["best"] if one["metric"] == best.metric), None))
-    state.history.load(values["history"])
+    state.history.train, state.history.valid = (list(values["history"][split]) for split in ("train", "valid"))
     state.warned[:] = values["warned"]
     mx.eval(model.state, optimizer.state, state.gradient or {}, state.trainer)
     mx.random.seed(values["mlx"])

@@ -10,8 +10,7 @@ from ...data.batches.plan import widths
 from ...errors import UserError
 from ...plugin.protocol import PICTURE, Batch, Pictures
 from ..arrays import as_numpy
-from .model import VisionModel, counts_on_axes
-from .shown import shown
+from .model import VisionModel, counts_on_axes, shown
 
 KNOWN = "llava, qwen2_vl and qwen2_5_vl"
 """Model types that are tested with this package. Other types are checked when they are used."""

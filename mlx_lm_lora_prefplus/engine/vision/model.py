@@ -5,7 +5,8 @@ beforehand (see `encode`). The id alone identifies the embedding, so rows with p
 continued from a cache like rows of text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,19 @@ import mlx.nn as nn
 from mlx_lm.models.cache import KVCache
 
 from ...plugin.protocol import PICTURE, Pictures
-from .shown import current
+
+_shown: list[Pictures | None] = [None]
+"""A stack with the pictures of nested model calls, innermost last."""
+
+
+@contextmanager
+def shown(pictures: Pictures | None) -> Iterator[None]:
+    """Make these pictures available to a `VisionModel` while the context is open."""
+    _shown.append(pictures)
+    try:
+        yield
+    finally:
+        _shown.pop()
 
 
 class VisionModel(nn.Module):
@@ -29,8 +42,8 @@ class VisionModel(nn.Module):
     get_input_embeddings: Any
 
     def __call__(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """Return the (rows, width, vocabulary) logits of (rows, width) tokens, with the pictures in `shown`."""
-        pictures, inputs = current(), {}
+        """Return the (rows, width, vocabulary) logits of (rows, width) tokens, with the pictures given to `shown`."""
+        pictures, inputs = _shown[-1], {}
         if pictures is not None:
             inputs["inputs_embeds"] = self._embedded(tokens, pictures)
         if counts_on_axes(self):

@@ -181,9 +181,6 @@ def test_only_the_ends_of_the_history_are_kept():
     found = history([{"iteration": i} for i in range(100)])
     kept = [report["iteration"] for report in found.train]
     assert kept == [*range(FIRST), *range(100 - RECENT, 100)]
-    again = History()
-    again.load(found.dump())
-    assert again.train == found.train
 
 
 def rows(n, loss, **more):

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import gemma3_text, mamba2
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
-from mlx_lm_lora_prefplus.engine.logprobs.chunk_cache import PieceCache
+from mlx_lm_lora_prefplus.engine.logprobs.chunk_cache import ChunkCache
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
@@ -161,7 +161,7 @@ def random_like(length: int):
 
 def test_mask_worked_by_hand():
     """Two prompts of width 3 with 1 and 3 real tokens; one token continued before; a piece of two."""
-    cache = PieceCache(mx.array([1, 3]), 3, mx.zeros((2, 1, 4, 2)), mx.zeros((2, 1, 4, 2)))
+    cache = ChunkCache(mx.array([1, 3]), 3, mx.zeros((2, 1, 4, 2)), mx.zeros((2, 1, 4, 2)))
     assert cache.offset.tolist() == [2, 4]
     mask = cache.make_mask(2).astype(mx.int32)[:, 0].tolist()
     assert mask == [

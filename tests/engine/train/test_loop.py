@@ -432,7 +432,7 @@ def last_values(folder):
         for report in reports:
             for key in ("iterations_per_second", "tokens_per_second", "peak_memory", "seconds"):
                 report.pop(key, None)
-    del values["laps"], values["progress"]["peak_memory"]
+    del values["step_times"], values["progress"]["peak_memory"]
     return values
 
 
