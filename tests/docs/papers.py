@@ -113,6 +113,6 @@ def citations() -> dict[str, set[str]]:
     """File of the package → the numbers that it cites."""
     return {
         str(path.relative_to(PACKAGE)): found
-        for path in sorted(PACKAGE.rglob("*.py"))
+        for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")])
         if (found := set(CITED.findall(path.read_text("utf-8"))))
     }
