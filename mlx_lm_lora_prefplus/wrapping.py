@@ -1,4 +1,4 @@
-"""Wrap messages for the terminal, and end the process with an error message."""
+"""Print messages: wrap them for the terminal, report progress on stderr, end the process with an error message."""
 
 import re
 import shutil
@@ -54,6 +54,11 @@ def _wrapped_line(line: str, indent: int, width: int) -> str:
     following = " " * (indent or (start.end() if start else 0))
     filled = textwrap.fill(glued, width, subsequent_indent=following, break_long_words=False, break_on_hyphens=False)
     return filled.replace(_SPACE, " ")
+
+
+def say(text: str) -> None:
+    """Print progress on stderr, because stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def error_text(error: object) -> str:

@@ -1,19 +1,23 @@
 """The command `mlx_lm_lora.prefplus bench`."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import UserError
+from ..wrapping import say
 
-def _count(text: str) -> Any:
-    return typer.Option(min=1, help=text, show_default=False)
+
+def _count(text: str, *names: str) -> Any:
+    return typer.Option(*names, min=1, help=text, show_default=False)
 
 
 def bench(
+    context: typer.Context,
     workload: Annotated[str, typer.Option(help="The workload. The options below change it.")] = "cpo-chat",
     suite: Annotated[bool, typer.Option("--suite", help="All workloads of the suite, each with its goals.")] = False,
     scaling: Annotated[bool, typer.Option("--scaling", help="Measure our cost over rows and tokens.")] = False,
@@ -54,7 +58,7 @@ def bench(
     ] = None,
     mode: Annotated[str | None, typer.Option(help="dpo or cpo.")] = None,
     loss: Annotated[str | None, typer.Option(help="A loss of the mode: sigmoid, hinge, ipo, dpop.")] = None,
-    batch: Annotated[int | None, _count("Pairs in the batch.")] = None,
+    pairs: Annotated[int | None, _count("Pairs in the batch.", "--batch")] = None,
     prompt: Annotated[int | None, _count("Tokens of a prompt; lengths are drawn within ±15 %.")] = None,
     chosen: Annotated[int | None, _count("Tokens of a chosen completion.")] = None,
     rejected: Annotated[int | None, _count("Tokens of a rejected completion.")] = None,
@@ -74,94 +78,88 @@ def bench(
     Both use the same rows and the same weights. They run alternately in one process.
     """
     from ..engine.memory.activations import CHOICES
-    from ..errors import UserError
-    from .architectures import layers_of
-    from .figures import draw_growth, draw_ratios
-    from .measure import Method, measure
-    from .report import print_report
-    from .scaling import describe_growth, measure_scaling
+    from .measure import Method
     from .sides.our_step import ENGINES
     from .workloads import SUITE
 
-    if workload not in SUITE:
-        raise UserError(f"bench: there is no workload {workload}. Choose one of {', '.join(SUITE)}.")
-    if engine not in ENGINES:
-        raise UserError(f"bench: there is no engine {engine}. Choose one of {', '.join(ENGINES)}.")
-    if dtype not in (None, "float32", "bfloat16", "float16"):
-        raise UserError(f"bench: there is no dtype {dtype}. Choose one of float32, bfloat16, float16.")
-    if memory not in (None, *CHOICES):
-        raise UserError(f"bench: there is no memory {memory}. Choose one of {', '.join(CHOICES)}.")
-    if shape:
-        if model or hidden or vocabulary:
-            raise UserError("bench: --shape describes a whole model. Remove --model, --hidden and --vocabulary.")
-        layers = layers or layers_of(shape)
-    method = Method(
-        engine=engine,  # pyright: ignore[reportArgumentType]
-        repeat=repeat,
-        compile_host=compile_host,
-        host=not ours,
-        floor=not ours,
-    )
-    changes = {
-        **{
-            "model": model,
-            "shape": shape,
-            "dtype": dtype,
-            "hidden": hidden,
-            "layers": layers,
-            "vocabulary": vocabulary,
-        },
-        **{"adapted": adapted, "bits": bits, "chunk": chunk, "memory": memory},
-        **{
-            "mode": mode,
-            "loss": loss,
-            "pairs": batch,
-            "prompt": prompt,
-            "chosen": chosen,
-            "rejected": rejected,
-            "seed": seed,
-        },
-    }
-    overrides = {key: value for key, value in changes.items() if value is not None}
+    _check_choice("workload", workload, SUITE)
+    _check_choice("engine", engine, ENGINES)
+    _check_choice("dtype", dtype or "float32", ("float32", "bfloat16", "float16"))
+    _check_choice("memory", memory or "fast", CHOICES)
+    if shape and (model or hidden or vocabulary):
+        raise UserError("bench: --shape describes a whole model. Remove --model, --hidden and --vocabulary.")
+    changes = _changes(context)
+    method = Method(engine, repeat, compile_host=compile_host, host=not ours, floor=not ours)  # pyright: ignore
     if share:
-        if overrides or suite or scaling or figure or engine != "auto" or compile_host is not None:
+        if changes or suite or scaling or figure or engine != "auto" or compile_host is not None:
             raise UserError("bench: --share measures a fixed suite. Remove the other options.")
-        _share(measure, as_json)
-        return
-    if epoch:
+        _share(as_json)
+    elif epoch:
         from .epoch import describe_epoch, measure_epoch
 
-        rows = measure_epoch(replace(SUITE[workload], **overrides), epoch)
-        typer.echo(json.dumps(rows, indent=2) if as_json else "\n".join(describe_epoch(rows)))
-        return
-    if scaling:
-        rows = measure_scaling(replace(method, host=False))
-        if figure:
-            draw_growth(rows, figure)
-        print_report(rows, as_json, describe_growth(rows))
-        return
-    if overrides:  # the goals hold only for the unchanged workload
-        overrides |= {"speed_goal": None, "memory_goal": None}
+        rows = measure_epoch(replace(SUITE[workload], **changes), epoch)
+        print(json.dumps(rows, indent=2) if as_json else "\n".join(describe_epoch(rows)))
+    elif scaling:
+        _scaling(replace(method, host=False), figure, as_json)
+    else:
+        _workloads(list(SUITE) if suite else [workload], changes, method, figure, as_json)
+
+
+def _check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UserError(f"bench: there is no {what} {value}. Choose one of {', '.join(choices)}.")
+
+
+def _changes(context: typer.Context) -> dict[str, Any]:
+    """Return the options that replace a field of the workload: those with its name."""
+    from .architectures import layers_of
+    from .workloads import Workload
+
+    names = {field.name for field in fields(Workload)}
+    changes = {key: value for key, value in context.params.items() if key in names and value is not None}
+    if "shape" in changes:
+        changes = {"layers": layers_of(changes["shape"]), **changes}
+    return changes
+
+
+def _workloads(names: Iterable[str], changes: dict[str, Any], method: Any, figure: Path | None, as_json: bool) -> None:
+    """Measure workloads. Their goals hold only if nothing is changed."""
+    from .figures import draw_ratios
+    from .measure import measure
+    from .report import print_report
+    from .workloads import SUITE
+
+    without_goals = {"speed_goal": None, "memory_goal": None} if changes else {}
     rows = []
-    for selected in SUITE.values() if suite else [SUITE[workload]]:
-        typer.echo(f"{selected.name} …", err=True)
-        rows.append(measure(replace(selected, **overrides), method))
+    for name in names:
+        say(f"{name} …")
+        rows.append(measure(replace(SUITE[name], **changes, **without_goals), method))
     if figure:
         draw_ratios(rows, figure)
     print_report(rows, as_json)
 
 
-def _share(measure: Callable[..., dict[str, Any]], as_json: bool) -> None:
+def _scaling(method: Any, figure: Path | None, as_json: bool) -> None:
+    from .figures import draw_growth
+    from .report import print_report
+    from .scaling import describe_growth, measure_scaling
+
+    rows = measure_scaling(method)
+    if figure:
+        draw_growth(rows, figure)
+    print_report(rows, as_json, describe_growth(rows))
+
+
+def _share(as_json: bool) -> None:
     """Measure, write the file, and print its path."""
     from .share import check_folder, collect, write
 
     check_folder(Path.cwd())
-    report = collect(measure, lambda text: typer.echo(text, err=True))
-    path = write(report, Path.cwd())
+    path = write(collect(), Path.cwd())
     if as_json:
-        typer.echo(path.read_text("utf-8"))
+        print(path.read_text("utf-8"))
         return
-    typer.echo(
+    print(
         f"Written to {path}: kind of machine, chip, memory, versions and results, without names of users or files. "
         "Read it, then paste it into an issue of the project. docs/figures.md shows the results of other machines."
     )

@@ -9,18 +9,17 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..host.tools import machine
 from ..storage.atomic import whole_file
-from .measure import Method
+from ..wrapping import say
+from . import measure
 from .workloads import SUITE, Workload
 
 FORMAT = 1
@@ -29,21 +28,8 @@ FORMAT = 1
 PACKAGES = ("mlx-lm-lora-prefplus", "mlx-lm-lora", "mlx-lm", "mlx", *machine.BACKENDS)
 
 ROW_KEYS = (
-    *(
-        "workload",
-        "mode",
-        "loss",
-        "shape",
-        "hidden",
-        "layers",
-        "vocabulary",
-        "dtype",
-        "bits",
-        "pairs",
-        "prompt",
-        "chosen",
-        "rejected",
-    ),
+    *("workload", "mode", "loss", "shape", "hidden", "layers", "vocabulary", "dtype", "bits", "pairs"),
+    *("prompt", "chosen", "rejected"),
     *("real_tokens", "repeat", "clock", "policy", "graphs_compiled", "gradient_error"),
     *("host_seconds", "ours_seconds", "floor_seconds", "speed_ratio"),
     *("host_step_bytes", "ours_step_bytes", "memory_ratio", "host_peak_bytes", "ours_peak_bytes"),
@@ -58,16 +44,16 @@ suite.
 """
 
 
-def collect(measure: Callable[[Workload, Method], dict[str, Any]], say: Callable[[str], object]) -> dict[str, Any]:
-    """Run the short suite and return the content of the published file. say: called with the name of each workload."""
+def collect() -> dict[str, Any]:
+    """Run the short suite and return the content of the published file."""
     about = machine_facts()
     suite = [*SHORT_SUITE, *([ON_A_GPU] if about["backend"] in ("metal", "cuda") else [])]
     rows = []
     for workload in suite:
         say(f"{workload.name} …")
-        row = measure(workload, Method())
+        row = measure.measure(workload, measure.Method())
         rows.append({key: row[key] for key in ROW_KEYS if row.get(key) is not None})
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: machine.installed(name) for name in PACKAGES}}
     return {
         "format": FORMAT,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -123,10 +109,4 @@ def _linux_chip() -> str | None:
     with suppress(OSError):
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         return found[1].strip() if found else None
-    return None
-
-
-def _version(name: str) -> str | None:
-    with suppress(PackageNotFoundError):
-        return version(name)
     return None

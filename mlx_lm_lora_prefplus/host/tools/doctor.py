@@ -8,7 +8,8 @@ import site
 import stat
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, version
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def examine() -> dict[str, Any]:
     modes.
     """
     probe, registry, device = _probe(), load_registry(), machine.device()
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: machine.installed(name) for name in PACKAGES}}
     files = {name: str(path) if path else None for name, path in (("pth", _pth()), ("hook", _hook()))}
     report: dict[str, Any] = {
         "active": bool(probe["active"] or probe["native"]),
@@ -104,7 +105,7 @@ def _probe() -> dict[str, Any]:
 
 def _problems(probe: dict[str, Any], backend: str) -> list[machine.Advice]:
     problems: list[tuple[str, str]] = []
-    host = _version("mlx-lm-lora")
+    host = machine.installed("mlx-lm-lora")
     if host is None and probe["file"] is None:
         problems.append(("mlx-lm-lora is not installed for this interpreter", "pip install mlx-lm-lora"))
     elif host is not None and (misfit := version_misfit(host)):
@@ -131,22 +132,20 @@ def _problems(probe: dict[str, Any], backend: str) -> list[machine.Advice]:
     return problems
 
 
-def _file_problems() -> list[tuple[str, str]]:
+def _file_problems() -> Iterator[machine.Advice]:
     again = f"pip install --force-reinstall --no-deps mlx-lm-lora-prefplus, {WITHOUT_HOOK}"
     pth, hook = _pth(), _hook()
-    problems = []
     if pth is None:
         where = ", ".join(str(folder) for folder in _site_folders())
-        problems.append((f"{PTH} is in none of the folders whose .pth files are read ({where})", again))
+        yield f"{PTH} is in none of the folders whose .pth files are read ({where})", again
     if hook is None:
-        problems.append((f"the module {HOOK} cannot be imported", again))
+        yield f"the module {HOOK} cannot be imported", again
     elif reason := _hook_error():
-        problems.append((f"{hook} cannot be imported ({reason}), and Python ignores it", again))
+        yield f"{hook} cannot be imported ({reason}), and Python ignores it", again
     for path in (pth, hook):
         if path and _is_hidden(path):
             fix = f"chflags nohidden {path}, {WITHOUT_HOOK}"
-            problems.append((f"{path} has macOS's hidden flag, and newer Python versions skip such .pth files", fix))
-    return problems
+            yield f"{path} has macOS's hidden flag, and newer Python versions skip such .pth files", fix
 
 
 def _is_hidden(path: Path) -> bool:
@@ -188,10 +187,3 @@ def _vendored(file: Path) -> str | None:
     if installed.is_file() and installed.resolve() != file.resolve():
         return f"the host is imported from {file.parent} instead of the installed copy in {installed.parent}"
     return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -36,69 +37,53 @@ def device() -> dict[str, Any]:
         return {"backend": "none", "device": f"{type(error).__name__}: {error}", "memory": None}
 
 
-def backend_problems(backend: str) -> list[Advice]:
-    """Return problems of an mlx installation with no backend, or with two backends."""
-    installed = [name for name in BACKENDS if _version(name)]
-    problems: list[Advice] = []
+def backend_problems(backend: str) -> Iterator[Advice]:
+    """Yield problems of an mlx installation with no backend, or with two backends."""
+    found = [name for name in BACKENDS if installed(name)]
     if backend == "none":
-        problems.append(("mlx does not start: it has no backend for this machine, or a library is missing", advice()))
-    if len(installed) > 1:
-        others = " ".join(installed)
-        problems.append(
-            (
-                f"mlx has {len(installed)} backends, which cannot be installed together: {', '.join(installed)}",
-                f'pip uninstall {others}, then install one: pip install "mlx[cpu]" (or mlx[cuda12], mlx[cuda13])',
-            )
+        yield "mlx does not start: it has no backend for this machine, or a library is missing", advice()
+    if len(found) > 1:
+        others = " ".join(found)
+        yield (
+            f"mlx has {len(found)} backends, which cannot be installed together: {', '.join(found)}",
+            f'pip uninstall {others}, then install one: pip install "mlx[cpu]" (or mlx[cuda12], mlx[cuda13])',
         )
-    return problems
 
 
-def version_problems() -> list[Advice]:
-    """Return packages that are older or newer than this release supports, except the host (see `activate`)."""
-    problems: list[Advice] = []
+def version_problems() -> Iterator[Advice]:
+    """Yield packages that are older or newer than this release supports, except the host (see `activate`)."""
     for requirement in _requirements():
         name, bounds = re.match(r"[\w.-]+", requirement), re.findall(r"(>=|<)\s*([\d.]+)", requirement)
-        installed = _version(name[0]) if name else None
-        if installed is None or "extra" in requirement or name is None or name[0] == "mlx-lm-lora":
+        present = installed(name[0]) if name else None
+        if present is None or "extra" in requirement or name is None or name[0] == "mlx-lm-lora":
             continue
-        if any((_numbers(installed) >= _numbers(bound)) is not (sign == ">=") for sign, bound in bounds):
+        if any((_numbers(present) >= _numbers(bound)) is not (sign == ">=") for sign, bound in bounds):
             supported = ",".join(sign + bound for sign, bound in bounds)
-            problems.append(
-                (
-                    f"{name[0]} {installed} is not supported by this release (supported: {supported})",
-                    f'pip install "{name[0]}{supported}"',
-                )
+            yield (
+                f"{name[0]} {present} is not supported by this release (supported: {supported})",
+                f'pip install "{name[0]}{supported}"',
             )
-    return problems
 
 
-def notes(backend: str) -> list[Advice]:
-    """Return notes on what is slow, or works only in this package's modes."""
-    problems: list[Advice] = []
-    mlx, host = _version("mlx") or "", _version("mlx-lm-lora") or ""
+def notes(backend: str) -> Iterator[Advice]:
+    """Yield notes on what is slow, or works only in this package's modes."""
+    mlx, host = installed("mlx") or "", installed("mlx-lm-lora") or ""
     if mlx == "0.32.4" and host and _numbers(host) <= (5, 10, 2):
-        problems.append(
-            (
-                f"mlx {mlx} with mlx-lm-lora {host}: the host's own CPO stops with an IndexError in its first step",
-                "train with --train-mode cpo while this plugin is active; programs that call train_cpo: set "
-                "MLX_LM_LORA_PREFPLUS_PATCH=1",
-            )
+        yield (
+            f"mlx {mlx} with mlx-lm-lora {host}: the host's own CPO stops with an IndexError in its first step",
+            "train with --train-mode cpo while this plugin is active; programs that call train_cpo: set "
+            "MLX_LM_LORA_PREFPLUS_PATCH=1",
         )
     if sys.platform == "linux" and host and _numbers(host) <= (5, 10, 2):
-        problems.append(
-            (
-                f"mlx-lm-lora {host} on Linux: the host's modes stop with KeyError: max_recommended_working_set_size",
-                "use the modes listed below. The host's other modes need a Mac",
-            )
+        yield (
+            f"mlx-lm-lora {host} on Linux: the host's modes stop with KeyError: max_recommended_working_set_size",
+            "use the modes listed below. The host's other modes need a Mac",
         )
     if backend == "cpu" and sys.platform == "linux" and is_slow(loaded_libraries()):
-        problems.append(
-            (
-                "mlx uses the slow reference BLAS to multiply matrices: float32 steps take many times as long",
-                BLAS_ADVICE,
-            )
+        yield (
+            "mlx uses the slow reference BLAS to multiply matrices: float32 steps take many times as long",
+            BLAS_ADVICE,
         )
-    return problems
 
 
 def loaded_libraries() -> list[str]:
@@ -129,9 +114,10 @@ def _requirements() -> list[str]:
         return []
 
 
-def _version(name: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
-        return version(name)
+        return version(package)
     except PackageNotFoundError:
         return None
 

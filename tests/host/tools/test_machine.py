@@ -15,7 +15,7 @@ def installed(monkeypatch):
 
     def install(**versions: str):
         versions = {name.replace("_", "-"): value for name, value in versions.items()}
-        monkeypatch.setattr(machine, "_version", versions.get)
+        monkeypatch.setattr(machine, "installed", versions.get)
         monkeypatch.setattr(machine.sys, "platform", "linux")
         monkeypatch.setattr(machine, "loaded_libraries", list)
 
@@ -41,7 +41,7 @@ def test_the_slow_blas_is_told_with_its_remedy(installed, monkeypatch):
     monkeypatch.setattr(machine, "loaded_libraries", lambda: REFERENCE)
     ((what, do),) = machine.notes("cpu")
     assert "reference BLAS" in what and "LD_PRELOAD" in do
-    assert not machine.notes("cuda")
+    assert not list(machine.notes("cuda"))
 
 
 def test_the_libraries_of_this_process_are_found():
@@ -53,7 +53,7 @@ def test_pairs_known_to_be_bad(installed):
     told = " | ".join(what for what, _ in machine.notes("cpu"))
     assert "own CPO stops with an IndexError" in told and "max_recommended_working_set_size" in told
     installed(mlx="0.33.0", mlx_lm_lora="5.11.0")
-    assert not machine.notes("cpu")
+    assert not list(machine.notes("cpu"))
 
 
 def test_versions_this_release_does_not_work_with(installed, monkeypatch):
@@ -63,14 +63,14 @@ def test_versions_this_release_does_not_work_with(installed, monkeypatch):
         lambda: ["mlx>=0.32.3", "mlx-lm>=0.32.0", "pluggy<2,>=1.5", 'mlx[cpu]; extra == "cpu"'],
     )
     installed(mlx="0.30.1", mlx_lm="0.32", pluggy="2.0.1")
-    assert machine.version_problems() == [
+    assert list(machine.version_problems()) == [
         ("mlx 0.30.1 is not supported by this release (supported: >=0.32.3)", 'pip install "mlx>=0.32.3"'),
         ("pluggy 2.0.1 is not supported by this release (supported: <2,>=1.5)", 'pip install "pluggy<2,>=1.5"'),
     ]
 
 
 def test_the_versions_here_are_right():
-    assert machine._requirements() and not machine.version_problems()
+    assert machine._requirements() and not list(machine.version_problems())
 
 
 def test_no_backend(installed):
