@@ -22,7 +22,7 @@ from .report.command import report
 from .rounds.command import rounds
 from .storage.amounts import parse_bytes, parse_seconds
 from .storage.failures import advice, words
-from .wrapping import fail
+from .wrapping import fail, show
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",
@@ -59,10 +59,23 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parsed
 
 
+def _of_a_run(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that needs a config or training flags. Without any, it prints its help."""
+
+    @functools.wraps(command)
+    def command_of_a_run(context: typer.Context, **options: Any) -> None:
+        if not context.args:
+            typer.echo(context.get_help())
+            raise typer.Exit(2)
+        command(context, **options)
+
+    return command_of_a_run
+
+
 app.command()(_computing(bench))
-for passing_on in (check, evaluate, pairs, rounds):
+for of_a_run in (check, evaluate, pairs, rounds):
     app.command(context_settings=PASS_THROUGH, options_metavar="CONFIG [OPTIONS] [flags of training]")(
-        _computing(passing_on)
+        _computing(_of_a_run(of_a_run))
     )
 app.command(context_settings=PASS_THROUGH, options_metavar="[OPTIONS] [flags of training]")(_computing(new))
 app.command()(report)
@@ -124,21 +137,15 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def modes(as_json: AsJson = False) -> None:
     """List the train modes, and the packages that provide them."""
+    from .host.tools.tables import modes_table
     from .plugin.manager import load_registry
 
     registry = load_registry()
     for provider, reason in registry.broken.items():
         print(f"the plugin {provider} is skipped: {reason}", file=sys.stderr)
     rows = [_described(mode, *registered) for mode, registered in sorted(registry.modes.items())]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    from rich.console import Console
-
-    from .host.tools.tables import modes_table
-
-    Console(highlight=False).print(modes_table(rows))
-    for mode, providers in registry.rivals.items():
+    show(rows, lambda: modes_table(rows), as_json)
+    for mode, providers in {} if as_json else registry.rivals.items():
         print(f"mode {mode} is provided by {' and by '.join(providers)}. Uninstall all but one", file=sys.stderr)
 
 
@@ -175,12 +182,8 @@ def losses(
     ):
         name, mode = None, name
     descriptions = describe(registry, name, mode)
-    if as_json:
-        print(json.dumps([asdict(description) for description in descriptions], indent=2, ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        Console(highlight=False).print((losses_in_full if name else losses_in_short)(descriptions, registry))
+    render = losses_in_full if name else losses_in_short
+    show([asdict(one) for one in descriptions], lambda: render(descriptions, registry), as_json)
 
 
 @app.command()
@@ -192,12 +195,7 @@ def presets(as_json: AsJson = False) -> None:
     from .host.config.presets import PRESETS
     from .host.tools.render import presets_in_short
 
-    if as_json:
-        print(json.dumps([asdict(preset) for preset in PRESETS.values()], indent=2, ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        Console(highlight=False).print(presets_in_short(PRESETS.values()))
+    show([asdict(preset) for preset in PRESETS.values()], lambda: presets_in_short(PRESETS.values()), as_json)
 
 
 @app.command()
@@ -238,11 +236,9 @@ def cache(
         print(json.dumps({**about, "in_use": [entry.key for entry in left], "entries": rows}, indent=2))
         return
     if not clear and found:
-        from rich.console import Console
-
         from .host.tools.tables import cache_table
 
-        Console(highlight=False).print(cache_table(found))
+        show(None, lambda: cache_table(found), as_json)
     done = "cleared" if clear else "would be cleared with --clear" if partly else "in all"
     print(f"{cache_folder.cache_folder()}: {len(found) - len(left)} files, {size / 1e6:.2f} MB {done}")
     if left:

@@ -1,10 +1,12 @@
 """Print messages: wrap them for the terminal, report progress on stderr, end the process with an error message."""
 
+import json
 import re
 import shutil
 import sys
 import textwrap
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 WIDTH = 100
 """Largest width of a message in columns. A narrower terminal has fewer."""
@@ -59,6 +61,16 @@ def _wrapped_line(line: str, indent: int, width: int) -> str:
 def say(text: str) -> None:
     """Print progress on stderr, because stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def show(report: Any, render: Callable[[], Any], as_json: bool) -> None:
+    """Print a report on stdout: as JSON, or as `render` renders it for rich."""
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(render())
 
 
 def error_text(error: object) -> str:

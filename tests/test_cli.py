@@ -201,12 +201,12 @@ def test_hidden_files(examined, monkeypatch):
 
 
 def test_an_unsupported_host(examined, monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: "6.1.0")
+    monkeypatch.setattr(doctor.machine, "installed", lambda name: "6.1.0")
     assert "6.1.0 is installed" in examined(active=False)[1]
 
 
 def test_no_host(examined, monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor.machine, "installed", lambda name: None)
     problems = examined(active=False, error="ModuleNotFoundError: No module named 'mlx_lm_lora'")[1]
     assert "mlx-lm-lora is not installed" in problems and "ModuleNotFoundError" in problems
 

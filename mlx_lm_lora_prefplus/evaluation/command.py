@@ -1,10 +1,11 @@
 """The command `mlx_lm_lora.prefplus evaluate`: its options."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..wrapping import show
 
 
 def evaluate(
@@ -38,17 +39,9 @@ def evaluate(
     Takes a config file or the flags of mlx_lm_lora.train: evaluate run.yaml, or evaluate --model M --adapter-path A
     --data D (mode dpo unless --train-mode is given). Reads the test rows, or the valid rows if there is no test split.
     """
-    if not context.args:
-        typer.echo(context.get_help())
-        raise typer.Exit(2)
-    from rich.console import Console
-
     from .evaluate import Judging
     from .evaluate import evaluate as run_evaluation
     from .render import render
 
     report = run_evaluation(context.args, Judging(judge, judge_model, prompts, max_tokens, temperature, answers))
-    if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
-    else:
-        Console(highlight=False).print(render(report))
+    show(report, lambda: render(report), as_json)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..wrapping import say
+
 Rewards = Annotated[
     list[str] | None,
     typer.Option(
@@ -33,7 +35,9 @@ def pairs(
         float | None, typer.Option(help="Sample from the most probable tokens with this total probability.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Largest length of an answer (default 256).")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed of the answers. Repeat it for several seeds.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seed of the answers. Repeat it for several seeds.")
+    ] = None,
     prompts: Annotated[int | None, typer.Option(help="Use only this many prompts of each split.")] = None,
     generation_batch_size: Annotated[int | None, typer.Option(help="Answers computed together (default 32).")] = None,
     reward: Rewards = None,
@@ -69,60 +73,37 @@ def pairs(
     a prompt. They can also come from a config file: pairs run.yaml, or pairs --model M --data prompts.jsonl. The
     settings may also be in the config, under the key pairs. If the command was killed, the same command continues it.
     """
-    if not context.args:
-        typer.echo(context.get_help())
-        raise typer.Exit(2)
-    given = {
-        "num_generations": num_generations,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "seeds": seed or None,
-        "prompts": prompts,
-        "generation_batch_size": generation_batch_size,
-        "reward": reward or None,
-        "reward_model": reward_model or None,
-        "judge": judge,
-        "judge_model": judge_model,
-        "reward_weights": _numbers(reward_weights),
-        "missing_eos_penalty": missing_eos_penalty,
-        "min_margin": min_margin,
-    }
-    with redirect_stdout(sys.stderr):
-        summary, line = _run(context.args, given, output, adapter_path, overwrite)
-    if as_json:
-        print(json.dumps({**summary, "train": line}, indent=2, ensure_ascii=False))
-        return
-    from .render import lines
-
-    print("\n".join(lines(summary)))
-    usable = summary["pairs"]["usable"].get("train")
-    print(f"\nThe rows are in {output}." + (f" To train on them:\n\n    {line}" if usable else ""))
-
-
-def _numbers(text: str | None) -> list[Any] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]
-
-
-def _run(
-    arguments: list[str], given: dict[str, Any], output: Path, adapter_path: Path | None, overwrite: bool
-) -> tuple[dict[str, Any], str]:
     from ..host.config.command_line import settings_of
     from ..storage.owner import owned
     from .make import begin_anew, check_folder, make_pairs
     from .next_step import write_config
     from .policy import adapter_of
+    from .render import lines
     from .settings import settings_in
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
+    with redirect_stdout(sys.stderr):
+        resolved = settings_of(context.args, train_mode="dpo")
+        settings = settings_in(resolved, _given(context), "pairs")
+        adapter = adapter_of(resolved, adapter_path)
+        check_folder(output, "pairs")
+        with owned(output, say, "--output"):
+            if overwrite:
+                begin_anew(output)
+            summary = make_pairs(resolved, adapter, settings, output).summary
+            command = write_config(resolved, output, adapter, "pairs")
+    if as_json:
+        print(json.dumps({**summary, "train": command}, indent=2, ensure_ascii=False))
+        return
+    print("\n".join(lines(summary)))
+    usable = summary["pairs"]["usable"].get("train")
+    print(f"\nThe rows are in {output}." + (f" To train on them:\n\n    {command}" if usable else ""))
 
-    resolved = settings_of(arguments, train_mode="dpo")
-    settings = settings_in(resolved, given, "pairs")
-    adapter = adapter_of(resolved, adapter_path)
-    check_folder(output, "pairs")
-    with owned(output, say, "--output"):
-        if overwrite:
-            begin_anew(output)
-        made = make_pairs(resolved, adapter, settings, output, say)
-        return made.summary, write_config(resolved, output, adapter, "pairs")
+
+def _given(context: typer.Context) -> dict[str, Any]:
+    """Return the options with the name of a key of `PairSettings`. Typer gives an empty list for an absent one."""
+    from .settings import PairSettings
+
+    given = {key: context.params[key] for key in PairSettings.model_fields if context.params[key] not in (None, [], ())}
+    if weights := given.get("reward_weights"):
+        given["reward_weights"] = [part.strip() for part in weights.split(",")]
+    return given

@@ -20,6 +20,7 @@ from ..host import models
 from ..host.config.resolve import Resolved
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON, Journal
+from ..wrapping import say
 from .policy import load_policy
 from .prompts import SPLITS, Prompts, collect
 from .rows import ends, make_row
@@ -31,8 +32,6 @@ from .summary import Summary, summarise
 ANSWERS, SUMMARY = "answers.jsonl", "summary.json"
 SAMPLING = ("num_generations", "seeds", "temperature", "top_p", "max_tokens", "generation_batch_size")
 """The settings that determine the answers."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ def make_pairs(
     adapter: Path | None,
     settings: PairSettings,
     folder: Path,
-    say: Say,
     *,
     command: str = "pairs",
     splits: tuple[str, ...] = SPLITS,

@@ -1,11 +1,11 @@
 """The command `mlx_lm_lora.prefplus check`: its options."""
 
-import json
 import re
-import sys
 from typing import Annotated
 
 import typer
+
+from ..wrapping import say, show
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 """Settings for typer: it passes flags that it does not know, such as `--batch-size`, to the host's argument parser."""
@@ -38,13 +38,8 @@ def check(
     Takes a config file and the flags of mlx_lm_lora.train, such as check run.yaml --batch-size 8. Writes nothing to the
     adapter folder.
     """
-    if not context.args:
-        typer.echo(context.get_help())
-        raise typer.Exit(2)
     if fit and no_forecast:
         raise typer.BadParameter("--fit needs the forecast. Remove --no-forecast.")
-    from rich.console import Console
-
     from ..storage.amounts import parse_bytes
     from .fit import Target
     from .render import render
@@ -52,14 +47,7 @@ def check(
 
     words, sizes = context.args, [word for word in context.args if fit and SIZE.fullmatch(word)]
     words = [word for word in words if word not in sizes]
-    target = Target(parse_bytes(sizes[-1]) if sizes else None, _say) if fit else None
+    target = Target(parse_bytes(sizes[-1]) if sizes else None, say) if fit else None
     report = build_report(words, measured=not no_forecast, fitted=target)
-    if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False, default=str))
-    else:
-        Console(highlight=False).print(render(report, everything))
+    show(report, lambda: render(report, everything), as_json)
     raise typer.Exit(0 if report["can_start"] else 1)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

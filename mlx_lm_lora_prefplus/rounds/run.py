@@ -3,11 +3,12 @@
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ..engine.files.names import CONFIG as ADAPTER_CONFIG
 from ..errors import UserError
@@ -19,16 +20,19 @@ from ..pairs.next_step import CONFIG, given_values, write_config
 from ..pairs.policy import adapter_of
 from ..pairs.prompts import SPLITS
 from ..pairs.settings import PairSettings
+from ..report.results import intervals
 from ..report.rounds import ROUNDS, Record, score_text
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON
-from .figures import figures
+from ..wrapping import say
 
 ADAPTERS = "adapters.safetensors"
 SEEDS_APART = 1_000_003
 """The seeds of consecutive rounds differ by this much, so that no two rounds draw the same random numbers."""
 
 REFERENCES = ("initial", "previous")
+DEFAULT_ROUNDS = 3
+BOOTSTRAP_SEED = 0
 
 
 class Plan(NamedTuple):
@@ -40,7 +44,32 @@ class Plan(NamedTuple):
     reference: str
 
 
-def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan, say: Callable[[str], None]) -> Record:
+def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
+    """Check the keys `rounds` and `round_reference`. The command line takes precedence over the file.
+
+    Raises:
+        UserError: A value is invalid.
+    """
+    count = resolved.values.get("rounds", DEFAULT_ROUNDS) if rounds is None else rounds
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1000:
+        raise UserError(f"rounds: {count!r:.40} is not valid. Give a whole number from 1 to 1000, such as 3.")
+    which = resolved.values.get("round_reference", "initial") if reference is None else reference
+    if which not in REFERENCES:
+        raise UserError(
+            f"round_reference: {which!r:.40} is not one of {', '.join(REFERENCES)}. initial keeps the reference of the "
+            "first round; previous uses the policy at the start of each round."
+        )
+    if which == "previous" and not resolved.trainer.needs_reference(resolved.options):
+        raise UserError(
+            f"round_reference: mode {resolved.trainer.mode} has no reference with these options. Remove it, or use "
+            "mode dpo."
+        )
+    if which == "previous" and resolved.settings.train_type == "full":
+        raise UserError("round_reference: previous needs adapters. Set train_type: lora, or round_reference: initial.")
+    return Plan(count, which)
+
+
+def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan) -> Record:
     """Run the remaining rounds, and put the adapters of the last one into the adapter folder.
 
     Raises:
@@ -53,9 +82,9 @@ def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan, say: Call
         here = folder / f"round-{number}"
         if number > len(record["rounds"]):
             say(f"\nRound {number} of {plan.rounds}: sampling and scoring")
-            made = _make(resolved, policy, settings, here / "pairs", number, SPLITS, say)
+            made = _make(resolved, policy, settings, here / "pairs", number, SPLITS)
             held_out = _held_out(made)
-            _keep_scores(record, held_out, made, number - 1, say)
+            _keep_scores(record, held_out, made, number - 1)
             if not made.summary["pairs"]["usable"].get("train"):
                 reasons = "; ".join(f"{rows} prompts: {why}" for why, rows in made.summary["pairs"]["refused"].items())
                 say(f"Round {number}: no prompt gives a pair ({reasons}). The rounds end here.")
@@ -71,8 +100,8 @@ def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan, say: Call
     if done and len(record["scores"]) <= done:
         say(f"\nAfter round {done}: sampling and scoring")
         split = record["held_out"]
-        made = _make(resolved, policy, settings, folder / "after" / f"round-{done}", done + 1, (split,), say)
-        _keep_scores(record, split, made, done, say)
+        made = _make(resolved, policy, settings, folder / "after" / f"round-{done}", done + 1, (split,))
+        _keep_scores(record, split, made, done)
     if policy is not None and done:
         _copy(folder / f"round-{done}", folder)
     _write(folder, record)
@@ -137,11 +166,10 @@ def _make(
     folder: Path,
     number: int,
     splits: tuple[str, ...],
-    say: Callable[[str], None],
 ) -> Made:
     seeds = [seed + (number - 1) * SEEDS_APART for seed in settings.seeds]
     settings = settings.model_copy(update={"seeds": seeds})
-    return make_pairs(resolved, policy, settings, folder, say, command="rounds", splits=splits)
+    return make_pairs(resolved, policy, settings, folder, command="rounds", splits=splits)
 
 
 def _held_out(made: Made) -> str:
@@ -149,7 +177,7 @@ def _held_out(made: Made) -> str:
     return next(split for split in ("test", "valid", "train") if split in made.scores)
 
 
-def _keep_scores(record: Record, split: str, made: Made, number: int, say: Callable[[str], None]) -> None:
+def _keep_scores(record: Record, split: str, made: Made, number: int) -> None:
     """Store the mean score of the policy's answers to each held-out prompt after a number of rounds."""
     record["held_out"] = split
     del record["scores"][number:]
@@ -192,3 +220,20 @@ def _write(folder: Path, record: Record) -> None:
     record = {**record, "figures": figures(record["scores"])}
     with whole_file(folder / ROUNDS, GO_ON) as file:
         file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def figures(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Return for each policy its mean score, and its difference from the previous and from the first policy.
+
+    The prompts are the same for all policies, so differences are computed per prompt.
+
+    scores: (policies, prompts) mean score of the answers to each prompt. The first policy is the one before round 1.
+    """
+    found: list[dict[str, Any]] = []
+    for number, values in enumerate(np.array(some, np.float64) for some in scores):
+        figure: dict[str, Any] = {"score": intervals.mean(values, BOOTSTRAP_SEED)}
+        if number:
+            figure["gain"] = intervals.mean(values - np.array(scores[number - 1]), BOOTSTRAP_SEED)
+            figure["gain_in_all"] = intervals.mean(values - np.array(scores[0]), BOOTSTRAP_SEED)
+        found.append(figure)
+    return found

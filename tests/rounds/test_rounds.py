@@ -14,7 +14,7 @@ from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.pairs import make
 from mlx_lm_lora_prefplus.report.rounds import expanded, verdict_of
 from mlx_lm_lora_prefplus.rounds import run as module
-from mlx_lm_lora_prefplus.rounds.figures import figures
+from mlx_lm_lora_prefplus.rounds.run import figures
 from tests.pairs.conftest import REWARD, write_prompts
 
 
