@@ -7,7 +7,6 @@ from .accuracy import outcome, pair_rounding, sum_rounding
 from .advice import advice
 from .api.compute import compute
 from .api.twinkle import CPOLoss, DPOLoss, ORPOLoss, PreferenceLossBase, SimPOLoss
-from .formulas.policy_only import alphapo_reward
 from .inputs import Lists, Pairs, Unpaired, compared
 from .loss import Loss
 from .modifiers import token_weights, wpo_weights
@@ -44,7 +43,6 @@ __all__ = [
     "SimPOLoss",
     "Unpaired",
     "advice",
-    "alphapo_reward",
     "borrowed_defaults",
     "compared",
     "compute",

@@ -1,5 +1,7 @@
 """The losses of each mode, one row each: the source for `--help`, checks, docs and the training loop."""
 
+from dataclasses import replace
+
 from . import rules
 from .formulas import absolute, pairs, policy_only, unpaired
 from .formulas import ranked as lists
@@ -147,14 +149,7 @@ DPO: dict[str, Loss] = {
 }
 
 CPO: dict[str, Loss] = {
-    "sigmoid": Loss(pairs.sigmoid, _SMOOTHED, when="the default; set label_smoothing if labels are noisy"),
-    "hinge": Loss(pairs.hinge, ("beta",), when="no more updates from pairs that are separated by the margin 1/β"),
-    "ipo": Loss(
-        pairs.ipo,
-        ("beta",),
-        means=True,
-        when="few or contradictory labels; β sets a target for the difference per token",
-    ),
+    **{name: replace(DPO[name], divergence=False) for name in ("sigmoid", "hinge", "ipo")},
     "dpop": Loss(
         pairs.dpop_policy, ("beta", "delta"), when="the rejected completions remain more likely than the chosen"
     ),

@@ -7,6 +7,7 @@ loss says so; p̄ is always the mean. Without a reference q is 0, so u is p, and
 therefore serve DPO and CPO.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -25,7 +26,13 @@ class Pairs(NamedTuple):
     reference_rejected: mx.array
     chosen_tokens: mx.array
     rejected_tokens: mx.array
-    columns: dict[str, mx.array] = {}  # noqa: RUF012  (read only)
+    columns: Mapping[str, mx.array] = {}
+
+    @classmethod
+    def of(cls, policy: mx.array, reference: mx.array, tokens: mx.array, columns: Mapping[str, mx.array]) -> "Pairs":
+        """Make pairs of (2·pairs,) log-probs and token counts: first all chosen completions, then all rejected ones."""
+        (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(values, 2) for values in (policy, reference, tokens))
+        return cls(p_w, p_l, q_w, q_l, n_w, n_l, columns)
 
     @property
     def chosen_logratio(self) -> mx.array:
@@ -36,6 +43,11 @@ class Pairs(NamedTuple):
     def rejected_logratio(self) -> mx.array:
         """Return u_l = p_l − q_l, (pairs,)."""
         return self.rejected - self.reference_rejected
+
+    @property
+    def logratio(self) -> mx.array:
+        """Return u of every completion, (2·pairs,)."""
+        return mx.concatenate([self.chosen_logratio, self.rejected_logratio])
 
     @property
     def delta(self) -> mx.array:
@@ -82,6 +94,13 @@ class Lists(NamedTuple):
     reference: mx.array
     tokens: mx.array
     scores: mx.array
+
+    @classmethod
+    def of(cls, lists: int, *values: mx.array) -> "Lists":
+        """Make lists of the four arrays in another order: first the best completions of all lists, then the second
+        best, and so on. lists: number of lists.
+        """
+        return cls(*(array.reshape(-1, lists).T for array in values))
 
     @property
     def logratio(self) -> mx.array:

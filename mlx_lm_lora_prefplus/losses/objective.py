@@ -55,7 +55,7 @@ def objective(
     weights = getattr(options, "loss_weights", None) or [1.0] * len(names)
     state = dict(state or {})
     if update and state:
-        state = updated(state, options.beta * _logratios(examples))
+        state = updated(state, options.beta * examples.logratio)
     total, loss_sums = mx.zeros(examples[0].shape[0]), dict[str, mx.array]()
     for name, weight in zip(names, weights, strict=True):
         row = table[name]
@@ -87,13 +87,6 @@ def _logratio_of(row: Loss, options: Any, examples: Any) -> Any:
     if row.divergence and kind != "reverse_kl":
         return with_divergence(examples, transform(kind, options.f_alpha_divergence_coef), row.means)
     return examples.means() if row.means else examples
-
-
-def _logratios(examples: Any) -> mx.array:
-    """Return u of every completion, concatenated."""
-    if isinstance(examples, Pairs):
-        return mx.concatenate([examples.chosen_logratio, examples.rejected_logratio])
-    return examples.logratio
 
 
 def needs_state(table: Mapping[str, Loss], options: Any) -> bool:

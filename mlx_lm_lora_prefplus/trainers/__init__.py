@@ -5,9 +5,7 @@ import sys
 from ..plugin import Trainer, hookimpl
 from ..renamed import renamed
 from .base import BaseTrainer
-from .cpo import CPO, ORPO, SIMPO
-from .dpo import DPO
-from .kto import BCO, KTO
+from .modes import BCO, CPO, DPO, KTO, ORPO, SIMPO
 from .paired import PairedOptions, PairedTrainer
 from .unpaired import UnpairedTrainer
 

@@ -140,11 +140,9 @@ def chosen_and_rejected(values: mx.array, batch: Batch, gold: bool = False) -> t
 
 def _pairs(scores: Scores, batch: Batch) -> Pairs:
     columns = {name: value for name, value in batch.columns.items() if value.shape == batch.ids.shape}
-    values = (scores.weighted_logps, batch.reference_logps, batch.completion_lengths)
-    (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in values)
-    return Pairs(p_w, p_l, q_w, q_l, n_w, n_l, columns)
+    return Pairs.of(scores.weighted_logps, batch.reference_logps, batch.completion_lengths, columns)
 
 
 def _lists(scores: Scores, batch: Batch) -> Lists:
-    values = (scores.logps, batch.reference_logps, batch.completion_lengths, batch.columns["scores"])
-    return Lists(*(value.reshape(-1, batch.ids.shape[0]).T for value in values))
+    values = scores.logps, batch.reference_logps, batch.completion_lengths, batch.columns["scores"]
+    return Lists.of(batch.ids.shape[0], *values)

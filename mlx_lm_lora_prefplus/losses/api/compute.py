@@ -62,7 +62,7 @@ def compute(
         raise UserError(f"Mode {mode} needs reference_token_logps" + (", or reference_free." * (mode == "dpo") or "."))
     listwise = any(table[name].rows == "ranked" for name in names)
     paired = mode not in ("kto", "bco") and not listwise
-    columns = {name: _array(value) for name, value in (columns or {}).items()}
+    columns = {name: as_floats(value) for name, value in (columns or {}).items()}
     lacking = {column for name in names for column in table[name].columns} | ({"scores"} if listwise else set())
     if lacking := lacking - set(columns):
         raise UserError(f"Loss {loss_type} needs columns: {', '.join(sorted(lacking))}.")
@@ -75,7 +75,9 @@ def compute(
     sums = _summed(rows, chosen if paired else None)
     pair_weights = None
     if paired:
-        examples: Any = _pairs(sums, columns)
+        pairs = len(rows.mask) // 2
+        columns = {name: _shaped(f"column {name}", value, pairs) for name, value in columns.items()}
+        examples: Any = Pairs.of(sums.policy, sums.reference, sums.tokens, columns)
         if getattr(chosen, "use_weighting", False):
             pair_weights = _pair_weights(rows, sums, token_log_collisions)
     elif listwise:
@@ -140,7 +142,7 @@ class _Tokens(NamedTuple):
 
     @classmethod
     def of(cls, policy: Any, reference: Any, mask: Any) -> "_Tokens":
-        policy = _array(policy)
+        policy = as_floats(policy)
         if policy.ndim != 2 or not len(policy):
             raise UserError(f"policy_token_logps has shape {policy.shape}. Give (rows, width) with at least one row.")
         shape = policy.shape
@@ -180,12 +182,6 @@ def _summed(rows: _Tokens, options: LossOptions | None) -> _Sums:
     return _Sums(policy, reference, -rows.sums(rows.policy), tokens)
 
 
-def _pairs(sums: _Sums, columns: Mapping[str, mx.array]) -> Pairs:
-    (p_w, p_l), (q_w, q_l), (n_w, n_l) = (mx.split(value, 2) for value in (sums.policy, sums.reference, sums.tokens))
-    numbers = {name: _shaped(f"column {name}", value, len(p_w)) for name, value in columns.items()}
-    return Pairs(p_w, p_l, q_w, q_l, n_w, n_l, numbers)
-
-
 def _pair_weights(rows: _Tokens, sums: _Sums, log_collisions: Any) -> mx.array:
     """Return the pair weights of WPO, (pairs,)."""
     if log_collisions is None:
@@ -200,8 +196,7 @@ def _lists(sums: _Sums, scores: mx.array) -> Lists:
             f"Column scores has shape {scores.shape}. Give (completions, lists): one score for each of "
             f"{len(sums.tokens)} rows."
         )
-    flat = (sums.policy, sums.reference, sums.tokens, scores.reshape(-1))
-    return Lists(*(value.reshape(-1, scores.shape[1]).T for value in flat))
+    return Lists.of(scores.shape[1], sums.policy, sums.reference, sums.tokens, scores)
 
 
 def _unpaired(mode: str, sums: _Sums, label: Any, mismatched_logratios: Any) -> Unpaired:
@@ -213,7 +208,7 @@ def _unpaired(mode: str, sums: _Sums, label: Any, mismatched_logratios: Any) -> 
     return Unpaired(sums.policy, sums.reference, sums.tokens, _shaped("label", label, rows), mismatched)
 
 
-def _array(values: Any) -> mx.array:
+def as_floats(values: Any) -> mx.array:
     """Return an array of at least float32, because sums of many tokens need that precision."""
     array = values if isinstance(values, mx.array) else mx.array(values)
     return array if array.dtype in (mx.float32, mx.float64) else array.astype(mx.float32)
@@ -221,7 +216,7 @@ def _array(values: Any) -> mx.array:
 
 def _shaped(name: str, values: Any, *shape: int) -> mx.array:
     """Return an array of this shape. Raise UserError for any other shape, even if it could be broadcast."""
-    array = _array(values)
+    array = as_floats(values)
     if array.shape != shape:
         raise UserError(f"{name} has shape {array.shape}. It must have shape {shape}.")
     return array

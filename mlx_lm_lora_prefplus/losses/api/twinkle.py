@@ -19,6 +19,7 @@ from ..formulas.absolute import apo_zero
 from ..formulas.pairs import hinge, sigmoid
 from ..formulas.policy_only import orpo, simpo
 from ..inputs import Pairs
+from .compute import as_floats
 
 
 class LossOutput(TypedDict):
@@ -105,7 +106,7 @@ class PreferenceLossBase:
         """
         counted = labels != self.ignore_index
         if outputs.get("logps") is not None:
-            logps = _floats(outputs["logps"])
+            logps = as_floats(outputs["logps"])
             if logps.shape != labels.shape:
                 raise ValueError(
                     f"outputs['logps'] has shape {logps.shape}. It must have the shape of the labels, {labels.shape}."
@@ -113,7 +114,7 @@ class PreferenceLossBase:
             return mx.where(counted, logps, 0)
         if outputs.get("logits") is None:
             raise ValueError("outputs must contain 'logps' or 'logits'.")
-        logits, (rows, width) = _floats(outputs["logits"]), labels.shape
+        logits, (rows, width) = as_floats(outputs["logits"]), labels.shape
         if logits.ndim != 3 or logits.shape[0] != rows or logits.shape[1] < width:
             raise ValueError(
                 f"outputs['logits'] has shape {logits.shape}. With labels of shape {labels.shape} it must be "
@@ -167,7 +168,7 @@ class PreferenceLossBase:
         if (chosen is None) != (rejected is None):
             raise ValueError("Only one of ref_chosen_logps and ref_rejected_logps is given. Give both.")
         if chosen is not None:
-            chosen, rejected = _floats(chosen), _floats(rejected)
+            chosen, rejected = as_floats(chosen), as_floats(rejected)
             count = labels.shape[0] // 2
             if chosen.shape != (count,) or rejected.shape != (count,):
                 raise ValueError(
@@ -342,12 +343,6 @@ class ORPOLoss(PreferenceLossBase):
         return orpo(pairs.means(), beta=self.beta)
 
 
-def _floats(values: Any) -> mx.array:
-    """Return an array of at least float32."""
-    array = values if isinstance(values, mx.array) else mx.array(values)
-    return array if array.dtype in (mx.float32, mx.float64) else array.astype(mx.float32)
-
-
 def _cut(token_logps: Any, shape: tuple[int, ...]) -> mx.array:
     """Cut the reference's log-probs to the shape of the labels. They may be an array, or lists of any lengths."""
     rows, width = shape
@@ -358,8 +353,8 @@ def _cut(token_logps: Any, shape: tuple[int, ...]) -> mx.array:
             f"{rows} rows of {width}. Give as many rows, each at least as long (longer rows are cut)."
         )
     if isinstance(token_logps, mx.array):
-        return _floats(token_logps[:, :width])
-    return mx.stack([_floats(row)[:width] for row in token_logps])
+        return as_floats(token_logps[:, :width])
+    return mx.stack([as_floats(row)[:width] for row in token_logps])
 
 
 def _one_of(name: str, value: float | None, alias: str, other: float | None, *, default: float) -> float:

@@ -67,10 +67,9 @@ class LossOptions:
         "sigmoid"
     )
     beta: Annotated[
-        float | None,
+        Number | None,
         Field(
             gt=0,
-            allow_inf_nan=False,
             description=(
                 "Scale β of the log-ratio, per nat. A smaller β lets the policy move further (the default "
                 "depends on the loss; mostly 0.1)."

@@ -17,30 +17,26 @@ class MarginOptions(SeveralOptions):
     """The config keys that modes `cpo` and `simpo` share."""
 
     simpo_gamma: Annotated[
-        float | None,
+        Number | None,
         Field(
             ge=0,
-            allow_inf_nan=False,
             description="simpo, alphapo, tpo_l: margin γ by which the chosen reward must be larger (default: 1.0 "
             "for simpo, 0.1 for alphapo, 3 for tpo_l).",
         ),
     ] = None
     gamma_beta_ratio: Annotated[
-        float | None,
+        Number | None,
         Field(
-            ge=0,
-            allow_inf_nan=False,
-            description="simpo, alphapo, tpo_l: the ratio γ/β, as in the SimPO repository; replaces simpo_gamma.",
+            ge=0, description="simpo, alphapo, tpo_l: the ratio γ/β, as in the SimPO repository; replaces simpo_gamma."
         ),
     ] = None
     alphapo_alpha: Annotated[
         Number, Field(description="alphapo: α in the reward (1 − exp(−α·mean log-prob))/α. 0 gives simpo.")
     ] = 0.25
     cpo_alpha: Annotated[
-        float | None,
+        Number | None,
         Field(
             ge=0,
-            allow_inf_nan=False,
             description="Weight of the NLL of the chosen completions (tpo, tpo_l: of the gold responses). In mode "
             "cpo, 1 is recommended, as in the paper; 0 is the host's CPO (default: 0; 1 for tpo, 0.05 for tpo_l).",
         ),

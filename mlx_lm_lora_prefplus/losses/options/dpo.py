@@ -33,11 +33,9 @@ class DPOOptions(PreferenceOptions):
         Number, Field(ge=0, description="odpo: weight α of the logarithm of the score difference.")
     ] = 1.0
     chi_po_clip: Annotated[
-        float | None,
+        Number | None,
         Field(
-            gt=0,
-            allow_inf_nan=False,
-            description="chi_po: largest reward difference, in nats. There is no default, as none suits all data.",
+            gt=0, description="chi_po: largest reward difference, in nats. There is no default, as none suits all data."
         ),
     ] = None
     sft_weight: Annotated[
@@ -79,10 +77,9 @@ class DPOOptions(PreferenceOptions):
         bool, Field(description="WPO: weight each pair by its probability under the policy (arXiv:2406.11827).")
     ] = False
     dr_dpo_beta: Annotated[
-        float | None,
+        Number | None,
         Field(
             gt=0,
-            allow_inf_nan=False,
             description="Dr. DPO, against wrong labels: β' in −β' log mean exp(−loss/β') over the pairs of a "
             "micro-batch (arXiv:2407.07880; 1 in the paper; default: off).",
         ),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .base import LossOptions, ModeDefault, listed, loss_names
+from .base import LossOptions, ModeDefault, Number, listed, loss_names
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ class PreferenceOptions(SeveralOptions):
     """The config keys that modes `cpo` and `dpo` share."""
 
     delta: Annotated[
-        float | None,
+        Number | None,
         Field(
             ge=0,
-            allow_inf_nan=False,
             description="dpop: weight δ of the penalty, per nat (default: 50). slic: the margin, in nats (default: 1).",
         ),
         ModeDefault(50.0),
