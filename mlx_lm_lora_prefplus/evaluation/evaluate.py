@@ -15,18 +15,20 @@ from ..errors import UserError
 from ..host.config.command_line import settings_of
 from ..host.run import summary
 from ..host.run.session import Session
+from ..report.next_step import HELD_OUT_STEPS, next_step
 from ..report.results.evidence import evidence_of as evidence_of_run
 from ..report.results.evidence import longer_side
-from ..report.results.runs import read_run
+from ..report.results.runs import RunRecord, read_run
 from ..report.results.verdict import Evidence, verdict
+from ..report.settings import settings_of as settings_of_run
 from . import held_out, judges
 from .answers import AnsweredPrompt, answer_prompts
 from .win_rate import win_rate
 
 Report = dict[str, Any]
-"""Keys: mode, objective, policy, reference, rows; the results of `held_out.summary`; outcome and verdict. `answers`:
-the results of `win_rate.win_rate`, the judge, and the share of prompts that it judged equally in both orders; or None.
-`training`: objective, warnings and remarks of the run; or None.
+"""Keys: mode, objective, policy, reference, rows; the results of `held_out.summary`; outcome, verdict and next (what to
+do). `answers`: the results of `win_rate.win_rate`, the judge, and the share of prompts that it judged equally in both
+orders; or None. `training`: objective, warnings and remarks of the run; or None.
 """
 
 
@@ -79,9 +81,12 @@ def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
         }
         if judging.is_enabled:
             report["answers"] = _compare_answers(session, judging, judge, seed)
-    report["training"] = _training(Path(resolved.settings.adapter_path or ""))
+    folder = Path(resolved.settings.adapter_path or "")
+    run = _run_of(folder)
+    report["training"] = run and _training(run)
     found = verdict(evidence_of(report))
-    return {**report, "outcome": found.outcome, "verdict": found.text}
+    then = next_step(found, settings_of_run(run) if run else {}, folder, HELD_OUT_STEPS)
+    return {**report, "outcome": found.outcome, "verdict": found.text, "next": then}
 
 
 def _reference(session: Session) -> str:
@@ -124,12 +129,17 @@ def _write_answers(file: Path, answered: list[AnsweredPrompt], wins: np.ndarray)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def _training(folder: Path) -> dict[str, Any] | None:
-    """Return what the run in the adapter folder reported; None if it has no reports."""
+def _run_of(folder: Path) -> RunRecord | None:
+    """Return the run that wrote the adapter folder; None if the folder has no reports."""
     try:
-        evidence = evidence_of_run(read_run(folder))
+        return read_run(folder)
     except UserError:
         return None
+
+
+def _training(run: RunRecord) -> dict[str, Any]:
+    """Return what the run reported."""
+    evidence = evidence_of_run(run)
     return {
         "objective": evidence.objective,
         "warnings_at_start": evidence.warnings_at_start,

@@ -12,7 +12,7 @@ from ..report.results.intervals import of_rows, percent, signed
 
 
 def render(report: dict[str, Any]) -> Group:
-    """Render all results of the report, with the verdict last."""
+    """Render all results of the report, with the verdict and the next step last."""
     return Group(*_lines(report))
 
 
@@ -47,6 +47,7 @@ def _lines(report: dict[str, Any]) -> Iterator[RenderableType]:
     else:
         yield Text("\nNo answers were compared. To compare answers, give --judge or --judge-model.", style="dim")
     yield Text(f"\n{report['verdict']}", style="bold")
+    yield Text(f"Next: {report['next']}")
 
 
 def _rewards(part: dict[str, Any]) -> tuple[str, str, str]:

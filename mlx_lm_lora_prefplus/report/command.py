@@ -25,6 +25,7 @@ def report(
     from .results.runs import read_runs
     from .results.verdict import verdict
     from .rounds import expanded, verdict_of
+    from .settings import settings_of
 
     first = folders[0].resolve()
     folders, rounds = expanded(folders)
@@ -40,7 +41,7 @@ def report(
     for run in runs:
         found = verdict(evidence_of(run))
         print(wrapped_on_terminal(f"{run.name}: {found.text}"))
-        print(wrapped_on_terminal(f"Next: {next_step(found, run)}"))
+        print(wrapped_on_terminal(f"Next: {next_step(found, settings_of(run), run.folder)}"))
         for note in run.notes:
             print(f"  {note}")
     print(f"Written: {target}")

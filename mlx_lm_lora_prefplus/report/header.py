@@ -22,7 +22,7 @@ from .results.verdict import (
     verdict,
     warnings_in_words,
 )
-from .settings import summary_of, value_of
+from .settings import settings_of, summary_of, value_of
 
 SIGNS = {"worked": "✓", "partly": "≈", "failed": "✗", "unknown": "–"}
 
@@ -127,7 +127,7 @@ def _verdict(place: int, run: RunRecord, several: bool) -> str:
     if text := warnings_in_words(evidence):
         sentences.append(f"{text[0].upper()}{text[1:]}. See below.")
     points = "".join(f"<p>{escape(text)}</p>" for text in sentences if text)
-    points += f'<p class="next"><b>Next:</b> {with_code(next_step(found, run))}</p>'
+    points += f'<p class="next"><b>Next:</b> {with_code(next_step(found, settings_of(run), run.folder))}</p>'
     return (
         f'<div class="verdict {found.outcome}"><span class="sign" aria-hidden="true">{SIGNS[found.outcome]}</span>'
         f"<div>{subject if several else ''}<p>{_outcome(found)}</p>{points}</div></div>"

@@ -1,15 +1,17 @@
 """What to do after a run: a few sentences for each verdict, with the commands and settings to use."""
 
 import shlex
+from collections.abc import Mapping
+from pathlib import Path
 
 from .drawing.elements import format_value
-from .results.runs import RunRecord
 from .results.verdict import Verdict
-from .settings import settings_of
+from .settings import Setting
+
+EXPORT = "read a few answers, then write the adapter for the program you use: `mlx_lm_lora.prefplus export {folder}`."
 
 STEPS = {
-    "worked": "read a few answers, then write the adapter for the program you use: `mlx_lm_lora.prefplus export "
-    "{folder}`. To measure rows that the run has never used: `mlx_lm_lora.prefplus evaluate {config}`.",
+    "worked": f"{EXPORT} To measure rows that the run has never used: `mlx_lm_lora.prefplus evaluate {{config}}`.",
     "stopped": "fix what the error names, and run the same command again with `--resume`. It continues from the last "
     "checkpoint.",
     "diverged": "train again with a lower {learning_rate}, for example a third of it. Usual values are 1e-5 to 1e-4 "
@@ -35,13 +37,22 @@ STEPS = {
 }
 """Cause of a verdict (see `Verdict.causes`) → what to do. Code stands between backticks."""
 
+HELD_OUT_STEPS = {
+    **STEPS,
+    "worked": EXPORT,
+    "few_rows": "evaluate on more rows: add rows to the test file, or to the validation file if there is no test file.",
+}
+"""`STEPS` for a verdict on rows that the run has never used."""
+
 NLL_KEYS = {"sft_weight": "`sft_weight: 0.1` or ", "cpo_alpha": "`cpo_alpha: 1` or "}
 """Key that adds the NLL of the chosen completions → how to set the key. A mode has at most one of these keys."""
 
 
-def next_step(found: Verdict, run: RunRecord) -> str:
-    """Return what to do after this verdict. The first of its causes determines the advice."""
-    settings = settings_of(run)
+def next_step(found: Verdict, settings: Mapping[str, Setting], folder: Path, steps: Mapping[str, str] = STEPS) -> str:
+    """Return what to do after this verdict. The first of its causes determines the advice.
+
+    settings: of the run, as far as they are known. folder: its adapter folder.
+    """
     values = {}
     for key in ("learning_rate", "iters", "steps_per_eval"):
         setting = settings.get(key)
@@ -49,7 +60,7 @@ def next_step(found: Verdict, run: RunRecord) -> str:
         values[key] = f"`{key}`{now}"
     configs = (one.source.removeprefix("config ") for one in settings.values() if one.source.startswith("config "))
     nll = next((text for key, text in NLL_KEYS.items() if key in settings), "")
-    step = STEPS[found.causes[0] if found.causes else "worked"]
+    step = steps[found.causes[0] if found.causes else "worked"]
     file = next(configs, None)
     config = shlex.quote(file) if file else "[the flags of the run]"
-    return step.format(**values, nll=nll, config=config, folder=shlex.quote(str(run.folder)))
+    return step.format(**values, nll=nll, config=config, folder=shlex.quote(str(folder)))

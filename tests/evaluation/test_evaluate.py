@@ -195,6 +195,7 @@ def test_the_command(adapters):
     assert "12 rows)" in " ".join(done.stdout.split())
     assert max(map(len, done.stdout.splitlines())) <= 80
     report = json.loads(call("--json").stdout)
+    assert " ".join(done.stdout.split()).endswith(f"Next: {report['next']}")
     assert report["verdict"].startswith({"worked": "It worked", "unknown": "No sign"}[report["outcome"]])
 
 
@@ -232,8 +233,11 @@ def test_the_run_that_made_the_adapters_is_heard(adapters):
         {"iteration": 9, "split": "valid", "loss": 5.26, "rewards/accuracies": 0.5, "rows": 12},
     ]
     Path("adapters/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rate = {"value": 0.5, "source": "config run.yaml"}
+    Path("adapters/run.json").write_text(json.dumps({"settings": {"learning_rate": rate}}))
     report = module.evaluate(words, module.Judging())
     assert report["outcome"] == "failed" and report["verdict"].startswith("It diverged: ")
+    assert report["next"].startswith("train again with a lower `learning_rate` (now 0.5)")
     assert "validation loss 5.260, 0.690 before; warnings: 1 during training (rate_too_high)" in report["verdict"]
 
 

@@ -1,14 +1,16 @@
 """One rule and one sentence for `report` and `evaluate`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from mlx_lm_lora_prefplus.report.next_step import STEPS, next_step
+from mlx_lm_lora_prefplus.report.next_step import HELD_OUT_STEPS, STEPS, next_step
 from mlx_lm_lora_prefplus.report.results.evidence import evidence_of
 from mlx_lm_lora_prefplus.report.results.intervals import wilson
 from mlx_lm_lora_prefplus.report.results.runs import read_run
 from mlx_lm_lora_prefplus.report.results.verdict import Evidence, verdict
+from mlx_lm_lora_prefplus.report.settings import settings_of
 
 from .conftest import report
 
@@ -149,7 +151,8 @@ def test_each_verdict_has_a_next_step(make, cause):
     }
     found = verdict(replace(GOOD, **CAUSES.get(cause, {})))
     assert found.causes == (() if cause == "worked" else (cause,))
-    text = next_step(found, read_run(make(about={"settings": settings})))
+    run = read_run(make(about={"settings": settings}))
+    text = next_step(found, settings_of(run), run.folder)
     assert "{" not in text and "CONFIG" not in text and text.endswith(".")
     if cause in ("diverged", "chance"):
         assert "`learning_rate` (now 1e-5)" in text
@@ -157,6 +160,14 @@ def test_each_verdict_has_a_next_step(make, cause):
         assert "'my run.yaml'`" in text
     if cause == "chosen_fell":
         assert "set `cpo_alpha: 1` or a lower `learning_rate`" in text
+
+
+def test_after_held_out_rows_nobody_is_sent_to_measure_them():
+    """`evaluate` has just done so."""
+    done = next_step(verdict(GOOD), {}, Path("my run"), HELD_OUT_STEPS)
+    assert done.endswith("for the program you use: `mlx_lm_lora.prefplus export 'my run'`.")
+    few = next_step(verdict(replace(GOOD, **CAUSES["few_rows"])), {}, Path("run"), HELD_OUT_STEPS)
+    assert "to the test file" in few and "val_batches" not in few
 
 
 def test_there_is_a_next_step_for_each_cause():
