@@ -1,8 +1,12 @@
 """The base class of all modes' options. It resolves defaults and runs the checks of the losses."""
 
+import ast
+import inspect
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 from pydantic import BeforeValidator, Field
@@ -20,6 +24,29 @@ class ModeDefault(NamedTuple):
 
 class WeighsTokens:
     """Marks an option that `token_weights` uses. Stored reference log-probs depend on its value."""
+
+
+@cache
+def _docstrings(module: str) -> dict[str, dict[str, str]]:
+    """Return class → key → the docstring below the key, from the source of a module; empty if there is no source."""
+    try:
+        body = ast.parse(inspect.getsource(sys.modules[module])).body
+    except (OSError, TypeError, KeyError):
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for declared in (one for one in body if isinstance(one, ast.ClassDef)):
+        for key, text in pairwise(declared.body):
+            match key, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(docstring))):
+                    found.setdefault(declared.name, {})[name] = " ".join(docstring.split())
+    return found
+
+
+@cache
+def descriptions(options: type) -> dict[str, str]:
+    """Return key → description, for the keys of a class of options that have a docstring below them."""
+    declaring = [one for one in reversed(options.__mro__) if vars(one).get("__annotations__")]
+    return {key: text for one in declaring for key, text in _docstrings(one.__module__).get(one.__name__, {}).items()}
 
 
 @cache
@@ -55,7 +82,8 @@ def loss_names(value: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The config keys of every mode with a table of losses. Extend it with the keys of your losses.
+    """The config keys of every mode with a table of losses. Extend it with the keys of your losses. The docstring below
+    a key is its description in `--help` and in the documentation.
 
     A key that is None gets the default of the first loss in `loss_type` that has a default for it. If none has, the key
     gets its `ModeDefault`.
@@ -63,28 +91,19 @@ class LossOptions:
     table: the losses of the mode. It is not needed if no loss has its own default or check.
     """
 
-    loss_type: Annotated[LossNames, Field(description="The loss to train with, or a list of several losses.")] = (
-        "sigmoid"
-    )
-    beta: Annotated[
-        Number | None,
-        Field(
-            gt=0,
-            description=(
-                "Scale β of the log-ratio, per nat. A smaller β lets the policy move further (the default "
-                "depends on the loss; mostly 0.1)."
-            ),
-        ),
-        ModeDefault(0.1),
-    ] = None
-    router_aux_loss_coef: Annotated[
-        Number,
-        Field(
-            ge=0,
-            description="Mixtures of experts: weight of the routers' load-balancing loss, computed per example "
-            "(arXiv 2101.03961; common values are 0.001 to 0.02). 0 turns it off.",
-        ),
-    ] = 0.0
+    loss_type: LossNames = "sigmoid"
+    """The loss to train with, or a list of several losses."""
+
+    beta: Annotated[Number | None, Field(gt=0), ModeDefault(0.1)] = None
+    """Scale β of the log-ratio, per nat. A smaller β lets the policy move further (the default depends on the loss;
+    mostly 0.1).
+    """
+
+    router_aux_loss_coef: Annotated[Number, Field(ge=0)] = 0.0
+    """Mixtures of experts: weight of the routers' load-balancing loss, computed per example (arXiv 2101.03961; common
+    values are 0.001 to 0.02). 0 turns it off.
+    """
+
     table: ClassVar[Mapping[str, Loss]] = {}
 
     def __post_init__(self):

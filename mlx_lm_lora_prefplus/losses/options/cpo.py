@@ -16,32 +16,21 @@ from .paired import PairedOptions, PreferenceOptions, SeveralOptions
 class MarginOptions(SeveralOptions):
     """The config keys that modes `cpo` and `simpo` share."""
 
-    simpo_gamma: Annotated[
-        Number | None,
-        Field(
-            ge=0,
-            description="simpo, alphapo, tpo_l: margin γ by which the chosen reward must be larger (default: 1.0 "
-            "for simpo, 0.1 for alphapo, 3 for tpo_l).",
-        ),
-    ] = None
-    gamma_beta_ratio: Annotated[
-        Number | None,
-        Field(
-            ge=0, description="simpo, alphapo, tpo_l: the ratio γ/β, as in the SimPO repository; replaces simpo_gamma."
-        ),
-    ] = None
-    alphapo_alpha: Annotated[
-        Number, Field(description="alphapo: α in the reward (1 − exp(−α·mean log-prob))/α. 0 gives simpo.")
-    ] = 0.25
-    cpo_alpha: Annotated[
-        Number | None,
-        Field(
-            ge=0,
-            description="Weight of the NLL of the chosen completions (tpo, tpo_l: of the gold responses). In mode "
-            "cpo, 1 is recommended, as in the paper; 0 is the host's CPO (default: 0; 1 for tpo, 0.05 for tpo_l).",
-        ),
-        ModeDefault(0.0),
-    ] = None
+    simpo_gamma: Annotated[Number | None, Field(ge=0)] = None
+    """simpo, alphapo, tpo_l: margin γ by which the chosen reward must be larger (default: 1.0 for simpo, 0.1 for
+    alphapo, 3 for tpo_l).
+    """
+
+    gamma_beta_ratio: Annotated[Number | None, Field(ge=0)] = None
+    """simpo, alphapo, tpo_l: the ratio γ/β, as in the SimPO repository; replaces simpo_gamma."""
+
+    alphapo_alpha: Number = 0.25
+    """alphapo: α in the reward (1 − exp(−α·mean log-prob))/α. 0 gives simpo."""
+
+    cpo_alpha: Annotated[Number | None, Field(ge=0), ModeDefault(0.0)] = None
+    """Weight of the NLL of the chosen completions (tpo, tpo_l: of the gold responses). In mode cpo, 1 is recommended,
+    as in the paper; 0 is the host's CPO (default: 0; 1 for tpo, 0.05 for tpo_l).
+    """
 
     def fill_in(self) -> None:
         """Also set `simpo_gamma` from `gamma_beta_ratio`."""
@@ -70,7 +59,9 @@ class SimPOOptions(MarginOptions):
     """Config keys of mode `simpo`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.SIMPO
-    loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with.")] = "simpo"
+
+    loss_type: LossNames = "simpo"
+    """Which loss of the mode to train with."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +69,11 @@ class ORPOOptions(PairedOptions):
     """Config keys of mode `orpo`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.ORPO
-    loss_type: Annotated[LossNames, Field(description="Which loss of the mode to train with.")] = "orpo"
-    sft_normalization: Annotated[
-        Literal["token", "sequence"],
-        Field(
-            description="How the NLL of the chosen completions is averaged. token: over all their tokens. sequence: "
-            "over each completion first, as in the host and the paper."
-        ),
-    ] = "sequence"
+
+    loss_type: LossNames = "orpo"
+    """Which loss of the mode to train with."""
+
+    sft_normalization: Literal["token", "sequence"] = "sequence"
+    """How the NLL of the chosen completions is averaged. token: over all their tokens. sequence: over each completion
+    first, as in the host and the paper.
+    """

@@ -19,108 +19,87 @@ class DPOOptions(PreferenceOptions):
     """Config keys of mode `dpo`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.DPO
-    dpop_lambda: Annotated[
-        Number, Field(ge=0, description="dpop_paper: weight λ of the penalty, which is inside the sigmoid.")
-    ] = 50.0
-    discopop_tau: Annotated[
-        Number, Field(gt=0, description="discopop: width τ of the transition between its two losses.")
-    ] = 0.05
-    dpo_shift_lambda: Annotated[
-        Number, Field(gt=0, le=1, description="dpo_shift: weight λ of the rejected log-ratio. 1 gives DPO.")
-    ] = 0.75
-    r_dpo_alpha: Annotated[Number, Field(ge=0, description="r_dpo: penalty α per token of length, in nats.")] = 0.01
-    odpo_alpha: Annotated[
-        Number, Field(ge=0, description="odpo: weight α of the logarithm of the score difference.")
-    ] = 1.0
-    chi_po_clip: Annotated[
-        Number | None,
-        Field(
-            gt=0, description="chi_po: largest reward difference, in nats. There is no default, as none suits all data."
-        ),
-    ] = None
-    sft_weight: Annotated[
-        Number, Field(ge=0, description="Weight of the NLL of the chosen completions, which is added to the loss.")
-    ] = 0.0
-    reference_free: Annotated[
-        bool, Field(description="Use 0 as the reference's log-probs instead of a reference model.")
-    ] = False
-    f_divergence_type: Annotated[
-        Divergence, Field(description="The divergence that keeps the policy near the reference (arXiv:2309.16240).")
-    ] = "reverse_kl"
-    f_alpha_divergence_coef: Annotated[
-        Number,
-        Field(description="alpha_divergence: its coefficient, 1 − α of the paper. 1 gives reverse_kl, 0 forward_kl."),
-    ] = 0.5
-    ld_alpha: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            le=1,
-            description=(
-                "LD-DPO: weight of tokens beyond the length of the shorter completion (arXiv:2409.06411). "
-                "1, the default, turns it off."
-            ),
-        ),
-        WeighsTokens,
-    ] = None
-    sampo: Annotated[
-        bool,
-        Field(
-            description=(
-                "SamPO: use as many tokens of the longer completion as the shorter one has. The tokens are drawn "
-                "once per row, with seed 0 (arXiv:2406.10957)."
-            )
-        ),
-        WeighsTokens,
-    ] = False
-    use_weighting: Annotated[
-        bool, Field(description="WPO: weight each pair by its probability under the policy (arXiv:2406.11827).")
-    ] = False
-    dr_dpo_beta: Annotated[
-        Number | None,
-        Field(
-            gt=0,
-            description="Dr. DPO, against wrong labels: β' in −β' log mean exp(−loss/β') over the pairs of a "
-            "micro-batch (arXiv:2407.07880; 1 in the paper; default: off).",
-        ),
-    ] = None
-    sync_ref_model: Annotated[
-        bool, Field(description="TR-DPO: move the reference towards the policy during training (arXiv:2404.09656).")
-    ] = False
-    ref_model_sync_steps: Annotated[
-        int, Field(gt=0, description="TR-DPO: optimiser steps between two updates of the reference.")
-    ] = 512
-    ref_model_mixup_alpha: Annotated[
-        Number,
-        Field(gt=0, le=1, description="TR-DPO: weight of the policy in the new reference. 1 replaces the reference."),
-    ] = 0.6
-    bema_for_ref_model: Annotated[
-        bool,
-        Field(
-            description="BEMA: use a bias-corrected moving average of the policy as the reference (arXiv:2508.00180)."
-        ),
-    ] = False
-    bema_update_freq: Annotated[
-        int, Field(gt=0, description="BEMA: φ, optimiser steps between two updates of the average and the reference.")
-    ] = 400
-    bema_update_after: Annotated[
-        int, Field(ge=0, description="BEMA: τ, optimiser steps before the average begins.")
-    ] = 0
-    bema_ema_power: Annotated[
-        Number, Field(ge=0, description="BEMA: κ in the policy's weight (ρ + γt)^(−κ) at step t. 0 copies the policy.")
-    ] = 0.5
-    bema_bias_power: Annotated[
-        Number,
-        Field(
-            ge=0,
-            description="BEMA: η in the bias correction's weight (ρ + γt)^(−η) at step t. Large values turn it off.",
-        ),
-    ] = 0.2
-    bema_lag: Annotated[Number, Field(ge=1, description="BEMA: ρ in both weights, an offset of the step.")] = 10.0
-    bema_multiplier: Annotated[Number, Field(ge=0, description="BEMA: γ in both weights, a factor of the step.")] = 1.0
-    bema_min_ema_multiplier: Annotated[
-        Number, Field(ge=0, le=1, description="BEMA: smallest weight of the policy in the average.")
-    ] = 0.0
+
+    dpop_lambda: Annotated[Number, Field(ge=0)] = 50.0
+    """dpop_paper: weight λ of the penalty, which is inside the sigmoid."""
+
+    discopop_tau: Annotated[Number, Field(gt=0)] = 0.05
+    """discopop: width τ of the transition between its two losses."""
+
+    dpo_shift_lambda: Annotated[Number, Field(gt=0, le=1)] = 0.75
+    """dpo_shift: weight λ of the rejected log-ratio. 1 gives DPO."""
+
+    r_dpo_alpha: Annotated[Number, Field(ge=0)] = 0.01
+    """r_dpo: penalty α per token of length, in nats."""
+
+    odpo_alpha: Annotated[Number, Field(ge=0)] = 1.0
+    """odpo: weight α of the logarithm of the score difference."""
+
+    chi_po_clip: Annotated[Number | None, Field(gt=0)] = None
+    """chi_po: largest reward difference, in nats. There is no default, as none suits all data."""
+
+    sft_weight: Annotated[Number, Field(ge=0)] = 0.0
+    """Weight of the NLL of the chosen completions, which is added to the loss."""
+
+    reference_free: bool = False
+    """Use 0 as the reference's log-probs instead of a reference model."""
+
+    f_divergence_type: Divergence = "reverse_kl"
+    """The divergence that keeps the policy near the reference (arXiv:2309.16240)."""
+
+    f_alpha_divergence_coef: Number = 0.5
+    """alpha_divergence: its coefficient, 1 − α of the paper. 1 gives reverse_kl, 0 forward_kl."""
+
+    ld_alpha: Annotated[float | None, Field(ge=0, le=1), WeighsTokens] = None
+    """LD-DPO: weight of tokens beyond the length of the shorter completion (arXiv:2409.06411). 1, the default, turns it
+    off.
+    """
+
+    sampo: Annotated[bool, WeighsTokens] = False
+    """SamPO: use as many tokens of the longer completion as the shorter one has. The tokens are drawn once per row,
+    with seed 0 (arXiv:2406.10957).
+    """
+
+    use_weighting: bool = False
+    """WPO: weight each pair by its probability under the policy (arXiv:2406.11827)."""
+
+    dr_dpo_beta: Annotated[Number | None, Field(gt=0)] = None
+    """Dr. DPO, against wrong labels: β' in −β' log mean exp(−loss/β') over the pairs of a micro-batch
+    (arXiv:2407.07880; 1 in the paper; default: off).
+    """
+
+    sync_ref_model: bool = False
+    """TR-DPO: move the reference towards the policy during training (arXiv:2404.09656)."""
+
+    ref_model_sync_steps: Annotated[int, Field(gt=0)] = 512
+    """TR-DPO: optimiser steps between two updates of the reference."""
+
+    ref_model_mixup_alpha: Annotated[Number, Field(gt=0, le=1)] = 0.6
+    """TR-DPO: weight of the policy in the new reference. 1 replaces the reference."""
+
+    bema_for_ref_model: bool = False
+    """BEMA: use a bias-corrected moving average of the policy as the reference (arXiv:2508.00180)."""
+
+    bema_update_freq: Annotated[int, Field(gt=0)] = 400
+    """BEMA: φ, optimiser steps between two updates of the average and the reference."""
+
+    bema_update_after: Annotated[int, Field(ge=0)] = 0
+    """BEMA: τ, optimiser steps before the average begins."""
+
+    bema_ema_power: Annotated[Number, Field(ge=0)] = 0.5
+    """BEMA: κ in the policy's weight (ρ + γt)^(−κ) at step t. 0 copies the policy."""
+
+    bema_bias_power: Annotated[Number, Field(ge=0)] = 0.2
+    """BEMA: η in the bias correction's weight (ρ + γt)^(−η) at step t. Large values turn it off."""
+
+    bema_lag: Annotated[Number, Field(ge=1)] = 10.0
+    """BEMA: ρ in both weights, an offset of the step."""
+
+    bema_multiplier: Annotated[Number, Field(ge=0)] = 1.0
+    """BEMA: γ in both weights, a factor of the step."""
+
+    bema_min_ema_multiplier: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """BEMA: smallest weight of the policy in the average."""
 
     @property
     def reference_moves(self) -> bool:

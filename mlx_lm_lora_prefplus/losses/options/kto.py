@@ -15,8 +15,11 @@ from .base import LossNames, LossOptions, Number
 class UnpairedOptions(LossOptions):
     """The config keys that modes of unpaired rows share."""
 
-    desirable_weight: Annotated[Number, Field(ge=0, description="Weight of desirable rows.")] = 1.0
-    undesirable_weight: Annotated[Number, Field(ge=0, description="Weight of undesirable rows.")] = 1.0
+    desirable_weight: Annotated[Number, Field(ge=0)] = 1.0
+    """Weight of desirable rows."""
+
+    undesirable_weight: Annotated[Number, Field(ge=0)] = 1.0
+    """Weight of undesirable rows."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class KTOOptions(UnpairedOptions):
     """Config keys of mode `kto`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.KTO
-    loss_type: Annotated[LossNames, Field(description="Loss to train with.")] = "kto"
+
+    loss_type: LossNames = "kto"
+    """Loss to train with."""
 
 
 @dataclass(frozen=True)
@@ -32,4 +37,6 @@ class BCOOptions(UnpairedOptions):
     """Config keys of mode `bco`."""
 
     table: ClassVar[Mapping[str, Loss]] = tables.BCO
-    loss_type: Annotated[LossNames, Field(description="Loss to train with.")] = "bco"
+
+    loss_type: LossNames = "bco"
+    """Loss to train with."""

@@ -19,27 +19,16 @@ class SeveralOptions(PairedOptions):
     """The config keys of modes whose losses can be added to one another and to an NLL of the chosen completions."""
 
     loss_weights: Annotated[
-        list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None,
-        BeforeValidator(listed),
-        Field(description="Weights of the losses if loss_type is a list: one number per loss (default: 1 each)."),
+        list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None, BeforeValidator(listed)
     ] = None
-    sft_normalization: Annotated[
-        Literal["token", "sequence"],
-        Field(
-            description="How the NLL of the chosen completions is averaged. token: over all their tokens. sequence: "
-            "over each completion first."
-        ),
-    ] = "token"
-    label_smoothing: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            lt=0.5,
-            description="Assumed share ε of wrong preferences, at least 0 and below 0.5 (the default depends on the "
-            "loss; mostly 0).",
-        ),
-        ModeDefault(0.0),
-    ] = None
+    """Weights of the losses if loss_type is a list: one number per loss (default: 1 each)."""
+    sft_normalization: Literal["token", "sequence"] = "token"
+    """How the NLL of the chosen completions is averaged. token: over all their tokens. sequence: over each completion
+    first.
+    """
+
+    label_smoothing: Annotated[float | None, Field(ge=0, lt=0.5), ModeDefault(0.0)] = None
+    """Assumed share ε of wrong preferences, at least 0 and below 0.5 (the default depends on the loss; mostly 0)."""
 
     def problems(self) -> Iterator[str]:
         """Also check that there are as many weights as losses."""
@@ -61,11 +50,5 @@ class SeveralOptions(PairedOptions):
 class PreferenceOptions(SeveralOptions):
     """The config keys that modes `cpo` and `dpo` share."""
 
-    delta: Annotated[
-        Number | None,
-        Field(
-            ge=0,
-            description="dpop: weight δ of the penalty, per nat (default: 50). slic: the margin, in nats (default: 1).",
-        ),
-        ModeDefault(50.0),
-    ] = None
+    delta: Annotated[Number | None, Field(ge=0), ModeDefault(50.0)] = None
+    """dpop: weight δ of the penalty, per nat (default: 50). slic: the margin, in nats (default: 1)."""
