@@ -68,6 +68,26 @@ class SplitModel:
         with calls_answered(lambda *_: hidden, [self.backbone]), self._cut(tokens):
             return self.model(inputs)
 
+    def found(self) -> dict[str, Any]:
+        """Return what `split_model` found, as JSON values. See `restored`."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        return {
+            "backbone": names[id(self.backbone)],
+            "vocabulary": self.vocabulary,
+            "head_names": sorted(self.head_names),
+            "cuts": [(names[id(module)], key, axis) for module, key, axis in self.cuts],
+        }
+
+    @classmethod
+    def restored(cls, model: nn.Module, found: dict[str, Any]) -> "SplitModel":
+        """Return a model split as before, without computing anything. found: what the method `found` returned."""
+        modules = dict(model.named_modules())
+        halves = cls(model, modules[found["backbone"]])
+        halves.vocabulary, halves.head_names = found["vocabulary"], frozenset(found["head_names"])
+        halves.cuts = [(modules[name], key, axis) for name, key, axis in found["cuts"]]
+        halves.head_dropouts = _head_dropouts(model)
+        return halves
+
     @contextmanager
     def _cut(self, tokens: slice | mx.array | None) -> Iterator[None]:
         """While the context is open, the head contains only the rows of these tokens of the vocabulary."""
@@ -103,9 +123,13 @@ def split_model(model: nn.Module) -> SplitModel | None:
             halves.vocabulary = expected.shape[-1]
             halves.head_names = _head_names(halves, mx.stop_gradient(hidden[:, :1]))
             halves.cuts = _cuts(halves, hidden, expected)
-            halves.head_dropouts = [m for _, m in _outside_layers(model) if isinstance(m, nn.Dropout)]
+            halves.head_dropouts = _head_dropouts(model)
             return halves
     return None
+
+
+def _head_dropouts(model: nn.Module) -> list[nn.Module]:
+    return [module for _, module in _outside_layers(model) if isinstance(module, nn.Dropout)]
 
 
 def _owners_of_layers(model: nn.Module) -> Iterator[nn.Module]:

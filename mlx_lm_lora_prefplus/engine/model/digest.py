@@ -12,9 +12,11 @@ from mlx.utils import tree_flatten
 
 from .adapters import adapter_base, adapter_layers
 
-CHUNK = 1 << 22
-"""How many values are summed at a time. This limits the memory that a digest needs."""
+ROW = 1024
+"""How many 64-bit words of a weight form a row. A digest contains the sums of the rows and of the columns."""
 
+CHUNK = 512 * ROW
+"""How many words are summed together. Both sums read a chunk, so it should fit in the processor's cache."""
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
@@ -23,16 +25,17 @@ def weights_digest(model: nn.Module) -> str:
     """Return a digest of every weight of the model without its adapters, and of its structure.
 
     The digest is computed from the values in memory, not from files. It is therefore the same for a copy of the model
-    in another folder, and for other adapters on the same base model. It differs if a weight in a file was edited. Each
-    chunk of a weight gives two sums of its bits modulo 2³², one of them weighted by position. This detects accidental
-    changes, not deliberate forgeries.
+    in another folder, and for other adapters on the same base model. It differs if a weight in a file was edited, even
+    by a bit, or if values were exchanged: each chunk of a weight, as a matrix of 64-bit words, gives the sums of its
+    rows and of its columns modulo 2⁶⁴. This detects accidental changes, not deliberate forgeries. It takes about the
+    time of reading the memory twice.
     """
     args = getattr(model, "args", None)
     found = hashlib.sha256(f"{type(model).__module__} {vars(args) if args else None}".encode())
     for name, value in sorted(_base_weights(model), key=lambda item: item[0]):
         found.update(f"\0{name} {value.shape} {value.dtype} ".encode())
-        for sums in _sums(value):
-            found.update(np.array(sums).tobytes())
+        for part in _sums(value):
+            found.update(np.array(part).tobytes())
     return found.hexdigest()
 
 
@@ -48,16 +51,17 @@ def _base_weights(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
             yield f"{layer}.{name.removeprefix(inner)}", value
 
 
-def _sums(value: mx.array) -> Iterator[mx.array]:
-    bits = value.reshape(-1)
-    wide = bits.nbytes % 4 == 0 and bits.size > 0
-    bits = bits.view(mx.uint32) if wide else bits.view(mx.uint8)
-    for start in range(0, bits.size, CHUNK):
-        part = bits[start : start + CHUNK].astype(mx.uint32)
-        places = mx.arange(part.size, dtype=mx.uint32) * 2654435761 + 1
-        sums = mx.stack([part.sum(), (part * places).sum()])
-        mx.eval(sums)
-        yield sums
+def _sums(value: mx.array) -> list[mx.array]:
+    """Return the sums of each chunk's rows and columns, and the bytes after the last full row."""
+    content = value.reshape(-1).view(mx.uint8)
+    full = content.size // (8 * ROW) * 8 * ROW
+    words = content[:full].view(mx.uint64)
+    sums = [content[full:]]
+    for start in range(0, words.size, CHUNK):
+        rows = words[start : start + CHUNK].reshape(-1, ROW)
+        sums += [rows.sum(axis=0), rows.sum(axis=1)]
+    mx.eval(sums)
+    return sums
 
 
 def files_digest(files: list[Path]) -> str:

@@ -7,7 +7,7 @@ import platform
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,7 +34,8 @@ class Choice(NamedTuple):
     method: the index of the method in the list of methods to test (see `select`); None for the plain method.
     keep: which activations layers keep for the backward pass. description: a text for the user with the method and why
     it was chosen. compilable: whether `mx.compile` can trace it. shares_trunk: whether policy and reference can share
-    the output of the frozen trunk.
+    the output of the frozen trunk. split: how the method splits the model, see `SplitModel.found`; None for the plain
+    method.
     """
 
     method: int | None
@@ -42,6 +43,7 @@ class Choice(NamedTuple):
     description: str
     compilable: bool
     shares_trunk: bool
+    split: dict[str, Any] | None = None
 
 
 class KnownChoice:

@@ -66,20 +66,20 @@ def choose_policy(
     if settings.engine == "plain":
         return SelectedMethod(PlainPolicy(model, keep), f"{PLAIN} (engine: plain){_kept(keep)}")
     with _training_without_dropout(model):
-        halves = split_model(model)
         choice = known.read() if known else None
         if choice is None:
-            choice = _probe(model, halves, settings, example, keep)
+            choice = _probe(model, settings, example, keep)
             if known:
                 known.write(choice)
-        selected = _selected(choice, model, halves, settings)
+        selected = _selected(choice, model, settings)
     mx.clear_cache()
     return selected
 
 
-def _selected(choice: Choice, model: nn.Module, halves: SplitModel | None, settings: RunSettings) -> SelectedMethod:
-    if choice.method is None or halves is None:
+def _selected(choice: Choice, model: nn.Module, settings: RunSettings) -> SelectedMethod:
+    if choice.method is None or choice.split is None:
         return SelectedMethod(PlainPolicy(model), choice.description, choice.compilable)
+    halves = SplitModel.restored(model, choice.split)
     policy = _ways(model, settings)[choice.method].make(halves)
     policy.keep = choice.keep
     trunk = find_trunk(model, halves.head_names) if choice.shares_trunk else None
@@ -167,11 +167,9 @@ def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
     return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
 
 
-def _probe(
-    model: nn.Module, halves: SplitModel | None, settings: RunSettings, example: Batch | None, keep: Keep
-) -> Choice:
+def _probe(model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep) -> Choice:
     """Test the methods on the model, fastest first, and return the first exact one."""
-    plain = PlainPolicy(model)
+    plain, halves = PlainPolicy(model), split_model(model)
     if halves is None:
         return _plainly("its head cannot be separated")
     vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
@@ -200,7 +198,8 @@ def _probe(
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             description = f"{way.description}, the head at completion tokens only{_kept(kept)} ({exactness})"
             traceable = way.compilable and _traceable(policy, oracle.batches[0])
-            return Choice(number, kept, description, traceable, _shares_trunk(tries[-1], oracle))
+            shares = _shares_trunk(tries[-1], oracle)
+            return Choice(number, kept, description, traceable, shares, halves.found())
         refused += f"; {way.description}{_kept(kept)}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
         refused += "; but padding changes its log-probs, as if tokens attended to later ones"

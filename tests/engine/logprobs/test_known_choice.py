@@ -42,6 +42,15 @@ def test_the_second_start_takes_the_choice_of_the_first(probes):
     assert type(second.policy) is SharedPrefixPolicy and second.policy.keep is Keep.INPUTS
     assert (second.description, second.compilable) == (first.description, first.compilable)
     assert second.trunk.size == first.trunk.size == 1
+    assert second.policy.halves.found() == first.policy.halves.found()
+    assert second.policy.halves.cuts and second.policy.halves.head_names
+
+
+def test_the_second_start_computes_nothing(monkeypatch):
+    chosen(with_lora(tiny_llama()))
+    model, called = with_lora(tiny_llama()), []
+    monkeypatch.setattr(type(model), "__call__", lambda *given: called.append(given))
+    assert type(chosen(model).policy) is SharedPrefixPolicy and not called
 
 
 def test_a_model_that_takes_the_plain_way_is_known_too(probes, monkeypatch):

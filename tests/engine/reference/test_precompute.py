@@ -106,15 +106,18 @@ def test_a_base_is_known_under_any_adapters(dora):
 
 
 def test_other_weights_have_another_digest(monkeypatch):
-    monkeypatch.setattr(digest, "CHUNK", 100)
+    monkeypatch.setattr(digest, "ROW", 8)
+    monkeypatch.setattr(digest, "CHUNK", 32)
     model = tiny_llama()
     layer = model.model.layers[1].mlp.up_proj
     seen = {weights_digest(model), weights_digest(tiny_llama(seed=1))}
     original = layer.weight
-    one, swapped = mx.array(original), mx.array(original)
+    one, swapped, beside = mx.array(original), mx.array(original), mx.array(original)
     one[3, 5] = one[3, 5] + 1e-6
     swapped[3, 5], swapped[4, 6] = original[4, 6], original[3, 5]
-    for weight in (one, swapped, original.astype(mx.bfloat16)):
+    beside[3, 5], beside[3, 8] = original[3, 8], original[3, 5]
+    rows = mx.concatenate([original[1:2], original[:1], original[2:]])
+    for weight in (one, swapped, beside, rows, original.astype(mx.bfloat16)):
         layer.weight = weight
         seen.add(weights_digest(model))
     layer.weight = original
@@ -122,7 +125,7 @@ def test_other_weights_have_another_digest(monkeypatch):
     seen.add(weights_digest(model))
     nn.quantize(model, bits=4, group_size=32)
     seen.add(weights_digest(model))
-    assert len(seen) == 7
+    assert len(seen) == 9
 
 
 def test_files_are_known_by_size_time_and_samples(tmp_path):
