@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
+from ..host.tools.tables import borderless, facts, indented
 from ..report.results.intervals import of_rows, percent, signed
 
 
@@ -18,19 +18,21 @@ def render(report: dict[str, Any]) -> Group:
 
 def _lines(report: dict[str, Any]) -> Iterator[RenderableType]:
     rows = report["rows"]
-    yield _pairs(
+    yield facts(
         ("mode", f"{report['mode']}, {report['objective']}"),
         ("policy", report["policy"]),
         ("reference", report["reference"]),
         ("rows", f"{rows['n']} of {rows['split']} ({rows['source']})"),
     )
     yield Text("\nHeld-out rows (95 % intervals in brackets)", style="bold")
-    table = _table("tokens of a completion", "rows", "accuracy", "margin")
+    headings = (Column(text, no_wrap=True) for text in ("tokens of a completion", "rows", "accuracy", "margin"))
+    table = borderless(*headings)
+    table.columns[1].justify = "right"
     for part in report["by_length"]:
         span = str(part["from"]) if part["from"] == part["to"] else f"{part['from']}–{part['to']}"
         table.add_row(span, *_rewards(part))
     table.add_row(Text("all", style="bold"), *_rewards(report))
-    yield _indented(table)
+    yield indented(table)
     moved = [
         (f"log-prob of {side}", f"{signed(figure)} nats per token from the reference")
         for side, figure in report["shift"].items()
@@ -40,10 +42,10 @@ def _lines(report: dict[str, Any]) -> Iterator[RenderableType]:
         for name, figure in report.get("ranked_by_log_prob", {}).items()
     ]
     yield Text()
-    yield _pairs(*moved, *ranked)
+    yield facts(*moved, *ranked)
     if answers := report["answers"]:
         yield Text("\nAnswers, policy against reference", style="bold")
-        yield _pairs(*_answers(answers))
+        yield facts(*_answers(answers))
     else:
         yield Text("\nNo answers were compared. To compare answers, give --judge or --judge-model.", style="dim")
     yield Text(f"\n{report['verdict']}", style="bold")
@@ -64,23 +66,3 @@ def _answers(answers: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{lengths['policy']:.0f} of the policy, {lengths['reference']:.0f} of the reference, on average"
     if answers["agrees_in_both_orders"] is not None:
         yield "same in both orders", f"{answers['agrees_in_both_orders']:.0%} of the prompts"
-
-
-def _pairs(*facts: tuple[str, str]) -> Padding:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, Text(value))
-    return _indented(table)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place == 1 else "left", no_wrap=True)
-    return table
-
-
-def _indented(content: RenderableType) -> Padding:
-    return Padding(content, (0, 0, 0, 2), expand=False)

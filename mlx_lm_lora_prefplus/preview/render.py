@@ -1,16 +1,17 @@
 """The report of `check` on the terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..data.tokens.report import counted
 from ..host.output.fuse import gigabytes
 from ..host.tools.render import format_value
+from ..host.tools.tables import borderless, facts, indented
 
 BAR = 40  # characters of the longest bar of a histogram
 PROMPT_BEGINS, PROMPT_ENDS, COMPLETION_BEGINS, COMPLETION_ENDS = 120, 240, 240, 60
@@ -28,8 +29,8 @@ FACTS = ("mode", "objective", "reference", "prompt_format", "trained", "engine",
 def render(report: dict[str, Any], everything: bool = False) -> Group:
     """Render the whole report, with the verdict last. everything: include settings that are defaults."""
     blocks: list[RenderableType] = []
-    if facts := [(name, report[name]) for name in FACTS if name in report]:
-        blocks += [_heading("Run"), _pairs(facts)]
+    if known := [(name, report[name]) for name in FACTS if name in report]:
+        blocks += [_heading("Run"), facts(*known)]
     if report["settings"]:
         blocks += _settings(report["settings"], everything)
     for name, statistics in report.get("data", {}).items():
@@ -52,47 +53,28 @@ def _heading(text: str) -> Text:
     return Text(f"\n{text}", style="bold")
 
 
-def _table(*headings: str, numbers: bool = False) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(headings))
-    for place, heading in enumerate(headings):
-        right = numbers and place > 0
-        table.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=right or place == 0)
-    return table
-
-
-def _indented(content: RenderableType) -> Padding:
-    return Padding(content, (0, 0, 0, 2), expand=False)
-
-
-def _pairs(facts: Iterable[tuple[str, str]]) -> Padding:
-    table = _table("", "")
-    for name, value in facts:
-        table.add_row(Text(name, style="dim"), Text(value))
-    return _indented(table)
-
-
 def _settings(settings: list[dict[str, Any]], everything: bool) -> Iterator[RenderableType]:
     rows = [row for row in settings if row["used"] or everything]
     yield _heading("Settings")
-    table = _table("", "", "")
+    table = borderless(Column(no_wrap=True), *(Column(overflow="fold") for _ in range(2)), show_header=False)
     for row in rows:
         table.add_row(row["key"], Text(format_value(row["value"])), Text(row["source"], style="dim"))
-    yield _indented(table)
+    yield indented(table)
     if len(rows) < len(settings):
-        yield _indented(Text(f"and {len(settings) - len(rows)} defaults (--all shows them)", style="dim"))
+        yield indented(Text(f"and {len(settings) - len(rows)} defaults (--all shows them)", style="dim"))
 
 
 def _data(name: str, statistics: dict[str, Any]) -> Iterator[RenderableType]:
     yield _heading(f"Rows, {name}")
     count = counted(statistics["used"], statistics["read"], sum(statistics["dropped"].values()))
-    facts = [("used", f"{count} from {statistics['source']} ({statistics['shape']})")]
+    rows = [("used", f"{count} from {statistics['source']} ({statistics['shape']})")]
     if statistics["dropped"]:
-        facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in statistics["dropped"].items())))
+        rows.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in statistics["dropped"].items())))
     if statistics["truncated"]:
-        facts.append(("truncated", f"{statistics['truncated']} to fit max_seq_length"))
+        rows.append(("truncated", f"{statistics['truncated']} to fit max_seq_length"))
     if statistics["masked_tokens"]:
         share = f"{statistics['masked_tokens']} of {statistics['completion_tokens']} tokens of the completions"
-        facts.append(("not counted", f"{share} (not written by the assistant, or a thought)"))
+        rows.append(("not counted", f"{share} (not written by the assistant, or a thought)"))
     repeated = statistics["repeated"]
     repetitions = [
         f"{repeated[key]} {label}"
@@ -103,9 +85,9 @@ def _data(name: str, statistics: dict[str, Any]) -> Iterator[RenderableType]:
         )
         if repeated[key]
     ]
-    facts += [("repeated", ", ".join(repetitions))] if repetitions else []
+    rows += [("repeated", ", ".join(repetitions))] if repetitions else []
     if bias := statistics.get("length_bias"):
-        facts.append(
+        rows.append(
             (
                 "length bias",
                 f"chosen is longer in {bias['chosen_longer']:.0%}, rejected in {bias['rejected_longer']:.0%}; "
@@ -113,22 +95,22 @@ def _data(name: str, statistics: dict[str, Any]) -> Iterator[RenderableType]:
             )
         )
     if labels := statistics.get("labels"):
-        facts.append(("labels", ", ".join(f"{count} {label}" for label, count in labels.items())))
+        rows.append(("labels", ", ".join(f"{count} {label}" for label, count in labels.items())))
     if sizes := statistics.get("list_sizes"):
-        facts.append(("list sizes", ", ".join(f"{count} of {size}" for size, count in sizes.items())))
-    yield _pairs(facts)
-    table = _table("tokens", "shortest", "median", "mean", "95 %", "longest", numbers=True)
+        rows.append(("list sizes", ", ".join(f"{count} of {size}" for size, count in sizes.items())))
+    yield facts(*rows)
+    table = borderless(Column("tokens", no_wrap=True))
+    for heading in ("shortest", "median", "mean", "95 %", "longest"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for part, values in statistics["lengths"].items():
         table.add_row(part, *(f"{value:g}" for value in values.values()))
     yield Padding(table, (1, 0, 1, 2), expand=False)
-    yield _indented(_histogram(statistics["histogram"]))
+    yield indented(_histogram(statistics["histogram"]))
 
 
 def _histogram(bins: list[dict[str, int]]) -> Table:
     largest = max(bin_["rows"] for bin_ in bins)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
+    table = borderless(Column(justify="right", no_wrap=True), Column(no_wrap=True), show_header=False)
     for bin_ in bins:
         label = str(bin_["from"]) if bin_["from"] == bin_["to"] else f"{bin_['from']}–{bin_['to']}"
         bar = "█" * round(BAR * bin_["rows"] / largest) or ("▏" if bin_["rows"] else "")
@@ -154,7 +136,7 @@ def _row(row: dict[str, Any]) -> RenderableType:
                 text.append(_shortened(part["text"], COMPLETION_BEGINS, COMPLETION_ENDS), style=style)
             else:
                 text.append(f"{HOLE_BEGINS}{_shortened(part['text'], *HOLE_LIMITS)}{HOLE_ENDS}", style="dim")
-    return _indented(text)
+    return indented(text)
 
 
 def _has_holes(completion: dict[str, Any]) -> bool:
@@ -170,7 +152,7 @@ def _shortened(text: str, begins: int, ends: int) -> str:
 def _forecast(forecast: dict[str, Any]) -> Iterator[RenderableType]:
     memory, seconds, fused = forecast["memory"], forecast["time"], forecast["fused"]
     note = "" if memory["measured"] else ", extrapolated from a shorter one"
-    facts = [
+    rows = [
         (
             "memory",
             f"{gigabytes(memory['peak'])} at the longest batch ({memory['longest_batch_tokens']} tokens){note}; "
@@ -184,14 +166,14 @@ def _forecast(forecast: dict[str, Any]) -> Iterator[RenderableType]:
             if seconds[name]
         )
         step = f"{seconds['step']:.3g} s per micro-batch"
-        facts.append(("time", f"{duration(seconds['total'])}: {phases}; {step}"))
+        rows.append(("time", f"{duration(seconds['total'])}: {phases}; {step}"))
     if fused:
-        facts.append(("fused model", f"{gigabytes(fused['bytes'])} on disk"))
+        rows.append(("fused model", f"{gigabytes(fused['bytes'])} on disk"))
     yield _heading("Forecast for this machine")
-    yield _pairs(facts)
+    yield facts(*rows)
     if memory["fits"] and memory["peak"] < 0.5 * memory["there"]:
         return
-    table = _table("changes that lower the memory", "by about")
+    table = borderless(Column("changes that lower the memory", no_wrap=True), "by about")
     for change in forecast["ways"]:
         table.add_row(change["change"], gigabytes(change["saves"]))
     yield Padding(table, (1, 0, 0, 2), expand=False)
@@ -201,29 +183,27 @@ def _fit(found: dict[str, Any]) -> Iterator[RenderableType]:
     size = found["size"]
     where = f"a Mac with {size / 1e9:g} GB" if size else "this machine"
     yield _heading(f"What fits into {where}")
-    yield _indented(Text(f"A run may use {gigabytes(found['usable'])} there, and needs {gigabytes(found['peak'])}."))
+    yield indented(Text(f"A run may use {gigabytes(found['usable'])} there, and needs {gigabytes(found['peak'])}."))
     if found["fits"]:
-        yield _indented(Text("It fits without changes.", style="green"))
+        yield indented(Text("It fits without changes.", style="green"))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("memory", "training"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("change (keeps the result of the run unless noted)", overflow="fold")
+    amounts = (Column(heading, justify="right", no_wrap=True) for heading in ("memory", "training"))
+    table = borderless(*amounts, Column("change (keeps the result of the run unless noted)", overflow="fold"))
     for row in found["tried"]:
         result = (f" ({row['result']})", "dim") if row["result"] else ""
         table.add_row(_memory_of(row), _time_of(row), Text.assemble(row["text"], result))
     yield Padding(table, (1, 0, 1, 2), expand=False)
     if not (proposal := found["proposal"]):
-        yield _indented(Text("The run does not fit, even with all of these changes. Use a smaller model.", style="red"))
+        yield indented(Text("The run does not fit, even with all of these changes. Use a smaller model.", style="red"))
         return
-    yield _indented(Text("The smallest change that fits:", style="green"))
+    yield indented(Text("The smallest change that fits:", style="green"))
     for key, value in proposal["changes"].items():
         yield Padding(Text(f"{key}: {format_value(value)}", style="bold"), (0, 0, 0, 4))
     measured = "measured" if proposal["measured"] else "not measured, calculated"
-    yield _indented(Text(f"{gigabytes(proposal['peak'])} ({measured}), training {_time_of(proposal)}."))
-    yield _indented(Text(f"The result of the run: {proposal['result'] or 'stays the same'}."))
+    yield indented(Text(f"{gigabytes(proposal['peak'])} ({measured}), training {_time_of(proposal)}."))
+    yield indented(Text(f"The result of the run: {proposal['result'] or 'stays the same'}."))
     if "iters" in proposal["changes"]:
-        yield _indented(
+        yield indented(
             Text("save_every, steps_per_eval and steps_per_report also count micro-batches. Multiply them like iters.")
         )
 
@@ -252,9 +232,8 @@ def _verdict(report: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _marked(mark: str, style: str, text: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
-    table.add_column(no_wrap=True, style=style)
-    table.add_column(overflow="fold")
+    columns = Column(no_wrap=True, style=style), Column(overflow="fold")
+    table = borderless(*columns, padding=(0, 1, 0, 0), show_header=False)
     table.add_row(f"{mark}:", Text(text))
     return table
 

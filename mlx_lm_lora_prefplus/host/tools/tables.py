@@ -1,28 +1,44 @@
-"""The tables of the commands `modes` and `cache`. The longest text is in the last column."""
+"""Tables on the terminal: those of the commands `modes` and `cache`, and what all commands share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ...storage.cache_folder import Entry
 
 
+def borderless(*columns: Column | str, **options: Any) -> Table:
+    """Return a table without lines."""
+    return Table(*columns, box=None, pad_edge=False, **{"padding": (0, 2, 0, 0), **options})
+
+
 def narrow_table(*headings: str) -> Table:
-    """Return a table without lines that never wraps names. The last column gets the remaining width."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for place, heading in enumerate(headings, start=1):
-        table.add_column(heading, no_wrap=place < len(headings), overflow="fold")
-    return table
+    """Return a table that never wraps names. The last column has the longest text and gets the remaining width."""
+    last = len(headings) - 1
+    return borderless(*(Column(text, no_wrap=place < last, overflow="fold") for place, text in enumerate(headings)))
 
 
 def add_plain(table: Table, *cells: str) -> None:
     """Add a row of plain text, because rich would interpret the brackets of formulas as markup."""
     table.add_row(*map(Text, cells))
+
+
+def facts(*rows: tuple[str, str]) -> Padding:
+    """Render names with their values, indented."""
+    table = borderless(Column(no_wrap=True, style="dim"), Column(overflow="fold"), show_header=False)
+    for row in rows:
+        add_plain(table, *row)
+    return indented(table)
+
+
+def indented(content: RenderableType) -> Padding:
+    """Indent by two spaces."""
+    return Padding(content, (0, 0, 0, 2), expand=False)
 
 
 def modes_table(rows: Sequence[Mapping[str, Any]]) -> Group:
