@@ -11,7 +11,7 @@ from ..engine.reference.precompute import reference_logps, with_reference
 from ..engine.reference.store import ReferenceStore
 from ..errors import UserError
 from ..host import models
-from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..host.config.resolve import Resolved
 from ..host.output.previous import as_begun
 from ..host.run.load import check_start
 from ..host.run.references import ReferencePass
@@ -62,7 +62,7 @@ def open_held_out(resolved: Resolved) -> tuple[Session, Split, str]:
     """
     resolved = as_begun(resolved)
     settings = resolved.settings.model_copy(update={"train": False, "test": True})
-    if resolved.sources.get("test_batches") in (HOST_DEFAULT, TRAINER_DEFAULT):
+    if not resolved.set_by_user("test_batches"):
         settings = settings.model_copy(update={"test_batches": -1})
     check_start(settings)
     model, tokenizer = models.load_base(settings, resolved.data)

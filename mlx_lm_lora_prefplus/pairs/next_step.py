@@ -10,7 +10,7 @@ import yaml
 
 from ..engine.files.adapter_files import without_model
 from ..host import models
-from ..host.config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
+from ..host.config.resolve import Resolved
 from ..settings import COLUMNS, COMPANION_KEYS
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON
@@ -22,11 +22,7 @@ NOT_KEPT = ("config", "data", "hf_dataset", *COMPANION_KEYS, *COLUMNS)
 
 def given_values(resolved: Resolved) -> dict[str, Any]:
     """Return the settings that the user gave, without defaults."""
-    return {
-        key: value
-        for key, value in resolved.values.items()
-        if resolved.sources.get(key) not in (None, HOST_DEFAULT, TRAINER_DEFAULT) and key not in NOT_KEPT
-    }
+    return {key: value for key, value in resolved.values.items() if resolved.set_by_user(key) and key not in NOT_KEPT}
 
 
 def from_adapter(adapter: Path | None) -> dict[str, Any]:

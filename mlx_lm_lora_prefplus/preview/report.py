@@ -82,9 +82,8 @@ def _settings(resolved: Resolved) -> list[dict[str, Any]]:
     settings = []
     for key, value in sorted(resolved.values.items()):
         source = resolved.sources.get(key, HOST_DEFAULT)
-        used = source not in (HOST_DEFAULT, TRAINER_DEFAULT) or (
-            source == TRAINER_DEFAULT and key in {*of_losses, *defaults, "loss_type"}
-        )
+        of_trainer = source == TRAINER_DEFAULT and key in {*of_losses, *defaults, "loss_type"}
+        used = of_trainer or resolved.set_by_user(key)
         settings.append({"key": key, "value": value, "source": source, "used": used and key != "dpo_cpo_loss_type"})
     return settings
 
@@ -125,5 +124,5 @@ def _add_verdict(report: Report, resolved: Resolved, forecast: dict[str, Any]) -
         report["problems"].append(f"Memory: the run needs {sizes}. The forecast lists changes that lower it.")
     elif memory["peak"] > TIGHT_SHARE * memory["there"]:
         report["warnings"].append(f"Memory is tight: {sizes}, also for other programs.")
-    if fused and fused["problem"] and resolved.sources.get("fuse") not in (None, HOST_DEFAULT, TRAINER_DEFAULT):
+    if fused and fused["problem"] and resolved.set_by_user("fuse"):
         report["problems"].append(f"With fuse: true, {fused['problem']}.")

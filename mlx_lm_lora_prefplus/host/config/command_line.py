@@ -6,8 +6,8 @@ from typing import Any
 from ...plugin.installed import registry
 from ..originals import originals_of
 from .early_args import check_mode, requested_mode, scan
-from .flags import add_modes, host_parser, mode_parser, modes_of
-from .parsers import expand, option_strings
+from .flags import add_modes, modes_of, parser_of
+from .parsers import option_strings
 from .resolve import Resolved, resolve
 from .yaml_file import read_config
 
@@ -27,18 +27,12 @@ def settings_of(argv: Sequence[str], **fallbacks: Any) -> Resolved:
 
     build = originals_of(host)["build_parser"]
     argv = ["--config", *argv] if argv and not argv[0].startswith("-") else list(argv)
-    options = option_strings(build())
-    request = scan(argv, lambda argument: expand(argument, options))
+    request = scan(argv, option_strings(build()))
     config = read_config(request.config, host.yaml_loader) if request.config else {}
     mode_of_request = requested_mode(request, lambda path: config)
     mode = mode_of_request or fallbacks.get("train_mode")
-    parser = add_modes(build(), registry())
-    check_mode(request, lambda path: config, modes_of(parser))
-    if mode and mode in registry():
-        parser = mode_parser(parser, registry()[mode], registry())
-    else:
-        parser = host_parser(parser, mode, registry())
-    typed = vars(parser.parse_args(argv))
+    check_mode(request, lambda path: config, modes_of(add_modes(build(), registry())))
+    typed = vars(parser_of(build, mode, registry()).parse_args(argv))
     set_keys = {*config, *(key for key, value in typed.items() if value is not None)}
     if mode_of_request:  # a preset may name the mode
         set_keys.add("train_mode")

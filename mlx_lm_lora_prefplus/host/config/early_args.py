@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ...errors import UserError
 from .names import nearest
+from .parsers import expand
 from .presets import PRESETS
 
 
@@ -17,19 +18,19 @@ class Request(NamedTuple):
     preset: str | None = None
 
 
-def scan(argv: Sequence[str], expand: Callable[[str], str]) -> Request:
+def scan(argv: Sequence[str], options: Sequence[str]) -> Request:
     """Find `--train-mode`, `-c/--config` and `--preset` in a command line.
 
     A scan without a parser is exact, because argparse never uses an argument that begins with a dash as a value.
 
     Args:
         argv: the arguments after the program's name.
-        expand: completes an abbreviated option.
+        options: of the host's parser. Abbreviations of them are completed.
     """
     values: dict[str, str] = {}
     arguments = list(argv)[: argv.index("--") if "--" in argv else None]
     for position, argument in enumerate(arguments):
-        option, has_value, value = expand(argument).partition("=")
+        option, has_value, value = expand(argument, options).partition("=")
         if argument.startswith("-c") and not argument.startswith("--"):
             option, value = "--config", argument[2:].removeprefix("=")
         if option in ("--train-mode", "--config", "--preset"):

@@ -32,6 +32,15 @@ def modes_of(parser: argparse.ArgumentParser) -> tuple[str, ...]:
     return next((tuple(one.choices) for one in actions(parser) if one.dest == "train_mode" and one.choices), ())
 
 
+def parser_of(
+    build: Callable[[], argparse.ArgumentParser], mode: str | None, registry: Registry
+) -> "ModeParser | ShortErrorParser":
+    """Return the parser of one of this package's modes, or the host's. build: makes a new parser of the host."""
+    if mode and mode in registry:
+        return mode_parser(add_modes(build(), registry), registry[mode], registry)
+    return host_parser(build(), mode, registry)
+
+
 def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry: Registry | None = None) -> ModeParser:
     """Return the parser of one of this package's modes. An option that is not typed has the value None.
 
@@ -53,17 +62,14 @@ def mode_parser(host: argparse.ArgumentParser, registered: Registered, registry:
             _add(parser, key, field, choices=tuple(trainer.losses) if key == "loss_type" else ())
     if "loss_type" not in fields and trainer.losses:
         parser.add_argument("--loss-type", metavar="NAME", help=f"One of: {', '.join(trainer.losses)}.")
-    host_actions["optimizer"].choices = None  # the host allows only three optimisers; `resolve` checks it
-    host_actions["optimizer"].metavar = "NAME"
-    optimizer = trainer.defaults.get("optimizer", FIELDS["optimizer"].default)
-    host_actions["optimizer"].help = help_text("Optimiser.", typing.get_args(Optimizer), optimizer)
-    if "dpo_cpo_loss_type" in host_actions and trainer.losses:
-        host_actions["dpo_cpo_loss_type"].choices = None  # the value may be a list of losses; `resolve` checks it
-        host_actions["dpo_cpo_loss_type"].type = (
-            _reader(fields["loss_type"].annotation) if "loss_type" in fields else str
-        )
-        host_actions["dpo_cpo_loss_type"].metavar = "NAME"
-        host_actions["dpo_cpo_loss_type"].help = "The name of --loss-type in mlx-lm-lora."
+    optimizer = host_actions["optimizer"]
+    optimizer.choices, optimizer.metavar = None, "NAME"  # the host allows only three optimisers; `resolve` checks it
+    default = trainer.defaults.get("optimizer", FIELDS["optimizer"].default)
+    optimizer.help = help_text("Optimiser.", typing.get_args(Optimizer), default)
+    if (loss_type := host_actions.get("dpo_cpo_loss_type")) and trainer.losses:
+        loss_type.choices, loss_type.metavar = None, "NAME"  # the value may be a list of losses; `resolve` checks it
+        loss_type.type = _reader(fields["loss_type"].annotation) if "loss_type" in fields else str
+        loss_type.help = "The name of --loss-type in mlx-lm-lora."
     _add_missing(parser, set(host_actions) | set(fields))
     parser.set_defaults(**{action.dest: None for action in actions(parser) if action.dest != "help"})
     parser.mode_title = f"Options of --train-mode {trainer.mode} ({registered.provider})"

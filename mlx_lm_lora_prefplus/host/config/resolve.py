@@ -66,6 +66,10 @@ class Resolved(NamedTuple):
     notes: tuple[str, ...]
     misspelt: tuple[str, ...] = ()
 
+    def set_by_user(self, key: str) -> bool:
+        """Return whether the user, or the preset that the user chose, set this key."""
+        return self.sources.get(key) not in (None, HOST_DEFAULT, TRAINER_DEFAULT)
+
 
 class Level(NamedTuple):
     """One source of values, with its name in messages."""
@@ -103,11 +107,9 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     problems = Problems()
     joined, notes = _join([*levels, trainer_level, host_level], len(user_levels), trainer, problems)
     keys = {*trainer_level.values, *host_level.values, *COLUMNS_OF_OTHERS, *COMPANION_KEYS}
-    misspelt = [
-        note for level in user_levels for note in _misspelt_keys(level, keys, mode, registry, joined.values, problems)
-    ]
-    notes += [note for level in user_levels for note in _keys_of_others(level, keys, mode, registry, problems)]
-    notes += misspelt
+    unknown = [_unknown_keys(level, keys, mode, registry, joined.values, problems) for level in user_levels]
+    misspelt = [note for _, of_level in unknown for note in of_level]
+    notes += [note for of_level, _ in unknown for note in of_level] + misspelt
     notes += [
         f"{key} ({level.source}) is for mlx_lm_lora.prefplus pairs and rounds. Training does not use it."
         for level in user_levels
@@ -229,62 +231,50 @@ def _idle_keys(user_levels: list[Level], used: set[str], host_level: Level) -> l
     ]
 
 
-def _keys_of_others(level: Level, keys: set[str], mode: str, registry: Registry, problems: Problems) -> list[str]:
-    """Report as a problem each option of another mode whose value differs from its default.
+def _unknown_keys(
+    level: Level, keys: set[str], mode: str, registry: Registry, values: Mapping[str, Any], problems: Problems
+) -> tuple[list[str], list[str]]:
+    """Report the keys that the mode does not have.
 
-    If the command line names the mode, the config file may serve several modes, so it may set options of other modes.
+    An option of another mode is a problem if its value differs from its default. If the command line names the mode,
+    the config file may serve several modes, so it may set options of other modes.
+
+    A misspelled key in a file is a problem if the key that was probably meant affects the result. It is accepted if
+    that key has the same value anyway: files of older releases contain `fine_tune_type: lora`. Unknown keys among
+    command-line values are accepted too, because programs may pass objects with further attributes.
 
     Returns:
-        Notes on other modes' options that are accepted, and on unknown keys that resemble no existing key.
+        Notes on accepted keys: those that resemble no existing key or belong to other modes, and the misspelled ones.
     """
-    notes = []
+    others, misspelt = list[str](), list[str]()
     shared = level.source != COMMAND_LINE and level.values.get("train_mode") != mode
+    used = {*RunSettings.model_fields, *DataSettings.model_fields, *option_fields(registry[mode].trainer.options)}
     for key, value in level.values.items():
         if key in keys:
             continue
-        modes = _modes_with(key, registry)
-        of_modes = f"belongs to train_mode {owners(registry).get(key)}"
-        if not modes:
-            if near(key, keys | _options_of(registry)) is None:
-                notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored.")
-        elif all(value == default for default in modes.values()):
-            notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored.")
-        elif shared:
-            notes.append(f"{key} ({level.source}) {of_modes} and is not used in mode {mode}.")
-        else:
-            problems.add(key, value, level.source, f"is not a key of mode {mode}; it {of_modes}")
-    return notes
-
-
-def _misspelt_keys(
-    level: Level, keys: set[str], mode: str, registry: Registry, values: Mapping[str, Any], problems: Problems
-) -> list[str]:
-    """Report as a problem each misspelled key in a file, if the key that was probably meant affects the result.
-
-    A misspelling is accepted if the key that was meant has the same value anyway: files of older releases contain
-    `fine_tune_type: lora`. Unknown keys among command-line values are accepted too, because programs may pass objects
-    with further attributes.
-
-    Returns:
-        Notes on the misspellings that are accepted.
-    """
-    notes = []
-    for key, value in level.values.items():
-        if key in keys or _modes_with(key, registry):
+        ignored = f"{key} ({level.source}) is not a key of this mode and is ignored"
+        if modes := _modes_with(key, registry):
+            of_modes = f"belongs to train_mode {owners(registry).get(key)}"
+            if all(value == default for default in modes.values()):
+                others.append(f"{ignored}.")
+            elif shared:
+                others.append(f"{key} ({level.source}) {of_modes} and is not used in mode {mode}.")
+            else:
+                problems.add(key, value, level.source, f"is not a key of mode {mode}; it {of_modes}")
             continue
         if match := near(key, keys):
             hint = f"did you mean {match.name}?"
         elif match := near(key, _options_of(registry)):
             hint = f"did you mean {match.name}, of mode {' and '.join(_modes_with(match.name, registry))}?"
         else:
+            others.append(f"{ignored}.")
             continue
-        used = {*RunSettings.model_fields, *DataSettings.model_fields, *option_fields(registry[mode].trainer.options)}
         decides = match.sure and match.name in used - WITHOUT_EFFECT_ON_RESULTS
         if level.source != COMMAND_LINE and decides and value != values.get(match.name):
             problems.add(key, value, level.source, f"is not a key of mode {mode}; {hint}")
         else:
-            notes.append(f"{key} ({level.source}) is not a key of this mode and is ignored; {hint}")
-    return notes
+            misspelt.append(f"{ignored}; {hint}")
+    return others, misspelt
 
 
 def _options_of(registry: Registry) -> set[str]:

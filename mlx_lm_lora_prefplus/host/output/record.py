@@ -17,7 +17,7 @@ from ...data.statistics import length_bias
 from ...engine.files.names import RECORD, REFERENCE_DIGEST
 from ...settings import DataSettings, RunSettings
 from ...storage.atomic import RESUME, whole_file
-from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved, defaults_of
+from ..config.resolve import Resolved, defaults_of
 from .previous import PREVIOUS_KEY
 
 FORMAT = 1
@@ -80,6 +80,6 @@ def settings_of(resolved: Resolved) -> dict[str, dict[str, Any]]:
         if key in resolved.values:
             source = resolved.sources.get(key, "")
             settings[key] = {"value": resolved.values[key], "source": source}
-            if key in defaults and source not in (HOST_DEFAULT, TRAINER_DEFAULT):
+            if key in defaults and resolved.set_by_user(key):
                 settings[key]["default"] = defaults[key]
     return settings

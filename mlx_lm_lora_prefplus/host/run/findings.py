@@ -12,13 +12,9 @@ from ...data import SplitReport, statistics
 from ...engine.model.qat import effective_linears
 from ...losses import LossOptions, advice
 from .. import models
-from ..config.resolve import HOST_DEFAULT, TRAINER_DEFAULT, Resolved
 from ..output import fuse
 from ..vision import has_vision
 from .session import Session
-
-DEFAULT_SOURCES = (None, HOST_DEFAULT, TRAINER_DEFAULT)
-"""Sources of values that the user did not choose."""
 
 MEDIA = ("video", "videos", "audio", "audios")
 """Columns with content that a language model cannot see. Rows with pictures are rejected earlier."""
@@ -70,7 +66,7 @@ def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> list[s
         )
     if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
         texts.append(f"num_layers {settings.num_layers}: the model has only {count} layers. All of them get adapters.")
-    if settings.token_budget and _set_by_user(resolved, "batch_size"):
+    if settings.token_budget and resolved.set_by_user("batch_size"):
         texts.append("batch_size has no effect if token_budget is set. Remove one of them.")
     if settings.train and settings.iters and settings.epochs:
         texts.append(f"epochs: {settings.epochs} has no effect if iters is set ({settings.iters}). Remove one of them.")
@@ -88,7 +84,7 @@ def _of_model(session: Session) -> list[str]:
         counts = ", ".join(
             f"{count} of {len(session.rows[name])} {name} rows" for name, count in longer.items() if count
         )
-        if counts or _set_by_user(resolved, "max_seq_length"):
+        if counts or resolved.set_by_user("max_seq_length"):
             effect = f"{counts} are longer than that" if counts else "no row is longer than that"
             texts.append(
                 f"max_seq_length {limit} exceeds the model's context of {context} tokens, and {effect}. Set "
@@ -159,7 +155,3 @@ def _longer(session: Session, split: str, context: int) -> int:
 
 def _quantized(model: nn.Module) -> bool:
     return any(isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for _, module in model.named_modules())
-
-
-def _set_by_user(resolved: Resolved, key: str) -> bool:
-    return resolved.sources.get(key) not in DEFAULT_SOURCES

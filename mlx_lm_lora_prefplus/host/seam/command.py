@@ -13,8 +13,8 @@ from ...errors import UserError
 from ...plugin.installed import registry
 from ...wrapping import print_error
 from ..config.early_args import Request, check_mode, requested_mode, scan
-from ..config.flags import add_modes, host_parser, mode_parser, modes_of
-from ..config.parsers import expand, option_strings
+from ..config.flags import host_parser, modes_of, parser_of
+from ..config.parsers import option_strings
 from ..config.resolve import Resolved, resolve
 from ..config.yaml_file import read_config
 from ..console import print_info, print_warning
@@ -58,7 +58,9 @@ class Seam:
     def build_parser(self) -> Any:
         """Return the host's parser, extended by this package's modes. If such a mode is requested, add its flags."""
         mode = self._mode_of(self._request(sys.argv[1:]))
-        return self._host_parser(mode) if self.is_theirs else self._parser_of(mode)
+        if self.is_theirs:
+            return host_parser(self.originals["build_parser"](), mode, registry())
+        return self._parser_of(mode)
 
     def main(self, args: Any = None) -> Any:
         """Replace the host's `main`: call it, or run one of this package's modes."""
@@ -133,16 +135,10 @@ class Seam:
         return _run_module().run(resolved, None)
 
     def _parser_of(self, mode: str | None) -> Any:
-        if not mode or mode not in registry():
-            return self._host_parser(mode)
-        return mode_parser(add_modes(self.originals["build_parser"](), registry()), registry()[mode], registry())
-
-    def _host_parser(self, mode: str | None) -> Any:
-        return host_parser(self.originals["build_parser"](), mode, registry())
+        return parser_of(self.originals["build_parser"], mode, registry())
 
     def _request(self, argv: list[str]) -> Request:
-        options = option_strings(self.originals["build_parser"]())
-        return scan(argv, lambda word: expand(word, options))
+        return scan(argv, option_strings(self.originals["build_parser"]()))
 
     def _mode_of(self, request: Request) -> str | None:
         return requested_mode(request, self._read_config)

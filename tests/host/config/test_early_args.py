@@ -4,12 +4,9 @@ import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.config.early_args import Request, check_mode, requested_mode, scan
-from mlx_lm_lora_prefplus.host.config.parsers import expand as expand_option
 from mlx_lm_lora_prefplus.host.config.parsers import option_strings
 
-
-def expand(word):
-    return {"--train-m": "--train-mode", "--train-m=dpo": "--train-mode=dpo", "--conf": "--config"}.get(word, word)
+OPTIONS = ("--train", "--train-mode", "--config", "--model")
 
 
 @pytest.mark.parametrize(
@@ -33,14 +30,14 @@ def expand(word):
     ],
 )
 def test_scan(words, found):
-    assert scan(words, expand) == Request(*found)
+    assert scan(words, OPTIONS) == Request(*found)
 
 
 def test_scan_agrees_with_argparse(plain_host):
     parser = plain_host.build_parser()
     words = ["--train-m", "dpo", "--mod", "m", "-cx.yaml", "--batch", "3", "--conf=y.yaml", "--train"]
     parsed = parser.parse_args(words)
-    found = scan(words, lambda word: expand_option(word, option_strings(parser)))
+    found = scan(words, option_strings(parser))
     assert found == Request(parsed.train_mode, parsed.config) == Request("dpo", "y.yaml")
 
 
