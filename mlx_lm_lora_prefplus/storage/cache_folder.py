@@ -22,7 +22,7 @@ from ..errors import UserError
 from .amounts import parse_bytes
 from .atomic import TEMPORARY, whole_file
 from .failures import advice, words
-from .sealed import Damaged, Unsealed, read_sealed_json
+from .sealed import Damaged, read_sealed_json
 
 KINDS = {"tokens": ".arrow", "reference": ".npy", "probe": ".json"}
 """Subfolder of the cache → extension of its files. A .json file beside each one describes it."""
@@ -61,28 +61,11 @@ def folder(kind: str, cache_dir: Path | None = None) -> Path:
         for one in (place.parent, place):
             one.mkdir(mode=0o700, exist_ok=True)
         if os.access(place, os.W_OK):
-            _mend(place)
+            place.chmod(0o700)
+            for file in place.glob(f"{TEMPORARY}*"):
+                if time.time() - file.stat().st_mtime > ABANDONED:
+                    file.unlink(missing_ok=True)
     return place
-
-
-def _mend(place: Path) -> None:
-    """Close a folder and its files to other users, and delete the temporary files of killed processes."""
-    place.chmod(0o700)
-    for file in place.iterdir():
-        with contextlib.suppress(OSError):
-            state = file.stat()
-            if _is_temporary(file) and time.time() - state.st_mtime > ABANDONED:
-                file.unlink()
-            elif state.st_mode & 0o077 and _is_ours(file, place.name):
-                file.chmod(0o600)
-
-
-def _is_temporary(file: Path) -> bool:
-    return file.name.startswith(TEMPORARY) or file.suffix == ".tmp"
-
-
-def _is_ours(file: Path, kind: str) -> bool:
-    return _is_temporary(file) or file.suffix in (KINDS[kind], ".json")
 
 
 def writable_folder(place: Path) -> Path:
@@ -205,9 +188,7 @@ def entries(root: Path | None = None) -> list[Entry]:
 
 
 def _entry(kind: str, file: Path) -> Entry | None:
-    description = file.with_suffix(".json")
-    about: dict[str, Any] = {}
-    size = 0
+    description, about = file.with_suffix(".json"), dict[str, Any]()
     try:
         state = file.stat()
     except OSError:  # deleted in the meantime
@@ -215,10 +196,8 @@ def _entry(kind: str, file: Path) -> Entry | None:
     try:
         about = read_sealed_json(description)
         size = 0 if description == file else description.stat().st_size
-    except Unsealed:
-        about, size = {"source": "from an older version, not used"}, description.stat().st_size
     except (OSError, Damaged):
-        about = {"source": "damaged, will be computed again"}
+        about, size = {"source": "damaged, will be computed again"}, 0
     rows = about.get("known", about.get("used"))
     source = str(about.get("model") or about.get("source") or "–")
     return Entry(kind, file.stem, size + state.st_size, state.st_mtime, rows, source)
@@ -252,9 +231,10 @@ def clear() -> list[Entry]:
     """
     left = remove(entries())
     kept = {entry.key for entry in left}
-    for kind in KINDS:
+    for kind, ending in KINDS.items():
         for file in (cache_folder() / kind).glob("*"):
-            if file.is_file() and _is_ours(file, kind) and file.stem not in kept:
+            is_ours = file.name.startswith(TEMPORARY) or file.suffix in (ending, ".json")
+            if file.is_file() and is_ours and file.stem not in kept:
                 file.unlink(missing_ok=True)
     return left
 

@@ -15,10 +15,6 @@ class Damaged(Exception):
     """The content of a file is not what was written. The message says what is wrong."""
 
 
-class Unsealed(Damaged):
-    """A file without a digest, as older versions of this package wrote it."""
-
-
 def sealed(content: bytes) -> bytes:
     """Return the content followed by its SHA-256."""
     return content + hashlib.sha256(content).digest()
@@ -46,13 +42,10 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        Unsealed: It has no digest.
         Damaged: It was changed, or cannot be read.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and KEY not in content:
-            raise Unsealed("an older version wrote it, without a digest")
         digest = content.pop(KEY)
     except FileNotFoundError:
         raise

@@ -25,7 +25,6 @@ The code relies on six facts:
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from functools import cache
 from typing import Any, cast
 
 import mlx.core as mx
@@ -34,7 +33,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.routers import recorded_again, recording
-from ..model.swap import calls_answered, swapped_classes
+from ..model.swap import calls_answered
 from .arguments import arrays_of, caches_of, with_arrays
 
 
@@ -51,8 +50,12 @@ def recomputing(model: nn.Module, keep: Keep) -> Iterator[None]:
     """While the context is open, layers of `model` that need gradients keep only what `keep` names, and recompute the
     rest.
     """
-    layers = [] if keep is Keep.ALL else layers_with_gradients(model)
-    with swapped_classes([(layer, _recomputed(type(layer), keep)) for layer in layers]):
+
+    def call(layer: nn.Module, kind: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+        function = _Function(layer, kind, (args, kwargs), _Keys())
+        return function.keeping_products() if keep is Keep.PRODUCTS else function()
+
+    with calls_answered(call, [] if keep is Keep.ALL else layers_with_gradients(model)):
         yield
 
 
@@ -65,15 +68,6 @@ def layers_with_gradients(model: nn.Module) -> list[nn.Module]:
     outside = len(tree_flatten(model.trainable_parameters())) - sum(counts)
     first = 0 if outside else next((i for i, count in enumerate(counts) if count), len(counts))
     return list(layers[first:])
-
-
-@cache
-def _recomputed(kind: type, keep: Keep) -> type:
-    def call(layer, *args, **kwargs):
-        function = _Function(layer, kind, (args, kwargs), _Keys())
-        return function.keeping_products() if keep is Keep.PRODUCTS else function()
-
-    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 class _Keys:

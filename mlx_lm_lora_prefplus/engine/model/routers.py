@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ...errors import UserError
 from .swap import calls_answered, swapped_classes
@@ -46,11 +45,6 @@ class Place(NamedTuple):
 
     weights: mx.array
     examples: mx.array
-
-    def part(self, rows: np.ndarray, width: int) -> "Place":
-        """Return the first `width` columns of some rows."""
-        places = mx.array(rows)
-        return Place(self.weights[places, :width], self.examples[places])
 
 
 class Routers(NamedTuple):

@@ -11,10 +11,8 @@ from ...plugin import Batch, Scorer, Trainer
 from ..log.console import report_validation
 from ..log.journal import Journal
 from ..log.metric_sums import MetricSums, flatten, is_finite
-from ..log.nonfinite import not_finite_error
 from ..log.notices import tell
 from ..model.qat import quantized
-from ..rate import learning_rate
 from .inputs import TrainingInputs
 from .interrupts import StepTimer, Stopped, StopRequest
 from .snapshot import random_seed
@@ -81,14 +79,13 @@ class Validator:
             raise
         seconds = time.perf_counter() - start if self.stop.pauses == pauses else timer.seconds
         inputs.policy.model.train()
-        rate = learning_rate(inputs.optimizer)
         if not is_finite(means):
             problem = f"The validation loss is not finite at iteration {iteration}."
             if inputs.settings.on_nonfinite == "stop":
-                raise not_finite_error(problem, inputs.settings, inputs.options, rate, counters.step)
+                raise inputs.not_finite_error(problem, counters.step)
             return self.journal.warn("not_finite", problem.replace("loss", "objective"), counters.iteration)
         report_validation(inputs.callback, iteration, means, seconds)
-        self.journal.record("valid", iteration, {**means, "rows": self._rows, "seconds": seconds}, rate)
+        self.journal.record("valid", iteration, {**means, "rows": self._rows, "seconds": seconds}, inputs.learning_rate)
         self._keep_best(means, iteration)
 
     def _keep_best(self, means: dict[str, float], iteration: int) -> None:

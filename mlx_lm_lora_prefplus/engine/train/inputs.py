@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import mlx.optimizers as optim
 
+from ...errors import UserError
 from ...plugin import Batch, Scorer, Trainer
 from ...settings import RunSettings
 from ..files.metrics_file import Logger, MetricsFile
 from ..files.run_state import RunState, StateFiles
+from ..log.nonfinite import not_finite_error
 from ..model.qat import FakeQuantization
 from ..ranks.ranks import Ranks
+from ..rate import learning_rate
 from ..reference.source import ReferenceSource
 
 EpochBatches = Callable[[int, int], Iterator[Batch]]
@@ -94,3 +97,12 @@ class TrainingInputs:
     resumed: RunState | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     ranks: Ranks = field(default_factory=Ranks)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the last update."""
+        return learning_rate(self.optimizer)
+
+    def not_finite_error(self, problem: str, step: int) -> UserError:
+        """Return the error that ends the run because of something not finite. step: completed optimiser steps."""
+        return not_finite_error(problem, self.settings, self.options, self.learning_rate, step)

@@ -11,17 +11,14 @@ import numpy as np
 from mlx.utils import tree_map
 from tqdm import tqdm
 
-from ...errors import UserError
 from ...plugin import Batch
 from ...plugin.protocol import Unit
 from ..log.console import bar_text, report_training
 from ..log.journal import Journal
 from ..log.metric_sums import MetricSums, is_finite
-from ..log.nonfinite import not_finite_error
 from ..log.notices import tell
 from ..memory import advice as memory
 from ..model.qat import quantized
-from ..rate import learning_rate
 from .early_stopping import BestMetric
 from .evaluate import Validator
 from .gradient import GradientStep
@@ -250,13 +247,8 @@ class Loop:
                 self._not_finite("gradient", batches)
         assert self._stream is not None
         counters.epoch, counters.batch = self._stream.place
-        self.state.gradient, counters.size, counters.done, counters.left_out, counters.step = (
-            None,
-            0,
-            0,
-            False,
-            counters.step + 1,
-        )
+        self.state.gradient, counters.size, counters.done, counters.left_out = None, 0, 0, False
+        counters.step += 1
 
     def _apply(self, gradient: Any) -> None:
         inputs = self.inputs
@@ -271,20 +263,14 @@ class Loop:
         rows = np.concatenate([np.asarray(batch.ids) for batch in batches]).tolist()
         if inputs.settings.on_nonfinite == "stop" or counters.skipped_in_a_row >= MOST_SKIPPED:
             in_a_row = f" (after leaving out {counters.skipped_in_a_row} updates in a row)" if counters.skipped else ""
-            raise self._error(f"The {what} is not finite at iteration {counters.iteration}{in_a_row} on rows {rows}.")
+            problem = f"The {what} is not finite at iteration {counters.iteration}{in_a_row} on rows {rows}."
+            raise inputs.not_finite_error(problem, counters.step)
         if not counters.left_out:
-            counters.left_out, counters.skipped, counters.skipped_in_a_row = (
-                True,
-                counters.skipped + 1,
-                counters.skipped_in_a_row + 1,
-            )
+            counters.left_out = True
+            counters.skipped, counters.skipped_in_a_row = counters.skipped + 1, counters.skipped_in_a_row + 1
         what = what.replace("loss", "objective")
         text = f"the {what} is not finite on rows {rows}; this update is left out ({counters.skipped} so far)"
         self.journal.warn("not_finite", text, counters.iteration)
-
-    def _error(self, problem: str) -> UserError:
-        inputs = self.inputs
-        return not_finite_error(problem, inputs.settings, inputs.options, self._rate, self.state.counters.step)
 
     def _report(self, bar: tqdm) -> None:
         inputs, counters = self.inputs, self.state.counters
@@ -294,7 +280,7 @@ class Loop:
         counters.trained_tokens += counters.tokens
         counters.peak_memory = max(counters.peak_memory, mx.get_peak_memory())
         speed = {
-            "learning_rate": self._rate,
+            "learning_rate": inputs.learning_rate,
             "iterations_per_second": self.state.timer.count / seconds,
             "tokens_per_second": counters.tokens / seconds,
             "trained_tokens": counters.trained_tokens,
@@ -309,13 +295,8 @@ class Loop:
                 "updates": counters.step - counters.skipped,
                 "skipped_updates": counters.skipped,
             }
-            self.journal.record("train", counters.iteration, {**means, **more, **speed}, self._rate)
+            self.journal.record("train", counters.iteration, {**means, **more, **speed}, inputs.learning_rate)
         self.state.sums, self.state.timer, counters.tokens = MetricSums(self.state.sums), StepTimer(self.stop), 0
-
-    @property
-    def _rate(self) -> float:
-        """Return the learning rate of the last update."""
-        return learning_rate(self.inputs.optimizer)
 
     def _share_signal(self) -> bool:
         """If one process received a signal, pass it to all. Return whether a save is overdue in any process."""

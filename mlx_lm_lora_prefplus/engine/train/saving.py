@@ -7,8 +7,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from ..log.nonfinite import not_finite_error
-from ..rate import learning_rate
 from .inputs import TrainingInputs
 from .snapshot import snapshot
 from .state import LoopState
@@ -72,5 +70,4 @@ class Saver:
         weights = dict[str, mx.array](tree_flatten(inputs.policy.model.trainable_parameters())).values()
         if not mx.all(mx.stack([mx.isfinite(value).all() for value in weights])).item():
             problem = f"The weights are not finite at iteration {counters.iteration}."
-            rate = learning_rate(inputs.optimizer)
-            raise not_finite_error(problem, inputs.settings, inputs.options, rate, counters.step)
+            raise inputs.not_finite_error(problem, counters.step)
