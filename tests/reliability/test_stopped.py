@@ -16,21 +16,24 @@ STOPS = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
 def test_stopped_and_resumed_is_left_alone(world, alone, what):
     """Before the first save, in the middle of a step, in a save: nothing that was trained is lost."""
     rng = random.Random(what)
-    stopped = world.run(rng.randint(20, alone.instants - 20), what, adapter_path="stopped", flags=["--resume"])
-    assert stopped.code == STOPS[what], stopped.out
-    line = re.search(
-        rf"^Stopped by {what} after iteration (\d+) of 14\. Adapters and state are saved", stopped.out, re.M
-    )
-    assert line, stopped.out
-    assert (world.folder / "stopped" / f"state-{int(line[1]):07d}.safetensors").is_file()
-    assert "Traceback" not in stopped.out
+    for number in range(2):
+        stopped = world.run(rng.randint(20, alone.instants - 20), what, adapter_path="stopped", flags=["--resume"])
+        if number and stopped.code == 0:  # the resumed run came to its end before its instant
+            break
+        assert stopped.code == STOPS[what], stopped.out
+        line = re.search(
+            rf"^Stopped by {what} after iteration (\d+) of 14\. Adapters and state are saved", stopped.out, re.M
+        )
+        assert line, stopped.out
+        assert (world.folder / "stopped" / f"state-{int(line[1]):07d}.safetensors").is_file()
+        assert "Traceback" not in stopped.out
     last = world.run(adapter_path="stopped", flags=["--resume"])
     assert last.code == 0, last.out
     assert world.weights("stopped") == alone.weights
     assert world.metrics("stopped") == alone.metrics
 
 
-@pytest.mark.parametrize("what", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("what", STOPS)
 def test_in_the_reference_pass_what_is_done_is_kept(world, what):
     stopped = world.run("reference:6", what, num_layers=2)  # behind the third batch of three rows
     assert stopped.code == STOPS[what], stopped.out
