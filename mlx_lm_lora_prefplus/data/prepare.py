@@ -1,6 +1,5 @@
 """Make the token rows of each split from the settings and a tokenizer, and report the rows used and dropped."""
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -110,12 +109,11 @@ class _Preparation:
         if stored is None:
             tally = Tally(self.kind)
             folder = cache_folder.writable_folder(folder)
-            with (
-                cache.Writer(folder, digest, LAYOUTS[self.kind]) as writer,
-                _bar(name, self.progress) as advance,
-            ):
+            with cache.Writer(folder, digest, LAYOUTS[self.kind]) as writer, _bar(name, self.progress) as bar:
                 for source in sources:
-                    self.tokenise(source, writer, tally, advance)
+                    examples = self.examples(source, tally, bar.update)
+                    while batch := list(itertools.islice(examples, BATCH)):
+                        writer.write(columns_of(self.kind, self.token_rows(batch, source.name, tally)))
                 writer.keep(asdict(tally.report(name, digest)))
             stored = cache.load(folder, digest)
         if stored is None:
@@ -155,12 +153,6 @@ class _Preparation:
                     if picture.path is not None:
                         yield picture.path
 
-    def tokenise(self, source: Source, writer: cache.Writer, tally: Tally, advance: Any) -> None:
-        """Stream one source through the encoder into the writer."""
-        examples = self.examples(source, tally, advance)
-        while batch := list(itertools.islice(examples, BATCH)):
-            writer.write(columns_of(self.kind, self.token_rows(batch, source.name, tally)))
-
     def examples(self, source: Source, tally: Tally, advance: Any) -> Iterator[Example | Dropped]:
         """Return the examples of a source. tally: counts its rows and records its format."""
         counted = tally.count(source.rows(), advance)
@@ -196,15 +188,14 @@ def _located(example: Example | Dropped, source: Source) -> Example | Dropped:
     return example._replace(pictures=[located(picture, source.folder, where) for picture in example.pictures])
 
 
-@contextlib.contextmanager
-def _bar(name: str, visible: bool) -> Iterator[Any]:
-    """Show a progress line without a rate. Yields the function that advances it by n rows.
+def _bar(name: str, visible: bool) -> Any:
+    """Return a progress line without a rate.
 
     Standard error may be None, or an object that has only `write` and `flush`.
     """
     from tqdm import tqdm
 
-    bar = tqdm(
+    return tqdm(
         desc=name,
         bar_format="Tokenising, {n_fmt} rows, {elapsed}: {desc}",  # tqdm truncates the end of a long line
         file=sys.stderr,
@@ -212,7 +203,3 @@ def _bar(name: str, visible: bool) -> Iterator[Any]:
         mininterval=0.5,
         ncols=100,
     )
-    try:
-        yield bar.update
-    finally:
-        bar.close()

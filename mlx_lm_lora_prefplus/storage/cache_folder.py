@@ -188,7 +188,7 @@ def entries(root: Path | None = None) -> list[Entry]:
 
 
 def _entry(kind: str, file: Path) -> Entry | None:
-    description, about = file.with_suffix(".json"), dict[str, Any]()
+    description = file.with_suffix(".json")
     try:
         state = file.stat()
     except OSError:  # deleted in the meantime
@@ -197,7 +197,7 @@ def _entry(kind: str, file: Path) -> Entry | None:
         about = read_sealed_json(description)
         size = 0 if description == file else description.stat().st_size
     except (OSError, Damaged):
-        about, size = {"source": "damaged, will be computed again"}, 0
+        about, size = dict[str, Any](source="damaged, will be computed again"), 0
     rows = about.get("known", about.get("used"))
     source = str(about.get("model") or about.get("source") or "–")
     return Entry(kind, file.stem, size + state.st_size, state.st_mtime, rows, source)

@@ -65,18 +65,14 @@ def read_jsonl(path: Path) -> Rows:
 def read_json(path: Path) -> Rows:
     """Read a JSON file: an array of objects, an object that contains such an array, or JSON Lines."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            is_array = file.read(BLOCK).lstrip().startswith("[")
-            file.seek(0)
-            line = "" if is_array else next((line for line in file if line.strip()), "")
-            has_more_lines = not is_array and any(line.strip() for line in file)
-        if is_array:
+        if _is_array(path):
             for number, row in enumerate(_array_items(path), 1):
                 yield number, _row(row, f"{path}, row {number}")
-        elif has_more_lines and _is_json(line):
-            yield from read_jsonl(path)
-        else:
-            yield from _wrapped_rows(path)
+            return
+        with path.open(encoding="utf-8-sig") as file:
+            line = next((line for line in file if line.strip()), "")
+            has_more_lines = any(line.strip() for line in file)
+        yield from read_jsonl(path) if has_more_lines and _is_json(line) else _wrapped_rows(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}). Save the file as UTF-8.") from error
 

@@ -56,21 +56,15 @@ def reference_logps(
     store = ReferenceStore(None, rows) if store is None else store
     training = policy.model.training
     policy.model.eval()
-    bar = tqdm(
-        desc=progress,
-        total=missing or rows,
-        disable=not progress or sys.stderr is None,
-        bar_format=FORM,
-        mininterval=0.5,
-    )
+    hidden = not progress or sys.stderr is None
     try:
-        for batch in batches:
-            ids = np.array(batch.ids)
-            if not store.has(ids).all():
-                store.add(ids, _logps(policy, batch, ids, weights))
-                bar.update(len(ids))
+        with tqdm(desc=progress, total=missing or rows, disable=hidden, bar_format=FORM, mininterval=0.5) as bar:
+            for batch in batches:
+                ids = np.array(batch.ids)
+                if not store.has(ids).all():
+                    store.add(ids, _logps(policy, batch, ids, weights))
+                    bar.update(len(ids))
     finally:
-        bar.close()
         store.save()
         policy.model.train(training)
     return store.logps
