@@ -14,12 +14,12 @@ from ..data.batches.collate import collate
 from ..data.batches.grouping import known_lengths
 from ..data.batches.lengths import lengths_of
 from ..data.batches.plan import plan_epoch
-from ..engine.logprobs.computed import computed_tokens, shares_prompts
+from ..engine.logprobs.computed import shares_prompts
 from ..engine.logprobs.shared_prefix import HeadPolicy
 from ..engine.train.gradient import in_parts
 from ..errors import UserError
 from ..plugin import Batch, Scorer
-from .measure import MULTIPLE, clock, gradient_difference
+from .measure import MULTIPLE, clock, computed, gradient_difference
 from .sides.our_step import choose, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base
 
@@ -95,15 +95,13 @@ def _timed(steps: dict[str, Callable[[Batch], Any]], batches: Any) -> dict[str, 
 
 
 def _counted(policy: Scorer, batches: Sequence[Batch], multiple: int = 1) -> dict[str, int]:
-    computed = real = 0
+    real = 0
     for batch in batches:
         lengths = known_lengths(batch)
         assert lengths is not None
-        completions = lengths.completions.reshape(-1, len(lengths.prompts))
-        computed += computed_tokens(policy, lengths.prompts, completions, multiple)
         prompts = lengths.prompts if shares_prompts(policy) else lengths.prompts_of_rows
         real += int(prompts.sum() + lengths.completions.sum())
-    return {"computed": computed, "real": real}
+    return {"computed": sum(computed(policy, batch, multiple) for batch in batches), "real": real}
 
 
 def describe_epoch(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ..engine.logprobs.computed import computed_tokens, shares_prompts
 from ..engine.probe.select import SelectedMethod
 from ..engine.train.gradient import in_parts
 from ..errors import UserError
-from ..plugin import Batch
+from ..plugin import Batch, Scorer
 from .sides.host_step import HOST_LOSSES, describe_host_call, host_batch, host_gradient
 from .sides.lower_bound import floor_step
 from .sides.our_step import Engine, choose, first_visits, halves_of, our_batch, our_gradient
@@ -181,36 +181,24 @@ def _positions(batch: Batch, choice: SelectedMethod) -> int:
     traced = mx.default_device().type == mx.gpu and choice.compilable
     if traced:
         return batch.prompts.size + batch.completions.size if shares_prompts(choice.policy) else batch.tokens.size
-    return sum(_computed(part, choice) for part in in_parts(batch))
+    return sum(computed(choice.policy, part) for part in in_parts(batch))
 
 
-def _computed(batch: Batch, choice: SelectedMethod) -> int:
+def computed(policy: Scorer, batch: Batch, multiple: int = 1) -> int:
+    """Return the number of tokens that the backbone computes for a batch, padding to `multiple` included."""
     lengths = known_lengths(batch)
     assert lengths is not None
-    return computed_tokens(choice.policy, lengths.prompts, lengths.completions.reshape(-1, len(lengths.prompts)))
+    completions = lengths.completions.reshape(-1, len(lengths.prompts))
+    return computed_tokens(policy, lengths.prompts, completions, multiple)
 
 
 def _described(workload: Workload, method: Method, choice: SelectedMethod) -> dict[str, Any]:
-    keys = (
-        "mode",
-        "loss",
-        "prompt",
-        "chosen",
-        "rejected",
-        "pairs",
-        "model",
-        "shape",
-        "dtype",
-        "adapted",
-        "bits",
-        "chunk",
-        "memory",
-    )
-    sizes = () if workload.model else ("layers",) if workload.shape else ("hidden", "layers", "vocabulary")
+    left_out = {"name", "jittered", "seed", "speed_goal", "memory_goal"}
+    left_out |= {"hidden", "vocabulary"} if workload.model or workload.shape else set()
+    left_out |= {"layers"} if workload.model else set()
     return {
         "workload": workload.name,
-        **{key: getattr(workload, key) for key in keys},
-        **{key: getattr(workload, key) for key in sizes},
+        **{key: value for key, value in asdict(workload).items() if key not in left_out},
         "engine": method.engine,
         "policy": choice.description,
         "beta": method.beta,
@@ -230,22 +218,18 @@ def _sides(sides: dict[str, Side], positions: dict[str, int], rows: Sequence[Map
     real = 2 * prompts + completions
     needed = {"host": real, "ours": prompts + completions if shared else real}
     figures: dict[str, Any] = {"real_tokens": real}
-    if "beside" in sides:
-        for name in ("apart", "beside"):
-            figures[f"{name}_seconds"], figures[f"{name}_step_bytes"] = sides[name].seconds, sides[name].step_bytes
-        figures["beside_ratio"] = sides["apart"].seconds / sides["beside"].seconds
-    for name, side in sides.items():
-        if name in ("apart", "beside"):
-            continue
-        if name == "floor":
-            figures["floor_seconds"] = side.seconds
-            figures["floor_ratio"] = sides["ours"].seconds / side.seconds
-            continue
-        figures[f"{name}_seconds"] = side.seconds
-        figures[f"{name}_real_tokens_per_second"] = real / side.seconds
-        figures[f"{name}_padded_tokens_per_second"] = positions[name] / side.seconds
+    for name in [name for name in sides if name != "floor"]:
+        figures[f"{name}_seconds"], figures[f"{name}_step_bytes"] = sides[name].seconds, sides[name].step_bytes
+    for name in [name for name in sides if name in needed]:
+        figures[f"{name}_peak_bytes"] = sides[name].peak_bytes
+        figures[f"{name}_real_tokens_per_second"] = real / sides[name].seconds
+        figures[f"{name}_padded_tokens_per_second"] = positions[name] / sides[name].seconds
         figures[f"{name}_padding"] = 1 - needed[name] / positions[name]
-        figures[f"{name}_peak_bytes"], figures[f"{name}_step_bytes"] = side.peak_bytes, side.step_bytes
+    if "beside" in sides:
+        figures["beside_ratio"] = sides["apart"].seconds / sides["beside"].seconds
+    if "floor" in sides:
+        figures["floor_seconds"] = sides["floor"].seconds
+        figures["floor_ratio"] = sides["ours"].seconds / sides["floor"].seconds
     return figures
 
 

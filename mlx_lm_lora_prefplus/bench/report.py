@@ -14,6 +14,9 @@ MIB = 2**20
 NONE = "–"
 """The text of a cell without a measurement. A line with only such cells is omitted."""
 
+REFERENCE = ("apart", "beside")
+"""Two forms of our step: with a separate pass for the reference, and with the reference computed in the step."""
+
 Row = dict[str, Any]
 
 
@@ -59,9 +62,9 @@ def table(rows: Sequence[Row]) -> Table:
 def cells(row: Row) -> dict[str, str]:
     """Return name of a measurement → its text, for each measurement in the row."""
 
-    def both(key: str, form: str, scale: float = 1.0) -> str:
-        sides = [row[f"{side}_{key}"] for side in ("host", "ours") if f"{side}_{key}" in row]
-        return " → ".join(format(value / scale, form) for value in sides)
+    def both(key: str, form: str, scale: float = 1.0, sides: Sequence[str] = ("host", "ours")) -> str:
+        values = [row[f"{side}_{key}"] for side in sides if f"{side}_{key}" in row]
+        return " → ".join(format(value / scale, form) for value in values) or NONE
 
     graphs = row["graphs_compiled"]
     return {
@@ -74,19 +77,12 @@ def cells(row: Row) -> dict[str, str]:
         "real tokens/s": both("real_tokens_per_second", ",.0f"),
         "padded tokens/s": both("padded_tokens_per_second", ",.0f"),
         "padding": both("padding", ".0%"),
-        "step and reference, s": _visits(row, "seconds", ".2f"),
-        "step and reference, MiB": _visits(row, "step_bytes", ",.0f", MIB),
+        "step and reference, s": both("seconds", ".2f", sides=REFERENCE),
+        "step and reference, MiB": both("step_bytes", ",.0f", MIB, REFERENCE),
         "faster with shared trunk": f"{row['beside_ratio']:.2f}×" if "beside_ratio" in row else NONE,
         "graphs compiled": f"{graphs['host']} → {graphs['ours']}",
         "gradients differ by": NONE if row["gradient_error"] is None else f"{row['gradient_error']:.0e}",
     }
-
-
-def _visits(row: Row, key: str, form: str, scale: float = 1.0) -> str:
-    """Format two results: with a separate pass for the reference → with the reference computed in the step."""
-    if "beside_ratio" not in row:
-        return NONE
-    return " → ".join(format(row[f"{name}_{key}"] / scale, form) for name in ("apart", "beside"))
 
 
 def _ratio(value: float | None, goal: float | None) -> str:

@@ -1,7 +1,7 @@
 """Judges that decide which of two answers is better: a user's function, a local model, or the policy's own reward."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +20,11 @@ from .questions import Choice
 Judge = Callable[[str, str, str], float]
 """Function (prompt, answer A, answer B) → 1 if A is better, 0 if B is better, 0.5 if neither is; or any value in [0,
 1].
+"""
+
+Compare = Callable[[str, Sequence[tuple[str, str]]], list[float]]
+"""Function (prompt, pairs of answers) → a value in [0, 1] for each pair: 1 if the first answer is better, 0 if the
+second is better.
 """
 
 QUESTION = """\
@@ -69,13 +74,19 @@ def model_judge(path: str) -> Judge:
     Raises:
         UserError: The model cannot be loaded, or its tokens do not distinguish A from B.
     """
+    compare = model_comparison(path)
+    return lambda prompt, a, b: compare(prompt, [(a, b)])[0]
+
+
+def model_comparison(path: str) -> Compare:
+    """Load a local model that judges several pairs of answers at once; see `model_judge`."""
     choice = Choice(path, "--judge-model", (("A",), ("B",)))
 
-    def judge(prompt: str, a: str, b: str) -> float:
-        (difference,) = choice([QUESTION.format(prompt=prompt, a=a, b=b)])
-        return 0.5 if difference == 0 else float(difference > 0)
+    def compare(prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        differences = choice([QUESTION.format(prompt=prompt, a=a, b=b) for a, b in pairs])
+        return [0.5 if difference == 0 else float(difference > 0) for difference in differences]
 
-    return judge
+    return compare
 
 
 def judge_answers(judge: Judge, answered: list[AnsweredPrompt]) -> tuple[np.ndarray, float]:

@@ -17,7 +17,7 @@ from ..report.results.evidence import accuracy_of, evidence_of
 from ..report.results.intervals import of_rows
 from ..report.results.runs import RunRecord, read_run
 from ..report.results.verdict import verdict
-from ..report.settings import DEFAULTS
+from ..report.settings import DEFAULTS, summary_of
 from ..storage.atomic import whole_file
 from .adapter import Adapter
 from .usage import usage
@@ -112,10 +112,8 @@ def _of_run(run: RunRecord, mode: str, settings: Mapping[str, tuple[Any, str]]) 
 
 def _summary(run: RunRecord) -> dict[str, str]:
     """Return name → text of the lines that the run printed before its first step."""
-    lines = run.about.get("summary")
-    pairs = [line.partition(": ") for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
     cached = re.compile(r", \d+ of \d+ rows from the cache.*")  # describes the machine, not the adapter
-    return {name: _public(cached.sub("", text)) for name, colon, text in pairs if colon}
+    return {name: _public(cached.sub("", text)) for name, text in summary_of(run).items() if text}
 
 
 def _papers(mode: str, settings: Mapping[str, tuple[Any, str]]) -> list[str]:

@@ -50,20 +50,18 @@ def load_base(settings: RunSettings, data: DataSettings | None = None) -> tuple[
     check_place(settings.model)
     if data is not None and vision.reads_pictures(settings, data):
         vision.check_settings(settings, data)
-        return _load_with_pictures(settings)
-    try:
-        loaded = from_pretrained(model=settings.model, quantized_load=quantization(settings))
-    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds of errors
-        raise not_loaded(settings.model, error) from error
-    return loaded[0], loaded[1]
+        return _loaded(settings, pictures=True)
+    return _loaded(settings, pictures=False)
 
 
-def _load_with_pictures(settings: RunSettings) -> tuple[nn.Module, Any]:
+def _loaded(settings: RunSettings, pictures: bool) -> tuple[nn.Module, Any]:
     try:
-        return vision.load_with_pictures(settings)
+        if pictures:
+            return vision.load_with_pictures(settings)
+        return from_pretrained(model=settings.model, quantized_load=quantization(settings))[:2]  # pyright: ignore
     except UserError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # the hub, the tokenizer and mlx raise many kinds of errors
         raise not_loaded(settings.model, error) from error
 
 
@@ -253,7 +251,7 @@ def _base_with_adapters(settings: RunSettings, file: Path, pictures: bool) -> nn
             "Restore it."
         )
     read_adapter_config(file.parent, "reference_model_path")
-    model, _ = _load_with_pictures(settings) if pictures else load_base(settings)
+    model, _ = _loaded(settings, pictures)
     _put_on(model, file, "reference_model_path")
     return model.freeze()
 

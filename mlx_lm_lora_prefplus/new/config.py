@@ -77,7 +77,7 @@ def lines_of(plan: Plan, model: ModelFacts, data: DataFacts, fitted: Mapping[str
         _places(plan, model, data),
         objective,
         _adapters(model),
-        *_steps(Steps.of(data.rows["train"], values), values, data.rows.get("valid", 0)),
+        *_steps(data.rows["train"], values, data.rows.get("valid", 0)),
     ]
     where = {key: paragraph for paragraph in paragraphs for key in paragraph}
     others: dict[str, Line] = {}
@@ -150,48 +150,32 @@ def _adapters(model: ModelFacts) -> dict[str, Line]:
     }
 
 
-class Steps(NamedTuple):
-    """rows: number of training rows. epochs: None if the user set `iters`. micro_batches: number of micro-batches in
-    the run. accumulated: micro-batches per update.
+def _steps(rows: int, values: Mapping[str, Any], valid: int) -> list[dict[str, Line]]:
+    """Return the paragraphs on the steps of a run and on its progress.
+
+    rows, valid: number of training and validation rows. values: `batch_size`, `gradient_accumulation_steps`,
+        `learning_rate`, and `iters` or `epochs` if the user set one of them.
     """
-
-    rows: int
-    epochs: int | None
-    micro_batches: int
-    accumulated: int
-
-    @classmethod
-    def of(cls, rows: int, values: Mapping[str, Any]) -> "Steps":
-        """Compute the steps of a run.
-
-        values: `batch_size`, `gradient_accumulation_steps`, and `iters` or `epochs` if the user set one of them.
-        """
-        accumulated = values["gradient_accumulation_steps"]
-        if values.get("iters"):
-            return cls(rows, None, values["iters"], accumulated)
-        epochs = values.get("epochs") or (1 if rows >= SMALL_SET else EPOCHS_OF_SMALL)
-        return cls(rows, epochs, epochs * ceil(rows / values["batch_size"]), accumulated)
-
-
-def _steps(steps: Steps, values: Mapping[str, Any], valid: int) -> list[dict[str, Line]]:
-    size, updates = values["batch_size"], ceil(steps.micro_batches / steps.accumulated)
+    size, accumulated = values["batch_size"], values["gradient_accumulation_steps"]
+    epochs = values.get("epochs") or (1 if rows >= SMALL_SET else EPOCHS_OF_SMALL)
+    updates = ceil((values.get("iters") or epochs * ceil(rows / size)) / accumulated)
     warmup = updates // 10
     decay = [values["learning_rate"], max(1, updates - warmup)]
     schedule = {"name": "cosine_decay", "warmup": warmup, "arguments": decay}
     lines = {}
-    if steps.epochs:
-        about = "a small set" if steps.rows < SMALL_SET else "one pass over the rows is common"
-        lines["epochs"] = Line(steps.epochs, f"{steps.rows:,} rows: {about}")
+    if not values.get("iters"):
+        about = "a small set" if rows < SMALL_SET else "one pass over the rows is common"
+        lines["epochs"] = Line(epochs, f"{rows:,} rows: {about}")
     lines |= {
         "batch_size": Line(size, "rows that are computed together"),
-        "gradient_accumulation_steps": Line(steps.accumulated, f"{size * steps.accumulated} rows per update"),
+        "gradient_accumulation_steps": Line(accumulated, f"{size * accumulated} rows per update"),
         "optimizer": Line("adamw", "a common optimiser"),
         "lr_schedule": Line(schedule, f"the rate rises for {warmup} of {updates} updates, then falls to 0"),
         "max_grad_norm": Line(1.0, "clips unusually large gradients"),
         "seed": Line(0, "the same seed gives the same run"),
     }
-    every = max(1, round(updates / EVALUATIONS)) * steps.accumulated
-    reported = max(FEWEST_REPORTED, updates // 100) * steps.accumulated
+    every = max(1, round(updates / EVALUATIONS)) * accumulated
+    reported = max(FEWEST_REPORTED, updates // 100) * accumulated
     progress = {
         "steps_per_report": Line(reported, "micro-batches between reports"),
         "save_every": Line(every, "micro-batches between saved states"),

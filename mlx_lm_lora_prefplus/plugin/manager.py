@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple, cast, get_type_hints
 
@@ -48,6 +48,7 @@ class Registered(NamedTuple):
     provider: str
 
 
+@dataclass(eq=False)
 class Registry:
     """The installed modes.
 
@@ -56,15 +57,9 @@ class Registry:
     rivals: mode → its providers, for modes of several packages.
     """
 
-    def __init__(
-        self,
-        modes: dict[str, Registered],
-        broken: dict[str, str] | None = None,
-        rivals: dict[str, list[str]] | None = None,
-    ):
-        self.modes = modes
-        self.broken = broken or {}
-        self.rivals = rivals or {}
+    modes: dict[str, Registered]
+    broken: dict[str, str] = field(default_factory=dict)
+    rivals: dict[str, list[str]] = field(default_factory=dict)
 
     def __contains__(self, mode: object) -> bool:
         """Return whether any plugin provides this mode."""
@@ -155,15 +150,8 @@ def load_registry() -> Registry:
             modes[mode] = _with_losses(modes, mode, rows, source.provider)
         except Exception as error:  # a plugin's loss may raise anything
             broken[source.provider] = f"{source.entry.value}: its losses for mode {mode} are skipped: {error}"
-    return Registry(
-        modes=modes,
-        broken=broken,
-        rivals={
-            mode: [entry.provider for entry in registered]
-            for mode, registered in by_mode.items()
-            if len(registered) > 1
-        },
-    )
+    rivals = {mode: [one.provider for one in registered] for mode, registered in by_mode.items() if len(registered) > 1}
+    return Registry(modes, broken, rivals)
 
 
 class _BrokenPlugin(Exception):

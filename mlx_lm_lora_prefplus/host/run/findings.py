@@ -1,6 +1,6 @@
 """Warnings before a run starts. `check`, a run, the drop-in functions, `run.json` and the report show the same list."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.nn as nn
@@ -49,35 +49,34 @@ def unmasked(name: str, report: SplitReport) -> str:
     )
 
 
-def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> list[str]:
-    resolved, model, texts = session.resolved, session.model, list[str]()
+def _of_settings(session: Session, reports: Mapping[str, SplitReport]) -> Iterator[str]:
+    resolved, model = session.resolved, session.model
     settings = resolved.settings
     if isinstance(resolved.options, LossOptions) and settings.train:
         labels = None
         if resolved.trainer.rows == "unpaired" and "train" in reports:
             labels = reports["train"].desirable, reports["train"].undesirable
-        texts += advice(resolved.options, float((np.diff(session.plan("train").starts) == 1).mean()), labels)
+        yield from advice(resolved.options, float((np.diff(session.plan("train").starts) == 1).mean()), labels)
         if any("chosen_score" in row.columns for row in resolved.options.chosen_losses.values()):
-            texts += unordered_scores(session.rows["train"])
+            yield from unordered_scores(session.rows["train"])
     if settings.qat_enable and not effective_linears(model):
-        texts.append(
+        yield (
             "qat_enable has no effect, because the model has no plain linear layer (the base is already quantised, or "
             "DoRA reads the weights directly). Train an unquantised model with train_type lora or full."
         )
     if settings.train_type != "full" and settings.num_layers > (count := len(model.layers or ())):
-        texts.append(f"num_layers {settings.num_layers}: the model has only {count} layers. All of them get adapters.")
+        yield f"num_layers {settings.num_layers}: the model has only {count} layers. All of them get adapters."
     if settings.token_budget and resolved.set_by_user("batch_size"):
-        texts.append("batch_size has no effect if token_budget is set. Remove one of them.")
+        yield "batch_size has no effect if token_budget is set. Remove one of them."
     if settings.train and settings.iters and settings.epochs:
-        texts.append(f"epochs: {settings.epochs} has no effect if iters is set ({settings.iters}). Remove one of them.")
+        yield f"epochs: {settings.epochs} has no effect if iters is set ({settings.iters}). Remove one of them."
     if settings.train and settings.fuse and (reason := fuse.cannot_fuse(model, settings)):
-        texts.append(f"With these settings {reason}.")
-    return texts
+        yield f"With these settings {reason}."
 
 
-def _of_model(session: Session) -> list[str]:
+def _of_model(session: Session) -> Iterator[str]:
     """Warn of settings that do not suit the model."""
-    resolved, settings, texts = session.resolved, session.resolved.settings, list[str]()
+    resolved, settings = session.resolved, session.resolved.settings
     limit, context = resolved.data.max_seq_length, context_of(session.model)
     if context and limit > context:
         longer = {name: _longer(session, name, context) for name in session.rows}
@@ -86,28 +85,27 @@ def _of_model(session: Session) -> list[str]:
         )
         if counts or resolved.set_by_user("max_seq_length"):
             effect = f"{counts} are longer than that" if counts else "no row is longer than that"
-            texts.append(
+            yield (
                 f"max_seq_length {limit} exceeds the model's context of {context} tokens, and {effect}. Set "
                 f"max_seq_length: {context}."
             )
     if getattr(session.tokenizer, "eos_token_id", 0) is None:
-        texts.append(
+        yield (
             "The tokenizer has no EOS token, so completions have none. The model does not learn where to stop, "
             "unless the chat template ends each turn with another token."
         )
     if settings.train and settings.fuse and not models.reads_pictures(session.tokenizer) and has_vision(settings.model):
-        texts.append(
+        yield (
             "The model also has a vision tower, which mlx_lm does not load. Only its language model is trained, and "
             "the fused model can no longer read pictures. Set fuse: false to write only the adapters."
         )
     if settings.train and settings.train_type == "full" and _quantized(session.model):
         trained = dict(tree_flatten(session.model.trainable_parameters()))
         total = sum(value.size for value in trained.values())
-        texts.append(
+        yield (
             f"train_type: full on a quantised model trains only unquantised weights: {len(trained)} tensors with "
             f"{total:,} parameters, mostly norms. Use train_type: lora, or a model that is not quantised."
         )
-    return texts
 
 
 def context_of(model: nn.Module) -> int | None:
@@ -133,19 +131,17 @@ def unordered_scores(rows: Dataset) -> list[str]:
     ]
 
 
-def _unused_columns(name: str, report: SplitReport, sees: str) -> list[str]:
+def _unused_columns(name: str, report: SplitReport, sees: str) -> Iterator[str]:
     """sees: what the model reads, in words."""
     media = [column for column in report.unused if column.lower() in MEDIA]
     others = [column for column in report.unused if column not in media]
-    texts = []
     if media:
-        texts.append(
+        yield (
             f"{name}: column {', '.join(media)} is not used, because the model sees {sees}. Remove rows that "
             "cannot be answered without it."
         )
     if others:
-        texts.append(f"{name}: these columns are not used: {', '.join(others)}.")
-    return texts
+        yield f"{name}: these columns are not used: {', '.join(others)}."
 
 
 def _longer(session: Session, split: str, context: int) -> int:

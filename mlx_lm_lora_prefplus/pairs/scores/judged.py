@@ -1,18 +1,12 @@
 """Let a judge compare every two answers to a prompt, in both orders."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ...evaluation.judges import QUESTION, function_judge
-from ...evaluation.questions import Choice
+from ...evaluation.judges import Compare, function_judge, model_comparison
 from ..prompts import Prompt
 from ..sample import Answer
-
-Compare = Callable[[str, Sequence[tuple[str, str]]], list[float]]
-"""Function (prompt, pairs of answers) → a value in [0, 1] for each pair: 1 if the first answer is better, 0 if the
-second is better.
-"""
 
 
 class Judgement(NamedTuple):
@@ -33,13 +27,7 @@ def load_judge(function: str | None, model: str | None) -> Compare:
         judge = function_judge(function)
         return lambda prompt, pairs: [judge(prompt, a, b) for a, b in pairs]
     assert model is not None
-    choice = Choice(model, "--judge-model", (("A",), ("B",)))
-
-    def compare(prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        differences = choice([QUESTION.format(prompt=prompt, a=a, b=b) for a, b in pairs])
-        return [0.5 if difference == 0 else float(difference > 0) for difference in differences]
-
-    return compare
+    return model_comparison(model)
 
 
 def judge_all(compare: Compare, prompt: Prompt, answers: Sequence[Answer]) -> Judgement:

@@ -1,7 +1,6 @@
 """Score all answers to a prompt with each requested scorer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from .rules import find_rule
 Score = Callable[[Prompt, list[Answer]], list[float]]
 
 
-@dataclass
 class Scorers:
     """All scorers of a command.
 
@@ -27,11 +25,9 @@ class Scorers:
         loaded by `load`.
     """
 
-    settings: PairSettings
-
-    def __post_init__(self) -> None:
+    def __init__(self, settings: PairSettings):
         """Load the functions and rules, and check that the models exist, so that errors appear before any sampling."""
-        settings = self.settings
+        self.settings = settings
         self.rewards: dict[str, Score] = {}
         self.judge: Compare | None = None
         self.digest: dict[str, str] = {}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ....settings import LARGEST
-from .optimizers import bits_problem, optimizer_problems
+from .optimizers import bits_problem, is_number, optimizer_problems
 from .problems import Joined, Problems, nearest
 
 MOST_RANK = 2**16
@@ -64,9 +64,9 @@ def lora_problems(parameters: Mapping[str, Any]) -> Iterable[str]:
     rank, dropout, scale = ({**dict.fromkeys(LORA_DEFAULTS), **parameters}[key] for key in LORA_DEFAULTS)
     if not _is_whole(rank) or not 1 <= rank <= MOST_RANK:
         yield f"rank must be a whole number from 1 to {MOST_RANK}, not {rank!r:.40}"
-    if not _is_number(dropout) or not 0 <= dropout < 1:
+    if not is_number(dropout) or not 0 <= dropout < 1:
         yield f"dropout must be at least 0 and less than 1, not {dropout!r}"
-    if not _is_number(scale) or not abs(scale) < float("inf"):
+    if not is_number(scale) or not abs(scale) < float("inf"):
         yield f"scale must be a finite number, not {scale!r}"
     if not isinstance(keys := parameters.get("keys") or [], list) or not all(isinstance(key, str) for key in keys):
         yield f"keys must be a list of module names, not {keys!r}"
@@ -74,7 +74,7 @@ def lora_problems(parameters: Mapping[str, Any]) -> Iterable[str]:
 
 def _alpha(value: Mapping[str, Any], rank: Any) -> Iterable[str]:
     alpha = value["alpha"]
-    example = f"; here {alpha} / {rank} = {alpha / rank:g}" if _is_number(alpha) and _is_number(rank) and rank else ""
+    example = f"; here {alpha} / {rank} = {alpha / rank:g}" if is_number(alpha) and is_number(rank) and rank else ""
     yield f"alpha is not a key here. Set scale, which is alpha / rank{example}"
 
 
@@ -92,7 +92,7 @@ def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
     name, arguments = value.get("name"), value.get("arguments")
     if not isinstance(name, str) or name not in names:
         yield f"needs a name that is one of {', '.join(sorted(names))}{nearest(name, names)}"
-    elif not isinstance(arguments, (list, tuple)) or not all(map(_is_number, arguments)):
+    elif not isinstance(arguments, (list, tuple)) or not all(map(is_number, arguments)):
         yield f"needs arguments, a list of numbers: {_parameters(getattr(schedulers, name))}"
     elif not _fits(getattr(schedulers, name), arguments):
         count = f"{len(arguments)} argument{'s' * (len(arguments) != 1)}"
@@ -102,7 +102,7 @@ def _schedule(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:
     warmup, start = value.get("warmup") or 0, value.get("warmup_init") or 0.0
     if not _is_whole(warmup) or not 0 <= warmup <= LARGEST:
         yield f"warmup must be a number of optimiser steps, not {warmup!r:.40}"
-    if not _is_number(start) or not 0 <= start < float("inf"):
+    if not is_number(start) or not 0 <= start < float("inf"):
         yield f"warmup_init must be a learning rate, not {start!r:.40}"
 
 
@@ -137,7 +137,3 @@ def _parameters(function: Callable[..., Any]) -> str:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

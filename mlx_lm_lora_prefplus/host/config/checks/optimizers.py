@@ -85,17 +85,18 @@ def _unmet_requirement(value: Any, default: Any) -> str | None:
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (list, tuple)):
-        numbers = isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_is_number, value))
+        numbers = isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(is_number, value))
         return None if numbers and all(0 <= one < 1 for one in value) else f"{len(default)} numbers in [0, 1)"
     if isinstance(default, int):
         whole = isinstance(value, int) and not isinstance(value, bool)
         return None if whole and 1 <= value <= MOST_TURNS else f"a whole number from 1 to {MOST_TURNS}"
     if default is None:  # Adafactor's beta_1
-        return None if value is None or (_is_number(value) and 0 <= value < 1) else "a number in [0, 1), or null"
+        return None if value is None or (is_number(value) and 0 <= value < 1) else "a number in [0, 1), or null"
     if default < 0:  # Adafactor's decay_rate
-        return None if _is_number(value) and -10 <= value <= 0 else "a number from -10 to 0"
-    return None if _is_number(value) and 0 <= value < float("inf") else "a finite number, 0 or more"
+        return None if is_number(value) and -10 <= value <= 0 else "a number from -10 to 0"
+    return None if is_number(value) and 0 <= value < float("inf") else "a finite number, 0 or more"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, which a bool is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
