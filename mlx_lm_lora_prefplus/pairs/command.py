@@ -78,6 +78,7 @@ def pairs(
     from .make import begin_anew, check_folder, make_pairs
     from .next_step import write_config
     from .policy import adapter_of
+    from .prompts import refuse_pictures
     from .render import lines
     from .settings import settings_in
 
@@ -86,6 +87,7 @@ def pairs(
         settings = settings_in(resolved, _given(context), "pairs")
         adapter = adapter_of(resolved, adapter_path)
         check_folder(output, "pairs")
+        refuse_pictures(resolved.data, "pairs")
         with owned(output, say, "--output"):
             if overwrite:
                 begin_anew(output)

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..data.formats.detect import SAMPLE
 from ..data.formats.example import Dropped, Example
 from ..data.formats.prompts import read_prompts
+from ..data.sources.pictures import shows_pictures
 from ..data.sources.read import Source, find_sources
 from ..data.tokens.encode import Encoder
 from ..errors import UserError
 from ..host import models
 from ..host.config.resolve import Resolved
 from ..host.run.session import ADD_ENDS
+from ..settings import DataSettings
 
 SPLITS = ("train", "valid", "test")
 
@@ -66,6 +69,18 @@ class Prompts:
     duplicates: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     formats: list[str] = field(default_factory=list)
+
+
+def refuse_pictures(data: DataSettings, command: str) -> None:
+    """Raise a UserError if one of the first rows of a source has a picture. `collect` checks the other rows."""
+    for sources in find_sources(data, SPLITS).values():
+        for source in sources:
+            if shows_pictures(source.rows(), SAMPLE):
+                raise UserError(
+                    f"{command}: {source.name} contains rows with pictures, and answers to pictures are not generated. "
+                    "Give prompts without pictures. To train on rows with pictures, write the answers yourself and use "
+                    "mlx_lm_lora.train."
+                )
 
 
 def collect(resolved: Resolved, tokenizer: Any, limit: int | None, splits: tuple[str, ...] = SPLITS) -> Prompts:

@@ -27,6 +27,7 @@ def rounds(
     Each round has its own folder under adapter_path. If the command was killed, the same command continues it.
     """
     from ..host.config.command_line import settings_of
+    from ..pairs.prompts import refuse_pictures
     from ..pairs.settings import settings_in
     from ..report.rounds import HEADS, ROUNDS, lines, verdict_of
     from ..storage.owner import owned
@@ -35,6 +36,7 @@ def rounds(
     resolved = settings_of(context.args, train_mode="dpo", train=True)
     settings = settings_in(resolved, {}, "rounds")
     plan = plan_of(resolved, rounds, round_reference)
+    refuse_pictures(resolved.data, "rounds")
     folder = Path(resolved.settings.adapter_path)
     with owned(folder, say):
         run_rounds(resolved, settings, plan)

@@ -204,6 +204,14 @@ def test_what_cannot_work_is_told_at_once(pairs, here, words, said):
     assert not list(here.glob("pairs/*.jsonl"))
 
 
+def test_pictures_are_refused_before_anything_is_loaded(pairs, here):
+    (here / "pictures.jsonl").write_text(json.dumps({"prompt": "w2", "images": ["a.png"]}) + "\n")
+    result = pairs("--data", "pictures.jsonl", "--model", "nowhere")
+    assert isinstance(result.exception, UserError)
+    assert "pairs: pictures.jsonl contains rows with pictures, and answers to pictures" in str(result.exception)
+    assert not (here / "pairs").exists()
+
+
 def test_nothing_that_scores(pairs):
     result = pairs(scored=())
     assert isinstance(result.exception, UserError) and "--judge-model" in str(result.exception)

@@ -26,6 +26,10 @@ def place(tmp_path_factory) -> Path:
     write_prompts(folder / "prompts/train.jsonl", *(f"w{n} w{n + 1}" for n in range(6)))
     write_prompts(folder / "prompts/test.jsonl", "w1", "w2", "w3")
     (folder / "reward.py").write_text(REWARD)
+    (folder / "pictures").mkdir()
+    write_prompts(folder / "pictures/train.jsonl", "w1")
+    row = {"prompt": "w2", "images": ["a.png"]}
+    (folder / "pictures/valid.jsonl").write_text(json.dumps(row) + "\n")
     return folder
 
 
@@ -143,6 +147,7 @@ def test_a_finished_run_computes_nothing_and_more_rounds_go_on(rounds, straight)
         ({"round_reference": "previous", "train_mode": "cpo"}, "has no reference"),
         ({"pairs": {}}, "nothing scores the answers"),
         ({"pairs": 3}, "is not a mapping"),
+        ({"data": "pictures"}, "rounds: pictures/valid.jsonl contains rows with pictures, and answers to pictures"),
     ],
 )
 def test_what_cannot_work_is_told_at_once(rounds, changes, said):
