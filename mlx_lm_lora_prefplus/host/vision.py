@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.utils import _download, load_config, save_model
 from mlx_lm_lora.chat_template import ensure_chat_template
 
-from ..data.formats.detect import SAMPLE
+from ..data.formats.sample import SAMPLE
 from ..data.sources.pictures import shows_pictures
 from ..data.sources.read import find_sources
 from ..data.tokens.pictures import PictureTokens

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from mlx_lm.utils import _download, load_config, load_tokenizer
 
-from ..data.formats.detect import SAMPLE, detect
-from ..data.formats.sample import SourceSample
+from ..data.formats.detect import detect
+from ..data.formats.sample import SAMPLE, SourceSample
 from ..data.sources.read import find_sources
 from ..errors import UserError
 from ..host.models import check_place, not_loaded

@@ -18,7 +18,7 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
-from mlx_lm_lora_prefplus.engine.reference.bema import BemaReference, BemaSchedule
+from mlx_lm_lora_prefplus.engine.reference.bema import BemaReference
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
@@ -51,8 +51,7 @@ class Case:
         self.batches = self._with_reference([self._batch(i) for i in range(0, len(self.rows), self.size)])
         self.moving = None
         if getattr(self.options, "bema_for_ref_model", False):
-            schedule = BemaSchedule(self.options.bema_update_freq, self.options.bema_update_after)
-            self.moving = BemaReference(self.policy, schedule, lambda batch: None)
+            self.moving = BemaReference(self.policy, self.options, lambda batch: None)
         self.model.train()
         self.step = GradientStep(self.trainer, self.policy, self.options, compiled=False)
         mx.eval(self.model.parameters(), self.batches)

@@ -16,10 +16,7 @@ from . import paired, unpaired
 from . import ranked as scored
 from .convert import MADE_FROM, Pairing, as_kind
 from .example import Dropped, Example
-from .sample import RowFormat, SourceSample
-
-SAMPLE = 100
-"""Number of rows from which the format is detected."""
+from .sample import RowFormat, SourceSample, first_rows
 
 FINDERS = {
     "paired": (paired.find, scored.find, unpaired.find),
@@ -63,9 +60,7 @@ def read_examples(
     contains pictures that the model cannot read.
     """
     rows = rows if pictures else without_pictures(rows, source)
-    first = list(itertools.islice(rows, SAMPLE))
-    if not first:
-        raise UserError(f"{source}: contains no rows. Give a file with at least one row.")
+    first = first_rows(rows, source)
     unused = without_effect(kind)
     features = {key: column for key, column in features.items() if key not in unused}
     sample = SourceSample([row for _, row in first], source, features, raw, pictures)

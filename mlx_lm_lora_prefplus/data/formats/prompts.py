@@ -9,9 +9,9 @@ from ..sources.files import Rows
 from ..sources.pictures import without_pictures
 from . import messages as chat
 from .conversations import read_example
-from .detect import FINDERS, SAMPLE, column_flags
+from .detect import FINDERS, column_flags
 from .example import Dropped, Example
-from .sample import SourceSample
+from .sample import SourceSample, first_rows
 
 TEXTS = ("text",)
 """Names of text columns that are used as the prompt if none of `sample.PROMPTS` exists."""
@@ -41,9 +41,7 @@ def read_prompts(
     pictures.
     """
     rows = without_pictures(rows, source)
-    first = list(itertools.islice(rows, SAMPLE))
-    if not first:
-        raise UserError(f"{source}: contains no rows. Give a file with at least one row.")
+    first = first_rows(rows, source)
     sample = SourceSample([row for _, row in first], source, features, raw)
     shape = next(filter(None, (find(sample) for find in FINDERS["unpaired"])), None)
     rows = itertools.chain(first, rows)

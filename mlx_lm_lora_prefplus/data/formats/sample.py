@@ -1,14 +1,19 @@
 """The first rows of a source, and the description of a row format."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ...errors import UserError
 from ...plugin.protocol import RowKind
 from ..sources.files import Rows
 from . import messages as chat
 from .example import Dropped, Example
+
+SAMPLE = 100
+"""Number of rows from which the format is detected."""
 
 PROMPTS = ("prompt", "question", "instruction", "input", "context", "conversations", "messages")
 """Names of the prompt column, in order of preference."""
@@ -39,6 +44,14 @@ class RowFormat(NamedTuple):
     description: str
     kind: RowKind
     examples: Callable[[Rows], Iterator[Example | Dropped]]
+
+
+def first_rows(rows: Rows, source: str) -> list[tuple[int, dict[str, Any]]]:
+    """Take the first rows of a source. Raises UserError if there are none."""
+    first = list(itertools.islice(rows, SAMPLE))
+    if not first:
+        raise UserError(f"{source}: contains no rows. Give a file with at least one row.")
+    return first
 
 
 class SourceSample:

@@ -1,46 +1,26 @@
 """A reference that is the policy's bias-corrected exponential moving average (BEMA)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ...errors import UserError
+from ...losses.options.dpo import DPOOptions
 from ...plugin import Scorer
 from .precompute import Weights
 from .tr_dpo import MovingReference, mixed
 
 
-@dataclass(frozen=True)
-class BemaSchedule:
-    """When the average is updated, and with which weights; see `BemaReference`.
-
-    freq: φ > 0, optimiser steps between updates. after: τ ≥ 0, steps before the average begins.
-    ema_power: κ ≥ 0. bias_power: η ≥ 0. lag: ρ ≥ 1. multiplier: γ ≥ 0. min_ema: the smallest weight of the policy in an
-    update, in [0, 1].
-    """
-
-    freq: int = 400
-    after: int = 0
-    ema_power: float = 0.5
-    bias_power: float = 0.2
-    lag: float = 10.0
-    multiplier: float = 1.0
-    min_ema: float = 0.0
-
-    def shares(self, step: int) -> tuple[float, float]:
-        """Return β_t = max((ρ + γt)^(−κ), min_ema) and α_t = (ρ + γt)^(−η)."""
-        age = self.lag + self.multiplier * step
-        return max(age**-self.ema_power, self.min_ema), age**-self.bias_power
-
-
 class BemaReference(MovingReference):
-    """Every `freq` optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
+    """Every φ optimiser steps the reference becomes EMA_t + α_t·(θ_t − θ_0).
 
-    θ_t is the policy at step t, and θ_0 the policy when the average began. EMA_t = (1 − β_t)·EMA_{t−φ} + β_t·θ_t,
-    starting with EMA = θ_0. For LoRA, the average is that of the products of the two factors, so the rank of the
+    θ_t is the policy at step t, and θ_0 the policy when the average began, at step τ. EMA_t = (1 − β_t)·EMA_{t−φ} +
+    β_t·θ_t, starting with EMA = θ_0. The weights are β_t = max((ρ + γt)^(−κ), the smallest weight) and α_t = (ρ +
+    γt)^(−η). For LoRA, the average is that of the products of the two factors, so the rank of the
     reference's factors grows with each update. Until the first update, the reference is the policy before training, and
     its stored log-probs are used.
+
+    options: of mode `dpo`; its keys `bema_…` are φ, τ, κ, η, ρ, γ and the smallest weight.
 
     References:
         Block & Zhang 2025 (BEMA), arXiv:2508.00180; as a reference model: TRL's BEMACallback with `update_ref_model`.
@@ -50,14 +30,14 @@ class BemaReference(MovingReference):
         UserError: The model has DoRA layers. An average of DoRA layers is not a DoRA layer.
     """
 
-    def __init__(self, policy: Scorer, schedule: BemaSchedule, weights: Weights):
-        super().__init__(policy, schedule.freq, 1.0, weights)
+    def __init__(self, policy: Scorer, options: DPOOptions, weights: Weights):
+        super().__init__(policy, options.bema_update_freq, 1.0, weights)
         if any(name.endswith(".m") for name in self._trained()):
             raise UserError(
                 "bema_for_ref_model: train_type dora is not supported, because an average of DoRA layers is not a "
                 "DoRA layer. Set train_type: lora, or remove bema_for_ref_model."
             )
-        self.schedule = schedule
+        self.options = options
         self._begin()
 
     def _begin(self) -> None:
@@ -71,12 +51,15 @@ class BemaReference(MovingReference):
         """If an update is due, update the average and the reference from the policy. step: completed
         optimiser steps.
         """
-        since = step - self.schedule.after
+        options = self.options
+        since = step - options.bema_update_after
         if since == 0:
             self._begin()
-        if since <= 0 or since % self.schedule.freq:
+        if since <= 0 or since % self.every:
             return
-        ema, bias = self.schedule.shares(step)
+        age = options.bema_lag + options.bema_multiplier * step
+        ema = max(age**-options.bema_ema_power, options.bema_min_ema_multiplier)
+        bias = age**-options.bema_bias_power
         policy = self._trained()
         average = {name: mixed(name, (ema, value), (1 - ema, self.average.get(name))) for name, value in policy.items()}
         self.parameters = {

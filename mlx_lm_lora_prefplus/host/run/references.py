@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +18,7 @@ from ...engine.memory import advice as memory
 from ...engine.model.adapters import adapter_layers, adapters_off, trains_only_adapters
 from ...engine.model.digest import file_digest, files_digest, weights_digest
 from ...engine.probe.rounding_digest import rounding_digest
-from ...engine.reference.bema import BemaReference, BemaSchedule
+from ...engine.reference.bema import BemaReference
 from ...engine.reference.in_step import StepReference
 from ...engine.reference.precompute import reference_logps
 from ...engine.reference.source import ReferenceSource
@@ -172,23 +171,11 @@ def reference_source(session: Session, stored: Mapping[str, ReferenceStore | Non
         every, alpha = options.ref_model_sync_steps, options.ref_model_mixup_alpha
         following = MovingReference(session.policy, every, alpha, session.token_weights)
     elif getattr(options, "bema_for_ref_model", False):
-        following = BemaReference(session.policy, _bema_schedule(options), session.token_weights)
+        following = BemaReference(session.policy, options, session.token_weights)
     in_step = None
     if session.shares_trunk and session.engine.trunk is not None:
         in_step = StepReference(session.policy, session.engine.trunk, session.token_weights, store, following)
     return ReferenceSource(stored, following, in_step)
-
-
-def _bema_schedule(options: Any) -> BemaSchedule:
-    return BemaSchedule(
-        options.bema_update_freq,
-        options.bema_update_after,
-        options.bema_ema_power,
-        options.bema_bias_power,
-        options.bema_lag,
-        options.bema_multiplier,
-        options.bema_min_ema_multiplier,
-    )
 
 
 def streamed_batches(session: Session, reference: ReferenceSource, number: int, first: int) -> Iterator[Batch]:

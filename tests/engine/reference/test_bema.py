@@ -7,12 +7,19 @@ from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
-from mlx_lm_lora_prefplus.engine.reference.bema import BemaReference, BemaSchedule
+from mlx_lm_lora_prefplus.engine.reference.bema import BemaReference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.trainers import DPO
 from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 
-SCHEDULE = BemaSchedule(freq=2, after=0, ema_power=0.4, bias_power=0.3, lag=3.0, multiplier=1.5)
+
+def schedule_of(**keys):
+    keys = {"update_freq": 2, "ema_power": 0.4, "bias_power": 0.3, "lag": 3.0, **keys}
+    return DPO.options(bema_for_ref_model=True, **{f"bema_{key}": value for key, value in keys.items()})
+
+
+SCHEDULE = schedule_of(multiplier=1.5)
 
 
 def following(model, schedule=SCHEDULE):
@@ -34,11 +41,13 @@ def deltas(model):
 
 def in_float64(thetas, schedule):
     """θ of steps 0, 1, … → the reference after the last of them; None before the first update."""
-    start = average = thetas[schedule.after]
+    after, freq = schedule.bema_update_after, schedule.bema_update_freq
+    start = average = thetas[after]
     reference = None
-    for step in range(schedule.after + schedule.freq, len(thetas), schedule.freq):
-        beta = max((schedule.lag + schedule.multiplier * step) ** -schedule.ema_power, schedule.min_ema)
-        alpha = (schedule.lag + schedule.multiplier * step) ** -schedule.bias_power
+    for step in range(after + freq, len(thetas), freq):
+        age = schedule.bema_lag + schedule.bema_multiplier * step
+        beta = max(age**-schedule.bema_ema_power, schedule.bema_min_ema_multiplier)
+        alpha = age**-schedule.bema_bias_power
         average = (1 - beta) * average + beta * thetas[step]
         reference = average + alpha * (thetas[step] - start)
     return reference
@@ -47,7 +56,7 @@ def in_float64(thetas, schedule):
 @pytest.mark.parametrize("after", [0, 3])
 def test_weights_that_are_trained_themselves(after):
     model = tiny_llama()
-    schedule = BemaSchedule(freq=2, after=after, ema_power=0.4, bias_power=0.3, lag=3.0, min_ema=0.2)
+    schedule = schedule_of(update_after=after, min_ema_multiplier=0.2)
     reference, name = following(model, schedule), "model.layers.0.mlp.up_proj.weight"
     thetas = [np.array(dict(tree_flatten(model.parameters()))[name], np.float64)]
     for step in range(1, 9):
