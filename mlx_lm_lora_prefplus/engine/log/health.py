@@ -9,7 +9,7 @@ from collections.abc import Callable
 from statistics import fmean, variance
 
 from .divergence import drift_of, rate_too_high
-from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, measured, values
+from .history import FIRST, RECENT, SMALLER_RATE, History, RunInfo, values
 
 
 def warnings(history: History, run: RunInfo) -> dict[str, str]:
@@ -78,7 +78,7 @@ def chosen_falling(history: History, run: RunInfo) -> str | None:
     if len(valid) >= 2:  # validation uses the same rows each time
         before, now, error = valid[0], max(valid[1:][-2:]), 0.0
     else:
-        train = measured(history.train, name)
+        train = [report for report in history.train if name in report]
         first, last = values(train[:FIRST], name), values(train[FIRST:], name)
         if len(last) < RECENT or sum(values(train[:FIRST], "rows")) < ENOUGH_ROWS:
             return None

@@ -64,14 +64,6 @@ def values(reports: Sequence[Report], name: str) -> list[float]:
     return [report[name] for report in reports if name in report]
 
 
-def measured(reports: Sequence[Report], name: str) -> list[Report]:
-    """Return the reports that measured this metric. A metric of desirable rows, for example, repeats its last value in
-    a report without such rows. Reports that repeat a value are left out.
-    """
-    having = [report for report in reports if name in report]
-    return [report for place, report in enumerate(having) if not place or report[name] != having[place - 1][name]]
-
-
 class LatestMean(NamedTuple):
     """A mean, and the number of rows that it is over."""
 
@@ -88,7 +80,9 @@ def latest_mean(reports: Sequence[Report], name: str) -> LatestMean | None:
     reports together contain fewer rows.
     """
     total = rows = 0.0
-    for report in reversed(measured(reports, name)):
+    for report in reversed(reports):
+        if name not in report:
+            continue
         count = report.get("rows", 0)
         total, rows = total + count * report[name], rows + count
         if rows >= FEW_ROWS:

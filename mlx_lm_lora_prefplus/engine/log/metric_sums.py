@@ -29,14 +29,14 @@ class MetricSums:
     """Running sums of metrics, and the number of examples or tokens in them. Sums are Python floats, because long sums
     lose digits in float32.
 
-    before: the sums of the previous report. If there is no example of a unit since then (such as no desirable row), its
-    means are taken from the previous report.
+    before: the sums of the previous report. If there is no example of a unit since then (such as no desirable row),
+    `means` takes its means from the previous report.
     """
 
     def __init__(self, before: "MetricSums | None" = None):
         self._sums: dict[tuple[Unit, str], float] = {}
         self._units: dict[Unit, int] = {}
-        self._last_means: dict[tuple[Unit, str], float] = before._means() if before else {}
+        self._last_means: dict[tuple[Unit, str], float] = before._known() if before else {}
 
     def add(self, units: dict[Unit, int], layout: Layout, values: mx.array) -> None:
         """Add a micro-batch: its counts, and the sums from `flatten`."""
@@ -56,16 +56,26 @@ class MetricSums:
 
         A metric is left out until there has been an example of each of its units.
         """
-        own, means = self._means(), dict[str, float]()
-        replaced = {name for unit, name in self._sums if (unit, name) not in own} - {"loss"}
-        for (_, name), value in own.items():
-            if name not in replaced:
+        return self._added(self._known())
+
+    def new_means(self) -> dict[str, float]:
+        """Return `means` without the metrics of which a unit has had no example since the previous report."""
+        return self._added(self._measured())
+
+    def _added(self, by_unit: dict[tuple[Unit, str], float]) -> dict[str, float]:
+        """Add up the means of each metric over its units, without the metrics that lack a unit."""
+        incomplete = {name for unit, name in self._sums if (unit, name) not in by_unit} - {"loss"}
+        means = dict[str, float]()
+        for (_, name), value in by_unit.items():
+            if name not in incomplete:
                 means[name] = means.get(name, 0.0) + value
         return means
 
-    def _means(self) -> dict[tuple[Unit, str], float]:
-        means = {key: value / self._units[key[0]] for key, value in self._sums.items() if self._units[key[0]]}
-        return {**self._last_means, **means}
+    def _measured(self) -> dict[tuple[Unit, str], float]:
+        return {key: value / self._units[key[0]] for key, value in self._sums.items() if self._units[key[0]]}
+
+    def _known(self) -> dict[tuple[Unit, str], float]:
+        return {**self._last_means, **self._measured()}
 
     def dump(self) -> dict[str, Any]:
         """Return the content as values for the saved state of a run."""

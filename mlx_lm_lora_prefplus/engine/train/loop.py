@@ -295,7 +295,8 @@ class Loop:
                 "updates": counters.step - counters.skipped,
                 "skipped_updates": counters.skipped,
             }
-            self.journal.record("train", counters.iteration, {**means, **more, **speed}, inputs.learning_rate)
+            values = {**self.state.sums.new_means(), **more, **speed}
+            self.journal.record("train", counters.iteration, values, inputs.learning_rate)
         self.state.sums, self.state.timer, counters.tokens = MetricSums(self.state.sums), StepTimer(self.stop), 0
 
     def _share_signal(self) -> bool:

@@ -106,13 +106,13 @@ def test_reports_differ_by_their_rows(rows):
     assert warned <= 1, warned
 
 
-KTO = [None, None, None, -5.17, -5.17, -4.42, -4.42, -4.42, -4.42, -6.23, -4.17, -4.17, -4.17, -4.17, -4.17, -4.17]
-"""Seen: one row a report, whose mean of desirable rows repeats where the row is an undesirable one."""
+KTO = [None, None, None, -5.17, None, -4.42, None, None, None, -6.23, -4.17, None, None, None, None, None]
+"""Seen: one row a report, with no mean of desirable rows where the row is an undesirable one."""
 
 
 def test_few_rows_in_kto_are_no_rate_that_is_too_high():
     found = history([], [{"iteration": 1, "rows": 5, "loss": 0.5, "logps_per_token/chosen": -3.33}])
-    for i, value in enumerate([*KTO, *[-8.9] * 4], 1):
+    for i, value in enumerate([*KTO, -8.9, None, None, None], 1):
         chosen = (
             {} if value is None else {"rewards/chosen": -0.5, "logps/chosen": -500.0, "logps_per_token/chosen": value}
         )
