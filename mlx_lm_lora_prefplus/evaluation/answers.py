@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx_lm import batch_generate
 from mlx_lm.sample_utils import make_sampler
 
-from ..data.batches.lengths import lengths_of
 from ..engine.model.adapters import adapter_layers, adapters_off
 from ..errors import UserError
 from ..host import models
+from ..host.callbacks.samples import first_prompts
 from ..host.run.session import Session
 
 
@@ -53,12 +52,7 @@ def _prompts(session: Session, count: int) -> list[list[int]]:
             "--judge: answers to rows with pictures are not generated. Leave out --judge and --judge-model: the "
             "rewards on the held-out rows are computed with their pictures."
         )
-    rows, prompts = session.rows["test"], dict[tuple[int, ...], None]()
-    for place in range(len(lengths_of(rows).prompt)):
-        prompts.setdefault(tuple(np.asarray(rows[place]["prompt"]).tolist()))
-        if len(prompts) == count:
-            break
-    return [list(prompt) for prompt in prompts]
+    return first_prompts(session.rows["test"], count)
 
 
 def _answers(
@@ -86,7 +80,7 @@ def _answers(
 def reference_model(session: Session) -> Iterator[nn.Module]:
     """Load the model to compare with. With a reference it is `reference_model_path`, otherwise the base model."""
     resolved = session.resolved
-    if resolved.settings.reference_model_path and resolved.trainer.needs_reference(resolved.options):
+    if resolved.settings.reference_model_path and resolved.needs_reference:
         yield models.load_reference(resolved.settings, session.tokenizer)
     elif adapter_layers(session.model):
         with adapters_off(session.model):

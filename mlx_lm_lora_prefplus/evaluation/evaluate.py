@@ -90,12 +90,8 @@ def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
 
 
 def _reference(session: Session) -> str:
-    path = session.resolved.settings.reference_model_path
-    return (
-        path
-        if path and session.resolved.trainer.needs_reference(session.resolved.options)
-        else session.resolved.settings.model
-    )
+    settings = session.resolved.settings
+    return (settings.reference_model_path if session.resolved.needs_reference else None) or settings.model
 
 
 def _compare_answers(session: Session, judging: Judging, judge: judges.Judge | None, seed: int) -> dict[str, Any]:

@@ -116,8 +116,7 @@ def judge_by_reward(session: Session, answered: list[AnsweredPrompt]) -> np.ndar
     wins = []
     with reference_model(session) as model:
         scorer = choose_policy(model, resolved.settings).policy if model is not session.model else session.engine.policy
-        needs_reference = trainer.needs_reference(resolved.options)
-        references = [_logps(scorer, session, prompt) if needs_reference else None for prompt in answered]
+        references = [_logps(scorer, session, prompt) if resolved.needs_reference else None for prompt in answered]
     for prompt, reference in zip(answered, references, strict=True):
         batch = _pair(prompt)
         if reference is not None:

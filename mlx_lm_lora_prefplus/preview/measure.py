@@ -79,7 +79,7 @@ def _reference(session: Session, batch: Batch, planned: ReferencePass) -> tuple[
 
     If training steps compute the reference, the store is empty at first. It is None if the mode has no reference.
     """
-    if not session.resolved.trainer.needs_reference(session.resolved.options):
+    if not session.resolved.needs_reference:
         return None, 0.0
     rows, completions = len(session.rows["train"]), session.completions("train")
     in_steps, policy = planned.in_steps, session.engine.policy

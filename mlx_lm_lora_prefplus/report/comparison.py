@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from html import escape
 from itertools import combinations
 
-from .drawing.elements import mapping, run_name, section, table
+from .drawing.elements import run_name, section, table
 from .drawing.svg import number
 from .header import costs, last
 from .results.evidence import accuracy_of
 from .results.intervals import Figure, against, difference_of_shares, interval_of_rows
-from .results.runs import RunRecord
+from .results.runs import RunRecord, mapping
 from .settings import differing
 
 ALL_PAIRS = 4

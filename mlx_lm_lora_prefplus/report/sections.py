@@ -5,8 +5,8 @@ from html import escape
 from typing import Any
 
 from ..engine.files.names import REFERENCE_DIGEST
-from .drawing.elements import folded, format_value, mapping, per_run, run_name, section, table, text_block
-from .results.runs import RunRecord, Sample
+from .drawing.elements import folded, format_value, per_run, run_name, section, table, text_block
+from .results.runs import RunRecord, Sample, mapping
 from .settings import summary_of
 
 SHOWN_SAMPLES = 5

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from ..engine.files.names import REFERENCE_DIGEST
 from ..settings import Effect, keys_with
-from .drawing.elements import code, folded, format_value, mapping, per_run, section, short_name, table
-from .results.runs import RunRecord, texts
+from .drawing.elements import code, folded, format_value, per_run, section, short_name, table
+from .results.runs import RunRecord, mapping, texts
 
 DEFAULTS = ("host default", "trainer default")
 """Sources of default values."""

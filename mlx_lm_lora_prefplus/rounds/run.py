@@ -59,7 +59,7 @@ def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
             f"round_reference: {which!r:.40} is not one of {', '.join(REFERENCES)}. initial keeps the reference of the "
             "first round; previous uses the policy at the start of each round."
         )
-    if which == "previous" and not resolved.trainer.needs_reference(resolved.options):
+    if which == "previous" and not resolved.needs_reference:
         raise UserError(
             f"round_reference: mode {resolved.trainer.mode} has no reference with these options. Remove it, or use "
             "mode dpo."
@@ -190,7 +190,7 @@ def _keep_scores(record: Record, split: str, made: Made, number: int) -> None:
 
 def _train(resolved: Resolved, policy: Path | None, here: Path, plan: Plan) -> None:
     """Train on the rows of a round. A run that was killed continues."""
-    needed = resolved.trainer.needs_reference(resolved.options)
+    needed = resolved.needs_reference
     first = resolved.settings.reference_model_path or resolved.settings.resume_adapter_file
     previous = str((policy / ADAPTERS if policy.is_dir() else policy).resolve()) if policy else None
     reference = previous if plan.reference == "previous" and previous else first

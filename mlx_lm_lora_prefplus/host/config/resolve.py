@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ...errors import UserError
 from ...losses import LossOptions, borrowed_defaults
 from ...plugin.manager import Registry
-from ...plugin.protocol import Trainer
+from ...plugin.protocol import RowKind, Trainer
 from ...settings import (
     COLUMNS_OF_OTHERS,
     COMPANION_KEYS,
@@ -65,6 +65,16 @@ class Resolved(NamedTuple):
     sources: dict[str, str]
     notes: tuple[str, ...]
     misspelt: tuple[str, ...] = ()
+
+    @property
+    def needs_reference(self) -> bool:
+        """Return whether the loss compares the policy with a reference."""
+        return self.trainer.needs_reference(self.options)
+
+    @property
+    def kind(self) -> RowKind:
+        """Return the kind of rows that the mode needs with these options."""
+        return self.trainer.rows_of(self.options)
 
     def set_by_user(self, key: str) -> bool:
         """Return whether the user, or the preset that the user chose, set this key."""
@@ -119,14 +129,14 @@ def resolve(typed: Mapping[str, Any], registry: Registry, *, read_file: bool = T
     if idle := _idle_keys(user_levels, {*trainer_level.values, *COLUMNS_OF_OTHERS}, host_level):
         notes.append(f"not used in mode {mode}: {', '.join(sorted(idle))} (of mlx-lm-lora)")
 
-    check_nested(joined, problems)
-    notes += check_losses(trainer, joined, problems)
-    settings, data, options = (checked(kind, joined, problems) for kind in (RunSettings, DataSettings, trainer.options))
-    if getattr(options, "reference_moves", False) and (path := joined.values["reference_model_path"]):
+    check_nested(joined)
+    notes += check_losses(trainer, joined)
+    settings, data, options = (checked(kind, joined) for kind in (RunSettings, DataSettings, trainer.options))
+    if getattr(options, "reference_moves", False) and joined.values["reference_model_path"]:
         key = "sync_ref_model" if getattr(options, "sync_ref_model", False) else "bema_for_ref_model"
         what = f"cannot be combined with {key}, whose reference starts from the model itself. Remove one of them"
-        problems.add("reference_model_path", path, joined.sources["reference_model_path"], what)
-    check_streaming(trainer, settings, data, options, joined, problems)
+        joined.add_problem("reference_model_path", what)
+    check_streaming(trainer, settings, data, options, joined)
     problems.raise_if_any()
     if isinstance(options, LossOptions):
         unset = [key for key in vars(options) if joined.values.get(key) is None]
@@ -156,7 +166,7 @@ def _join(levels: list[Level], from_user: int, trainer: Trainer, problems: Probl
         values.update(level.values)
         sources.update(dict.fromkeys(level.values, level.source))
     user_sources = tuple(level.source for level in levels[:from_user])
-    return Joined(values, sources, user_sources, frozenset(levels[-1].values)), notes
+    return Joined(values, sources, user_sources, frozenset(levels[-1].values), problems), notes
 
 
 def _preset(user_levels: list[Level]) -> Level | None:

@@ -63,17 +63,12 @@ class _UnknownTokenizer:
         return {"": 2**62}
 
 
-def compares(session: Session) -> bool:
-    """Return whether the loss needs a reference."""
-    return session.resolved.trainer.needs_reference(session.resolved.options)
-
-
 def check_reference(session: Session, ref_model: nn.Module | None, trained: str) -> None:
     """Raise a UserError if no reference model is given and the model has no adapters that could be turned off.
 
     trained: the name of the argument for a reference model.
     """
-    if ref_model is None and compares(session) and not adapter_layers(session.model):
+    if ref_model is None and session.resolved.needs_reference and not adapter_layers(session.model):
         raise UserError(
             f"{trained} is None, which means the model without its adapters. But this model has no adapters, so it "
             f"would be compared with itself. Pass the model before training as {trained}. Or, to evaluate without a "
@@ -87,12 +82,12 @@ def reference_of(session: Session, ref_model: nn.Module | None) -> ReferencePass
     A model without adapters is its own reference, in its current state. If the loss needs no reference, there are no
     reference log-probs.
     """
-    return ReferencePass(session, ref_model if compares(session) else None)
+    return ReferencePass(session, ref_model if session.resolved.needs_reference else None)
 
 
 def describe_reference(session: Session, ref_model: nn.Module | None) -> str:
     """Return a sentence about the reference."""
-    if not compares(session):
+    if not session.resolved.needs_reference:
         unused = "; the ref_model that was given is not used" if ref_model is not None else ""
         free = getattr(session.resolved.options, "reference_free", False)
         return f"Reference: none{' (reference_free)' if free else ''}{unused}"

@@ -78,11 +78,11 @@ def resolved_settings(values: Mapping[str, Any], folder: Path | None = None) -> 
     if folder is not None:
         values = {"adapter_path": str(folder), **values}
     resolved = with_files({"seed": int(np.random.randint(2**31)), **values}, folder)
-    kind = resolved.trainer.rows_of(resolved.options)
-    if kind != "paired":
+    if resolved.kind != "paired":
         name = ", ".join(loss_names(resolved.options.loss_type))
         raise UserError(
-            f"loss_type: {name} needs {kind} rows, but the host's functions receive pairs. Choose another loss."
+            f"loss_type: {name} needs {resolved.kind} rows, but the host's functions receive pairs. Choose another "
+            "loss."
         )
     return resolved
 

@@ -51,7 +51,7 @@ class ReferencePass:
         self.digest: str | None = None
         self.is_base = given is None and not session.resolved.settings.reference_model_path
         self.in_steps = self.is_base and trains_only_adapters(session.model) and session.shares_trunk
-        if not session.resolved.trainer.needs_reference(session.resolved.options):
+        if not session.resolved.needs_reference:
             return
         self.digest = self._digest()
         folder = cache_folder.folder("reference") if self.digest else None
@@ -188,7 +188,7 @@ def streamed_batches(session: Session, reference: ReferenceSource, number: int, 
     if part is None:
         return iter(())
     batches = islice(part.batches("train"), first, None)
-    if not session.resolved.trainer.needs_reference(session.resolved.options):
+    if not session.resolved.needs_reference:
         return batches
     rows = len(part.rows["train"])
     store = ReferenceStore(None, rows, completions=part.completions("train"))

@@ -34,7 +34,6 @@ from ...engine.vision.model import VisionModel
 from ...errors import UserError
 from ...losses import loss_names
 from ...plugin import Batch, Scorer
-from ...plugin.protocol import RowKind
 from ...settings import RunSettings
 from .. import models
 from ..config.resolve import Resolved
@@ -42,11 +41,6 @@ from ..models import check_vocabulary
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
 """Number of micro-batches if neither `iters` nor `epochs` is set; the host's default."""
-
-
-def kind_of(resolved: Resolved) -> RowKind:
-    """Return the kind of rows that the mode needs with these options."""
-    return resolved.trainer.rows_of(resolved.options)
 
 
 ADD_ENDS = ("cpo", "simpo", "orpo")
@@ -59,7 +53,7 @@ def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str
         resolved.data,
         tokenizer,
         splits,
-        kind=kind_of(resolved),
+        kind=resolved.kind,
         add_bos=models.uses_fallback_template(tokenizer),
         add_ends=resolved.trainer.mode in ADD_ENDS,
     )
@@ -124,7 +118,7 @@ class Session:
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
-        self.kind = kind_of(resolved)
+        self.kind = resolved.kind
         keep = choose_keep(settings, model, *self._largest()) if "train" in rows else Keep.ALL
         if getattr(resolved.options, "router_aux_loss_coef", 0.0):
             routers_of(model)  # reject a model with unsupported routers before anything is computed

@@ -94,7 +94,7 @@ def written(value: object) -> str:
 def reference(session: Session, planned: ReferencePass) -> str:
     """Describe where the reference comes from, and for how many rows its log-probs are cached."""
     settings = session.resolved.settings
-    if not session.resolved.trainer.needs_reference(session.resolved.options):
+    if not session.resolved.needs_reference:
         return "none"
     cached, needed = planned.counts()
     from_cache = f", {cached} of {needed} rows from the cache"

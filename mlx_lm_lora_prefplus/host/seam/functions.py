@@ -27,7 +27,7 @@ from ..output.previous import keep_previous
 from ..run import summary
 from ..run.references import ReferencePass
 from ..run.resume import check_same_run, find_state, fingerprint
-from ..run.session import Session, kind_of, read_rows
+from ..run.session import Session, read_rows
 from ..run.train import test_policy, train_policy
 from .studio_modes import check_has_pipeline
 
@@ -43,7 +43,7 @@ def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     rows_of_set: dict[str, Any] = {}
     for name, split in read_rows(resolved, wrapped).items():
         split.rows.info.description = summary.rows(name, split).partition(": ")[2]
-        rows_of_set[name] = PairRows(split.rows) if kind_of(resolved) == "paired" else split.rows
+        rows_of_set[name] = PairRows(split.rows) if resolved.kind == "paired" else split.rows
     train_rows, valid_rows, test_rows = (rows_of_set.get(name, []) for name in ("train", "valid", "test"))
     return train_rows, valid_rows, test_rows
 
@@ -115,7 +115,7 @@ def evaluate_model(
 def _lost_its_start(session: Session) -> bool:
     """Return whether the reference is the model before training and must be loaded again to obtain it."""
     resolved = session.resolved
-    compares = resolved.trainer.needs_reference(resolved.options) and not resolved.settings.reference_model_path
+    compares = resolved.needs_reference and not resolved.settings.reference_model_path
     return compares and not adapter_layers(session.model)
 
 
@@ -142,7 +142,7 @@ def _given_rows(resolved: Resolved, **sets: Any) -> dict[str, Dataset]:
         inner = getattr(given, "_data", given)
         if rows_of_set is None and isinstance(inner, Dataset):
             rows_of_set = inner
-        if rows_of_set is None and kind_of(resolved) != "paired":
+        if rows_of_set is None and resolved.kind != "paired":
             raise UserError(
                 f"{name}_set is a {type(inner).__name__}; in mode {resolved.trainer.mode} it must come from "
                 "load_dataset, called with the same train_mode."

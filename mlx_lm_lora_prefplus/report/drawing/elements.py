@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -76,8 +76,3 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return number(value).replace("−", "-")  # a config file needs an ASCII minus
     return json.dumps(value, ensure_ascii=False)
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """Return the value if it is an object, otherwise an empty one. A damaged record may contain any value."""
-    return value if isinstance(value, dict) else {}

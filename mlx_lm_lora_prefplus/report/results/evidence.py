@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from ...engine.files.names import STOPPED
 from .intervals import Figure, wilson
-from .runs import Report, RunRecord
+from .runs import Report, RunRecord, mapping
 from .verdict import CHANCE, Evidence
 
 ACCURACY, MARGIN, CHOSEN = "rewards/accuracies", "rewards/margins", "logps_per_token/chosen"
@@ -20,6 +20,7 @@ def evidence_of(run: RunRecord) -> Evidence:
     with the first.
     """
     split = "validation" if run.valid else "training"
+    data = mapping(mapping(run.about.get("data")).get("valid" if run.valid else "train"))
     reports = list((run.valid or run.train).values())
     count = 1 if run.valid else max(LATEST, len(reports) // 10)
     first, last = mean(reports[:count]), mean(reports[-count:])
@@ -34,16 +35,9 @@ def evidence_of(run: RunRecord) -> Evidence:
         early=len(reports) == 1,
         warnings=[warned.name for warned in run.warnings],
         warnings_at_start=len(run.warnings_at_start),
-        lengths=longer_side(_length_bias(run, "valid" if run.valid else "train")),
+        lengths=longer_side(data.get("length_bias")),
         remarks=[*_past_its_best(run), *(warned.text for warned in run.warnings if warned.name == STOPPED)],
     )
-
-
-def _length_bias(run: RunRecord, split: str) -> Any:
-    report: Any = run.about.get("data")
-    for key in (split, "length_bias"):
-        report = report.get(key) if isinstance(report, dict) else None
-    return report
 
 
 def longer_side(bias: Any) -> tuple[Literal["longer", "shorter"], float] | None:

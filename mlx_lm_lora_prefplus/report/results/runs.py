@@ -1,7 +1,7 @@
 """Read the files of a run in its adapter folder. They may be incomplete, because a run can be killed at any time."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,11 @@ Report = dict[str, float]
 
 MOST = 1e300
 """Largest number that can be drawn."""
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return the value if it is an object, otherwise an empty one. A damaged record may contain any value."""
+    return value if isinstance(value, dict) else {}
 
 
 class RunWarning(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ....settings import LARGEST
 from .optimizers import bits_problem, is_number, optimizer_problems
-from .problems import Joined, Problems, nearest
+from .problems import Joined, nearest
 
 MOST_RANK = 2**16
 """Largest allowed rank. No matrix of a model is this wide, so adapters of this rank would be larger than the matrix."""
@@ -27,7 +27,7 @@ EXAMPLES = {
 SCHEDULE_KEYS = ("name", "arguments", "warmup", "warmup_init")
 
 
-def check_nested(joined: Joined, problems: Problems) -> None:
+def check_nested(joined: Joined) -> None:
     """Check `lora_parameters`, `lr_schedule`, the keys of the optimiser and `load_in_*`.
 
     Keys that `lora_parameters` lacks get their defaults.
@@ -36,17 +36,16 @@ def check_nested(joined: Joined, problems: Problems) -> None:
         value = joined.values.get(key)
         if isinstance(value, Mapping):
             for what in check(value, joined):
-                problems.add(key, value, joined.sources[key], what)
+                joined.problems.add(key, value, joined.sources[key], what)
         elif value is not None:
-            problems.add(key, value, joined.sources[key], f"must be a mapping, for example {EXAMPLES[key]}")
+            joined.add_problem(key, f"must be a mapping, for example {EXAMPLES[key]}")
             del joined.values[key]  # otherwise the schema would report this value again
-    bits = joined.values.get("optimizer_bits")
-    if what := bits_problem(bits, joined.values.get("optimizer")):
-        problems.add("optimizer_bits", bits, joined.sources["optimizer_bits"], what)
+    if what := bits_problem(joined.values.get("optimizer_bits"), joined.values.get("optimizer")):
+        joined.add_problem("optimizer_bits", what)
     loads = [key for key in LOAD_IN if joined.values.get(key)]
     if len(loads) > 1:
         sources = ", ".join(dict.fromkeys(joined.sources[key] for key in loads))
-        problems.lines.append(f"{' and '.join(loads)} ({sources}) exclude one another. Give only one")
+        joined.problems.lines.append(f"{' and '.join(loads)} ({sources}) exclude one another. Give only one")
 
 
 def _lora(value: Mapping[str, Any], joined: Joined) -> Iterable[str]:

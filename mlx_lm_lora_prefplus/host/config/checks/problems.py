@@ -13,24 +13,6 @@ MOST_CHARACTERS = 200
 """A message prints at most this many characters of a value."""
 
 
-class Joined(NamedTuple):
-    """The settings of all levels merged, before they are checked.
-
-    values: key → value. sources: key → the source of its value.
-    user_sources: the sources that the user wrote.
-    host_keys: the keys of the host.
-    """
-
-    values: dict[str, Any]
-    sources: dict[str, str]
-    user_sources: tuple[str, ...]
-    host_keys: frozenset[str]
-
-    def set_by_user(self, key: str) -> bool:
-        """Return whether the user wrote this key."""
-        return self.sources.get(key) in self.user_sources
-
-
 class Problems:
     """The problems found so far."""
 
@@ -52,6 +34,29 @@ class Problems:
             raise UserError("\n".join([head, *(f"  - {line}" for line in self.lines)]))
 
 
+class Joined(NamedTuple):
+    """The settings of all levels merged, before they are checked.
+
+    values: key → value. sources: key → the source of its value.
+    user_sources: the sources that the user wrote.
+    host_keys: the keys of the host. problems: those found so far.
+    """
+
+    values: dict[str, Any]
+    sources: dict[str, str]
+    user_sources: tuple[str, ...]
+    host_keys: frozenset[str]
+    problems: Problems
+
+    def set_by_user(self, key: str) -> bool:
+        """Return whether the user wrote this key."""
+        return self.sources.get(key) in self.user_sources
+
+    def add_problem(self, key: str, what: str) -> None:
+        """Record a problem with the value of a key; see `Problems.add`."""
+        self.problems.add(key, self.values.get(key), self.sources.get(key), what)
+
+
 def _shortened(value: Any) -> str:
     """Return the repr of a value, cut after `MOST_CHARACTERS`."""
     if isinstance(value, int) and abs(value) >= 10**MOST_CHARACTERS:
@@ -60,15 +65,15 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def checked(schema: type, joined: Joined, problems: Problems) -> Any:
+def checked(schema: type, joined: Joined) -> Any:
     """Build a pydantic model or dataclass from its keys in `joined`; None if there are problems."""
     keys = getattr(schema, "model_fields", None) or option_fields(schema)
     instance, wrong = validated(schema, {key: joined.values[key] for key in keys if key in joined.values})
     for key, messages in wrong.items():
         if key:
-            problems.add(key, joined.values.get(key), joined.sources.get(key), " or ".join(messages))
+            joined.add_problem(key, " or ".join(messages))
         else:
-            problems.lines += messages
+            joined.problems.lines += messages
     return instance
 
 
@@ -101,7 +106,7 @@ def join_loss_names(source: str, values: dict[str, Any], trainer: Trainer, probl
     return note
 
 
-def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[str]:
+def check_losses(trainer: Trainer, joined: Joined) -> list[str]:
     """Check the names of the losses, and that the chosen losses use every option that the user set.
 
     Returns:
@@ -113,51 +118,47 @@ def check_losses(trainer: Trainer, joined: Joined, problems: Problems) -> list[s
     names = loss_names(joined.values["loss_type"])
     if not all(isinstance(name, str) for name in names):
         if "loss_type" not in option_fields(trainer.options):  # otherwise the schema reports a wrong type
-            problems.add("loss_type", joined.values["loss_type"], joined.sources["loss_type"], "must be a name")
+            joined.add_problem("loss_type", "must be a name")
         return []
     missing = [name for name in names if name not in trainer.losses]
     for name in missing:
         hint = nearest(name.strip(), tuple(trainer.losses))
         what = f"is not a loss of mode {trainer.mode}{hint} Choose from: {', '.join(trainer.losses)}"
-        problems.add("loss_type", name, joined.sources["loss_type"], what)
-    return [] if missing else _unused_options(trainer, names, joined, problems)
+        joined.problems.add("loss_type", name, joined.sources["loss_type"], what)
+    return [] if missing else _unused_options(trainer, names, joined)
 
 
-def check_streaming(
-    trainer: Trainer, settings: Any, data: Any, options: Any, joined: Joined, problems: Problems
-) -> None:
+def check_streaming(trainer: Trainer, settings: Any, data: Any, options: Any, joined: Joined) -> None:
     """Check that the settings allow streamed rows. `settings`, `data` and `options` are None if they have problems."""
     if not (settings and data and options):
         return
     if not data.streaming:
         if joined.set_by_user("shuffle_buffer"):
-            what = "has no effect without streaming: true. Remove it, or set streaming"
-            problems.add("shuffle_buffer", data.shuffle_buffer, joined.sources["shuffle_buffer"], what)
+            joined.add_problem("shuffle_buffer", "has no effect without streaming: true. Remove it, or set streaming")
         return
     if not settings.train:
         return
-
-    def add(what: str) -> None:
-        problems.add("streaming", True, joined.sources["streaming"], what)
-
     if not settings.iters:
         epochs = f"; epochs: {settings.epochs} cannot be counted" if settings.epochs else ""
-        add(f"needs iters, the number of micro-batches to train, because the number of rows is unknown{epochs}")
+        what = f"needs iters, the number of micro-batches to train, because the number of rows is unknown{epochs}"
+        joined.add_problem("streaming", what)
     if not trainer.needs_reference(options):
         return
     if settings.reference_model_path:
-        add(
+        joined.add_problem(
+            "streaming",
             "uses the model without its adapters as the reference and cannot use reference_model_path. Fuse the "
-            "adapters of the reference into the model first (mlx_lm.fuse), and remove reference_model_path"
+            "adapters of the reference into the model first (mlx_lm.fuse), and remove reference_model_path",
         )
     if settings.train_type == "full":
-        add(
+        joined.add_problem(
+            "streaming",
             "uses the model without its adapters as the reference, but train_type full has no adapters. Set "
-            "train_type: lora, or choose a mode without a reference, such as cpo, simpo or orpo"
+            "train_type: lora, or choose a mode without a reference, such as cpo, simpo or orpo",
         )
 
 
-def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems: Problems) -> list[str]:
+def _unused_options(trainer: Trainer, names: list[str], joined: Joined) -> list[str]:
     """Report options that the user set but that only losses other than the chosen ones use.
 
     An option that no single loss names applies to all losses of the mode, and is not reported.
@@ -169,5 +170,5 @@ def _unused_options(trainer: Trainer, names: list[str], joined: Joined, problems
             notes.append(f"{key} is not used by loss_type {', '.join(names)}")
         elif joined.values[key] != fields[key].get_default(call_default_factory=True):
             what = f"is not used by loss_type {', '.join(names)}; it belongs to {', '.join(users)}"
-            problems.add(key, joined.values[key], joined.sources[key], what)
+            joined.add_problem(key, what)
     return notes
