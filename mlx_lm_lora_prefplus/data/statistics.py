@@ -11,6 +11,7 @@ from pyarrow.compute import call_function
 
 from .batches.lengths import lengths_of
 from .prepare import Split
+from .stored_counts import stored_counts
 
 BINS = 10
 """Number of bars in the histogram of lengths."""
@@ -162,11 +163,15 @@ def _bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
 
 
 def _repeated(rows: Dataset) -> dict[str, int]:
-    """Count rows that repeat an earlier row.
+    """Count rows that repeat an earlier row. The counts are stored, because they need every token.
 
     rows: equal to an earlier row. prompts: same prompt as an earlier row. contradictions: equal to an earlier row, but
         with chosen and rejected exchanged or with the other label.
     """
+    return stored_counts("repeated", [rows], lambda: _count_repeated(rows))
+
+
+def _count_repeated(rows: Dataset) -> dict[str, int]:
     prompts = _prompts(rows)
     sides = [_hashes(rows, name) for name in CONTENT_COLUMNS if name in rows.column_names]
     columns = [prompts, *sides]
@@ -189,15 +194,24 @@ def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
     """Warn of rows in valid and test whose prompt is also in train."""
     if "train" not in rows:
         return []
-    trained, messages = _prompts(rows["train"]), []
+    messages = []
     for name, table in rows.items():
-        shared = int(np.isin(_prompts(table), trained).sum()) if name != "train" else 0
+        shared = 0 if name == "train" else _shared_prompts(rows["train"], table)
         if shared:
             messages.append(
                 f"{name}: the prompts of {shared} of {len(table)} rows are also in train, so metrics on {name} are too "
                 "optimistic. Remove these rows from one of the splits."
             )
     return messages
+
+
+def _shared_prompts(trained: Dataset, rows: Dataset) -> int:
+    """Return how many of the rows have a prompt that is also in `trained`."""
+
+    def count() -> dict[str, int]:
+        return {"rows": int(np.isin(_prompts(rows), _prompts(trained)).sum())}
+
+    return stored_counts("shared prompts", [trained, rows], count)["rows"]
 
 
 def _prompts(rows: Dataset) -> np.ndarray:

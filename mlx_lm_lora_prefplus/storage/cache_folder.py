@@ -1,4 +1,4 @@
-"""The cache folder: token rows, reference log-probs and results of the probe, which later runs reuse.
+"""The cache folder: token rows, counts of them, reference log-probs and results of the probe, which later runs reuse.
 
 Only its owner can read it.
 """
@@ -24,7 +24,7 @@ from .atomic import TEMPORARY, whole_file
 from .failures import advice, words
 from .sealed import Damaged, read_sealed_json
 
-KINDS = {"tokens": ".arrow", "reference": ".npy", "probe": ".json"}
+KINDS = {"tokens": ".arrow", "counts": ".json", "reference": ".npy", "probe": ".json"}
 """Subfolder of the cache → extension of its files. A .json file beside each one describes it."""
 
 ABANDONED = 24 * 3600

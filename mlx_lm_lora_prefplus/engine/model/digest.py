@@ -32,14 +32,14 @@ def weights_digest(model: nn.Module) -> str:
     """
     args = getattr(model, "args", None)
     found = hashlib.sha256(f"{type(model).__module__} {vars(args) if args else None}".encode())
-    for name, value in sorted(_base_weights(model), key=lambda item: item[0]):
+    for name, value in sorted(base_weights(model), key=lambda item: item[0]):
         found.update(f"\0{name} {value.shape} {value.dtype} ".encode())
         for part in _sums(value):
             found.update(np.array(part).tobytes())
     return found.hexdigest()
 
 
-def _base_weights(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
+def base_weights(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
     """Yield (name, weight) of the base model, with the names that the weights have in a model without adapters."""
     prefixes = {id(module): name for name, module in model.named_modules()}
     layers = {prefixes[id(layer)]: adapter_base(layer) for layer in adapter_layers(model)}

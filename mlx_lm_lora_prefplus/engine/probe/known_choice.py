@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...errors import UserError
 from ...plugin.protocol import Batch
 from ...settings import RunSettings
-from ...storage import cache_folder
-from ...storage.sealed import Damaged, read_sealed_json, sealed_json
+from ...storage import cache_folder, json_entry
 from ..arrays import as_numpy
 from ..logprobs.split_model import arrays
 from ..memory.recompute import Keep
@@ -73,25 +71,18 @@ class KnownChoice:
 
     def read(self) -> Choice | None:
         """Return the stored choice; None if there is no file. A damaged file is deleted."""
-        try:
-            found = read_sealed_json(self.file)
-            choice = Choice(**{**found["choice"], "keep": Keep(found["choice"]["keep"])})
-        except (FileNotFoundError, NotADirectoryError):
+        found = json_entry.read(self.file)
+        if found is None:
             return None
-        except (Damaged, KeyError, TypeError, ValueError) as error:
+        try:
+            return Choice(**{**found["choice"], "keep": Keep(found["choice"]["keep"])})
+        except (KeyError, TypeError, ValueError) as error:
             cache_folder.discard(self.file, error)
             return None
-        cache_folder.use(self.file)
-        return choice
 
     def write(self, choice: Choice) -> None:
-        """Store a choice for later runs. If the disk is full or read-only, the next run only has to probe again."""
-        content = {"model": self.model, "choice": {**choice._asdict(), "keep": choice.keep.value}}
-        try:
-            with cache_folder.private_file(self.file) as file:
-                file.write_text(sealed_json(content), encoding="utf-8")
-        except UserError as error:
-            cache_folder.warn_not_kept(self.file.parent, error.__cause__ or error)
+        """Store a choice for later runs."""
+        json_entry.write(self.file, {"model": self.model, "choice": {**choice._asdict(), "keep": choice.keep.value}})
 
 
 def _code(model: nn.Module) -> list[str]:

@@ -12,15 +12,30 @@ from tests.conftest import tiny_llama, with_lora
 def test_the_same_arithmetic_has_the_same_digest_under_any_adapters():
     bare = rounding_digest(PlainPolicy(tiny_llama()))
     assert rounding_digest(PlainPolicy(tiny_llama())) == bare
-    adapted = with_lora(tiny_llama(), dropout=0.5)
-    adapted.train()
-    assert rounding_digest(PlainPolicy(adapted)) == bare
-    assert adapted.training
+    for layers in (1, 2):
+        adapted = with_lora(tiny_llama(), layers=layers, dropout=0.5)
+        adapted.train()
+        assert rounding_digest(PlainPolicy(adapted)) == bare
+        assert adapted.training
+
+
+def test_only_the_first_layer_of_each_kind_is_computed():
+    shallow, deep = tiny_llama(layers=1), tiny_llama(layers=5)
+    before = rounding_digest(PlainPolicy(deep))
+    deep.model.layers[3].mlp.up_proj.weight *= 2
+    assert rounding_digest(PlainPolicy(deep)) == before
+    deep.model.layers[0].mlp.up_proj.weight *= 2
+    assert rounding_digest(PlainPolicy(deep)) != before
+    deep.model.layers[2].mlp.up_proj.weight = deep.model.layers[2].mlp.up_proj.weight.astype(mx.bfloat16)
+    other_kind = rounding_digest(PlainPolicy(deep))
+    deep.model.layers[2].mlp.up_proj.weight *= 2
+    assert rounding_digest(PlainPolicy(deep)) != other_kind
+    assert rounding_digest(PlainPolicy(shallow)) != other_kind
 
 
 def test_adapters_of_an_unknown_kind_are_left_on():
     """A reference that is given as a folder needs no model without adapters."""
-    model = tiny_llama()
+    model = tiny_llama(layers=1)
 
     class Unknown(nn.Module):
         def __init__(self, layer):
@@ -32,7 +47,7 @@ def test_adapters_of_an_unknown_kind_are_left_on():
 
     layer = model.model.layers[0].mlp
     layer.up_proj = Unknown(layer.up_proj)
-    assert rounding_digest(PlainPolicy(model)) == rounding_digest(PlainPolicy(tiny_llama()))
+    assert rounding_digest(PlainPolicy(model)) == rounding_digest(PlainPolicy(tiny_llama(layers=1)))
 
 
 def test_another_order_of_a_sum_has_another_digest(monkeypatch):
