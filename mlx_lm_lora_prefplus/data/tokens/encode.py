@@ -87,11 +87,7 @@ class Encoder:
 
         Raises UserError if the chat template rejects a row.
         """
-        texts = [self._texts(example, f"{source}, row {example.row}") for example in examples]
-        try:
-            ids = self._encode(texts)
-        except (TypeError, UnicodeError) as error:
-            raise _text_error(examples, texts, source) from error
+        texts, ids = self._texts_and_ids(examples, source)
         for example, (prompt, conversations) in zip(examples, texts, strict=True):
             plain = not isinstance(example.prompt, list)
             start = None if prompt is None else self._begin(ids[prompt], plain)
@@ -109,12 +105,8 @@ class Encoder:
 
         Raises UserError if the chat template rejects the prompt, or the text is not valid Unicode.
         """
-        texts = self._texts(example._replace(completions=[]), f"{source}, row {example.row}")
-        try:
-            ids = self._encode([texts])
-        except (TypeError, UnicodeError) as error:
-            raise _text_error([example], [texts], source) from error
-        return self._begin(ids[texts[0]], not isinstance(example.prompt, list)) if texts[0] else []
+        [(prompt, _)], ids = self._texts_and_ids([example._replace(completions=[])], source)
+        return self._begin(ids[prompt], not isinstance(example.prompt, list)) if prompt else []
 
     def digest(self) -> str:
         """Hash everything that determines the tokens of an example."""
@@ -135,6 +127,14 @@ class Encoder:
         ]
         inputs += [self.pictures.digest] if self.pictures else []
         return hashlib.sha256("\0".join(inputs).encode()).hexdigest()
+
+    def _texts_and_ids(self, examples: Sequence[Example], source: str) -> tuple[list[Texts], dict[str, Ids]]:
+        """Return the texts of each example, and text → ids."""
+        texts = [self._texts(example, f"{source}, row {example.row}") for example in examples]
+        try:
+            return texts, self._encode(texts)
+        except (TypeError, UnicodeError) as error:
+            raise _text_error(examples, texts, source) from error
 
     def _texts(self, example: Example, where: str) -> Texts:
         if example.prompt is None:

@@ -1,9 +1,9 @@
 """Collect the reports of a run, pass them to the metrics file and loggers, and run the health checks on them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any
 
 from ...errors import UserError
 from ...losses import loss_names
@@ -14,12 +14,6 @@ from ..files.names import STOPPED
 from .health import warnings
 from .history import History, RunInfo
 from .notices import tell
-
-
-class Counters(Protocol):
-    """The counter of a run that the journal reads. iteration: the number of the current micro-batch."""
-
-    iteration: int
 
 
 class Journal:
@@ -63,15 +57,17 @@ class Journal:
         self._keep(name, text, iteration)
 
     @contextmanager
-    def keeping_errors(self, counters: Counters) -> Iterator[None]:
+    def keeping_errors(self, iteration: Callable[[], int]) -> Iterator[None]:
         """If an error ends the run, record it as a warning named `stopped`, which the report page shows. Then raise the
         error again.
+
+        iteration: returns the number of the current micro-batch.
         """
         try:
             yield
         except UserError as error:
             with suppress(UserError, OSError):  # the error may be a full disk
-                self._keep(STOPPED, str(error), counters.iteration)
+                self._keep(STOPPED, str(error), iteration())
             raise
 
     def _keep(self, name: str, text: str, iteration: int) -> None:

@@ -71,36 +71,28 @@ class Output:
         if self.log is not None:
             self.log.add(text)
         if self.works:
-            try:
-                self.stream.write(text)
-            except UnicodeEncodeError:  # the terminal's encoding lacks some of these characters
-                self.write_plain(text)
-            except (OSError, ValueError) as error:
-                self._fail(error)
+            with self._dropped_if_it_fails():
+                try:
+                    self.stream.write(text)
+                except UnicodeEncodeError:  # the terminal's encoding lacks some of these characters
+                    self.stream.write(text.encode("ascii", "replace").decode())
         return len(text)
-
-    def write_plain(self, text: str) -> None:
-        """Write text with a question mark for each character that is not ASCII."""
-        try:
-            self.stream.write(text.encode("ascii", "replace").decode())
-        except (OSError, ValueError) as error:
-            self._fail(error)
 
     def flush(self) -> None:
         """Flush the stream if possible."""
         if self.works:
-            try:
+            with self._dropped_if_it_fails():
                 self.stream.flush()
-            except (OSError, ValueError) as error:
-                self._fail(error)
 
-    def _fail(self, error: Exception) -> None:
-        self.works = False
-        if isinstance(sys.stderr, Output) and sys.stderr is not self:
-            print(
-                f"[WARNING] Output can no longer be printed ({error}). The run continues; see train.log.",
-                file=sys.stderr,
-            )
+    @contextmanager
+    def _dropped_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self.works = False
+            if isinstance(sys.stderr, Output) and sys.stderr is not self:
+                text = f"[WARNING] Output can no longer be printed ({error}). The run continues; see train.log."
+                print(text, file=sys.stderr)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

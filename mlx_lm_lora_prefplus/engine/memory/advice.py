@@ -15,13 +15,8 @@ from ...settings import RunSettings
 
 OUT_OF_MEMORY = (
     *("out of memory", "unable to allocate", "insufficient memory", "maximum allowed buffer size", "bad_alloc"),
-    *(
-        "cudamalloc",
-        "cannot allocate memory",
-        "attempting to allocate",
-        "cuda_error_out_of_memory",
-        "[metal::malloc] resource limit",
-    ),
+    *("cudamalloc", "cannot allocate memory", "attempting to allocate", "cuda_error_out_of_memory"),
+    "[metal::malloc] resource limit",
 )
 """Phrases in MLX's errors on Metal, CUDA and the CPU, in lower case. (An error in a Metal command buffer ends the
 process before Python can catch it.)

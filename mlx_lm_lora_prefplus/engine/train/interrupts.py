@@ -9,10 +9,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NamedTuple
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -100,11 +99,6 @@ def _handlers(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Timed(NamedTuple):
-    seconds: float
-    count: int
-
-
 class StepTimer:
     """Measures the seconds of micro-batches, one measurement per micro-batch.
 
@@ -117,35 +111,34 @@ class StepTimer:
 
     def __init__(self, stop: StopRequest):
         self._stop = stop
-        self._whole, self._broken = _Timed(0.0, 0), _Timed(0.0, 0)
+        self._times = {False: (0.0, 0), True: (0.0, 0)}  # was there a pause? → seconds, count
 
     @contextmanager
     def lap(self) -> Iterator[None]:
         """Measure one micro-batch, which is computed inside the context."""
         start, pauses = time.perf_counter(), self._stop.pauses
         yield
-        seconds = time.perf_counter() - start
-        if self._stop.pauses == pauses:
-            self._whole = _Timed(self._whole.seconds + seconds, self._whole.count + 1)
-        else:
-            self._broken = _Timed(self._broken.seconds + seconds, self._broken.count + 1)
+        paused = self._stop.pauses != pauses
+        seconds, count = self._times[paused]
+        self._times[paused] = seconds + time.perf_counter() - start, count + 1
 
     @property
     def count(self) -> int:
         """The number of micro-batches."""
-        return self._whole.count + self._broken.count
+        return sum(count for _, count in self._times.values())
 
     @property
     def seconds(self) -> float:
         """Return the seconds of all micro-batches, without pauses. If every micro-batch was paused, pauses are
         included.
         """
-        return self._whole.seconds * self.count / self._whole.count if self._whole.count else self._broken.seconds
+        (seconds, count), (with_pauses, _) = self._times.values()
+        return seconds * self.count / count if count else with_pauses
 
     def dump(self) -> list[tuple[float, int]]:
         """Return the content as values for the saved state of a run."""
-        return [self._whole, self._broken]
+        return list(self._times.values())
 
-    def load(self, dumped: Sequence[Sequence[Any]]) -> None:
+    def load(self, dumped: list[tuple[float, int]]) -> None:
         """Restore what `dump` returned."""
-        self._whole, self._broken = (_Timed(*one) for one in dumped)
+        self._times = dict(zip((False, True), dumped, strict=True))

@@ -68,7 +68,7 @@ def train(inputs: TrainingInputs) -> bool:
         bar = stack.enter_context(tqdm(total=inputs.iters, initial=loop.state.counters.iteration, desc="Training"))
         with (
             suppress(Stopped),
-            loop.journal.keeping_errors(loop.state.counters),
+            loop.journal.keeping_errors(lambda: loop.state.counters.iteration),
             memory.explained(inputs.policy.model, inputs.settings, lambda: loop.batch, trains=True),
         ):
             loop.begin(bar)
