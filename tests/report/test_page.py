@@ -168,6 +168,11 @@ def test_the_nll_in_the_loss_is_explained(make, mode, settings, words):
         assert "It includes " + words.format("negative log-likelihood of the chosen completions") in text
 
 
+def test_of_several_runs_those_with_nll_are_named(make):
+    folders = make("one", about=about_run(sft_weight=0.1)), make("two", about=about_run(sft_weight=0.0))
+    assert "Different losses have different scales. one: It includes 0.1 ×" in rendered(*folders).text()
+
+
 def test_the_rule_names_each_verdict(make):
     text = rendered(make(about=about_run())).text()
     heads = {node.value for node in ast.walk(ast.parse(inspect.getsource(verdict))) if isinstance(node, ast.Constant)}
