@@ -13,13 +13,13 @@ from mlx.utils import tree_flatten
 from ..data.batches.collate import collate
 from ..data.batches.grouping import known_lengths
 from ..data.batches.lengths import lengths_of
-from ..data.batches.plan import plan_epoch
+from ..data.batches.plan import COMPILED_MULTIPLE, plan_epoch
 from ..engine.logprobs.computed import shares_prompts
 from ..engine.logprobs.shared_prefix import HeadPolicy
-from ..engine.train.gradient import in_parts
+from ..engine.train.gradient import CUT_POSITIONS, in_parts
 from ..errors import UserError
 from ..plugin import Batch, Scorer
-from .measure import MULTIPLE, clock, computed, gradient_difference
+from .measure import clock, computed, gradient_difference
 from .sides.our_step import choose, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base
 
@@ -57,12 +57,12 @@ def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
     steps = {name: our_gradient(policy, *loss) for name, policy in ways.items()}
     made = (our_batch([rows[i] for i in ids], grouped, workload.mode, 1) for ids in plan)
     figures = _timed(steps, made)
-    parts = [part for ids in plan for part in in_parts(collate([rows[i] for i in ids], ids))]
+    parts = [part for ids in plan for part in in_parts(collate([rows[i] for i in ids], ids), CUT_POSITIONS)]
     for name, policy in ways.items():
         figures[name] |= _counted(policy, parts)
-    whole = [collate([rows[i] for i in ids], ids, MULTIPLE) for ids in plan]
+    whole = [collate([rows[i] for i in ids], ids, COMPILED_MULTIPLE) for ids in plan]
     shapes = {tuple(value.shape for value in batch[:4]) for batch in whole}
-    figures["compiled"] = {**_counted(ways["one call"], whole, MULTIPLE), "graphs": len(shapes)}
+    figures["compiled"] = {**_counted(ways["one call"], whole, COMPILED_MULTIPLE), "graphs": len(shapes)}
     return [{"way": name, "batches": len(plan), "pairs": workload.pairs, **row} for name, row in figures.items()]
 
 

@@ -13,18 +13,16 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..data.batches.grouping import known_lengths
+from ..data.batches.plan import COMPILED_MULTIPLE
 from ..engine.logprobs.computed import computed_tokens, shares_prompts
 from ..engine.probe.select import SelectedMethod
-from ..engine.train.gradient import in_parts
+from ..engine.train.gradient import CUT_POSITIONS, in_parts
 from ..errors import UserError
 from ..plugin import Batch, Scorer
 from .sides.host_step import HOST_LOSSES, describe_host_call, host_batch, host_gradient
 from .sides.lower_bound import floor_step
 from .sides.our_step import Engine, choose, first_visits, halves_of, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base, make_rows
-
-MULTIPLE = 32
-"""If the step is compiled, widths are padded to a multiple of this number, as in a run."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     rows = make_rows(workload, int(model(mx.array([[1]])).shape[-1]))
     choice = choose(model, method.engine, workload.chunk, workload.memory)
     traced = compiled and choice.compilable
-    batch = our_batch(rows, choice.policy, workload.mode, MULTIPLE if traced else 1)
+    batch = our_batch(rows, choice.policy, workload.mode, COMPILED_MULTIPLE if traced else 1)
     loss = (workload.mode, workload.loss, method.beta, method.delta)
     ours = our_gradient(choice.policy, *loss, traced)
     steps: dict[str, Callable[[], Any]] = {"ours": lambda: ours(batch)}
@@ -181,7 +179,7 @@ def _positions(batch: Batch, choice: SelectedMethod) -> int:
     traced = mx.default_device().type == mx.gpu and choice.compilable
     if traced:
         return batch.prompts.size + batch.completions.size if shares_prompts(choice.policy) else batch.tokens.size
-    return sum(computed(choice.policy, part) for part in in_parts(batch))
+    return sum(computed(choice.policy, part) for part in in_parts(batch, CUT_POSITIONS))
 
 
 def computed(policy: Scorer, batch: Batch, multiple: int = 1) -> int:

@@ -33,7 +33,7 @@ class Shape(NamedTuple):
 
 
 class Shapes:
-    """The batches of the first epochs of a run. On a CPU a step may compute a batch in parts.
+    """The batches of the first epochs of a run. A step may compute a batch in parts.
 
     tokens: (batches,) tokens that a step computes, padding included.
     at_once: (batches,) largest number of tokens in one part. attended: (batches,) largest number of token pairs in one
@@ -62,8 +62,8 @@ class Shapes:
         """Return the rows of each part of a batch."""
         if self.session.cut_at is None:
             return [rows]
-        positions = (self.lengths.prompt + self.lengths.total)[rows]
-        return [rows[start:stop] for start, stop in cut(positions)]
+        parts = cut(self.lengths.take(rows), self.session.cut_at, self.session.multiple)
+        return [rows[start:stop] for start, stop in parts]
 
     def _tokens(self, rows: np.ndarray) -> int:
         session, lengths = self.session, self.lengths

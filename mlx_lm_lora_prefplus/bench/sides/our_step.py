@@ -17,7 +17,7 @@ from ...engine.probe.select import SelectedMethod, choose_policy
 from ...engine.reference.in_step import StepReference
 from ...engine.reference.precompute import reference_logps, with_reference
 from ...engine.reference.store import ReferenceStore
-from ...engine.train.gradient import GradientStep, in_parts
+from ...engine.train.gradient import CUT_POSITIONS, GradientStep, in_parts
 from ...errors import UserError
 from ...plugin import Batch, Scorer
 from ...settings import RunSettings
@@ -106,7 +106,9 @@ def first_visits(
     def apart(batch: Batch) -> tuple[Any, Any]:
         store = ReferenceStore(None, batch.ids.size)
         with adapters_off(policy.model):
-            reference_logps(policy, [batch] if compiled else in_parts(batch), batch.ids.size, store=store)
+            reference_logps(
+                policy, [batch] if compiled else in_parts(batch, CUT_POSITIONS), batch.ids.size, store=store
+            )
         (filled,) = with_reference([batch], store)
         return step_with_reference(filled, filled.units())[:2]
 

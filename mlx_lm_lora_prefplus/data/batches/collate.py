@@ -11,7 +11,7 @@ import numpy as np
 from ...plugin import Batch
 from ..sources.pictures import Picture
 from .lengths import Mismatched, completions_of, lengths_of, masks_of
-from .plan import widths
+from .plan import padded_places, widths
 
 Row = Mapping[str, Any]
 """A token row with the columns that `Trainer.collate` takes."""
@@ -43,12 +43,11 @@ def collate(rows: Sequence[Row], ids: np.ndarray, multiple: int = 1) -> Batch:
     loss_mask = np.arange(completion_tokens.shape[1]) < completion_lengths[:, None]
     has_mask = _mask_holes(loss_mask, rows, longest_list)
     scored = np.flatnonzero(loss_mask)
-    spare = -len(scored) % (multiple * multiple)
     return Batch(
         tokens=mx.array(tokens),
         prompts=mx.array(prompt_tokens),
         completions=mx.array(completion_tokens),
-        scored=mx.array(np.pad(scored, (0, spare), constant_values=completion_tokens.size).astype(np.int32)),
+        scored=mx.array(padded_places(scored, completion_tokens.size, multiple)),
         prompt_lengths=mx.array(np.tile(prompt_lengths, longest_list)),
         lengths=mx.array(lengths),
         reference_logps=mx.zeros(len(completions)),

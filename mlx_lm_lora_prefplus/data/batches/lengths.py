@@ -27,6 +27,10 @@ class Lengths(NamedTuple):
     total: np.ndarray
     count: np.ndarray
 
+    def take(self, rows: np.ndarray) -> "Lengths":
+        """Return the lengths of `rows` alone."""
+        return Lengths(*(column[rows] for column in self))
+
     def completions(self, rows: np.ndarray) -> np.ndarray:
         """Return the number of tokens of each completion of `rows`, (most completions, rows). It is 0 where a row has
         fewer completions.
@@ -51,7 +55,7 @@ def lengths_of(rows: Any) -> Lengths:
     indices = getattr(rows, "_indices", None)  # present if rows were selected or shuffled
     if table is not None and indices is not None:
         picked = indices.column(0).to_numpy()
-        lengths = Lengths(*(column[picked] for column in lengths))
+        lengths = lengths.take(picked)
     return lengths
 
 

@@ -80,6 +80,10 @@ def plan_epoch(
     return _shuffled(order, starts, rng)
 
 
+COMPILED_MULTIPLE = 32
+"""If a step is compiled, the widths of its batches are padded to a multiple of this number (see `widths`)."""
+
+
 def widths(longest: np.ndarray, multiple: int) -> np.ndarray:
     """Return the padded width of each batch. longest: the length of the longest row of each batch.
 
@@ -92,6 +96,12 @@ def widths(longest: np.ndarray, multiple: int) -> np.ndarray:
     below = 1 << np.maximum(np.frexp(longest)[1].astype(np.int64) - 1, 0)
     step = multiple * np.maximum(1, below // (STEPS * multiple))
     return -(-longest // step) * step
+
+
+def padded_places(scored: np.ndarray, end: int, multiple: int) -> np.ndarray:
+    """Return the places of the scored tokens (`Batch.scored`), padded with `end` so that few lengths remain."""
+    spare = -len(scored) % (multiple * multiple)
+    return np.pad(scored, (0, spare), constant_values=end).astype(np.int32)
 
 
 def _starts(count: int, batch_size: int) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Estimate the memory of a step's activations, and choose which ones the layers keep, so that they fit into memory."""
+"""Estimate the memory of a step's activations. Choose which ones the layers keep, and how many tokens a step computes
+at once, so that they fit into memory.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +33,16 @@ CPU).
 OPTIMIZER = 4
 """How many arrays of the size of the trained parameters a run needs: the parameters, their gradient and two moments."""
 
+BUSY_TOKENS = 4096
+"""A GPU is busy with this many tokens. Batches are divided into parts of this size before layers keep less. (An
+assumption: no GPU was measured.)
+"""
+
+STEP_OF_PARTS = 1024
+"""The size of a part is a multiple of this many tokens, so that it does not change with every small change of the
+settings.
+"""
+
 CHOICES = {"fast": Keep.ALL, "balanced": Keep.PRODUCTS, "low": Keep.INPUTS}
 """The values of the config key `memory`, from the fastest to the one that needs the least memory."""
 
@@ -47,13 +59,14 @@ class LayerSizes(NamedTuple):
     products: float
     scores: float
 
-    def needed(self, keep: Keep, tokens: int, longest: int) -> int:
-        """Return an upper estimate of the bytes of a step, in addition to the weights.
+    def needed(self, keep: Keep, longest: int) -> float:
+        """Return an upper estimate of the bytes of a step for each token that is computed at once, in addition to the
+        weights.
 
-        tokens: how many are computed at once. longest: tokens of the longest row.
+        longest: tokens of the longest row.
         """
         if not self.count:
-            return 0
+            return 0.0
         scores = SCORES * self.scores * longest
         layer = (ALL_OF_PRODUCTS * self.products + scores) / self.count
         stored = {Keep.INPUTS: self.inputs, Keep.PRODUCTS: self.inputs + self.products}
@@ -62,25 +75,41 @@ class LayerSizes(NamedTuple):
             kept = ALL_OF_PRODUCTS * self.products + (scores if mx.default_device().type == mx.cpu else 0)
         else:
             kept = stored[keep]
-        return int((kept + layer) * tokens)
+        return kept + layer
 
 
-def choose_keep(settings: RunSettings, model: nn.Module, tokens: int, longest: int) -> Keep:
-    """Return what the layers keep for the backward pass, according to the setting `memory`. With `memory: auto`, this
-    is as much as fits into the machine's memory.
-
-    tokens: the most that a step computes at once. longest: tokens of the longest row.
+class MemoryChoice(NamedTuple):
+    """keep: what the layers keep for the backward pass. fitting: the most tokens that a step may compute at once; None
+    if every batch fits.
     """
-    if settings.memory_level != "auto":
-        return CHOICES[settings.memory_level]
+
+    keep: Keep
+    fitting: int | None = None
+
+
+def choose_memory(settings: RunSettings, model: nn.Module, batch: int, part: int, longest: int) -> MemoryChoice:
+    """Return how a step fits into the machine's memory. With `memory: auto`, layers keep as much as fits.
+
+    batch: tokens of the largest batch. part: the fewest tokens that a step can compute at once; equal to `batch` if
+        batches cannot be divided. longest: tokens of the longest row.
+    """
+    levels = list(CHOICES.values()) if settings.memory_level == "auto" else [CHOICES[settings.memory_level]]
+    if len(levels) == 1 and part == batch:
+        return MemoryChoice(levels[0])
     try:
         sizes = layer_sizes(model)
     except Exception:  # a model that fails on a plain row; the probe will report it
-        return Keep.ALL
+        return MemoryChoice(levels[0])
     weights = _bytes(model.parameters()) + OPTIMIZER * _bytes(model.trainable_parameters())
     room = SHARE * total_memory() - weights
-    fitting = (keep for keep in CHOICES.values() if sizes.needed(keep, tokens, longest) <= room)
-    return next(fitting, Keep.INPUTS)
+    for keep in levels:
+        needed = sizes.needed(keep, longest)
+        if batch * needed <= room:
+            return MemoryChoice(keep)
+        fitting = int(room / needed) // STEP_OF_PARTS * STEP_OF_PARTS
+        if part < batch and fitting >= max(part, BUSY_TOKENS):
+            return MemoryChoice(keep, fitting)
+    return MemoryChoice(levels[-1], max(part, fitting) if part < batch else None)
 
 
 def layer_sizes(model: nn.Module, tokens: int = 4) -> LayerSizes:

@@ -10,6 +10,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
+from ...data.batches.lengths import Lengths
+from ...data.batches.plan import COMPILED_MULTIPLE, widths
 from ...data.batches.slicing import slice_batch
 from ...plugin import Batch, Scorer, Trainer
 from ...plugin.protocol import Unit
@@ -30,12 +32,14 @@ more memory.
 class GradientStep:
     """Computes gradients of a trainer's loss with respect to the policy's trainable parameters.
 
-    If the trainer's loss is separable, each process computes the loss of only its share of a batch. On a CPU, the
-    examples are then also computed a few at a time, which gives the same sums with less memory and less padding.
+    If the trainer's loss is separable, each process computes the loss of only its share of a batch. The examples are
+    then also computed a few at a time, on a CPU always and on a GPU if a whole batch does not fit into memory. This
+    gives the same sums with less memory and less padding.
 
     Arguments:
         compiled: whether to compile the computation once for each shape of a batch (faster on a GPU, slower on a CPU).
         reference: fills the reference into batches; None if the batches already contain it.
+        fitting: see `part_tokens`.
     """
 
     def __init__(
@@ -45,12 +49,14 @@ class GradientStep:
         options: Any,
         compiled: bool,
         reference: StepReference | None = None,
+        fitting: int | None = None,
     ):
         if getattr(options, "router_aux_loss_coef", 0.0):
             routers_of(policy.model)  # by a trial, which cannot run while a step is traced
         self.layout: Layout = []
         self.reference = reference
-        self.cuts = runs_in_parts(trainer, options, compiled)
+        self.part_tokens = part_tokens(trainer, options, compiled, fitting)
+        self.multiple = COMPILED_MULTIPLE if compiled else 1
         self.ranks = None
         if is_separable(trainer, options) and isinstance(policy, SharedPolicy):
             self.ranks, policy = policy.ranks, policy.own
@@ -99,10 +105,10 @@ class GradientStep:
         self, batch: Batch, scales: dict[Unit, mx.array], state: State | None
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
         """Compute the sums, gradient and new state for the examples of this process, in parts if possible."""
-        if not self.cuts:
+        if self.part_tokens is None:
             return self._whole(batch, scales, dict(state or {}))
         sums: Any = None
-        for one in in_parts(batch):
+        for one in in_parts(batch, self.part_tokens, self.multiple):
             values, gradient, _ = self._whole(one, scales, {})
             sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
             mx.eval(sums)
@@ -125,33 +131,51 @@ def is_separable(trainer: Trainer, options: Any) -> bool:
     return not trainer.initial_state(options) and trainer.separable(options)
 
 
-def runs_in_parts(trainer: Trainer, options: Any, compiled: bool) -> bool:
-    """Return whether a step computes the examples of a batch a few at a time."""
-    return is_separable(trainer, options) and not compiled and mx.default_device().type == mx.cpu
+def part_tokens(trainer: Trainer, options: Any, compiled: bool, fitting: int | None) -> int | None:
+    """Return the number of tokens in each part of a batch that a step computes at a time. None if it computes batches
+    at once.
+
+    fitting: the most tokens that fit into a GPU's memory; None if every batch fits.
+    """
+    if not is_separable(trainer, options):
+        return None
+    return CUT_POSITIONS if not compiled and mx.default_device().type == mx.cpu else fitting
 
 
-def in_parts(batch: Batch) -> Iterator[Batch]:
-    """Return the batch in parts of about `CUT_POSITIONS` tokens."""
-    for start, stop in cuts(batch):
-        yield slice_batch(batch, start, stop)
+def in_parts(batch: Batch, tokens: int, multiple: int = 1) -> Iterator[Batch]:
+    """Return the batch in parts of about `tokens` tokens, with widths that are multiples of `multiple`."""
+    for start, stop in cuts(batch, tokens, multiple):
+        yield slice_batch(batch, start, stop, multiple)
 
 
-def cuts(batch: Batch) -> list[tuple[int, int]]:
+def cuts(batch: Batch, tokens: int, multiple: int = 1) -> list[tuple[int, int]]:
     """Return start and end of each part of a batch."""
     examples = batch.ids.shape[0]
     prompts = np.array(batch.prompt_lengths).reshape(-1, examples)
-    return cut(prompts[0] + (np.array(batch.lengths).reshape(-1, examples) - prompts).sum(axis=0))
+    completions = np.array(batch.lengths).reshape(-1, examples) - prompts
+    count = np.full(examples, len(completions))
+    return cut(Lengths(prompts[0], completions.max(axis=0), completions.sum(axis=0), count), tokens, multiple)
 
 
-def cut(positions: np.ndarray) -> list[tuple[int, int]]:
-    """Return start and end of each part. A part has as many examples as `CUT_POSITIONS` tokens allow, but at least one.
+def cut(lengths: Lengths, tokens: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """Return start and end of each part of a batch. A part has as many examples as `tokens` allows, but at least one.
 
-    positions: (examples,) tokens of each example: its prompt once, and its completions.
+    An example has the tokens of its prompt and of its completions. If `multiple` is above 1, it counts with the padding
+    of its batch, so that parts have equal shapes.
     """
-    starts, room = [0], CUT_POSITIONS - int(positions[0])
+    positions = lengths.prompt + lengths.total
+    if multiple > 1:
+        positions = np.full(len(positions), padded_tokens(lengths, multiple))
+    starts, room = [0], tokens - int(positions[0])
     for i, needed in enumerate(positions[1:].tolist(), start=1):
         if needed > room:
             starts.append(i)
-            room = CUT_POSITIONS
+            room = tokens
         room -= needed
     return list(zip(starts, [*starts[1:], len(positions)], strict=True))
+
+
+def padded_tokens(lengths: Lengths, multiple: int) -> int:
+    """Return the tokens of an example that is padded to the longest prompt and completion of `lengths`."""
+    prompt, completion = (int(widths(column.max(), multiple)) for column in (lengths.prompt, lengths.completion))
+    return prompt + int(lengths.count.max()) * completion

@@ -68,7 +68,7 @@ class TrainingInputs:
     save_best: a function that saves the adapters as the best so far and returns their file.
     begin: called before the first step, but only if there is something left to train.
     qat: fake quantisation of the policy, or None.
-    compiled: see `GradientStep`.
+    compiled, fitting: see `GradientStep`.
     reference: the source of the reference's log-probs.
     states, metrics: where the state and the metrics of the run are stored; None: nowhere. loggers: receive the metrics
     too.
@@ -90,6 +90,7 @@ class TrainingInputs:
     callback: Any = None
     qat: FakeQuantization | None = None
     compiled: bool = False
+    fitting: int | None = None
     reference: ReferenceSource = field(default_factory=lambda: ReferenceSource({}))
     states: StateFiles | None = None
     metrics: MetricsFile | None = None

@@ -220,7 +220,12 @@ class Loop:
         if active not in self._gradients:
             # A compiled graph keeps the layer classes of its tracing, so steps with QAT and without need two graphs.
             self._gradients[active] = GradientStep(
-                inputs.trainer, inputs.policy, inputs.options, inputs.compiled, inputs.reference.in_step
+                inputs.trainer,
+                inputs.policy,
+                inputs.options,
+                inputs.compiled,
+                inputs.reference.in_step,
+                inputs.fitting,
             )
         step = self._gradients[active]
         with context:

@@ -48,6 +48,7 @@ def training_inputs(
         else None,
         "qat": fake_quantization(session.model, settings),
         "compiled": session.compiled,
+        "fitting": session.fitting,
         "reference": reference,
     }
     return TrainingInputs(**{**fields, **others})

@@ -24,7 +24,6 @@ from ...engine.reference.precompute import reference_logps
 from ...engine.reference.source import ReferenceSource
 from ...engine.reference.store import ENGINE, ReferenceStore
 from ...engine.reference.tr_dpo import MovingReference
-from ...engine.train.gradient import in_parts
 from ...plugin import Batch
 from ...storage import cache_folder
 from .. import models
@@ -195,9 +194,8 @@ def streamed_batches(session: Session, reference: ReferenceSource, number: int, 
 
     def compared() -> Iterator[Batch]:
         for batch in batches:
-            pieces = in_parts(batch) if part.cut_at and part.ranks.size == 1 else [batch]
             with adapters_off(part.model), memory.explained(part.model, part.resolved.settings):
-                reference_logps(part.policy, pieces, rows, store=store, weights=part.token_weights)
+                reference_logps(part.policy, part.in_parts(batch), rows, store=store, weights=part.token_weights)
             yield batch
 
     return ReferenceSource({"train": store}, reference.following).fill(compared(), "train")

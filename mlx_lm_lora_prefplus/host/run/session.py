@@ -17,18 +17,18 @@ from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 from ...data import Split, prepare
 from ...data.batches.collate import pictures_of, planned_batches
 from ...data.batches.lengths import Lengths, lengths_of
-from ...data.batches.plan import Plan, plan_epoch
+from ...data.batches.plan import COMPILED_MULTIPLE, Plan, plan_epoch
 from ...data.sources.pictures import open_picture
 from ...data.stream import Stream
 from ...engine.distributed import SharedPolicy
-from ...engine.memory.activations import choose_keep
+from ...engine.memory.activations import MemoryChoice, choose_memory
 from ...engine.memory.recompute import Keep
 from ...engine.model.digest import weights_digest
 from ...engine.model.routers import routers_of
 from ...engine.probe.known_choice import KnownChoice
 from ...engine.probe.select import SelectedMethod, choose_policy
 from ...engine.ranks.ranks import Ranks
-from ...engine.train.gradient import CUT_POSITIONS, in_parts, runs_in_parts
+from ...engine.train.gradient import CUT_POSITIONS, in_parts, is_separable, padded_tokens, part_tokens
 from ...engine.vision.encode import check_exact, with_pictures
 from ...engine.vision.model import VisionModel
 from ...errors import UserError
@@ -119,13 +119,14 @@ class Session:
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
         self.kind = resolved.kind
-        keep = choose_keep(settings, model, *self._largest()) if "train" in rows else Keep.ALL
+        memory = self._choose_memory() if "train" in rows else MemoryChoice(Keep.ALL)
+        self.fitting = memory.fitting
         if getattr(resolved.options, "router_aux_loss_coef", 0.0):
             routers_of(model)  # reject a model with unsupported routers before anything is computed
-        self.engine = self._method(model, keep)
+        self.engine = self._method(model, memory.keep)
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
-        self.multiple = 32 if self.compiled else 1
+        self.multiple = COMPILED_MULTIPLE if self.compiled else 1
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 
@@ -157,14 +158,18 @@ class Session:
         chosen = fitting[[longest[fitting].argmax()]]
         return next(self.collated(split, [chosen], multiple=1))
 
-    def _largest(self) -> tuple[int, int]:
-        """Estimate the largest number of tokens that a step computes at once, and the number in the longest row."""
+    def _choose_memory(self) -> MemoryChoice:
+        """Choose what layers keep and how many tokens a step computes at once. See `choose_memory`."""
         settings, lengths = self.resolved.settings, self.lengths("train")
-        examples, longest = np.sort(lengths.prompt + lengths.total), int((lengths.prompt + lengths.completion).max())
-        if runs_in_parts(self.resolved.trainer, self.resolved.options, compiled=False):
-            return max(CUT_POSITIONS, int(examples[-1])), longest
-        batch = settings.token_budget or int(examples[-settings.batch_size :].sum())
-        return max(batch, int(examples[-1])), longest
+        longest = int((lengths.prompt + lengths.completion).max())
+        part = int((lengths.prompt + lengths.total).max())
+        divisible = is_separable(self.resolved.trainer, self.resolved.options)
+        if mx.default_device().type == mx.cpu and divisible:
+            batch = part = max(CUT_POSITIONS, part)
+        else:
+            part = padded_tokens(lengths, COMPILED_MULTIPLE)
+            batch = max(settings.token_budget or settings.batch_size * part, part)
+        return choose_memory(settings, self.model, batch, part if divisible else batch, longest)
 
     def _iters(self, settings: RunSettings) -> int:
         if settings.iters or not settings.epochs:
@@ -251,8 +256,13 @@ class Session:
         """
         visited = islice(self.plan(split), self._visits(split, batches))
         remaining = self.collated(split, (ids for ids in visited if not is_cached(ids).all()))
-        cut = split == "train" and self.cut_at and self.ranks.size == 1
-        return (one for batch in remaining for one in in_parts(batch)) if cut else remaining
+        return (one for batch in remaining for one in self.in_parts(batch)) if split == "train" else remaining
+
+    def in_parts(self, batch: Batch) -> Iterator[Batch]:
+        """Return the parts of a training batch that a step of this process computes at a time."""
+        if self.cut_at is None or self.ranks.size > 1:
+            return iter([batch])
+        return in_parts(batch, self.cut_at, self.multiple)
 
     def _visits(self, split: str, batches: int | None) -> int | None:
         if split != "train":
@@ -266,7 +276,7 @@ class Session:
         None if a step computes the batch at once. The number of processes does not change this value, but only a run
         with one process divides batches.
         """
-        return CUT_POSITIONS if runs_in_parts(self.resolved.trainer, self.resolved.options, self.compiled) else None
+        return part_tokens(self.resolved.trainer, self.resolved.options, self.compiled, self.fitting)
 
     @property
     def shares_trunk(self) -> bool:

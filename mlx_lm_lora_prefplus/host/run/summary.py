@@ -170,10 +170,13 @@ def schedule(session: Session) -> str:
     if session.stream:
         order = "in their order" if session.stream.in_order else f"shuffled {session.stream.size} at a time"
         epochs = f"rows: streaming, number unknown, {order}"
+    in_parts = ""
+    if session.fitting:
+        in_parts = f"; a step computes up to {session.fitting:,} tokens at once, because more do not fit"
     return (
         f"Plan: {session.iters} micro-batches of {size} ({epochs}), "
         f"{-(-session.iters // settings.gradient_accumulation_steps)} updates, seed {settings.seed}; "
-        f"padding adds {_padding(session, plan) - 1:.0%} to the tokens"
+        f"padding adds {_padding(session, plan) - 1:.0%} to the tokens" + in_parts
     )
 
 
@@ -182,8 +185,8 @@ def _padding(session: Session, plan: Plan) -> float:
     lengths, policy = session.lengths("train"), session.engine.policy
     computed = real = 0
     for rows in islice(plan, BATCHES_COUNTED):
-        positions = (lengths.prompt + lengths.total)[rows]
-        for start, stop in cut(positions) if session.cut_at else [(0, len(rows))]:
+        whole = [(0, len(rows))]
+        for start, stop in cut(lengths.take(rows), session.cut_at, session.multiple) if session.cut_at else whole:
             part = rows[start:stop]
             completions = lengths.completions(part)
             computed += computed_tokens(policy, lengths.prompt[part], completions, session.multiple)

@@ -1,11 +1,13 @@
 """`memory: auto` takes what fits into the machine's memory."""
 
+import math
+
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.engine.memory import activations
-from mlx_lm_lora_prefplus.engine.memory.activations import choose_keep, layer_sizes
+from mlx_lm_lora_prefplus.engine.memory.activations import MemoryChoice, choose_memory, layer_sizes
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import tiny_llama, with_lora
@@ -17,25 +19,53 @@ def test_sizes_are_those_of_the_layers_with_adapters():
     both, upper = (layer_sizes(with_lora(tiny_llama(), layers=layers)) for layers in (-1, 1))
     assert both == (2, 2 * 4 * 32, 2 * products, 2 * 4 * 4)
     assert upper == (1, 4 * 32, products, 4 * 4)
-    assert layer_sizes(tiny_llama().freeze()).needed(Keep.ALL, 10_000, 100) == 0
+    assert layer_sizes(tiny_llama().freeze()).needed(Keep.ALL, 100) == 0
+
+
+def with_room(monkeypatch, model, room):
+    """Return `choose_memory` on a machine that has room for `room` bytes beside the weights."""
+    weights = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    weights += 4 * sum(value.nbytes for _, value in tree_flatten(model.trainable_parameters()))
+    monkeypatch.setattr(activations, "total_memory", lambda: (weights + room) / activations.SHARE + 1)
+    return choose_memory
 
 
 def test_no_more_is_kept_than_fits(monkeypatch):
     model = with_lora(tiny_llama(layers=24))
-    needs = [layer_sizes(model).needed(keep, 10_000, 1000) for keep in Keep]
+    needs = [math.ceil(10_000 * layer_sizes(model).needed(keep, 1000)) for keep in Keep]
     assert needs == sorted(needs, reverse=True)
-    weights = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
-    weights += 4 * sum(value.nbytes for _, value in tree_flatten(model.trainable_parameters()))
 
     def chosen(room, **keys):
-        monkeypatch.setattr(activations, "total_memory", lambda: (weights + room) / activations.SHARE + 1)
-        return choose_keep(RunSettings(**keys), model, 10_000, 1000)
+        choice = with_room(monkeypatch, model, room)(RunSettings(**keys), model, 10_000, 10_000, 1000)
+        assert choice.fitting is None, "this batch cannot be divided"
+        return choice.keep
 
     assert [chosen(need) for need in needs] == list(Keep)
     assert [chosen(need - 100) for need in needs] == [Keep.PRODUCTS, Keep.INPUTS, Keep.INPUTS]
     assert chosen(2 * needs[0], grad_checkpoint=True) is Keep.INPUTS
     assert chosen(0, memory="fast") is Keep.ALL
     assert chosen(0, memory="balanced", grad_checkpoint=True) is Keep.PRODUCTS
+
+
+def test_batches_are_divided_before_layers_keep_less(monkeypatch):
+    """A batch of 10,000 tokens whose examples have 1,000 each."""
+    model = with_lora(tiny_llama(layers=24))
+    sizes = layer_sizes(model)
+
+    def chosen(keep, tokens, part=1000, **keys):
+        """With room for so many tokens when the layers keep `keep`."""
+        choose = with_room(monkeypatch, model, math.ceil(tokens * sizes.needed(keep, 1000)))
+        return choose(RunSettings(**keys), model, 10_000, part, 1000)
+
+    assert chosen(Keep.ALL, 10_000) == (Keep.ALL, None)
+    assert chosen(Keep.ALL, 9_999) == (Keep.ALL, 9 * 1024)
+    assert chosen(Keep.ALL, 4096) == (Keep.ALL, 4096), "enough for a GPU to be busy"
+    assert chosen(Keep.ALL, 4095).keep is Keep.PRODUCTS
+    assert chosen(Keep.ALL, 5000, part=6000).keep is Keep.PRODUCTS, "no example is divided"
+    assert chosen(Keep.INPUTS, 10) == (Keep.INPUTS, 1000), "one example at a time is the least"
+    assert chosen(Keep.ALL, 10, memory="fast") == (Keep.ALL, 1000)
+    assert chosen(Keep.ALL, 10_000, memory="low") == (Keep.INPUTS, None)
+    assert chosen(Keep.ALL, 10, part=10_000, memory="fast") == MemoryChoice(Keep.ALL)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mamba2", "qwen3_moe", "deepseek_v3"])

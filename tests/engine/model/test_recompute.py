@@ -108,7 +108,7 @@ class TestMemory:
         policy.keep = keep
         rows = collate(self.ROWS, np.arange(2))
         step = GradientStep(CPO, policy, CPO.options(), compiled)
-        step.cuts = False
+        step.part_tokens = None
         mx.eval(step(rows, rows.units())[:2])
         peaks = []
         for _ in range(2):

@@ -151,11 +151,11 @@ def test_in_parts_each_is_kept(monkeypatch):
     policy, one = SharedPrefixPolicy(split_model(on_top(tiny_llama(layers=5)))), batch()
     passed, store = ReferenceStore(None, len(ROWS)), ReferenceStore(None, len(ROWS))
     with adapters_off(policy.model):
-        reference_logps(policy, in_parts(one), len(ROWS), store=passed)
+        reference_logps(policy, in_parts(one, 40), len(ROWS), store=passed)
     found = result(GradientStep(DPO, policy, OPTIONS, False, in_step(policy, store)), one)
     (known,) = with_reference([one], passed)
     assert_equal(found, result(GradientStep(DPO, policy, OPTIONS, False), known))
-    assert np.array_equal(store.logps, passed.logps) and len(list(in_parts(one))) > 1
+    assert np.array_equal(store.logps, passed.logps) and len(list(in_parts(one, 40))) > 1
 
 
 def whole_layers_on_top() -> nn.Module:

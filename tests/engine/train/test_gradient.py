@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
+from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
 from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.train import gradient as gradient_module
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, cuts
 from mlx_lm_lora_prefplus.plugin import LossOutput
 from mlx_lm_lora_prefplus.trainers import BCO, CPO, DPO, ORPO, SIMPO
@@ -27,16 +30,16 @@ OPTIONS += [(DPO, DPO.options(loss_type=name, sft_weight=0.3)) for name in LOSSE
 IDS = [f"{trainer.mode}-{options.loss_type}" for trainer, options in OPTIONS]
 
 
-def batch_of(start: int, stop: int):
-    batch = collate(ROWS[start:stop], np.arange(start, stop))
+def batch_of(start: int, stop: int, multiple: int = 1):
+    batch = collate(ROWS[start:stop], np.arange(start, stop), multiple)
     fixed = np.random.default_rng(0).normal(-20, 2, (len(ROWS), 2)).astype(np.float32)[start:stop]
     return batch._replace(reference_logps=mx.array(fixed.T.reshape(-1)))
 
 
-def whole_step(trainer, options, cuts, compiled=False):
+def whole_step(trainer, options, cuts, compiled=False, multiple=1, fitting=None):
     """Loss and gradient of all rows, cut into micro-batches at `cuts`."""
-    step = GradientStep(trainer, PlainPolicy(with_lora(tiny_llama())), options, compiled)
-    batches = [batch_of(a, b) for a, b in pairwise([0, *sorted(set(cuts)), len(ROWS)])]
+    step = GradientStep(trainer, PlainPolicy(with_lora(tiny_llama())), options, compiled, fitting=fitting)
+    batches = [batch_of(a, b, multiple) for a, b in pairwise([0, *sorted(set(cuts)), len(ROWS)])]
     units = {unit: sum(batch.units()[unit] for batch in batches) for unit in batches[0].units()}
     totals, gradient = MetricSums(), None
     for batch in batches:
@@ -137,8 +140,8 @@ def test_parts_hold_what_fits():
     """Positions of an example: its prompt and its completions. The third is larger than a part may be."""
     rows = [{"prompt": [1] * p, "chosen": [1] * c, "rejected": [1]} for p, c in ((300, 200), (400, 100), (900, 300))]
     batch = collate([*rows, rows[0]], np.arange(4))
-    assert cuts(batch) == [(0, 2), (2, 3), (3, 4)]
-    assert cuts(collate(rows[:1], np.arange(1))) == [(0, 1)]
+    assert cuts(batch, 1024) == [(0, 2), (2, 3), (3, 4)]
+    assert cuts(collate(rows[:1], np.arange(1)), 1024) == [(0, 1)]
 
 
 class Coupled(type(CPO)):
@@ -201,6 +204,26 @@ def test_a_state_is_handed_on_and_not_cut(compiled, monkeypatch):
 def test_compiled_is_the_same(trainer, options):
     """Also a guard against mlx 0.32.4, where equal outputs of a compiled function fail."""
     assert_same(whole_step(trainer, options, [3], compiled=True), whole_step(trainer, options, [3]))
+
+
+@pytest.mark.parametrize(("trainer", "options"), [OPTIONS[0], OPTIONS[4]], ids=[IDS[0], IDS[4]])
+def test_a_compiled_step_in_parts_that_fit_is_the_same(trainer, options, monkeypatch):
+    """Each of the 7 examples counts with the padding of its batch: 3 · 32 tokens."""
+    whole = whole_step(trainer, options, [])
+    sizes = []
+    monkeypatch.setattr(
+        gradient_module, "slice_batch", lambda batch, *ends: sizes.append(ends[:2]) or slice_batch(batch, *ends)
+    )
+    found = whole_step(trainer, options, [], compiled=True, multiple=COMPILED_MULTIPLE, fitting=3 * 96 + 95)
+    assert_same(found, whole)
+    assert sizes == [(0, 3), (3, 6), (6, 7)]
+
+
+def test_a_part_of_a_compiled_step_has_the_shapes_of_a_batch():
+    """So that few graphs are compiled."""
+    part, own = slice_batch(batch_of(0, 7, 32), 2, 5, 32), batch_of(2, 5, 32)
+    for name in ("tokens", "prompts", "completions", "scored", "lengths", "prompt_lengths", "ids"):
+        assert np.array_equal(np.array(getattr(part, name)), np.array(getattr(own, name))), name
 
 
 @pytest.mark.parametrize(("trainer", "options"), OPTIONS, ids=IDS)

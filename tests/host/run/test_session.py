@@ -7,7 +7,6 @@ import pytest
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
 from mlx_lm_lora_prefplus.engine.probe import select
-from mlx_lm_lora_prefplus.engine.train.gradient import in_parts
 from mlx_lm_lora_prefplus.host.run.session import Session
 
 
@@ -91,7 +90,7 @@ def test_the_summary_says_how_much_is_padding(go, seen):
     batches = list(seen[0].batches("train"))
     padded = 0
     for batch in batches:
-        for part in in_parts(batch):
+        for part in seen[0].in_parts(batch):
             lengths = known_lengths(part)
             completions = lengths.completions.reshape(2, -1)
             padded += computed_tokens(seen[0].engine.policy, lengths.prompts, completions)
