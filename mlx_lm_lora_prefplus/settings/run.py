@@ -137,7 +137,7 @@ class RunSettings(Settings):
     memory: Annotated[Literal["auto", "fast", "balanced", "low"], Effect.SHOWS, OURS, FUNCTIONS] = "auto"
     """What each layer stores for the gradient. fast: all activations. balanced: the outputs of its linear layers; the
     rest is recomputed. low: only its input. auto: the first of these that fits into the memory; low if grad_checkpoint
-    is set. The gradients are always the same.
+    is set. On a GPU, a batch that does not fit is computed in parts. The gradients are always the same.
     """
 
     grad_checkpoint: Annotated[bool, Effect.SHOWS] = False

@@ -1,5 +1,5 @@
-"""Estimate the memory of a step's activations. Choose which ones the layers keep, and how many tokens a step computes
-at once, so that they fit into memory.
+"""Estimate the memory of a step's activations. Choose which ones the layers keep, and how many tokens are computed at
+once, so that they fit into memory.
 """
 
 from collections.abc import Iterator

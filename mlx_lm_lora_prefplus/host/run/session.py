@@ -159,7 +159,7 @@ class Session:
         return next(self.collated(split, [chosen], multiple=1))
 
     def _choose_memory(self) -> MemoryChoice:
-        """Choose what layers keep and how many tokens a step computes at once. See `choose_memory`."""
+        """Choose what layers keep, and how many tokens are computed at once. See `choose_memory`."""
         settings, lengths = self.resolved.settings, self.lengths("train")
         longest = int((lengths.prompt + lengths.completion).max())
         part = int((lengths.prompt + lengths.total).max())
