@@ -11,18 +11,17 @@ from .inputs import Lists, Pairs, Unpaired, compared
 from .loss import Loss
 from .modifiers import token_weights, wpo_weights
 from .objective import Objective, has_gold, is_separable, needs_state, objective
-from .options import (
-    NLL_WEIGHTS,
-    OPTIONS,
+from .options import NLL_WEIGHTS, OPTIONS
+from .options.base import (
     LossOptions,
     ModeDefault,
-    PairedOptions,
     borrowed_defaults,
     idle_options,
     loss_names,
     mode_default,
     weighing_options,
 )
+from .options.paired import PairedOptions
 from .running_mean import START
 
 __all__ = [

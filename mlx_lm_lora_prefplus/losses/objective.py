@@ -13,7 +13,7 @@ from .formulas.divergences import transform, with_divergence
 from .inputs import Lists, Pairs, Unpaired
 from .loss import Loss
 from .modifiers import dr_dpo
-from .options import loss_names
+from .options.base import loss_names
 from .running_mean import State, updated
 
 

@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import UserError
 from .atomic import RESUME, explained
 from .failures import advice, words
@@ -232,18 +234,9 @@ def _described(found: Claim) -> str:
 
 def _read(lock: Path) -> Claim | None:
     try:
-        content = json.loads(lock.read_text(encoding="utf-8"))
-        process = Process(**content.pop("process"))
-        device, inode = content.pop("folder")
-        claim = Claim(process, folder=(device, inode), **content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return TypeAdapter(Claim).validate_json(lock.read_bytes(), strict=True)
+    except (OSError, ValidationError):
         return None
-    texts = (claim.since, claim.token, process.host, process.boot, process.namespace, process.started)
-    return claim if isinstance(process.pid, int) and process.pid > 0 and all(map(_is_text, texts)) else None
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _time_of(file: Path) -> float | None:

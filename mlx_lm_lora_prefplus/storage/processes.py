@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
 
 
 class Process(NamedTuple):
@@ -23,7 +25,7 @@ class Process(NamedTuple):
     host: str
     boot: str
     namespace: str
-    pid: int
+    pid: Annotated[int, Field(gt=0)]
     started: str
 
 

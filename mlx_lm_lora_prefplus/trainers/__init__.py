@@ -2,11 +2,12 @@
 
 import sys
 
+from ..losses import PairedOptions
 from ..plugin import Trainer, hookimpl
 from ..renamed import renamed
 from .base import BaseTrainer
 from .modes import BCO, CPO, DPO, KTO, ORPO, SIMPO
-from .paired import PairedOptions, PairedTrainer
+from .paired import PairedTrainer
 from .unpaired import UnpairedTrainer
 
 __all__ = [

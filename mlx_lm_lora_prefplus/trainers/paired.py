@@ -9,7 +9,6 @@ import mlx.core as mx
 from ..losses import (
     Lists,
     Objective,
-    PairedOptions,
     Pairs,
     compared,
     has_gold,
@@ -23,8 +22,6 @@ from ..losses import (
 )
 from ..plugin import Batch, LossOutput, Scorer, Scores
 from .tabled import TableTrainer, reward_rounding, summed
-
-__all__ = ["PairedOptions", "PairedTrainer"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from ...validation import validated
 from ..inputs import Lists, Pairs, Unpaired
 from ..modifiers import token_weights, wpo_weights
 from ..objective import needs_state, objective
-from ..options import NLL_WEIGHTS, OPTIONS, LossOptions, idle_options, loss_names
+from ..options import NLL_WEIGHTS, OPTIONS
+from ..options.base import LossOptions, idle_options, loss_names
 from ..running_mean import START
 
 

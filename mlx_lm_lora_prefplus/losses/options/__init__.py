@@ -1,23 +1,9 @@
 """The config keys of the modes: names, types, bounds and defaults."""
 
-from .base import LossOptions, ModeDefault, borrowed_defaults, idle_options, loss_names, mode_default, weighing_options
+from .base import LossOptions
 from .cpo import CPOOptions, ORPOOptions, SimPOOptions
 from .dpo import DPOOptions
 from .kto import BCOOptions, KTOOptions
-from .paired import PairedOptions
-
-__all__ = [
-    "NLL_WEIGHTS",
-    "OPTIONS",
-    "LossOptions",
-    "ModeDefault",
-    "PairedOptions",
-    "borrowed_defaults",
-    "idle_options",
-    "loss_names",
-    "mode_default",
-    "weighing_options",
-]
 
 OPTIONS: dict[str, type[LossOptions]] = {
     "cpo": CPOOptions,
