@@ -61,23 +61,17 @@ def plan_epoch(
     """
     count = len(lengths.prompt)
     costs = widths(lengths.prompt, multiple), widths(lengths.completion, multiple), lengths.count
-    if not shuffle:
-        order = np.arange(count)
-        starts = (
-            _starts_within_budget(order, *costs, token_budget, None) if token_budget else _starts(count, batch_size)
-        )
-        return Plan(order, starts)
-    rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(count)
+    order, pool, rng = np.arange(count), count, np.random.default_rng((seed, epoch))
+    if shuffle:
+        finest = 1 if token_budget else batch_size
+        if token_budget:
+            batch_size = max(1, round(token_budget / float((costs[0] + costs[1] * costs[2]).mean())))
+        order, pool = _by_length(rng.permutation(count), lengths, batch_size, finest)
     if token_budget:
-        mean = float((costs[0] + costs[1] * costs[2]).mean())
-        usual = max(1, round(token_budget / mean))
-        order, pool = _by_length(order, lengths, usual, finest=1)
         starts = _starts_within_budget(order, *costs, token_budget, pool)
     else:
-        order, _ = _by_length(order, lengths, batch_size, finest=batch_size)
-        starts = _starts(count, batch_size)
-    return _shuffled(order, starts, rng)
+        starts = np.append(np.arange(0, count, batch_size), count)
+    return _shuffled(order, starts, rng) if shuffle else Plan(order, starts)
 
 
 COMPILED_MULTIPLE = 32
@@ -102,10 +96,6 @@ def padded_places(scored: np.ndarray, end: int, multiple: int) -> np.ndarray:
     """Return the places of the scored tokens (`Batch.scored`), padded with `end` so that few lengths remain."""
     spare = -len(scored) % (multiple * multiple)
     return np.pad(scored, (0, spare), constant_values=end).astype(np.int32)
-
-
-def _starts(count: int, batch_size: int) -> np.ndarray:
-    return np.append(np.arange(0, count, batch_size), count)
 
 
 def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int) -> tuple[np.ndarray, int]:
@@ -143,11 +133,10 @@ def _spread(values: np.ndarray) -> np.ndarray:
 
 
 def _starts_within_budget(
-    order: np.ndarray, prompt: np.ndarray, completion: np.ndarray, count: np.ndarray, budget: int, pool: int | None
+    order: np.ndarray, prompt: np.ndarray, completion: np.ndarray, count: np.ndarray, budget: int, pool: int
 ) -> np.ndarray:
     """Fill batches with consecutive rows up to the budget, pool by pool; return where each batch starts."""
     starts, start, widest = [0], 0, (0, 0, 0)
-    pool = pool or len(order)
     for i, row in enumerate(zip(*(column[order].tolist() for column in (prompt, completion, count)), strict=True)):
         wider = max(widest[0], row[0]), max(widest[1], row[1]), max(widest[2], row[2])
         too_many = (i - start + 1) * (wider[0] + wider[1] * wider[2]) > budget

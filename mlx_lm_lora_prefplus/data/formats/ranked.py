@@ -43,18 +43,14 @@ def find(sample: SourceSample) -> RowFormat | None:
         return triple
     if sample.columns.prompt is None:
         return None
-    responses, scores = (
-        sample.find_column("responses_feature", *RESPONSES),
-        sample.find_column("scores_feature", *SCORES),
-    )
+    responses = sample.find_column("responses_feature", *RESPONSES)
+    scores = sample.find_column("scores_feature", *SCORES)
     if responses and sample.has(responses):
         if scores and sample.has(scores):
-            return RowFormat(
-                f"{responses} with {scores}", "ranked", partial(_lists, sample=sample, columns=(responses, scores))
-            )
-        return RowFormat(
-            "scored completions (UltraFeedback)", "ranked", partial(_objects, sample=sample, column=responses)
-        )
+            read = partial(_lists, sample=sample, columns=(responses, scores))
+            return RowFormat(f"{responses} with {scores}", "ranked", read)
+        read = partial(_objects, sample=sample, column=responses)
+        return RowFormat("scored completions (UltraFeedback)", "ranked", read)
     if sample.has("response", "helpfulness"):
         return RowFormat("rated responses (HelpSteer)", "ranked", partial(_rated, sample=sample))
     return None

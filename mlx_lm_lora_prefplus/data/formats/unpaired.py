@@ -30,10 +30,8 @@ ACCEPTS = ("prompt, completion, label",)
 
 def find(sample: SourceSample) -> RowFormat | None:
     """Return the format of rows that contain unpaired completions, or None if the rows contain none."""
-    label, completion = (
-        sample.find_column("label_feature", "label"),
-        sample.find_column("completion_feature", *COMPLETIONS),
-    )
+    label = sample.find_column("label_feature", "label")
+    completion = sample.find_column("completion_feature", *COMPLETIONS)
     columns = sample.columns
     if not label or not sample.has(label):
         return None

@@ -139,10 +139,10 @@ class _EightBit(optim.Optimizer):
         codes: dict[str, list[Quantized]] = {name: [] for name in self.signs}
         for start in range(0, len(values), AT_ONCE // BLOCK):
             part = slice(start, start + AT_ONCE // BLOCK)
-            whole = {
-                name: dequantized(Quantized(state[name]["codes"][part], state[name]["scale"][part]), signed)
-                for name, signed in self.signs.items()
+            stored = {
+                name: Quantized(**{key: array[part] for key, array in state[name].items()}) for name in self.signs
             }
+            whole = {name: dequantized(stored[name], signed) for name, signed in self.signs.items()}
             new = super().apply_single(gradients[part].astype(mx.float32), values[part].astype(mx.float32), whole)
             updated.append(new.astype(parameter.dtype))
             for name, signed in self.signs.items():
@@ -150,10 +150,7 @@ class _EightBit(optim.Optimizer):
             if len(values) > AT_ONCE // BLOCK:  # compute this part now, so that its 32-bit values are freed
                 mx.eval(updated, codes)
         for name, parts in codes.items():
-            state[name] = {
-                "codes": mx.concatenate([part.codes for part in parts]),
-                "scale": mx.concatenate([part.scale for part in parts]),
-            }
+            state[name] = Quantized(*(mx.concatenate(list(arrays)) for arrays in zip(*parts, strict=True)))._asdict()
         return mx.concatenate(updated).reshape(-1)[: parameter.size].reshape(parameter.shape)
 
     def _next_key(self) -> mx.array:
