@@ -27,6 +27,7 @@ from ..memory.recompute import Keep
 from ..model.adapters import adapter_layers, adapters_off
 from ..model.dropout import dropouts
 from .known_choice import Choice, KnownChoice
+from .skip_layers import skippable_layers, skipping
 from .verify import Difference, Oracle
 
 MOST_ROWS = 32
@@ -168,15 +169,30 @@ def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
 
 
 def _probe(model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep) -> Choice:
-    """Test the methods on the model, fastest first, and return the first exact one."""
+    """Test the methods on the model, fastest first, and return the first exact one.
+
+    The test first skips layers that are like others (see `skip_layers`). This counts only if the fastest method passes,
+    and if its log-probs are then confirmed with all layers. Otherwise the test is repeated with all layers.
+    """
+    if layers := skippable_layers(model):
+        with skipping(layers):
+            choice, oracle = _tested(model, settings, example, keep)
+        as_hoped = choice.method == 0 and choice.keep in (keep, _ways(model, settings)[0].in_pieces and Keep.ALL)
+        if as_hoped and oracle and oracle.confirms(_selected(choice, model, settings).policy):
+            return choice
+    return _tested(model, settings, example, keep)[0]
+
+
+def _tested(model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep) -> tuple[Choice, Oracle | None]:
+    """Return the first exact method, and the test rows if there are any."""
     plain, halves = PlainPolicy(model), split_model(model)
     if halves is None:
-        return _plainly("its head cannot be separated")
+        return _plainly("its head cannot be separated"), None
     vocabulary = halves.logits(halves.hidden(mx.array([[1]]))).shape[-1]
     try:
         oracle = Oracle(model, vocabulary, _row_counts(halves))
     except Exception as error:  # a model may raise anything if no gradient can be taken
-        return _plainly(f"no gradient could be taken: {error}")
+        return _plainly(f"no gradient could be taken: {error}"), None
     refused = ""
     if settings.efficient_long_context and dropouts(model):
         refused = "; not in chunks: dropout would differ when a chunk is computed again"
@@ -199,11 +215,11 @@ def _probe(model: nn.Module, settings: RunSettings, example: Batch | None, keep:
             description = f"{way.description}, the head at completion tokens only{_kept(kept)} ({exactness})"
             traceable = way.compilable and _traceable(policy, oracle.batches[0])
             shares = _shares_trunk(tries[-1], oracle)
-            return Choice(number, kept, description, traceable, shares, halves.found())
+            return Choice(number, kept, description, traceable, shares, halves.found()), oracle
         refused += f"; {way.description}{_kept(kept)}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
         refused += "; but padding changes its log-probs, as if tokens attended to later ones"
-    return Choice(None, Keep.ALL, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]), False)
+    return Choice(None, Keep.ALL, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]), False), oracle
 
 
 def _plainly(reason: str) -> Choice:

@@ -33,7 +33,9 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def skippable_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that lie between two others of the same kind. It costs a forward pass of three tokens.
+    """Return all layers but the first of each kind, and the last of each kind that is trained.
+
+    It costs a forward pass of three tokens.
 
     Layers of the same kind have the same modules, settings, shapes, trained parameters and caches, and get the same
     arguments after the first. The list is empty unless each layer is called once and returns one array like its first
@@ -57,7 +59,9 @@ def skippable_layers(model: nn.Module) -> list[nn.Module]:
         return []
     first = {kind: place for place, kind in reversed(list(enumerate(kinds)))}
     last = {kind: place for place, kind in enumerate(kinds)}
-    return [layers[place] for place, kind in enumerate(kinds) if first[kind] < place < last[kind]]
+    trained = {kind for layer, kind in zip(layers, kinds, strict=True) if tree_flatten(layer.trainable_parameters())}
+    kept = {*first.values(), *(place for kind, place in last.items() if kind in trained)}
+    return [layer for place, layer in enumerate(layers) if place not in kept]
 
 
 def skipping(layers: list[nn.Module]) -> AbstractContextManager[None]:

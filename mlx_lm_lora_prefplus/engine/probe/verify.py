@@ -82,17 +82,14 @@ class Oracle:
             for prompt, chosen, rejected in LENGTHS
         ]
         self.batches = [self._batch(count) for count in sorted({4, 6} | row_counts)]
-        self.alone = [self._gradient(self._alone(row, side)) for row in self.rows for side in SIDES]
-        with in_float32(model):
-            logps = mx.stack([self._alone(row, side)() for row in self.rows for side in SIDES])
-            again = self._alone(self.rows[0], "chosen", copies=2)()
-        self.logps = as_numpy(logps)
-        noise = Difference(
-            _difference(self._gradient(self._alone(self.rows[0], "chosen", copies=2)), self.alone[0]),
-            abs(again.item() / self.logps[0] - 1),
-        )
+        self.half = any(value.dtype in HALF for value in arrays(model.parameters()).values())
+        found = [self._results(self._alone(row, side)) for row in self.rows for side in SIDES]
+        self.alone = [gradient for gradient, _ in found]
+        self.logps = np.concatenate([logps for _, logps in found])
+        gradient, again = self._results(self._alone(self.rows[0], "chosen", copies=2))
+        noise = Difference(_difference(gradient, self.alone[0]), abs(float(again.mean()) / self.logps[0] - 1))
         self.allowed = Difference(*(min(max(EXACT, NOISE * value), CAP) for value in noise))
-        if any(value.dtype in HALF for value in arrays(model.parameters()).values()):
+        if self.half:
             self.allowed = self.allowed._replace(gradients=NARROW)
 
     def _batch(self, rows: int) -> Batch:
@@ -113,24 +110,38 @@ class Oracle:
         return [2 * (row % pairs % len(self.rows)) + row // pairs for row in range(rows)]
 
     def _alone(self, row: Row, side: str, copies: int = 1) -> Callable[[], mx.array]:
-        """Return a function that computes the summed log-prob of one completion, by a forward pass of only this row.
-        copies: compute the mean over this many copies of the row in a batch.
+        """Return a function that computes the summed log-prob of one completion, (copies,), by a forward pass of only
+        this row. copies: how many copies of the row the batch has.
         """
         tokens = mx.array([row["prompt"] + row[side]] * copies)
 
         def logp() -> mx.array:
             logits = at_least_float32(self.model(tokens[:, :-1]))[:, len(row["prompt"]) - 1 :]
-            return -nn.losses.cross_entropy(logits, tokens[:, len(row["prompt"]) :]).sum() / copies
+            return -nn.losses.cross_entropy(logits, tokens[:, len(row["prompt"]) :]).sum(axis=1)
 
         return logp
 
-    def _gradient(self, function: Callable[[], mx.array]) -> Gradient:
+    def _results(self, logps: Callable[[], mx.array], weights: np.ndarray | None = None) -> tuple[Gradient, np.ndarray]:
+        """Return the gradient of the weighted sum of log-probs (rows,), and the log-probs in float32.
+
+        weights: (rows,); by default, the mean is taken.
+        """
+        in_float32_too = None
+        if self.half or not self.names:
+            with in_float32(self.model):
+                in_float32_too = as_numpy(logps())
         if not self.names:
-            return {}
-        _, gradient = nn.value_and_grad(self.model, function)()
+            assert in_float32_too is not None
+            return {}, in_float32_too
+
+        def total() -> tuple[mx.array, mx.array]:
+            values = logps()
+            return values.mean() if weights is None else (values * mx.array(weights.astype(np.float32))).sum(), values
+
+        (_, values), gradient = nn.value_and_grad(self.model, total)()
         trained = {name: value for name, value in arrays(gradient).items() if name in self.names}
-        mx.eval(trained)
-        return trained
+        mx.eval(trained, values)
+        return trained, as_numpy(values) if in_float32_too is None else in_float32_too
 
     def difference(self, policy: Callable[[Batch], Scores], batches: Sequence[Batch] | None = None) -> Difference:
         """Return the largest difference between a method and plain forward passes over the batches (default: all of
@@ -158,17 +169,11 @@ class Oracle:
         with in_float32(self.model):
             alone = [simple(slice_batch(rows, i, i + 1)).logps for i in filled.tolist()]
             logps = policy(example).logps
-        expected = as_numpy(mx.concatenate(alone))
-        off = np.linalg.norm(as_numpy(logps)[filled] - expected) / np.linalg.norm(expected)
-        return bool(off <= self.allowed.logps)
+        return _distance(as_numpy(logps)[filled], as_numpy(mx.concatenate(alone))) <= self.allowed.logps
 
     def _differences(self, policy: Callable[[Batch], Scores], batch: Batch) -> Difference:
         rows = batch.lengths.shape[0]
         which = self._which(rows)
-        with in_float32(self.model):
-            logps = policy(batch).logps
-        expected = self.logps[which]
-        off = np.linalg.norm(as_numpy(logps) - expected) / np.linalg.norm(expected)
         weights = np.linspace(1.0, -1.5, rows)  # different weights, so that exchanged rows are noticed
         share = np.zeros(len(self.alone))
         np.add.at(share, which, weights)
@@ -176,8 +181,22 @@ class Oracle:
             name: mx.array(sum(s * g[name].astype(mx.float32) for s, g in zip(share.tolist(), self.alone, strict=True)))
             for name in self.names
         }
-        gradient = self._gradient(lambda: (policy(batch).logps * mx.array(weights.astype(np.float32))).sum())
-        return Difference(_difference(gradient, expected), float(off) if np.isfinite(off) else float("inf"))
+        gradient, logps = self._results(lambda: policy(batch).logps, weights)
+        off = _distance(logps, self.logps[which])
+        return Difference(_difference(gradient, expected), off if np.isfinite(off) else float("inf"))
+
+    def confirms(self, policy: Scorer) -> bool:
+        """Return whether `policy` gives two rows of a batch the same log-probs as forward passes of these rows alone.
+
+        It computes no gradients. It is meant for a model of which only some layers took part in the test.
+        """
+        try:
+            with in_float32(self.model):
+                alone = as_numpy(mx.concatenate([self._alone(row, "chosen")() for row in self.rows[:2]]))
+                logps = as_numpy(policy(self._batch(4)).logps)[:2]
+        except Exception:  # as in `difference`
+            return False
+        return _distance(logps, alone) <= self.allowed.logps
 
 
 def _compared(model: nn.Module) -> frozenset[str]:
@@ -198,6 +217,10 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.update(own)
+
+
+def _distance(values: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
 
 
 def _difference(gradient: Gradient, expected: Gradient) -> float:
