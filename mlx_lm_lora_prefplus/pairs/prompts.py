@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..data.formats.detect import SAMPLE
 from ..data.formats.example import Dropped, Example
 from ..data.formats.prompts import read_prompts
+from ..data.formats.sample import SAMPLE
 from ..data.sources.pictures import shows_pictures
 from ..data.sources.read import Source, find_sources
 from ..data.tokens.encode import Encoder
@@ -36,8 +36,9 @@ class Prompt(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Return a text that is equal for equal prompts only."""
-        return prompt_key(self.example)
+        """Return the content of the prompt as text. Two prompts are equal if these texts are equal."""
+        example = self.example
+        return json.dumps([example.prompt, example.tools, dict(example.template_kwargs)], sort_keys=True)
 
     @property
     def text(self) -> str:
@@ -49,11 +50,6 @@ class Prompt(NamedTuple):
         if len(messages) == 1:
             return messages[0]["content"]
         return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-
-
-def prompt_key(example: Example) -> str:
-    """Return the content of a prompt as text. Two prompts are equal if these texts are equal."""
-    return json.dumps([example.prompt, example.tools, dict(example.template_kwargs)], sort_keys=True)
 
 
 @dataclass
