@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UserError
+
 
 class Form(StrEnum):
     """The program for which an adapter is written."""
@@ -51,8 +53,6 @@ def export(
 
     Reads adapters of mlx-lm and of PEFT.
     """
-    from ..engine.files.names import RECORD
-    from ..errors import UserError
     from .adapter import read_adapter
     from .forms import CARD, FILES, WRITERS
     from .model_card import card, write_card
@@ -64,12 +64,7 @@ def export(
     elif private:
         raise UserError("--private needs --push OWNER/NAME.")
     adapter = read_adapter(folder, model)
-    # If the folder contains a fused model, its README.md describes that model, not the adapter.
-    in_place = to is Form.MLX and adapter.is_mlx and not (folder / "config.json").is_file()
-    target = output or (folder if in_place else folder / to.value)
-    in_place = in_place and target.resolve() == folder.resolve()
-    if not in_place and (target.resolve() == folder.resolve() or (target / RECORD).is_file()):
-        raise UserError(f"--output: {target} contains the adapter of a run and would replace it. Give another folder.")
+    target = _target(folder, output, to, is_mlx=adapter.is_mlx)
     named = base or ("./base.gguf" if to is Form.GGUF else adapter.base)
     WRITERS[to.value](adapter, target, named)
     written = write_card(target / CARD, card(adapter, to.value, adapter.base if to is Form.GGUF else named))
@@ -78,3 +73,20 @@ def export(
         print(f"{target / CARD} was edited or not written by export, so it stays. Delete it to get a new one.")
     if push:
         print(f"Uploaded: {upload(target, FILES[to.value], push, private=private)}")
+
+
+def _target(folder: Path, output: Path | None, to: Form, *, is_mlx: bool) -> Path:
+    """Return the folder to write. is_mlx: whether the adapter's folder has mlx-lm's format already.
+
+    Raises:
+        UserError: Writing into the folder would replace the adapter of a run.
+    """
+    from ..engine.files.names import RECORD
+
+    # If the folder contains a fused model, its README.md describes that model, not the adapter.
+    in_place = to is Form.MLX and is_mlx and not (folder / "config.json").is_file()
+    target = output or (folder if in_place else folder / to.value)
+    is_own = target.resolve() == folder.resolve()
+    if not (in_place and is_own) and (is_own or (target / RECORD).is_file()):
+        raise UserError(f"--output: {target} contains the adapter of a run and would replace it. Give another folder.")
+    return target

@@ -1,17 +1,17 @@
 """Make preference rows: prompts → answers → scores → rows. A killed command can be continued."""
 
-import contextlib
 import gc
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from tqdm import tqdm
 
 from ..data.formats.ranked import REFUSED
 from ..engine.model.digest import content_digest
@@ -103,7 +103,7 @@ def _answers(
     header = {**policy, "prompts": tokens[:16], **{key: getattr(settings, key) for key in SAMPLING}}
     journal = Journal(folder / ANSWERS, header, command, len(prompts), size)
     answers = [[Answer(*fields) for fields in line["answers"]] for line in journal.lines]
-    with _bar("Sampling", len(prompts), len(answers)) as advance:
+    with _bar("Sampling", len(prompts), len(answers)) as bar:
         for start in range(len(answers), len(prompts), size):
             chunk = prompts[start : start + size]
             new = sample(model, tokenizer, chunk, settings)
@@ -112,7 +112,7 @@ def _answers(
                 for prompt, some in zip(chunk, new, strict=True)
             )
             answers += new
-            advance(len(chunk))
+            bar.update(len(chunk))
     return answers
 
 
@@ -135,11 +135,11 @@ def _scores(
     scored = list(journal.lines)
     if len(scored) < len(answers):
         scorers.load()
-    with _bar("Scoring", len(answers), len(scored)) as advance:
+    with _bar("Scoring", len(answers), len(scored)) as bar:
         for place in range(len(scored), len(answers)):
             scored.append(scorers(found.prompts[place], answers[place]))
             journal.append(scored[-1:])
-            advance(1)
+            bar.update(1)
     return scored
 
 
@@ -194,15 +194,8 @@ def check_folder(folder: Path, command: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def _bar(what: str, total: int, done: int) -> Iterator[Callable[[int], Any]]:
-    """Show progress over prompts with the remaining time. Yields the function that advances it."""
-    from tqdm import tqdm
-
-    bar = tqdm(
+def _bar(what: str, total: int, done: int) -> tqdm:
+    """Show progress over prompts with the remaining time."""
+    return tqdm(
         desc=what, total=total, initial=done, unit=" prompts", file=sys.stderr, disable=sys.stderr is None, ncols=100
     )
-    try:
-        yield bar.update
-    finally:
-        bar.close()

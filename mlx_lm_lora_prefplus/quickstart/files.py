@@ -58,7 +58,7 @@ def claim(folder: Path) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MARKER).is_file():
-        _mark(folder, model=False)
+        mark(folder, model=False)
 
 
 def has_model(folder: Path) -> bool:
@@ -70,12 +70,8 @@ def has_model(folder: Path) -> bool:
     return marker == {"version": mlx_lm_lora_prefplus.__version__, "model": True}
 
 
-def mark_model_complete(folder: Path) -> None:
-    """Record that the model is complete."""
-    _mark(folder, model=True)
-
-
-def _mark(folder: Path, model: bool) -> None:
+def mark(folder: Path, *, model: bool) -> None:
+    """Write the file that marks a folder of the quick start. model: whether the model is complete."""
     marker = {"version": mlx_lm_lora_prefplus.__version__, "model": model}
     (folder / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
 

@@ -72,7 +72,7 @@ def _prepare_model(folder: Path) -> None:
         return
     print("Training a small model that knows 80 facts about animals and answers bluntly …", flush=True)
     make_model(folder / "model")
-    files.mark_model_complete(folder)
+    files.mark(folder, model=True)
 
 
 def _command(config: Path) -> list[str]:

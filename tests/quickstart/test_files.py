@@ -37,7 +37,7 @@ def test_the_model_counts_only_when_finished_and_of_this_version(tmp_path):
     assert not files.has_model(tmp_path)
     files.claim(tmp_path)
     assert not files.has_model(tmp_path)
-    files.mark_model_complete(tmp_path)
+    files.mark(tmp_path, model=True)
     assert files.has_model(tmp_path)
     files.claim(tmp_path)
     assert files.has_model(tmp_path)

@@ -91,18 +91,14 @@ def _put_right(result: tuple, won: mx.array, chosen: mx.array, rejected: mx.arra
 
     won: (pairs,) what `outcome` returns. chosen, rejected: (pairs,) log-probs per token.
     """
-    loss, rewards, tokens, metrics = result
-    return (
-        loss,
-        rewards,
-        tokens,
-        {
-            "accuracies": won.mean(),
-            "margins": metrics["margins"],
-            "policy_rejected_logps": rejected.mean(),
-            "policy_chosen_logps": chosen.mean(),
-        },
-    )
+    *others, metrics = result
+    corrected = {
+        "accuracies": won.mean(),
+        "margins": metrics["margins"],
+        "policy_rejected_logps": rejected.mean(),
+        "policy_chosen_logps": chosen.mean(),
+    }
+    return *others, corrected
 
 
 @dataclass(frozen=True)

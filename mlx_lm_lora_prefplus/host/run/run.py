@@ -8,13 +8,13 @@ from typing import Any
 
 from mlx_lm_lora.visuals import print_section
 
-from ...engine.files.adapter_files import (
-    check_writable,
-)
+from ...data import Split
+from ...engine.files.adapter_files import check_writable
 from ...engine.files.metrics_file import MetricsFile
 from ...engine.files.run_state import RunState
 from ...engine.log.output import RunLog, recorded
 from ...engine.ranks.ranks import Ranks
+from ...engine.reference.source import ReferenceSource
 from ...engine.train.interrupts import stop_at_once
 from ...errors import UserError
 from ...storage.atomic import RESUME, explained
@@ -34,6 +34,7 @@ from .given import loaded, started_with
 from .load import adapters_in, check_start, check_validation, load
 from .references import ReferencePass
 from .resume import check_same_run, find_state, fingerprint
+from .session import Session
 from .train import test_policy, train_policy
 
 
@@ -81,7 +82,46 @@ def _run_owned(
         and in tests.
     """
     session, splits = load(resolved, state, ranks)
-    resolved, settings, model = session.resolved, session.resolved.settings, session.model
+    resolved, settings = session.resolved, session.resolved.settings
+    planned, identity = _compared(session, state, ranks)
+    lines, warnings = _announced(session, splits, planned)
+    ranks.enter("computing the reference")
+    reference = planned.source(done=state.iteration if state else 0)
+    if settings.train:
+        file = adapters_in(settings)
+
+        def begin() -> None:
+            if owner is not None:
+                owner.check()
+                previous = keep_previous(settings, file, resumed=state is not None)
+                log.open(file.parent)
+                if settings.fuse:
+                    with explained(file.with_name(UNFUSED), RESUME):
+                        file.with_name(UNFUSED).touch()
+                said = lines, [*resolved.notes, *warnings]
+                write_record(file.parent, resolved, session.iters, splits, *said, planned.digest, previous)
+                keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
+
+        _train(session, reference, training_callback, state=state, identity=identity, begin=begin, owner=owner)
+    else:
+        if settings.adapter_path:
+            models.load_trained(session.model, settings.adapter_path)
+        with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
+            test_policy(session, reference, loggers=loggers)
+    ranks.leave()
+    if settings.train and settings.fuse and ranks.first and not is_fused(settings):
+        finish_with_fuse(resolved, session.model, session.tokenizer)
+        with suppress(OSError):  # if the marker file remains, the next start fuses again
+            adapters_in(settings).with_name(UNFUSED).unlink(missing_ok=True)
+
+
+def _compared(session: Session, state: RunState | None, ranks: Ranks) -> tuple[ReferencePass, dict[str, Any]]:
+    """Check that all processes loaded the same, and that it belongs to the saved state.
+
+    Returns:
+        The reference, and the values that determine the results (see `resume.fingerprint`).
+    """
+    settings = session.resolved.settings
     ranks.enter("comparing what was loaded")
     with ranks.same() as given:
         planned = ReferencePass(session)
@@ -92,52 +132,35 @@ def _run_owned(
         if settings.train:
             check_validation(session)
     planned.forget_what_others_lack()
+    return planned, identity
+
+
+def _announced(session: Session, splits: dict[str, Split], planned: ReferencePass) -> tuple[list[str], list[str]]:
+    """Print the summary and the warnings, and return both."""
     lines = [*summary.lines(session, splits, planned), f"Engine: {session.engine.description}"]
-    warnings = findings(session, {name: split.report for name, split in splits.items()}) if ranks.first else []
+    reports = {name: split.report for name, split in splits.items()}
+    warnings = findings(session, reports) if session.ranks.first else []
     for line in lines:
         print_info(line)
     for warning in warnings:
         print_warning(warning)
+    return lines, warnings
 
-    ranks.enter("computing the reference")
-    reference = planned.source(done=state.iteration if state else 0)
-    if settings.train:
-        ranks.enter("training")
-        print_section("Training")
-        file = adapters_in(settings)
-        unfused = file.with_name(UNFUSED)
 
-        def begin() -> None:
-            if owner is not None:
-                owner.check()
-                previous = keep_previous(settings, file, resumed=state is not None)
-                log.open(file.parent)
-                if settings.fuse:
-                    with explained(unfused, RESUME):
-                        unfused.touch()
-                said = lines, [*resolved.notes, *warnings]
-                write_record(file.parent, resolved, session.iters, splits, *said, planned.digest, previous)
-                keep_samples(file.parent, state.values["progress"].get("validated", 0) if state else 0)
-
-        with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
-            arguments = {"state": state, "identity": identity, "begin": begin, "loggers": loggers, "owner": owner}
-            trained = train_policy(session, reference, file, training_callback, **arguments)
-            if settings.test:
-                metrics = MetricsFile(file.parent)
-                keeps = ranks.first and (trained or not metrics.has("test"))
-                test_policy(session, reference, metrics if keeps else None, loggers)
-        if not trained:
-            print_info(f"The run in {settings.adapter_path} is finished. To train longer, set a larger iters.")
-    else:
-        if settings.adapter_path:
-            models.load_trained(model, settings.adapter_path)
-        with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
-            test_policy(session, reference, loggers=loggers)
-    ranks.leave()
-    if settings.train and settings.fuse and ranks.first and not is_fused(settings):
-        finish_with_fuse(resolved, model, session.tokenizer)
-        with suppress(OSError):  # if the marker file remains, the next start fuses again
-            unfused.unlink(missing_ok=True)
+def _train(session: Session, reference: ReferenceSource, callback: Any, **arguments: Any) -> None:
+    """Train, and test if the settings ask for it. arguments: see `train_policy`."""
+    settings, ranks = session.resolved.settings, session.ranks
+    file = adapters_in(settings)
+    ranks.enter("training")
+    print_section("Training")
+    with open_loggers(settings, session.resolved.values, first=ranks.first) as loggers:
+        trained = train_policy(session, reference, file, callback, loggers=loggers, **arguments)
+        if settings.test:
+            metrics = MetricsFile(file.parent)
+            keeps = ranks.first and (trained or not metrics.has("test"))
+            test_policy(session, reference, metrics if keeps else None, loggers)
+    if not trained:
+        print_info(f"The run in {settings.adapter_path} is finished. To train longer, set a larger iters.")
 
 
 @contextmanager

@@ -238,18 +238,14 @@ class Session:
         limit = self.limits.get(split, -1)
         return None if limit < 0 else limit
 
-    def visited(self, split: str, batches: int | None = None) -> Iterator[Batch]:
-        """Return the batches that contain a row which this run has not used before; at most `batches` of them."""
-        return islice(self.batches(split), self._visits(split, batches))
-
     def visited_rows(self, split: str, batches: int | None = None) -> np.ndarray:
-        """Return the positions of the rows in the batches that `visited` returns."""
+        """Return the positions of the rows that this run uses. batches: only those of the first `batches` batches."""
         return self.plan(split).rows(self._visits(split, batches))
 
     def uncached(
         self, split: str, is_cached: Callable[[np.ndarray], np.ndarray], batches: int | None = None
     ) -> Iterator[Batch]:
-        """Return the batches of `visited` with at least one row that is not cached.
+        """Return the batches that this run uses and that have at least one row which is not cached.
 
         Training batches keep all the rows of their training step, because only equal padding gives bitwise equal
         results.

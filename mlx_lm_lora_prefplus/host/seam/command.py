@@ -67,16 +67,12 @@ class Seam:
         request = self._request(sys.argv[1:]) if args is None else _request_of(args)
         mode = self._mode_of(request)
         if args is not None:  # another program calls `main` with arguments
-            return self._main_of(mode, args) if mode and mode in registry() else self._their_main(args)
+            return self._run_ours(mode, args) if mode and mode in registry() else self._their_main(args)
         with _as_command():
             if mode and mode in registry():
-                return self._main_of(mode, args)
+                return self._run_ours(mode, args)
             check_mode(request, self._read_config, modes_of(self._parser_of(None)))
         return self._their_main(args)
-
-    def _main_of(self, mode: str, args: Any) -> Any:
-        with registry().naming_provider(mode):
-            return self._run_ours(mode, args)
 
     def run(self, args: Any, training_callback: Any = None) -> Any:
         """Replace the host's `run`.
@@ -118,21 +114,22 @@ class Seam:
             self.is_theirs = False
 
     def _run_ours(self, mode: str, args: Any) -> Any:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        try:
-            if args is None:
-                typed = vars(self._parser_of(mode).parse_args())
-            else:
-                typed = args if isinstance(args, dict) else vars(args)
-            resolved = resolve(typed, registry())
-        except (UserError, SystemExit) as error:
-            if _is_one_of_several():
-                _run_module().tell_other_ranks(error)
-            raise
-        self.host.print_banner()
-        self._announce(resolved)
-        self._summarise(resolved.values)
-        return _run_module().run(resolved, None)
+        with registry().naming_provider(mode):
+            os.environ["TOKENIZERS_PARALLELISM"] = "true"
+            try:
+                if args is None:
+                    typed = vars(self._parser_of(mode).parse_args())
+                else:
+                    typed = args if isinstance(args, dict) else vars(args)
+                resolved = resolve(typed, registry())
+            except (UserError, SystemExit) as error:
+                if _is_one_of_several():
+                    _run_module().tell_other_ranks(error)
+                raise
+            self.host.print_banner()
+            self._announce(resolved)
+            self._summarise(resolved.values)
+            return _run_module().run(resolved, None)
 
     def _parser_of(self, mode: str | None) -> Any:
         return parser_of(self.originals["build_parser"], mode, registry())

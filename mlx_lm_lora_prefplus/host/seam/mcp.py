@@ -21,7 +21,7 @@ def extended(originals: Mapping[str, Any]) -> dict[str, Any]:
     """Return `TRAIN_MODES` with the added modes and `known_config_keys` with the added keys, for the host's
     `mcp_server`.
     """
-    modes = {mode: registry()[mode] for mode in registry() if mode in registry().modes}
+    modes = registry().modes
     keys = {
         *OWN_KEYS,
         *(field.name for one in modes.values() for field in dataclasses.fields(one.trainer.options)),
