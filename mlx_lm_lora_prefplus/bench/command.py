@@ -68,6 +68,10 @@ def bench(
         bool, typer.Option("--ours", help="Measure only our step, for models that are too large for the host's step.")
     ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Timed steps of each side, for at most about a minute.")] = 3,
+    compile_ours: Annotated[
+        bool | None,
+        typer.Option(help="Compile our step and compute batches at once (default: on a GPU).", show_default=False),
+    ] = None,
     compile_host: Annotated[
         bool | None, typer.Option(help="Compile the host's step (default: on a GPU).", show_default=False)
     ] = None,
@@ -89,9 +93,10 @@ def bench(
     if shape and (model or hidden or vocabulary):
         raise UserError("bench: --shape describes a whole model. Remove --model, --hidden and --vocabulary.")
     changes = _changes(context)
-    method = Method(engine, repeat, compile_host=compile_host, host=not ours, floor=not ours)  # pyright: ignore
+    compiling = {"compile_ours": compile_ours, "compile_host": compile_host}
+    method = Method(engine, repeat, host=not ours, floor=not ours, **compiling)  # pyright: ignore
     if share:
-        if changes or suite or scaling or figure or engine != "auto" or compile_host is not None:
+        if changes or suite or scaling or figure or engine != "auto" or {*compiling.values()} != {None}:
             raise UserError("bench: --share measures a fixed suite. Remove the other options.")
         _share(as_json)
     elif epoch:

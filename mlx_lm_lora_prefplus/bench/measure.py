@@ -37,8 +37,8 @@ class Method:
         numbers, which are slow on some CPUs.
     floor: also measure the lower bound on the cost of a step.
     host: whether to run the host's step.
-    compile_host: whether to compile the host's step, as the host's commands do. By default it is compiled where our
-        step is compiled: on a GPU.
+    compile_ours, compile_host: whether to compile our step, and the host's as the host's commands do. By default both
+        are compiled on a GPU. A compiled step of ours computes the batch at once.
     """
 
     engine: Engine = "auto"
@@ -48,6 +48,7 @@ class Method:
     delta: float = 50.0
     floor: bool = True
     host: bool = True
+    compile_ours: bool | None = None
     compile_host: bool | None = None
 
 
@@ -69,12 +70,12 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
         UserError: The host or this package lacks the mode or the loss, or the model cannot be created.
     """
     _check(workload)
-    compiled = mx.default_device().type == mx.gpu
-    compile_host = compiled if method.compile_host is None else method.compile_host
+    on_gpu = mx.default_device().type == mx.gpu
+    compile_ours, compile_host = (on_gpu if one is None else one for one in (method.compile_ours, method.compile_host))
     model = add_lora(make_base(workload), workload.adapted)
     rows = make_rows(workload, int(model(mx.array([[1]])).shape[-1]))
     choice = choose(model, method.engine, workload.chunk, workload.memory)
-    traced = compiled and choice.compilable
+    traced = compile_ours and choice.compilable
     batch = our_batch(rows, choice.policy, workload.mode, COMPILED_MULTIPLE if traced else 1)
     loss = (workload.mode, workload.loss, method.beta, method.delta)
     ours = our_gradient(choice.policy, *loss, traced)
@@ -93,7 +94,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     sides, repeated = interleaved(steps, method.repeat, method.seconds)
     if reference is not None:  # the host's step needs this second model, so it stays in memory
         sides["host"] = sides["host"]._replace(step_bytes=sides["host"].step_bytes + _bytes(reference))
-    positions = {"host": 2 * padded[0].size, "ours": _positions(batch, choice)}
+    positions = {"host": 2 * padded[0].size, "ours": _positions(batch, choice, traced)}
     return {
         **_described(workload, method, choice),
         "repeat": repeated,
@@ -174,9 +175,8 @@ def _bytes(model: Any) -> int:
     return sum(value.nbytes for value in dict(tree_flatten(model.parameters())).values())
 
 
-def _positions(batch: Batch, choice: SelectedMethod) -> int:
+def _positions(batch: Batch, choice: SelectedMethod, traced: bool) -> int:
     """Return the number of token positions, with padding, that the backbone computes."""
-    traced = mx.default_device().type == mx.gpu and choice.compilable
     if traced:
         return batch.prompts.size + batch.completions.size if shares_prompts(choice.policy) else batch.tokens.size
     return sum(computed(choice.policy, part) for part in in_parts(batch, CUT_POSITIONS))
