@@ -20,7 +20,7 @@ def stored_counts(name: str, tables: Sequence[Dataset], count: Callable[[], dict
     key = hashlib.sha256(json.dumps([FORMAT, name, *(rows._fingerprint for rows in tables)]).encode()).hexdigest()[:32]
     file = cache_folder.folder("counts") / f"{key}.json"
     found = json_entry.read(file)
-    if found is None:
-        found = {"source": name, "counts": count()}
+    if found is None or found.get("key") != key:  # the file of another entry may have been copied to this place
+        found = {"source": name, "key": key, "counts": count()}
         json_entry.write(file, found)
     return found["counts"]

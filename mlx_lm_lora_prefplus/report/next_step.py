@@ -20,6 +20,9 @@ STEPS = {
     "no_accuracy": "look at the loss, and read answers of the model.",
     "harm": "see with `mlx_lm_lora.prefplus check {config}` whether chosen and rejected are swapped in the data. If "
     "they are not, lower {learning_rate}.",
+    "judged_worse": "read answers of the model beside those of the reference. If the judge judges what you want to "
+    "teach, lower {learning_rate}.",
+    "few_prompts": "judge more prompts with `--prompts`, or add rows to the data.",
     "few_rows": "validate on more rows: add rows to the validation file, and set `val_batches: -1` to use all of them.",
     "chance": "train longer with {iters}, or with a higher {learning_rate}. See with `mlx_lm_lora.prefplus check "
     "{config}` whether chosen and rejected differ in what you want to teach.",

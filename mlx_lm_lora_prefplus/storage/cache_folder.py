@@ -197,7 +197,8 @@ def _entry(kind: str, file: Path) -> Entry | None:
         about = read_sealed_json(description)
         size = 0 if description == file else description.stat().st_size
     except (OSError, Damaged):
-        about, size = dict[str, Any](source="damaged, will be computed again"), 0
+        source = "damaged, will be computed again" if description == file else "without a readable description"
+        about, size = dict[str, Any](source=source), 0
     rows = about.get("known", about.get("used"))
     source = str(about.get("model") or about.get("source") or "–")
     return Entry(kind, file.stem, size + state.st_size, state.st_mtime, rows, source)

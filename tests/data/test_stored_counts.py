@@ -1,5 +1,7 @@
 """Counts of all tokens are stored for the rows that they were made of, and for no others."""
 
+import shutil
+
 import pytest
 from datasets import Dataset
 
@@ -37,6 +39,15 @@ def test_other_rows_and_other_counts_are_counted():
     assert counted("repeated", rows([1]), rows([2]))[1]
     assert counted("shared", rows([2]), rows([1]))[1]
     assert counted("shared", rows([1]), rows([3]))[1]
+
+
+def test_the_file_of_another_entry_is_not_used(cache):
+    counted("repeated", rows([1]))
+    (file,) = cache.glob("*.json")
+    counted("repeated", rows([1], [2]))
+    (other,) = {*cache.glob("*.json")} - {file}
+    shutil.copy(other, file)
+    assert counted("repeated", rows([1])) == ({"rows": 1}, True)
 
 
 def test_damaged_counts_are_made_again(cache, capsys):

@@ -133,7 +133,7 @@ def test_a_process_that_hangs_is_named_and_one_that_computes_is_not(forked):
 
 def test_after_a_pause_of_one_or_of_all_the_bytes_are_the_same(forked):
     group = forked.start("paused", faults={1: ["validating", "pause"]})
-    together = forked.start("together", timeout=3)
+    together = forked.start("together", timeout=6)
     while "Loading model" not in together.said(0):
         time.sleep(0.01)
     for pid in together.pids:
@@ -142,7 +142,7 @@ def test_after_a_pause_of_one_or_of_all_the_bytes_are_the_same(forked):
     assert whole.wait() == [0, 0], whole.said(0)
     for pid in (group.pids[1], *together.pids):
         until_stopped(pid)
-    time.sleep(4)  # one waits for the other meanwhile; where both are paused, for longer than the timeout
+    time.sleep(7)  # one waits for the other meanwhile; where both are paused, for longer than the timeout
     for pid in (group.pids[1], *together.pids):
         os.kill(pid, signal.SIGCONT)
     for name, paused in (("paused", group), ("together", together)):

@@ -93,11 +93,20 @@ def test_accuracys(changes, outcome, words):
 
 @pytest.mark.parametrize(
     ("won", "outsider", "outcome"),
-    [((0.45, 200), True, "unknown"), ((0.45, 200), False, "worked"), ((0.6, 400), True, "worked")],
+    [
+        *[((0.45, 200), True, "unknown"), ((0.45, 200), False, "worked"), ((0.6, 400), True, "worked")],
+        *[((0.2, 50), True, "failed"), ((0.0, 5), True, "unknown")],
+    ],
 )
 def test_a_judge_from_outside_decides(won, outsider, outcome):
     found = verdict(replace(GOOD, win_rate=wilson(*won), judge="a judge", outsider=outsider))
     assert found.outcome == outcome and f"of {won[1]} prompts against the reference, as judged by a judge" in found.text
+
+
+def test_the_reason_of_a_judged_verdict_is_the_judge():
+    worse, few = (verdict(replace(GOOD, **CAUSES[cause])).text for cause in ("judged_worse", "few_prompts"))
+    assert worse.startswith("It did harm: the judge prefers the reference's answers; validation accuracy")
+    assert few.startswith("No sign that it worked: 5 prompts are too few to tell; about 10 would show")
 
 
 LONGER = "The chosen completion is the longer one in 85 % of these rows, so a preference for longer answers alone"
@@ -132,6 +141,8 @@ CAUSES = {
     "early": {"early": True},
     "no_accuracy": {"accuracy": None},
     "harm": {"accuracy": wilson(0.3, 100)},
+    "judged_worse": {"win_rate": wilson(0.2, 50), "judge": "a judge", "outsider": True},
+    "few_prompts": {"win_rate": wilson(0.0, 5), "judge": "a judge", "outsider": True},
     "few_rows": {"accuracy": wilson(5 / 7, 7)},
     "chance": {"accuracy": wilson(0.5, 1000)},
     "low_accuracy": {"accuracy": wilson(0.6, 400)},

@@ -42,8 +42,8 @@ def test_entries_and_clear(root):
     assert (found["a"].kind, found["a"].rows, found["a"].source) == ("tokens", 7, "train.jsonl")
     assert (found["b"].kind, found["b"].rows, found["b"].source) == ("reference", 4, "base")
     assert found["a"].size == 100 + tokens.with_suffix(".json").stat().st_size
-    assert (found["c"].rows, found["c"].source) == (None, "damaged, will be computed again")
-    assert found["d"].source == "damaged, will be computed again"
+    assert (found["c"].rows, found["c"].source) == (None, "without a readable description")
+    assert found["d"].source == "without a readable description"
     for folder in (root, root / "tokens"):
         (folder / "notes.txt").write_text("the user's own")
     (root / "tokens" / ".tmp-0-a.arrow").write_bytes(b"torn")

@@ -1,7 +1,7 @@
 """The input of the health checks: the reports of a run and its settings."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 Report = Mapping[str, float]
@@ -49,8 +49,8 @@ class RunInfo(NamedTuple):
 class History:
     """The first and the latest reports of training and validation, in order."""
 
-    train: list[Report] = field(default_factory=list)
-    valid: list[Report] = field(default_factory=list)
+    train: list[Report]
+    valid: list[Report]
 
     def add(self, split: str, report: Report) -> None:
         """Add a report of "train" or "valid"."""

@@ -25,10 +25,10 @@ def weights_digest(model: nn.Module) -> str:
     """Return a digest of every weight of the model without its adapters, and of its structure.
 
     The digest is computed from the values in memory, not from files. It is therefore the same for a copy of the model
-    in another folder, and for other adapters on the same base model. It differs if a weight in a file was edited, even
-    by a bit, or if values were exchanged: each chunk of a weight, as a matrix of 64-bit words, gives the sums of its
-    rows and of its columns modulo 2⁶⁴. This detects accidental changes, not deliberate forgeries. It takes about the
-    time of reading the memory twice.
+    in another folder, and for other adapters on the same base model. It differs if a bit of a weight was changed, or
+    if two different values were exchanged: each chunk of a weight, as a matrix of 64-bit words, gives the sums of its
+    rows and of its columns modulo 2⁶⁴. Deliberate changes can cancel in these sums. It takes about the time of reading
+    the memory twice.
     """
     args = getattr(model, "args", None)
     found = hashlib.sha256(f"{type(model).__module__} {vars(args) if args else None}".encode())

@@ -38,8 +38,8 @@ def skippable_layers(model: nn.Module) -> list[nn.Module]:
     It costs a forward pass of three tokens.
 
     Layers of the same kind have the same modules, settings, shapes, trained parameters and caches, and get the same
-    arguments after the first. The list is empty unless each layer is called once and returns one array like its first
-    argument.
+    arguments after the first. The list is empty unless each layer has one cache, is called once and returns one array
+    like its first argument.
     """
     layers: Any = model.layers
     calls: dict[int, list[str | None]] = {id(layer): [] for layer in layers}
@@ -55,7 +55,7 @@ def skippable_layers(model: nn.Module) -> list[nn.Module]:
         kinds = [(_of_layer(layer), _of_cache(cache), *calls[id(layer)]) for layer, cache in _with_caches(model)]
     except Exception:  # whatever such a model does, all its layers are needed
         return []
-    if not all(len(one) == 1 and one[0] for one in calls.values()):
+    if len(kinds) < len(layers) or not all(len(one) == 1 and one[0] for one in calls.values()):
         return []
     first = {kind: place for place, kind in reversed(list(enumerate(kinds)))}
     last = {kind: place for place, kind in enumerate(kinds)}

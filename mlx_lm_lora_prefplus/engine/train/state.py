@@ -63,5 +63,5 @@ class LoopState:
     counters: Counters = field(default_factory=Counters)
     sums: MetricSums = field(default_factory=MetricSums)
     gradient: Any = None
-    history: History = field(default_factory=History)
+    history: History = field(default_factory=lambda: History([], []))
     warned: list[str] = field(default_factory=list)

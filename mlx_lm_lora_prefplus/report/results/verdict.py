@@ -16,8 +16,8 @@ CHANCE = 0.5
 """The accuracy of a policy that equals its reference: every pair is a tie."""
 
 FEWEST_ROWS = 10
-"""With fewer rows the verdict is never good. The interval alone would not prevent it: four wins of four have the
-interval [51 %, 100 %].
+"""With fewer rows the verdict is neither good nor bad. The interval alone would not prevent it: four wins of four have
+the interval [51 %, 100 %].
 """
 
 CLEAR_RISE, DIVERGENCE = 0.02, 3.0
@@ -131,10 +131,12 @@ def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
     if decisive is None:
         return "unknown", "No verdict", {"no_accuracy": "this mode reports no accuracy"}
     sign = intervals.against(decisive, before)
+    if sign == 0 or decisive["n"] < FEWEST_ROWS:
+        return _not_clear(evidence, decisive, before, "prompts" if by_judge else "rows")
+    if sign < 0 and by_judge:
+        return "failed", "It did harm", {"judged_worse": "the judge prefers the reference's answers"}
     if sign < 0:
         return "failed", "It did harm", {"harm": "the accuracy is below that before training"}
-    if sign == 0 or decisive["n"] < FEWEST_ROWS:
-        return _not_clear(evidence, decisive, before)
     reservations = {}
     if not by_judge and decisive["value"] <= GOOD_ACCURACY:
         reservations["low_accuracy"] = f"the accuracy is not above {intervals.percentage(GOOD_ACCURACY)}"
@@ -151,15 +153,19 @@ def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
     return ("partly", "It learns, but", reservations) if reservations else ("worked", "It worked", {})
 
 
-def _not_clear(evidence: Evidence, figure: Figure, before: float) -> tuple[Outcome, str, dict[str, str]]:
-    """Judge an interval that contains the accuracy before training: chance, too few rows, or a high start."""
+def _not_clear(evidence: Evidence, figure: Figure, before: float, unit: str) -> tuple[Outcome, str, dict[str, str]]:
+    """Judge an interval that contains the value before training: chance, too few, or a high start.
+
+    unit: "rows" or "prompts", whichever the figure is a share of.
+    """
     fallen = evidence.objective is not None and evidence.objective[2] < evidence.objective[1]
     better = evidence.margin is not None and evidence.margin > max(evidence.margin_before, 0)
     if before > GOOD_ACCURACY and figure["value"] >= before and fallen and better:
         return "partly", "It learns, but", {"high_before": "the accuracy was high before training already"}
-    rows = _rows_needed(figure["value"], before)
-    if rows > figure["n"] > 0:
-        reasons = {"few_rows": f"{figure['n']:,} rows are too few to tell; about {rows:,} would show such a difference"}
+    needed = max(_rows_needed(figure["value"], before), FEWEST_ROWS)
+    if needed > figure["n"] > 0:
+        words = f"{figure['n']:,} {unit} are too few to tell; about {needed:,} would show such a difference"
+        reasons = {f"few_{unit}": words}
     else:
         reasons = {} if _risen(evidence) else {"chance": ""}
     if _risen(evidence):

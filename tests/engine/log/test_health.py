@@ -16,7 +16,7 @@ RUN = RunInfo(learning_rate=1e-5, beta=0.1, reference=True, fresh=True, choices=
 
 
 def history(train, valid=()) -> History:
-    found = History()
+    found = History([], [])
     for split, reports in (("train", train), ("valid", valid)):
         for report in reports:
             found.add(split, report)
@@ -41,7 +41,7 @@ HEALTHY = [healthy(i) for i in range(1, 25)]
 
 
 def test_a_healthy_run_gets_no_warning():
-    found = History()
+    found = History([], [])
     for report in HEALTHY:
         found.add("train", report)
         found.add("valid", report)
@@ -97,7 +97,7 @@ def test_reports_differ_by_their_rows(rows):
     """Single rows differ by a nat per token. That alone warns in few runs."""
     warned = 0
     for seed in range(30):
-        rng, found, texts = random.Random(seed), History(), {}
+        rng, found, texts = random.Random(seed), History([], []), {}
         for i in range(1, 101):
             value = rng.gauss(-3.5, 1 / math.sqrt(rows))
             found.add("train", {"iteration": i, "updates": i, "rows": rows, "logps_per_token/chosen": value})
@@ -174,7 +174,7 @@ def test_a_trainer_without_these_metrics_is_left_alone():
         warnings(history([{"iteration": i, "loss": 1.0} for i in range(30)]), RUN._replace(beta=None, reference=False))
         == {}
     )
-    assert warnings(History(), RUN) == {}
+    assert warnings(History([], []), RUN) == {}
 
 
 def test_only_the_ends_of_the_history_are_kept():

@@ -121,3 +121,8 @@ def test_a_fault_that_skipped_layers_hide_is_found(tests, monkeypatch):
     choice = choose_policy(model, AUTO)
     assert type(choice.policy) is HeadPolicy and "not exact here" in choice.description
     assert len(tests) == 2
+
+
+@pytest.mark.parametrize("name", ["afm7", "nemotron_h", "nemotron-nas", "longcat_flash_ngram"])
+def test_with_more_or_fewer_caches_than_layers_nothing_is_skipped(name):
+    assert skippable_layers(model_zoo.build(name)) == []

@@ -30,7 +30,7 @@ def guarded(monkeypatch):
 
     said: list[str] = []
     settings = RunSettings(batch_size=4)
-    journal = Journal(History(), [], CPO, CPO.options(), settings)
+    journal = Journal(History([], []), [], CPO, CPO.options(), settings)
     journal.warn = lambda name, text, iteration: said.append(text)
     guard = MemoryGuard(settings, State, journal)
     return guard, now, said
