@@ -21,7 +21,7 @@ def main() -> None:
 def train() -> None:
     """Return the host's `main`. If the hook has not replaced the host's functions, they are replaced here."""
     from .backend import problem
-    from .wrapping import fail
+    from .printing import fail
 
     if found := problem():
         fail(found)

@@ -18,11 +18,11 @@ from .export.command import export
 from .new.command import new
 from .pairs.command import pairs
 from .preview.command import PASS_THROUGH, check
+from .printing import fail, show
 from .report.command import report
 from .rounds.command import rounds
 from .storage.amounts import parse_bytes, parse_seconds
 from .storage.failures import advice, words
-from .wrapping import fail, show
 
 app = typer.Typer(
     name="mlx_lm_lora.prefplus",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UserError
-from ..wrapping import say
+from ..printing import say
 
 
 def _count(text: str, *names: str) -> Any:

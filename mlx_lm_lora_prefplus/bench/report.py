@@ -8,7 +8,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from ..wrapping import columns, wrapped
+from ..printing import columns, wrapped
 
 MIB = 2**20
 NONE = "–"

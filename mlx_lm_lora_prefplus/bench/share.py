@@ -17,8 +17,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..host.tools import machine
+from ..printing import say
 from ..storage.atomic import whole_file
-from ..wrapping import say
 from . import measure
 from .workloads import SUITE, Workload
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..wrapping import show
+from ..printing import show
 
 
 def evaluate(

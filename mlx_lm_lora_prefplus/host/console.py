@@ -2,7 +2,7 @@
 
 from mlx_lm_lora import visuals
 
-from ..wrapping import wrapped_on_terminal
+from ..printing import wrapped_on_terminal
 
 
 def print_info(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..wrapping import say
+from ..printing import say
 
 Rewards = Annotated[
     list[str] | None,

@@ -18,9 +18,9 @@ from ..engine.model.digest import content_digest
 from ..errors import UserError
 from ..host import models
 from ..host.config.resolve import Resolved
+from ..printing import say
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON, Journal
-from ..wrapping import say
 from .policy import load_policy
 from .prompts import SPLITS, Prompts, collect
 from .rows import ends, make_row

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..wrapping import say, show
+from ..printing import say, show
 
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 """Settings for typer: it passes flags that it does not know, such as `--batch-size`, to the host's argument parser."""

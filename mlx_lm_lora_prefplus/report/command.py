@@ -17,8 +17,8 @@ def report(
     needs no network.
     """
     from ..errors import UserError
+    from ..printing import wrapped_on_terminal
     from ..storage.atomic import whole_file
-    from ..wrapping import wrapped_on_terminal
     from .next_step import next_step
     from .page import page
     from .results.evidence import evidence_of

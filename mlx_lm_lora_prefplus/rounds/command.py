@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..wrapping import say
+from ..printing import say
 
 
 def rounds(

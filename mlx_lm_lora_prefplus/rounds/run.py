@@ -20,11 +20,11 @@ from ..pairs.next_step import CONFIG, given_values, write_config
 from ..pairs.policy import adapter_of
 from ..pairs.prompts import SPLITS
 from ..pairs.settings import PairSettings
+from ..printing import say
 from ..report.results import intervals
 from ..report.rounds import ROUNDS, Record, score_text
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON
-from ..wrapping import say
 
 ADAPTERS = "adapters.safetensors"
 SEEDS_APART = 1_000_003

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ...wrapping import wrapped_on_terminal
+from ...printing import wrapped_on_terminal
 from .output import original
 
 PREFIX = "[prefplus] "

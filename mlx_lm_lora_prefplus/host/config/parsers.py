@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from ...printing import columns, error_text
 from ...settings import FIELDS, GROUPS
-from ...wrapping import columns, error_text
 from .names import SYNONYMS, near
 
 Owners = Mapping[str, str]

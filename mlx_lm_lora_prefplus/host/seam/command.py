@@ -11,7 +11,7 @@ from typing import Any
 from ...engine.log.output import command_output
 from ...errors import UserError
 from ...plugin.installed import registry
-from ...wrapping import print_error
+from ...printing import print_error
 from ..config.early_args import Request, check_mode, requested_mode, scan
 from ..config.flags import host_parser, modes_of, parser_of
 from ..config.parsers import option_strings

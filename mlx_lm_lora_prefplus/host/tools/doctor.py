@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...plugin.manager import load_registry
-from ...wrapping import wrapped
+from ...printing import wrapped
 from ..originals import MARK, version_misfit
 from . import machine
 

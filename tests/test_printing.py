@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_lm_lora_prefplus.wrapping import columns, error_text, fail, wrapped
+from mlx_lm_lora_prefplus.printing import columns, error_text, fail, wrapped
 
 
 @pytest.fixture(autouse=True)
