@@ -47,7 +47,7 @@ class DataSettings(Settings):
     """Maximum tokens of a row, prompt and completion together. `truncation` decides how longer rows are cut."""
 
     truncation: Annotated[Truncation, Effect.DECIDES, OURS, FUNCTIONS] = "keep_end"
-    """What to cut if a row exceeds max_seq_length. keep_end (default) keeps the end of the prompt, keep_start its
+    """What to cut if a row exceeds max_seq_length. keep_end keeps the end of the prompt, keep_start its
     start. keep_prompt keeps the whole prompt and cuts completions, as in TRL; rows with too long a prompt are dropped.
     drop drops every such row. Completions always keep their start.
     """

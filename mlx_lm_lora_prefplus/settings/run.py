@@ -49,7 +49,7 @@ class RunSettings(Settings):
     """What is trained: LoRA or DoRA adapters, or all weights."""
 
     num_layers: Annotated[int, Field(le=LARGEST), AfterValidator(_layers), Effect.DECIDES] = -1
-    """How many of the last layers get adapters; −1 (default) means all layers."""
+    """How many of the last layers get adapters; −1 means all layers."""
 
     lora_parameters: Annotated[dict[str, Any], Effect.DECIDES] = {"rank": 8, "dropout": 0.0, "scale": 10.0}
     """`rank`, `scale` and `dropout` of the adapters, and `keys`: names of the layers that get an adapter (default:
