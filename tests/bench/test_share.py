@@ -40,6 +40,7 @@ def test_the_file_has_machine_versions_and_figures_and_its_place_is_told(shared_
     assert row["ours_seconds"] > 0 and row["ours_step_bytes"] > 0 and row["speed_ratio"] > 0
 
 
+@pytest.mark.slow
 def test_json_prints_the_file(shared_here, tmp_path):
     done = shared_here("--json")
     (file,) = tmp_path.iterdir()

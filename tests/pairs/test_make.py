@@ -71,6 +71,7 @@ def test_prompts_of_one_split_are_not_in_another(pairs, here):
 
 
 @pytest.mark.parametrize("cut", [0, 40])
+@pytest.mark.slow
 def test_killed_and_gone_on_with_gives_the_same_bytes(pairs, here, monkeypatch, cut):
     """Killed while the third chunk is sampled, with so many bytes of the last line lost."""
     assert pairs(output="straight").exit_code == 0
@@ -115,6 +116,7 @@ def test_another_reward_uses_the_same_answers(pairs, here, monkeypatch):
     assert len(list((here / "pairs").glob("rewards-*.jsonl"))) == 3, "a changed function scores anew"
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_mix_with_the_answers_there(pairs, here):
     pairs()
     before = contents(here / "pairs")

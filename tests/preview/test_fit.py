@@ -73,6 +73,7 @@ def texts(session) -> list[str]:
     return [change.text for change in changes(session)]
 
 
+@pytest.mark.slow
 def test_what_is_open_to_a_run(session):
     found = texts(session(batch_size=4))
     assert "batch_size: 2, gradient_accumulation_steps: 2, iters: 8" in found

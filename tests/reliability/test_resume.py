@@ -56,6 +56,7 @@ def test_a_finished_run_changes_no_byte(go):
     assert content() == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_iterations(go):
     go(adapter_path="long", iters=8)
     go(iters=6)

@@ -125,6 +125,7 @@ def test_killed_everywhere_it_goes_on_to_the_same_bytes(rounds, straight):
     assert results(folder) == results(straight)
 
 
+@pytest.mark.slow
 def test_a_finished_run_computes_nothing_and_more_rounds_go_on(rounds, straight):
     result, folder = rounds("longer", rounds=1)
     assert result.exit_code == 0

@@ -229,6 +229,7 @@ def test_who_lost_the_folder_writes_nothing_more(tmp_path):
 
 @pytest.mark.parametrize("locks", [True, False], ids=["flock", "no flock"])
 @pytest.mark.parametrize("left", [True, False], ids=["a dead owner", "free"])
+@pytest.mark.slow
 def test_of_many_at_the_same_instant_one_gets_it(tmp_path, monkeypatch, left, locks):
     if not locks:
         monkeypatch.setattr(ownership.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("not here")))

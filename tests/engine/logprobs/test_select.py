@@ -53,6 +53,7 @@ def test_plain_if_asked_for():
     assert type(choice.policy) is PlainPolicy and "engine: plain" in choice.description
 
 
+@pytest.mark.slow
 def test_reasons_name_every_way_that_was_refused():
     choice = choose_policy(model_zoo.build("minimax_m3_vl").train(), AUTO)
     assert type(choice.policy) is PairwisePrefixPolicy

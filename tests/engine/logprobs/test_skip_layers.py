@@ -99,6 +99,7 @@ def test_skipped_layers_change_nothing_and_fill_their_caches():
 
 
 @pytest.mark.parametrize("keep", list(Keep))
+@pytest.mark.slow
 def test_a_deep_model_gets_the_method_of_a_shallow_one(tests, keep):
     deep = choose_policy(
         with_lora(tiny_llama(layers=7), layers=3), AUTO, batch_of([(30, 9, 5)], vocabulary=VOCABULARY), keep
@@ -107,6 +108,7 @@ def test_a_deep_model_gets_the_method_of_a_shallow_one(tests, keep):
     assert len(tests) == 1
 
 
+@pytest.mark.slow
 def test_a_fault_that_skipped_layers_hide_is_found(tests, monkeypatch):
     """A layer in the middle that another layer looks like, but that is wrong if prompts are shared."""
     model = tiny_llama(layers=5)

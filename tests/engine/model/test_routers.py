@@ -130,6 +130,7 @@ def ways(halves):
 
 @pytest.mark.parametrize("keep", Keep)
 @pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("olmoe", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_every_way_has_the_losses_and_the_gradient_of_plain_rows(name, keep):
     model, batch = model_zoo.build(name).train(), collate(ROWS, np.arange(3))
     expected, wanted = losses_and_gradient(model, PlainPolicy(model), batch)

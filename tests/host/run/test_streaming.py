@@ -60,6 +60,7 @@ def test_the_loss_begins_at_ln_2_and_the_start_says_that_rows_are_streamed(go):
     assert "train.jsonl (streamed, total number unknown; this is about the first 4)" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_stopped(go):
     """Within a window, behind its end, and in the second pass over the rows."""
     go(**STREAM, adapter_path="straight", iters=8)
@@ -79,6 +80,7 @@ def test_rows_of_an_update_come_from_two_windows(go, rows_trained):
     ]
 
 
+@pytest.mark.slow
 def test_the_buffer_is_shuffled_by_the_seed_and_each_pass_anew(go, rows_trained):
     orders = []
     for seed in (0, 1):
@@ -130,6 +132,7 @@ def test_memory_and_disk_do_not_grow_with_the_rows(go, monkeypatch, tmp_path):
     ],
     ids=["tr_dpo", "bema"],
 )
+@pytest.mark.slow
 def test_a_moving_reference_goes_on_over_the_windows(go, moving):
     go(**STREAM, adapter_path="fixed", iters=7)
     go(**STREAM, **moving, adapter_path="moving", iters=7)
@@ -195,6 +198,7 @@ def test_another_buffer_or_other_rows_are_another_run(go, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["json", "parquet", "csv"])
+@pytest.mark.slow
 def test_other_files_and_folders_stream(go, tmp_path, ending):
     """A folder that `datasets` reads, as it reads one of the hub: the same run as of the JSON Lines."""
     import datasets
