@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.report.drawing.charts import (
@@ -73,6 +73,7 @@ FINITE = st.floats(-1e30, 1e30, allow_nan=False)
 
 
 @given(st.lists(FINITE, min_size=1, max_size=60))
+@example([5e-324])
 def test_every_finite_line_can_be_drawn(tmp_path_factory, values):
     import json
 

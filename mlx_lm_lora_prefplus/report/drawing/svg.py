@@ -30,6 +30,9 @@ LOGARITHMIC_FROM = 50
 """An axis is logarithmic if all values are positive and the largest is at least this many times their median."""
 
 
+SMALLEST = 1e-300
+"""Smallest length of an axis. Smaller numbers lose their digits."""
+
 NEAR = 22.0
 """Smallest distance between the labels of two iterations."""
 
@@ -136,7 +139,8 @@ def _axis(values: list[float], start: float, end: float, *, tight: bool = False,
     if low > 0 and high / middle >= LOGARITHMIC_FROM:
         return Axis(low / 1.3, high * 1.3, start, end, logarithmic=True)
     if math.isclose(low, high, rel_tol=1e-6, abs_tol=1e-12):  # equal values: from zero to 25 % beyond them
-        return Axis(min(0, 1.25 * low), max(0, 1.25 * high) or 1.0, start, end)
+        low, high = min(0, 1.25 * low), max(0, 1.25 * high)
+        return Axis(low, high if high - low > SMALLEST else 1.0, start, end)
     near = [value for value in guides if 2 * low - high <= value <= 2 * high - low]
     low, high = min([low, *near]), max([high, *near])
     air = 0.06 * (high - low)
