@@ -104,7 +104,7 @@ def choose_memory(settings: RunSettings, model: nn.Module, batch: int, part: int
     room = SHARE * total_memory() - weights
     for keep in levels:
         needed = sizes.needed(keep, longest)
-        if batch * needed <= room:
+        if not needed or batch * needed <= room:  # nothing is needed where no layer has gradients
             return MemoryChoice(keep)
         fitting = int(room / needed) // STEP_OF_PARTS * STEP_OF_PARTS
         if part < batch and fitting >= max(part, BUSY_TOKENS):

@@ -68,6 +68,12 @@ def test_batches_are_divided_before_layers_keep_less(monkeypatch):
     assert chosen(Keep.ALL, 10, part=10_000, memory="fast") == MemoryChoice(Keep.ALL)
 
 
+def test_a_model_larger_than_the_memory_whose_layers_have_no_gradient(monkeypatch):
+    """Its layers keep nothing, so nothing is gained by dividing."""
+    model = tiny_llama().freeze()
+    assert with_room(monkeypatch, model, -1000)(RunSettings(), model, 10_000, 1000, 1000) == (Keep.ALL, None)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "mamba2", "qwen3_moe", "deepseek_v3"])
 def test_other_classes(name):
     from tests.engine import model_zoo
