@@ -177,8 +177,8 @@ def _probe(model: nn.Module, settings: RunSettings, example: Batch | None, keep:
     if layers := skippable_layers(model):
         with skipping(layers):
             choice, oracle = _tested(model, settings, example, keep)
-        as_hoped = choice.method == 0 and choice.keep in (keep, _ways(model, settings)[0].in_pieces and Keep.ALL)
-        if as_hoped and oracle and oracle.confirms(_selected(choice, model, settings).policy):
+        same_keep = choice.keep is keep or (choice.keep is Keep.ALL and _ways(model, settings)[0].in_pieces)
+        if choice.method == 0 and same_keep and oracle and oracle.confirms(_selected(choice, model, settings).policy):
             return choice
     return _tested(model, settings, example, keep)[0]
 

@@ -150,7 +150,7 @@ def finish_with_fuse(resolved: Resolved, model: nn.Module, tokenizer: Any) -> No
                 f"not be written: {words(cause)}. {advice(cause)}. Then {again}, or load the adapters "
                 "directly (--adapter-path)."
             ) from error
-    elif resolved.sources.get("fuse") in (None, "host default"):
+    elif not resolved.set_by_user("fuse"):
         print_warning(f"Not fused: {reason}.")
     else:
         raise UserError(f"The adapters are trained and saved in {resolved.settings.adapter_path}, but {reason}.")
