@@ -72,12 +72,12 @@ def stop_at_once() -> Iterator[None]:
         yield
 
 
-def leave(number: int) -> None:
+def leave(number: int, *printed: str) -> None:
     """Raise the exception that ends a process by this signal: KeyboardInterrupt (exit code 130) or SystemExit (128 +
-    number).
+    number). printed: what was printed about it; the argument of KeyboardInterrupt, so that it is not printed again.
     """
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*printed)
     raise SystemExit(128 + number)
 
 

@@ -78,16 +78,13 @@ def train(inputs: TrainingInputs) -> bool:
         signal = loop.stop.signal
     if signal is not None:
         inputs.ranks.leave()
-        tell(
-            inputs.callback,
+        saved = f"Adapters are saved in {adapter_file}." if adapter_file else ""
+        message = (
             f"Stopped by {Signals(signal).name} after iteration {loop.state.counters.iteration} of {inputs.iters}. "
-            + (
-                inputs.states.how_to_go_on
-                if inputs.states
-                else f"Adapters are saved in {adapter_file}." * bool(adapter_file)
-            ),
+            f"{inputs.states.how_to_go_on if inputs.states else saved}"
         )
-        leave(signal)
+        tell(inputs.callback, message)
+        leave(signal, message)
     if loop.ended_early:
         best = loop.state.bests[0]
         tell(

@@ -183,8 +183,9 @@ def _as_command() -> Iterator[None]:
         except UserError as error:
             print_error(error)
             raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            print("\n[ERROR] Interrupted. Adapter files that were already saved are complete.", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            if not interrupt.args:  # else it was already printed (see `leave`)
+                print("\n[ERROR] Interrupted. Adapter files that were already saved are complete.", file=sys.stderr)
             raise SystemExit(130) from None
 
 
