@@ -67,8 +67,8 @@ class Forked:
         """Start a run.
 
         more: words for all ranks. faults, own, releases: rank → its fault, words or releases. timeout: seconds after
-        which a rank counts as hung. absent: ranks that are in the host file and not started. unreachable: ranks that
-        can open no connection of their own.
+        which a rank counts as hung. absent: ranks that are in the host file and not started, so that the others wait
+        for them until the timeout. unreachable: ranks that can open no connection of their own.
         """
         given = {
             **{"model": self.model, "data": self.folder / "data", "adapter-path": self.folder / name},
@@ -79,7 +79,7 @@ class Forked:
         hosts = self.folder / f"{name}.hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
         environment = {"MLX_HOSTFILE": str(hosts), "MLX_LM_LORA_PREFPLUS_CACHE": str(self.folder / "cache")}
-        environment["MLX_LM_LORA_PREFPLUS_RANK_TIMEOUT"] = str(timeout or "")
+        environment["MLX_LM_LORA_PREFPLUS_RANK_TIMEOUT"] = str(timeout if absent else "")
         ranks = []
         for rank in range(size):
             argv = [str(word) for word in [*words, *(own or {}).get(rank, ())]]
@@ -89,6 +89,8 @@ class Forked:
                 if rank in (of_rank or {}):
                     told[key] = of_rank[rank]
             told["unreachable"] = rank in unreachable
+            if timeout and not absent:
+                told["timeout"] = timeout
             ranks.append(told)
         started = [rank for number, rank in enumerate(ranks) if number not in absent]
         self.server.stdin.write(json.dumps(started) + "\n")

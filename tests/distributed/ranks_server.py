@@ -6,6 +6,8 @@ Reads a JSON list from each line of stdin, an object for each rank, and answers 
 - `fault`: perhaps [phase, what happens where it enters that phase: a key of `FAULTS`].
 - `releases`: perhaps package → the release that it finds installed.
 - `unreachable`: perhaps true, if it can open no connection of its own to rank 0.
+- `timeout`: perhaps the seconds after which a rank counts as hung once all are connected. To connect takes longer than
+  that where many runs start at once.
 """
 
 import json
@@ -21,7 +23,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import mlx_lm_lora.train as host
 
-from mlx_lm_lora_prefplus.engine.ranks import meeting
+from mlx_lm_lora_prefplus.engine.ranks import hosts, meeting, ranks
 from mlx_lm_lora_prefplus.engine.ranks.ranks import Ranks
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.run import given, run  # noqa: F401  (imported once, for all ranks)
@@ -69,6 +71,17 @@ def plant(phase: str, what: str) -> None:
     Ranks.enter = planted
 
 
+def connect_before(timeout: float) -> None:
+    """Let the timeout begin when all ranks are connected."""
+
+    def connect() -> mx.distributed.Group:
+        group = hosts.connect()
+        os.environ[hosts.TIMEOUT] = str(timeout)
+        return group
+
+    ranks.connect = connect
+
+
 def be_rank(rank: dict) -> None:
     os.setsid()
     descriptor = os.open(rank["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -83,6 +96,8 @@ def be_rank(rank: dict) -> None:
         given.version = lambda name: releases.get(name) or found(name)
     if rank.get("unreachable"):
         meeting.socket = SimpleNamespace(**{**vars(socket), "create_connection": no_connection})
+    if "timeout" in rank:
+        connect_before(rank["timeout"])
     code = 0
     try:
         mx.set_default_device(mx.cpu)

@@ -115,19 +115,19 @@ def test_of_four_processes_all_end_when_one_dies(forked):
 
 
 def test_a_process_that_hangs_is_named_and_one_that_computes_is_not(forked):
-    paused = {rank: forked.start(f"paused-{rank}", faults={rank: ["training", "pause"]}, timeout=2) for rank in (0, 1)}
-    stuck = {rank: forked.start(f"stuck-{rank}", faults={rank: ["validating", "hang"]}, timeout=2) for rank in (0, 1)}
+    paused = {rank: forked.start(f"paused-{rank}", faults={rank: ["training", "pause"]}, timeout=3) for rank in (0, 1)}
+    stuck = {rank: forked.start(f"stuck-{rank}", faults={rank: ["validating", "hang"]}, timeout=3) for rank in (0, 1)}
     busy = forked.start("busy", faults={0: ["reading the rows", "compute"]}, timeout=3)
     for rank, group in paused.items():
         assert group.wait([1 - rank]) == [1]
-        expected = f"No answer for 2 s from Rank {rank} (pid {group.pids[rank]} on "
+        expected = f"No answer for 3 s from Rank {rank} (pid {group.pids[rank]} on "
         assert group.error(1 - rank).startswith(expected), group.said(1 - rank)
         assert "(last heard of while training): paused, frozen" in group.error(1 - rank)
     for rank, group in stuck.items():
         assert group.wait() == [1, 1]
         for said in (group.error(0), group.error(1)):
             assert said.startswith(f"The others wait for Rank {rank} (pid {group.pids[rank]} on "), said
-            assert "(while validating), which has done nothing for 2 s." in said
+            assert "(while validating), which has done nothing for 3 s." in said
     assert busy.wait() == [0, 0], busy.said(0)
 
 
