@@ -1,6 +1,7 @@
 """What many tests need: small models, rows, and the folder of real data where it is at hand."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ from mlx_lm_lora_prefplus.plugin import Batch
 from tests.paths import SHARED
 
 VOCABULARY = 64
+
+# On a CPU, MLX compiles each fused operation with g++, for two seconds, even a model's activation function. Tests of
+# compiled steps ask for it by the fixture `compiling`; the variable is for the processes that tests start.
+mx.disable_compile()
+os.environ["MLX_DISABLE_COMPILE"] = "1"
 
 # No example fails because the machine is busy.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,6 +52,14 @@ def shared() -> Path:
 def _cache(tmp_path_factory, monkeypatch):
     """No test touches the user's cache."""
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def compiling() -> Iterator[None]:
+    """`mx.compile` compiles. In other tests, it returns the function itself."""
+    mx.enable_compile()
+    yield
+    mx.disable_compile()
 
 
 @pytest.fixture(autouse=True, scope="session")

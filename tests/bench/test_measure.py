@@ -36,6 +36,7 @@ def test_a_row_has_every_key():
     assert any("second model" in note for note in row["notes"])
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.slow
 def test_a_compiled_step_computes_the_batch_at_once():
     plain, compiled = (measure(TINY, replace(QUICK, compile_ours=given)) for given in (None, True))

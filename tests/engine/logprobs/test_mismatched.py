@@ -95,6 +95,7 @@ def test_loss_and_gradient_are_those_of_plain_forwards(name):
     assert_close(ours(policy, batch), wanted)
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("name", ["head", "prefix"])
 def test_compiled_and_with_all_weights_trained(name):
     model = tiny_llama().train()

@@ -197,6 +197,7 @@ def test_padding_that_changes_even_plain_log_probs_is_named():
     assert "padding changes its log-probs" in choice.description
 
 
+@pytest.mark.usefixtures("compiling")
 def test_a_model_that_looks_at_values_is_not_compiled():
     choice = choose_policy(of_class(Deciding), AUTO)
     assert type(choice.policy) is SharedPrefixPolicy and not choice.compilable

@@ -203,6 +203,7 @@ def test_groups_leave_out_padding(monkeypatch):
     assert of(PairwisePrefixPolicy, None) == [*alone, (2, 9), (2, 60), (2, 61)]
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("way", [HeadPolicy, SharedPrefixPolicy])
 def test_a_traced_step_has_no_groups(way):
     """Lengths are not known there; the graph is that of the batch's shape."""

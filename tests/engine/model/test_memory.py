@@ -64,6 +64,7 @@ def test_only_what_is_not_done_yet_is_advised(settings, named):
     assert all(one in text for one in named)
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.slow
 def test_halving_the_batch_saves_about_what_it_says():
     """Measured: the peak above the weights at batch 8 and at batch 4."""

@@ -75,6 +75,7 @@ def test_fake_quantisation(keep):
         assert error(gradient(policy, batch()), plain_gradient(model, batch())) <= FLOAT32
 
 
+@pytest.mark.usefixtures("compiling")
 @LESS
 def test_compiled(keep):
     model = with_lora(tiny_llama(), dropout=0.0).train()
@@ -119,6 +120,7 @@ class TestMemory:
             peaks.append(mx.get_peak_memory() - before)
         return min(peaks)
 
+    @pytest.mark.usefixtures("compiling")
     @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
     def test_less_is_kept(self, compiled):
         everything, products, inputs = (self.peak(keep, compiled) for keep in Keep)

@@ -197,6 +197,7 @@ def step_of(model, trainer, options, batches, compiled=False):
     return total, sums
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("cut", ["parts", "accumulation", "compiled"])
 def test_the_cut_of_a_step_changes_nothing(cut, monkeypatch):
     model, options = model_zoo.build("qwen3_moe").train(), options_of(CPO)

@@ -201,12 +201,14 @@ def test_a_state_is_handed_on_and_not_cut(compiled, monkeypatch):
     assert any(not mx.allclose(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize(("trainer", "options"), OPTIONS, ids=IDS)
 def test_compiled_is_the_same(trainer, options):
     """Also a guard against mlx 0.32.4, where equal outputs of a compiled function fail."""
     assert_same(whole_step(trainer, options, [3], compiled=True), whole_step(trainer, options, [3]))
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize(("trainer", "options"), [OPTIONS[0], OPTIONS[4]], ids=[IDS[0], IDS[4]])
 def test_a_compiled_step_in_parts_that_fit_is_the_same(trainer, options, monkeypatch):
     """Each of the 7 examples counts with the padding of its batch: 3 · 32 tokens."""

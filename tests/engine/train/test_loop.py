@@ -194,6 +194,7 @@ def test_speed_does_not_count_validation(monkeypatch):
     assert [event[2]["val_time"] for event in events if event[0] == "validate"] == [100, 100]
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_qat_starts_and_pauses_as_asked(compiled, monkeypatch):
@@ -217,6 +218,7 @@ def test_qat_starts_and_pauses_as_asked(compiled, monkeypatch):
             assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.usefixtures("compiling")
 def test_compiled_training_is_the_same():
     for a, b in zip(lora_b(run()[0]), lora_b(run(compiled=True)[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

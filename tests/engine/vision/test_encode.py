@@ -89,6 +89,7 @@ def gradient(model, function):
     return found
 
 
+@pytest.mark.usefixtures("compiling")
 def test_every_way_equals_the_models_own_forward(seeing):
     rows, shown = rows_of(seeing)
     batch = with_pictures(seeing, collate(rows, np.arange(3)), shown)
