@@ -34,12 +34,13 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests marked `shared` run only where the real data is."""
-    if SHARED.is_dir():
-        return
+    """Tests marked `shared` run only where the real data is; those that compile are slow."""
     for item in items:
-        if item.get_closest_marker("shared"):
+        if "compiling" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="the real data (../shared) is not here"))
 
 

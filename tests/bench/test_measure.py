@@ -59,6 +59,7 @@ def test_the_gradient_is_the_hosts(mode, loss):
     assert measure(replace(TINY, mode=mode, loss=loss), QUICK)["gradient_error"] < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_gradient_is_the_hosts_by_every_way(engine):
     assert measure(TINY, replace(QUICK, engine=engine))["gradient_error"] < 1e-4

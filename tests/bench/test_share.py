@@ -30,6 +30,7 @@ def shared_here(tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_the_file_has_machine_versions_and_figures_and_its_place_is_told(shared_here, tmp_path):
     done = shared_here()
     (file,) = tmp_path.iterdir()

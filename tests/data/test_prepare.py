@@ -342,6 +342,7 @@ def test_lists_all_the_way_to_a_batch(tokenise, chatml):
         ("dpo_en_messages", "prompt as messages, chosen and rejected as messages", 30),
     ],
 )
+@pytest.mark.slow
 def test_real_rows_with_a_real_tokenizer(shared, tmp_path, name, shape, used):
     tokenizer = load(shared / "models" / "stories260K")
     settings = DataSettings(data=str(shared / "prefs" / name), max_seq_length=16384)

@@ -69,6 +69,7 @@ def test_the_plain_loop_and_the_engine_end_with_the_same_weights():
         assert np.abs(value - found[name]).max() < 5e-5, name
 
 
+@pytest.mark.slow
 def test_the_script_trains(model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "cache"))
     write_pairs(tmp_path / "data", train=12)

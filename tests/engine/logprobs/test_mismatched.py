@@ -142,6 +142,7 @@ def test_they_add_a_forward_after_the_prompt_and_no_backward(tmp_path):
     assert bco < kto <= bco + forward.read_text().count("Matmul")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["head", "prefix", "pair by pair", "pieces"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_their_reference_comes_in_the_step(name, compiled):

@@ -61,7 +61,7 @@ MODELS = {
 
 
 @every_way
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in list(MODELS)[1:])])
 def test_gradient_of_every_kind_of_training(way, name, monkeypatch):
     model = MODELS[name]()
     limit = FLOAT32

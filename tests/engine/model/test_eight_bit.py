@@ -78,6 +78,7 @@ def test_a_first_update_is_that_of_32_bits(kind):
         assert mx.allclose(ours[name], value, atol=1e-6).item(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STATES, ids=lambda kind: kind.__name__)
 def test_it_finds_the_same_minimum(kind):
     """Least squares with noise in the gradient: 300 updates end as near to the solution as in 32 bits."""

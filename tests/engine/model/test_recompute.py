@@ -28,6 +28,7 @@ def batch():
     return collate(ROWS, np.arange(len(ROWS)))
 
 
+@pytest.mark.slow
 @LESS
 @pytest.mark.parametrize("way", [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy])
 @pytest.mark.parametrize("name", MODELS)

@@ -34,6 +34,7 @@ def go(model_folder, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_copies_beside_the_states_are_neither_read_nor_moved_nor_removed(go):
     go(iters=2)
     folder = Path("adapters")

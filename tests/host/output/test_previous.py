@@ -179,6 +179,7 @@ def test_a_model_of_others_in_lm_studio_is_not_replaced(go, monkeypatch, tmp_pat
     assert (folder / "model.safetensors").read_bytes() == FOREIGN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "mine"])
 def test_a_finished_run_is_fused_once_and_not_mistaken_for_another(go, monkeypatch, tmp_path, name):
     """The fused model of another run may be where that of this run belongs."""

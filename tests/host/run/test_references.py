@@ -151,6 +151,7 @@ def test_over_a_frozen_trunk_the_steps_fill_the_cache(go, own_cache, no_pass):
     assert Path("cold/adapters.safetensors").read_bytes() == Path("warm/adapters.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_steps_and_pass_give_the_same_bits(go, own_cache, monkeypatch):
     """With adapters on every layer there is no trunk: the rows are passed over before training."""
     monkeypatch.setattr("mlx_lm_lora_prefplus.engine.train.gradient.CUT_POSITIONS", 20)
@@ -204,6 +205,7 @@ def test_other_adapters_under_the_same_name_are_another_reference(go):
     assert known(go(reference_model_path="first")[0]) == (0, 13)
 
 
+@pytest.mark.slow
 def test_low_precision_begins_at_ln_2_exactly(go, model_folder, tmp_path):
     """Padding changes how bfloat16 rounds: the same batches at the start, cold or warm."""
     import shutil

@@ -23,7 +23,7 @@ def weights(folder="adapters") -> dict[str, mx.array]:
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
-@pytest.mark.parametrize("mode", ["dpo", "cpo"])
+@pytest.mark.parametrize("mode", ["dpo", pytest.param("cpo", marks=pytest.mark.slow)])
 def test_adapters_load_and_act_with_mlx_lm(go, model_folder, mode, kind):
     go(train_mode=mode, train_type=kind)
     base, _ = mlx_lm.load(str(model_folder))

@@ -43,6 +43,7 @@ def rows_trained(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dpo", "cpo"])
 def test_a_window_that_holds_all_rows_gives_the_run_of_the_whole_set(go, mode):
     go(adapter_path="whole", train_mode=mode, iters=6)
