@@ -393,7 +393,7 @@ class Running(ChosenOnly):
         return LossOutput(sums, {"examples": {"mean": mean * batch.ids.shape[0]}}, {"mean": mean})
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("trainer", [CPO, Running()], ids=["cpo", "running"])
