@@ -57,7 +57,7 @@ def _cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def compiling() -> Iterator[None]:
-    """`mx.compile` compiles. In other tests, it returns the function itself. A test that asks for this is a slow one."""
+    """`mx.compile` compiles. In other tests, it returns the function itself. Such a test is a slow one."""
     mx.enable_compile()
     yield
     mx.disable_compile()
