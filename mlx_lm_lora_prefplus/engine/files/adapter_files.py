@@ -172,10 +172,20 @@ def without_model(file: Path, key: str) -> dict[str, Any]:
 
 
 def read_tensors(file: Path, key: str) -> dict[str, mx.array]:
-    """Return the tensors in a file. If it is unreadable, raise a UserError that names the config key."""
+    """Return the tensors in a file.
+
+    Raises:
+        UserError: The file is unreadable, or its numbers are not floating-point numbers. The message names `key`.
+    """
     try:
         weights = mx.load(str(file))
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{key}: {file} cannot be read as safetensors ({error}).") from error
     assert isinstance(weights, dict)
+    for name, value in weights.items():
+        if not mx.issubdtype(value.dtype, mx.floating):
+            raise UserError(
+                f"{key}: {file} is damaged: the numbers of {name} have the type {str(value.dtype).rpartition('.')[2]}, "
+                "which no adapter has. Use another copy of the file."
+            )
     return weights

@@ -129,6 +129,17 @@ def test_unreadable_and_absent_files(tmp_path):
         load_adapter_weights(model, tmp_path / "absent.safetensors", "resume_adapter_file")
 
 
+@pytest.mark.parametrize("dtype", [mx.complex64, mx.int32])
+def test_numbers_of_another_type_are_damage(tmp_path, dtype):
+    file = tmp_path / "adapters.safetensors"
+    model = with_lora(tiny_llama())
+    weights: dict = dict(tree_flatten(model.trainable_parameters()))
+    name = next(iter(weights))
+    mx.save_safetensors(str(file), {**weights, name: weights[name].astype(dtype)})
+    with pytest.raises(UserError, match=f"is damaged: the numbers of {name} have the type {str(dtype)[9:]}"):
+        load_adapter_weights(model, file, "resume_adapter_file")
+
+
 def test_a_folder_that_is_a_file_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Could not write"), checkpoint.whole_file(tmp_path / "file" / "a.json"):
