@@ -105,9 +105,8 @@ def test_durations(seconds, words):
     "changes",
     [
         {"batch_size": 8, "gradient_accumulation_steps": 2, "max_seq_length": 16},
-        {"num_layers": 1},
         {"train_mode": "cpo", "train_type": "full", "batch_size": 2},
-        {"train_mode": "simpo", "engine": "plain", "batch_size": 5, "val_batches": 0},
+        {"train_mode": "simpo", "engine": "plain", "num_layers": 1, "batch_size": 5, "val_batches": 0},
     ],
 )
 def test_the_forecast_of_memory_is_within_a_fifth(config, changes):

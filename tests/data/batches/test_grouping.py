@@ -14,7 +14,7 @@ def cost(lengths, parts, call_tokens):
     return sum(call_tokens + len(part) * max(lengths[part]) for part in parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=7), call_tokens=st.integers(0, 30))
 def test_no_runs_of_the_sorted_rows_cost_less(lengths, call_tokens):
     lengths = np.array(lengths)

@@ -296,7 +296,7 @@ WORDS = st.text(st.sampled_from("ab é\n<>{}|"), min_size=1, max_size=8).filter(
 TURN = st.tuples(st.sampled_from(["assistant", "user", "tool"]), WORDS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TURN, max_size=5), WORDS, st.sampled_from(sorted({*TEMPLATES} - {"llama"})))
 def test_every_turn_is_found_whatever_it_says(turns, last, name):
     """With templates that write every turn as it stands: each run of words lies in the span of its turn."""

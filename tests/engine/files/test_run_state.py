@@ -66,7 +66,7 @@ def test_every_truncation_is_noticed(tmp_path):
         read_state(file)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(content=st.binary(max_size=300))
 def test_any_bytes_are_damaged_and_nothing_worse(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("state") / "state-0000001.safetensors"

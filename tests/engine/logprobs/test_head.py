@@ -126,7 +126,7 @@ def test_mean_logits_have_no_gradient():
 
 
 @pytest.mark.parametrize("way", [frozen_in_blocks, only_values_in_blocks], ids=lambda way: way.__name__)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(scale=st.floats(0, 50), shift=st.floats(-1e3, 1e3), tokens=st.integers(1, 6), seed=st.integers(0, 99))
 def test_blocks_of_the_vocabulary_have_no_effect(way, scale, shift, tokens, seed):
     """Whatever block holds the largest logit, log-probs and statistics are those of all logits at once."""
@@ -141,7 +141,7 @@ def test_blocks_of_the_vocabulary_have_no_effect(way, scale, shift, tokens, seed
     np.testing.assert_allclose(np.array(found[3]), np.array(wanted.statistics()[1]), rtol=1e-4, atol=10 * tolerance)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(9)), chunk=st.integers(1, 12))
 def test_order_has_no_effect(order, chunk):
     order = mx.array(order)

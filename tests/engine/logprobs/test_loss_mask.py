@@ -137,7 +137,7 @@ def test_the_head_is_not_computed_where_nothing_counts(monkeypatch):
     assert seen[0] < (batch.lengths - batch.prompt_lengths).sum().item()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 99), cut=st.integers(1, 4), multiple=st.sampled_from([1, 8]))
 def test_parts_of_a_batch_hold_their_masks(seed, cut, multiple):
     rows = with_holes(random_rows(5, seed=seed), seed)
@@ -151,7 +151,7 @@ def test_parts_of_a_batch_hold_their_masks(seed, cut, multiple):
         assert np.array_equal(own.scored, alone.scored)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 99), multiple=st.sampled_from([1, 8]), way=st.sampled_from(list(WAYS)))
 def test_where_all_counts_a_mask_changes_no_bit(seed, multiple, way):
     rows = random_rows(3, seed=seed)

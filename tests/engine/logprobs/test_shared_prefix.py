@@ -102,7 +102,7 @@ def scores(policy, rows, multiple=1, order=None):
 
 @pytest.mark.slow
 @every_way
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5)
 @given(
     order=st.permutations(range(6)),
     multiple=st.sampled_from([1, 4, 32]),

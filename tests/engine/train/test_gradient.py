@@ -62,7 +62,7 @@ def test_any_cut_gives_the_same_step(trainer, options):
     assert_same(whole_step(trainer, options, [1, 2, 5]), whole_step(trainer, options, []))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(cuts=st.lists(st.integers(1, len(ROWS) - 1), max_size=5))
 @pytest.mark.slow
 def test_any_cut_at_all(cuts):

@@ -226,7 +226,7 @@ logps = st.floats(-300, 0, width=32)
 
 
 @each
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(values=st.lists(st.tuples(logps, logps, logps, logps), min_size=6, max_size=6))
 def test_matches_the_formula_anywhere(case, values):
     values = np.array(values, np.float64).T

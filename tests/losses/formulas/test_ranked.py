@@ -49,7 +49,7 @@ def test_two_completions_are_sigmoid():
 rows = st.lists(st.tuples(st.floats(-50, 0, width=32), st.integers(0, 3), st.integers(0, 2)), min_size=2, max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=rows)
 def test_matches_loops_with_ties_and_gaps(rows):
     policy, scores, tokens = (np.array(column) for column in zip(*rows, strict=True))
@@ -59,7 +59,7 @@ def test_matches_loops_with_ties_and_gaps(rows):
     assert ours.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=rows, seed=st.integers(0, 99))
 def test_the_order_within_a_list_does_not_matter(rows, seed):
     """Only the scores rank."""
@@ -143,7 +143,7 @@ sorted_rows = st.lists(
 
 
 @pytest.mark.parametrize("name", TPO)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=sorted_rows, padding=st.integers(0, 2))
 def test_tpo_compares_the_second_with_the_last(name, rows, padding):
     """With its gradient: none for the gold response of three or more, nor for completions that are not compared."""
