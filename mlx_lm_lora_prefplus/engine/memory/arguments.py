@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -12,26 +13,31 @@ def with_arrays(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
     """Return a copy of nested tuples, lists, dicts and caches in which `function` was applied once to each
     float array.
     """
-    done: dict[int, mx.array] = {}
+    return _mapped(function, tree, {})
 
-    def mapped(value: Any) -> Any:
-        if isinstance(value, mx.array):
-            if mx.issubdtype(value.dtype, mx.floating) and id(value) not in done:
-                done[id(value)] = function(value)
-            return done.get(id(value), value)
-        if isinstance(value, dict):
-            return {key: mapped(item) for key, item in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(mapped, value))
-        if isinstance(value, list | tuple):
-            return type(value)(map(mapped, value))
-        if isinstance(value, _BaseCache):
-            new = copy(value)
-            vars(new).update(mapped(vars(value)))
-            return new
-        return value
 
-    return mapped(tree)
+def _mapped(function: Callable[[mx.array], mx.array], value: Any, done: dict[int, mx.array]) -> Any:
+    """Do the work of `with_arrays`. done: the id of an array → its result.
+
+    This is no function inside `with_arrays`, because a function that refers to itself is in a reference cycle: it would
+    hold the arrays until Python looks for such cycles, and a backward pass would need several times the memory.
+    """
+    inner = partial(_mapped, function, done=done)
+    if isinstance(value, mx.array):
+        if mx.issubdtype(value.dtype, mx.floating) and id(value) not in done:
+            done[id(value)] = function(value)
+        return done.get(id(value), value)
+    if isinstance(value, dict):
+        return {key: inner(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(inner, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(inner, value))
+    if isinstance(value, _BaseCache):
+        new = copy(value)
+        vars(new).update(inner(vars(value)))
+        return new
+    return value
 
 
 def arrays_of(tree: Any) -> list[mx.array]:

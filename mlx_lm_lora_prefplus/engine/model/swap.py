@@ -28,13 +28,17 @@ def calls_answered(call: Callable[..., Any], modules: Sequence[nn.Module]) -> It
     """While the context is open, a call of one of the modules calls `call(module, class of the module, args, kwargs)`
     instead.
     """
+    calls = [call]
 
     def called(kind: type) -> type:
         def answer(module, *args, **kwargs):
-            return call(module, kind, args, kwargs)
+            return calls[0](module, kind, args, kwargs)
 
         return type(kind.__name__, (kind,), {"__call__": answer})
 
     kinds = {kind: called(kind) for kind in {type(module) for module in modules}}
-    with swapped_classes([(module, kinds[type(module)]) for module in modules]):
-        yield
+    try:
+        with swapped_classes([(module, kinds[type(module)]) for module in modules]):
+            yield
+    finally:
+        calls.clear()  # a class is in a reference cycle, so it exists until Python looks for those; its arrays must not

@@ -1,5 +1,6 @@
 """Layers that keep less for the gradient give the gradient of those that keep all."""
 
+import gc
 from typing import ClassVar
 
 import mlx.core as mx
@@ -127,6 +128,28 @@ class TestMemory:
         everything, products, inputs = (self.peak(keep, compiled) for keep in Keep)
         assert products < 0.6 * everything
         assert inputs < 0.4 * everything
+
+
+@pytest.mark.parametrize("way", [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy])
+@pytest.mark.parametrize("keep", Keep)
+def test_no_array_is_in_a_reference_cycle(keep, way):
+    """Python looks for cycles now and then. Until then, arrays in them would stay in memory, by layers at a time."""
+    policy = way(split_model(with_lora(tiny_llama()).train()))
+    policy.keep = keep
+    step, rows = GradientStep(CPO, policy, CPO.options(), compiled=False), batch()
+    step(rows, rows.units())
+    gc.collect()
+    try:
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        step(rows, rows.units())
+        gc.collect()
+        holders = [one for one in gc.garbage if any(isinstance(held, mx.array) for held in gc.get_referents(one))]
+        assert not holders
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 @LESS
