@@ -13,8 +13,6 @@ pytestmark = pytest.mark.slow
 
 SHELLS = {
     "stdout in head": "{command} 2> errors.txt | head -n 1; exit ${{PIPESTATUS[0]}}",
-    "both in head": "{command} 2>&1 | head -n 1; exit ${{PIPESTATUS[0]}}",
-    "stdout full": "{command} > /dev/full 2> errors.txt",
     "both full": "{command} > /dev/full 2>&1",
     "all closed": "{command} <&- >&- 2>&-",
 }

@@ -6,7 +6,7 @@ compute. Norms, attention scores and activation functions are cheap to compute, 
 (Checkpointing: Chen et al. 2016, arXiv 1604.06174. Choosing what to keep by the cost of recomputing it: Korthikanti et
 al. 2022, arXiv 2205.05198, section 5.)
 
-The code relies on six facts:
+The code relies on seven facts:
 
 1. MLX is lazy: it executes only those operations of the recomputation whose results are used. With `PRODUCTS`, the
    recomputation takes the kept output of each linear layer wherever another operation reads it. The gradient of a
@@ -20,6 +20,8 @@ The code relies on six facts:
    MLX would compute the gradients of all parameters last, and keep the recomputed arrays of all layers until then.
 5. Dropout gives the same result in the recomputation, because its random keys are kept.
 6. If router outputs are recorded, they are outputs of the layer's function too.
+7. No reference cycle holds an array (a cycle is, for example, a function that refers to itself, or a class). Python frees
+   cycles only now and then, and the recomputed arrays of several layers would stay in memory until then.
 """
 
 from collections.abc import Callable, Iterator, Sequence
