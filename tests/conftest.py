@@ -27,8 +27,9 @@ CI = "CI" in os.environ
 
 # On a CPU, MLX compiles each fused operation with g++, for two seconds, even a model's activation function. Tests of
 # compiled steps ask for it by the fixture `compiling`; the variable is for the processes that tests start.
-mx.disable_compile()
-os.environ["MLX_DISABLE_COMPILE"] = "1"
+if mx.default_device().type == mx.cpu:
+    mx.disable_compile()
+    os.environ["MLX_DISABLE_COMPILE"] = "1"
 
 # No example fails because the machine is busy. CI always tries the same examples, developers always others.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=CI)
@@ -58,10 +59,11 @@ def _cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def compiling() -> Iterator[None]:
-    """`mx.compile` compiles. In other tests, it returns the function itself. Such a test is a slow one."""
+    """`mx.compile` compiles on a CPU too. In other tests, it returns the function itself there."""
     mx.enable_compile()
     yield
-    mx.disable_compile()
+    if "MLX_DISABLE_COMPILE" in os.environ:
+        mx.disable_compile()
 
 
 @pytest.fixture(autouse=True, scope="session")
