@@ -51,20 +51,7 @@ def load(path: str, split: str, config: Mapping[str, Any]) -> "Dataset":
     path: hub name, folder or file. split: name or slice, such as "train[:80%]".
     config: other arguments of `load_dataset`, such as {"name": "default"}.
     """
-    import datasets
-
-    file = Path(path).expanduser()
-    try:
-        if _saved(file):
-            return _load_saved(file, split)
-        if file.is_file() and file.suffix.lower() in BUILDERS:
-            return datasets.load_dataset(BUILDERS[file.suffix.lower()], data_files=str(file), split=split, **config)
-        with _one_try(path):
-            return datasets.load_dataset(str(file) if file.exists() else path, split=split, **config)
-    except UserError:
-        raise
-    except Exception as error:
-        raise _failed(f"{path}, split {split!r}", error) from error
+    return _opened(path, split, config)
 
 
 def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | IterableDataset":
@@ -72,24 +59,12 @@ def open_stream(path: str, split: str, config: Mapping[str, Any]) -> "Dataset | 
 
     A folder of `save_to_disk` is already on the disk. It is loaded as by `load`.
     """
-    import datasets
-
     if "[" in split:
         raise UserError(
             f"{path}, split {split!r}: a part of a split cannot be streamed, because the length is unknown. Name whole "
             "splits: hf_dataset: {path: …, train_split: train, valid_split: validation}, or remove streaming."
         )
-    file = Path(path).expanduser()
-    try:
-        if _saved(file):
-            return _load_saved(file, split)
-        if file.is_file() and file.suffix.lower() in BUILDERS:
-            builder = BUILDERS[file.suffix.lower()]
-            return datasets.load_dataset(builder, data_files=str(file), split=split, streaming=True, **config)
-        with _one_try(path):
-            return datasets.load_dataset(str(file) if file.exists() else path, split=split, streaming=True, **config)
-    except Exception as error:
-        raise _failed(f"{path}, split {split!r}", error) from error
+    return _opened(path, split, {**config, "streaming": True})
 
 
 def streamed_rows(dataset: "Dataset | IterableDataset", source: str) -> Rows:
@@ -122,6 +97,23 @@ def _undecoded(dataset: Any) -> Any:
 
 def _saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _opened(path: str, split: str, arguments: Mapping[str, Any]) -> Any:
+    import datasets
+
+    file = Path(path).expanduser()
+    try:
+        if _saved(file):
+            return _load_saved(file, split)
+        if file.is_file() and file.suffix.lower() in BUILDERS:
+            return datasets.load_dataset(BUILDERS[file.suffix.lower()], data_files=str(file), split=split, **arguments)
+        with _one_try(path):
+            return datasets.load_dataset(str(file) if file.exists() else path, split=split, **arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _failed(f"{path}, split {split!r}", error) from error
 
 
 def _load_saved(path: Path, split: str) -> "Dataset":
