@@ -19,8 +19,9 @@ def with_arrays(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
 def _mapped(function: Callable[[mx.array], mx.array], value: Any, done: dict[int, mx.array]) -> Any:
     """Do the work of `with_arrays`. done: the id of an array → its result.
 
-    This is no function inside `with_arrays`, because a function that refers to itself is in a reference cycle: it would
-    hold the arrays until Python looks for such cycles, and a backward pass would need several times the memory.
+    This is not a function inside `with_arrays`, because a nested function that refers to itself is in a reference
+    cycle. The arrays would stay in memory until Python looks for such cycles, and a backward pass would need several
+    times the memory.
     """
     inner = partial(_mapped, function, done=done)
     if isinstance(value, mx.array):

@@ -20,7 +20,7 @@ The code relies on seven facts:
    MLX would compute the gradients of all parameters last, and keep the recomputed arrays of all layers until then.
 5. Dropout gives the same result in the recomputation, because its random keys are kept.
 6. If router outputs are recorded, they are outputs of the layer's function too.
-7. No reference cycle holds an array. (A function that refers to itself is in a cycle, and so is every class.) Python
+7. No reference cycle contains an array. (A function that refers to itself is in a cycle, and so is every class.) Python
    frees cycles only now and then, so the recomputed arrays of several layers would stay in memory at once.
 """
 
