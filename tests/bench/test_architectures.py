@@ -10,6 +10,8 @@ from mlx_lm_lora_prefplus.bench.workloads import Workload, make_base
 from mlx_lm_lora_prefplus.errors import UserError
 from tests.bench.test_command import call
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen3-0.6b": 596_049_920,

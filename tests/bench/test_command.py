@@ -12,6 +12,8 @@ from mlx_lm_lora_prefplus.bench import measure as measuring
 from mlx_lm_lora_prefplus.bench.workloads import SUITE
 from mlx_lm_lora_prefplus.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"hidden": 32, "layers": 1, "vocabulary": 50, "batch": 2, "prompt": 5, "chosen": 4, "rejected": 4, "repeat": 1}
 SMALL = [f"--{name}={size}" for name, size in SIZES.items()]
 
@@ -37,7 +39,6 @@ def test_table():
     assert "cpo-chat" in done.stdout and "uncompiled" in done.stdout and "floor: " in done.stdout
 
 
-@pytest.mark.slow
 def test_suite(monkeypatch):
     seen = []
     real = measuring.measure
@@ -59,7 +60,6 @@ def test_unknown_names(words):
     assert isinstance(error, UserError) and "nonsense. Choose one of " in str(error)
 
 
-@pytest.mark.slow
 def test_scaling():
     base = replace(scaling.BASE, hidden=32, layers=1, vocabulary=50)
     rows = scaling.measure_scaling(measuring.Method(repeat=1, host=False), base, pairs=(1, 2), tokens=(8, 16))

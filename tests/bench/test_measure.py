@@ -13,6 +13,8 @@ from mlx_lm_lora_prefplus.bench.sides.our_step import ENGINES, TRAINERS
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, Workload, add_lora, make_base, make_rows
 from mlx_lm_lora_prefplus.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TINY = Workload("tiny", "dpo", 9, 12, 5, pairs=3, hidden=32, layers=2, vocabulary=50)
 QUICK = Method(repeat=1, beta=0.1, floor=False)
 LOSSES = [(mode, loss) for mode, losses in HOST_LOSSES.items() for loss in losses]
@@ -37,7 +39,6 @@ def test_a_row_has_every_key():
 
 
 @pytest.mark.usefixtures("compiling")
-@pytest.mark.slow
 def test_a_compiled_step_computes_the_batch_at_once():
     shallow = replace(TINY, layers=1)
     plain, compiled = (measure(shallow, replace(QUICK, host=False, compile_ours=given)) for given in (None, True))
@@ -45,7 +46,6 @@ def test_a_compiled_step_computes_the_batch_at_once():
     assert compiled["ours_padding"] > plain["ours_padding"], "its widths are multiples of 32"
 
 
-@pytest.mark.slow
 def test_a_frozen_trunk_runs_once_for_both():
     row = measure(replace(TINY, layers=4, adapted=1), replace(QUICK, host=False))
     assert row["beside_ratio"] == pytest.approx(row["apart_seconds"] / row["beside_seconds"])
@@ -53,19 +53,16 @@ def test_a_frozen_trunk_runs_once_for_both():
     assert "beside_ratio" not in measure(replace(TINY, mode="cpo", layers=4, adapted=1), replace(QUICK, host=False))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "loss"), LOSSES)
 def test_the_gradient_is_the_hosts(mode, loss):
     assert measure(replace(TINY, mode=mode, loss=loss), QUICK)["gradient_error"] < 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_gradient_is_the_hosts_by_every_way(engine):
     assert measure(TINY, replace(QUICK, engine=engine))["gradient_error"] < 1e-4
 
 
-@pytest.mark.slow
 def test_the_gradient_is_the_hosts_in_pieces():
     row = measure(replace(TINY, chunk=4), QUICK)
     assert row["gradient_error"] < 1e-4 and "in chunks of 4 tokens" in row["policy"]

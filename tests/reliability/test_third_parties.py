@@ -24,6 +24,7 @@ def theirs(failing: str):
 @pytest.mark.parametrize(
     "failing", ["needs_reference", "collate", "loss", "evaluate", "separable", "rows_of", "token_weights"]
 )
+@pytest.mark.slow
 def test_the_error_names_the_package(go, monkeypatch, failing):
     monkeypatch.setitem(registry().modes, "theirs", Registered(theirs(failing), "their-prefs 1.0"))
     with pytest.raises(ZeroDivisionError) as caught:

@@ -71,6 +71,7 @@ def config_of(folder: Path) -> dict:
     return yaml.safe_load((folder / "pairs/train.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_each_round_begins_with_the_policy_of_the_last(straight):
     record = json.loads((straight / "rounds.json").read_text())
     assert [one["folder"] for one in record["rounds"]] == ["round-1", "round-2"]

@@ -80,6 +80,7 @@ def tokenizer_of(case: Case) -> TokenizerWrapper:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["dpo", "kto"])
 def test_dpo_and_kto(ours, trainer):
     """To the token, but for rows without a prompt: here one token always stands before the first scored one."""

@@ -188,6 +188,7 @@ def test_of_another_reference_nothing_is_made_up():
     assert parameters is None and np.isnan(np.array(filled.reference_logps)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: on_top(tiny_llama(layers=5)), whole_layers_on_top], ids=["lora", "full"])
 @pytest.mark.parametrize("alpha", [0.6, 1.0])
 def test_a_reference_that_moves(alpha, make):

@@ -472,6 +472,7 @@ def test_weights_that_are_not_finite_take_no_place(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("during", ["gradient", "evaluation"])
 def test_a_signal_ends_the_run_with_its_state(number, during, tmp_path, monkeypatch, capsys):

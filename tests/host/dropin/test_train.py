@@ -244,6 +244,7 @@ def test_the_loss_type_argument_goes_before_that_of_the_args():
     assert same(results[1], results[2]) and same(results[1], results[3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [-1, 1])
 def test_without_a_reference_model_the_reference_is_the_model_with_its_adapters_off(layers, capsys):
     """Also where the adapters have moved already, and where a frozen trunk serves policy and reference."""
@@ -392,6 +393,7 @@ def test_every_field_of_the_argument_classes_is_accepted(mode):
 @pytest.mark.parametrize(
     "arguments", [{"qat_enable": True, "qat_bits": 2}, {"seq_step_size": 3}, {"beta": 0.9}], ids=str
 )
+@pytest.mark.slow
 def test_what_is_given_is_used(arguments):
     plain, _ = go("cpo", iters=3)
     other, _ = go("cpo", iters=3, **arguments)

@@ -45,6 +45,7 @@ def content(folder: str) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_adapter_of_another_program_is_moved_and_the_ways_on_are_told(go, resume):
     sft_adapter()

@@ -73,6 +73,7 @@ def test_a_run_that_goes_on_gives_the_bytes_of_one_that_was_never_stopped(go):
         assert adapters(folder) == adapters("straight")
 
 
+@pytest.mark.slow
 def test_rows_of_an_update_come_from_two_windows(go, rows_trained):
     go(**STREAM, iters=6, gradient_accumulation_steps=3, steps_per_report=6)
     assert [sorted(row for rows in rows_trained[:2] for row in rows), sorted(rows_trained[4])] == [
@@ -185,6 +186,7 @@ def test_what_a_stream_cannot_have_is_refused(go, settings, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_all_weights_train_on_a_stream_without_a_reference(go):
     go(**STREAM, train_mode="cpo", train_type="full", iters=3)
 
