@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = hypothesis.settings(
         max_examples=chosen.examples,
         stateful_step_count=chosen.steps,
+        deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate],
