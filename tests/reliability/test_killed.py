@@ -24,7 +24,7 @@ MODES = {
 }
 """Name → the keys of a run; `data` names a folder of the world with rows of the kind that it reads."""
 
-TRIED = MODES if "PREFPLUS_KILLS" in os.environ else ("kto", "tr-dpo")
+TRIED = MODES if "PREFPLUS_KILLS" in os.environ else ("dpo", "kto", "tr-dpo")
 
 
 @pytest.mark.timeout(3600)

@@ -33,9 +33,10 @@ def test_stopped_and_resumed_is_left_alone(world, alone, what):
     assert world.metrics("stopped") == alone.metrics
 
 
-def test_in_the_reference_pass_what_is_done_is_kept(world):
-    stopped = world.run("reference:6", "SIGTERM", num_layers=2)  # behind the third batch of three rows
-    assert stopped.code == STOPS["SIGTERM"], stopped.out
+@pytest.mark.parametrize("what", ["SIGTERM", "SIGINT"])  # SIGHUP is handled as SIGTERM here
+def test_in_the_reference_pass_what_is_done_is_kept(world, what):
+    stopped = world.run("reference:6", what, num_layers=2)  # behind the third batch of three rows
+    assert stopped.code == STOPS[what], stopped.out
     assert "Traceback" not in stopped.out and "Iter " not in stopped.out
     again = world.run(flags=["--resume"], num_layers=2)
     assert again.code == 0, again.out
