@@ -29,7 +29,6 @@ MARKS = (
 LOGARITHMIC_FROM = 50
 """An axis is logarithmic if all values are positive and the largest is at least this many times their median."""
 
-
 SMALLEST = 1e-300
 """Smallest length of an axis. Smaller numbers lose their digits."""
 
