@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_lm_lora_prefplus.data.batches.lengths import Lengths, lengths_of
-from mlx_lm_lora_prefplus.data.batches.plan import Plan, plan_epoch, widths
+from mlx_lm_lora_prefplus.data.batches.plan import Plan, padded_places, plan_epoch, widths
 from tests.data.conftest import token_rows
 
 KINDS = ("paired", "unpaired", "ranked")
@@ -132,3 +132,11 @@ def test_lengths_of_arrow_rows_are_those_of_the_rows(tmp_path, kind):
     for made in (stored.select(picked), stored.select(range(40)).select(picked)):
         assert all(np.array_equal(a, b[picked]) for a, b in zip(lengths_of(made), plain, strict=True))
     assert lengths_of(stored.select(range(7, 9))).prompt.tolist() == plain.prompt[7:9].tolist()
+
+
+def test_a_compiled_head_computes_little_padding():
+    """Few lengths of `Batch.scored`, each at most an eighth or 128 tokens longer than needed."""
+    lengths = [padded_places(np.arange(count), 10**6, 32).size for count in range(1, 9000)]
+    assert all(0 <= length - count <= max(127, count // 8) for count, length in enumerate(lengths, start=1))
+    assert len(set(lengths)) <= 60
+    assert padded_places(np.arange(91), 10**6, 1).size == 91
