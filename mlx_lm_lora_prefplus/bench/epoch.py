@@ -13,8 +13,10 @@ from mlx.utils import tree_flatten
 from ..data.batches.collate import collate
 from ..data.batches.grouping import known_lengths
 from ..data.batches.lengths import lengths_of
+from ..data.batches.packing import in_one_row, with_packed
 from ..data.batches.plan import COMPILED_MULTIPLE, plan_epoch
 from ..engine.logprobs.computed import shares_prompts
+from ..engine.logprobs.packed import PackedPolicy
 from ..engine.logprobs.shared_prefix import HeadPolicy
 from ..engine.train.gradient import CUT_POSITIONS, in_parts
 from ..errors import UserError
@@ -60,9 +62,12 @@ def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
     parts = [part for ids in plan for part in in_parts(collate([rows[i] for i in ids], ids), CUT_POSITIONS)]
     for name, policy in ways.items():
         figures[name] |= _counted(policy, parts)
-    whole = [collate([rows[i] for i in ids], ids, COMPILED_MULTIPLE) for ids in plan]
-    shapes = {tuple(value.shape for value in batch[:4]) for batch in whole}
-    figures["compiled"] = {**_counted(ways["one call"], whole, COMPILED_MULTIPLE), "graphs": len(shapes)}
+    in_rows = plan_epoch(in_one_row(lengths_of(rows)), batch_size=workload.pairs, seed=workload.seed)
+    whole = [collate([rows[i] for i in ids], ids, COMPILED_MULTIPLE) for ids in islice(in_rows, batches)]
+    packed = PackedPolicy(grouped.halves)
+    compiled = [tree_flatten(with_packed(batch, packed.attended)) for batch in whole]
+    shapes = {tuple(getattr(array, "shape", None) for _, array in arrays) for arrays in compiled}
+    figures["compiled"] = {**_counted(packed, whole, COMPILED_MULTIPLE), "graphs": len(shapes)}
     return [{"way": name, "batches": len(plan), "pairs": workload.pairs, **row} for name, row in figures.items()]
 
 

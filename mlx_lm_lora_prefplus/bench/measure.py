@@ -74,7 +74,7 @@ def measure(workload: Workload, method: Method) -> dict[str, Any]:
     compile_ours, compile_host = (on_gpu if one is None else one for one in (method.compile_ours, method.compile_host))
     model = add_lora(make_base(workload), workload.adapted)
     rows = make_rows(workload, int(model(mx.array([[1]])).shape[-1]))
-    choice = choose(model, method.engine, workload.chunk, workload.memory)
+    choice = choose(model, method.engine, workload.chunk, workload.memory, packs=compile_ours)
     traced = compile_ours and choice.compilable
     batch = our_batch(rows, choice.policy, workload.mode, COMPILED_MULTIPLE if traced else 1)
     loss = (workload.mode, workload.loss, method.beta, method.delta)
@@ -178,7 +178,7 @@ def _bytes(model: Any) -> int:
 def _positions(batch: Batch, choice: SelectedMethod, traced: bool) -> int:
     """Return the number of token positions, with padding, that the backbone computes."""
     if traced:
-        return batch.prompts.size + batch.completions.size if shares_prompts(choice.policy) else batch.tokens.size
+        return computed(choice.policy, batch, COMPILED_MULTIPLE)
     return sum(computed(choice.policy, part) for part in in_parts(batch, CUT_POSITIONS))
 
 

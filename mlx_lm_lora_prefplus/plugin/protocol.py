@@ -36,6 +36,25 @@ class Pictures(NamedTuple):
     positions: mx.array | None = None
 
 
+class Packed(NamedTuple):
+    """The examples of a batch in one row each: the prompt, then its completions one after another. A completion follows
+    its prompt in position and attention, and does not see the other completions.
+
+    The last token of a completion predicts nothing, so it is left out.
+
+    tokens: (examples, width) int32, padded on the right with zeros.
+    positions: (examples, width) int32, the position of each token in its sequence, prompt + completion.
+    branches: (examples, width) int32, 0 for prompt tokens, k + 1 for tokens of completion k, −1 for padding.
+    places: (positions,) int32, for each entry of `Batch.scored` the index into the flattened `tokens` of the token that
+        predicts it. It is the size of `tokens` where the entry is padding.
+    """
+
+    tokens: mx.array
+    positions: mx.array
+    branches: mx.array
+    places: mx.array
+
+
 class Batch(NamedTuple):
     """One micro-batch of token rows, padded on the right.
 
@@ -60,6 +79,7 @@ class Batch(NamedTuple):
     mismatched: a separate batch of the same prompts, each with the completion of another row. None if the loss does not
         use it (see `Trainer.needs_mismatched`).
     pictures: what the tokens at and above `PICTURE` in `tokens` and `prompts` stand for; None without pictures.
+    packed: the same examples in one row each, for a compiled step that computes them so; else None.
     """
 
     tokens: mx.array
@@ -74,6 +94,7 @@ class Batch(NamedTuple):
     loss_mask: mx.array | None = None
     mismatched: "Batch | None" = None
     pictures: Pictures | None = None
+    packed: Packed | None = None
 
     @property
     def all_reference_logps(self) -> mx.array:

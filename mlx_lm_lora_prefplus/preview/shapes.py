@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.batches.packing import packed_width
 from ..data.batches.plan import widths
 from ..engine.logprobs.computed import computed_tokens, shares_prompts
+from ..engine.logprobs.packed import PackedPolicy
 from ..engine.train.gradient import cut
 from ..host.run.session import Session
 from ..plugin import Batch
@@ -16,7 +18,7 @@ EPOCHS = 3
 
 class Shape(NamedTuple):
     """rows: number of examples. prompt, completion: padded widths in tokens. completions: number of completions in each
-    example.
+    example; 0 for packed rows, whose width is `prompt`.
     """
 
     rows: int
@@ -71,9 +73,15 @@ class Shapes:
 
     def _shape(self, rows: np.ndarray) -> Shape:
         multiple, lengths = self.session.multiple, self.lengths
-        prompt, completion = (
-            int(widths(column[rows].max(), multiple)) for column in (lengths.prompt, lengths.completion)
+        prompt, completion = apart = (
+            int(widths(lengths.prompt[rows].max(), multiple)),
+            int(widths(lengths.completion[rows].max(), multiple)),
         )
+        policy, completions = self.session.engine.policy, lengths.completions(rows)
+        if isinstance(policy, PackedPolicy) and (
+            width := packed_width(lengths.prompt[rows], completions, apart, policy.attended)
+        ):
+            return Shape(len(rows), width, 0, 0)
         return Shape(len(rows), prompt, completion, int(lengths.count[rows].max()))
 
     def batch(self, place: int) -> Batch:

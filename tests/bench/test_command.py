@@ -93,9 +93,9 @@ def test_epoch():
     once, grouped, compiled = json.loads(call("--epoch=3", *sizes, "--json").stdout)
     assert grouped["gradient_error"] < 1e-5 and once["seconds"] > 0
     assert grouped["computed"] <= 1.05 * grouped["real"] < 1.1 * once["real"] < once["computed"]
-    assert compiled["computed"] > once["computed"] and 1 <= compiled["graphs"] <= 3
+    assert compiled["computed"] <= 1.1 * compiled["real"] and 1 <= compiled["graphs"] <= 3
     done = call("--epoch=1", *sizes)
-    assert "| in groups | 1.0" in done.stdout and "| compiled | 1." in done.stdout
+    assert "| in groups | 1.0" in done.stdout and "| compiled | " in done.stdout
 
 
 def test_tables_of_a_suite_are_as_wide_as_the_terminal_at_most(monkeypatch, capsys):

@@ -106,7 +106,7 @@ class Finding(NamedTuple):
 
 def examine(model: nn.Module, batches=BATCHES, **settings) -> Finding:
     """What the probe chooses for a model, and how far that is from plain forwards on other batches."""
-    choice = choose_policy(model, RunSettings(**settings))
+    choice = choose_policy(model, RunSettings(**settings), packs=False)
     model.train()
     errors = [
         error(gradient(choice.policy, batch), plain_gradient(model, batch))

@@ -33,18 +33,21 @@ ENGINES: tuple[str, ...] = get_args(Engine)
 TRAINERS = {trainer.mode: trainer for trainer in (CPO, DPO)}
 
 
-def choose(model: nn.Module, engine: Engine, chunk: int | None = None, memory: str | None = None) -> SelectedMethod:
+def choose(
+    model: nn.Module, engine: Engine, chunk: int | None = None, memory: str | None = None, packs: bool | None = None
+) -> SelectedMethod:
     """Return the selected engine for log-probs, with its description.
 
     chunk: process rows in chunks of this many tokens (with `auto`).
     memory: value of the config key `memory`: fast, balanced or low (with `auto`; default: fast).
+    packs: see `choose_policy` (with `auto`).
 
     Raises:
         UserError: The model cannot be split into backbone and head, and `engine` needs that.
     """
     if engine == "auto":
         long = {"efficient_long_context": True, "long_context_chunk": chunk} if chunk else {}
-        return choose_policy(model, RunSettings.model_validate(long), keep=CHOICES[memory or "fast"])
+        return choose_policy(model, RunSettings.model_validate(long), keep=CHOICES[memory or "fast"], packs=packs)
     if engine == "plain":
         return SelectedMethod(PlainPolicy(model), "prompt and completion through the whole model")
     halves = halves_of(model)

@@ -78,17 +78,17 @@ COMPILED_MULTIPLE = 32
 """If a step is compiled, the widths of its batches are padded to a multiple of this number (see `widths`)."""
 
 
-def widths(longest: np.ndarray, multiple: int) -> np.ndarray:
+def widths(longest: np.ndarray, multiple: int, steps: int = STEPS) -> np.ndarray:
     """Return the padded width of each batch. longest: the length of the longest row of each batch.
 
     If `multiple` is above 1, each width is rounded up to a multiple of `multiple`. The step between allowed widths
-    grows with the width, up to one eighth of it. Only a few different widths remain, so MLX compiles few graphs.
+    grows with the width, up to 1/steps of it. Only a few different widths remain, so MLX compiles few graphs.
     """
     longest = np.asarray(longest, np.int64)
     if multiple == 1:
         return longest
     below = 1 << np.maximum(np.frexp(longest)[1].astype(np.int64) - 1, 0)
-    step = multiple * np.maximum(1, below // (STEPS * multiple))
+    step = multiple * np.maximum(1, below // (steps * multiple))
     return -(-longest // step) * step
 
 

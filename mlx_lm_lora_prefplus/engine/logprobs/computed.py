@@ -5,9 +5,11 @@ from itertools import pairwise
 import numpy as np
 
 from ...data.batches.grouping import groups
+from ...data.batches.packing import packed_width
 from ...data.batches.plan import widths
 from ...plugin import Scorer
 from .chunked import ChunkedPolicy, borders
+from .packed import PackedPolicy
 from .plain import PlainPolicy
 from .shared_prefix import HeadPolicy, PairwisePrefixPolicy
 
@@ -36,6 +38,10 @@ def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray
         parts = groups(lengths[lengths > 0], call_tokens)
         return sum(len(part) * int(lengths[lengths > 0][part].max()) for part in parts)
 
+    if isinstance(policy, PackedPolicy):
+        apart = int(widths(prompts.max(), multiple)), int(widths(completions.max(), multiple))
+        if width := packed_width(prompts, completions, apart, policy.attended):
+            return len(prompts) * width
     if not shares_prompts(policy):
         return padded(np.where(completions > 0, prompts + completions, 0).reshape(-1))
     if isinstance(policy, PairwisePrefixPolicy):

@@ -5,7 +5,7 @@ All functions return None if no routers are recorded.
 import mlx.core as mx
 import numpy as np
 
-from ...plugin.protocol import Batch
+from ...plugin.protocol import Batch, Packed
 from ..model.routers import Place, current
 
 
@@ -25,8 +25,7 @@ def place_of_prompts(batch: Batch) -> Place | None:
     """
     if current() is None:
         return None
-    examples = batch.ids.shape[0]
-    copies = (batch.lengths > batch.prompt_lengths).reshape(-1, examples).sum(axis=0)
+    examples, copies = batch.ids.shape[0], _filled(batch).sum(axis=0)
     place = _place(batch.prompt_lengths[:examples] - 1, batch.prompts.shape[1] - 1, batch)
     return place._replace(weights=place.weights * copies[:, None])
 
@@ -36,6 +35,15 @@ def place_of_completions(batch: Batch) -> Place | None:
     if current() is None:
         return None
     return _place(batch.lengths - batch.prompt_lengths, batch.completions.shape[1], batch)
+
+
+def place_of_packed(batch: Batch, packed: Packed) -> Place | None:
+    """Return the place of packed rows. Each prompt token counts once for every non-empty completion of its prompt."""
+    if current() is None:
+        return None
+    copies = _filled(batch).sum(axis=0)[:, None]
+    weights = mx.where(packed.branches == 0, copies, packed.branches > 0)
+    return Place(weights.astype(mx.float32), mx.arange(packed.tokens.shape[0]))
 
 
 def part(place: Place | None, rows: np.ndarray, width: int) -> Place | None:
@@ -49,6 +57,11 @@ def part(place: Place | None, rows: np.ndarray, width: int) -> Place | None:
 def columns_of(place: Place | None, start: int, end: int) -> Place | None:
     """Return the place of the columns from `start` to `end` of a call."""
     return None if place is None else place._replace(weights=place.weights[:, start:end])
+
+
+def _filled(batch: Batch) -> mx.array:
+    """Return which completions have tokens, (completions, examples) bool."""
+    return (batch.lengths > batch.prompt_lengths).reshape(-1, batch.ids.shape[0])
 
 
 def _place(lengths: mx.array, width: int, batch: Batch) -> Place:

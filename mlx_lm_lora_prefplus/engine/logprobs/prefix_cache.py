@@ -121,8 +121,8 @@ def each_leaf(function: Callable[..., Any], *caches: Any) -> Any:
     return CacheList(*(each_leaf(function, *inner) for inner in places))
 
 
-def prompt_caches(model: nn.Module) -> list[Any]:
-    """Return an empty cache for each layer. Attention layers get a `PrefixCache`; recurrent layers get the kind of
+def prompt_caches(model: nn.Module, make: Callable[[], Any] = PrefixCache) -> list[Any]:
+    """Return an empty cache for each layer. Attention layers get what `make` returns; recurrent layers get the kind of
     cache that the model creates.
 
     Raises:
@@ -130,7 +130,7 @@ def prompt_caches(model: nn.Module) -> list[Any]:
     """
     mlx_lm_model: Any = model
     caches = mlx_lm_model.make_cache() if hasattr(model, "make_cache") else [None] * len(mlx_lm_model.layers)
-    return [each_leaf(_prompt_cache, cache) for cache in caches]
+    return [each_leaf(lambda leaf: _prompt_cache(leaf, make), cache) for cache in caches]
 
 
 def has_states(model: nn.Module) -> bool:
@@ -148,11 +148,11 @@ def key_heads(halves: SplitModel) -> set[int]:
     return {leaf.keys.shape[1] for leaf in flat if isinstance(leaf, PrefixCache) and leaf.keys is not None}
 
 
-def _prompt_cache(cache: Any) -> Any:
+def _prompt_cache(cache: Any, make: Callable[[], Any]) -> Any:
     if type(cache) is ArraysCache:
         return cache
     if cache is None or type(cache) in (KVCache, RotatingKVCache, ConcatenateKVCache):
-        return PrefixCache()
+        return make()
     raise ValueError(f"a cache of kind {type(cache).__name__} is not supported")
 
 

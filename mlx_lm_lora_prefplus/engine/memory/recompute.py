@@ -36,6 +36,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.routers import recorded_again, recording
 from ..model.swap import calls_answered
+from ..model.token_positions import rotated_by_token
 from .arguments import arrays_of, caches_of, with_arrays
 
 
@@ -176,8 +177,8 @@ class _Function:
         own = self.module.trainable_parameters()
         self.module.update(tree_unflatten(list(zip(self.names, inputs, strict=False))))
         try:
-            dropouts = active_dropouts(self.module)
-            with calls_answered(self.keys.dropout, dropouts), recorded_again(self.recording) as record:
+            dropouts, rotated = active_dropouts(self.module), rotated_by_token(self.module, self.caches)
+            with calls_answered(self.keys.dropout, dropouts), rotated, recorded_again(self.recording) as record:
                 return self.kind.__call__(self.module, *args, **kwargs), given, record.sums if record else []
         finally:
             self.module.update(own)

@@ -51,15 +51,25 @@ class KnownChoice:
         digest: the digest of the model's weights without adapters.
         example: the row of the data that the probe uses.
         keep: what the layers should keep for the backward pass.
+        packs: whether packed rows are among the methods.
     """
 
-    def __init__(self, digest: str, model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep):
+    def __init__(
+        self,
+        digest: str,
+        model: nn.Module,
+        settings: RunSettings,
+        example: Batch | None,
+        keep: Keep,
+        packs: bool = False,
+    ):
         trained = arrays(model.trainable_parameters())
         known = {
             "weights": digest,
             "trained": {name: (value.shape, str(value.dtype)) for name, value in trained.items()},
             "settings": {name: getattr(settings, name) for name in SETTINGS},
             "keep": keep.value,
+            "packs": packs,
             "example": None if example is None else _digest(as_numpy(example.tokens).tobytes()),
             "device": [str(mx.default_device()), mx.device_info().get("device_name"), platform.machine()],
             "versions": [version("mlx"), version("mlx-lm"), version("mlx-lm-lora-prefplus")],

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...data.batches.packing import with_packed
 from ...plugin.protocol import Batch, Scorer, Scores
 from ...settings import RunSettings
 from ..logprobs.chunked import ChunkedPolicy
 from ..logprobs.frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
+from ..logprobs.packed import PackedPolicy
 from ..logprobs.plain import PlainPolicy
 from ..logprobs.prefix_cache import has_states, key_heads
 from ..logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
@@ -54,6 +56,7 @@ def choose_policy(
     example: Batch | None = None,
     keep: Keep = Keep.ALL,
     known: KnownChoice | None = None,
+    packs: bool | None = None,
 ) -> SelectedMethod:
     """Return the fastest method that is exact on `model`. With the setting `engine: plain`, return the plain method
     without a test.
@@ -63,25 +66,27 @@ def choose_policy(
     keep: what layers should keep for the backward pass. If that is not exact, they keep all activations.
     known: the file with an earlier run's choice, which is used without a test. If there is none, the choice of this run
     is written to it.
+    packs: whether to try packed rows, which suit a compiled step. None: on a GPU.
     """
     if settings.engine == "plain":
         return SelectedMethod(PlainPolicy(model, keep), f"{PLAIN} (engine: plain){_kept(keep)}")
     with _training_without_dropout(model):
+        ways = _ways(model, settings, call_tokens() is None if packs is None else packs)
         choice = known.read() if known else None
         if choice is None:
-            choice = _probe(model, settings, example, keep)
+            choice = _probe(model, settings, ways, example, keep)
             if known:
                 known.write(choice)
-        selected = _selected(choice, model, settings)
+        selected = _selected(choice, model, ways)
     mx.clear_cache()
     return selected
 
 
-def _selected(choice: Choice, model: nn.Module, settings: RunSettings) -> SelectedMethod:
+def _selected(choice: Choice, model: nn.Module, ways: Sequence["Method"]) -> SelectedMethod:
     if choice.method is None or choice.split is None:
         return SelectedMethod(PlainPolicy(model), choice.description, choice.compilable)
     halves = SplitModel.restored(model, choice.split)
-    policy = _ways(model, settings)[choice.method].make(halves)
+    policy = ways[choice.method].make(halves)
     policy.keep = choice.keep
     trunk = find_trunk(model, halves.head_names) if choice.shares_trunk else None
     return SelectedMethod(policy, choice.description, choice.compilable, trunk)
@@ -130,9 +135,9 @@ def _in_groups(kind: type[HeadPolicy], description: str, compilable: bool = True
     return Method(partial(kind, call_tokens=cost), description, compilable, trials)
 
 
-def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
+def _ways(model: nn.Module, settings: RunSettings, packs: bool) -> list[Method]:
     """Return the methods to test, fastest first. With the setting `efficient_long_context`, the methods in chunks come
-    before all others.
+    before all others. packs: whether packed rows are among the methods.
     """
     together = _in_groups(HeadPolicy, "prompt and completion together")
     try:
@@ -142,6 +147,9 @@ def _ways(model: nn.Module, settings: RunSettings) -> list[Method]:
     once = [_in_groups(PairwisePrefixPolicy, "the prompt once for its completions, prompt by prompt", False), together]
     if padded:
         once.insert(0, _in_groups(SharedPrefixPolicy, "the prompt once for its completions"))
+    if padded and packs:
+        both = SharedPrefixPolicy, partial(PackedPolicy, always=True)
+        once.insert(0, Method(PackedPolicy, "the prompt once, in one row with its completions", trials=both))
     if not settings.efficient_long_context or dropouts(model):
         return once
     width = settings.long_context_chunk
@@ -168,7 +176,9 @@ def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
     return partial(ChunkedPolicy, width=2, pairwise=pairwise, call_tokens=0)
 
 
-def _probe(model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep) -> Choice:
+def _probe(
+    model: nn.Module, settings: RunSettings, ways: Sequence[Method], example: Batch | None, keep: Keep
+) -> Choice:
     """Test the methods on the model, fastest first, and return the first exact one.
 
     The test first skips layers that are like others (see `skip_layers`). This counts only if the fastest method passes,
@@ -176,14 +186,16 @@ def _probe(model: nn.Module, settings: RunSettings, example: Batch | None, keep:
     """
     if layers := skippable_layers(model):
         with skipping(layers):
-            choice, oracle = _tested(model, settings, example, keep)
-        same_keep = choice.keep is keep or (choice.keep is Keep.ALL and _ways(model, settings)[0].in_pieces)
-        if choice.method == 0 and same_keep and oracle and oracle.confirms(_selected(choice, model, settings).policy):
+            choice, oracle = _tested(model, settings, ways, example, keep)
+        same_keep = choice.keep is keep or (choice.keep is Keep.ALL and ways[0].in_pieces)
+        if choice.method == 0 and same_keep and oracle and oracle.confirms(_selected(choice, model, ways).policy):
             return choice
-    return _tested(model, settings, example, keep)[0]
+    return _tested(model, settings, ways, example, keep)[0]
 
 
-def _tested(model: nn.Module, settings: RunSettings, example: Batch | None, keep: Keep) -> tuple[Choice, Oracle | None]:
+def _tested(
+    model: nn.Module, settings: RunSettings, ways: Sequence[Method], example: Batch | None, keep: Keep
+) -> tuple[Choice, Oracle | None]:
     """Return the first exact method, and the test rows if there are any."""
     plain, halves = PlainPolicy(model), split_model(model)
     if halves is None:
@@ -196,14 +208,16 @@ def _tested(model: nn.Module, settings: RunSettings, example: Batch | None, keep
     refused = ""
     if settings.efficient_long_context and dropouts(model):
         refused = "; not in chunks: dropout would differ when a chunk is computed again"
-    for (number, way), kept in product(enumerate(_ways(model, settings)), dict.fromkeys((keep, Keep.ALL))):
+    for (number, way), kept in product(enumerate(ways), dict.fromkeys((keep, Keep.ALL))):
         if way.in_pieces and kept is not Keep.ALL:
             continue
         tries = [make(halves) for make in way.trials or (way.make,)]
         for tried in tries:
             tried.for_gradient, tried.keep = True, kept
-        # The variants after the first differ in how rows are grouped. The largest batch is enough to test that.
-        found = [oracle.difference(tries[0]), *(oracle.difference(tried, oracle.batches[-1:]) for tried in tries[1:])]
+        variants = {type(tried): tried for tried in tries}.values()
+        found = [oracle.difference(tried) for tried in variants]
+        # Variants of one class differ in how rows are grouped. The largest batch is enough to test that.
+        found += [oracle.difference(tried, oracle.batches[-1:]) for tried in tries if tried not in variants]
         difference = Difference(*map(max, zip(*found, strict=True)))
         if oracle.passes(difference):
             policy = way.make(halves)
@@ -214,7 +228,7 @@ def _tested(model: nn.Module, settings: RunSettings, example: Batch | None, keep
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             description = f"{way.description}, the head at completion tokens only{_kept(kept)} ({exactness})"
             traceable = way.compilable and _traceable(policy, oracle.batches[0])
-            shares = _shares_trunk(tries[-1], oracle)
+            shares = all(_shares_trunk(tried, oracle) for tried in variants)
             return Choice(number, kept, description, traceable, shares, halves.found()), oracle
         refused += f"; {way.description}{_kept(kept)}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
@@ -267,6 +281,8 @@ def _row_counts(halves: SplitModel) -> set[int]:
 
 
 def _traceable(policy: Scorer, batch: Batch) -> bool:
+    if isinstance(policy, PackedPolicy):
+        batch = with_packed(batch)
     try:
         mx.compile(lambda batch: policy(batch).logps)(batch)
     except Exception:  # a model that reads values of arrays, as some mixtures of experts do

@@ -11,12 +11,14 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ...data.batches.lengths import Lengths
+from ...data.batches.packing import with_packed
 from ...data.batches.plan import COMPILED_MULTIPLE, widths
 from ...data.batches.slicing import slice_batch
 from ...plugin import Batch, Scorer, Trainer
 from ...plugin.protocol import Unit
 from ..distributed import SharedPolicy, share
 from ..log.metric_sums import Layout, flatten
+from ..logprobs.packed import PackedPolicy
 from ..model.routers import routers_of
 from ..reference.in_step import Parameters, StepReference
 
@@ -57,6 +59,7 @@ class GradientStep:
         self.reference = reference
         self.part_tokens = part_tokens(trainer, options, compiled, fitting)
         self.multiple = COMPILED_MULTIPLE if compiled else 1
+        self.packing = policy if compiled and isinstance(policy, PackedPolicy) else None
         self.ranks = None
         if is_separable(trainer, options) and isinstance(policy, SharedPolicy):
             self.ranks, policy = policy.ranks, policy.own
@@ -119,6 +122,8 @@ class GradientStep:
     ) -> tuple[mx.array, Any, dict[str, mx.array]]:
         """Compute the sums, gradient and new state of a batch in one go."""
         batch, reference_has = self.reference.lookup(batch) if self.reference else (batch, None)
+        if self.packing:
+            batch = with_packed(batch, self.packing.attended)
         (_, values, new, logps), gradient = self._gradient(batch, scales, state, reference_has)
         if self.reference and reference_has is not None:
             mx.eval(values, gradient, new, logps)

@@ -17,10 +17,13 @@ from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 from ...data import Split, prepare
 from ...data.batches.collate import pictures_of, planned_batches
 from ...data.batches.lengths import Lengths, lengths_of
+from ...data.batches.packing import in_one_row
 from ...data.batches.plan import COMPILED_MULTIPLE, Plan, plan_epoch
 from ...data.sources.pictures import open_picture
 from ...data.stream import Stream
 from ...engine.distributed import SharedPolicy
+from ...engine.logprobs.packed import PackedPolicy
+from ...engine.logprobs.shared_prefix import call_tokens
 from ...engine.memory.activations import MemoryChoice, choose_memory
 from ...engine.memory.recompute import Keep
 from ...engine.model.digest import weights_digest
@@ -127,6 +130,7 @@ class Session:
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
         self.multiple = COMPILED_MULTIPLE if self.compiled else 1
+        self.packs = isinstance(self.engine.policy, PackedPolicy)
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 
@@ -180,9 +184,9 @@ class Session:
 
     def plan(self, split: str, epoch: int = 0) -> Plan:
         """Return how the rows of a split are grouped into the batches of an epoch."""
-        settings = self.resolved.settings
+        settings, lengths = self.resolved.settings, self.lengths(split)
         return plan_epoch(
-            self.lengths(split),
+            in_one_row(lengths) if self.packs else lengths,
             batch_size=settings.batch_size,
             token_budget=settings.token_budget,
             epoch=epoch + self.number,
@@ -298,11 +302,12 @@ class Session:
     def _method(self, model: nn.Module, keep: Keep) -> SelectedMethod:
         """Return the method that an earlier run found exact on this model. If there is none, run the probe."""
         settings, example, known = self.resolved.settings, self._long_example(), None
+        packs = call_tokens() is None and not self.mismatched
         if settings.engine != "plain":
             with suppress(UserError):  # raised for adapters of an unsupported kind, whose base weights are unknown
                 digest = self.base_digest if model is self.model else weights_digest(model)
-                known = KnownChoice(digest, model, settings, example, keep)
-        return choose_policy(model, settings, example, keep, known)
+                known = KnownChoice(digest, model, settings, example, keep, packs)
+        return choose_policy(model, settings, example, keep, known, packs)
 
     def _shared(self, policy: Scorer) -> Scorer:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy

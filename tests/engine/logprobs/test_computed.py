@@ -11,6 +11,7 @@ from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
 from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy, borders
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from tests.conftest import random_rows, tiny_llama, with_lora
@@ -45,6 +46,22 @@ def test_tokens_are_counted_as_they_run(way, call_tokens, monkeypatch):
     ends = 10 if way is HeadPolicy else 5  # the last token of a row, or of a prompt, is not run
     assert counted == sum(ran) + ends
     assert computed_tokens(policy, lengths.prompts, lengths_of(rows).completions(np.arange(5))) == counted
+
+
+@pytest.mark.parametrize("longest", [5, 60])
+def test_packed_tokens_are_counted_as_they_run(longest, monkeypatch):
+    """Short rows are not packed: width 16 costs more than prompts and completions of their own."""
+    rows = random_rows(5, seed=4, longest=longest)
+    batch, policy = collate(rows, np.arange(5)), PackedPolicy(split_model(with_lora(tiny_llama())))
+    policy.attended = 6 * 1024
+    ran, hidden = [], policy.halves.hidden
+    counting = lambda tokens, *a, **k: ran.append(tokens.shape) or hidden(tokens, *a, **k)  # noqa: E731
+    monkeypatch.setattr(policy.halves, "hidden", counting)
+    mx.eval(policy(batch))
+    assert len(ran) == (1 if longest == 60 else 2)
+    assert computed_tokens(policy, lengths_of(rows).prompt, lengths_of(rows).completions(np.arange(5))) == sum(
+        rows * width for rows, width in ran
+    ) + (0 if longest == 60 else 5)
 
 
 def test_lists_share_what_their_longest_leaves():

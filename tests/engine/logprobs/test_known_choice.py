@@ -32,8 +32,9 @@ def probes(monkeypatch) -> list[bool]:
     return done
 
 
-def chosen(model, settings=AUTO, keep=Keep.ALL):
-    return choose_policy(model, settings, None, keep, KnownChoice(weights_digest(model), model, settings, None, keep))
+def chosen(model, settings=AUTO, keep=Keep.ALL, packs=False):
+    known = KnownChoice(weights_digest(model), model, settings, None, keep, packs)
+    return choose_policy(model, settings, None, keep, known, packs)
 
 
 def test_the_second_start_takes_the_choice_of_the_first(probes):
@@ -76,10 +77,11 @@ def newer_mlx(monkeypatch):
         {"settings": RunSettings(efficient_long_context=True)},
         {"settings": RunSettings(lora_parameters={"rank": 8, "dropout": 0.1, "scale": 10.0})},
         {"keep": Keep.PRODUCTS},
+        {"packs": True},
         edited_code,
         newer_mlx,
     ],
-    ids=["layers", "trained layers", "no adapters", "engine", "dropout", "keep", "code", "mlx"],
+    ids=["layers", "trained layers", "no adapters", "engine", "dropout", "keep", "packed rows", "code", "mlx"],
 )
 def test_whatever_may_change_the_choice_is_probed_again(probes, change, monkeypatch):
     chosen(with_lora(tiny_llama()))

@@ -14,6 +14,7 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.slicing import rows_of, slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk, reference_logps_sharing_trunk
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy, at_least_float32
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
@@ -37,6 +38,7 @@ WAYS = {
     "prefix, one by one": lambda model: PairwisePrefixPolicy(split_model(model)),
     "together, in groups": lambda model: HeadPolicy(split_model(model), call_tokens=0),
     "prefix, in groups": lambda model: SharedPrefixPolicy(split_model(model), call_tokens=0),
+    "packed": lambda model: PackedPolicy(split_model(model), always=True),
     "pieces": lambda model: ChunkedPolicy(split_model(model), 4),
     "pieces, one by one": lambda model: ChunkedPolicy(split_model(model), 3, True),
 }

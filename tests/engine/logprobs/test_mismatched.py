@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
@@ -40,6 +41,7 @@ WAYS = {
     "head, in groups": (partial(HeadPolicy, call_tokens=0), tiny_llama),
     "prefix, in groups": (partial(SharedPrefixPolicy, call_tokens=3), windowed),
     "pair by pair, in groups": (partial(PairwisePrefixPolicy, call_tokens=0), recurrent),
+    "packed": (partial(PackedPolicy, always=True), tiny_llama),
     "pieces": (lambda halves: ChunkedPolicy(halves, 4), tiny_llama),
     "pieces, ended completions left out": (lambda halves: ChunkedPolicy(halves, 4, call_tokens=0), windowed),
     "pieces, states": (lambda halves: ChunkedPolicy(halves, 3, True), recurrent),

@@ -13,6 +13,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_lm_lora_prefplus.engine.logprobs import head
 from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import reference_logps_sharing_trunk
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
@@ -128,6 +129,21 @@ def test_layers_that_compute_again_are_exact(name, keep):
     for rows in BATCHES.values():
         batch = batch_of(rows)
         assert error(gradient(policy, batch), plain_gradient(model, batch)) <= FLOAT32
+
+
+@pytest.mark.parametrize("keep", Keep)
+@pytest.mark.parametrize("name", NAMES if ALL else ["llama", "gemma3_text", "gpt_oss", "deepseek_v3", "qwen3_moe"])
+def test_packed_rows_are_exact(name, keep):
+    if name in NO_ADAPTERS:
+        pytest.skip("mlx-lm's adapters do not work on it")
+    model = with_adapters(name, "lora").train()
+    choice = choose_policy(model, RunSettings.model_validate({}), keep=keep, packs=True)
+    assert isinstance(choice.policy, PackedPolicy) or ALL, choice.description
+    if isinstance(choice.policy, PackedPolicy):
+        choice.policy.attended = None
+        for rows in BATCHES.values():
+            batch = batch_of(rows)
+            assert error(gradient(choice.policy, batch), plain_gradient(model, batch)) <= FLOAT32
 
 
 NOT_AGAIN: set[str] = set()

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.data.batches.slicing import rows_of, slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
@@ -27,6 +28,7 @@ WAYS = {
     "head, in groups": lambda model: HeadPolicy(split_model(model), call_tokens=0),
     "prompt once, in groups": lambda model: SharedPrefixPolicy(split_model(model), call_tokens=1),
     "one by one, in groups": lambda model: PairwisePrefixPolicy(split_model(model), call_tokens=0),
+    "packed": lambda model: PackedPolicy(split_model(model), always=True),
     "pieces": lambda model: ChunkedPolicy(split_model(model), 3),
     "pieces, in groups": lambda model: ChunkedPolicy(split_model(model), 3, call_tokens=0),
     "pieces, one by one": lambda model: ChunkedPolicy(split_model(model), 3, pairwise=True),

@@ -10,6 +10,7 @@ from mlx_lm.models import llama
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
@@ -41,11 +42,27 @@ def for_gradient(way, model):
     return policy
 
 
-def test_the_fastest_way_and_why():
-    choice = choose_policy(with_lora(tiny_llama()), AUTO)
-    assert type(choice.policy) is SharedPrefixPolicy and choice.compilable
-    assert choice.description.startswith("the prompt once for its completions, the head at completion tokens only")
+@pytest.mark.parametrize(
+    ("packs", "way", "words"),
+    [
+        (False, SharedPrefixPolicy, "the prompt once for its completions"),
+        (True, PackedPolicy, "the prompt once, in one row with its completions"),
+    ],
+    ids=["apart", "packed"],
+)
+def test_the_fastest_way_and_why(packs, way, words):
+    choice = choose_policy(with_lora(tiny_llama()), AUTO, packs=packs)
+    assert type(choice.policy) is way and choice.compilable
+    assert choice.description.startswith(f"{words}, the head at completion tokens only")
     assert "within" in choice.description and "not exact" not in choice.description
+
+
+@pytest.mark.parametrize("name", ["gpt2", "ministral3", "mamba2"])
+def test_models_that_compute_with_positions_or_states_are_not_packed(name):
+    """Learned positions, attention that is scaled by position, a recurrent state."""
+    choice = choose_policy(model_zoo.build(name).train(), AUTO, packs=True)
+    assert isinstance(choice.policy, SharedPrefixPolicy) and not isinstance(choice.policy, PackedPolicy)
+    assert ("in one row with its completions: not exact here" in choice.description) == (name != "mamba2")
 
 
 def test_plain_if_asked_for():

@@ -14,6 +14,7 @@ from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs import head as heads
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
@@ -27,6 +28,7 @@ from tests.engine.exactness import BATCHES, FLOAT32, FLOAT64, batch_of, error, f
 ROWS = random_rows(6, seed=3)
 WAYS = [HeadPolicy, SharedPrefixPolicy, PairwisePrefixPolicy]
 WAYS = {way.__name__: way for way in WAYS} | {f"{way.__name__}-groups": partial(way, call_tokens=4) for way in WAYS}
+WAYS["packed"] = partial(PackedPolicy, always=True)
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.prefix_cache import prompt_caches
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
@@ -123,6 +124,7 @@ def ways(halves):
         "prompt once": SharedPrefixPolicy(halves),
         "prompt once, in groups": SharedPrefixPolicy(halves, 0),
         "one by one": PairwisePrefixPolicy(halves, 0),
+        "packed": PackedPolicy(halves, always=True),
         "in pieces": ChunkedPolicy(halves, 3, call_tokens=0),
         "in pieces, one by one": ChunkedPolicy(halves, 3, pairwise=True),
     }

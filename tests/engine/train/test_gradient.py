@@ -14,9 +14,11 @@ from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
 from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
 from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.train import gradient as gradient_module
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, cuts
 from mlx_lm_lora_prefplus.plugin import LossOutput
@@ -36,9 +38,9 @@ def batch_of(start: int, stop: int, multiple: int = 1):
     return batch._replace(reference_logps=mx.array(fixed.T.reshape(-1)))
 
 
-def whole_step(trainer, options, cuts, compiled=False, multiple=1, fitting=None):
+def whole_step(trainer, options, cuts, compiled=False, multiple=1, fitting=None, way=PlainPolicy):
     """Loss and gradient of all rows, cut into micro-batches at `cuts`."""
-    step = GradientStep(trainer, PlainPolicy(with_lora(tiny_llama())), options, compiled, fitting=fitting)
+    step = GradientStep(trainer, way(with_lora(tiny_llama())), options, compiled, fitting=fitting)
     batches = [batch_of(a, b, multiple) for a, b in pairwise([0, *sorted(set(cuts)), len(ROWS)])]
     units = {unit: sum(batch.units()[unit] for batch in batches) for unit in batches[0].units()}
     totals, gradient = MetricSums(), None
@@ -220,6 +222,25 @@ def test_a_compiled_step_in_parts_that_fit_is_the_same(trainer, options, monkeyp
     found = whole_step(trainer, options, [], compiled=True, multiple=COMPILED_MULTIPLE, fitting=3 * 96 + 95)
     assert_same(found, whole)
     assert sizes == [(0, 3), (3, 6), (6, 7)]
+
+
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("keep", Keep)
+def test_a_compiled_step_of_packed_rows_is_the_same(keep):
+    """Each of its model calls has one row for each pair."""
+    shapes = []
+
+    def packed(model):
+        halves = split_model(model)
+        hidden = halves.hidden
+        halves.hidden = lambda tokens, *given: shapes.append(tokens.shape) or hidden(tokens, *given)
+        policy = PackedPolicy(halves)
+        policy.keep = keep
+        return policy
+
+    found = whole_step(*OPTIONS[0], [4], compiled=True, multiple=COMPILED_MULTIPLE, way=packed)
+    assert_same(found, whole_step(*OPTIONS[0], [4]))
+    assert [rows for rows, _ in shapes] == [4, 3]
 
 
 def test_a_part_of_a_compiled_step_has_the_shapes_of_a_batch():

@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from mlx_lm_lora_prefplus.data.batches import packing
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
 from mlx_lm_lora_prefplus.engine.probe import select
+from mlx_lm_lora_prefplus.host.run import session as session_module
 from mlx_lm_lora_prefplus.host.run.session import Session
 
 
@@ -36,6 +38,23 @@ def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
     assert told.train[-1]["iteration"] == seen[0].iters
     assert re.search(r"Plan: \d+ micro-batches of \d\.\d pairs on average \(token_budget 40\) \(2\.0\d epochs\)", out)
     assert "batch_size has no effect if token_budget is set" in out
+
+
+def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch):
+    """As on a GPU, but not compiled. The losses before the first update are those of rows that are not packed."""
+    apart = go(adapter_path="apart", steps_per_eval=1, iters=1)[1]
+    for module in (select, session_module):
+        monkeypatch.setattr(module, "call_tokens", lambda: None)
+    monkeypatch.setattr(packing, "MULTIPLE", 1)  # rows of the test are short
+    out, packed = go(steps_per_eval=1, iters=1)
+    assert "in one row with its completions" in out and seen[1].packs and not seen[0].packs
+    lengths = seen[1].lengths("train")
+    whole = (lengths.prompt + lengths.total)[seen[1].plan("train").order]
+    halves = sorted((whole[:4], whole[4:8]), key=max)
+    assert max(halves[0]) <= min(halves[1]), "batches of similar rows"
+    assert packed.val[0]["val_loss"] == pytest.approx(apart.val[0]["val_loss"], rel=1e-5)
+    go(train_mode="kto", adapter_path="kto", iters=1)
+    assert not seen[2].packs, "its completions of other rows are not packed"
 
 
 @pytest.mark.slow

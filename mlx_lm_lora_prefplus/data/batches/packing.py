@@ -1,0 +1,104 @@
+"""Pack each example into one row: its prompt, then its completions (Wang and Hegde 2024, arXiv 2410.20305).
+
+Only one width is padded then, in place of those of prompts and completions. A compiled step computes fewer tokens for
+padding, and has few shapes.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+from ...plugin.protocol import Batch, Packed
+from .grouping import read_lengths
+from .lengths import Lengths
+from .plan import widths
+
+MULTIPLE = 16
+"""The width of packed rows is a multiple of this number."""
+
+STEPS = 16
+"""Number of rounded widths of packed rows between two powers of two."""
+
+
+def pack(batch: Batch, attended: float | None = None) -> Packed | None:
+    """Return the examples of a batch in one row each. Return None for batches with pictures or completions of other
+    rows, and where it would not be cheaper. attended: see `packed_width`.
+    """
+    if batch.mismatched is not None or batch.pictures is not None:
+        return None
+    lengths = read_lengths(batch)
+    examples = len(lengths.prompts)
+    prompt_lengths, completion_lengths = lengths.prompts, lengths.completions.reshape(-1, examples)
+    apart = batch.prompts.shape[1], batch.completions.shape[1]
+    width = packed_width(prompt_lengths, completion_lengths, apart, attended)
+    if width is None:
+        return None
+    used = np.maximum(completion_lengths - 1, 0)
+    ends = prompt_lengths + used.cumsum(axis=0)
+    starts = ends - used
+    tokens, positions = np.zeros((2, examples, width), np.int32)
+    branches = np.full((examples, width), -1, np.int32)
+    prompts, completions = np.array(batch.prompts), np.array(batch.completions)
+    for i, prompt in enumerate(prompt_lengths.tolist()):
+        tokens[i, :prompt], branches[i, :prompt] = prompts[i, :prompt], 0
+        positions[i, :prompt] = np.arange(prompt)
+        for k, (start, end) in enumerate(zip(starts[:, i].tolist(), ends[:, i].tolist(), strict=True)):
+            tokens[i, start:end] = completions[k * examples + i, : end - start]
+            positions[i, start:end] = prompt + np.arange(end - start)
+            branches[i, start:end] = k + 1
+    scored = np.array(batch.scored)
+    row, place = np.divmod(np.minimum(scored, completions.size - 1), completions.shape[1])
+    example = row % examples
+    before = np.where(place == 0, prompt_lengths[example], starts.reshape(-1)[row] + place) - 1
+    places = np.where(scored < completions.size, example * width + before, tokens.size)
+    return Packed(*map(mx.array, (tokens, positions, branches, places.astype(np.int32))))
+
+
+def packed_width(
+    prompts: np.ndarray, completions: np.ndarray, apart: tuple[int, int], attended: float | None
+) -> int | None:
+    """Return the padded width of packed rows. Return None if they would not be cheaper than prompts and completions in
+    calls of their own.
+
+    prompts: (examples,) tokens of each prompt. completions: (completions, examples) tokens of each completion.
+    apart: the padded widths of prompts and completions that are not packed.
+    attended: attending to this many tokens costs a token as much as the matrix products of its layers. None: packed
+        rows count as cheaper whatever they cost.
+    """
+    longest = (prompts + np.maximum(completions - 1, 0).sum(axis=0)).max()
+    width = int(widths(longest, MULTIPLE, STEPS))
+    if attended is None:
+        return width
+    prompt, completion = apart
+    of_prompts = len(prompts) * prompt * (1 + prompt / attended)
+    of_completions = completions.size * completion * (1 + (prompt + completion) / attended)
+    return width if len(prompts) * width * (1 + width / attended) < of_prompts + of_completions else None
+
+
+def in_one_row(lengths: Lengths) -> Lengths:
+    """Return the lengths of packed rows, in the form of prompts without completions."""
+    none = np.zeros_like(lengths.prompt)
+    return Lengths(lengths.prompt + np.maximum(lengths.total - lengths.count, 0), none, none, none + 1)
+
+
+def with_packed(batch: Batch, attended: float | None = None) -> Batch:
+    """Return a batch for a compiled step, with `Batch.packed` if there is one (see `pack`).
+
+    The other arrays of a packed batch get one common width, a power of two, so that they hardly add to the number of
+    shapes.
+    """
+    packed = pack(batch, attended)
+    if packed is None:
+        return batch
+    width = 1 << (int(max(batch.tokens.shape[1], batch.prompts.shape[1], batch.completions.shape[1])) - 1).bit_length()
+    padded = lambda array: mx.pad(array, [(0, 0), (0, width - array.shape[1])])  # noqa: E731
+    scored, own = np.array(batch.scored), batch.completions.shape[1]
+    end = batch.completions.shape[0] * width
+    scored = np.where(scored < batch.completions.size, scored // own * width + scored % own, end)
+    return batch._replace(
+        tokens=padded(batch.tokens),
+        prompts=padded(batch.prompts),
+        completions=padded(batch.completions),
+        scored=mx.array(scored.astype(np.int32)),
+        loss_mask=None if batch.loss_mask is None else padded(batch.loss_mask),
+        packed=packed,
+    )

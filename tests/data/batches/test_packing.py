@@ -1,0 +1,97 @@
+"""Packed rows: every token with its position and what it belongs to, and where the tokens are that predict others."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
+from mlx_lm_lora_prefplus.data.batches.packing import in_one_row, pack, packed_width, with_packed
+from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
+from tests.conftest import iterate_batches, random_rows
+from tests.data.conftest import token_rows
+
+PAIR = {"prompt": [1, 2, 3], "chosen": [4, 5, 6], "rejected": [7, 8]}
+
+
+def test_a_pair_in_one_row():
+    """The last tokens of completions, 6 and 8, predict nothing."""
+    packed = pack(collate([PAIR], np.arange(1)))
+    assert packed.tokens.shape == (1, 16) and not packed.tokens[0, 6:].any()
+    assert packed.tokens[0, :6].tolist() == [1, 2, 3, 4, 5, 7]
+    assert packed.positions[0, :6].tolist() == [0, 1, 2, 3, 4, 3]
+    assert packed.branches[0].tolist() == [0, 0, 0, 1, 1, 2, *[-1] * 10]
+    assert packed.places.tolist() == [2, 3, 4, 2, 5], "both completions begin after the last token of the prompt"
+
+
+@given(
+    kind=st.sampled_from(["paired", "unpaired", "ranked"]),
+    count=st.integers(1, 9),
+    multiple=st.sampled_from([1, 32]),
+    longest=st.integers(1, 20),
+    widened=st.booleans(),
+)
+def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multiple, longest, widened):
+    rows = list(token_rows(kind, count, longest))
+    batch = collate(rows, np.arange(count), multiple)
+    if widened:
+        batch = with_packed(batch)
+    packed = batch.packed or pack(batch)
+    flat = lambda array: np.array(array).reshape(-1)  # noqa: E731
+    tokens, positions, branches = map(flat, packed[:3])
+    found = 0
+    for place, scored in zip(packed.places.tolist(), batch.scored.tolist(), strict=True):
+        if scored == batch.completions.size:
+            assert place == tokens.size
+            continue
+        row, column = divmod(scored, batch.completions.shape[1])
+        assert place // packed.tokens.shape[1] == row % count, "in the row of its example"
+        prompt = int(batch.prompt_lengths[row])
+        whole = np.array(batch.tokens[row])
+        assert tokens[place] == whole[prompt + column - 1] and positions[place] == prompt + column - 1
+        assert branches[place] == (row // count + 1 if column else 0)
+        found += 1
+    assert found == int((batch.lengths - batch.prompt_lengths).sum())
+    expected = in_one_row(lengths_of(rows)).prompt
+    if kind != "ranked":  # of lists, single lengths are not known
+        assert (np.array(packed.branches) >= 0).sum(axis=1).tolist() == expected.tolist()
+
+
+def test_rows_that_are_cheaper_apart_are_not_packed():
+    """Attention to other completions costs too: twenty of 400 tokens would make a row of 8,000."""
+    completions = np.full((20, 1), 400)
+    width = lambda completions, attended: packed_width(np.array([100]), completions, (128, 416), attended)  # noqa: E731
+    assert width(completions, 6 * 1024) is None
+    assert width(completions, None) == 8192
+    assert width(completions[:2], 6 * 1024) is None
+    assert width(np.array([[400], [300]]), 6 * 1024) == 800
+    assert width(np.array([[400], [300]]), 6 * 64) is None, "attention is most of the work of a narrow model"
+    assert pack(collate([PAIR], np.arange(1)), 6 * 1024) is None, "five tokens would be padded to 16"
+
+
+def test_completions_of_other_rows_are_not_packed():
+    rows = [{"prompt": [1] * 90, "completion": [2] * 40, "label": 1.0}] * 2
+    (batch,) = iterate_batches(rows, batch_size=2, shuffle=False, mismatched=True)
+    assert pack(batch) is None and with_packed(batch).packed is None
+
+
+def test_few_shapes():
+    """Widths grow by a sixteenth; the other arrays have widths of powers of two."""
+    rows = random_rows(400, seed=1, longest=120)
+    batches = [with_packed(collate(rows[i : i + 1], np.arange(1), COMPILED_MULTIPLE)) for i in range(400)]
+    shapes = {tuple(getattr(array, "shape", None) for _, array in tree_flatten(batch)) for batch in batches}
+    assert len({batch.packed.tokens.shape for batch in batches}) <= 23
+    assert {batch.tokens.shape[1] for batch in batches} <= {32, 64, 128, 256} and len(shapes) <= 60
+    assert all(batch.completions.shape == batch.tokens.shape for batch in batches)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_packed_batch_counts_the_same_tokens(masked):
+    mask = {"chosen_mask": [1, 0, 1], "rejected_mask": [0, 1]} if masked else {}
+    batch = collate([PAIR | mask], np.arange(1), COMPILED_MULTIPLE)
+    packed = with_packed(batch)
+    assert mx.array_equal(packed.completion_lengths, batch.completion_lengths)
+    assert packed.units() == batch.units()
