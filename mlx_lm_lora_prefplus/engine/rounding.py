@@ -7,8 +7,8 @@ import mlx.nn as nn
 
 from ..losses.accuracy import sum_rounding
 from ..plugin.protocol import Batch, Scores
-from .logprobs.split_model import arrays
 from .model.adapters import adapter_base, adapter_layers
+from .model.split_model import arrays
 
 OF_TOKEN = 8
 """The rounding error of a token's log-prob (nats), in units of ε of the model's dtype. Measured: the log-probs of a

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import load
 
-from ..engine.logprobs.split_model import SplitModel, split_model
+from ..engine.model.split_model import SplitModel, split_model
 from ..errors import UserError
 
 ROWS = 8

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.engine.distributed import SharedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.ranks.ranks import Ranks
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from tests.conftest import iterate_batches, tiny_llama, with_lora

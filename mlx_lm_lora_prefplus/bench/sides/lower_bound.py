@@ -9,7 +9,7 @@ import numpy as np
 
 from ...engine.logprobs.head import blocks_of
 from ...engine.logprobs.prefix_cache import completion_states
-from ...engine.logprobs.split_model import SplitModel
+from ...engine.model.split_model import SplitModel
 
 
 def floor_step(halves: SplitModel, rows: Sequence[dict[str, list[int]]]) -> Callable[[], Any]:

@@ -10,9 +10,9 @@ import numpy as np
 from ...data.batches.collate import collate
 from ...engine.logprobs.plain import PlainPolicy
 from ...engine.logprobs.shared_prefix import HeadPolicy, SharedPrefixPolicy
-from ...engine.logprobs.split_model import SplitModel, split_model
 from ...engine.memory.activations import CHOICES
 from ...engine.model.adapters import adapters_off
+from ...engine.model.split_model import SplitModel, split_model
 from ...engine.probe.select import SelectedMethod, choose_policy
 from ...engine.reference.in_step import StepReference
 from ...engine.reference.precompute import reference_logps, with_reference

@@ -30,13 +30,13 @@ from ...data.batches.grouping import read_lengths
 from ...data.batches.slicing import rows_of, slice_batch
 from ...plugin.protocol import Batch, Scores
 from ..model.routers import Place, examples_from, not_recorded, recorded_again, recording
+from ..model.split_model import SplitModel
 from .chunk_cache import ChunkCache
 from .frozen_trunk import find_trunk
 from .places import columns_of, part, place_of_completions, place_of_prompts
 from .plain import scores_of
 from .prefix_cache import each_leaf, leaves
 from .shared_prefix import HeadPolicy
-from .split_model import SplitModel
 
 Carried = list[list[mx.array]]
 """What a chunk passes to later chunks, for each layer: its keys and values, or its recurrent state."""

@@ -7,11 +7,11 @@ import mlx.core as mx
 from ...data.batches.grouping import known_lengths
 from ...data.batches.packing import pack
 from ...plugin.protocol import Batch, Packed
+from ..model.split_model import SplitModel
 from ..model.token_positions import TokenPositions, rotated_by_token
 from .places import place_of_packed
 from .prefix_cache import PrefixCache, prompt_caches
 from .shared_prefix import SharedPrefixPolicy, _take
-from .split_model import SplitModel
 
 PRODUCTS = 6
 """Attending to this many times the hidden size costs a token as much as the matrix products of a usual layer: these

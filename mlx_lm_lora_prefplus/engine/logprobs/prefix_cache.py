@@ -22,8 +22,8 @@ from mlx_lm.models.cache import (
 )
 
 from ..model.routers import Place
+from ..model.split_model import SplitModel
 from .places import part
-from .split_model import SplitModel
 
 Lengths = mx.array | int
 """Tokens of each row's prompt that were computed (its length minus one): (rows,) int32, or one number for all rows."""

@@ -12,13 +12,13 @@ from ...plugin.protocol import Batch, Scores
 from ..memory.recompute import Keep, recomputing
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.routers import Place
+from ..model.split_model import SplitModel, arrays
 from ..model.swap import calls_answered
 from ..vision.model import shown
 from .head import Columns, blocks_of, frozen_head_logps, head_logps, trained_head_logps
 from .places import part, place_of_completions, place_of_prompts, place_of_rows
 from .plain import scores_of
 from .prefix_cache import after_prompt_groups, after_prompts
-from .split_model import SplitModel, arrays
 
 CALL_TOKENS = 16
 """On a CPU, one more call of the layers costs as much time as computing this many tokens, because matrix products with

@@ -16,8 +16,8 @@ from ...plugin.protocol import Batch
 from ...settings import RunSettings
 from ...storage import cache_folder, json_entry
 from ..arrays import as_numpy
-from ..logprobs.split_model import arrays
 from ..memory.recompute import Keep
+from ..model.split_model import arrays
 
 SETTINGS = (
     *("train_type", "num_layers", "lora_parameters", "qat_enable", "qat_bits", "qat_group_size", "qat_mode"),

@@ -24,10 +24,10 @@ from ..logprobs.packed import PackedPolicy
 from ..logprobs.plain import PlainPolicy
 from ..logprobs.prefix_cache import has_states, key_heads
 from ..logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
-from ..logprobs.split_model import SplitModel, split_model
 from ..memory.recompute import Keep
 from ..model.adapters import adapter_layers, adapters_off
 from ..model.dropout import dropouts
+from ..model.split_model import SplitModel, split_model
 from .known_choice import Choice, KnownChoice
 from .skip_layers import skippable_layers, skipping
 from .verify import Difference, Oracle

@@ -19,7 +19,7 @@ from ...data.batches.slicing import slice_batch
 from ...plugin.protocol import Batch, Scorer, Scores
 from ..arrays import as_numpy
 from ..logprobs.plain import at_least_float32
-from ..logprobs.split_model import arrays
+from ..model.split_model import arrays
 
 EXACT = 1e-4
 """In float32, a relative L2 difference up to this counts as rounding."""

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer
 
-from ...engine.logprobs.split_model import split_model
+from ...engine.model.split_model import split_model
 from ...errors import UserError
 from ...evaluation.questions import Choice, right_padded
 from ..prompts import Prompt

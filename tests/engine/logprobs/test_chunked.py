@@ -11,7 +11,7 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.chunk_cache import ChunkCache
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from tests.conftest import VOCABULARY, random_rows, tiny_llama, with_lora
 
 ROWS = [*random_rows(3, seed=1, longest=20), {"prompt": [5], "chosen": [6, 7, 8], "rejected": [9]}]

@@ -13,7 +13,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy, borders
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from tests.conftest import random_rows, tiny_llama, with_lora
 
 

@@ -17,8 +17,8 @@ from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk, refere
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy, at_least_float32
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps
 from mlx_lm_lora_prefplus.engine.train import gradient as steps

@@ -14,9 +14,9 @@ from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep, recomputing
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.reference.in_step import StepReference
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore

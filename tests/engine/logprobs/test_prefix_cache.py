@@ -21,7 +21,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.prefix_cache import (
     key_heads,
     prompt_caches,
 )
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from tests.conftest import tiny_llama
 from tests.engine import model_zoo
 

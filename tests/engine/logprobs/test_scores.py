@@ -14,7 +14,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.plugin import Batch
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import in_float64

@@ -13,8 +13,8 @@ from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.probe import select as select
 from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.engine.probe.verify import Oracle

@@ -17,8 +17,8 @@ from mlx_lm_lora_prefplus.engine.logprobs import head as heads
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import CPO
 from tests.conftest import VOCABULARY, random_rows, tiny_llama, with_lora

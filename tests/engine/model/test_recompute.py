@@ -12,9 +12,9 @@ from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import arrays, split_model
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep, recomputing
 from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
+from mlx_lm_lora_prefplus.engine.model.split_model import arrays, split_model
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import CPO
 from tests.conftest import random_rows, tiny_llama, with_lora

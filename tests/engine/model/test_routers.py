@@ -15,7 +15,6 @@ from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.prefix_cache import prompt_caches
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.model.routers import (
     Place,
@@ -26,6 +25,7 @@ from mlx_lm_lora_prefplus.engine.model.routers import (
     recorded,
     routers_of,
 )
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.model.swap import calls_answered
 from mlx_lm_lora_prefplus.engine.train import gradient as gradient_module
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep

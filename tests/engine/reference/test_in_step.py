@@ -12,9 +12,9 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.frozen_trunk import find_trunk, reference_logps_sharing_trunk
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep, recomputing
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.engine.reference import in_step as step_reference
 from mlx_lm_lora_prefplus.engine.reference.in_step import StepReference

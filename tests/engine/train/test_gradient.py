@@ -17,8 +17,8 @@ from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train import gradient as gradient_module
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep, cuts
 from mlx_lm_lora_prefplus.plugin import LossOutput

@@ -9,7 +9,7 @@ from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.slicing import slice_batch
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
-from mlx_lm_lora_prefplus.engine.logprobs.split_model import split_model
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.vision.encode import (
     _moves,
     check_exact,

@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..model.routers import Place, counted
-from ..model.swap import calls_answered
+from .routers import Place, counted
+from .swap import calls_answered
 
 Tensor = tuple[str, nn.Module, str]
 """The name of a parameter, the module that contains it, and its key in that module."""
