@@ -66,6 +66,7 @@ PAPERS = {
     "Resolution",
     "2410.08847": "Razin et al. 2024. Unintentional Unalignment: Likelihood Displacement in Direct Preference "
     "Optimization",
+    "2410.20305": "Wang & Hegde 2024. Accelerating Direct Preference Optimization with Prefix Sharing",
     "2411.10442": "Wang et al. 2024. Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed "
     "Preference Optimization (MPO)",
     "2411.15124": "Lambert et al. 2024. Tülu 3: Pushing Frontiers in Open Language Model Post-Training",

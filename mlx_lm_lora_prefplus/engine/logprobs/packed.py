@@ -75,6 +75,6 @@ class PackedPolicy(SharedPrefixPolicy):
         if packed is None:
             return super()._states(batch)
         caches = prompt_caches(self.model, lambda: PackedCache(packed))
-        with rotated_by_token(self.model, caches):
+        with rotated_by_token(self.model):
             hidden = self.halves.hidden(packed.tokens, caches, place_of_packed(batch, packed))
         return [_take(hidden.reshape(-1, hidden.shape[-1]), packed.places)]

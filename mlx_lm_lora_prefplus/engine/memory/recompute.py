@@ -36,7 +36,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.routers import recorded_again, recording
 from ..model.swap import calls_answered
-from ..model.token_positions import rotated_by_token
+from ..model.token_positions import rotated_by_token, rotating
 from .arguments import arrays_of, caches_of, with_arrays
 
 
@@ -111,7 +111,7 @@ class _Function:
         self.given = with_arrays(lambda array: array, given)  # copies the caches before the call
         trained: Any = tree_flatten(module.trainable_parameters())
         self.names = [name for name, _ in trained]
-        self.recording = recording()
+        self.recording, self.rotating = recording(), rotating()
         self.inputs = [*(value for _, value in trained), *arrays_of(given)]
 
     def __call__(self) -> Any:
@@ -177,7 +177,7 @@ class _Function:
         own = self.module.trainable_parameters()
         self.module.update(tree_unflatten(list(zip(self.names, inputs, strict=False))))
         try:
-            dropouts, rotated = active_dropouts(self.module), rotated_by_token(self.module, self.caches)
+            dropouts, rotated = active_dropouts(self.module), rotated_by_token(self.module, self.rotating)
             with calls_answered(self.keys.dropout, dropouts), rotated, recorded_again(self.recording) as record:
                 return self.kind.__call__(self.module, *args, **kwargs), given, record.sums if record else []
         finally:

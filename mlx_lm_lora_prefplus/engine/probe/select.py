@@ -209,7 +209,8 @@ def _tested(
     if settings.efficient_long_context and dropouts(model):
         refused = "; not in chunks: dropout would differ when a chunk is computed again"
     for (number, way), kept in product(enumerate(ways), dict.fromkeys((keep, Keep.ALL))):
-        if way.in_pieces and kept is not Keep.ALL:
+        # Memory matters more than packing. Chunks need little memory anyway.
+        if kept is not (Keep.ALL if way.in_pieces else keep) and (way.in_pieces or way.make is PackedPolicy):
             continue
         tries = [make(halves) for make in way.trials or (way.make,)]
         for tried in tries:

@@ -165,7 +165,7 @@ class Session:
     def _choose_memory(self) -> MemoryChoice:
         """Choose what layers keep, and how many tokens are computed at once. See `choose_memory`."""
         settings, lengths = self.resolved.settings, self.lengths("train")
-        longest = int((lengths.prompt + lengths.completion).max())
+        longest = int((lengths.prompt + (lengths.total if self._may_pack else lengths.completion)).max())
         part = int((lengths.prompt + lengths.total).max())
         divisible = is_separable(self.resolved.trainer, self.resolved.options)
         if mx.default_device().type == mx.cpu and divisible:
@@ -174,6 +174,11 @@ class Session:
             part = padded_tokens(lengths, COMPILED_MULTIPLE)
             batch = max(settings.token_budget or settings.batch_size * part, part)
         return choose_memory(settings, self.model, batch, part if divisible else batch, longest)
+
+    @property
+    def _may_pack(self) -> bool:
+        """Return whether to try packed rows (see `data.batches.packing`)."""
+        return call_tokens() is None and not self.mismatched
 
     def _iters(self, settings: RunSettings) -> int:
         if settings.iters or not settings.epochs:
@@ -302,12 +307,11 @@ class Session:
     def _method(self, model: nn.Module, keep: Keep) -> SelectedMethod:
         """Return the method that an earlier run found exact on this model. If there is none, run the probe."""
         settings, example, known = self.resolved.settings, self._long_example(), None
-        packs = call_tokens() is None and not self.mismatched
         if settings.engine != "plain":
             with suppress(UserError):  # raised for adapters of an unsupported kind, whose base weights are unknown
                 digest = self.base_digest if model is self.model else weights_digest(model)
-                known = KnownChoice(digest, model, settings, example, keep, packs)
-        return choose_policy(model, settings, example, keep, known, packs)
+                known = KnownChoice(digest, model, settings, example, keep, self._may_pack)
+        return choose_policy(model, settings, example, keep, known, self._may_pack)
 
     def _shared(self, policy: Scorer) -> Scorer:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy

@@ -132,7 +132,7 @@ def test_layers_that_compute_again_are_exact(name, keep):
 
 
 @pytest.mark.parametrize("keep", Keep)
-@pytest.mark.parametrize("name", NAMES if ALL else ["llama", "gemma3_text", "gpt_oss", "deepseek_v3", "qwen3_moe"])
+@pytest.mark.parametrize("name", NAMES if ALL else ["llama", "gemma3_text", "gemma4_text", "gpt_oss", "deepseek_v3"])
 def test_packed_rows_are_exact(name, keep):
     if name in NO_ADAPTERS:
         pytest.skip("mlx-lm's adapters do not work on it")

@@ -13,6 +13,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.memory import recompute
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.probe import select as select
@@ -63,6 +64,14 @@ def test_models_that_compute_with_positions_or_states_are_not_packed(name):
     choice = choose_policy(model_zoo.build(name).train(), AUTO, packs=True)
     assert isinstance(choice.policy, SharedPrefixPolicy) and not isinstance(choice.policy, PackedPolicy)
     assert ("in one row with its completions: not exact here" in choice.description) == (name != "mamba2")
+
+
+def test_memory_matters_more_than_packed_rows(monkeypatch):
+    """Layers that compute again would forget the positions of packed rows."""
+    monkeypatch.setattr(recompute, "rotating", lambda: False)
+    choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=Keep.INPUTS, packs=True)
+    assert type(choice.policy) is SharedPrefixPolicy and choice.policy.keep is Keep.INPUTS
+    assert type(choose_policy(with_lora(tiny_llama()), AUTO, packs=True).policy) is PackedPolicy
 
 
 def test_plain_if_asked_for():
