@@ -24,8 +24,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.bench.sides.host_step import host_batch, host_gradient
-from mlx_lm_lora_prefplus.bench.sides.our_step import choose, our_batch, our_gradient
+from mlx_lm_lora_prefplus.bench.sides.our_step import halves_of, our_batch, our_gradient
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, add_lora, make_base, make_rows
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 
 from .whole_run import COMMANDS, make_model
 
@@ -60,7 +62,7 @@ def waits(side: str, config: dict[str, Any], work: Path) -> float:
     """Calls of `mx.eval` in an iteration of the run's command."""
     shim = COMMANDS["host"][-1].removesuffix("main()") if side == "host" else "from mlx_lm_lora.train import main"
     counts = []
-    for iters in (10, 20):
+    for iters in (1, 10, 20):  # the first fills the caches
         file = work / "run.yaml"
         file.write_text(json.dumps({**config, "iters": iters, "adapter_path": str(work / f"{side}-{iters}")}), "utf-8")
         environment = {**os.environ, "MLX_LM_LORA_PREFPLUS": str(int(side == "ours"))}
@@ -69,19 +71,21 @@ def waits(side: str, config: dict[str, Any], work: Path) -> float:
         if done.returncode:
             raise RuntimeError(done.stdout[-1000:] + done.stderr[-3000:])
         counts.append(int(re.findall(r"waits: (\d+)", done.stdout)[-1]))
-    return (counts[1] - counts[0]) / 10
+    return (counts[2] - counts[1]) / 10
 
 
 def main() -> None:
     for name in ("dpo-chat", "cpo-chat"):
         workload = dataclasses.replace(SUITE[name], vocabulary=500)
         model, rows = add_lora(make_base(workload), workload.adapted), make_rows(workload, 500)
-        choice, loss = choose(model, "auto"), (workload.mode, workload.loss, 0.1, 50.0)
-        batch, padded = our_batch(rows, choice.policy, workload.mode, 32), host_batch(rows)
-        ours = our_gradient(choice.policy, *loss, compiled=True)
+        loss, padded = (workload.mode, workload.loss, 0.1, 50.0), host_batch(rows)
         theirs = host_gradient(model, make_base(workload) if workload.mode == "dpo" else None, *loss, True)
-        host, own = kernels(partial(theirs, *padded)), kernels(partial(ours, batch))
-        print(f"{name}: kernels of loss and gradient, 6 layers: host {host}, ours {own} ({host / own:.2f}×)")
+        host = kernels(partial(theirs, *padded))
+        halves = halves_of(model)
+        for rows_are, policy in (("apart", SharedPrefixPolicy(halves)), ("packed", PackedPolicy(halves, always=True))):
+            batch = our_batch(rows, policy, workload.mode, 32)
+            own = kernels(partial(our_gradient(policy, *loss, compiled=True), batch))
+            print(f"{name}: kernels of a step, 6 layers: host {host}, ours {rows_are} {own} ({host / own:.2f}× fewer)")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         row = json.dumps({"prompt": "one two", "chosen": "three four", "rejected": "five"})
