@@ -13,7 +13,7 @@ def validated(schema: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, l
         The instance (None if there are errors), and key → errors such as `must be greater than 0`. Errors of several
         keys are complete sentences under the key "".
     """
-    wrong = _misread(schema, values)
+    wrong: dict[str, list[str]] = {}
     try:
         instance = TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
@@ -22,6 +22,7 @@ def validated(schema: type, values: Mapping[str, Any]) -> tuple[Any, dict[str, l
             key = str(detail["loc"][0]) if detail["loc"] else ""
             where = "".join(f"[{part}] " for part in detail["loc"][1:] if isinstance(part, int))
             wrong.setdefault(key, []).append(where + _plain(detail["msg"]))
+    wrong = {**_misread(schema, values), **wrong}
     return (None if wrong else instance), {key: list(dict.fromkeys(sentences)) for key, sentences in wrong.items()}
 
 

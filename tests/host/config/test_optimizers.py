@@ -80,7 +80,7 @@ def test_moments_in_8_bits_are_built_or_refused_with_the_reason(name, run_config
 
 @pytest.mark.parametrize("bits", [4, 16, "eight", True])
 def test_other_numbers_of_bits_are_refused(bits, run_config):
-    with pytest.raises(ValueError, match="optimizer_bits: .* must be (8 or 32|not be true or false)"):
+    with pytest.raises(ValueError, match="optimizer_bits: .* must be 8 or 32\\."):
         run_config({"optimizer_bits": bits})
 
 

@@ -50,6 +50,7 @@ def test_options_of_a_third_party_are_checked_too(refused):
         ({"loss_type": b"ipo"}, "loss_type: b'ipo' (command line) must be text, not bytes"),
         ({"iters": 10**400}, "iters: a number of more than 200 digits (command line) must be less than"),
         ({"optimizer": ["adam"]}, "must be 'sgd', 'rmsprop'"),
+        ({"resume": "maybe"}, "resume: 'maybe' (command line) must be true or false or 'force'"),
         ({"num_layers": 0}, "must be a positive number of layers, counted from the last, or -1 for all layers"),
         ({"num_layers": -7}, "or -1 for all layers"),
         ({"lora_parameters": {"rank": 10**11}}, "rank must be a whole number from 1 to 65536, not 100000000000"),

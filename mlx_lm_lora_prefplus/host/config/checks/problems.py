@@ -71,7 +71,8 @@ def checked(schema: type, joined: Joined) -> Any:
     instance, wrong = validated(schema, {key: joined.values[key] for key in keys if key in joined.values})
     for key, messages in wrong.items():
         if key:
-            joined.add_problem(key, " or ".join(messages))
+            first, *others = messages
+            joined.add_problem(key, " or ".join([first, *(other.removeprefix("must be ") for other in others)]))
         else:
             joined.problems.lines += messages
     return instance
