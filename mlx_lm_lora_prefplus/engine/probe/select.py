@@ -9,7 +9,6 @@ forward passes of single rows without padding.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -208,10 +207,7 @@ def _tested(
     refused = ""
     if settings.efficient_long_context and dropouts(model):
         refused = "; not in chunks: dropout would differ when a chunk is computed again"
-    for (number, way), kept in product(enumerate(ways), dict.fromkeys((keep, Keep.ALL))):
-        # Memory matters more than packing. Chunks need little memory anyway.
-        if kept is not (Keep.ALL if way.in_pieces else keep) and (way.in_pieces or way.make is PackedPolicy):
-            continue
+    for number, way, kept in ((i, one, level) for i, one in enumerate(ways) for level in _levels(one, keep)):
         tries = [make(halves) for make in way.trials or (way.make,)]
         for tried in tries:
             tried.for_gradient, tried.keep = True, kept
@@ -235,6 +231,15 @@ def _tested(
     if not oracle.passes(oracle.difference(plain)):
         refused += "; but padding changes its log-probs, as if tokens attended to later ones"
     return Choice(None, Keep.ALL, f"{PLAIN}{refused}", _traceable(plain, oracle.batches[0]), False), oracle
+
+
+def _levels(way: Method, keep: Keep) -> list[Keep]:
+    """Return what layers may keep with this method, best first. keep: what they should keep."""
+    if way.in_pieces:
+        return [Keep.ALL]
+    if way.make is PackedPolicy:
+        return [keep]  # to need less memory matters more than packed rows
+    return list(dict.fromkeys((keep, Keep.ALL)))
 
 
 def _plainly(reason: str) -> Choice:
