@@ -15,13 +15,13 @@ from ..data.batches.grouping import known_lengths
 from ..data.batches.lengths import lengths_of
 from ..data.batches.packing import in_one_row, with_packed
 from ..data.batches.plan import COMPILED_MULTIPLE, plan_epoch
-from ..engine.logprobs.computed import shares_prompts
+from ..engine.logprobs.computed import shares_prompts, tokens_of
 from ..engine.logprobs.packed import PackedPolicy
 from ..engine.logprobs.shared_prefix import HeadPolicy
 from ..engine.train.gradient import CUT_POSITIONS, in_parts
 from ..errors import UserError
 from ..plugin import Batch, Scorer
-from .measure import clock, computed, gradient_difference
+from .measure import clock, gradient_difference
 from .sides.our_step import choose, our_batch, our_gradient
 from .workloads import Workload, add_lora, make_base
 
@@ -106,7 +106,7 @@ def _counted(policy: Scorer, batches: Sequence[Batch], multiple: int = 1) -> dic
         assert lengths is not None
         prompts = lengths.prompts if shares_prompts(policy) else lengths.prompts_of_rows
         real += int(prompts.sum() + lengths.completions.sum())
-    return {"computed": sum(computed(policy, batch, multiple) for batch in batches), "real": real}
+    return {"computed": sum(tokens_of(policy, batch, multiple) for batch in batches), "real": real}
 
 
 def describe_epoch(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -12,13 +12,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..data.batches.grouping import known_lengths
 from ..data.batches.plan import COMPILED_MULTIPLE
-from ..engine.logprobs.computed import computed_tokens, shares_prompts
+from ..engine.logprobs.computed import shares_prompts, tokens_of
 from ..engine.probe.select import SelectedMethod
 from ..engine.train.gradient import CUT_POSITIONS, in_parts
 from ..errors import UserError
-from ..plugin import Batch, Scorer
+from ..plugin import Batch
 from .sides.host_step import HOST_LOSSES, describe_host_call, host_batch, host_gradient
 from .sides.lower_bound import floor_step
 from .sides.our_step import Engine, choose, first_visits, halves_of, our_batch, our_gradient
@@ -178,16 +177,8 @@ def _bytes(model: Any) -> int:
 def _positions(batch: Batch, choice: SelectedMethod, traced: bool) -> int:
     """Return the number of token positions, with padding, that the backbone computes."""
     if traced:
-        return computed(choice.policy, batch, COMPILED_MULTIPLE)
-    return sum(computed(choice.policy, part) for part in in_parts(batch, CUT_POSITIONS))
-
-
-def computed(policy: Scorer, batch: Batch, multiple: int = 1) -> int:
-    """Return the number of tokens that the backbone computes for a batch, padding to `multiple` included."""
-    lengths = known_lengths(batch)
-    assert lengths is not None
-    completions = lengths.completions.reshape(-1, len(lengths.prompts))
-    return computed_tokens(policy, lengths.prompts, completions, multiple)
+        return tokens_of(choice.policy, batch, COMPILED_MULTIPLE)
+    return sum(tokens_of(choice.policy, part) for part in in_parts(batch, CUT_POSITIONS))
 
 
 def _described(workload: Workload, method: Method, choice: SelectedMethod) -> dict[str, Any]:

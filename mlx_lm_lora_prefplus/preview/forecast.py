@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..engine.logprobs.computed import tokens_of
 from ..engine.memory.advice import is_out_of_memory, total_memory, ways
 from ..engine.model.eight_bit import saved_bytes
 from ..host import models
@@ -137,18 +138,14 @@ def _evaluation(session: Session) -> tuple[float, int]:
     if not session.evaluates("valid"):
         return 0.0, 0
     resolved, batches = session.resolved, list(session.batches("valid"))
-    longest = max(batches, key=lambda batch: batch.tokens.size)
+    tokens = [tokens_of(session.policy, batch, session.multiple) for batch in batches]
+    place = int(np.argmax(tokens))
     trainer, options = resolved.trainer, resolved.options
     mx.clear_cache()
     mx.reset_peak_memory()
     start = time.perf_counter()
-    trainer.evaluate(session.engine.policy, iter([longest]), options, trainer.initial_state(options))
-    tokens = sum(map(_computed, batches))
-    return (time.perf_counter() - start) * tokens / _computed(longest), mx.get_peak_memory()
-
-
-def _computed(batch: Batch) -> int:
-    return batch.prompts.size + batch.completions.size
+    trainer.evaluate(session.engine.policy, iter([batches[place]]), options, trainer.initial_state(options))
+    return (time.perf_counter() - start) * sum(tokens) / tokens[place], mx.get_peak_memory()
 
 
 def _time(

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.batches.packing import packed_width
-from ..data.batches.plan import widths
+from ..data.batches.packing import in_one_row, packed_width
+from ..data.batches.plan import padded_length, widths
 from ..engine.logprobs.computed import computed_tokens, shares_prompts
 from ..engine.logprobs.packed import PackedPolicy
 from ..engine.train.gradient import cut
@@ -51,25 +51,31 @@ class Shapes:
         epochs = [list(session.plan("train", epoch)) for epoch in range(EPOCHS)]
         self._rows = [rows for epoch in epochs for rows in epoch][: session.iters]
         self.epoch = len(epochs[0])
-        wholes = [self._shape(rows) for rows in self._rows]
         parts = [self._parts(rows) for rows in self._rows]
         tokens = [[self._tokens(part) for part in parts_of_batch] for parts_of_batch in parts]
         self.whole = np.array([self._tokens(rows) for rows in self._rows])
         self.tokens = np.array([sum(of_batch) for of_batch in tokens])
         self.at_once = np.array([max(of_batch) for of_batch in tokens])
         self.attended = np.array([max(self._shape(part).pairs(shared) for part in of_batch) for of_batch in parts])
-        self.different = len(set(wholes)) if session.compiled else 0
+        self.different = len(set(map(self._graph, self._rows))) if session.compiled else 0
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """Return the rows of each part of a batch."""
         if self.session.cut_at is None:
             return [rows]
-        parts = cut(self.lengths.take(rows), self.session.cut_at, self.session.multiple)
+        lengths = self.lengths.take(rows)
+        parts = cut(in_one_row(lengths) if self.session.packs else lengths, self.session.cut_at, self.session.multiple)
         return [rows[start:stop] for start, stop in parts]
 
     def _tokens(self, rows: np.ndarray) -> int:
         session, lengths = self.session, self.lengths
         return computed_tokens(session.engine.policy, lengths.prompt[rows], lengths.completions(rows), session.multiple)
+
+    def _graph(self, rows: np.ndarray) -> tuple[Shape, int]:
+        """Return what determines the graph of a compiled step: the shape of its batch and the number of tokens that the
+        head computes.
+        """
+        return self._shape(rows), padded_length(int(self.lengths.total[rows].sum()), self.session.multiple)
 
     def _shape(self, rows: np.ndarray) -> Shape:
         multiple, lengths = self.session.multiple, self.lengths

@@ -13,13 +13,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_lm_lora_prefplus.bench.epoch import real_rows
-from mlx_lm_lora_prefplus.bench.measure import clock, computed
+from mlx_lm_lora_prefplus.bench.measure import clock
 from mlx_lm_lora_prefplus.bench.sides.our_step import halves_of
 from mlx_lm_lora_prefplus.bench.workloads import Workload, add_lora, make_base
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
 from mlx_lm_lora_prefplus.data.batches.packing import in_one_row
 from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE, plan_epoch
+from mlx_lm_lora_prefplus.engine.logprobs.computed import tokens_of
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
@@ -50,7 +51,7 @@ class Side:
             return
         self.seconds += clock() - start
         self.peak = max(self.peak, (mx.get_peak_memory() - before) / MIB)
-        self.tokens += computed(self.policy, batch, COMPILED_MULTIPLE)
+        self.tokens += tokens_of(self.policy, batch, COMPILED_MULTIPLE)
         self.real += sum(len(tokens) for i in ids for tokens in rows[i].values())
 
 

@@ -75,9 +75,9 @@ def packed_width(
 
 
 def in_one_row(lengths: Lengths) -> Lengths:
-    """Return the lengths of packed rows, in the form of prompts without completions."""
-    none = np.zeros_like(lengths.prompt)
-    return Lengths(lengths.prompt + np.maximum(lengths.total - lengths.count, 0), none, none, none + 1)
+    """Return the padded widths of rows that are packed alone, in the form of prompts without completions."""
+    none, total = np.zeros_like(lengths.prompt), lengths.prompt + np.maximum(lengths.total - lengths.count, 0)
+    return Lengths(widths(total, MULTIPLE, STEPS), none, none, none + 1)
 
 
 def with_packed(batch: Batch, attended: float | None = None) -> Batch:

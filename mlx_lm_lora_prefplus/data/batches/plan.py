@@ -94,8 +94,13 @@ def widths(longest: np.ndarray, multiple: int, steps: int = STEPS) -> np.ndarray
 
 def padded_places(scored: np.ndarray, end: int, multiple: int) -> np.ndarray:
     """Return the places of the scored tokens (`Batch.scored`), padded with `end` so that few lengths remain."""
-    length = widths(np.array(len(scored)), 1 if multiple == 1 else 4 * multiple)
-    return np.pad(scored, (0, int(length) - len(scored)), constant_values=end).astype(np.int32)
+    spare = padded_length(len(scored), multiple) - len(scored)
+    return np.pad(scored, (0, spare), constant_values=end).astype(np.int32)
+
+
+def padded_length(scored: int, multiple: int) -> int:
+    """Return the length of `Batch.scored` for so many scored tokens."""
+    return int(widths(np.array(scored), 1 if multiple == 1 else 4 * multiple))
 
 
 def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int) -> tuple[np.ndarray, int]:

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...data.batches.grouping import groups
+from ...data.batches.grouping import groups, read_lengths
 from ...data.batches.packing import packed_width
 from ...data.batches.plan import widths
-from ...plugin import Scorer
+from ...plugin import Batch, Scorer
 from .chunked import ChunkedPolicy, borders
 from .packed import PackedPolicy
 from .plain import PlainPolicy
@@ -17,6 +17,12 @@ from .shared_prefix import HeadPolicy, PairwisePrefixPolicy
 def shares_prompts(policy: Scorer) -> bool:
     """Return whether this method computes a prompt only once for all its completions."""
     return type(policy) not in (PlainPolicy, HeadPolicy)
+
+
+def tokens_of(policy: Scorer, batch: Batch, multiple: int = 1) -> int:
+    """Return the number of tokens that the layers compute for a batch. multiple: see `computed_tokens`."""
+    lengths = read_lengths(batch)
+    return computed_tokens(policy, lengths.prompts, lengths.completions.reshape(-1, len(lengths.prompts)), multiple)
 
 
 def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray, multiple: int = 1) -> int:

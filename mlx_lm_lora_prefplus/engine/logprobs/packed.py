@@ -1,5 +1,8 @@
 """Compute an example, its prompt and all its completions, as one row (see `data.batches.packing`)."""
 
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +12,7 @@ from ...data.batches.packing import pack
 from ...plugin.protocol import Batch, Packed
 from ..model.split_model import SplitModel
 from ..model.token_positions import TokenPositions, rotated_by_token
+from .frozen_trunk import TOKENS
 from .places import place_of_packed
 from .prefix_cache import PrefixCache, prompt_caches
 from .shared_prefix import SharedPrefixPolicy, _take
@@ -20,6 +24,32 @@ have 12 × hidden² weights, and attention has 2 × hidden products for each tok
 
 USUAL_SIZE = 2048
 """The hidden size of a model that does not tell it."""
+
+
+def _hidden_size(model: Any) -> int:
+    args = getattr(model, "args", None)
+    inner = getattr(args, "text_config", None)  # a dict in most of the models that have one
+    sizes = [getattr(one, "hidden_size", None) for one in (args, inner)]
+    return next(filter(None, [*sizes, inner.get("hidden_size") if isinstance(inner, dict) else None]), USUAL_SIZE)
+
+
+def _tokens_of(batch: Batch) -> list[mx.array]:
+    return [getattr(batch, name) for name in TOKENS]
+
+
+@contextmanager
+def packed_as_given(policy: Any, batch: Batch) -> Iterator[None]:
+    """While the context is open, a `PackedPolicy` uses `Batch.packed` of this batch. If a loss passes other tokens to
+    the policy, their packed rows would be wrong.
+    """
+    if not isinstance(policy, PackedPolicy):
+        yield
+        return
+    policy.given = _tokens_of(batch)
+    try:
+        yield
+    finally:
+        policy.given = None
 
 
 class PackedCache(PrefixCache):
@@ -54,23 +84,25 @@ class PackedCache(PrefixCache):
 class PackedPolicy(SharedPrefixPolicy):
     """Computes each example as one row. Batches for which this is not cheaper are computed as by `SharedPrefixPolicy`.
 
-    A compiled step must be given packed batches (see `with_packed`), because it does not know lengths. Other calls pack
+    A compiled step must be given a packed batch (see `with_packed`), because it does not know lengths. Other calls pack
     a batch themselves.
 
     always: whether to pack also where that is not cheaper, so that the probe can test it with short rows.
 
     Attributes:
         attended: see `packed_width`. It is None if `always` is true.
+        given: the tokens to which `Batch.packed` belongs, see `packed_as_given`.
     """
 
-    def __init__(self, halves: SplitModel, call_tokens: int | None = None, *, always: bool = False):
-        super().__init__(halves, call_tokens)
-        args = getattr(halves.model, "args", None)
-        self.attended = None if always else PRODUCTS * getattr(args, "hidden_size", USUAL_SIZE)
+    def __init__(self, halves: SplitModel, *, always: bool = False):
+        super().__init__(halves)
+        self.attended = None if always else PRODUCTS * _hidden_size(halves.model)
+        self.given: list[mx.array] | None = None
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        packed = batch.packed
-        if packed is None and self.call_tokens is None and known_lengths(batch):
+        same = self.given is not None and all(map(operator.is_, _tokens_of(batch), self.given))
+        packed = batch.packed if same else None
+        if packed is None and known_lengths(batch):
             packed = pack(batch, self.attended)
         if packed is None:
             return super()._states(batch)

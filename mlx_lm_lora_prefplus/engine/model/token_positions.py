@@ -45,7 +45,9 @@ def rotated_by_token(module: nn.Module, wanted: bool = True) -> Iterator[None]:
     """While the context is open, the rotary embeddings inside a module accept `TokenPositions` as an offset. It changes
     nothing unless `wanted`.
     """
-    ropes = [inner for inner in module.modules() if _takes_offset(type(inner))] if wanted else []
+    # Attention layers may pass an offset on, but they contain other modules.
+    leaves = [inner for inner in module.modules() if not inner.children()] if wanted else []
+    ropes = [leaf for leaf in leaves if _takes_offset(type(leaf))]
     _rotating.append(wanted)
     try:
         with calls_answered(_rotated, ropes):
@@ -66,9 +68,9 @@ def _rotated(module: nn.Module, kind: type, args: tuple, kwargs: dict[str, Any])
         positions = offset - RAISED
     else:
         positions = offset.values if isinstance(offset, TokenPositions) else None
-    if positions is None or x.ndim != 4:  # a layer may pass an offset on too
+    if positions is None:
         return kind.__call__(module, *args, **kwargs)
     rows, heads, width, size = x.shape
     of_tokens = x.transpose(0, 2, 1, 3).reshape(rows * width, heads, 1, size)
-    rotated = kind.__call__(module, of_tokens, offset=positions.reshape(-1))
+    rotated = kind.__call__(module, of_tokens, **{**kwargs, "offset": positions.reshape(-1)})
     return rotated.reshape(rows, width, heads, size).transpose(0, 2, 1, 3)

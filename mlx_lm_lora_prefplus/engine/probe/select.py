@@ -19,7 +19,7 @@ from ...plugin.protocol import Batch, Scorer, Scores
 from ...settings import RunSettings
 from ..logprobs.chunked import ChunkedPolicy
 from ..logprobs.frozen_trunk import Trunk, find_trunk, reference_logps_sharing_trunk
-from ..logprobs.packed import PackedPolicy
+from ..logprobs.packed import PackedPolicy, packed_as_given
 from ..logprobs.plain import PlainPolicy
 from ..logprobs.prefix_cache import has_states, key_heads
 from ..logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
@@ -147,8 +147,8 @@ def _ways(model: nn.Module, settings: RunSettings, packs: bool) -> list[Method]:
     if padded:
         once.insert(0, _in_groups(SharedPrefixPolicy, "the prompt once for its completions"))
     if padded and packs:
-        both = SharedPrefixPolicy, partial(PackedPolicy, always=True)
-        once.insert(0, Method(PackedPolicy, "the prompt once, in one row with its completions", trials=both))
+        trials = SharedPrefixPolicy, partial(PackedPolicy, always=True)
+        once.insert(0, Method(PackedPolicy, "the prompt once, in one row with its completions", trials=trials))
     if not settings.efficient_long_context or dropouts(model):
         return once
     width = settings.long_context_chunk
@@ -187,8 +187,11 @@ def _probe(
         with skipping(layers):
             choice, oracle = _tested(model, settings, ways, example, keep)
         same_keep = choice.keep is keep or (choice.keep is Keep.ALL and ways[0].in_pieces)
-        if choice.method == 0 and same_keep and oracle and oracle.confirms(_selected(choice, model, ways).policy):
-            return choice
+        if choice.method == 0 and same_keep and oracle:
+            policy = _selected(choice, model, ways).policy
+            packed = [PackedPolicy(policy.halves, always=True)] if isinstance(policy, PackedPolicy) else []
+            if all(map(oracle.confirms, [policy, *packed])):
+                return choice
     return _tested(model, settings, ways, example, keep)[0]
 
 
@@ -211,7 +214,7 @@ def _tested(
         tries = [make(halves) for make in way.trials or (way.make,)]
         for tried in tries:
             tried.for_gradient, tried.keep = True, kept
-        variants = {type(tried): tried for tried in tries}.values()
+        variants = list({type(tried): tried for tried in reversed(tries)}.values())
         found = [oracle.difference(tried) for tried in variants]
         # Variants of one class differ in how rows are grouped. The largest batch is enough to test that.
         found += [oracle.difference(tried, oracle.batches[-1:]) for tried in tries if tried not in variants]
@@ -219,13 +222,15 @@ def _tested(
         if oracle.passes(difference):
             policy = way.make(halves)
             policy.keep = kept
-            if example is not None and not oracle.agrees(policy, HeadPolicy(halves), example):
+            # Of packed rows, the variants that pack this row always and never.
+            compared = variants if isinstance(policy, PackedPolicy) else [policy]
+            if example is not None and not all(oracle.agrees(one, HeadPolicy(halves), example) for one in compared):
                 refused += f"; {way.description}: not exact on row {int(example.ids[0])} of the data"
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             description = f"{way.description}, the head at completion tokens only{_kept(kept)} ({exactness})"
             traceable = way.compilable and _traceable(policy, oracle.batches[0])
-            shares = all(_shares_trunk(tried, oracle) for tried in variants)
+            shares = all(_shares_trunk(tried, oracle) for tried in tries)
             return Choice(number, kept, description, traceable, shares, halves.found()), oracle
         refused += f"; {way.description}{_kept(kept)}: not exact here"
     if not oracle.passes(oracle.difference(plain)):
@@ -287,10 +292,12 @@ def _row_counts(halves: SplitModel) -> set[int]:
 
 
 def _traceable(policy: Scorer, batch: Batch) -> bool:
-    if isinstance(policy, PackedPolicy):
-        batch = with_packed(batch)
+    def logps(batch: Batch) -> mx.array:
+        with packed_as_given(policy, batch):
+            return policy(batch).logps
+
     try:
-        mx.compile(lambda batch: policy(batch).logps)(batch)
+        mx.compile(logps)(with_packed(batch) if isinstance(policy, PackedPolicy) else batch)
     except Exception:  # a model that reads values of arrays, as some mixtures of experts do
         return False
     return True

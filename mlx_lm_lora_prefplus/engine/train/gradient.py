@@ -11,14 +11,14 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ...data.batches.lengths import Lengths
-from ...data.batches.packing import with_packed
+from ...data.batches.packing import in_one_row, with_packed
 from ...data.batches.plan import COMPILED_MULTIPLE, widths
 from ...data.batches.slicing import slice_batch
 from ...plugin import Batch, Scorer, Trainer
 from ...plugin.protocol import Unit
 from ..distributed import SharedPolicy, share
 from ..log.metric_sums import Layout, flatten
-from ..logprobs.packed import PackedPolicy
+from ..logprobs.packed import PackedPolicy, packed_as_given
 from ..model.routers import routers_of
 from ..reference.in_step import Parameters, StepReference
 
@@ -66,9 +66,10 @@ class GradientStep:
 
         def scaled_loss(batch: Batch, scales: dict[Unit, mx.array], state: State, reference_has: Parameters | None):
             own = policy
-            if reference is not None and reference_has is not None:
-                batch, own = reference.compute_with_policy(batch, reference_has)
-            output = trainer.loss(own, batch, options, state)
+            with packed_as_given(policy, batch):
+                if reference is not None and reference_has is not None:
+                    batch, own = reference.compute_with_policy(batch, reference_has)
+                output = trainer.loss(own, batch, options, state)
             self.layout, values = flatten(output)
             total = mx.array(0.0)
             for unit, value in output.sums.items():
@@ -111,7 +112,7 @@ class GradientStep:
         if self.part_tokens is None:
             return self._whole(batch, scales, dict(state or {}))
         sums: Any = None
-        for one in in_parts(batch, self.part_tokens, self.multiple):
+        for one in in_parts(batch, self.part_tokens, self.multiple, packed=self.packing is not None):
             values, gradient, _ = self._whole(one, scales, {})
             sums = (values, gradient) if sums is None else tree_map(mx.add, sums, (values, gradient))
             mx.eval(sums)
@@ -147,19 +148,22 @@ def part_tokens(trainer: Trainer, options: Any, compiled: bool, fitting: int | N
     return CUT_POSITIONS if not compiled and mx.default_device().type == mx.cpu else fitting
 
 
-def in_parts(batch: Batch, tokens: int, multiple: int = 1) -> Iterator[Batch]:
-    """Return the batch in parts of about `tokens` tokens, with widths that are multiples of `multiple`."""
-    for start, stop in cuts(batch, tokens, multiple):
+def in_parts(batch: Batch, tokens: int, multiple: int = 1, packed: bool = False) -> Iterator[Batch]:
+    """Return the batch in parts of about `tokens` tokens, with widths that are multiples of `multiple`. packed: whether
+    the parts will be packed.
+    """
+    for start, stop in cuts(batch, tokens, multiple, packed):
         yield slice_batch(batch, start, stop, multiple)
 
 
-def cuts(batch: Batch, tokens: int, multiple: int = 1) -> list[tuple[int, int]]:
+def cuts(batch: Batch, tokens: int, multiple: int = 1, packed: bool = False) -> list[tuple[int, int]]:
     """Return start and end of each part of a batch."""
     examples = batch.ids.shape[0]
     prompts = np.array(batch.prompt_lengths).reshape(-1, examples)
     completions = np.array(batch.lengths).reshape(-1, examples) - prompts
     count = np.full(examples, len(completions))
-    return cut(Lengths(prompts[0], completions.max(axis=0), completions.sum(axis=0), count), tokens, multiple)
+    lengths = Lengths(prompts[0], completions.max(axis=0), completions.sum(axis=0), count)
+    return cut(in_one_row(lengths) if packed else lengths, tokens, multiple)
 
 
 def cut(lengths: Lengths, tokens: int, multiple: int = 1) -> list[tuple[int, int]]:

@@ -123,7 +123,7 @@ class Loop:
             inputs.metrics,
             inputs.loggers,
         )
-        self.guard = MemoryGuard(settings, self.state, self.journal)
+        self.guard = MemoryGuard(settings, self.state, self.journal, inputs.policy)
         self.validator = Validator(inputs, self.state, stop, self.journal)
         self.saver = Saver(inputs, self.state)
         self._gradients: dict[bool, GradientStep] = {}

@@ -2,9 +2,10 @@
 
 import mlx.core as mx
 
-from ...plugin import Batch
+from ...plugin import Batch, Scorer
 from ...settings import RunSettings
 from ..log.journal import Journal
+from ..logprobs.computed import tokens_of
 from ..memory import advice as memory
 from .state import LoopState
 
@@ -23,8 +24,8 @@ class MemoryGuard:
     limit (on a CPU) it does nothing.
     """
 
-    def __init__(self, settings: RunSettings, state: LoopState, journal: Journal):
-        self.settings, self.state, self.journal = settings, state, journal
+    def __init__(self, settings: RunSettings, state: LoopState, journal: Journal, policy: Scorer):
+        self.settings, self.state, self.journal, self.policy = settings, state, journal, policy
         self.limit = memory.device_limit()
         self._largest, self._warned = 0, False  # tokens of the largest batch so far
 
@@ -32,7 +33,7 @@ class MemoryGuard:
         """Check the memory in use and the memory that this batch will need."""
         if self.limit is None or self._warned:
             return
-        tokens = batch.prompts.size + batch.completions.size
+        tokens = tokens_of(self.policy, batch)
         if self._largest:
             resident, peak = mx.get_active_memory(), mx.get_peak_memory()
             growth = max(tokens / self._largest, 1.0)

@@ -41,6 +41,14 @@ def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
 
 REFERENCE = "weights of the reference"
 
+PACKED = "packed rows"
+"""Recorded if the plan is for packed rows. Such a run keeps its plan even if a resumed part computes rows otherwise."""
+
+
+def planned_packed(state: RunState) -> bool:
+    """Return whether the batches of the saved run were planned for packed rows."""
+    return PACKED in state.values["fingerprint"]
+
 
 def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
     """Return the values that determine the results of a run: name in messages → value, or digest of a large value."""
@@ -59,6 +67,7 @@ def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
         # The path as the user wrote it: see `previous.as_begun`.
         "reference_model_path": session.resolved.values.get("reference_model_path"),
         **({} if planned.is_base else {REFERENCE: planned.digest}),
+        **({PACKED: True} if session.plans_packed else {}),
         **dataclasses.asdict(session.resolved.options),
     }
     return json.loads(json.dumps(identity, default=str))

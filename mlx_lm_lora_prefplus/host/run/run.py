@@ -33,7 +33,7 @@ from .findings import findings
 from .given import loaded, started_with
 from .load import adapters_in, check_start, check_validation, load
 from .references import ReferencePass
-from .resume import check_same_run, find_state, fingerprint
+from .resume import check_same_run, find_state, fingerprint, planned_packed
 from .session import Session
 from .train import test_policy, train_policy
 
@@ -83,6 +83,8 @@ def _run_owned(
     """
     session, splits = load(resolved, state, ranks)
     resolved, settings = session.resolved, session.resolved.settings
+    if state is not None:
+        session.continue_plan(packed=planned_packed(state))
     planned, identity = _compared(session, state, ranks)
     lines, warnings = _announced(session, splits, planned)
     ranks.enter("computing the reference")

@@ -102,6 +102,8 @@ class Session:
     stream: the source of training rows if they are streamed. `rows` then contains the first window of them, which shows
         the lengths to expect, and `window` gives a session for each window.
     number: the number of the window.
+    packs: whether examples are computed in one row each (see `data.batches.packing`). plans_packed: whether batches
+        have rows of similar total length for this; a resumed run continues with the plan of the saved one.
     sees: whether a first batch with pictures has already been checked (see `check_exact`).
     """
 
@@ -122,15 +124,19 @@ class Session:
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
         self.kind = resolved.kind
-        memory = self._choose_memory() if "train" in rows else MemoryChoice(Keep.ALL)
-        self.fitting = memory.fitting
+        self._may_pack = call_tokens() is None and not self.mismatched and not self._has_pictures
+        memory, packed = self._choose_memory(), self._choose_memory(packed=True)
+        self._may_pack &= packed.keep is memory.keep  # to need less memory matters more
         if getattr(resolved.options, "router_aux_loss_coef", 0.0):
             routers_of(model)  # reject a model with unsupported routers before anything is computed
         self.engine = self._method(model, memory.keep)
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
         self.multiple = COMPILED_MULTIPLE if self.compiled else 1
-        self.packs = isinstance(self.engine.policy, PackedPolicy)
+        self.packs = self.plans_packed = isinstance(self.engine.policy, PackedPolicy)
+        self.fitting = (packed if self.packs else memory).fitting
+        if isinstance(self.engine.policy, PackedPolicy) and settings.token_budget:
+            self.engine.policy.attended = None  # the budget counts packed rows
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 
@@ -155,17 +161,20 @@ class Session:
         """Return the longest row with at most `LONGEST` tokens in the first split; None if every row is longer."""
         split = next(iter(self.rows))
         lengths = self.lengths(split)
-        longest = lengths.prompt + lengths.completion
+        longest = lengths.prompt + (lengths.total if self._may_pack else lengths.completion)
         fitting = np.flatnonzero(longest <= LONGEST)
         if not len(fitting):
             return None
         chosen = fitting[[longest[fitting].argmax()]]
         return next(self.collated(split, [chosen], multiple=1))
 
-    def _choose_memory(self) -> MemoryChoice:
+    def _choose_memory(self, packed: bool = False) -> MemoryChoice:
         """Choose what layers keep, and how many tokens are computed at once. See `choose_memory`."""
+        if "train" not in self.rows:
+            return MemoryChoice(Keep.ALL)
         settings, lengths = self.resolved.settings, self.lengths("train")
-        longest = int((lengths.prompt + (lengths.total if self._may_pack else lengths.completion)).max())
+        lengths = in_one_row(lengths) if packed else lengths
+        longest = int((lengths.prompt + lengths.completion).max())
         part = int((lengths.prompt + lengths.total).max())
         divisible = is_separable(self.resolved.trainer, self.resolved.options)
         if mx.default_device().type == mx.cpu and divisible:
@@ -176,9 +185,13 @@ class Session:
         return choose_memory(settings, self.model, batch, part if divisible else batch, longest)
 
     @property
-    def _may_pack(self) -> bool:
-        """Return whether to try packed rows (see `data.batches.packing`)."""
-        return call_tokens() is None and not self.mismatched
+    def _has_pictures(self) -> bool:
+        return any("pictures" in rows.column_names for rows in self.rows.values())
+
+    def continue_plan(self, packed: bool) -> None:
+        """Plan batches as the saved run did. packed: its `plans_packed`."""
+        self.plans_packed = packed
+        self.iters = self._iters(self.resolved.settings) if "train" in self.rows else 0
 
     def _iters(self, settings: RunSettings) -> int:
         if settings.iters or not settings.epochs:
@@ -191,7 +204,7 @@ class Session:
         """Return how the rows of a split are grouped into the batches of an epoch."""
         settings, lengths = self.resolved.settings, self.lengths(split)
         return plan_epoch(
-            in_one_row(lengths) if self.packs else lengths,
+            in_one_row(lengths) if self.plans_packed else lengths,
             batch_size=settings.batch_size,
             token_budget=settings.token_budget,
             epoch=epoch + self.number,
@@ -267,7 +280,7 @@ class Session:
         """Return the parts of a training batch that a step of this process computes at a time."""
         if self.cut_at is None or self.ranks.size > 1:
             return iter([batch])
-        return in_parts(batch, self.cut_at, self.multiple)
+        return in_parts(batch, self.cut_at, self.multiple, self.packs)
 
     def _visits(self, split: str, batches: int | None) -> int | None:
         if split != "train":

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ...data import Split
+from ...data.batches.packing import in_one_row
 from ...data.batches.plan import Plan
 from ...data.tokens.report import counted
 from ...engine.logprobs.computed import computed_tokens, shares_prompts
@@ -186,7 +187,8 @@ def _padding(session: Session, plan: Plan) -> float:
     computed = real = 0
     for rows in islice(plan, BATCHES_COUNTED):
         whole = [(0, len(rows))]
-        for start, stop in cut(lengths.take(rows), session.cut_at, session.multiple) if session.cut_at else whole:
+        of_batch = in_one_row(lengths.take(rows)) if session.packs else lengths.take(rows)
+        for start, stop in cut(of_batch, session.cut_at, session.multiple) if session.cut_at else whole:
             part = rows[start:stop]
             completions = lengths.completions(part)
             computed += computed_tokens(policy, lengths.prompt[part], completions, session.multiple)

@@ -55,9 +55,8 @@ def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multi
         assert branches[place] == (row // count + 1 if column else 0)
         found += 1
     assert found == int((batch.lengths - batch.prompt_lengths).sum())
-    expected = in_one_row(lengths_of(rows)).prompt
     if kind != "ranked":  # of lists, single lengths are not known
-        assert (np.array(packed.branches) >= 0).sum(axis=1).tolist() == expected.tolist()
+        assert in_one_row(lengths_of(rows)).prompt.max() == packed.tokens.shape[1]
 
 
 def test_rows_that_are_cheaper_apart_are_not_packed():

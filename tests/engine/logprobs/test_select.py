@@ -66,6 +66,33 @@ def test_models_that_compute_with_positions_or_states_are_not_packed(name):
     assert ("in one row with its completions: not exact here" in choice.description) == (name != "mamba2")
 
 
+def test_packed_rows_are_tried_on_the_row_of_the_data():
+    """This class attends to blocks of keys by their place in the row, which shows only in rows of several blocks."""
+    model = model_zoo.build("minimax_m3_vl", index_block_size=16, index_topk_blocks=4).train()
+    short = choose_policy(model, AUTO, packs=True)
+    assert isinstance(short.policy, PackedPolicy)
+    choice = choose_policy(model, AUTO, example=batch_of([(60, 40, 40)]), packs=True)
+    assert not isinstance(choice.policy, PackedPolicy) and "not exact on row 0 of the data" in choice.description
+
+
+def test_each_variant_of_a_method_is_tried_on_every_batch(monkeypatch):
+    """Rows in one padded group, and packed rows. Groups of equal lengths only on the largest batch."""
+    tried = []
+    difference = Oracle.difference
+
+    def recorded(oracle, policy, batches=None):
+        tried.append((getattr(policy, "call_tokens", None), type(policy), batches is None))
+        return difference(oracle, policy, batches)
+
+    monkeypatch.setattr(Oracle, "difference", recorded)
+    choose_policy(with_lora(tiny_llama()), AUTO, packs=True)
+    assert tried[:2] == [(None, PackedPolicy, True), (None, SharedPrefixPolicy, True)]
+    tried.clear()
+    choose_policy(with_lora(tiny_llama()), AUTO, packs=False)
+    if mx.default_device().type == mx.cpu:
+        assert tried[:2] == [(None, SharedPrefixPolicy, True), (0, SharedPrefixPolicy, False)]
+
+
 def test_memory_matters_more_than_packed_rows(monkeypatch):
     """Layers that compute again would forget the positions of packed rows."""
     monkeypatch.setattr(recompute, "rotating", lambda: False)

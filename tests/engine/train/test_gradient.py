@@ -243,6 +243,36 @@ def test_a_compiled_step_of_packed_rows_is_the_same(keep):
     assert [rows for rows, _ in shapes] == [4, 3]
 
 
+class Asking(type(CPO)):
+    """Its loss asks the policy about other tokens too."""
+
+    def loss(self, policy, batch, options, state):
+        output = super().loss(policy, batch, options, state)
+        others = {name: mx.where(getattr(batch, name) > 0, 7, 0) for name in ("tokens", "prompts", "completions")}
+        output.sums["examples"] = output.sums["examples"] + policy(batch._replace(**others)).logps.sum()
+        return output
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_packed_rows_are_those_of_the_tokens_that_a_loss_asks_about(compiled, request):
+    if compiled:
+        request.getfixturevalue("compiling")
+    asking = object.__new__(Asking)
+    vars(asking).update(vars(CPO))
+    packed = whole_step(
+        asking, CPO.options(), [], True, COMPILED_MULTIPLE, way=lambda model: PackedPolicy(split_model(model))
+    )
+    assert_same(packed, whole_step(asking, CPO.options(), []))
+
+
+def test_parts_of_packed_rows_hold_what_fits():
+    """Long prompts with short completions, and short prompts with long ones: all rows have 96 tokens."""
+    rows = [{"prompt": [1] * a, "chosen": [2] * b, "rejected": [3] * b} for a, b in [(90, 4), (8, 45)] * 3]
+    batch = collate(rows, np.arange(6), COMPILED_MULTIPLE)
+    assert cuts(batch, 300, COMPILED_MULTIPLE, packed=True) == [(0, 3), (3, 6)]
+    assert len(cuts(batch, 300, COMPILED_MULTIPLE)) == 6, "padded to 96 + 2 · 64"
+
+
 def test_a_part_of_a_compiled_step_has_the_shapes_of_a_batch():
     """So that few graphs are compiled."""
     part, own = slice_batch(batch_of(0, 7, 32), 2, 5, 32), batch_of(2, 5, 32)

@@ -5,11 +5,14 @@ import pytest
 
 from mlx_lm_lora_prefplus.engine.log.history import History
 from mlx_lm_lora_prefplus.engine.log.journal import Journal
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.memory import advice as memory
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train.memory_guard import MemoryGuard
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO
-from tests.conftest import iterate_batches
+from tests.conftest import iterate_batches, tiny_llama
 from tests.engine.train.test_loop import run
 
 LIMIT = 10_000_000_000
@@ -32,8 +35,20 @@ def guarded(monkeypatch):
     settings = RunSettings(batch_size=4)
     journal = Journal(History([], []), [], CPO, CPO.options(), settings)
     journal.warn = lambda name, text, iteration: said.append(text)
-    guard = MemoryGuard(settings, State, journal)
+    guard = MemoryGuard(settings, State, journal, SharedPrefixPolicy(split_model(tiny_llama())))
     return guard, now, said
+
+
+def test_the_tokens_of_packed_rows_count(guarded):
+    """Completions of different lengths take as much in one row as equal ones, and would take more if padded."""
+    guard, now, said = guarded
+    guard.policy = PackedPolicy(split_model(tiny_llama()), always=True)
+    now["peak"] = 8.9e9
+    for chosen, rejected in ((50, 50), (95, 5)):
+        row = {"prompt": [1] * 20, "chosen": [2] * chosen, "rejected": [3] * rejected}
+        guard.check(next(iterate_batches([row] * 4, batch_size=4, shuffle=False)))
+        now["peak"] = 8.9e9
+    assert not said
 
 
 def batch_of(tokens: int):

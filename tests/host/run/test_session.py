@@ -6,7 +6,10 @@ import pytest
 
 from mlx_lm_lora_prefplus.data.batches import packing
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
+from mlx_lm_lora_prefplus.data.batches.packing import pack
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
+from mlx_lm_lora_prefplus.engine.memory.activations import MemoryChoice
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.probe import select
 from mlx_lm_lora_prefplus.host.run import session as session_module
 from mlx_lm_lora_prefplus.host.run.session import Session
@@ -55,6 +58,46 @@ def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch):
     assert packed.val[0]["val_loss"] == pytest.approx(apart.val[0]["val_loss"], rel=1e-5)
     go(train_mode="kto", adapter_path="kto", iters=1)
     assert not seen[2].packs, "its completions of other rows are not packed"
+
+
+@pytest.fixture
+def packing_rows(monkeypatch):
+    """Runs pack rows, as on a GPU."""
+    for module in (select, session_module):
+        monkeypatch.setattr(module, "call_tokens", lambda: None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"engine": "plain"}, {"efficient_long_context": True, "long_context_chunk": 8}, {"memory": "low"}],
+    ids=str,
+)
+def test_a_resumed_run_keeps_its_plan(go, seen, packing_rows, change):
+    go(iters=1, batch_size=2, save_every=1)
+    out, _ = go(iters=4, batch_size=2, save_every=1, resume=True, **change)
+    assert "Resuming after iteration 1" in out and seen[1].packs == ("memory" in change)
+    first, second = ([ids.tolist() for ids in session.plan("train")] for session in seen)
+    assert first == second
+
+
+def test_a_budget_counts_packed_rows(go, seen, packing_rows):
+    go(token_budget=64, iters=2, val_batches=1)
+    for batch in seen[0].batches("train"):
+        assert pack(batch, seen[0].engine.policy.attended).tokens.size <= 64 or batch.ids.size == 1
+
+
+def test_to_need_less_memory_matters_more_than_packed_rows(go, seen, packing_rows, monkeypatch):
+    """Packed rows are longer. Here they would not fit with all activations."""
+    longest = []
+
+    def choose(settings, model, batch, part, row):
+        longest.append(row)
+        return MemoryChoice(Keep.ALL if row == min(longest) else Keep.INPUTS)
+
+    monkeypatch.setattr(session_module, "choose_memory", choose)
+    go(iters=1)
+    assert max(longest) > min(longest)
+    assert not seen[0].packs and seen[0].engine.policy.keep is Keep.ALL
 
 
 @pytest.mark.slow
