@@ -82,6 +82,7 @@ def test_a_resumed_run_keeps_its_plan(go, seen, packing_rows, change):
 
 def test_a_budget_counts_packed_rows(go, seen, packing_rows):
     go(token_budget=64, iters=2, val_batches=1)
+    assert seen[0].engine.policy.attended is None, "all batches are packed"
     for batch in seen[0].batches("train"):
         assert pack(batch, seen[0].engine.policy.attended).tokens.size <= 64 or batch.ids.size == 1
 
