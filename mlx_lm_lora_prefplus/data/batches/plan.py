@@ -99,7 +99,7 @@ def padded_places(scored: np.ndarray, end: int, multiple: int) -> np.ndarray:
 
 
 def padded_length(scored: int, multiple: int) -> int:
-    """Return the length of `Batch.scored` for so many scored tokens."""
+    """Return the length of `Batch.scored` for this many scored tokens."""
     return int(widths(np.array(scored), 1 if multiple == 1 else 4 * multiple))
 
 
