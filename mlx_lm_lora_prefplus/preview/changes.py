@@ -8,6 +8,7 @@ from ..host import models
 from ..host.config.checks.optimizers import bits_problem
 from ..host.run.session import Session
 from ..settings import RunSettings
+from .forecast import saved_by_4_bits
 
 SMALLEST_LENGTH = 128
 """`max_seq_length` is not lowered below this many tokens."""
@@ -43,7 +44,7 @@ def changes(session: Session) -> Iterator[Change]:
     if settings.optimizer_bits == 32 and bits_problem(8, settings.optimizer) is None:
         result = "moments are rounded to 8 bits; losses differ in the third or fourth digit"
         yield Change("moments", {"optimizer_bits": 8}, result)
-    if settings.train_type != "full" and models.quantization(settings) is None:
+    if settings.train_type != "full" and models.quantization(settings) is None and saved_by_4_bits(session.model):
         yield Change("weights", {"load_in_4bits": True}, "the base model changes: its weights are rounded to 4 bits")
     limit = min(longest, session.resolved.data.max_seq_length)
     for length in (limit * 3 // 4, limit // 2, limit // 4):

@@ -1,6 +1,7 @@
 """The command `mlx_lm_lora.prefplus check`: its options."""
 
 import re
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -47,6 +48,9 @@ def check(
 
     words, sizes = context.args, [word for word in context.args if fit and SIZE.fullmatch(word)]
     words = [word for word in words if word not in sizes]
+    for before, word in pairwise(["", *words] if fit else []):
+        if word[:1].isdigit() and not before.startswith("-"):
+            raise typer.BadParameter(f"--fit: {word!r} is not a size. Give one such as 16GB or 512MB, or --fit alone.")
     target = Target(parse_bytes(sizes[-1]) if sizes else None, say) if fit else None
     report = build_report(words, measured=not no_forecast, fitted=target)
     show(report, lambda: render(report, everything), as_json)

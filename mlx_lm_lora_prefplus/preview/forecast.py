@@ -28,6 +28,9 @@ SAFE_SHARE = 0.9
 QUANTIZED = 4.25
 """Bits per weight with `load_in_4bits`, including the scales that groups of weights share."""
 
+GROUP = 128
+"""Weights in each group with `load_in_4bits`."""
+
 
 class Trials(NamedTuple):
     """Measurements of a few batches; None for a batch that needs more memory than there is.
@@ -225,9 +228,14 @@ def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -
 
 
 def saved_by_4_bits(model: nn.Module) -> list[float]:
-    """Return the bytes that `load_in_4bits` saves for each weight matrix that it quantises."""
-    return [
-        value.nbytes * (1 - QUANTIZED / (8 * value.itemsize))
+    """Return the bytes that `load_in_4bits` saves for each weight matrix that it quantises. Empty if the width of a
+    matrix is not a multiple of its groups.
+    """
+    matrices = [
+        value
         for name, value in dict[str, mx.array](tree_flatten(model.parameters())).items()
         if value.ndim == 2 and mx.issubdtype(value.dtype, mx.floating) and "lora" not in name and "scales" not in name
     ]
+    if any(matrix.shape[-1] % GROUP for matrix in matrices):
+        return []
+    return [matrix.nbytes * (1 - QUANTIZED / (8 * matrix.itemsize)) for matrix in matrices]

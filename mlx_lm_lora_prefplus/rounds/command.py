@@ -47,6 +47,7 @@ def rounds(
     for row in table:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     say(f"\n{verdict_of(record)}")
-    say(f"The adapters of the last round are in {folder}. Next: mlx_lm_lora.prefplus report {folder}")
+    if record["rounds"]:
+        say(f"The adapters of the last round are in {folder}. Next: mlx_lm_lora.prefplus report {folder}")
     if as_json:
         print(json.dumps({key: record[key] for key in ("held_out", "figures", "rounds")}, indent=2, ensure_ascii=False))

@@ -13,6 +13,7 @@ import numpy as np
 from ..engine.files.names import CONFIG as ADAPTER_CONFIG
 from ..errors import UserError
 from ..host.config.command_line import settings_of
+from ..host.config.names import near
 from ..host.config.resolve import Resolved
 from ..host.run.run import run as train
 from ..pairs.make import Made, check_folder, make_pairs
@@ -31,6 +32,9 @@ SEEDS_APART = 1_000_003
 """The seeds of consecutive rounds differ by this much, so that no two rounds draw the same random numbers."""
 
 REFERENCES = ("initial", "previous")
+KEYS = ("rounds", "round_reference", "pairs")
+"""The keys of a config that training does not use."""
+
 DEFAULT_ROUNDS = 3
 BOOTSTRAP_SEED = 0
 
@@ -48,8 +52,12 @@ def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
     """Check the keys `rounds` and `round_reference`. The command line takes precedence over the file.
 
     Raises:
-        UserError: A value is invalid.
+        UserError: A value is invalid, or a key is spelt almost like one of these.
     """
+    for key in resolved.values:
+        match = near(key, KEYS)
+        if match and match.sure and key not in KEYS:
+            raise UserError(f"rounds: {key} is not a key; did you mean {match.name}?")
     count = resolved.values.get("rounds", DEFAULT_ROUNDS) if rounds is None else rounds
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1000:
         raise UserError(f"rounds: {count!r:.40} is not valid. Give a whole number from 1 to 1000, such as 3.")
@@ -118,6 +126,8 @@ def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan)
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except ValueError as error:
         raise UserError(f"rounds: {file} is damaged ({error}). Remove it, or give another adapter_path.") from error
+    if record is not None and record["about"] != about and not (folder / "round-1").exists():
+        record = None  # nothing was sampled with the other settings
     if record is None:
         if (folder / ADAPTERS).exists():
             raise UserError(

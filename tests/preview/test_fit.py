@@ -13,6 +13,7 @@ from mlx_lm_lora_prefplus.engine.memory.advice import total_memory
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
 from mlx_lm_lora_prefplus.host.run.load import open_run
 from mlx_lm_lora_prefplus.preview import fit as fitting
+from mlx_lm_lora_prefplus.preview import forecast as forecasting
 from mlx_lm_lora_prefplus.preview import measure as measuring
 from mlx_lm_lora_prefplus.preview.changes import changes
 from mlx_lm_lora_prefplus.preview.fit import Change, Cost, Target, fit, usable_memory
@@ -25,6 +26,18 @@ NOW = Cost(peak=1000, weights=200, seconds=100.0, measured=True)
 @pytest.fixture
 def session(config):
     return lambda **changed: open_run(settings_of([config(**changed)]))[0]
+
+
+def test_weights_that_cannot_be_quantised_stay_as_they_are(session, monkeypatch):
+    assert "load_in_4bits: true" in texts(session())
+    monkeypatch.setattr(forecasting, "GROUP", 7)
+    assert "load_in_4bits: true" not in texts(session())
+
+
+@pytest.mark.parametrize("words", [["16"], ["16", "--batch-size", "8"], ["16 GB"]])
+def test_a_size_without_its_unit_is_told(words):
+    done = CliRunner().invoke(cli.app, ["check", "run.yaml", "--fit", *words], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and "is not a size. Give one such as 16GB" in done.output
 
 
 def test_what_a_mac_leaves_to_a_run():

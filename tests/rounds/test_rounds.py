@@ -146,6 +146,8 @@ def test_a_finished_run_computes_nothing_and_more_rounds_go_on(rounds, straight)
     [
         ({"rounds": 0}, "is not valid"),
         ({"round_reference": "last"}, "is not one of initial, previous"),
+        ({"round_refrence": "previous"}, "round_refrence is not a key; did you mean round_reference?"),
+        ({"rouds": 2}, "rouds is not a key; did you mean rounds?"),
         ({"round_reference": "previous", "train_mode": "cpo"}, "has no reference"),
         ({"pairs": {}}, "nothing scores the answers"),
         ({"pairs": 3}, "is not a mapping"),
@@ -167,10 +169,19 @@ def test_other_settings_and_other_runs_are_not_mixed(rounds, straight, place):
     assert isinstance(result.exception, UserError) and "adapters of another run" in str(result.exception)
 
 
+def test_a_typo_in_a_path_can_be_corrected(rounds):
+    sampling = {"num_generations": 3, "max_tokens": 5}
+    result, _ = rounds("corrected", pairs={**sampling, "reward": "plite.py:best"})
+    assert isinstance(result.exception, UserError) and "plite.py" in str(result.exception)
+    result, _ = rounds("corrected", pairs={**sampling, "reward": "length:-99"})
+    assert result.exit_code == 0, result.exception
+
+
 def test_rounds_end_where_no_pair_is_left(rounds):
     sampling = {"num_generations": 3, "max_tokens": 5, "reward": "length:-99"}
     result, folder = rounds("ended", pairs=sampling)
     assert result.exit_code == 0 and "The rounds end here" in result.output
+    assert "adapters of the last round" not in result.output
     record = json.loads((folder / "rounds.json").read_text())
     assert record["rounds"] == [] and len(record["scores"]) == 1
 
