@@ -50,7 +50,7 @@ class Target(NamedTuple):
 
 
 def usable_memory(size: int | None) -> int:
-    """Return the bytes that a run may use. size: see `Target`."""
+    """Return the bytes that the device recommends to use at most. size: see `Target`."""
     if size is None:
         return total_memory()
     size = size * GIB // 10**9
@@ -63,16 +63,15 @@ def fit(session: Session, base: dict[str, Any], target: Target) -> dict[str, Any
     base: the forecast of the unchanged run.
 
     Returns:
-        size: see `Target`. usable: the bytes that a run may use. A proposal uses at most 90 % of them.
+        size: see `Target`. usable: the bytes that a run may use.
         fits: whether the unchanged run fits. tried: the result of each single change.
         proposal: changes with their peak memory, their training time, and whether both were measured; None if no
         combination fits.
     """
-    usable = usable_memory(target.size)
-    limit = int(SAFE_SHARE * usable)
+    limit = int(SAFE_SHARE * usable_memory(target.size))
     seconds = base["time"]["training"] if base["time"] else None
     now = Cost(base["memory"]["peak"], base["memory"]["weights"], seconds, base["memory"]["measured"])
-    about: dict[str, Any] = {"size": target.size, "usable": usable, "fits": now.peak <= limit}
+    about: dict[str, Any] = {"size": target.size, "usable": limit, "fits": now.peak <= limit}
     about |= {"peak": now.peak, "seconds": now.seconds, "tried": [], "proposal": None}
     if about["fits"]:
         return about

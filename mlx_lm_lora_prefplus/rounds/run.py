@@ -38,6 +38,9 @@ KEYS = ("rounds", "round_reference", "pairs")
 DEFAULT_ROUNDS = 3
 BOOTSTRAP_SEED = 0
 
+DIGITS = 9
+"""Gains are rounded to this many decimals, so that equal scores do not differ by 1e-17."""
+
 
 class Plan(NamedTuple):
     """rounds: how many. reference: "initial" (the policy before round 1) or "previous" (the policy at the start of each
@@ -243,7 +246,8 @@ def figures(scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     for number, values in enumerate(np.array(some, np.float64) for some in scores):
         figure: dict[str, Any] = {"score": intervals.mean(values, BOOTSTRAP_SEED)}
         if number:
-            figure["gain"] = intervals.mean(values - np.array(scores[number - 1]), BOOTSTRAP_SEED)
-            figure["gain_in_all"] = intervals.mean(values - np.array(scores[0]), BOOTSTRAP_SEED)
+            gains = {"gain": scores[number - 1], "gain_in_all": scores[0]}
+            for name, before in gains.items():
+                figure[name] = intervals.mean(np.round(values - np.array(before), DIGITS), BOOTSTRAP_SEED)
         found.append(figure)
     return found

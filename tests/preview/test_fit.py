@@ -137,7 +137,7 @@ def test_a_combination_is_measured_before_it_is_proposed(made_up):
     found, seen = made_up(costs, batch_size=2)
     assert found["proposal"]["changes"]["optimizer_bits"] == 8 and found["proposal"]["measured"]
     assert found["proposal"]["peak"] == 440 and {"batch_size", "optimizer_bits"} <= {*seen[-1]}
-    assert "rounded" in found["proposal"]["result"] and not found["fits"]
+    assert "rounded" in found["proposal"]["result"] and not found["fits"] and found["usable"] == 450
 
 
 def test_one_that_does_not_fit_after_all_is_not_proposed(made_up):

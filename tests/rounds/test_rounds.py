@@ -200,6 +200,7 @@ def test_gains_are_taken_prompt_by_prompt():
     found = figures([before, [value + 0.5 for value in before], before])
     assert found[1]["gain"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 40}
     assert found[2]["gain"]["value"] == -0.5 and found[2]["gain_in_all"]["value"] == 0
+    assert figures([[0.3], [0.1 + 0.2]])[1]["gain"]["value"] == 0
     record = {"held_out": "test", "figures": found, "rounds": [{}, {}]}
     assert "did not change beyond chance" in verdict_of(record)
     assert "rose" in verdict_of({**record, "figures": found[:2], "rounds": [{}]})
