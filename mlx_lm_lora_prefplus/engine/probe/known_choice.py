@@ -99,7 +99,8 @@ def _code(model: nn.Module) -> list[str]:
     """Return digests of the code that computes log-probs, including the code of the model's class. Version numbers are
     not enough, because code may change without a new version.
     """
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    engine = Path(__file__).parents[1]
+    files = sorted([*engine.rglob("*.py"), *engine.with_name("data").joinpath("batches").glob("*.py")])
     with suppress(OSError, TypeError):  # a class that was defined in a notebook has no file
         files.append(Path(inspect.getfile(type(model))))
     return [_digest(file.read_bytes()) for file in files]

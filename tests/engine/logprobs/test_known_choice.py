@@ -94,6 +94,13 @@ def test_whatever_may_change_the_choice_is_probed_again(probes, change, monkeypa
     assert len(probes) == 2
 
 
+def test_code_is_that_of_the_engine_and_of_batches(monkeypatch):
+    read = []
+    monkeypatch.setattr(Path, "read_bytes", lambda file: read.append(file.name) or b"")
+    known_choice._code(tiny_llama())
+    assert {"select.py", "packed.py", "packing.py", "llama.py"} <= {*read}
+
+
 def test_other_weights_are_probed_again(probes):
     model = with_lora(tiny_llama())
     chosen(model)
