@@ -1,7 +1,7 @@
 """The command `mlx_lm_lora.prefplus check`: its options."""
 
 import re
-from itertools import pairwise
+from itertools import takewhile
 from typing import Annotated
 
 import typer
@@ -13,6 +13,9 @@ PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 SIZE = re.compile(r"\d+(\.\d+)?(MB|GB|TB)", re.IGNORECASE)
 """The optional value of `--fit`, such as 16GB. No training flag has a value of this form."""
+
+NUMBER = re.compile(r"\d+([.,]\d+)?\s*[a-z]*", re.IGNORECASE)
+"""What may be meant as a size: 16, 16 GB, 16G. The name of a config file, such as 8b.yaml, does not match."""
 
 
 def check(
@@ -48,8 +51,8 @@ def check(
 
     words, sizes = context.args, [word for word in context.args if fit and SIZE.fullmatch(word)]
     words = [word for word in words if word not in sizes]
-    for before, word in pairwise(["", *words] if fit else []):
-        if word[:1].isdigit() and not before.startswith("-"):
+    for word in takewhile(lambda word: not word.startswith("-"), words if fit else []):
+        if NUMBER.fullmatch(word):
             raise typer.BadParameter(f"--fit: {word!r} is not a size. Give one such as 16GB or 512MB, or --fit alone.")
     target = Target(parse_bytes(sizes[-1]) if sizes else None, say) if fit else None
     report = build_report(words, measured=not no_forecast, fitted=target)

@@ -40,6 +40,13 @@ def test_a_size_without_its_unit_is_told(words):
     assert done.exit_code == 2 and "is not a size. Give one such as 16GB" in done.output
 
 
+@pytest.mark.parametrize("name", ["8b.yaml", "8.yaml"])
+def test_the_name_of_a_config_may_begin_with_a_digit(config, tmp_path, name):
+    (tmp_path / name).write_bytes((tmp_path / config()).read_bytes())
+    done = CliRunner().invoke(cli.app, ["check", name, "--batch-size", "2", "--fit", "64GB"])
+    assert done.exit_code == 0, done.output
+
+
 def test_what_a_mac_leaves_to_a_run():
     """What Metal recommends on Macs with 16, 32, 36 and 64 GB, in MB."""
     for size, megabytes in ((16, 11453), (32, 22906), (36, 28991), (64, 51540)):
