@@ -125,7 +125,8 @@ class Session:
         _check_columns(resolved, rows)
         self.kind = resolved.kind
         self._may_pack = call_tokens() is None and not self.mismatched and not self._has_pictures
-        memory, packed = self._choose_memory(), self._choose_memory(packed=True)
+        memory = self._choose_memory()
+        packed = self._choose_memory(packed=True) if self._may_pack else memory
         self._may_pack &= packed.keep is memory.keep  # to need less memory matters more
         if getattr(resolved.options, "router_aux_loss_coef", 0.0):
             routers_of(model)  # reject a model with unsupported routers before anything is computed
