@@ -15,7 +15,7 @@ from ..model.token_positions import TokenPositions, rotated_by_token
 from .frozen_trunk import TOKENS
 from .places import place_of_packed
 from .prefix_cache import PrefixCache, prompt_caches
-from .shared_prefix import SharedPrefixPolicy, _take
+from .shared_prefix import SharedPrefixPolicy, take
 
 PRODUCTS = 6
 """Attending to this many times the hidden size costs a token as much as the matrix products of a usual layer: these
@@ -109,4 +109,4 @@ class PackedPolicy(SharedPrefixPolicy):
         caches = prompt_caches(self.model, lambda: PackedCache(packed))
         with rotated_by_token(self.model):
             hidden = self.halves.hidden(packed.tokens, caches, place_of_packed(batch, packed))
-        return [_take(hidden.reshape(-1, hidden.shape[-1]), packed.places)]
+        return [take(hidden.reshape(-1, hidden.shape[-1]), packed.places)]

@@ -77,14 +77,14 @@ class HeadPolicy:
         positions = batch.scored
         logps, *rest = self._score(
             states,
-            _take(batch.completions.reshape(-1), positions),
+            take(batch.completions.reshape(-1), positions),
             statistics,
             for_gradient,
         )
         summed = lambda values: _by_row(values, positions, rows, width)  # noqa: E731
         weighted = None
         if weights is not None:
-            weighted = summed(logps * _take(mx.stop_gradient(weights).reshape(-1), positions))
+            weighted = summed(logps * take(mx.stop_gradient(weights).reshape(-1), positions))
         return scores_of(batch, summed(logps), weighted, *map(summed, rest))
 
     def _states(self, batch: Batch) -> list[mx.array]:
@@ -95,7 +95,7 @@ class HeadPolicy:
         if self.call_tokens is not None and known_lengths(batch):
             return self._in_groups(parts, list(map(read_lengths, parts)), self.call_tokens)
         states = self._at_once(parts)
-        return [_take(own.reshape(-1, own.shape[-1]), one.scored) for one, own in zip(parts, states, strict=True)]
+        return [take(own.reshape(-1, own.shape[-1]), one.scored) for one, own in zip(parts, states, strict=True)]
 
     def _at_once(self, parts: list[Batch]) -> list[mx.array]:
         """Return the (rows, longest completion, hidden) states of each batch in `parts`, with one model
@@ -224,10 +224,10 @@ def _at_scored(batch: Batch, row_groups: list[np.ndarray], states: list[mx.array
     starts[rows] = end  # padding in `Batch.scored` has this index
     scored = np.array(batch.scored)
     flat = mx.concatenate([of_group.reshape(-1, of_group.shape[-1]) for of_group in states])
-    return _take(flat, mx.array(starts[scored // width] + scored % width))
+    return take(flat, mx.array(starts[scored // width] + scored % width))
 
 
-def _take(values: mx.array, positions: mx.array) -> mx.array:
+def take(values: mx.array, positions: mx.array) -> mx.array:
     """Return `values[positions]`. The index `len(values)`, which marks padding in `Batch.scored`, gives zero."""
     return mx.concatenate([values, mx.zeros_like(values[:1])])[positions]
 

@@ -29,6 +29,13 @@ def seen(monkeypatch):
     return made
 
 
+@pytest.fixture
+def packing_rows(monkeypatch):
+    """Runs pack rows, as on a GPU."""
+    for module in (select, session_module):
+        monkeypatch.setattr(module, "call_tokens", lambda: None)
+
+
 def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
     out, told = go(token_budget=40, iters=None, epochs=2, val_batches=1)
     batches = list(seen[0].batches("train"))
@@ -43,11 +50,10 @@ def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
     assert "batch_size has no effect if token_budget is set" in out
 
 
-def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch):
+def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch, request):
     """As on a GPU, but not compiled. The losses before the first update are those of rows that are not packed."""
     apart = go(adapter_path="apart", steps_per_eval=1, iters=1)[1]
-    for module in (select, session_module):
-        monkeypatch.setattr(module, "call_tokens", lambda: None)
+    request.getfixturevalue("packing_rows")
     monkeypatch.setattr(packing, "MULTIPLE", 1)  # rows of the test are short
     out, packed = go(steps_per_eval=1, iters=1)
     assert "in one row with its completions" in out and seen[1].packs and not seen[0].packs
@@ -58,13 +64,6 @@ def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch):
     assert packed.val[0]["val_loss"] == pytest.approx(apart.val[0]["val_loss"], rel=1e-5)
     go(train_mode="kto", adapter_path="kto", iters=1)
     assert not seen[2].packs, "its completions of other rows are not packed"
-
-
-@pytest.fixture
-def packing_rows(monkeypatch):
-    """Runs pack rows, as on a GPU."""
-    for module in (select, session_module):
-        monkeypatch.setattr(module, "call_tokens", lambda: None)
 
 
 @pytest.mark.parametrize(
