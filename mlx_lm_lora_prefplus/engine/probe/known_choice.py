@@ -45,11 +45,11 @@ class Choice(NamedTuple):
 
 
 class KnownChoice:
-    """The file with the choice of earlier runs for the same model, settings, example and versions. It may not exist.
+    """The file with the choice of earlier runs for the same model, settings, examples and versions. It may not exist.
 
     Arguments:
         digest: the digest of the model's weights without adapters.
-        example: the row of the data that the probe uses.
+        examples: the rows of the data that the probe uses.
         keep: what the layers should keep for the backward pass.
         packs: whether packed rows are among the methods.
     """
@@ -59,7 +59,7 @@ class KnownChoice:
         digest: str,
         model: nn.Module,
         settings: RunSettings,
-        example: Batch | None,
+        examples: Batch | None,
         keep: Keep,
         packs: bool = False,
     ):
@@ -70,7 +70,7 @@ class KnownChoice:
             "settings": {name: getattr(settings, name) for name in SETTINGS},
             "keep": keep.value,
             "packs": packs,
-            "example": None if example is None else _digest(as_numpy(example.tokens).tobytes()),
+            "examples": None if examples is None else _digest(as_numpy(examples.tokens).tobytes()),
             "device": [str(mx.default_device()), mx.device_info().get("device_name"), platform.machine()],
             "versions": [version("mlx"), version("mlx-lm"), version("mlx-lm-lora-prefplus")],
             "code": _code(model),

@@ -52,7 +52,7 @@ PLAIN = "prompt and completion through the whole model"
 def choose_policy(
     model: nn.Module,
     settings: RunSettings,
-    example: Batch | None = None,
+    examples: Batch | None = None,
     keep: Keep = Keep.ALL,
     known: KnownChoice | None = None,
     packs: bool | None = None,
@@ -60,8 +60,8 @@ def choose_policy(
     """Return the fastest method that is exact on `model`. With the setting `engine: plain`, return the plain method
     without a test.
 
-    example: one long example of the data for a further test. Errors with sliding windows and scaled positions do not
-    show in short rows.
+    examples: long examples of the data, with prompts of different lengths, for a further test. Errors with sliding
+    windows, scaled positions and blocks of keys do not show in short rows.
     keep: what layers should keep for the backward pass. If that is not exact, they keep all activations.
     known: the file with an earlier run's choice, which is used without a test. If there is none, the choice of this run
     is written to it.
@@ -73,7 +73,7 @@ def choose_policy(
         ways = _ways(model, settings, call_tokens() is None if packs is None else packs)
         choice = known.read() if known else None
         if choice is None:
-            choice = _probe(model, settings, ways, example, keep)
+            choice = _probe(model, settings, ways, examples, keep)
             if known:
                 known.write(choice)
         selected = _selected(choice, model, ways)
@@ -176,7 +176,7 @@ def _small(pairwise: bool) -> Callable[[SplitModel], HeadPolicy]:
 
 
 def _probe(
-    model: nn.Module, settings: RunSettings, ways: Sequence[Method], example: Batch | None, keep: Keep
+    model: nn.Module, settings: RunSettings, ways: Sequence[Method], examples: Batch | None, keep: Keep
 ) -> Choice:
     """Test the methods on the model, fastest first, and return the first exact one.
 
@@ -185,18 +185,18 @@ def _probe(
     """
     if layers := skippable_layers(model):
         with skipping(layers):
-            choice, oracle = _tested(model, settings, ways, example, keep)
+            choice, oracle = _tested(model, settings, ways, examples, keep)
         same_keep = choice.keep is keep or (choice.keep is Keep.ALL and ways[0].in_pieces)
         if choice.method == 0 and same_keep and oracle:
             policy = _selected(choice, model, ways).policy
             packed = [PackedPolicy(policy.halves, always=True)] if isinstance(policy, PackedPolicy) else []
             if all(map(oracle.confirms, [policy, *packed])):
                 return choice
-    return _tested(model, settings, ways, example, keep)[0]
+    return _tested(model, settings, ways, examples, keep)[0]
 
 
 def _tested(
-    model: nn.Module, settings: RunSettings, ways: Sequence[Method], example: Batch | None, keep: Keep
+    model: nn.Module, settings: RunSettings, ways: Sequence[Method], examples: Batch | None, keep: Keep
 ) -> tuple[Choice, Oracle | None]:
     """Return the first exact method, and the test rows if there are any."""
     plain, halves = PlainPolicy(model), split_model(model)
@@ -222,10 +222,10 @@ def _tested(
         if oracle.passes(difference):
             policy = way.make(halves)
             policy.keep = kept
-            # Of packed rows, the variants that pack this row always and never.
-            compared = variants if isinstance(policy, PackedPolicy) else [policy]
-            if example is not None and not all(oracle.agrees(one, HeadPolicy(halves), example) for one in compared):
-                refused += f"; {way.description}: not exact on row {int(example.ids[0])} of the data"
+            # The variants pad the rows, and pack them always and never. Pieces of two tokens would take long.
+            compared = [policy] if way.in_pieces else variants
+            if examples is not None and not all(oracle.agrees(one, HeadPolicy(halves), examples) for one in compared):
+                refused += f"; {way.description}: not exact on rows {list(map(int, examples.ids))} of the data"
                 continue
             exactness = f"gradients within {difference.gradients:.0e} of plain ones{refused}"
             description = f"{way.description}, the head at completion tokens only{_kept(kept)} ({exactness})"

@@ -157,18 +157,20 @@ class Oracle:
         """Return whether these differences are small enough to be rounding."""
         return difference.gradients <= self.allowed.gradients and difference.logps <= self.allowed.logps
 
-    def agrees(self, policy: Scorer, simple: Scorer, example: Batch) -> bool:
-        """Return whether `policy` gives the completions of an example the same log-probs as `simple` gives to each
+    def agrees(self, policy: Scorer, simple: Scorer, examples: Batch) -> bool:
+        """Return whether `policy` gives the completions of a batch the same log-probs as `simple` gives to each
         completion alone.
         """
-        completions = example.lengths.size
-        filled = np.flatnonzero(np.array(example.completion_lengths))
-        rows = example._replace(
-            prompts=mx.concatenate([example.prompts] * completions), ids=mx.arange(completions), columns={}
+        completions = examples.lengths.size
+        filled = np.flatnonzero(np.array(examples.completion_lengths))
+        rows = examples._replace(
+            prompts=mx.concatenate([examples.prompts] * (completions // examples.ids.size)),
+            ids=mx.arange(completions),
+            columns={},
         )
         with in_float32(self.model):
             alone = [simple(slice_batch(rows, i, i + 1)).logps for i in filled.tolist()]
-            logps = policy(example).logps
+            logps = policy(examples).logps
         return _distance(as_numpy(logps)[filled], as_numpy(mx.concatenate(alone))) <= self.allowed.logps
 
     def _differences(self, policy: Callable[[Batch], Scores], batch: Batch) -> Difference:

@@ -91,7 +91,7 @@ def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
 
 
 LONGEST = 2048
-"""Largest number of tokens in the row on which the probe compares the engine's methods. With this limit, the probe
+"""Largest number of tokens in the rows on which the probe compares the engine's methods. With this limit, the probe
 takes a few seconds.
 """
 
@@ -158,16 +158,19 @@ class Session:
         """Return a digest of the model's weights without its adapters, computed at the first use."""
         return weights_digest(self.model)
 
-    def _long_example(self) -> Batch | None:
-        """Return the longest row with at most `LONGEST` tokens in the first split; None if every row is longer."""
+    def _long_examples(self) -> Batch | None:
+        """Return two rows of the first split: the longest with at most `LONGEST` tokens, and one whose prompt is about
+        half as long. None if every row is longer.
+        """
         split = next(iter(self.rows))
         lengths = self.lengths(split)
         longest = lengths.prompt + (lengths.total if self._may_pack else lengths.completion)
         fitting = np.flatnonzero(longest <= LONGEST)
         if not len(fitting):
             return None
-        chosen = fitting[[longest[fitting].argmax()]]
-        return next(self.collated(split, [chosen], multiple=1))
+        long = fitting[longest[fitting].argmax()]
+        half = fitting[np.abs(lengths.prompt[fitting] - lengths.prompt[long] // 2).argmin()]
+        return next(self.collated(split, [np.unique([long, half])], multiple=1))
 
     def _choose_memory(self, packed: bool = False) -> MemoryChoice:
         """Choose what layers keep, and how many tokens are computed at once. See `choose_memory`."""
@@ -320,12 +323,12 @@ class Session:
 
     def _method(self, model: nn.Module, keep: Keep) -> SelectedMethod:
         """Return the method that an earlier run found exact on this model. If there is none, run the probe."""
-        settings, example, known = self.resolved.settings, self._long_example(), None
+        settings, examples, known = self.resolved.settings, self._long_examples(), None
         if settings.engine != "plain":
             with suppress(UserError):  # raised for adapters of an unsupported kind, whose base weights are unknown
                 digest = self.base_digest if model is self.model else weights_digest(model)
-                known = KnownChoice(digest, model, settings, example, keep, self._may_pack)
-        return choose_policy(model, settings, example, keep, known, self._may_pack)
+                known = KnownChoice(digest, model, settings, examples, keep, self._may_pack)
+        return choose_policy(model, settings, examples, keep, known, self._may_pack)
 
     def _shared(self, policy: Scorer) -> Scorer:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy

@@ -71,8 +71,18 @@ def test_packed_rows_are_tried_on_the_row_of_the_data():
     model = model_zoo.build("minimax_m3_vl", index_block_size=16, index_topk_blocks=4).train()
     short = choose_policy(model, AUTO, packs=True)
     assert isinstance(short.policy, PackedPolicy)
-    choice = choose_policy(model, AUTO, example=batch_of([(60, 40, 40)]), packs=True)
-    assert not isinstance(choice.policy, PackedPolicy) and "not exact on row 0 of the data" in choice.description
+    choice = choose_policy(model, AUTO, examples=batch_of([(60, 40, 40)]), packs=True)
+    assert not isinstance(choice.policy, PackedPolicy) and "not exact on rows [0] of the data" in choice.description
+
+
+def test_padding_is_tried_on_long_rows():
+    """The same class: padding between prompt and completion moves the tokens of a completion into other blocks."""
+    model = model_zoo.build("minimax_m3_vl", index_block_size=16, index_topk_blocks=4).train()
+    one, two = [(120, 40, 40)], [(120, 40, 40), (45, 70, 60)]
+    assert type(choose_policy(model, AUTO, examples=batch_of(one), packs=False).policy) is SharedPrefixPolicy
+    choice = choose_policy(model, AUTO, examples=batch_of(two), packs=False)
+    assert type(choice.policy) is PairwisePrefixPolicy
+    assert "the prompt once for its completions: not exact on rows [0, 1] of the data" in choice.description
 
 
 def test_each_variant_of_a_method_is_tried_on_every_batch(monkeypatch):
@@ -310,7 +320,7 @@ def test_a_way_that_fails_on_long_rows_alone_is_not_taken(monkeypatch):
     assert type(choose_policy(model, settings, example(8)).policy) is Short
     choice = choose_policy(model, settings, example(12))
     assert type(choice.policy) is HeadPolicy
-    assert "short rows: not exact on row 0 of the data" in choice.description
+    assert "short rows: not exact on rows [0] of the data" in choice.description
 
 
 @pytest.mark.parametrize("make", [tiny_llama, lambda: with_lora(tiny_llama(), dropout=0.5)])
