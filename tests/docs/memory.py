@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_lm_lora_prefplus.bench.architectures import ARCHITECTURES, build, layers_of
-from mlx_lm_lora_prefplus.engine.memory.activations import ALL_OF_PRODUCTS, OPTIMIZER, SCORES, SHARE, layer_sizes
+from mlx_lm_lora_prefplus.engine.memory.activations import CHOICES, OPTIMIZER, SHARE, layer_sizes
 from tests.paths import DOCS
 
 PAGE = DOCS / "memory.md"
@@ -37,13 +37,10 @@ def shape(name: str) -> Shape:
     model.freeze()
     linear_to_lora_layers(model, -1, {"rank": 8, "dropout": 0.0, "scale": 10.0})
     sizes = layer_sizes(model)
-    scores = sizes.scores / (2 if mx.default_device().type == mx.cpu else 1)  # a GPU has them in 16 bits
-    steps = {}
-    for length in LENGTHS:
-        layer = (ALL_OF_PRODUCTS * sizes.products + SCORES * scores * length) / sizes.count
-        everything = ALL_OF_PRODUCTS * sizes.products
-        kept = {"fast": everything, "balanced": sizes.inputs + sizes.products, "low": sizes.inputs}
-        steps[length] = {level: (bytes_ + layer) * 2 * length for level, bytes_ in kept.items()}
+    steps = {
+        length: {level: sizes.needed(keep, length) * 2 * length for level, keep in CHOICES.items()}
+        for length in LENGTHS
+    }
     trained = _bytes(model.trainable_parameters())
     return Shape(_bytes(model.parameters()), (OPTIMIZER - 1) * trained, steps)
 

@@ -3,6 +3,7 @@
 import math
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
@@ -20,6 +21,31 @@ def test_sizes_are_those_of_the_layers_with_adapters():
     assert both == (2, 2 * 4 * 32, 2 * products, 2 * 4 * 4)
     assert upper == (1, 4 * 32, products, 4 * 4)
     assert layer_sizes(tiny_llama().freeze()).needed(Keep.ALL, 100) == 0
+
+
+@pytest.mark.parametrize("device", [mx.cpu, mx.gpu], ids=["cpu", "gpu"])
+def test_attention_scores_are_kept_too(monkeypatch, device):
+    """In training, MLX has a fused attention, which does not keep them, only on CUDA in 16 bits."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device))
+    needs = []
+    for layers in (4, 8):
+        model = with_lora(tiny_llama(layers=layers))
+        needs.append((_step_memory(model, 700), 700 * layer_sizes(model).needed(Keep.ALL, 700)))
+    measured, estimated = (more - fewer for fewer, more in zip(*needs, strict=True))
+    assert measured > 4 * 4 * 4 * 700**2, "the scores of four heads in four more layers"
+    assert 0.8 * measured <= estimated <= 1.5 * measured
+
+
+def _step_memory(model, tokens):
+    """Return the peak memory of a plain gradient of one row, in bytes."""
+    row = mx.zeros((1, tokens), mx.int32)
+    gradient = nn.value_and_grad(model, lambda: model(row).sum())
+    mx.eval(gradient())
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(gradient())
+    return mx.get_peak_memory() - before
 
 
 def with_room(monkeypatch, model, room):
