@@ -119,6 +119,7 @@ class Session:
         self.resolved, self.model, self.tokenizer, self.rows = resolved, model, tokenizer, rows
         self.stream, self.number = stream, 0
         self.sees = False
+        self._planned: tuple[tuple[str, int, bool], Plan] | None = None  # the latest plan, which is asked for often
         self.ranks = ranks or Ranks()
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
@@ -206,16 +207,20 @@ class Session:
 
     def plan(self, split: str, epoch: int = 0) -> Plan:
         """Return how the rows of a split are grouped into the batches of an epoch."""
-        settings, lengths = self.resolved.settings, self.lengths(split)
-        return plan_epoch(
-            in_one_row(lengths) if self.plans_packed else lengths,
-            batch_size=settings.batch_size,
-            token_budget=settings.token_budget,
-            epoch=epoch + self.number,
-            seed=settings.seed,
-            shuffle=split == "train" and not (self.stream and self.stream.in_order),
-            multiple=self.multiple,
-        )
+        asked = (split, epoch + self.number, self.plans_packed)
+        if self._planned is None or self._planned[0] != asked:
+            settings, lengths = self.resolved.settings, self.lengths(split)
+            plan = plan_epoch(
+                in_one_row(lengths) if self.plans_packed else lengths,
+                batch_size=settings.batch_size,
+                token_budget=settings.token_budget,
+                epoch=epoch + self.number,
+                seed=settings.seed,
+                shuffle=split == "train" and not (self.stream and self.stream.in_order),
+                multiple=self.multiple,
+            )
+            self._planned = asked, plan
+        return self._planned[1]
 
     def lengths(self, split: str) -> Lengths:
         """Return the lengths of a split's rows."""
