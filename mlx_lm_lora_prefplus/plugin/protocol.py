@@ -38,7 +38,7 @@ class Pictures(NamedTuple):
 
 class Packed(NamedTuple):
     """The examples of a batch in one row each: the prompt, then its completions one after another. A completion follows
-    its prompt in position and attention, and does not see the other completions.
+    its prompt in position and attention, and does not see the other completions. Those of `Batch.mismatched` come last.
 
     The last token of a completion predicts nothing, so it is left out.
 
@@ -46,7 +46,7 @@ class Packed(NamedTuple):
     positions: (examples, width) int32, the position of each token in its sequence, prompt + completion.
     branches: (examples, width) int32, 0 for prompt tokens, k + 1 for tokens of completion k, −1 for padding.
     places: (positions,) int32, for each entry of `Batch.scored` the index into the flattened `tokens` of the token that
-        predicts it. It is the size of `tokens` where the entry is padding.
+        predicts it. It is the size of `tokens` where the entry is padding. The entries of `Batch.mismatched` follow.
     """
 
     tokens: mx.array

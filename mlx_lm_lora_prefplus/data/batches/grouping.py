@@ -33,6 +33,11 @@ def known_lengths(batch: Batch) -> KnownLengths | None:
         return None
 
 
+def parts_of(batch: Batch) -> list[Batch]:
+    """Return the batch, followed by `Batch.mismatched` if there is one."""
+    return [batch] if batch.mismatched is None else [batch, batch.mismatched]
+
+
 def groups(lengths: np.ndarray, call_tokens: float) -> list[np.ndarray]:
     """Divide rows into groups, each padded to its longest row, at the lowest total cost.
 

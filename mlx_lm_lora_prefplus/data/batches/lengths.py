@@ -130,3 +130,9 @@ class Mismatched:
         self.partner = np.empty(rows, np.int64)
         self.partner[cycle] = np.roll(cycle, -1)
         self.room = (lengths.prompt + lengths.completion).max() - lengths.prompt
+
+    def joined(self, lengths: Lengths) -> Lengths:
+        """Return the lengths of the rows with these completions as well."""
+        other = np.minimum(lengths.completion[self.partner], self.room)
+        longest = np.maximum(lengths.completion, other)
+        return Lengths(lengths.prompt, longest, lengths.total + other, lengths.count + 1)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...plugin.protocol import Batch, Packed
-from .grouping import read_lengths
+from .grouping import parts_of, read_lengths
 from .lengths import Lengths
 from .plan import widths
 
@@ -20,15 +20,16 @@ STEPS = 16
 
 
 def pack(batch: Batch, attended: float | None = None) -> Packed | None:
-    """Return the examples of a batch in one row each. Return None for batches with pictures or completions of other
-    rows, and where it would not be cheaper. attended: see `packed_width`.
+    """Return the examples of a batch in one row each. Return None for batches with pictures, and where it would not be
+    cheaper. The completions of `Batch.mismatched` follow the own ones. attended: see `packed_width`.
     """
-    if batch.mismatched is not None or batch.pictures is not None:
+    if batch.pictures is not None:
         return None
-    lengths = read_lengths(batch)
-    examples = len(lengths.prompts)
-    prompt_lengths, completion_lengths = lengths.prompts, lengths.completions.reshape(-1, examples)
-    apart = batch.prompts.shape[1], batch.completions.shape[1]
+    parts = parts_of(batch)
+    lengths = [read_lengths(part) for part in parts]
+    prompt_lengths, examples = lengths[0].prompts, len(lengths[0].prompts)
+    completion_lengths = np.concatenate([known.completions for known in lengths]).reshape(-1, examples)
+    apart = batch.prompts.shape[1], max(part.completions.shape[1] for part in parts)
     width = packed_width(prompt_lengths, completion_lengths, apart, attended)
     if width is None:
         return None
@@ -37,20 +38,25 @@ def pack(batch: Batch, attended: float | None = None) -> Packed | None:
     starts = ends - used
     tokens, positions = np.zeros((2, examples, width), np.int32)
     branches = np.full((examples, width), -1, np.int32)
-    prompts, completions = np.array(batch.prompts), np.array(batch.completions)
+    prompts = np.array(batch.prompts)
+    completions = [completion for part in parts for completion in np.array(part.completions)]
     for i, prompt in enumerate(prompt_lengths.tolist()):
         tokens[i, :prompt], branches[i, :prompt] = prompts[i, :prompt], 0
         positions[i, :prompt] = np.arange(prompt)
         for k, (start, end) in enumerate(zip(starts[:, i].tolist(), ends[:, i].tolist(), strict=True)):
-            tokens[i, start:end] = completions[k * examples + i, : end - start]
+            tokens[i, start:end] = completions[k * examples + i][: end - start]
             positions[i, start:end] = prompt + np.arange(end - start)
             branches[i, start:end] = k + 1
-    scored = np.array(batch.scored)
-    row, place = np.divmod(np.minimum(scored, completions.size - 1), completions.shape[1])
-    example = row % examples
-    before = np.where(place == 0, prompt_lengths[example], starts.reshape(-1)[row] + place) - 1
-    places = np.where(scored < completions.size, example * width + before, tokens.size)
-    return Packed(*map(mx.array, (tokens, positions, branches, places.astype(np.int32))))
+    places, first = [], 0
+    for part in parts:
+        rows, size = part.completions.shape
+        scored = np.array(part.scored)
+        row, place = np.divmod(np.minimum(scored, rows * size - 1), size)
+        example = row % examples
+        before = np.where(place == 0, prompt_lengths[example], starts.reshape(-1)[first + row] + place) - 1
+        places.append(np.where(scored < rows * size, example * width + before, tokens.size))
+        first += rows
+    return Packed(*map(mx.array, (tokens, positions, branches, np.concatenate(places).astype(np.int32))))
 
 
 def packed_width(
@@ -89,7 +95,13 @@ def with_packed(batch: Batch, attended: float | None = None) -> Batch:
     packed = pack(batch, attended)
     if packed is None:
         return batch
-    width = 1 << (int(max(batch.tokens.shape[1], batch.prompts.shape[1], batch.completions.shape[1])) - 1).bit_length()
+    longest = max(int(max(one.tokens.shape[1], one.prompts.shape[1])) for one in parts_of(batch))
+    batch, *others = (_padded(part, 1 << (longest - 1).bit_length()) for part in parts_of(batch))
+    return batch._replace(mismatched=others[0] if others else None, packed=packed)
+
+
+def _padded(batch: Batch, width: int) -> Batch:
+    """Return a batch whose token arrays have this width."""
     padded = lambda array: mx.pad(array, [(0, 0), (0, width - array.shape[1])])  # noqa: E731
     scored, own = np.array(batch.scored), batch.completions.shape[1]
     end = batch.completions.shape[0] * width
@@ -100,5 +112,4 @@ def with_packed(batch: Batch, attended: float | None = None) -> Batch:
         completions=padded(batch.completions),
         scored=mx.array(scored.astype(np.int32)),
         loss_mask=None if batch.loss_mask is None else padded(batch.loss_mask),
-        packed=packed,
     )

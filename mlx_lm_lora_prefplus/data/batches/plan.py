@@ -7,7 +7,7 @@ import numpy as np
 
 from .lengths import Lengths
 
-ORDER = 2
+ORDER = 3
 """Version of the plan. Increase it if the same settings and rows give other batches than before."""
 
 HALVINGS = 6

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...data.batches.grouping import groups, read_lengths
+from ...data.batches.grouping import groups, parts_of, read_lengths
 from ...data.batches.packing import packed_width
 from ...data.batches.plan import widths
 from ...plugin import Batch, Scorer
@@ -21,8 +21,9 @@ def shares_prompts(policy: Scorer) -> bool:
 
 def tokens_of(policy: Scorer, batch: Batch, multiple: int = 1) -> int:
     """Return the number of tokens that the layers compute for a batch. multiple: see `computed_tokens`."""
-    lengths = read_lengths(batch)
-    return computed_tokens(policy, lengths.prompts, lengths.completions.reshape(-1, len(lengths.prompts)), multiple)
+    lengths = [read_lengths(part) for part in parts_of(batch)]
+    prompts, completions = lengths[0].prompts, np.concatenate([known.completions for known in lengths])
+    return computed_tokens(policy, prompts, completions.reshape(-1, len(prompts)), multiple)
 
 
 def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray, multiple: int = 1) -> int:

@@ -109,4 +109,6 @@ class PackedPolicy(SharedPrefixPolicy):
         caches = prompt_caches(self.model, lambda: PackedCache(packed))
         with rotated_by_token(self.model):
             hidden = self.halves.hidden(packed.tokens, caches, place_of_packed(batch, packed))
-        return [take(hidden.reshape(-1, hidden.shape[-1]), packed.places)]
+        states = take(hidden.reshape(-1, hidden.shape[-1]), packed.places)
+        own = batch.scored.size
+        return [states[:own]] if batch.mismatched is None else [states[:own], states[own:]]

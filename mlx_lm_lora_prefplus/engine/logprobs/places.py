@@ -38,11 +38,14 @@ def place_of_completions(batch: Batch) -> Place | None:
 
 
 def place_of_packed(batch: Batch, packed: Packed) -> Place | None:
-    """Return the place of packed rows. Each prompt token counts once for every non-empty completion of its prompt."""
+    """Return the place of packed rows. Each prompt token counts once for every non-empty completion of its prompt, and
+    completions of other rows do not count.
+    """
     if current() is None:
         return None
-    copies = _filled(batch).sum(axis=0)[:, None]
-    weights = mx.where(packed.branches == 0, copies, packed.branches > 0)
+    filled = _filled(batch)
+    own = (packed.branches > 0) & (packed.branches <= len(filled))
+    weights = mx.where(packed.branches == 0, filled.sum(axis=0)[:, None], own)
     return Place(weights.astype(mx.float32), mx.arange(packed.tokens.shape[0]))
 
 

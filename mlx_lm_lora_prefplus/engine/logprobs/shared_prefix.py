@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths, read_lengths
+from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths, parts_of, read_lengths
 from ...plugin.protocol import Batch, Scores
 from ..memory.recompute import Keep, recomputing
 from ..model.dropout import active_dropouts, dropout_with
@@ -91,7 +91,7 @@ class HeadPolicy:
         """Return the (positions, hidden) states that predict the tokens at `Batch.scored`. If there is a
         `Batch.mismatched`, its states follow as a second array.
         """
-        parts = _parts(batch)
+        parts = parts_of(batch)
         if self.call_tokens is not None and known_lengths(batch):
             return self._in_groups(parts, list(map(read_lengths, parts)), self.call_tokens)
         states = self._at_once(parts)
@@ -193,7 +193,7 @@ class PairwisePrefixPolicy(SharedPrefixPolicy):
     """Computes each prompt once, without padding and one example at a time. Models with recurrent layers need this."""
 
     def _states(self, batch: Batch) -> list[mx.array]:
-        parts, cost = _parts(batch), np.inf if self.call_tokens is None else self.call_tokens
+        parts, cost = parts_of(batch), np.inf if self.call_tokens is None else self.call_tokens
         return self._in_groups(parts, list(map(read_lengths, parts)), cost)
 
     def _prompt_groups(self, prompts: np.ndarray, call_tokens: float) -> list[np.ndarray]:
@@ -203,11 +203,6 @@ class PairwisePrefixPolicy(SharedPrefixPolicy):
         of_examples = np.arange(len(lengths.completions)).reshape(-1, len(lengths.prompts)).T
         filled = [rows[lengths.completions[rows] > 0] for rows in of_examples]
         return [group for rows in filled for group in groups_within(rows, lengths.completions, call_tokens)]
-
-
-def _parts(batch: Batch) -> list[Batch]:
-    """Return the batch, followed by `Batch.mismatched` if there is one."""
-    return [batch] if batch.mismatched is None else [batch, batch.mismatched]
 
 
 def _at_scored(batch: Batch, row_groups: list[np.ndarray], states: list[mx.array], first: np.ndarray) -> mx.array:

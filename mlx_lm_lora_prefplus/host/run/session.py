@@ -16,7 +16,7 @@ from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ...data import Split, prepare
 from ...data.batches.collate import pictures_of, planned_batches
-from ...data.batches.lengths import Lengths, lengths_of
+from ...data.batches.lengths import Lengths, Mismatched, lengths_of
 from ...data.batches.packing import in_one_row
 from ...data.batches.plan import COMPILED_MULTIPLE, Plan, plan_epoch
 from ...data.sources.pictures import open_picture
@@ -125,7 +125,7 @@ class Session:
         check_vocabulary(model, tokenizer, rows.values())
         _check_columns(resolved, rows)
         self.kind = resolved.kind
-        self._may_pack = call_tokens() is None and not self.mismatched and not self._has_pictures
+        self._may_pack = call_tokens() is None and not self._has_pictures
         memory = self._choose_memory()
         packed = self._choose_memory(packed=True) if self._may_pack else memory
         self._may_pack &= packed.keep is memory.keep  # to need less memory matters more
@@ -223,8 +223,9 @@ class Session:
         return self._planned[1]
 
     def lengths(self, split: str) -> Lengths:
-        """Return the lengths of a split's rows."""
-        return lengths_of(self.rows[split])
+        """Return the lengths of a split's rows, with the completions of other rows if batches contain them."""
+        lengths = lengths_of(self.rows[split])
+        return Mismatched(lengths).joined(lengths) if self.mismatched else lengths
 
     @property
     def mismatched(self) -> bool:
@@ -233,7 +234,7 @@ class Session:
 
     def completions(self, split: str) -> int:
         """Return the largest number of log-probs per row of a split: completions, including those of other rows."""
-        return int(self.lengths(split).count.max()) + self.mismatched
+        return int(self.lengths(split).count.max())
 
     def token_weights(self, batch: Batch) -> mx.array | None:
         """Return the function that weights completion tokens in the reference's sums; None: all weights are 1."""

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
-from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
+from mlx_lm_lora_prefplus.data.batches.grouping import parts_of
+from mlx_lm_lora_prefplus.data.batches.lengths import Mismatched, lengths_of
 from mlx_lm_lora_prefplus.data.batches.packing import in_one_row, pack, packed_width, with_packed
 from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
 from tests.conftest import iterate_batches, random_rows
@@ -28,35 +29,43 @@ def test_a_pair_in_one_row():
 
 
 @given(
-    kind=st.sampled_from(["paired", "unpaired", "ranked"]),
-    count=st.integers(1, 9),
+    kind=st.sampled_from(["paired", "unpaired", "with completions of other rows", "ranked"]),
+    count=st.integers(2, 9),
     multiple=st.sampled_from([1, 32]),
     longest=st.integers(1, 20),
     widened=st.booleans(),
 )
 def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multiple, longest, widened):
-    rows = list(token_rows(kind, count, longest))
-    batch = collate(rows, np.arange(count), multiple)
+    mismatched = kind == "with completions of other rows"
+    rows = list(token_rows("unpaired" if mismatched else kind, count, longest))
+    (batch,) = iterate_batches(rows, batch_size=count, shuffle=False, multiple=multiple, mismatched=mismatched)
     if widened:
         batch = with_packed(batch)
     packed = batch.packed or pack(batch)
     flat = lambda array: np.array(array).reshape(-1)  # noqa: E731
     tokens, positions, branches = map(flat, packed[:3])
-    found = 0
-    for place, scored in zip(packed.places.tolist(), batch.scored.tolist(), strict=True):
-        if scored == batch.completions.size:
-            assert place == tokens.size
-            continue
-        row, column = divmod(scored, batch.completions.shape[1])
-        assert place // packed.tokens.shape[1] == row % count, "in the row of its example"
-        prompt = int(batch.prompt_lengths[row])
-        whole = np.array(batch.tokens[row])
-        assert tokens[place] == whole[prompt + column - 1] and positions[place] == prompt + column - 1
-        assert branches[place] == (row // count + 1 if column else 0)
-        found += 1
-    assert found == int((batch.lengths - batch.prompt_lengths).sum())
+    places, first = packed.places.tolist(), 0
+    for part in parts_of(batch):
+        found = 0
+        for scored in part.scored.tolist():
+            place = places.pop(0)
+            if scored == part.completions.size:
+                assert place == tokens.size
+                continue
+            row, column = divmod(scored, part.completions.shape[1])
+            assert place // packed.tokens.shape[1] == row % count, "in the row of its example"
+            prompt = int(part.prompt_lengths[row])
+            whole = np.array(part.tokens[row])
+            assert tokens[place] == whole[prompt + column - 1] and positions[place] == prompt + column - 1
+            assert branches[place] == (first + row // count + 1 if column else 0)
+            found += 1
+        assert found == int((part.lengths - part.prompt_lengths).sum())
+        first += len(part.lengths) // count
+    assert not places
     if kind != "ranked":  # of lists, single lengths are not known
-        assert in_one_row(lengths_of(rows)).prompt.max() == packed.tokens.shape[1]
+        lengths = lengths_of(rows)
+        lengths = Mismatched(lengths).joined(lengths) if mismatched else lengths
+        assert in_one_row(lengths).prompt.max() == packed.tokens.shape[1]
 
 
 def test_rows_that_are_cheaper_apart_are_not_packed():
@@ -71,10 +80,11 @@ def test_rows_that_are_cheaper_apart_are_not_packed():
     assert pack(collate([PAIR], np.arange(1)), 6 * 1024) is None, "five tokens would be padded to 16"
 
 
-def test_completions_of_other_rows_are_not_packed():
-    rows = [{"prompt": [1] * 90, "completion": [2] * 40, "label": 1.0}] * 2
-    (batch,) = iterate_batches(rows, batch_size=2, shuffle=False, mismatched=True)
-    assert pack(batch) is None and with_packed(batch).packed is None
+def test_completions_of_other_rows_count_where_the_batch_decides():
+    rows = [{"prompt": [1] * 100, "completion": [2] * 40, "label": 1.0}] * 2
+    (batch,) = iterate_batches(rows, batch_size=2, shuffle=False, multiple=32, mismatched=True)
+    assert pack(batch, 6 * 1024).tokens.shape == (2, 192)
+    assert pack(batch._replace(mismatched=None), 6 * 1024).tokens.shape == (2, 144)
 
 
 def test_few_shapes():

@@ -98,7 +98,7 @@ def test_loss_and_gradient_are_those_of_plain_forwards(name):
 
 
 @pytest.mark.usefixtures("compiling")
-@pytest.mark.parametrize("name", ["head", "prefix"])
+@pytest.mark.parametrize("name", ["head", "prefix", "packed"])
 def test_compiled_and_with_all_weights_trained(name):
     model = tiny_llama().train()
     policy, batch = WAYS[name][0](split_model(model)), kto_batch(multiple=8)
@@ -145,7 +145,7 @@ def test_they_add_a_forward_after_the_prompt_and_no_backward(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["head", "prefix", "pair by pair", "pieces"])
+@pytest.mark.parametrize("name", ["head", "prefix", "packed", "pair by pair", "pieces"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_their_reference_comes_in_the_step(name, compiled):
     if compiled and name in ("pair by pair", "pieces"):

@@ -2,12 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from mlx_lm_lora_prefplus.data.batches import packing
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
 from mlx_lm_lora_prefplus.data.batches.packing import pack
-from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
+from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens, tokens_of
 from mlx_lm_lora_prefplus.engine.memory.activations import MemoryChoice
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.probe import select
@@ -50,20 +51,25 @@ def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
     assert "batch_size has no effect if token_budget is set" in out
 
 
-def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch, request):
-    """As on a GPU, but not compiled. The losses before the first update are those of rows that are not packed."""
-    apart = go(adapter_path="apart", steps_per_eval=1, iters=1)[1]
+@pytest.mark.parametrize("mode", ["dpo", "kto"])
+def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch, request, mode):
+    """As on a GPU, but not compiled. The losses before the first update are those of rows that are not packed. In KTO
+    the completions of other rows are in the row too.
+    """
+    apart = go(train_mode=mode, adapter_path="apart", steps_per_eval=1, iters=1)[1]
     request.getfixturevalue("packing_rows")
     monkeypatch.setattr(packing, "MULTIPLE", 1)  # rows of the test are short
-    out, packed = go(steps_per_eval=1, iters=1)
+    out, packed = go(train_mode=mode, steps_per_eval=1, iters=1)
     assert "in one row with its completions" in out and seen[1].packs and not seen[0].packs
     lengths = seen[1].lengths("train")
     whole = (lengths.prompt + lengths.total)[seen[1].plan("train").order]
     halves = sorted((whole[:4], whole[4:8]), key=max)
     assert max(halves[0]) <= min(halves[1]), "batches of similar rows"
     assert packed.val[0]["val_loss"] == pytest.approx(apart.val[0]["val_loss"], rel=1e-5)
-    go(train_mode="kto", adapter_path="kto", iters=1)
-    assert not seen[2].packs, "its completions of other rows are not packed"
+    batch = next(seen[1].batches("train"))
+    assert computed_tokens(seen[1].policy, lengths.prompt[ids := np.array(batch.ids)], lengths.completions(ids)) == (
+        tokens_of(seen[1].policy, batch)
+    ), "planned lengths are those of the batch"
 
 
 @pytest.mark.parametrize(
