@@ -14,7 +14,9 @@ import pytest
 from mlx_lm_lora_prefplus.engine.files.run_state import newest_state
 from mlx_lm_lora_prefplus.engine.train import loop
 from mlx_lm_lora_prefplus.errors import UserError
+from mlx_lm_lora_prefplus.host.config.command_line import settings_of
 from mlx_lm_lora_prefplus.host.run import references
+from mlx_lm_lora_prefplus.host.run.resume import find_state
 from mlx_lm_lora_prefplus.settings import Optimizer
 from tests.conftest import write_pairs
 
@@ -46,6 +48,19 @@ def stopped_after(iteration: int, go, monkeypatch, **changes) -> None:
 def test_nothing_there_starts_afresh_and_says_so(go):
     assert "Nothing to resume in adapters: starting from the beginning" in go(resume=True).out
     assert Path("adapters/state-0000006.safetensors").is_file()
+
+
+def test_resume_in_a_file_says_nothing_at_the_first_start(tmp_path, capsys):
+    """`new` and `rounds` write it, so that the same command goes on."""
+    (tmp_path / "run.yaml").write_text("train_mode: dpo\nresume: true\n")
+    for words, said in (((), False), (("--resume",), True)):
+        resolved = settings_of([str(tmp_path / "run.yaml"), *words])
+        assert find_state(resolved, tmp_path / "adapters/adapters.safetensors") is None
+        assert ("Nothing to resume" in capsys.readouterr().out) == said
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters/state-0000006.safetensors").write_bytes(b"damaged")
+    find_state(settings_of([str(tmp_path / "run.yaml")]), tmp_path / "adapters/adapters.safetensors")
+    assert "starting from the beginning" in capsys.readouterr().out
 
 
 def test_a_finished_run_changes_no_byte(go):

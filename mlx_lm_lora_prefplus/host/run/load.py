@@ -64,7 +64,7 @@ def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | 
         The session, its rows with the numbers of used and dropped rows, and the state from which the run continues.
     """
     settings = resolved.settings
-    state = find_state(settings, adapters_in(settings)) if settings.train else None
+    state = find_state(resolved, adapters_in(settings)) if settings.train else None
     return *load(resolved, state, Ranks()), state
 
 

@@ -12,27 +12,29 @@ from ...engine.files.run_state import RunState, newest_state
 from ...engine.train.snapshot import check_saved
 from ...errors import UserError
 from ...settings import DataSettings, Effect, RunSettings, keys_with
+from ..config.resolve import COMMAND_LINE, Resolved
 from ..console import print_info, print_warning
 from ..output.previous import move_warning, previous_of
 from .references import ReferencePass
 from .session import Session
 
 
-def find_state(settings: RunSettings, adapter_file: Path) -> RunState | None:
+def find_state(resolved: Resolved, adapter_file: Path) -> RunState | None:
     """Return the newest intact state in the folder of the adapter file; None if there is none or `resume` is not set.
 
-    Print what was found, and which files of earlier runs will be moved.
+    Print what was found, and which files of earlier runs will be moved. That there is no state is printed only if
+    `resume` was typed: in a config file it also serves the first start.
     """
-    folder, state = adapter_file.parent, None
+    settings, folder, state = resolved.settings, adapter_file.parent, None
     if settings.resume:
         state, damaged = newest_state(folder)
         for sentence in damaged:
             print_warning(f"{sentence}. Trying the state before it.")
-        if state is None:
-            print_info(f"Nothing to resume in {folder}: starting from the beginning.")
-        else:
+        if state is not None:
             check_saved(state)
             print_info(f"Resuming after iteration {state.iteration} of {state.values['iters']} ({folder})")
+        elif damaged or resolved.sources.get("resume") == COMMAND_LINE:
+            print_info(f"Nothing to resume in {folder}: starting from the beginning.")
     resumed = state is not None
     if previous := previous_of(settings, adapter_file, resumed=resumed):
         print_warning(move_warning(previous, settings, resumed=resumed))

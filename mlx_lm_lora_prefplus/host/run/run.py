@@ -69,7 +69,7 @@ def _run(resolved: Resolved, training_callback: Any, ranks: Ranks, log: RunLog) 
                 file = adapters_in(settings)
                 owner = stack.enter_context(owned(file.parent, print_warning))
                 check_writable(file)
-                state = find_state(settings, file)
+                state = find_state(resolved, file)
         _run_owned(resolved, training_callback, ranks, ranks.state_from_first(state), owner, log)
 
 

@@ -72,7 +72,7 @@ def train_model(
         owned(file.parent if ranks.first else None, print_warning) as owner,
     ):
         session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set), ranks)
-        state = find_state(session.resolved.settings, file)
+        state = find_state(session.resolved, file)
         planned = ReferencePass(session, reference_model)
         identity = fingerprint(session, planned)
         if state is not None:
