@@ -16,10 +16,9 @@ from ..host.config.resolve import COMMAND_LINE
 from ..host.output.fuse import gigabytes
 from ..plugin.installed import registry
 from ..plugin.protocol import RowKind
-from ..preview.fit import Target
+from ..preview.fit import Target, machine_memory
 from ..preview.report import Report, build_report
 from ..settings import DataSettings
-from ..storage.amounts import parse_bytes
 from ..storage.atomic import whole_file
 from .config import Plan, lines_of, text_of
 from .facts import DataFacts, ModelFacts, data_facts, model_facts
@@ -139,7 +138,7 @@ def _machine(questions: Questions) -> Machine:
         if reply in (here, "this"):
             return Machine(None, here)
         try:
-            return Machine(parse_bytes(reply), f"a Mac with {reply}")
+            return Machine(machine_memory(reply), f"a Mac with {reply}")
         except ValueError as error:
             raise UserError(f"machine: {error}, or this for the machine you are using.") from error
 

@@ -11,7 +11,7 @@ from ..printing import say, show
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 """Settings for typer: it passes flags that it does not know, such as `--batch-size`, to the host's argument parser."""
 
-SIZE = re.compile(r"\d+(\.\d+)?(MB|GB|TB)", re.IGNORECASE)
+SIZE = re.compile(r"-?\d+(\.\d+)?(MB|GB|TB)", re.IGNORECASE)
 """The optional value of `--fit`, such as 16GB. No training flag has a value of this form."""
 
 NUMBER = re.compile(r"\d+([.,]\d+)?\s*[a-z]*", re.IGNORECASE)
@@ -44,8 +44,7 @@ def check(
     """
     if fit and no_forecast:
         raise typer.BadParameter("--fit needs the forecast. Remove --no-forecast.")
-    from ..storage.amounts import parse_bytes
-    from .fit import Target
+    from .fit import Target, machine_memory
     from .render import render
     from .report import build_report
 
@@ -53,8 +52,11 @@ def check(
     words = [word for word in words if word not in sizes]
     for word in takewhile(lambda word: not word.startswith("-"), words if fit else []):
         if NUMBER.fullmatch(word):
-            raise typer.BadParameter(f"--fit: {word!r} is not a size. Give one such as 16GB or 512MB, or --fit alone.")
-    target = Target(parse_bytes(sizes[-1]) if sizes else None, say) if fit else None
+            raise typer.BadParameter(f"--fit: {word!r} is not a size. Give one such as 16GB, or --fit alone.")
+    try:
+        target = Target(machine_memory(sizes[-1]) if sizes else None, say) if fit else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--fit: {error}, or --fit alone for this machine.") from error
     report = build_report(words, measured=not no_forecast, fitted=target)
     show(report, lambda: render(report, everything), as_json)
     raise typer.Exit(0 if report["can_start"] else 1)

@@ -12,6 +12,7 @@ from ..engine.memory.advice import total_memory
 from ..host.run.references import ReferencePass
 from ..host.run.session import Session, read_rows
 from ..settings import DataSettings
+from ..storage.amounts import parse_bytes
 from .changes import Change, changes
 from .forecast import SAFE_SHARE, forecast, saved_by_4_bits
 
@@ -19,6 +20,9 @@ GIB = 2**30
 
 LARGE_MAC = 32 * GIB
 """Up to this memory size, Metal recommends using two thirds of a Mac's memory; above it, three quarters."""
+
+SMALLEST = 10**9
+"""Smallest memory of a machine, in bytes, for which changes are looked for."""
 
 WORTH = 0.03
 """A change is ignored if it lowers the peak memory by less than this share."""
@@ -47,6 +51,14 @@ class Target(NamedTuple):
 
     size: int | None
     say: Callable[[str], object]
+
+
+def machine_memory(text: str) -> int:
+    """Return the bytes of a machine's memory, such as 16GB. Raises ValueError, with a message for the user."""
+    size = parse_bytes(text.removeprefix("-"))
+    if text.startswith("-") or size < SMALLEST:
+        raise ValueError(f"{text.strip()!r} is no machine's memory. Give at least 1GB, such as 16GB")
+    return size
 
 
 def usable_memory(size: int | None) -> int:

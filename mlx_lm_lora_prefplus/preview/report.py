@@ -1,5 +1,6 @@
 """Build the report of `check`."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -32,6 +33,9 @@ they are known: mode, objective, reference, prompt_format, engine, trained, plan
 rows (see `sample_rows`), forecast (see `forecast`), fit (see `fit`).
 """
 
+OF_ROUNDS = ("rounds", "round_reference")
+"""Keys that only configs for the command `rounds` have."""
+
 TIGHT_SHARE = 0.85
 """Warn if a run needs more than this share of the memory."""
 
@@ -47,6 +51,11 @@ def build_report(arguments: Sequence[str], *, measured: bool = True, fitted: Tar
         with redirect_stdout(stderr):  # messages during loading do not belong in the report
             _fill_report(arguments, report, measured, fitted)
     except UserError as error:
+        if any(row["key"] in OF_ROUNDS for row in report["settings"]):
+            report["problems"].append(
+                "This is a config for rounds, and check reads the rows of a single training. To start it: "
+                f"mlx_lm_lora.prefplus rounds {shlex.join(arguments)}"
+            )
         report["problems"].append(str(error))
     report["can_start"] = not report["problems"]
     return report
@@ -70,7 +79,9 @@ def _fill_report(arguments: Sequence[str], report: Report, measured: bool, fitte
         forecast_ = report["forecast"] = forecast(session, planned, started, state.iteration if state else 0)
         _add_verdict(report, session.resolved, forecast_)
         if fitted:
-            report["fit"] = fit(session, forecast_, fitted)
+            found = report["fit"] = fit(session, forecast_, fitted)
+            if not found["fits"] and found["proposal"] is None:
+                report["problems"].append("--fit: no change of settings makes the run fit. Use a smaller model.")
 
 
 def _settings(resolved: Resolved) -> list[dict[str, Any]]:

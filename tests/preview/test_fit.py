@@ -15,6 +15,7 @@ from mlx_lm_lora_prefplus.host.run.load import open_run
 from mlx_lm_lora_prefplus.preview import fit as fitting
 from mlx_lm_lora_prefplus.preview import forecast as forecasting
 from mlx_lm_lora_prefplus.preview import measure as measuring
+from mlx_lm_lora_prefplus.preview import report as reporting
 from mlx_lm_lora_prefplus.preview.changes import changes
 from mlx_lm_lora_prefplus.preview.fit import Change, Cost, Target, fit, usable_memory
 from mlx_lm_lora_prefplus.preview.render import render
@@ -38,6 +39,12 @@ def test_weights_that_cannot_be_quantised_stay_as_they_are(session, monkeypatch)
 def test_a_size_without_its_unit_is_told(words):
     done = CliRunner().invoke(cli.app, ["check", "run.yaml", "--fit", *words], env={"COLUMNS": "200"})
     assert done.exit_code == 2 and "is not a size. Give one such as 16GB" in done.output
+
+
+@pytest.mark.parametrize("size", ["0GB", "-16GB", "900MB"])
+def test_a_size_that_no_machine_has_is_refused(size):
+    done = CliRunner().invoke(cli.app, ["check", "run.yaml", "--fit", size], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and f"'{size}' is no machine's memory. Give at least 1GB, such as 16GB" in done.output
 
 
 @pytest.mark.parametrize("name", ["8b.yaml", "8.yaml"])
@@ -151,6 +158,18 @@ def test_one_that_does_not_fit_after_all_is_not_proposed(made_up):
     found, _ = made_up(lambda values: (600, 100.0))
     assert found["proposal"] is None or not found["proposal"]["measured"]
     assert all(row["peak"] == 600 for row in found["tried"] if row["measured"])
+
+
+@pytest.mark.parametrize(("proposal", "code"), [(None, 1), ({"changes": {}}, 0)])
+def test_a_run_that_nothing_makes_fit_cannot_start(config, monkeypatch, proposal, code):
+    found = {"fits": False, "proposal": proposal}
+    monkeypatch.setattr(
+        reporting, "forecast", lambda *_: {"memory": {"fits": True, "peak": 1, "there": 9}, "fused": {}}
+    )
+    monkeypatch.setattr(reporting, "fit", lambda *_: found)
+    done = CliRunner().invoke(cli.app, ["check", config(), "--fit", "16GB", "--json"])
+    said = "no change of settings makes the run fit"
+    assert done.exit_code == code and (said in str(json.loads(done.stdout)["problems"])) == bool(code)
 
 
 def test_a_change_that_saves_nothing_is_no_part_of_a_proposal(made_up):

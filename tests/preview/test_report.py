@@ -83,6 +83,15 @@ def test_why_it_cannot_start(checked, changes, words):
     assert not report["can_start"] and words in report["problems"][0]
 
 
+def test_a_config_for_rounds_is_recognised(config, rows):
+    name = config(rounds=2)
+    for split in ("train", "valid"):
+        rows(split, {"prompt": "w1"})
+    first, second = build_report([name, "--seed", "2"], measured=False)["problems"]
+    assert first.startswith("This is a config for rounds")
+    assert first.endswith(": mlx_lm_lora.prefplus rounds run.yaml --seed 2") and "fit no format" in second
+
+
 def test_a_misspelt_mode_is_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (problem,) = build_report(["--train-mode", "dopo"])["problems"]
