@@ -43,13 +43,14 @@ A longer answer is not better for being longer.
 Which answer is better, A or B? Reply with one letter."""
 
 
-def function_judge(name: str) -> Judge:
-    """Load the function `module:function` or `file.py:function`. The module may be in the working directory.
+def function_judge(name: str, key: str = "--judge") -> Judge:
+    """Load the function `module:function` or `file.py:function`. The module may be in the working directory. key: the
+    flag or config key that named it, for messages.
 
     Raises:
         UserError: There is no such function.
     """
-    callback = load_function(name, "--judge")
+    callback = load_function(name, key)
 
     def judge(prompt: str, a: str, b: str) -> float:
         result: Any = callback(prompt, a, b)
@@ -59,7 +60,7 @@ def function_judge(name: str) -> Judge:
             value = math.nan
         if not 0 <= value <= 1:
             raise UserError(
-                f"--judge {name} returned {result!r}. Return 1 if the first answer is better, 0 if the second is, 0.5 "
+                f"{key} {name} returned {result!r}. Return 1 if the first answer is better, 0 if the second is, 0.5 "
                 "if neither."
             )
         return value
@@ -78,9 +79,9 @@ def model_judge(path: str) -> Judge:
     return lambda prompt, a, b: compare(prompt, [(a, b)])[0]
 
 
-def model_comparison(path: str) -> Compare:
-    """Load a local model that judges several pairs of answers at once; see `model_judge`."""
-    choice = Choice(path, "--judge-model", (("A",), ("B",)))
+def model_comparison(path: str, key: str = "--judge-model") -> Compare:
+    """Load a local model that judges several pairs of answers at once; see `model_judge` and `function_judge`."""
+    choice = Choice(path, key, (("A",), ("B",)))
 
     def compare(prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         differences = choice([QUESTION.format(prompt=prompt, a=a, b=b) for a, b in pairs])

@@ -74,24 +74,26 @@ def pairs(
     settings may also be in the config, under the key pairs. If the command was killed, the same command continues it.
     """
     from ..host.config.command_line import settings_of
+    from ..storage.journal import kept_when_interrupted
     from ..storage.owner import owned
     from .make import begin_anew, check_folder, make_pairs
     from .next_step import write_config
     from .policy import adapter_of
     from .prompts import refuse_pictures
     from .render import lines
+    from .scores.score import Scorers
     from .settings import settings_in
 
     with redirect_stdout(sys.stderr):
         resolved = settings_of(context.args, train_mode="dpo")
-        settings = settings_in(resolved, _given(context), "pairs")
+        scorers = Scorers(settings_in(resolved, _given(context), "pairs"))
         adapter = adapter_of(resolved, adapter_path)
         check_folder(output, "pairs")
         refuse_pictures(resolved.data, "pairs")
-        with owned(output, say, "--output"):
+        with owned(output, say, "--output"), kept_when_interrupted(output):
             if overwrite:
                 begin_anew(output)
-            summary = make_pairs(resolved, adapter, settings, output).summary
+            summary = make_pairs(resolved, adapter, scorers, output).summary
             command = write_config(resolved, output, adapter, "pairs")
     if as_json:
         print(json.dumps({**summary, "train": command}, indent=2, ensure_ascii=False))

@@ -30,6 +30,9 @@ from .settings import PairSettings
 from .summary import Summary, summarise
 
 ANSWERS, SUMMARY = "answers.jsonl", "summary.json"
+ANOTHER = {"pairs": "another --output, or --overwrite", "rounds": "another adapter_path"}
+"""Command → what to give in order to start again, for messages."""
+
 SAMPLING = ("num_generations", "seeds", "temperature", "top_p", "max_tokens", "generation_batch_size")
 """The settings that determine the answers."""
 
@@ -48,7 +51,7 @@ class Made:
 def make_pairs(
     resolved: Resolved,
     adapter: Path | None,
-    settings: PairSettings,
+    scorers: Scorers,
     folder: Path,
     *,
     command: str = "pairs",
@@ -56,13 +59,13 @@ def make_pairs(
 ) -> Made:
     """Sample answers to the prompts of a run's data, score them, and write the rows of each split into a folder.
 
-    adapter: folder or file of the policy's adapters; None for the model alone. command: name of the command, for
-        messages.
+    adapter: folder or file of the policy's adapters; None for the model alone. scorers: with the settings. command:
+        name of the command, for messages.
 
     Raises:
         UserError: Settings, data or model are invalid. Answers and scores from before the error are kept.
     """
-    scorers = Scorers(settings)
+    settings = scorers.settings
     model, tokenizer = load_policy(resolved, adapter)
     found = collect(resolved, tokenizer, settings.prompts, splits)
     say(f"{len(found.prompts)} prompts ({', '.join(found.formats)}), {settings.answers} answers each")
@@ -70,7 +73,7 @@ def make_pairs(
     del model
     gc.collect()
     mx.clear_cache()
-    scored = _scores(found, answers, scorers, settings, folder, command)
+    scored = _scores(found, answers, scorers, folder, command)
     every_pair = resolved.data.pairing == "all_pairs"
     sums = [totals(settings, scorers.names, one, some) for one, some in zip(scored, answers, strict=True)]
     rows = [
@@ -101,7 +104,7 @@ def _answers(
     prompts, size = found.prompts, chunk_size(settings)
     tokens = hashlib.sha256(json.dumps([[one.split, one.key, one.tokens] for one in prompts]).encode()).hexdigest()
     header = {**policy, "prompts": tokens[:16], **{key: getattr(settings, key) for key in SAMPLING}}
-    journal = Journal(folder / ANSWERS, header, command, len(prompts), size)
+    journal = Journal(folder / ANSWERS, header, command, ANOTHER[command], len(prompts), size)
     answers = [[Answer(*fields) for fields in line["answers"]] for line in journal.lines]
     with _bar("Sampling", len(prompts), len(answers)) as bar:
         for start in range(len(answers), len(prompts), size):
@@ -120,7 +123,6 @@ def _scores(
     found: Prompts,
     answers: list[list[Answer]],
     scorers: Scorers,
-    settings: PairSettings,
     folder: Path,
     command: str,
 ) -> list[dict[str, Any]]:
@@ -131,7 +133,8 @@ def _scores(
     given = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
     header = {"scorers": scorers.names, "digest": scorers.digest, "answers": given[:16]}
     name = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:8]
-    journal = Journal(folder / f"rewards-{name}.jsonl", header, command, len(answers))
+    file = folder / f"rewards-{name}.jsonl"
+    journal = Journal(file, header, command, ANOTHER[command], len(answers))
     scored = list(journal.lines)
     if len(scored) < len(answers):
         scorers.load()
@@ -185,13 +188,12 @@ def begin_anew(folder: Path) -> None:
 
 def check_folder(folder: Path, command: str) -> None:
     """Raise a UserError if a folder contains rows that `pairs` did not make."""
+    another = ANOTHER[command].partition(",")[0]
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{command}: {folder} is a file. Give --output the name of a folder.")
+        raise UserError(f"{command}: {folder} is a file. Give {another}.")
     others = [folder / f"{split}.jsonl" for split in SPLITS if (folder / f"{split}.jsonl").exists()]
     if others and not (folder / ANSWERS).is_file():
-        raise UserError(
-            f"{command}: {others[0]} was not made by this command and would be replaced. Give --output another folder."
-        )
+        raise UserError(f"{command}: {others[0]} was not made by this command and would be replaced. Give {another}.")
 
 
 def _bar(what: str, total: int, done: int) -> tqdm:

@@ -10,7 +10,8 @@ from ..errors import UserError
 from ..host import models
 from ..host.config.resolve import Resolved
 
-FLAG = "--adapter-path"
+FLAG, CONFIG_KEY = "--adapter-path", "resume_adapter_file"
+"""The names of the policy's adapters on the command line and in a config."""
 
 
 def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, Any]:
@@ -26,9 +27,10 @@ def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, An
     if adapter.is_dir():
         models.load_trained(model, str(adapter))
     else:
-        check_file(adapter, FLAG)
+        key = CONFIG_KEY if str(adapter) == settings.resume_adapter_file else FLAG
+        check_file(adapter, key)
         models.add_adapters(model, settings)
-        load_adapter_weights(model, adapter, FLAG)
+        load_adapter_weights(model, adapter, key)
     return model, tokenizer
 
 
@@ -39,13 +41,13 @@ def adapter_of(resolved: Resolved, given: Path | None) -> Path | None:
     Raises:
         UserError: There are no adapters at this path.
     """
-    path = given or (Path(resolved.settings.resume_adapter_file) if resolved.settings.resume_adapter_file else None)
+    path = given or resolved.settings.resume_adapter_file
     if path is None:
         return None
-    path = path.expanduser()
+    path, key = Path(path).expanduser(), FLAG if given else CONFIG_KEY
     if not path.exists():
         raise UserError(
-            f"{FLAG}: {path} does not exist. Give the adapter folder of a finished run, or remove {FLAG} to sample "
+            f"{key}: {path} does not exist. Give the adapter folder of a finished run, or remove {key} to sample "
             "from the model without adapters."
         )
     return path

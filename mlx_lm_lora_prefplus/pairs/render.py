@@ -48,7 +48,7 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
     if answers["different"] <= answers["n"] / 2:
         yield (
             f"only {answers['different']:,} of {answers['n']:,} answers differ from other answers to the same prompt. "
-            "Raise --temperature or --top-p."
+            "Raise temperature or top_p."
         )
     if not sum(pairs["usable"].values()):
         yield "no prompt gives a pair, so there is nothing to train on. The reasons are listed above."
@@ -58,14 +58,14 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
     if length["better_cut_off"] > MANY_CUT_OFF:
         yield (
             f"{length['better_cut_off']:.0%} of the better answers were cut off at max_tokens. Training on them "
-            "teaches the model not to end its answers. Raise --max-tokens, or set --missing-eos-penalty."
+            "teaches the model not to end its answers. Raise max_tokens, or set missing_eos_penalty."
         )
     side = against(length["better_is_longer"], 0.5)
     if side:
         yield (
             f"the better answer is mostly the {'longer' if side > 0 else 'shorter'} one "
             f"({percent(length['better_is_longer'])}), so training also changes the length. To avoid that, add "
-            "--reward length:MIN-MAX, or train with a loss that corrects for length: simpo, or dpo with r_dpo or "
+            "the reward length:MIN-MAX, or train with a loss that corrects for length: simpo, or dpo with r_dpo or "
             "ld_alpha."
         )
 

@@ -101,15 +101,15 @@ def _conflicts(settings: PairSettings) -> Any:
         yield f"seeds: {settings.seeds} repeats a seed, which gives the same answers again. Name each seed once."
     if settings.scorers == 0:
         yield (
-            "nothing scores the answers. Give one or several of --reward (FILE.py:FUNCTION, MODULE:FUNCTION, "
-            "length:MIN-MAX, regex:PATTERN, json, command:PROGRAM), --reward-model FOLDER, --judge MODULE:FUNCTION or "
-            "--judge-model FOLDER."
+            "nothing scores the answers. Give one or several of reward (FILE.py:FUNCTION, MODULE:FUNCTION, "
+            "length:MIN-MAX, regex:PATTERN, json, command:PROGRAM), reward_model (FOLDER), judge (MODULE:FUNCTION) or "
+            "judge_model (FOLDER): as flags of the command pairs, or as keys under pairs in the config."
         )
     if settings.judge is not None and settings.judge_model is not None:
         yield "judge and judge_model cannot be combined. Give one of them."
     weights = settings.reward_weights
     if weights is not None and len(weights) != settings.scorers:
         yield (
-            f"reward_weights: {len(weights)} weights for {settings.scorers} scores. Give one for each: of --reward in "
-            "their order, then --reward-model, then the judge."
+            f"reward_weights: {len(weights)} weights for {settings.scorers} scores. Give one for each: of reward in "
+            "their order, then reward_model, then the judge."
         )

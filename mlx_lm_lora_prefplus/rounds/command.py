@@ -28,18 +28,20 @@ def rounds(
     """
     from ..host.config.command_line import settings_of
     from ..pairs.prompts import refuse_pictures
+    from ..pairs.scores.score import Scorers
     from ..pairs.settings import settings_in
     from ..report.rounds import HEADS, ROUNDS, lines, verdict_of
+    from ..storage.journal import kept_when_interrupted
     from ..storage.owner import owned
     from .run import plan_of, run_rounds
 
     resolved = settings_of(context.args, train_mode="dpo", train=True)
-    settings = settings_in(resolved, {}, "rounds")
     plan = plan_of(resolved, rounds, round_reference)
+    scorers = Scorers(settings_in(resolved, {}, "rounds"))
     refuse_pictures(resolved.data, "rounds")
     folder = Path(resolved.settings.adapter_path)
-    with owned(folder, say):
-        run_rounds(resolved, settings, plan)
+    with owned(folder, say), kept_when_interrupted(folder):
+        run_rounds(resolved, scorers, plan)
     record = json.loads((folder / ROUNDS).read_text(encoding="utf-8"))
     table = [list(HEADS), *lines(record)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from ..pairs.make import Made, check_folder, make_pairs
 from ..pairs.next_step import CONFIG, given_values, write_config
 from ..pairs.policy import adapter_of
 from ..pairs.prompts import SPLITS
-from ..pairs.settings import PairSettings
+from ..pairs.render import lines
+from ..pairs.scores.score import Scorers
 from ..printing import say
 from ..report.results import intervals
 from ..report.rounds import ROUNDS, Record, score_text
@@ -80,25 +82,25 @@ def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
     return Plan(count, which)
 
 
-def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan) -> Record:
+def run_rounds(resolved: Resolved, scorers: Scorers, plan: Plan) -> Record:
     """Run the remaining rounds, and put the adapters of the last one into the adapter folder.
 
     Raises:
         UserError: Settings, data or model are invalid. Results so far are kept.
     """
     folder = Path(resolved.settings.adapter_path)
-    record = _begin(folder, resolved, settings, plan)
     policy = adapter_of(resolved, None)
+    record = _begin(folder, resolved, scorers, plan)
     for number in range(1, plan.rounds + 1):
         here = folder / f"round-{number}"
         if number > len(record["rounds"]):
             say(f"\nRound {number} of {plan.rounds}: sampling and scoring")
-            made = _make(resolved, policy, settings, here / "pairs", number, SPLITS)
-            held_out = _held_out(made)
-            _keep_scores(record, held_out, made, number - 1)
+            made = _make(resolved, policy, scorers, here / "pairs", number, SPLITS)
+            for line in lines(made.summary):
+                say(line)
+            _keep_scores(folder, record, _held_out(made), made, number - 1)
             if not made.summary["pairs"]["usable"].get("train"):
-                reasons = "; ".join(f"{rows} prompts: {why}" for why, rows in made.summary["pairs"]["refused"].items())
-                say(f"Round {number}: no prompt gives a pair ({reasons}). The rounds end here.")
+                say(f"Round {number}: no training prompt gives a pair. The rounds end here.")
                 break
             say(f"Round {number} of {plan.rounds}: training on {made.summary['pairs']['usable']['train']} prompts")
             _train(resolved, policy, here, plan)
@@ -111,26 +113,24 @@ def run_rounds(resolved: Resolved, settings: PairSettings, plan: Plan) -> Record
     if done and len(record["scores"]) <= done:
         say(f"\nAfter round {done}: sampling and scoring")
         split = record["held_out"]
-        made = _make(resolved, policy, settings, folder / "after" / f"round-{done}", done + 1, (split,))
-        _keep_scores(record, split, made, done)
+        made = _make(resolved, policy, scorers, folder / "after" / f"round-{done}", done + 1, (split,))
+        _keep_scores(folder, record, split, made, done)
     if policy is not None and done:
         _copy(folder / f"round-{done}", folder)
-    _write(folder, record)
     return record
 
 
-def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan) -> Record:
+def _begin(folder: Path, resolved: Resolved, scorers: Scorers, plan: Plan) -> Record:
     """Read the results that a killed command left. Raise a UserError if it had other settings."""
-    about = json.loads(
-        json.dumps({"reference": plan.reference, "pairs": settings.model_dump(), "training": _training(resolved)})
-    )
+    of_pairs = {"pairs": scorers.settings.model_dump(), "scorers": scorers.digest}
+    about = json.loads(json.dumps({"reference": plan.reference, **of_pairs, "training": _training(resolved)}))
     file = folder / ROUNDS
     try:
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except ValueError as error:
         raise UserError(f"rounds: {file} is damaged ({error}). Remove it, or give another adapter_path.") from error
-    if record is not None and record["about"] != about and not (folder / "round-1").exists():
-        record = None  # nothing was sampled with the other settings
+    if record is not None and record["about"] != about and not record["scores"]:
+        record = None  # nothing was scored with the other settings
     if record is None:
         if (folder / ADAPTERS).exists():
             raise UserError(
@@ -141,17 +141,15 @@ def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan)
         record = {"about": about, "held_out": None, "scores": [], "rounds": []}
         _write(folder, record)
         return record
-    if record["about"] != about:
-        changed = [
-            f"{key} was {before.get(key)!r:.80} and is {now.get(key)!r:.80}"
-            for before, now in _sections(record["about"], about)
-            for key in {**before, **now}
-            if before.get(key) != now.get(key)
-        ]
-        raise UserError(
-            f"rounds: the rounds in {folder} have other settings: {'; '.join(changed)}. Restore them to continue, or "
-            "give another adapter_path."
-        )
+    if changed := _changes(record["about"], about):
+        if resolved.settings.resume != "force":
+            raise UserError(
+                f"rounds: the rounds in {folder} have other settings: {'; '.join(changed)}. Restore them to continue, "
+                "give another adapter_path, or continue anyway with resume: force."
+            )
+        for change in changed:
+            say(f"[WARNING] resume: force continues although {change}.")
+        record["about"] = about
     if len(record["rounds"]) > plan.rounds:
         raise UserError(
             f"rounds: {folder} already contains {len(record['rounds'])} rounds, more than {plan.rounds}. Give at least "
@@ -160,9 +158,18 @@ def _begin(folder: Path, resolved: Resolved, settings: PairSettings, plan: Plan)
     return record
 
 
-def _sections(before: Any, now: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _changes(before: Any, now: Any) -> list[str]:
+    """Describe how the settings, and the files behind the scorers, differ from those of the rounds so far."""
     whole = ({"reference": before["reference"]}, {"reference": now["reference"]})
-    return [whole, *((before[name], now[name]) for name in ("pairs", "training"))]
+    changed = [
+        f"{key} was {old.get(key)!r:.80} and is {new.get(key)!r:.80}"
+        for old, new in (whole, *((before[name], now[name]) for name in ("pairs", "training")))
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+    scorers = before.get("scorers", {})
+    other = [name for name, digest in now["scorers"].items() if scorers.get(name, digest) != digest]
+    return changed + [f"the content of {name} was changed" for name in other]
 
 
 def _training(resolved: Resolved) -> dict[str, Any]:
@@ -175,14 +182,15 @@ def _training(resolved: Resolved) -> dict[str, Any]:
 def _make(
     resolved: Resolved,
     policy: Path | None,
-    settings: PairSettings,
+    scorers: Scorers,
     folder: Path,
     number: int,
     splits: tuple[str, ...],
 ) -> Made:
-    seeds = [seed + (number - 1) * SEEDS_APART for seed in settings.seeds]
-    settings = settings.model_copy(update={"seeds": seeds})
-    return make_pairs(resolved, policy, settings, folder, command="rounds", splits=splits)
+    scorers = copy(scorers)  # the models that it loads are freed with it
+    seeds = [seed + (number - 1) * SEEDS_APART for seed in scorers.settings.seeds]
+    scorers.settings = scorers.settings.model_copy(update={"seeds": seeds})
+    return make_pairs(resolved, policy, scorers, folder, command="rounds", splits=splits)
 
 
 def _held_out(made: Made) -> str:
@@ -190,7 +198,7 @@ def _held_out(made: Made) -> str:
     return next(split for split in ("test", "valid", "train") if split in made.scores)
 
 
-def _keep_scores(record: Record, split: str, made: Made, number: int) -> None:
+def _keep_scores(folder: Path, record: Record, split: str, made: Made, number: int) -> None:
     """Store the mean score of the policy's answers to each held-out prompt after a number of rounds."""
     record["held_out"] = split
     del record["scores"][number:]
@@ -199,6 +207,7 @@ def _keep_scores(record: Record, split: str, made: Made, number: int) -> None:
         say("[WARNING] There are no valid or test prompts, so the training prompts are used for the scores.")
     before = f"after round {number}" if number else "before the first round"
     say(f"Score {before}: {score_text(figures(record['scores'])[-1]['score'])} ({split} prompts)")
+    _write(folder, record)
 
 
 def _train(resolved: Resolved, policy: Path | None, here: Path, plan: Plan) -> None:

@@ -2,14 +2,27 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..printing import say
 from .atomic import explained
 
 GO_ON = "Run the same command again to continue from the last complete line."
+
+
+@contextmanager
+def kept_when_interrupted(folder: Path) -> Iterator[None]:
+    """After Ctrl-C, print what is kept and how to continue, unless training has printed it (see `interrupts.leave`)."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            say(f"\nInterrupted. All that was finished is kept in {folder}. Run the same command again to continue.")
+        raise
 
 
 class Journal:
@@ -19,11 +32,12 @@ class Journal:
         lines: the lines that existed already, without the header.
     """
 
-    def __init__(self, file: Path, header: Mapping[str, Any], command: str, total: int, group: int = 1):
+    def __init__(self, file: Path, header: Mapping[str, Any], command: str, another: str, total: int, group: int = 1):
         """Open a file, or create it.
 
-        header: everything that the lines depend on. command: for messages. total: lines of the complete file. group:
-            lines that belong together (the last group may be smaller). An incomplete group is removed.
+        header: everything that the lines depend on. command, another: for messages: the command, and what to give for
+            another file, such as "another --output". total: lines of the complete file. group: lines that belong
+            together (the last group may be smaller). An incomplete group is removed.
 
         Raises:
             UserError: The file cannot be written, is not a journal, or was created with another header.
@@ -36,11 +50,11 @@ class Journal:
         whole = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
         begun = _parsed(whole[0]) if whole else None
         if content and begun is None and whole:
-            raise UserError(f"{command}: {file} was not written by this command. Give another --output.")
+            raise UserError(f"{command}: {file} was not written by this command. Give {another}.")
         if begun is None:
             whole = [_line(header)]
         elif begun != json.loads(_line(header)):
-            raise UserError(_differs(file, begun, json.loads(_line(header)), command))
+            raise UserError(_differs(file, begun, json.loads(_line(header)), command, another))
         for line in whole[1:]:
             parsed = _parsed(line)
             if parsed is None:
@@ -80,10 +94,10 @@ def _flush(stream: Any) -> None:
     os.fsync(stream.fileno())
 
 
-def _differs(file: Path, begun: Mapping[str, Any], header: Mapping[str, Any], command: str) -> str:
+def _differs(file: Path, begun: Mapping[str, Any], header: Mapping[str, Any], command: str, another: str) -> str:
     keys = [key for key in {**begun, **header} if begun.get(key) != header.get(key)]
     changes = "; ".join(f"{key} was {begun.get(key)!r:.80} and is {header.get(key)!r:.80}" for key in keys)
     return (
-        f"{command}: {file} was started with other settings: {changes}. Give the same settings to continue, another "
-        "--output for a new file, or --overwrite to start again."
+        f"{command}: {file} was started with other settings: {changes}. Give the same settings to continue, or "
+        f"{another} to start again."
     )

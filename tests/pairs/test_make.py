@@ -216,7 +216,7 @@ def test_pictures_are_refused_before_anything_is_loaded(pairs, here):
 
 def test_nothing_that_scores(pairs):
     result = pairs(scored=())
-    assert isinstance(result.exception, UserError) and "--judge-model" in str(result.exception)
+    assert isinstance(result.exception, UserError) and "judge_model (FOLDER)" in str(result.exception)
 
 
 def test_a_key_that_does_not_exist(pairs, here):

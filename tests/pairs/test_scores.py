@@ -1,6 +1,7 @@
 """Rules, functions, reward models and judges."""
 
 import json
+import re
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +17,7 @@ from mlx_lm_lora_prefplus.pairs.scores import reward_models
 from mlx_lm_lora_prefplus.pairs.scores.functions import function_reward
 from mlx_lm_lora_prefplus.pairs.scores.judged import judge_all, load_judge
 from mlx_lm_lora_prefplus.pairs.scores.rules import find_rule
+from mlx_lm_lora_prefplus.pairs.scores.score import Scorers
 from mlx_lm_lora_prefplus.pairs.settings import PairSettings
 from tests.pairs.conftest import answers
 
@@ -46,7 +48,7 @@ def test_rules(rule, text, expected):
 
 @pytest.mark.parametrize("rule", ["length:", "length:5-2", "length:a", "regex:(", "command:no-such-program-here"])
 def test_rules_that_are_written_wrong(rule):
-    with pytest.raises(UserError, match="--reward"):
+    with pytest.raises(UserError, match=f"reward {re.escape(rule)}"):
         find_rule(rule)
 
 
@@ -84,6 +86,15 @@ def functions(tmp_path, monkeypatch):
 def test_functions(functions, monkeypatch, place, name, expected):
     score, digest = function_reward(f"{place}:{name}")
     assert score(ASKED, answers("4", "44")) == expected and digest
+
+
+def test_an_edited_judge_has_another_digest(functions, tmp_path):
+    settings = PairSettings(judge="my_rewards.py:judge")
+    digests = []
+    for change in ("", "# edited\n"):
+        (tmp_path / "my_rewards.py").write_text(f"{FUNCTIONS}def judge(prompt, a, b):\n    return 1\n{change}")
+        digests.append(Scorers(settings).digest)
+    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_killed_everywhere_it_goes_on_to_the_same_bytes(rounds, straight):
         (make, "sample", 2),
         (make.Scorers, "__call__", 3),
         (loop.Loop, "optimizer_step", 1),
-        (module, "_write", 0),
+        (module, "_write", 1),
         (make, "sample", 0),
     ]
     for place, (target, name, calls) in enumerate(kills):
@@ -151,12 +152,17 @@ def test_a_finished_run_computes_nothing_and_more_rounds_go_on(rounds, straight)
         ({"round_reference": "previous", "train_mode": "cpo"}, "has no reference"),
         ({"pairs": {}}, "nothing scores the answers"),
         ({"pairs": 3}, "is not a mapping"),
+        ({"pairs": {"reward": "plite.py:best"}}, "reward plite.py:best: there is no file plite.py"),
+        ({"pairs": {"reward_model": "prompts"}}, "reward_model: there is no folder prompts with weights"),
+        ({"pairs": {"reward": "length:9"}}, "reward length:9 is invalid"),
+        ({"resume_adapter_file": "nowhere"}, "resume_adapter_file: nowhere does not exist"),
         ({"data": "pictures"}, "rounds: pictures/valid.jsonl contains rows with pictures, and answers to pictures"),
     ],
 )
 def test_what_cannot_work_is_told_at_once(rounds, changes, said):
     result, folder = rounds("wrong", **changes)
     assert isinstance(result.exception, UserError) and said in str(result.exception)
+    assert "--" not in str(result.exception), "the user wrote keys, not flags"
     assert not list(folder.glob("*"))
 
 
@@ -169,18 +175,45 @@ def test_other_settings_and_other_runs_are_not_mixed(rounds, straight, place):
     assert isinstance(result.exception, UserError) and "adapters of another run" in str(result.exception)
 
 
-def test_a_typo_in_a_path_can_be_corrected(rounds):
-    sampling = {"num_generations": 3, "max_tokens": 5}
-    result, _ = rounds("corrected", pairs={**sampling, "reward": "plite.py:best"})
-    assert isinstance(result.exception, UserError) and "plite.py" in str(result.exception)
-    result, _ = rounds("corrected", pairs={**sampling, "reward": "length:-99"})
+def test_an_edited_reward_file_is_not_mixed_with_its_old_scores(rounds, straight, place):
+    (place / "reward.py").write_text(f"{REWARD}# edited\n")
+    refused, _ = rounds("straight")
+    forced, _ = rounds("straight", resume="force")
+    (place / "reward.py").write_text(REWARD)
+    changed = "the content of reward.py:words was changed"
+    assert isinstance(refused.exception, UserError) and changed in str(refused.exception)
+    assert forced.exit_code == 0 and f"[WARNING] resume: force continues although {changed}" in forced.output
+
+
+def test_a_reward_is_corrected_before_the_first_score(rounds, place):
+    sampling = {"num_generations": 3, "max_tokens": 5, "reward": "own.py:best"}
+    (place / "own.py").write_text("def best(prompt, completion):\n    return 1 / 0\n")
+    result, _ = rounds("corrected", pairs=sampling)
+    assert isinstance(result.exception, UserError) and "reward own.py:best ended with" in str(result.exception)
+    (place / "own.py").write_text("def best(prompt, completion):\n    return 1.0\n")
+    result, _ = rounds("corrected", pairs=sampling)
     assert result.exit_code == 0, result.exception
+
+
+def test_interrupted_it_says_that_the_same_command_goes_on(rounds, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "sample", lambda *_: signal.raise_signal(signal.SIGINT))
+        result, folder = rounds("interrupted", rounds=1)
+    assert result.exit_code == 130
+    assert f"kept in {folder.name}. Run the same command again to continue." in result.output
+    step = loop.Loop.optimizer_step
+    stopped = lambda *arguments: (step(*arguments), signal.raise_signal(signal.SIGINT))  # noqa: E731
+    monkeypatch.setattr(loop.Loop, "optimizer_step", stopped)
+    result, _ = rounds("interrupted", rounds=1)
+    assert result.exit_code == 130 and "Interrupted" not in result.output
+    assert "the same command continues the run from here" in result.output and "--resume" not in result.output
 
 
 def test_rounds_end_where_no_pair_is_left(rounds):
     sampling = {"num_generations": 3, "max_tokens": 5, "reward": "length:-99"}
     result, folder = rounds("ended", pairs=sampling)
     assert result.exit_code == 0 and "The rounds end here" in result.output
+    assert "9 prompts, all scores are the same" in result.output and "[WARNING] no prompt gives" in result.output
     assert "adapters of the last round" not in result.output
     record = json.loads((folder / "rounds.json").read_text())
     assert record["rounds"] == [] and len(record["scores"]) == 1

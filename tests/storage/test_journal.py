@@ -11,7 +11,7 @@ LINES = [{"n": n, "text": "ä\n"} for n in range(7)]
 
 def write(file, group=3):
     """Go on until the file is complete; returns how many lines were there."""
-    journal = Journal(file, HEADER, "pairs", len(LINES), group)
+    journal = Journal(file, HEADER, "pairs", "another --output", len(LINES), group)
     there = len(journal.lines)
     assert journal.lines == LINES[:there]
     for start in range(there, len(LINES), group):
@@ -44,9 +44,9 @@ def test_another_header_is_refused_and_nothing_changed(tmp_path):
     file = tmp_path / "journal.jsonl"
     write(file)
     before = file.read_bytes()
-    with pytest.raises(UserError, match="seed was 1 and is 2"):
-        Journal(file, {**HEADER, "seed": 2}, "pairs", 7)
+    with pytest.raises(UserError, match="seed was 1 and is 2.* or another --output to start again"):
+        Journal(file, {**HEADER, "seed": 2}, "pairs", "another --output", 7)
     file.write_text("a note\nof mine\n")
     with pytest.raises(UserError, match="was not written by this command"):
-        Journal(file, HEADER, "pairs", 7)
+        Journal(file, HEADER, "pairs", "another --output", 7)
     assert file.read_text() == "a note\nof mine\n" and before

@@ -53,12 +53,12 @@ class StateFiles:
     """The states of one run in its adapter folder, one file per save.
 
     folder: the adapter folder. keep: how many states to keep. resumed: the iteration from which the run resumes; None
-    for a new run.
+    for a new run. go_on: what continues the run, for a message.
     """
 
-    def __init__(self, folder: Path, keep: int, resumed: int | None = None):
+    def __init__(self, folder: Path, keep: int, resumed: int | None = None, go_on: str = "--resume"):
         self.folder, self.keep = folder, keep
-        self.how_to_go_on = f"Adapters and state are saved in {folder}; --resume continues the run from here."
+        self.how_to_go_on = f"Adapters and state are saved in {folder}; {go_on} continues the run from here."
         last = -1 if resumed is None else resumed
         self.own = [file for file in states_in(folder) if _number(file) <= last]
 

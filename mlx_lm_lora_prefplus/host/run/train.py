@@ -71,6 +71,7 @@ def train_policy(
             save_adapters(model, folder / "best" / adapter_file.name, models.adapter_config(settings), None)
         return folder / "best"
 
+    resumed, go_on = state.iteration if state else None, "the same command" if settings.resume else "--resume"
     return train(
         training_inputs(
             session,
@@ -80,7 +81,7 @@ def train_policy(
             save_best=save_best,
             begin=begin,
             callback=callback,
-            states=StateFiles(folder, settings.keep_last, state.iteration if state else None) if ranks.first else None,
+            states=StateFiles(folder, settings.keep_last, resumed, go_on) if ranks.first else None,
             metrics=MetricsFile(folder) if ranks.first else None,
             loggers=loggers,
             ranks=ranks,

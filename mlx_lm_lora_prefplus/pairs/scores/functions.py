@@ -26,13 +26,13 @@ def function_reward(name: str) -> tuple[Callable[[Prompt, list[Answer]], list[fl
     Raises:
         UserError: The function does not exist, or has other parameters.
     """
-    function = load_function(name, "--reward")
+    function = load_function(name, "reward")
     parameters = inspect.signature(function).parameters
     lists = "completions" in parameters
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     if not lists and not takes_all and not {"prompt", "completion"} <= set(parameters):
         raise UserError(
-            f"--reward {name}: takes ({', '.join(parameters)}). Write def {name.rpartition(':')[2]}(prompt, "
+            f"reward {name}: takes ({', '.join(parameters)}). Write def {name.rpartition(':')[2]}(prompt, "
             "completion) to return one number, or with (prompts, completions) to return a list. Extra parameters "
             "receive columns of the row."
         )
@@ -54,12 +54,12 @@ def function_reward(name: str) -> tuple[Callable[[Prompt, list[Answer]], list[fl
                 values = [function(prompt=prompt.text, completion=text, **extra) for text in texts]
         except Exception as error:  # the user's function may raise anything
             raise UserError(
-                f"--reward {name} ended with {type(error).__name__}: {error}, on the prompt {prompt.text!r:.80}. The "
+                f"reward {name} ended with {type(error).__name__}: {error}, on the prompt {prompt.text!r:.80}. The "
                 "answers are kept: correct the function and give the same command."
             ) from error
         return _checked(values, len(texts), name)
 
-    return score, _source(function)
+    return score, source_digest(function)
 
 
 def _checked(values: list[Any], count: int, name: str) -> list[float]:
@@ -69,12 +69,13 @@ def _checked(values: list[Any], count: int, name: str) -> list[float]:
         numbers = [math.nan]
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise UserError(
-            f"--reward {name} returned {values!r:.80} for {count} answers. Return one finite number for each answer; "
+            f"reward {name} returned {values!r:.80} for {count} answers. Return one finite number for each answer; "
             "the answers are kept."
         )
     return numbers
 
 
-def _source(function: Any) -> str:
+def source_digest(function: Any) -> str:
+    """Return a digest of the file that defines a function; empty if there is none."""
     file = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isroutine(function) else None
     return file_digest(Path(file)) if file and Path(file).is_file() else ""

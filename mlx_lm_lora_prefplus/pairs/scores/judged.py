@@ -22,12 +22,12 @@ class Judgement(NamedTuple):
 
 
 def load_judge(function: str | None, model: str | None) -> Compare:
-    """Load the judge that --judge or --judge-model names. Raises UserError if that fails."""
+    """Load the judge that `judge` or `judge_model` names. Raises UserError if that fails."""
     if function is not None:
-        judge = function_judge(function)
+        judge = function_judge(function, "judge")
         return lambda prompt, pairs: [judge(prompt, a, b) for a, b in pairs]
     assert model is not None
-    return model_comparison(model)
+    return model_comparison(model, "judge_model")
 
 
 def judge_all(compare: Compare, prompt: Prompt, answers: Sequence[Answer]) -> Judgement:

@@ -15,7 +15,7 @@ from ...evaluation.questions import Choice, right_padded
 from ..prompts import Prompt
 from ..sample import Answer
 
-FLAG = "--reward-model"
+KEY = "reward_model"
 CLASSIFIER = "ForSequenceClassification"
 QUESTION = """\
 Here are a request and an answer to it. Decide whether the answer is good: helpful, correct and to the point. \
@@ -41,7 +41,7 @@ def load_reward_model(path: str) -> Reward:
     """
     if is_classifier(path):
         return _classifier(Path(path).expanduser())
-    choice = Choice(path, FLAG, (("Yes", "yes"), ("No", "no")))
+    choice = Choice(path, KEY, (("Yes", "yes"), ("No", "no")))
     return lambda prompt, answers: choice([QUESTION.format(prompt=prompt.text, answer=one.text) for one in answers])
 
 
@@ -63,7 +63,7 @@ def _classifier(folder: Path) -> Reward:
     if "score.weight" not in shapes or shapes["score.weight"][0] != 1:
         found = shapes.get("score.weight", "none")
         raise UserError(
-            f"{FLAG}: {folder} is a sequence classifier whose score.weight has shape {found}. A reward model has one "
+            f"{KEY}: {folder} is a sequence classifier whose score.weight has shape {found}. A reward model has one "
             "output: (1, hidden)."
         )
 
@@ -81,12 +81,12 @@ def _classifier(folder: Path) -> Reward:
         model, config = load_model(folder, model_config={"tie_word_embeddings": True}, get_model_classes=classes)
         tokenizer: Any = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:  # the tokenizer and mlx raise many kinds of errors
-        raise UserError(f"{FLAG}: {folder} could not be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(f"{KEY}: {folder} could not be loaded: {type(error).__name__}: {error}") from error
     model.eval()
     head: Any = model.score
     halves = split_model(model)
     if halves is None:
-        raise UserError(f"{FLAG}: the hidden states of {type(model).__name__} in {folder} cannot be reached.")
+        raise UserError(f"{KEY}: the hidden states of {type(model).__name__} in {folder} cannot be reached.")
 
     def reward(prompt: Prompt, answers: list[Answer]) -> list[float]:
         tokens, last = right_padded([_conversation(tokenizer, prompt, one) for one in answers])

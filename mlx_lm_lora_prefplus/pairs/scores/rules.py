@@ -21,7 +21,7 @@ SECONDS = 60
 
 
 def find_rule(name: str) -> Rule | None:
-    """Return the rule that a value of --reward names: length:MIN-MAX, regex:PATTERN, json or command:PROGRAM. Returns
+    """Return the rule that a value of `reward` names: length:MIN-MAX, regex:PATTERN, json or command:PROGRAM. Returns
     None for other values.
 
     Raises:
@@ -40,7 +40,7 @@ def _length(text: str) -> Rule:
     least, most = (int(group) if group else None for group in match.groups()) if match else (None, None)
     if (least is None and most is None) or (least and most is not None and least > most) or most == 0:
         raise UserError(
-            f"--reward length:{text} is invalid. Write length:MIN-MAX in tokens, such as length:20-120 or length:-120."
+            f"reward length:{text} is invalid. Write length:MIN-MAX in tokens, such as length:20-120 or length:-120."
         )
 
     def score(prompt: Prompt, answer: Answer) -> float:
@@ -58,7 +58,7 @@ def _regex(text: str) -> Rule:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise UserError(f"--reward regex:{text} is not a valid Python regular expression ({error}).") from error
+        raise UserError(f"reward regex:{text} is not a valid Python regular expression ({error}).") from error
     return lambda prompt, answer: float(pattern.search(answer.text) is not None)
 
 
@@ -76,10 +76,10 @@ def _command(text: str) -> Rule:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"--reward command:{text}: cannot be split into words ({error}).") from error
+        raise UserError(f"reward command:{text}: cannot be split into words ({error}).") from error
     if not words or shutil.which(words[0]) is None:
         raise UserError(
-            f"--reward command:{text}: there is no program {words[0] if words else ''!r}. Write a program with its "
+            f"reward command:{text}: there is no program {words[0] if words else ''!r}. Write a program with its "
             "arguments. It reads {prompt, completion, row} as JSON on its standard input and ends with exit code 0 if "
             "the answer passes."
         )
@@ -91,7 +91,7 @@ def _command(text: str) -> Rule:
         except subprocess.TimeoutExpired:
             return 0.0
         except OSError as error:
-            raise UserError(f"--reward command:{text}: cannot be run ({error}).") from error
+            raise UserError(f"reward command:{text}: cannot be run ({error}).") from error
         return float(done.returncode == 0)
 
     return score

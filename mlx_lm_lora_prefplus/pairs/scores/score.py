@@ -6,10 +6,11 @@ from typing import Any
 
 from ...engine.model.digest import content_digest
 from ...errors import UserError
+from ...evaluation.functions import load_function
 from ..prompts import Prompt
 from ..sample import Answer
 from ..settings import PairSettings
-from .functions import function_reward
+from .functions import function_reward, source_digest
 from .judged import Compare, judge_all, load_judge
 from .reward_models import Reward, load_reward_model
 from .rules import find_rule
@@ -38,15 +39,16 @@ class Scorers:
             self.rewards[name], self.digest[name] = score, digest
         for path in settings.reward_model:
             self._check_new(path)
-            self.digest[path] = _model_digest(path, "--reward-model")
+            self.digest[path] = _model_digest(path, "reward_model")
         if settings.judge is not None:
             self.judge = load_judge(settings.judge, None)
+            self.digest[settings.judge] = source_digest(load_function(settings.judge, "judge"))
         if settings.judge_model is not None:
-            self.digest[settings.judge_model] = _model_digest(settings.judge_model, "--judge-model")
+            self.digest[settings.judge_model] = _model_digest(settings.judge_model, "judge_model")
 
     def _check_new(self, name: str) -> None:
         if name in self.digest:
-            raise UserError(f"pairs: {name} is given twice. Name it once, and set its weight with --reward-weights.")
+            raise UserError(f"pairs: {name} is given twice. Name it once, and set its weight with reward_weights.")
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +62,7 @@ class Scorers:
     def load(self) -> None:
         """Load the models. Raises UserError if one cannot be loaded."""
         loaded: dict[str, Reward] = {path: load_reward_model(path) for path in self.settings.reward_model}
-        self.rewards.update(loaded)
+        self.rewards = {**self.rewards, **loaded}  # copies of this object stay without models
         if self.settings.judge_model is not None:
             self.judge = load_judge(None, self.settings.judge_model)
 
@@ -82,13 +84,16 @@ def _each(rule: Callable[[Prompt, Answer], float]) -> Score:
     return lambda prompt, answers: [rule(prompt, answer) for answer in answers]
 
 
-def _model_digest(path: str, flag: str) -> str:
-    """Return a digest of the files of a model; empty for a model on the hub. UserError if a path does not exist."""
+def _model_digest(path: str, key: str) -> str:
+    """Return a digest of the files of a model; empty for a model on the hub. UserError if there is no such model."""
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        return content_digest([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
-    if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-        raise UserError(f"{flag}: there is no folder {path}. Give a folder that mlx_lm.load reads, or a hub name.")
+    if weights := [*folder.glob("*.safetensors")]:
+        return content_digest([*weights, folder / "config.json", folder / "tokenizer.json"])
+    if folder.is_dir() or folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
+        raise UserError(
+            f"{key}: there is no folder {path} with weights (*.safetensors). Give a folder that mlx_lm.load reads, or "
+            "a hub name."
+        )
     return ""
 
 
