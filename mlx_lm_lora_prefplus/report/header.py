@@ -19,6 +19,7 @@ from .results.verdict import (
     GOOD_ACCURACY,
     Evidence,
     Verdict,
+    gain_in_words,
     verdict,
     warnings_in_words,
 )
@@ -46,6 +47,8 @@ margin improved.</li>
 <li><b>Too early to judge</b>: there is only one report so far.</li>
 <li><b>No verdict</b>: the mode reports no accuracy.</li>
 </ul>
+<p>In a round of <code>rounds</code>, the score of the answers to held-out prompts decides instead of the accuracy: the
+95 % interval of its change lies above 0, below 0, or contains 0.</p>
 <p>The verdict compares the last validation with the first. Without validation rows it compares the last training
 reports with the first.</p>
 <p>The accuracy is the share of rows in which the chosen completion gets the higher reward; a tie counts one half. In
@@ -123,7 +126,8 @@ def _verdict(place: int, run: RunRecord, several: bool) -> str:
     found = verdict(evidence)
     name = f'<b class="run">{swatch(place, mark=place)}{escape(run.name)}</b>'
     subject = f'<p class="subject">{name}{escape(_subject(run))}</p>'
-    sentences = [_sentence(evidence), *found.remarks]
+    gain = [f"{gain_in_words(evidence.gain).capitalize()}."] if evidence.gain else []
+    sentences = [*gain, _sentence(evidence), *found.remarks]
     if text := warnings_in_words(evidence):
         sentences.append(f"{text[0].upper()}{text[1:]}. See below.")
     points = "".join(f"<p>{escape(text)}</p>" for text in sentences if text)

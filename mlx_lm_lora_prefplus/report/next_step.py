@@ -22,6 +22,10 @@ STEPS = {
     "they are not, lower {learning_rate}.",
     "judged_worse": "read answers of the model beside those of the reference. If the judge judges what you want to "
     "teach, lower {learning_rate}.",
+    "score_fell": "use the adapters of an earlier round with a higher score. To train again, lower {learning_rate} or "
+    "{iters}.",
+    "score_same": "stop here, or use a score that still tells the answers apart: if few prompts give a pair, a further "
+    "round teaches little.",
     "few_prompts": "judge more prompts with `--prompts`, or add rows to the data.",
     "few_rows": "validate on more rows: add rows to the validation file, and set `val_batches: -1` to use all of them.",
     "chance": "train longer with {iters}, or with a higher {learning_rate}. See with `mlx_lm_lora.prefplus check "

@@ -1,6 +1,5 @@
 """Show rounds of on-policy training in a report: the run of each round, and the held-out score after each round."""
 
-import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -8,15 +7,7 @@ from typing import Any
 
 from .drawing.elements import section, table
 from .results.intervals import against, percent, signed
-
-ROUNDS = "rounds.json"
-"""The file that `mlx_lm_lora.prefplus rounds` writes into its adapter folder."""
-
-Record = dict[str, Any]
-"""about: settings. held_out: the split of the scores. scores: (policies, prompts) mean score of the answers to each
-    prompt. The policies are those before the first round and after each round. rounds: for each round its folder, the
-    counts of its pairs and their lengths. figures: statistics of the scores.
-"""
+from .results.rounds import ROUNDS, Record, read_record
 
 ON = {"test": "the test prompts", "valid": "the validation prompts", "train": "the prompts that were trained on"}
 
@@ -26,21 +17,13 @@ def expanded(folders: Iterable[Path]) -> tuple[list[Path], list[Record]]:
     runs: list[Path] = []
     records: list[Record] = []
     for folder in folders:
-        record = _record(folder / ROUNDS)
+        record = read_record(folder / ROUNDS)
         if record is None:
             runs.append(folder)
         else:
             records.append(record)
             runs += [folder / one["folder"] for one in record["rounds"]]
     return runs, records
-
-
-def _record(file: Path) -> Record | None:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("rounds") and record.get("figures") else None
 
 
 def verdict_of(record: Record) -> str:

@@ -30,7 +30,8 @@ def rounds(
     from ..pairs.prompts import refuse_pictures
     from ..pairs.scores.score import Scorers
     from ..pairs.settings import settings_in
-    from ..report.rounds import HEADS, ROUNDS, lines, verdict_of
+    from ..report.results.rounds import ROUNDS
+    from ..report.rounds import HEADS, lines, verdict_of
     from ..storage.journal import kept_when_interrupted
     from ..storage.owner import owned
     from .run import plan_of, run_rounds

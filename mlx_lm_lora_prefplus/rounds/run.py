@@ -25,7 +25,8 @@ from ..pairs.render import lines
 from ..pairs.scores.score import Scorers
 from ..printing import say
 from ..report.results import intervals
-from ..report.rounds import ROUNDS, Record, score_text
+from ..report.results.rounds import ROUNDS, Record
+from ..report.rounds import score_text
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON
 

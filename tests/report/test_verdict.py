@@ -142,6 +142,8 @@ CAUSES = {
     "no_accuracy": {"accuracy": None},
     "harm": {"accuracy": wilson(0.3, 100)},
     "judged_worse": {"win_rate": wilson(0.2, 50), "judge": "a judge", "outsider": True},
+    "score_fell": {"gain": {"value": -0.2, "low": -0.3, "high": -0.1, "n": 40}},
+    "score_same": {"gain": {"value": 0.2, "low": -0.1, "high": 0.3, "n": 40}},
     "few_prompts": {"win_rate": wilson(0.0, 5), "judge": "a judge", "outsider": True},
     "few_rows": {"accuracy": wilson(5 / 7, 7)},
     "chance": {"accuracy": wilson(0.5, 1000)},

@@ -35,6 +35,7 @@ def evidence_of(run: RunRecord) -> Evidence:
         early=len(reports) == 1,
         warnings=[warned.name for warned in run.warnings],
         warnings_at_start=len(run.warnings_at_start),
+        gain=run.gain,
         lengths=longer_side(data.get("length_bias")),
         remarks=[*_past_its_best(run), *(warned.text for warned in run.warnings if warned.name == STOPPED)],
     )

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from ...engine.files.names import METRICS, RECORD, SAMPLES
 from ...errors import UserError
+from .intervals import Figure
+from .rounds import gain_of
 
 Report = dict[str, float]
 """The metrics at one iteration: name → finite value."""
@@ -46,6 +48,7 @@ class RunRecord(NamedTuple):
         iteration 0 if there is also a validation after the first step.
     about: the content of `run.json`. If this file is missing, the settings in `adapter_config.json`.
     notes: one sentence for each missing or damaged file.
+    gain: in a round of `rounds`, the change of the held-out score; None for other runs.
     """
 
     name: str
@@ -56,6 +59,7 @@ class RunRecord(NamedTuple):
     samples: list[Sample]
     about: dict[str, Any]
     notes: list[str]
+    gain: Figure | None = None
 
     @property
     def warnings_at_start(self) -> list[str]:
@@ -119,6 +123,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
         samples=list(_samples(folder / SAMPLES, notes)),
         about=_about(folder, notes),
         notes=notes,
+        gain=gain_of(folder),
     )
 
 

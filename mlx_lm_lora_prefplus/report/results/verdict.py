@@ -64,6 +64,8 @@ class Evidence:
     warnings_at_start: number of warnings at the start of the run.
     win_rate: share of prompts for which `judge` prefers the policy's answer to the reference's. It decides the verdict
         if `outsider`.
+    gain: change of the score of the answers to held-out prompts in a round of `rounds`. It decides the verdict, because
+        it is the score that the report shows for the round.
     chosen_shift: change of the log-prob of the chosen completions by training, in nats per token; None if unknown.
     early: whether there is only one report. remarks: sentences to append.
     lengths: ("longer" or "shorter", share): how the chosen completion compares with the rejected one in most of these
@@ -81,6 +83,7 @@ class Evidence:
     win_rate: Figure | None = None
     judge: str = ""
     outsider: bool = False
+    gain: Figure | None = None
     chosen_shift: float | None = None
     early: bool = False
     remarks: Collection[str] = ()
@@ -124,6 +127,8 @@ def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
     if _risen(evidence) and "rate_too_high" in evidence.warnings:
         words = "the loss ended above its start, and the learning rate was too high"
         return "failed", "It diverged", {"diverged": words}
+    if evidence.gain:
+        return _by_gain(evidence.gain)
     if evidence.early:
         return "unknown", "Too early to judge", {"early": "there is only one report so far"}
     by_judge = evidence.win_rate if evidence.outsider else None
@@ -151,6 +156,16 @@ def _judge(evidence: Evidence) -> tuple[Outcome, str, dict[str, str]]:
     if evidence.rows == "training":
         reservations["no_validation"] = "there was no validation, and these rows were trained on"
     return ("partly", "It learns, but", reservations) if reservations else ("worked", "It worked", {})
+
+
+def _by_gain(gain: Figure) -> tuple[Outcome, str, dict[str, str]]:
+    """Judge a round by the change of its score."""
+    sign = intervals.against(gain, 0)
+    if sign > 0:
+        return "worked", "It worked", {}
+    if sign < 0:
+        return "failed", "It did harm", {"score_fell": "the score of its answers fell"}
+    return "unknown", "No sign that it worked", {"score_same": "the score did not change beyond chance"}
 
 
 def _not_clear(evidence: Evidence, figure: Figure, before: float, unit: str) -> tuple[Outcome, str, dict[str, str]]:
@@ -193,7 +208,7 @@ def _risen(evidence: Evidence) -> bool:
 
 def _figures(evidence: Evidence) -> list[str]:
     """Format the numbers, each with its value before training."""
-    figures = []
+    figures = [gain_in_words(evidence.gain)] if evidence.gain else []
     if evidence.accuracy:
         before = "" if evidence.early else f", {evidence.before:.0%} before training".replace("%", " %")
         figures.append(f"{evidence.rows} accuracy {intervals.of_rows(evidence.accuracy)}{before}")
@@ -210,6 +225,10 @@ def _figures(evidence: Evidence) -> list[str]:
     if text := warnings_in_words(evidence):
         figures.append(text)
     return figures
+
+
+def gain_in_words(gain: Figure) -> str:
+    return f"score {intervals.signed(gain)} in this round, on {gain['n']:,} held-out prompts"
 
 
 def warnings_in_words(evidence: Evidence) -> str:
