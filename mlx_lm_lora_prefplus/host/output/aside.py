@@ -188,10 +188,24 @@ def fused_by_us(folder: Path) -> bool:
 
 
 def holds_fused(folder: Path, adapters: Path) -> bool:
-    """Return whether the folder contains the fused model of this adapter file, or a model of others, which stays."""
+    """Return whether the folder contains the whole fused model of this adapter file, or a model of others; that stays.
+
+    A model with a file that was fused by a run and then cut short is neither.
+    """
+    ours = _fused(folder)
+    files = [folder / name for name in ours["files"]]
     if fused_by_us(folder):
-        return _fused(folder)["adapters"] == _identity(adapters)
-    return holds_model(folder)
+        return ours["adapters"] == _identity(adapters) and all(file.is_file() for file in files)
+    return holds_model(folder) and not any(file.is_file() and _is_cut(file) for file in files)
+
+
+def _is_cut(file: Path) -> bool:
+    """Return whether a safetensors file lacks bytes that its header describes. The weights are not read."""
+    try:
+        mx.load(str(file))
+    except (OSError, RuntimeError, ValueError):
+        return True
+    return False
 
 
 def _model_of_others(folder: Path) -> list[Path]:

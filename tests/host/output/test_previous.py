@@ -9,7 +9,7 @@ import mlx_lm_lora.train as host
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host.output.aside import find_previous, set_aside, written_by_us
+from mlx_lm_lora_prefplus.host.output.aside import find_previous, holds_fused, record_fused, set_aside, written_by_us
 from mlx_lm_lora_prefplus.host.seam.install import activate
 from tests.conftest import write_pairs
 
@@ -191,6 +191,20 @@ def test_a_finished_run_is_fused_once_and_not_mistaken_for_another(go, monkeypat
     go(fuse=False, seed=2)
     assert "Fusing Model" in go(fuse=True, lm_studio_name=name, seed=2, resume=True)
     assert "Fusing Model" not in go(fuse=True, lm_studio_name=name, seed=2, resume=True)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-8])])
+def test_a_damaged_fused_model_is_fused_again(tmp_path, damage):
+    shards = [tmp_path / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for file in (*shards, tmp_path / "adapters.safetensors"):
+        mx.save_safetensors(str(file), {"weight": mx.ones((8,))})
+    record_fused(tmp_path, tmp_path / "adapters.safetensors")
+    assert holds_fused(tmp_path, tmp_path / "adapters.safetensors")
+    damage(shards[1])
+    assert not holds_fused(tmp_path, tmp_path / "adapters.safetensors")
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"weight": mx.zeros((9,))})
+    shards[1].unlink(missing_ok=True)
+    assert holds_fused(tmp_path, tmp_path / "adapters.safetensors"), "a model of others stays"
 
 
 def test_a_finished_run_without_lm_studio(go, monkeypatch, tmp_path):
