@@ -71,15 +71,11 @@ def check_settings(settings: RunSettings, data: DataSettings) -> None:
             raise UserError(f"{key}: cannot be used with pictures. Remove it.{convert}")
 
 
-def _folder(model: str) -> Path:
-    return Path(model) if Path(model).exists() else Path(_download(model))
-
-
 def load_with_pictures(settings: RunSettings) -> tuple[nn.Module, Any]:
     """Load the model with its vision tower, and its tokenizer with the model's `PictureTokens`."""
     from mlx_vlm.utils import load  # pyright: ignore[reportMissingImports]
 
-    folder = _folder(settings.model)
+    folder = _download(settings.model)  # or the local folder
     whole, processor = load(str(folder))
     if getattr(processor, "image_token", None) is None:
         raise UserError(f"model: the processor of {settings.model} has no token for pictures.")
@@ -101,6 +97,6 @@ def save_whole(model: nn.Module, source: str, folder: Path) -> None:
     The weights in memory are freed. source: folder or hub name from which the model was loaded.
     """
     save_model(folder, model, donate_model=True)
-    for file in (file for name in ABOUT for file in _folder(source).glob(name)):
+    for file in (file for name in ABOUT for file in _download(source).glob(name)):
         if file.name not in ("adapter_config.json", "model.safetensors.index.json"):
             shutil.copy(file, folder / file.name)

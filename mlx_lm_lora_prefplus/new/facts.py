@@ -1,7 +1,6 @@
 """Detect properties of the model and of the data, so that the user need not be asked."""
 
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_lm.utils import _download, load_config, load_tokenizer
@@ -65,7 +64,7 @@ def model_facts(name: str) -> ModelFacts:
     """
     check_place(name)
     try:
-        folder = Path(name) if Path(name).exists() else _download(name)
+        folder = _download(name)  # or the local folder
         config = load_config(folder)
         tokenizer = load_tokenizer(folder)
     except Exception as error:  # the hub and the tokenizer raise many kinds of errors

@@ -66,8 +66,7 @@ def _reference(settings: RunSettings) -> str:
         file = models.adapter_file(settings.reference_model_path)
         if file is not None:
             return content_digest([file, file.parent / CONFIG])
-        folder = Path(settings.reference_model_path)
-        folder = folder if folder.exists() else Path(_download(settings.reference_model_path))
+        folder = _download(settings.reference_model_path)  # or the local folder
         return content_digest([*folder.glob("*.safetensors"), folder / "config.json"])
     except Exception as error:  # the hub raises many kinds of errors; loading will report this one
         return f"cannot be read ({type(error).__name__})"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -214,6 +213,5 @@ def _named(path: str, base_digest: str) -> str:
     if file is not None:
         parts = (base_digest, file_digest(file), file_digest(file.parent / "adapter_config.json"))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-    folder = Path(path).expanduser()
-    folder = folder if folder.exists() else Path(_download(path))
+    folder = _download(path)  # or the local folder
     return files_digest([*folder.glob("*.safetensors"), folder / "config.json"])
