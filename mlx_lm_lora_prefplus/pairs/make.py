@@ -133,8 +133,7 @@ def _scores(
     given = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
     header = {"scorers": scorers.names, "digest": scorers.digest, "answers": given[:16]}
     name = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:8]
-    file = folder / f"rewards-{name}.jsonl"
-    journal = Journal(file, header, command, ANOTHER[command], len(answers))
+    journal = Journal(folder / f"rewards-{name}.jsonl", header, command, ANOTHER[command], len(answers))
     scored = list(journal.lines)
     if len(scored) < len(answers):
         scorers.load()

@@ -33,9 +33,6 @@ they are known: mode, objective, reference, prompt_format, engine, trained, plan
 rows (see `sample_rows`), forecast (see `forecast`), fit (see `fit`).
 """
 
-OF_ROUNDS = ("rounds", "round_reference")
-"""Keys that only configs for the command `rounds` have."""
-
 TIGHT_SHARE = 0.85
 """Warn if a run needs more than this share of the memory."""
 
@@ -51,7 +48,7 @@ def build_report(arguments: Sequence[str], *, measured: bool = True, fitted: Tar
         with redirect_stdout(stderr):  # messages during loading do not belong in the report
             _fill_report(arguments, report, measured, fitted)
     except UserError as error:
-        if any(row["key"] in OF_ROUNDS for row in report["settings"]):
+        if any(row["key"] == "rounds" for row in report["settings"]):
             report["problems"].append(
                 "This is a config for rounds, and check reads the rows of a single training. To start it: "
                 f"mlx_lm_lora.prefplus rounds {shlex.join(arguments)}"

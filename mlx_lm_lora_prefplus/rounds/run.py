@@ -27,6 +27,7 @@ from ..printing import say
 from ..report.results import intervals
 from ..report.results.rounds import ROUNDS, Record
 from ..report.rounds import score_text
+from ..settings import COMPANION_KEYS
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON
 
@@ -35,9 +36,6 @@ SEEDS_APART = 1_000_003
 """The seeds of consecutive rounds differ by this much, so that no two rounds draw the same random numbers."""
 
 REFERENCES = ("initial", "previous")
-KEYS = ("rounds", "round_reference", "pairs")
-"""The keys of a config that training does not use."""
-
 DEFAULT_ROUNDS = 3
 BOOTSTRAP_SEED = 0
 
@@ -61,8 +59,8 @@ def plan_of(resolved: Resolved, rounds: Any, reference: Any) -> Plan:
         UserError: A value is invalid, or a key is spelt almost like one of these.
     """
     for key in resolved.values:
-        match = near(key, KEYS)
-        if match and match.sure and key not in KEYS:
+        match = near(key, COMPANION_KEYS)
+        if match and match.sure and key not in COMPANION_KEYS:
             raise UserError(f"rounds: {key} is not a key; did you mean {match.name}?")
     count = resolved.values.get("rounds", DEFAULT_ROUNDS) if rounds is None else rounds
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1000:
