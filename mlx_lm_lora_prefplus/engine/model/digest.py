@@ -18,6 +18,9 @@ ROW = 1024
 CHUNK = 512 * ROW
 """How many words are summed together. Both sums read a chunk, so it should fit in the processor's cache."""
 
+PART_BYTES = 1 << 30
+"""Larger weights are read in parts of this size, because MLX counts the bytes of a view in 32 bits."""
+
 SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -34,8 +37,9 @@ def weights_digest(model: nn.Module) -> str:
     found = hashlib.sha256(f"{type(model).__module__} {vars(args) if args else None}".encode())
     for name, value in sorted(base_weights(model), key=lambda item: item[0]):
         found.update(f"\0{name} {value.shape} {value.dtype} ".encode())
-        for part in _sums(value):
-            found.update(np.array(part).tobytes())
+        for part in _parts(value):
+            for sums in _sums(part):
+                found.update(np.array(sums).tobytes())
     return found.hexdigest()
 
 
@@ -49,6 +53,14 @@ def base_weights(model: nn.Module) -> Iterator[tuple[str, mx.array]]:
             yield name, value
         elif name.startswith(inner := f"{layer}.{layers[layer]}."):
             yield f"{layer}.{name.removeprefix(inner)}", value
+
+
+def _parts(value: mx.array) -> Iterator[mx.array]:
+    """Return the weight in parts of about `PART_BYTES`, cut along its first axis."""
+    if value.nbytes <= PART_BYTES:
+        return iter([value])
+    rows = max(1, PART_BYTES // (value.nbytes // value.shape[0]))
+    return (value[start : start + rows] for start in range(0, value.shape[0], rows))
 
 
 def _sums(value: mx.array) -> list[mx.array]:

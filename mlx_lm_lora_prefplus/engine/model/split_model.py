@@ -167,7 +167,9 @@ def _reach(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor]) -> b
     """Return whether setting these parameters to NaN makes any logit NaN."""
     values = [module[key] for _, module, key in tensors]
     for (_, module, key), value in zip(tensors, values, strict=True):
-        module[key] = mx.broadcast_to(mx.array(float("nan"), value.dtype), value.shape)
+        missing = mx.array(float("nan"), value.dtype)
+        # A quantised product on CUDA takes no scales that are broadcast. A whole weight would need too much memory.
+        module[key] = mx.full(value.shape, missing) if "scales" in module else mx.broadcast_to(missing, value.shape)
     try:
         return bool(mx.isnan(halves.logits(hidden)).any().item())
     finally:

@@ -85,6 +85,57 @@ def test_padding_is_tried_on_long_rows():
     assert "the prompt once for its completions: not exact on rows [0, 1] of the data" in choice.description
 
 
+def test_a_method_that_fails_on_long_rows_is_not_taken(monkeypatch):
+    """As a kernel that has no version for them."""
+
+    class Failing(SharedPrefixPolicy):
+        def _states(self, batch):
+            if batch.prompts.shape[1] > 20:
+                raise RuntimeError("no kernel")
+            return super()._states(batch)
+
+    ways = [select.Method(Failing, "short rows"), select.Method(HeadPolicy, "together")]
+    monkeypatch.setattr(select, "_ways", lambda *_: ways)
+    choice = choose_policy(with_lora(tiny_llama()), AUTO, examples=batch_of([(30, 5, 3)], vocabulary=VOCABULARY))
+    assert type(choice.policy) is HeadPolicy and "short rows: not exact on rows [0] of the data" in choice.description
+
+
+def test_products_in_tf32_are_exact_enough(monkeypatch):
+    """New GPUs round the factors of float32 products to 10 bits."""
+
+    def rounded(value):
+        bits = value.astype(mx.float32).view(mx.uint32)
+        return ((bits + 0x1000) & 0xFFFFE000).view(mx.float32)
+
+    @mx.custom_function
+    def product(x, weight):
+        return rounded(x) @ rounded(weight).T
+
+    @product.vjp
+    def _(primals, cotangent, _):
+        x, weight = map(rounded, primals)
+        flat = rounded(cotangent).reshape(-1, cotangent.shape[-1])
+        return (flat @ weight).reshape(x.shape), flat.T @ x.reshape(-1, x.shape[-1])
+
+    monkeypatch.setattr(nn.Linear, "__call__", lambda self, x: product(x, self.weight))
+    assert type(choose_policy(with_lora(tiny_llama(layers=16)), AUTO, packs=False).policy) is SharedPrefixPolicy
+
+
+def test_the_scales_of_a_quantised_head_are_never_broadcast(monkeypatch):
+    """The product on CUDA refuses such scales, also in the trial that finds the head's parameters."""
+    model = tiny_llama(tied=False)
+    nn.quantize(model, bits=4, group_size=32)
+    product, seen = mx.quantized_matmul, []
+
+    def checked(x, weight, scales, *rest, **more):
+        seen.append(memoryview(scales).c_contiguous)
+        return product(x, weight, scales, *rest, **more)
+
+    monkeypatch.setattr(mx, "quantized_matmul", checked)
+    assert split_model(with_lora(model)).head_names
+    assert seen and all(seen)
+
+
 def test_each_variant_of_a_method_is_tried_on_every_batch(monkeypatch):
     """Rows in one padded group, and packed rows. Groups of equal lengths only on the largest batch."""
     tried = []

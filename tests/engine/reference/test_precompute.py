@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model import digest
@@ -126,6 +127,21 @@ def test_other_weights_have_another_digest(monkeypatch):
     nn.quantize(model, bits=4, group_size=32)
     seen.add(weights_digest(model))
     assert len(seen) == 9
+
+
+def test_a_weight_of_many_bytes_is_read_in_parts(monkeypatch):
+    """MLX counts the bytes of a view in 32 bits, so a weight above 2 GiB is never one view."""
+    model = tiny_llama()
+    whole, sums, read = weights_digest(model), digest._sums, []
+    monkeypatch.setattr(digest, "PART_BYTES", 1000)
+    monkeypatch.setattr(digest, "_sums", lambda part: read.append(part.nbytes) or sums(part))
+    found = {weights_digest(model)}
+    assert max(read) <= 1000 and sum(read) == sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    weight = model.model.layers[1].mlp.up_proj.weight
+    for row in (0, len(weight) // 2, len(weight) - 1):
+        weight[row, 3] = weight[row, 3] + 1e-6
+        found.add(weights_digest(model))
+    assert len(found) == 4 and whole not in found
 
 
 def test_files_are_known_by_size_time_and_samples(tmp_path):
