@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_lm_lora_prefplus.bench.sides.host_step import host_batch, host_gradient
 from mlx_lm_lora_prefplus.bench.sides.our_step import halves_of, our_batch, our_gradient
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, add_lora, make_base, make_rows
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.train.update import Update
 
 from .whole_run import COMMANDS, make_model
 
@@ -58,6 +60,20 @@ def kernels(step: Callable[[], Any]) -> int:
     return sum(name not in VIEWS for name in operations)
 
 
+def kernels_of_update(compiled: bool) -> int:
+    """The same for clipping a gradient of LoRA in the llama of the suite, and updating its parameters with Adam."""
+    model, optimizer = add_lora(make_base(dataclasses.replace(SUITE["dpo-chat"], vocabulary=500))), optim.Adam(1e-5)
+    optimizer.init(model.trainable_parameters())
+    update = Update(model, optimizer, 1.0, compiled)
+
+    def step() -> Any:
+        clipped, norm = update.clip(tree_map(mx.ones_like, model.trainable_parameters()))
+        update.begin(clipped)
+        return norm, model.trainable_parameters(), optimizer.state
+
+    return kernels(step) - len(tree_flatten(model.trainable_parameters()))
+
+
 def waits(side: str, config: dict[str, Any], work: Path) -> float:
     """Calls of `mx.eval` in an iteration of the run's command."""
     shim = COMMANDS["host"][-1].removesuffix("main()") if side == "host" else "from mlx_lm_lora.train import main"
@@ -86,6 +102,7 @@ def main() -> None:
             batch = our_batch(rows, policy, workload.mode, 32)
             own = kernels(partial(our_gradient(policy, *loss, compiled=True), batch))
             print(f"{name}: kernels of a step, 6 layers: host {host}, ours {rows_are} {own} ({host / own:.2f}× fewer)")
+    print(f"kernels of an update: {kernels_of_update(True)}, not compiled {kernels_of_update(False)}")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         row = json.dumps({"prompt": "one two", "chosen": "three four", "rejected": "five"})

@@ -40,6 +40,9 @@ MOST_POSITIONS = 1024
 FEWEST_POSITIONS = 64
 """Products with fewer rows than this are slow, whatever the vocabulary (measured on a CPU)."""
 
+TILE = 128
+"""A block has a multiple of this many tokens: the fast quantised product on CUDA needs it."""
+
 
 class Blocks(NamedTuple):
     """positions: how many to compute at a time. tokens: for how many tokens of the vocabulary at a time."""
@@ -57,7 +60,7 @@ def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
     if not cuttable:
         return Blocks(max(FEWEST_POSITIONS, logits // vocabulary), vocabulary)
     positions = min(positions, max(MOST_POSITIONS, logits // vocabulary))
-    return Blocks(positions, min(vocabulary, logits // positions))
+    return Blocks(positions, min(vocabulary, max(TILE, logits // positions // TILE * TILE)))
 
 
 def head_logps(

@@ -1,12 +1,9 @@
 """The training loop. It works with any trainer and contains no code for a particular loss, mode or file format."""
 
-import math
 from contextlib import ExitStack, suppress
 from signal import Signals
-from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
 from tqdm import tqdm
@@ -28,6 +25,7 @@ from .memory_guard import MemoryGuard
 from .saving import Saver
 from .snapshot import restore
 from .state import LoopState
+from .update import Update
 
 MOST_SKIPPED = 10
 """A run stops after this many skipped updates in a row."""
@@ -127,6 +125,7 @@ class Loop:
         self.validator = Validator(inputs, self.state, stop, self.journal)
         self.saver = Saver(inputs, self.state)
         self._gradients: dict[bool, GradientStep] = {}
+        self._updating: Update | None = None
         self._stream: BatchStream | None = None
         inputs.optimizer.init(inputs.policy.model.trainable_parameters())
 
@@ -241,9 +240,16 @@ class Loop:
         inputs, counters = self.inputs, self.state.counters
         if not counters.left_out:
             self.state.gradient = inputs.ranks.sum_gradients(self.state.gradient)
-            clipped, norm = optim.clip_grad_norm(self.state.gradient, inputs.settings.max_grad_norm or math.inf)
+            if self._updating is None:
+                self._updating = Update(
+                    inputs.policy.model,
+                    inputs.optimizer,
+                    inputs.settings.max_grad_norm,
+                    inputs.compiled and inputs.settings.optimizer_bits == 32,
+                )
+            gradient, norm = self._updating.clip(self.state.gradient)
             if mx.isfinite(norm).item():
-                self._apply(clipped if inputs.settings.max_grad_norm else self.state.gradient)
+                self._updating.apply(gradient)
                 counters.grad_norm, counters.skipped_in_a_row = float(norm.item()), 0  # type: ignore[arg-type]
             else:
                 self._not_finite("gradient", batches)
@@ -251,13 +257,6 @@ class Loop:
         counters.epoch, counters.batch = self._stream.place
         self.state.gradient, counters.size, counters.done, counters.left_out = None, 0, 0, False
         counters.step += 1
-
-    def _apply(self, gradient: Any) -> None:
-        inputs = self.inputs
-        # Clipping multiplies by a float32 number. Low-precision gradients must keep their dtype.
-        gradient = tree_map(lambda new, old: new.astype(old.dtype), gradient, self.state.gradient)
-        inputs.optimizer.update(inputs.policy.model, gradient)
-        mx.eval(inputs.policy.model.state, inputs.optimizer.state)
 
     def _not_finite(self, what: str, batches: list[Batch]) -> None:
         """Stop the run, or mark this step's update as left out."""

@@ -198,7 +198,8 @@ def test_logits_never_all_stand_in_memory(way):
 
 def test_blocks(monkeypatch):
     monkeypatch.setitem(heads.BLOCK_BYTES, "cpu" if mx.default_device().type == mx.cpu else "gpu", 4 * 2048)
-    assert [blocks_of(5000, vocabulary) for vocabulary in (1, 4, 30)] == [(2048, 1), (1024, 2), (1024, 2)]
+    assert [blocks_of(5000, vocabulary) for vocabulary in (1, 4, 300)] == [(2048, 1), (1024, 4), (1024, 128)]
     assert blocks_of(8, 30) == (8, 30)
     assert blocks_of(8, 5000) == (8, 256)
+    assert blocks_of(5, 5000) == (5, 384), "a multiple of the tile of a quantised product"
     assert [blocks_of(5000, vocabulary, cuttable=False) for vocabulary in (4, 5000)] == [(512, 4), (64, 5000)]
