@@ -131,3 +131,11 @@ def test_the_advice_fits_the_machine(monkeypatch, platform, nvidia, said):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr("shutil.which", lambda _: nvidia)
     assert backend.advice().startswith(f"pip install {said}")
+
+
+def test_mlx_on_cuda_does_not_stop_for_many_shapes(monkeypatch):
+    monkeypatch.delenv("MLX_ENABLE_CACHE_THRASHING_CHECK", raising=False)
+    monkeypatch.setenv("MLX_CUDA_GRAPH_CACHE_SIZE", "500")
+    assert backend.problem() is None
+    assert os.environ["MLX_ENABLE_CACHE_THRASHING_CHECK"] == "0"
+    assert os.environ["MLX_CUDA_GRAPH_CACHE_SIZE"] == "500", "the user's own value stays"
