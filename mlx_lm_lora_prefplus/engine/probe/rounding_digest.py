@@ -15,6 +15,7 @@ from ...data.batches.collate import collate
 from ...errors import UserError
 from ...plugin import Batch, Scorer
 from ..arrays import as_numpy
+from ..logprobs.as_in_training import as_in_training
 from ..model.adapters import adapters_off
 from .skip_layers import repeated_layers, skipping
 
@@ -50,7 +51,8 @@ def rounding_digest(policy: Scorer) -> str:
 
 
 def _values(policy: Scorer, batch: Batch) -> np.ndarray:
-    scores = policy(batch, mx.linspace(1.0, 2.0, batch.completions.size).reshape(batch.completions.shape))
+    weights = mx.linspace(1.0, 2.0, batch.completions.size).reshape(batch.completions.shape)
+    scores = as_in_training(lambda: policy(batch, weights))
     return as_numpy(mx.stack([value.astype(mx.float32) for value in scores if value is not None]))
 
 

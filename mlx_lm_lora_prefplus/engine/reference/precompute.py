@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ...errors import UserError
 from ...plugin import Batch, Scorer
 from ..arrays import as_numpy
+from ..logprobs.as_in_training import as_in_training
 from ..model.adapters import adapters_off
 from .store import ReferenceStore, are_logps
 
@@ -74,7 +75,7 @@ def _logps(policy: Scorer, batch: Batch, ids: np.ndarray, weights: Weights) -> n
     """Return the (examples, completions) log-probs of a batch, float32, in nats. ids: (examples,) rows of the data, for
     messages.
     """
-    logps = policy(batch, weights(batch)).all_weighted_logps
+    logps = as_in_training(lambda: policy(batch, weights(batch)).all_weighted_logps)
     values = by_example(logps, len(ids))
     usable = are_logps(values).all(axis=1)
     if not usable.all():

@@ -12,6 +12,7 @@ from ..log.console import report_validation
 from ..log.journal import Journal
 from ..log.metric_sums import MetricSums, flatten, is_finite
 from ..log.notices import tell
+from ..logprobs.as_in_training import as_in_training
 from ..model.qat import quantized
 from .inputs import TrainingInputs
 from .interrupts import StepTimer, Stopped, StopRequest
@@ -39,7 +40,8 @@ def evaluate(
     policy.model.eval()
     try:
         for batch in batches:
-            layout, values = flatten(trainer.loss(policy, batch, options, state))
+            output = as_in_training(lambda batch=batch: trainer.loss(policy, batch, options, state))
+            layout, values = flatten(output)
             sums.add(batch.units(), layout, values)
     finally:
         policy.model.train(training)

@@ -13,8 +13,10 @@ from mlx_lm_lora_prefplus.engine.model.digest import files_digest, weights_diges
 from mlx_lm_lora_prefplus.engine.reference import store as reference_cache
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
+from mlx_lm_lora_prefplus.engine.train.evaluate import evaluate
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.storage.sealed import read_sealed_json
+from mlx_lm_lora_prefplus.trainers import CPO
 from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 
 ROWS = random_rows(10)
@@ -71,6 +73,30 @@ def test_the_file_is_written_during_the_pass(file, monkeypatch):
 def test_a_disk_that_refuses_does_not_stop_the_pass(file):
     store = ReferenceStore(file.parent / "absent" / "key.npy", 10)
     assert not np.isnan(reference_logps(PlainPolicy(tiny_llama()), batches(), 10, store=store)).any()
+
+
+def test_reference_and_evaluation_round_as_training_does(monkeypatch):
+    """On Metal, attention has other kernels outside of a derivative."""
+    derivative, depth, seen = mx.jvp, [0], []
+
+    def entered(*given):
+        depth[0] += 1
+        try:
+            return derivative(*given)
+        finally:
+            depth[0] -= 1
+
+    class Seen(PlainPolicy):
+        def __call__(self, batch, weights=None, **more):
+            seen.append(depth[0])
+            return super().__call__(batch, weights, **more)
+
+    monkeypatch.setattr(mx, "jvp", entered)
+    policy, batches = Seen(tiny_llama()), list(iterate_batches(random_rows(4), batch_size=2, shuffle=False))
+    first = reference_logps(policy, batches, 4)
+    np.testing.assert_array_equal(first, reference_logps(PlainPolicy(policy.model), batches, 4))
+    evaluate(CPO, policy, iter(batches), CPO.options(), {})
+    assert seen == [1] * 4
 
 
 def test_rows_that_are_not_visited_are_not_computed():
