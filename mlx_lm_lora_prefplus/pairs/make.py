@@ -4,7 +4,7 @@ import gc
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..printing import say
 from ..storage.atomic import whole_file
 from ..storage.journal import GO_ON, Journal
 from .policy import load_policy
-from .prompts import SPLITS, Prompts, collect
+from .prompts import SPLITS, Prompt, Prompts, collect
 from .rows import ends, make_row
 from .sample import Answer, chunk_size, sample
 from .scores.score import Scorers, totals
@@ -40,12 +40,13 @@ SAMPLING = ("num_generations", "seeds", "temperature", "top_p", "max_tokens", "g
 @dataclass(frozen=True)
 class Made:
     """The result. folder: of the rows. summary: from `summarise`. scores: split → for each prompt the scores of its
-    answers.
+    answers. prompts: split → digest of its prompts.
     """
 
     folder: Path
     summary: Summary
     scores: dict[str, list[list[float]]]
+    prompts: dict[str, str]
 
 
 def make_pairs(
@@ -56,11 +57,12 @@ def make_pairs(
     *,
     command: str = "pairs",
     splits: tuple[str, ...] = SPLITS,
+    expected: Mapping[str, str] | None = None,
 ) -> Made:
     """Sample answers to the prompts of a run's data, score them, and write the rows of each split into a folder.
 
     adapter: folder or file of the policy's adapters; None for the model alone. scorers: with the settings. command:
-        name of the command, for messages.
+        name of the command, for messages. expected: split → digest that its prompts must have (see `Made`).
 
     Raises:
         UserError: Settings, data or model are invalid. Answers and scores from before the error are kept.
@@ -68,6 +70,12 @@ def make_pairs(
     settings = scorers.settings
     model, tokenizer = load_policy(resolved, adapter)
     found = collect(resolved, tokenizer, settings.prompts, splits)
+    digests = {split: _digest([one for one in found.prompts if one.split == split]) for split in splits}
+    if other := [split for split, digest in (expected or {}).items() if digests[split] != digest]:
+        raise UserError(
+            f"{command}: the {other[0]} prompts were changed after the first scores, so scores before and after cannot "
+            f"be compared. Restore them, or give {ANOTHER[command]}."
+        )
     say(f"{len(found.prompts)} prompts ({', '.join(found.formats)}), {settings.answers} answers each")
     answers = _answers(model, tokenizer, found, settings, folder, _policy_header(resolved, adapter), command)
     del model
@@ -88,7 +96,11 @@ def make_pairs(
     scores: dict[str, list[list[float]]] = {}
     for prompt, total in zip(found.prompts, sums, strict=True):
         scores.setdefault(prompt.split, []).append(total)
-    return Made(folder, summary, scores)
+    return Made(folder, summary, scores, digests)
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    return hashlib.sha256(json.dumps([[one.split, one.key, one.tokens] for one in prompts]).encode()).hexdigest()[:16]
 
 
 def _answers(
@@ -102,8 +114,7 @@ def _answers(
 ) -> list[list[Answer]]:
     """Return all answers. Those that an earlier start of the command wrote are read, and the others are sampled."""
     prompts, size = found.prompts, chunk_size(settings)
-    tokens = hashlib.sha256(json.dumps([[one.split, one.key, one.tokens] for one in prompts]).encode()).hexdigest()
-    header = {**policy, "prompts": tokens[:16], **{key: getattr(settings, key) for key in SAMPLING}}
+    header = {**policy, "prompts": _digest(prompts), **{key: getattr(settings, key) for key in SAMPLING}}
     journal = Journal(folder / ANSWERS, header, command, ANOTHER[command], len(prompts), size)
     answers = [[Answer(*fields) for fields in line["answers"]] for line in journal.lines]
     with _bar("Sampling", len(prompts), len(answers)) as bar:

@@ -94,7 +94,7 @@ def run_rounds(resolved: Resolved, scorers: Scorers, plan: Plan) -> Record:
         here = folder / f"round-{number}"
         if number > len(record["rounds"]):
             say(f"\nRound {number} of {plan.rounds}: sampling and scoring")
-            made = _make(resolved, policy, scorers, here / "pairs", number, SPLITS)
+            made = _make(resolved, policy, scorers, here / "pairs", number, SPLITS, record)
             for line in lines(made.summary):
                 say(line)
             _keep_scores(folder, record, _held_out(made), made, number - 1)
@@ -112,7 +112,7 @@ def run_rounds(resolved: Resolved, scorers: Scorers, plan: Plan) -> Record:
     if done and len(record["scores"]) <= done:
         say(f"\nAfter round {done}: sampling and scoring")
         split = record["held_out"]
-        made = _make(resolved, policy, scorers, folder / "after" / f"round-{done}", done + 1, (split,))
+        made = _make(resolved, policy, scorers, folder / "after" / f"round-{done}", done + 1, (split,), record)
         _keep_scores(folder, record, split, made, done)
     if policy is not None and done:
         _copy(folder / f"round-{done}", folder)
@@ -185,11 +185,14 @@ def _make(
     folder: Path,
     number: int,
     splits: tuple[str, ...],
+    record: Record,
 ) -> Made:
     scorers = copy(scorers)  # the models that it loads are freed with it
     seeds = [seed + (number - 1) * SEEDS_APART for seed in scorers.settings.seeds]
     scorers.settings = scorers.settings.model_copy(update={"seeds": seeds})
-    return make_pairs(resolved, policy, scorers, folder, command="rounds", splits=splits)
+    return make_pairs(
+        resolved, policy, scorers, folder, command="rounds", splits=splits, expected=record.get("prompts")
+    )
 
 
 def _held_out(made: Made) -> str:
@@ -199,7 +202,7 @@ def _held_out(made: Made) -> str:
 
 def _keep_scores(folder: Path, record: Record, split: str, made: Made, number: int) -> None:
     """Store the mean score of the policy's answers to each held-out prompt after a number of rounds."""
-    record["held_out"] = split
+    record["held_out"], record["prompts"] = split, {split: made.prompts[split]}
     del record["scores"][number:]
     record["scores"].append([sum(some) / len(some) for some in made.scores[split]])
     if split == "train" and not number:

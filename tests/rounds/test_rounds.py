@@ -185,6 +185,20 @@ def test_an_edited_reward_file_is_not_mixed_with_its_old_scores(rounds, straight
     assert forced.exit_code == 0 and f"[WARNING] resume: force continues although {changed}" in forced.output
 
 
+def test_scores_of_other_prompts_are_not_compared(rounds, place):
+    prompts = place / "prompts/test.jsonl"
+    own = prompts.read_text()
+    result, _ = rounds("prompts-changed", rounds=1)
+    assert result.exit_code == 0, result.output
+    try:
+        write_prompts(prompts, "w1", "w2")
+        result, _ = rounds("prompts-changed", rounds=2)
+    finally:
+        prompts.write_text(own)
+    assert "the test prompts were changed after the first scores" in str(result.exception)
+    assert rounds("prompts-changed", rounds=2)[0].exit_code == 0, "restored"
+
+
 def test_a_reward_is_corrected_before_the_first_score(rounds, place):
     sampling = {"num_generations": 3, "max_tokens": 5, "reward": "own.py:best"}
     (place / "own.py").write_text("def best(prompt, completion):\n    return 1 / 0\n")
