@@ -1,4 +1,6 @@
-"""The out-of-memory message: what the run requested, what the machine has, and what would reduce it."""
+"""The message after MLX ran out of memory: what the run requested, what the machine has, and what would reduce it; and
+the message after macOS stopped the GPU.
+"""
 
 import os
 import re
@@ -18,9 +20,14 @@ OUT_OF_MEMORY = (
     *("cudamalloc", "cannot allocate memory", "attempting to allocate", "cuda_error_out_of_memory"),
     "[metal::malloc] resource limit",
 )
-"""Phrases in MLX's errors on Metal, CUDA and the CPU, in lower case. (An error in a Metal command buffer ends the
-process before Python can catch it.)
+"""Phrases in MLX's errors on Metal, CUDA and the CPU, in lower case."""
+
+STOPPED_BY_MACOS = ("impacting interactivity", "gpu timeout")
+"""Phrases in MLX's errors after macOS stopped a computation on the GPU that kept the display waiting (mlx issue 3267),
+in lower case.
 """
+
+GO_ON = "Saved files are intact: continue with --resume (--resume force with another batch_size or max_seq_length)."
 
 LOW_SAVES = 0.9
 """The share of a step's memory that `memory: low` saves. Measured with the shapes of Qwen2.5-0.5B (24 layers, float32,
@@ -38,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained(
     model: nn.Module, settings: RunSettings, batch: Callable[[], Batch | None] = lambda: None, trains: bool = False
 ) -> Iterator[None]:
-    """If memory runs out inside the context, raise a UserError that says which settings would reduce memory.
+    """If memory runs out or macOS stops the GPU inside the context, raise a UserError that says what to change.
 
     batch: a function that returns the current batch. trains: whether gradients are computed too.
     """
@@ -47,6 +54,8 @@ def explained(
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(advice(error, model, batch(), settings, trains)) from error
+        if any(phrase in str(error).lower() for phrase in STOPPED_BY_MACOS):
+            raise UserError(stopped(error, batch(), settings)) from error
         raise
 
 
@@ -70,8 +79,18 @@ def advice(
     savings = [f"{what}: about {size(share * step)} less" for what, share in ways(batch, settings, trains)][:3]
     return (
         f"Out of memory{of}: {message}.{request} The machine has {size(available)}. The model takes "
-        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {'; '.join(savings)}. Saved files "
-        "are intact: continue with --resume (--resume force with another batch_size or max_seq_length)."
+        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {'; '.join(savings)}. {GO_ON}"
+    )
+
+
+def stopped(error: BaseException, batch: Batch | None, settings: RunSettings) -> str:
+    """Return a message that says why macOS stopped the GPU, and what to do. Arguments: see `advice`."""
+    smaller = "; ".join(what for what, _ in ways(batch, settings, trains=False)) or "a smaller max_seq_length"
+    return (
+        "macOS stopped a computation of this run, because it took too long or kept the display waiting: "
+        f"{str(error).rstrip('.')}. Let the display sleep while the run trains: begin the command with `caffeinate "
+        "-i`, and then run `pmset displaysleepnow`. The environment variable AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 gives "
+        f"computations more time, and this makes them smaller: {smaller}. {GO_ON}"
     )
 
 

@@ -1,4 +1,6 @@
-"""Running out of memory is recognised, and three settings that would lower it are named with their share."""
+"""Running out of memory is recognised, and three settings that would lower it are named with their share. So is a stop
+by macOS.
+"""
 
 import re
 
@@ -6,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_lm_lora_prefplus.engine.memory import advice as memory
+from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import iterate_batches, random_rows, tiny_llama
 
@@ -27,6 +30,22 @@ def test_what_mlx_says_is_recognised(text):
 def test_other_errors_are_not():
     assert memory.is_out_of_memory(MemoryError())
     assert not memory.is_out_of_memory(RuntimeError("[matmul] Last dimension of first input must match"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+        "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)",
+    ],
+)
+def test_a_stop_by_macos_is_explained(text):
+    settings, told = (
+        RunSettings(batch_size=4),
+        "kept the display waiting: .*displaysleepnow.*batch_size 4 → 2.*--resume",
+    )
+    with pytest.raises(UserError, match=told), memory.explained(tiny_llama(), settings):
+        raise RuntimeError(f"[METAL] Command buffer execution failed: {text}.")
 
 
 def advice(batch_size=4, **settings):
