@@ -17,7 +17,7 @@ from mlx_lm_lora.utils import from_pretrained
 from ..data.batches.lengths import SIDES
 from ..engine.files import peft
 from ..engine.files.adapter_files import from_peft, load_adapter_weights
-from ..engine.memory.advice import bound_cache
+from ..engine.memory.advice import bound_memory
 from ..engine.model.adapters import adapter_base, adapter_layers
 from ..engine.vision.model import VisionModel
 from ..errors import UserError
@@ -57,12 +57,15 @@ def load_base(settings: RunSettings, data: DataSettings | None = None) -> tuple[
 def _loaded(settings: RunSettings, pictures: bool) -> tuple[nn.Module, Any]:
     try:
         if pictures:
-            return vision.load_with_pictures(settings)
-        return from_pretrained(model=settings.model, quantized_load=quantization(settings))[:2]  # pyright: ignore
+            model, tokenizer = vision.load_with_pictures(settings)
+        else:
+            model, tokenizer = from_pretrained(model=settings.model, quantized_load=quantization(settings))[:2]
     except UserError:
         raise
     except Exception as error:  # the hub, the tokenizer and mlx raise many kinds of errors
         raise not_loaded(settings.model, error) from error
+    make_ready(model, settings)
+    return model, tokenizer
 
 
 def check_place(model: str) -> None:
@@ -140,9 +143,9 @@ def add_adapters(model: nn.Module, settings: RunSettings) -> None:
 
 
 def make_ready(model: nn.Module, settings: RunSettings) -> None:
-    """Set the host's memory limits before training, and a limit for the memory that MLX keeps for reuse."""
+    """Set the memory limits of the host and of this package, and let recurrent layers compute in blocks."""
     maybe_set_recommended_wired_limit()
-    bound_cache()
+    bound_memory()
     if model_uses_recurrence(model):
         enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
 

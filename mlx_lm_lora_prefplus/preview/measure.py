@@ -17,7 +17,6 @@ from ..engine.reference.precompute import reference_logps
 from ..engine.reference.store import ReferenceStore
 from ..engine.train.interrupts import StopRequest
 from ..engine.train.loop import Loop
-from ..host import models
 from ..host.config.checks.optimizers import build_optimizer
 from ..host.run.assemble import training_inputs
 from ..host.run.references import ReferencePass, reference_source
@@ -108,7 +107,6 @@ def reference_peak(session: Session, batch: Batch, planned: ReferencePass) -> in
 def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
     """Run the training loop on one repeated batch, without validation, reports and files."""
     settings = session.resolved.settings
-    models.make_ready(session.model, settings)
     reference = reference_source(session, {"train": store})
     if reference.following:
         reference.following.every = 1

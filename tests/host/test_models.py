@@ -91,6 +91,16 @@ def test_a_model_that_was_not_given_or_is_nowhere_is_called_so(tmp_path, monkeyp
         models.load_base(RunSettings(model="my_model"))
 
 
+def test_memory_is_bounded_before_anything_is_computed(tmp_path, monkeypatch):
+    """In every command, so also before the test of the methods, the reference pass and sampling."""
+    (tmp_path / "model.safetensors").touch()
+    done: list[str] = []
+    monkeypatch.setattr(models, "from_pretrained", lambda **_: (done.append("loaded"), None, None))
+    monkeypatch.setattr(models, "bound_memory", lambda: done.append("bounded"))
+    models.load_base(RunSettings(model=str(tmp_path)))
+    assert done == ["loaded", "bounded"]
+
+
 @pytest.mark.parametrize(("content", "there"), [('{"vision_config": {"depth": 1}}', True), ("{}", False), ("{", False)])
 def test_a_vision_tower_is_read_from_the_config(tmp_path, content, there):
     (tmp_path / "config.json").write_text(content)

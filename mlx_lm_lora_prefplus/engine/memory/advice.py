@@ -134,12 +134,16 @@ def _requested_bytes(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def bound_cache() -> None:
-    """Limit MLX's cache of freed arrays to a quarter of a GPU's memory. With batches of many shapes, the cache would
-    otherwise fill all of the memory.
+def bound_memory() -> None:
+    """On a GPU, limit MLX's cache of freed arrays to a quarter of the memory, and let MLX wait for running computations
+    when more memory than recommended is in use.
+
+    With batches of many shapes, the cache would otherwise fill all of the memory. Metal would otherwise wait only at
+    half as much memory again; CUDA already waits earlier.
     """
     if mx.default_device().type == mx.gpu:
         mx.set_cache_limit(total_memory() // 4)
+        mx.set_memory_limit(min(total_memory(), mx.get_memory_limit()))
 
 
 def total_memory() -> int:

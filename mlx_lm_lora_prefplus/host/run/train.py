@@ -55,8 +55,6 @@ def train_policy(
         prompts = first_prompts(session.rows["valid"], settings.sample_prompts)
         tokens, going_on = settings.sample_tokens, state is not None
         callback = Samples(folder, model, session.tokenizer, prompts, tokens, going_on, callback, loggers)
-    models.make_ready(model, settings)
-
     model.update(tree_map(ranks.from_first, model.trainable_parameters()))
 
     def save(iteration: int | None) -> tuple[Path, Path | None]:

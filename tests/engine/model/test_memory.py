@@ -106,12 +106,18 @@ def test_halving_the_batch_saves_about_what_it_says():
 
 
 @pytest.mark.parametrize("kind", [mx.cpu, mx.gpu])
-def test_what_mlx_keeps_is_bounded_on_a_gpu(kind, monkeypatch):
-    limits: list[int] = []
+@pytest.mark.parametrize("share", [0.95, 1.5])
+def test_what_mlx_uses_is_bounded_on_a_gpu(kind, share, monkeypatch):
+    """share: MLX's own limit on CUDA and on Metal, as a share of the memory."""
+    limits: dict[str, int] = {}
+    there = memory.total_memory()
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu) if kind == mx.cpu else _Gpu)
-    monkeypatch.setattr(mx, "set_cache_limit", limits.append)
-    memory.bound_cache()
-    assert limits == ([] if kind == mx.cpu else [memory.total_memory() // 4])
+    monkeypatch.setattr(mx, "get_memory_limit", lambda: int(share * there))
+    monkeypatch.setattr(mx, "set_cache_limit", lambda limit: limits.update(cache=limit))
+    monkeypatch.setattr(mx, "set_memory_limit", lambda limit: limits.update(memory=limit))
+    memory.bound_memory()
+    expected = {"cache": there // 4, "memory": int(min(share, 1) * there)}
+    assert limits == ({} if kind == mx.cpu else expected)
 
 
 class _Gpu:
