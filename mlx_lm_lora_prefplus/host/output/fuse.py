@@ -1,6 +1,5 @@
 """Fuse the adapters into the model, after checking that disk and memory are large enough for the result."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from mlx_lm_lora.utils import find_lmstudio_models_path, save_pretrained_merged,
 from mlx_lm_lora.visuals import Colors, print_section, print_success
 
 from ...engine.files.names import ADAPTERS
+from ...engine.memory.advice import total_memory as device_memory
 from ...engine.vision.model import VisionModel
 from ...errors import UserError
 from ...settings import RunSettings
@@ -69,9 +69,8 @@ def cannot_fuse(model: nn.Module, settings: RunSettings) -> str | None:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory that a model can use on this machine."""
-    device = mx.device_info().get("memory_size")
-    return int(device) if device else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the bytes of memory that a model can use: all of a Mac's (Metal recommends less), or a CUDA device's."""
+    return int(mx.device_info().get("memory_size") or device_memory())
 
 
 def gigabytes(size: int) -> str:
