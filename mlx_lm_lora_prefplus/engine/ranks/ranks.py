@@ -1,14 +1,13 @@
 """The collective calls of several processes, and a comparison of their settings and data before training."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
-from mlx.nn.utils import average_gradients
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
 from ...errors import UserError
@@ -18,6 +17,9 @@ from .agreement import described, differences, failures
 from .heartbeat import GO_ON, Heartbeat
 from .hosts import connect
 from .meeting import Meeting
+
+CALL_BYTES = 32 * 2**20
+"""About how many bytes of gradients are summed in one call. Few large calls are faster than many small ones."""
 
 
 class Ranks:
@@ -161,10 +163,17 @@ class Ranks:
         if self.size == 1:
             return gradient
         self._count()
-        summed = tree_map(lambda value: value * self.size, average_gradients(gradient, self.group))
-        mx.eval(summed)  # evaluate now, in every process: a process that does it later lets the others wait
+        names, values = zip(*tree_flatten(gradient), strict=True)
+        summed: list[mx.array] = []
+        for own in _in_calls(values):
+            whole = mx.distributed.all_sum(mx.concatenate([value.reshape(-1) for value in own]), group=self.group)
+            # Evaluate now, in every process: a process that does it later lets the others wait. And evaluate nothing
+            # that uses the sum: it would let the GPU wait for the network, which has a time limit on Metal.
+            mx.eval(whole)
+            parts = mx.split(whole, np.cumsum([value.size for value in own])[:-1].tolist())
+            summed += [part.reshape(value.shape) for part, value in zip(parts, own, strict=True)]
         self.confirm()
-        return summed
+        return tree_unflatten(list(zip(names, summed, strict=True)))
 
     def confirm(self) -> None:
         """Make sure that the results of earlier collective calls are complete. Collective.
@@ -221,6 +230,17 @@ class Ranks:
                 # Only the first process receives the gradient of an incomplete step, because gradients are summed.
                 arrays[tree][name] = self.from_first(value) if tree != "gradient" else value
         return RunState(arrays, shared["values"])
+
+
+def _in_calls(values: Sequence[mx.array]) -> list[list[mx.array]]:
+    """Group arrays of the same type that are summed in one call, until a group has `CALL_BYTES`."""
+    calls: list[list[mx.array]] = []
+    for value in values:
+        last = calls[-1] if calls else []
+        if not last or last[0].dtype != value.dtype or sum(own.nbytes for own in last) >= CALL_BYTES:
+            calls.append([])
+        calls[-1].append(value)
+    return calls
 
 
 def is_lost_peer(error: Exception) -> bool:
