@@ -11,8 +11,9 @@ OF_OTHERS = {
     "libgomp.so.1: cannot open shared object file",
     "libcudart.so… cannot open shared object file",
     "KeyError: 'max_recommended_working_set_size'",
+    "[Primitive::vjp] Not implemented for CustomKernel",
 }
-"""Messages of argparse, the dynamic loader and mlx-lm-lora."""
+"""Messages of argparse, the dynamic loader, mlx-lm-lora and MLX."""
 
 
 def messages() -> list[str]:
