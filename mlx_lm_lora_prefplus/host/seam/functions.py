@@ -71,6 +71,7 @@ def train_model(
         ranks.together(log.add),
         owned(file.parent if ranks.first else None, print_warning) as owner,
     ):
+        models.make_ready(model, resolved.settings)
         session = Session(resolved, model, tokenizer, _given_rows(resolved, train=train_set, valid=valid_set), ranks)
         state = find_state(session.resolved, file)
         planned = ReferencePass(session, reference_model)
@@ -106,6 +107,7 @@ def evaluate_model(
     reference is the model that `args.model` names, loaded again.
     """
     resolved = _resolved(args)
+    models.make_ready(model, resolved.settings)
     session = Session(resolved, model, tokenizer, _given_rows(resolved, test=test_set))
     if reference_model is None and _lost_its_start(session):
         reference_model = models.load_base(resolved.settings)[0]

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm_lora.trainer.datasets import CacheDataset, create_dataset
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import dropin
+from mlx_lm_lora_prefplus.host import dropin, models
 from mlx_lm_lora_prefplus.host.dropin.settings import VARIABLE
 from mlx_lm_lora_prefplus.host.seam import functions
 from tests.conftest import WORDS, write_pairs
@@ -114,3 +114,17 @@ def test_single_completions_must_come_from_our_load_dataset(model_folder):
     model, tokenizer = loaded(args)
     with pytest.raises(UserError, match="test_set is a list; in mode kto it must come from load_dataset"):
         functions.evaluate_model(args, model, tokenizer, test_set=[{"chosen": [1], "rejected": [2]}])
+
+
+@pytest.mark.parametrize("function", ["train_model", "evaluate_model"])
+def test_memory_is_bounded_for_a_model_that_the_caller_loaded(function, model_folder, monkeypatch):
+    class Bounded(Exception):
+        pass
+
+    def bounded(model, settings):
+        raise Bounded
+
+    monkeypatch.setattr(models, "make_ready", bounded)
+    more = ("adapters/adapters.safetensors",) if function == "train_model" else ()
+    with pytest.raises(Bounded):
+        getattr(functions, function)(arguments(model_folder, train_mode="dpo"), None, None, *more)
