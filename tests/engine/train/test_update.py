@@ -13,14 +13,14 @@ OPTIMIZERS = {
     "adam": lambda rate: optim.Adam(rate),
     "adamw": lambda rate: optim.AdamW(rate, weight_decay=0.1),
     "adafactor": lambda rate: optim.Adafactor(rate),
-    "lion": lambda rate: optim.Lion(rate),
     "muon": lambda rate: optim.Muon(rate),
 }
 
 
 @pytest.mark.usefixtures("compiling")
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("adam", mx.bfloat16), ("adamw", mx.float32), ("adafactor", mx.float32), ("muon", mx.bfloat16)]
+)
 def test_compiled_updates_are_the_same(name, dtype):
     """With a schedule of the learning rate, and with gradients of which some are clipped."""
 
