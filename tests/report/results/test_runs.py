@@ -5,8 +5,7 @@ import pytest
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.report.drawing.charts import CHARTS, series
 from mlx_lm_lora_prefplus.report.results.runs import read_run, read_runs
-
-from .conftest import report
+from tests.report.conftest import report
 
 
 def test_a_whole_run(make):

@@ -17,8 +17,7 @@ from mlx_lm_lora_prefplus.report.drawing.charts import (
 )
 from mlx_lm_lora_prefplus.report.drawing.svg import Axis, draw, labels, number
 from mlx_lm_lora_prefplus.report.results.runs import read_run
-
-from .conftest import report
+from tests.report.conftest import report
 
 
 def test_a_long_line_keeps_its_ends_and_its_spikes():

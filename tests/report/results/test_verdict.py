@@ -11,8 +11,7 @@ from mlx_lm_lora_prefplus.report.results.intervals import wilson
 from mlx_lm_lora_prefplus.report.results.runs import read_run
 from mlx_lm_lora_prefplus.report.results.verdict import Evidence, verdict
 from mlx_lm_lora_prefplus.report.settings import settings_of
-
-from .conftest import report
+from tests.report.conftest import report
 
 GOOD = Evidence("validation", wilson(0.82, 120), 0.5, 0.31, 0.0, ("validation", 0.693, 0.52))
 
