@@ -2,9 +2,9 @@
 
     python -m tests.bench.launches
 
-The graph is the same on every device, so a CPU can count it. Operations that only describe memory anew, such as
-transposing or slicing, start no kernel and do not count. The waits are calls of `mx.eval` in an iteration of a run: the
-difference between a run of 20 and one of 10 iterations, so the start does not count.
+With the block size of a GPU, a CPU has the same graph and can count it. Operations that only describe memory anew,
+such as transposing or slicing, start no kernel and do not count. The waits are calls of `mx.eval` in an iteration of a
+run: the difference between a run of 20 and one of 10 iterations, so the start does not count.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm_lora_prefplus.bench.sides.host_step import host_batch, host_gradient
 from mlx_lm_lora_prefplus.bench.sides.our_step import halves_of, our_batch, our_gradient
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, add_lora, make_base, make_rows
+from mlx_lm_lora_prefplus.engine.logprobs import head
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.train.update import Update
@@ -68,7 +69,7 @@ def kernels_of_update(compiled: bool) -> int:
 
     def step() -> Any:
         clipped, norm = update.clip(tree_map(mx.ones_like, model.trainable_parameters()))
-        update.begin(clipped)
+        update.apply(clipped)
         return norm, model.trainable_parameters(), optimizer.state
 
     return kernels(step) - len(tree_flatten(model.trainable_parameters()))
@@ -91,6 +92,7 @@ def waits(side: str, config: dict[str, Any], work: Path) -> float:
 
 
 def main() -> None:
+    head.BLOCK_BYTES["cpu"] = head.BLOCK_BYTES["gpu"]
     for name in ("dpo-chat", "cpo-chat"):
         workload = dataclasses.replace(SUITE[name], vocabulary=500)
         model, rows = add_lora(make_base(workload), workload.adapted), make_rows(workload, 500)

@@ -70,7 +70,7 @@ def main() -> None:
     lengths = lengths_of(rows)
     if mismatched := asked.mode == "kto":
         rows = [{"prompt": row["prompt"], "completion": row["chosen"], "label": 1.0} for row in rows]
-        lengths, trainer = Mismatched(lengths_of(rows)).joined(lengths_of(rows)), KTO
+        lengths, trainer = Mismatched(lengths_of(rows)).joined(), KTO
     sides = {"apart": Side(SharedPrefixPolicy(halves), trainer), "packed": Side(PackedPolicy(halves), trainer)}
     real = dict.fromkeys(sides, 0)
     plans = [islice(plan_epoch(one, batch_size=asked.pairs), asked.batches) for one in (lengths, in_one_row(lengths))]

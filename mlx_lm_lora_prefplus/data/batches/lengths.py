@@ -129,10 +129,12 @@ class Mismatched:
         cycle = np.random.default_rng(0).permutation(rows)
         self.partner = np.empty(rows, np.int64)
         self.partner[cycle] = np.roll(cycle, -1)
+        self._lengths = lengths
         self.room = (lengths.prompt + lengths.completion).max() - lengths.prompt
 
-    def joined(self, lengths: Lengths) -> Lengths:
+    def joined(self) -> Lengths:
         """Return the lengths of the rows with these completions as well."""
+        lengths = self._lengths
         other = np.minimum(lengths.completion[self.partner], self.room)
         longest = np.maximum(lengths.completion, other)
         return Lengths(lengths.prompt, longest, lengths.total + other, lengths.count + 1)

@@ -167,6 +167,7 @@ class Oracle:
         rows = examples._replace(
             prompts=mx.concatenate([examples.prompts] * (completions // examples.ids.size)),
             ids=mx.arange(completions),
+            mismatched=None,
             columns={},
         )
         with in_float32(self.model):

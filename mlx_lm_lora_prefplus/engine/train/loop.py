@@ -250,6 +250,7 @@ class Loop:
             gradient, norm = self._updating.clip(self.state.gradient)
             if mx.isfinite(norm).item():
                 self._updating.apply(gradient)
+                mx.eval(self._updating.state)
                 counters.grad_norm, counters.skipped_in_a_row = float(norm.item()), 0  # type: ignore[arg-type]
             else:
                 self._not_finite("gradient", batches)

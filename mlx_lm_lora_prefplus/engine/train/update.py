@@ -16,6 +16,12 @@ class Update:
         optimizer: initialised, with the state from which it continues.
         max_norm: the largest norm of a gradient; larger ones are scaled down to it. None: all are left as they are.
         compiled: whether to compile both functions. Without it, each parameter takes about 16 kernel launches.
+
+    Attributes:
+        clip: a function that takes a gradient, and returns it clipped, with its norm before.
+        apply: a function that takes a clipped gradient, and updates the parameters and the optimiser's state. They are
+            not evaluated.
+        state: what `apply` changes.
     """
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, max_norm: float | None, compiled: bool):
@@ -29,12 +35,7 @@ class Update:
         def apply(gradient: Any) -> None:
             optimizer.update(model, gradient)
 
-        self._state = [model.state, optimizer.state]
-        self.clip, self.begin = clip, apply
+        self.clip, self.apply = clip, apply
+        self.state = [model.state, optimizer.state]
         if compiled:
-            self.clip, self.begin = mx.compile(clip), mx.compile(apply, inputs=self._state, outputs=self._state)
-
-    def apply(self, gradient: Any) -> None:
-        """Update the parameters and the optimiser's state, and compute them."""
-        self.begin(gradient)
-        mx.eval(self._state)
+            self.clip, self.apply = mx.compile(clip), mx.compile(apply, inputs=self.state, outputs=self.state)

@@ -188,9 +188,10 @@ def fused_by_us(folder: Path) -> bool:
 
 
 def holds_fused(folder: Path, adapters: Path) -> bool:
-    """Return whether the folder contains the whole fused model of this adapter file, or a model of others; that stays.
+    """Return whether no fusing is needed: the folder contains the fused model of this adapter file, or a model of
+    others, which is not replaced.
 
-    A model with a file that was fused by a run and then cut short is neither.
+    A model that a run fused and of which a file was shortened afterwards must be fused again.
     """
     ours = _fused(folder)
     files = [folder / name for name in ours["files"]]

@@ -225,7 +225,7 @@ class Session:
     def lengths(self, split: str) -> Lengths:
         """Return the lengths of a split's rows, with the completions of other rows if batches contain them."""
         lengths = lengths_of(self.rows[split])
-        return Mismatched(lengths).joined(lengths) if self.mismatched else lengths
+        return Mismatched(lengths).joined() if self.mismatched else lengths
 
     @property
     def mismatched(self) -> bool:

@@ -64,7 +64,7 @@ def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multi
     assert not places
     if kind != "ranked":  # of lists, single lengths are not known
         lengths = lengths_of(rows)
-        lengths = Mismatched(lengths).joined(lengths) if mismatched else lengths
+        lengths = Mismatched(lengths).joined() if mismatched else lengths
         assert in_one_row(lengths).prompt.max() == packed.tokens.shape[1]
 
 

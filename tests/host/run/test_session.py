@@ -67,9 +67,9 @@ def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch, re
     assert max(halves[0]) <= min(halves[1]), "batches of similar rows"
     assert packed.val[0]["val_loss"] == pytest.approx(apart.val[0]["val_loss"], rel=1e-5)
     batch = next(seen[1].batches("train"))
-    assert computed_tokens(seen[1].policy, lengths.prompt[ids := np.array(batch.ids)], lengths.completions(ids)) == (
-        tokens_of(seen[1].policy, batch)
-    ), "planned lengths are those of the batch"
+    ids = np.array(batch.ids)
+    planned = computed_tokens(seen[1].policy, lengths.prompt[ids], lengths.completions(ids))
+    assert planned == tokens_of(seen[1].policy, batch)
 
 
 @pytest.mark.parametrize(
