@@ -15,7 +15,8 @@ from ..host.config.resolve import Resolved
 from ..host.output.previous import as_begun
 from ..host.run.load import check_start
 from ..host.run.references import ReferencePass
-from ..host.run.session import Session, tokenised
+from ..host.run.rows import tokenised
+from ..host.run.session import Session
 from ..losses import has_gold, outcome, pair_rounding
 from ..plugin import Batch
 from ..report.results import intervals

@@ -15,7 +15,7 @@ from ..data.tokens.encode import Encoder
 from ..errors import UserError
 from ..host import models
 from ..host.config.resolve import Resolved
-from ..host.run.session import ADD_ENDS
+from ..host.run.rows import ADD_ENDS
 from ..settings import DataSettings
 
 SPLITS = ("train", "valid", "test")

@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from ..engine.memory.advice import total_memory
 from ..host.run.references import ReferencePass
-from ..host.run.session import Session, read_rows
+from ..host.run.rows import read_rows
+from ..host.run.session import Session
 from ..settings import DataSettings
 from ..storage.amounts import parse_bytes
 from .changes import Change, changes

@@ -23,7 +23,8 @@ from ..config.resolve import Resolved
 from ..console import print_info
 from ..output.previous import as_begun, check_not_its_own_source
 from .resume import find_state
-from .session import Session, read_rows
+from .rows import read_rows
+from .session import Session
 
 
 def adapters_in(settings: RunSettings) -> Path:

@@ -1,4 +1,4 @@
-"""The rows of a run and the order in which it uses them."""
+"""The model and the rows of a run, and the order in which it uses them."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,6 @@ import numpy as np
 from datasets import Dataset
 from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
-from ...data import Split, prepare
 from ...data.batches.collate import pictures_of, planned_batches
 from ...data.batches.lengths import Lengths, Mismatched, lengths_of
 from ...data.batches.packing import in_one_row
@@ -35,60 +34,14 @@ from ...engine.train.gradient import CUT_POSITIONS, in_parts, is_separable, padd
 from ...engine.vision.encode import check_exact, with_pictures
 from ...engine.vision.model import VisionModel
 from ...errors import UserError
-from ...losses import loss_names
 from ...plugin import Batch, Scorer
 from ...settings import RunSettings
-from .. import models
 from ..config.resolve import Resolved
 from ..models import check_vocabulary
+from .rows import check_columns
 
 DEFAULT_ITERS = SFTTrainingArgs().iters
 """Number of micro-batches if neither `iters` nor `epochs` is set; the host's default."""
-
-
-ADD_ENDS = ("cpo", "simpo", "orpo")
-"""Modes whose TRL trainers add BOS and EOS to every row. Here `prompt_format: raw` does the same."""
-
-
-def tokenised(resolved: Resolved, tokenizer: Any, splits: list[str]) -> dict[str, Split]:
-    """Return the rows of these splits as tokens. Splits that do not exist are omitted."""
-    return prepare(
-        resolved.data,
-        tokenizer,
-        splits,
-        kind=resolved.kind,
-        add_bos=models.uses_fallback_template(tokenizer),
-        add_ends=resolved.trainer.mode in ADD_ENDS,
-    )
-
-
-def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
-    """Return the splits that this run uses, as tokens."""
-    needed = [
-        *(["train", "valid"] if resolved.settings.train else []),
-        *(["test"] if resolved.settings.test else []),
-    ]
-    splits = tokenised(resolved, tokenizer, needed)
-    for name in ("train", "test"):
-        if name in needed and name not in splits:
-            raise UserError(
-                f"There are no {name} rows in {resolved.data.hf_dataset or resolved.data.data}. Give a folder with "
-                f"{name}.jsonl (or .json, .parquet, .csv)" + (", or leave out --test." if name == "test" else ".")
-            )
-    return splits
-
-
-def _check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
-    """Raise a UserError if a chosen loss needs a column that some rows lack."""
-    losses = resolved.trainer.losses
-    for name in loss_names(getattr(resolved.options, "loss_type", [])):
-        for column in getattr(losses.get(name), "columns", ()):
-            if lacking := [split for split, table in rows.items() if column not in table.column_names]:
-                raise UserError(
-                    f"loss_type {name} needs a number in column {column!r} of each row, but some {lacking[0]} rows "
-                    "have none. Add it, remove the rows without it, or choose another loss_type."
-                )
-
 
 LONGEST = 2048
 """Largest number of tokens in the rows on which the probe compares the engine's methods. With this limit, the probe
@@ -123,7 +76,7 @@ class Session:
         self.ranks = ranks or Ranks()
         settings = resolved.settings
         check_vocabulary(model, tokenizer, rows.values())
-        _check_columns(resolved, rows)
+        check_columns(resolved, rows)
         self.kind = resolved.kind
         self._may_pack = call_tokens() is None and not self._has_pictures
         memory = self._choose_memory()
@@ -151,7 +104,7 @@ class Session:
         other = copy(self)
         other.rows, other.number = {"train": read[0]}, number
         check_vocabulary(self.model, self.tokenizer, other.rows.values())
-        _check_columns(self.resolved, other.rows)
+        check_columns(self.resolved, other.rows)
         return other
 
     @cached_property

@@ -27,7 +27,8 @@ from ..output.previous import keep_previous
 from ..run import summary
 from ..run.references import ReferencePass
 from ..run.resume import check_same_run, find_state, fingerprint
-from ..run.session import Session, read_rows
+from ..run.rows import read_rows
+from ..run.session import Session
 from ..run.train import test_policy, train_policy
 from .studio_modes import check_has_pipeline
 

@@ -21,7 +21,8 @@ from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.host.run import summary
 from mlx_lm_lora_prefplus.host.run.references import ReferencePass
-from mlx_lm_lora_prefplus.host.run.session import Session, read_rows
+from mlx_lm_lora_prefplus.host.run.rows import read_rows
+from mlx_lm_lora_prefplus.host.run.session import Session
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
 from tests.conftest import WORDS, model_folder
 
