@@ -27,8 +27,6 @@ STOPPED_BY_MACOS = ("impacting interactivity", "gpu timeout")
 in lower case.
 """
 
-GO_ON = "Saved files are intact: continue with --resume (--resume force with another batch_size or max_seq_length)."
-
 LOW_SAVES = 0.9
 """The share of a step's memory that `memory: low` saves. Measured with the shapes of Qwen2.5-0.5B (24 layers, float32,
 LoRA, one chat pair): 2,581 MiB for a step without it, 221 MiB with it.
@@ -39,6 +37,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
+
+
+def is_stop_by_macos(error: BaseException) -> bool:
+    """Return whether an error means that macOS stopped a computation on the GPU."""
+    return any(phrase in str(error).lower() for phrase in STOPPED_BY_MACOS)
 
 
 @contextmanager
@@ -54,7 +57,7 @@ def explained(
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(advice(error, model, batch(), settings, trains)) from error
-        if any(phrase in str(error).lower() for phrase in STOPPED_BY_MACOS):
+        if is_stop_by_macos(error):
             raise UserError(stopped(error, batch(), settings)) from error
         raise
 
@@ -77,9 +80,11 @@ def advice(
     message = str(error).rstrip(".") or type(error).__name__
     request = f" MLX requested {size(requested)} more." if requested else ""
     savings = [f"{what}: about {size(share * step)} less" for what, share in ways(batch, settings, trains)][:3]
+    changes = "; ".join(savings) or "a smaller model, or one with 4-bit weights"
     return (
         f"Out of memory{of}: {message}.{request} The machine has {size(available)}. The model takes "
-        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {'; '.join(savings)}. {GO_ON}"
+        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {changes}. "
+        f"{_go_on(settings)}"
     )
 
 
@@ -90,8 +95,14 @@ def stopped(error: BaseException, batch: Batch | None, settings: RunSettings) ->
         "macOS stopped a computation of this run, because it took too long or kept the display waiting: "
         f"{str(error).rstrip('.')}. Let the display sleep while the run trains: begin the command with `caffeinate "
         "-i`, and then run `pmset displaysleepnow`. The environment variable AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 gives "
-        f"computations more time, and this makes them smaller: {smaller}. {GO_ON}"
+        f"computations more time, and this makes them smaller: {smaller}. {_go_on(settings)}"
     )
+
+
+def _go_on(settings: RunSettings) -> str:
+    """Return how to continue. A config with `resume` needs no option, as those of `rounds`."""
+    again, forced = ("the same command", "resume: force") if settings.resume else ("--resume", "--resume force")
+    return f"Saved files are intact: continue with {again} ({forced} with another batch_size or max_seq_length)."
 
 
 def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Iterator[tuple[str, float]]:

@@ -23,6 +23,7 @@ from ..logprobs.packed import PackedPolicy, packed_as_given
 from ..logprobs.plain import PlainPolicy
 from ..logprobs.prefix_cache import has_states, key_heads
 from ..logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
+from ..memory.advice import is_stop_by_macos
 from ..memory.recompute import Keep
 from ..model.adapters import adapter_layers, adapters_off
 from ..model.dropout import dropouts
@@ -38,13 +39,18 @@ MOST_ROWS = 32
 class SelectedMethod(NamedTuple):
     """policy: the method. description: a text for the user with the method and why it was chosen. compilable: whether
     `mx.compile` can trace it. trunk: the frozen trunk, if policy and reference can share its output; else None.
+    no_gradient: MLX's error if it has no gradient of an operation of the model.
     """
 
     policy: Scorer
     description: str
     compilable: bool = True
     trunk: Trunk | None = None
+    no_gradient: str | None = None
 
+
+NO_GRADIENT = "vjp"
+"""What MLX's errors contain if an operation has no gradient, in lower case."""
 
 PLAIN = "prompt and completion through the whole model"
 
@@ -83,7 +89,7 @@ def choose_policy(
 
 def _selected(choice: Choice, model: nn.Module, ways: Sequence["Method"]) -> SelectedMethod:
     if choice.method is None or choice.split is None:
-        return SelectedMethod(PlainPolicy(model), choice.description, choice.compilable)
+        return SelectedMethod(PlainPolicy(model), choice.description, choice.compilable, no_gradient=choice.no_gradient)
     halves = SplitModel.restored(model, choice.split)
     policy = ways[choice.method].make(halves)
     policy.keep = choice.keep
@@ -206,7 +212,10 @@ def _tested(
     try:
         oracle = Oracle(model, vocabulary, _row_counts(halves))
     except Exception as error:  # a model may raise anything if no gradient can be taken
-        return _plainly(f"no gradient could be taken: {error}"), None
+        if is_stop_by_macos(error):
+            raise
+        missing = str(error) if NO_GRADIENT in str(error).lower() else None
+        return _plainly(f"no gradient could be taken: {error}")._replace(no_gradient=missing), None
     refused = ""
     if settings.efficient_long_context and dropouts(model):
         refused = "; not in chunks: dropout would differ when a chunk is computed again"

@@ -19,6 +19,7 @@ from ...data.batches.slicing import slice_batch
 from ...plugin.protocol import Batch, Scorer, Scores
 from ..arrays import as_numpy
 from ..logprobs.plain import at_least_float32
+from ..memory.advice import is_stop_by_macos
 from ..model.split_model import arrays
 
 EXACT = 1e-4
@@ -150,7 +151,8 @@ class Oracle:
         """
         try:
             differences = [self._differences(policy, batch) for batch in batches or self.batches]
-        except Exception:  # a model may raise anything when it is called in an unexpected way
+        except Exception as error:  # a model may raise anything when it is called in an unexpected way
+            _let_through(error)
             return Difference(float("inf"), float("inf"))
         return Difference(*(max(column) for column in zip(*differences, strict=True)))
 
@@ -174,7 +176,8 @@ class Oracle:
             alone = as_numpy(mx.concatenate([simple(slice_batch(rows, i, i + 1)).logps for i in filled.tolist()]))
             try:
                 logps = as_numpy(policy(examples).logps)
-            except Exception:  # as in `difference`
+            except Exception as error:  # as in `difference`
+                _let_through(error)
                 return False
         return _distance(logps[filled], alone) <= self.allowed.logps
 
@@ -201,9 +204,16 @@ class Oracle:
             with in_float32(self.model):
                 alone = as_numpy(mx.concatenate([self._alone(row, "chosen")() for row in self.rows[:2]]))
                 logps = as_numpy(policy(self._batch(4)).logps)[:2]
-        except Exception:  # as in `difference`
+        except Exception as error:  # as in `difference`
+            _let_through(error)
             return False
         return _distance(logps, alone) <= self.allowed.logps
+
+
+def _let_through(error: Exception) -> None:
+    """Raise an error that says nothing about the method: that macOS stopped the GPU."""
+    if is_stop_by_macos(error):
+        raise error
 
 
 def _compared(model: nn.Module) -> frozenset[str]:

@@ -40,11 +40,8 @@ def test_other_errors_are_not():
     ],
 )
 def test_a_stop_by_macos_is_explained(text):
-    settings, told = (
-        RunSettings(batch_size=4),
-        "kept the display waiting: .*displaysleepnow.*batch_size 4 → 2.*--resume",
-    )
-    with pytest.raises(UserError, match=told), memory.explained(tiny_llama(), settings):
+    told = "kept the display waiting: .*displaysleepnow.*batch_size 4 → 2.*--resume"
+    with pytest.raises(UserError, match=told), memory.explained(tiny_llama(), RunSettings(batch_size=4)):
         raise RuntimeError(f"[METAL] Command buffer execution failed: {text}.")
 
 
@@ -81,6 +78,18 @@ def test_the_message_says_what_was_asked_what_is_there_and_what_helps():
 def test_only_what_is_not_done_yet_is_advised(settings, named):
     text = advice(**settings)
     assert all(one in text for one in named)
+
+
+def test_there_is_always_something_to_do():
+    """In the reference pass, with one row and no gradient, no setting reduces the memory."""
+    text = memory.advice(RuntimeError(TEXTS[2]), tiny_llama(), None, RunSettings(batch_size=1), trains=False)
+    assert "To reduce it: a smaller model, or one with 4-bit weights." in text
+
+
+def test_a_config_with_resume_needs_no_option():
+    """As in `rounds`, whose command has no `--resume`."""
+    assert "continue with --resume (--resume force with another batch_size" in advice()
+    assert "continue with the same command (resume: force with another batch_size" in advice(resume=True)
 
 
 @pytest.mark.usefixtures("compiling")

@@ -19,6 +19,7 @@ from mlx_lm_lora_prefplus.engine.probe.verify import Oracle
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 from tests.engine import model_zoo
+from tests.engine.exactness import batch_of
 
 AUTO = RunSettings()
 
@@ -193,6 +194,24 @@ def test_a_model_without_gradient_is_no_error():
     """It can still be evaluated."""
     choice = choose_policy(of_class(Rounding), AUTO)
     assert type(choice.policy) is PlainPolicy and "no gradient could be taken" in choice.description
+    assert "[Primitive::vjp] Not implemented for View" in choice.no_gradient
+
+
+@pytest.mark.parametrize("when", ["Oracle", "a method", "long rows"])
+def test_a_stop_by_macos_does_not_count_against_a_method(when, monkeypatch):
+    """A slower method would be chosen, and stored for later runs."""
+
+    def stopped(*_):
+        raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity")
+
+    if when == "Oracle":
+        monkeypatch.setattr(Oracle, "_alone", stopped)
+    else:
+        long = lambda batch: when == "a method" or batch.prompts.shape[1] > 20  # noqa: E731
+        own = SharedPrefixPolicy._states
+        monkeypatch.setattr(SharedPrefixPolicy, "_states", lambda self, b: stopped() if long(b) else own(self, b))
+    with pytest.raises(RuntimeError, match="Interactivity"):
+        choose_policy(with_lora(tiny_llama()), AUTO, examples=batch_of([(30, 5, 3)], vocabulary=VOCABULARY))
 
 
 def test_it_costs_little():

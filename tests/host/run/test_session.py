@@ -1,9 +1,12 @@
-"""How a run batches its rows: by pairs or by tokens, and what the summary says of it."""
+"""How a run batches its rows, what the summary says of it, and which models it refuses."""
 
 import re
+from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models import llama
 
 from mlx_lm_lora_prefplus.data.batches import packing
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
@@ -12,6 +15,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens, token
 from mlx_lm_lora_prefplus.engine.memory.activations import MemoryChoice
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.probe import select
+from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.run import session as session_module
 from mlx_lm_lora_prefplus.host.run.session import Session
 
@@ -166,3 +170,18 @@ def test_the_summary_says_how_much_is_padding(go, seen):
         (batch.completion_lengths.sum() + batch.prompt_lengths[: len(batch.ids)].sum()).item() for batch in batches
     )
     assert int(found[1]) / 100 == pytest.approx(padded / real - 1, abs=0.006)
+
+
+def test_a_model_without_a_gradient_is_told_at_the_start(go, monkeypatch):
+    """As of rwkv7 on Metal. It is told again when the result of the probe is known."""
+    own = llama.Model.__call__
+
+    def without_gradient(self, *given, **more):
+        logits = own(self, *given, **more)
+        return mx.view(mx.view(logits, mx.int32), mx.float32)
+
+    monkeypatch.setattr(llama.Model, "__call__", without_gradient)
+    for _ in range(2):
+        with pytest.raises(UserError, match="cannot be trained on CPU: .* no gradient .*Not implemented for View"):
+            go()
+    assert not Path("adapters/adapters.safetensors").exists()
