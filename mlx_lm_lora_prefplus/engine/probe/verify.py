@@ -43,8 +43,10 @@ COMPARED_BYTES = 256_000_000
 some.
 """
 
-LENGTHS = [(5, 3, 4), (1, 4, 1), (7, 1, 5)]
-"""The test rows: number of tokens of prompt, chosen and rejected completion."""
+LENGTHS = [(5, 2, 5), (1, 4, 1), (7, 1, 1)]
+"""The test rows: number of tokens of prompt, chosen and rejected completion. In the last one both completions have one
+token, because on Metal some models have no gradient of a single token after a state.
+"""
 
 HALF = (mx.bfloat16, mx.float16)
 

@@ -112,3 +112,17 @@ def test_large_models_are_compared_by_their_smallest_tensors(monkeypatch):
     monkeypatch.setattr("mlx_lm_lora_prefplus.engine.probe.verify.COMPARED_BYTES", 1000)
     names = trial_of(model).names
     assert names == {name for name, value in tree_flatten(model.parameters()) if "norm" in name}
+
+
+def test_single_tokens_after_a_prompt_are_tried():
+    """On Metal the kernels of some models have no gradient of them."""
+    model = tiny_llama()
+    oracle = trial_of(model)
+
+    def failing(batch):
+        lengths = batch.completion_lengths.reshape(2, -1)
+        if (lengths == 1).all(axis=0).any():
+            raise ValueError("[Primitive::vjp] Not implemented for CustomKernel.")
+        return HeadPolicy(split_model(model))(batch)
+
+    assert not oracle.passes(oracle.difference(failing))
