@@ -47,16 +47,22 @@ def pack(batch: Batch, attended: float | None = None) -> Packed | None:
             tokens[i, start:end] = completions[k * examples + i][: end - start]
             positions[i, start:end] = prompt + np.arange(end - start)
             branches[i, start:end] = k + 1
-    places, first = [], 0
-    for part in parts:
-        rows, size = part.completions.shape
-        scored = np.array(part.scored)
-        row, place = np.divmod(np.minimum(scored, rows * size - 1), size)
-        example = row % examples
-        before = np.where(place == 0, prompt_lengths[example], starts.reshape(-1)[first + row] + place) - 1
-        places.append(np.where(scored < rows * size, example * width + before, tokens.size))
-        first += rows
+    first = np.split(starts.reshape(-1), np.cumsum([len(known.completions) for known in lengths])[:-1])
+    places = [_places(part, prompt_lengths, of_part, width) for part, of_part in zip(parts, first, strict=True)]
     return Packed(*map(mx.array, (tokens, positions, branches, np.concatenate(places).astype(np.int32))))
+
+
+def _places(part: Batch, prompts: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+    """Return where in the flattened packed rows the tokens at `Batch.scored` are predicted.
+
+    prompts: (examples,) tokens of each prompt. starts: (rows,) the column of each completion in its packed row.
+    """
+    rows, size = part.completions.shape
+    scored = np.array(part.scored)
+    row, column = np.divmod(np.minimum(scored, rows * size - 1), size)
+    example = row % len(prompts)
+    before = np.where(column == 0, prompts[example], starts[row] + column) - 1
+    return np.where(scored < rows * size, example * width + before, len(prompts) * width)
 
 
 def packed_width(
