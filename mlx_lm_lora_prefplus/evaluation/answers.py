@@ -11,7 +11,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from ..engine.model.adapters import adapter_layers, adapters_off
 from ..errors import UserError
-from ..host import models
+from ..host import models, trained
 from ..host.callbacks.samples import first_prompts
 from ..host.run.session import Session
 
@@ -81,7 +81,7 @@ def reference_model(session: Session) -> Iterator[nn.Module]:
     """Load the model to compare with. With a reference it is `reference_model_path`, otherwise the base model."""
     resolved = session.resolved
     if resolved.settings.reference_model_path and resolved.needs_reference:
-        yield models.load_reference(resolved.settings, session.tokenizer)
+        yield trained.load_reference(resolved.settings, session.tokenizer)
     elif adapter_layers(session.model):
         with adapters_off(session.model):
             yield session.model

@@ -10,7 +10,7 @@ from ..engine.arrays import as_numpy
 from ..engine.reference.precompute import reference_logps, with_reference
 from ..engine.reference.store import ReferenceStore
 from ..errors import UserError
-from ..host import models
+from ..host import models, trained
 from ..host.config.resolve import Resolved
 from ..host.output.previous import as_begun
 from ..host.run.load import check_start
@@ -90,7 +90,7 @@ def score(session: Session) -> HeldOut:
             computed_by, session.batches("test"), len(session.rows["test"]), "Base model", store=stored_logps
         )
     assert resolved.settings.adapter_path
-    models.load_trained(session.model, resolved.settings.adapter_path)
+    trained.load_trained(session.model, resolved.settings.adapter_path)
     session.model.eval()
     columns_: dict[str, list[np.ndarray]] = {name: [] for name in (*HeldOut._fields, "ids")}
     for batch, reference_batch in zip(

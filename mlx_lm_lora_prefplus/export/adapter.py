@@ -11,7 +11,7 @@ from ..engine.files import peft
 from ..engine.files.adapter_files import read_tensors
 from ..engine.files.names import ADAPTERS, CONFIG, RECORD
 from ..errors import UserError
-from ..host.models import read_adapter_config
+from ..host.trained import read_adapter_config
 
 
 class Adapter(NamedTuple):

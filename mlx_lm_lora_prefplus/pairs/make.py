@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data.formats.ranked import REFUSED
 from ..engine.model.digest import content_digest
 from ..errors import UserError
-from ..host import models
+from ..host import models, trained
 from ..host.config.resolve import Resolved
 from ..printing import say
 from ..storage.atomic import whole_file
@@ -179,7 +179,7 @@ def _policy_header(resolved: Resolved, adapter: Path | None) -> dict[str, Any]:
     settings = resolved.settings
     base = Path(settings.model)
     files = [*base.glob("*.safetensors"), base / "config.json", base / "tokenizer.json"] if base.is_dir() else []
-    file = models.adapter_file(str(adapter)) if adapter is not None else None
+    file = trained.adapter_file(str(adapter)) if adapter is not None else None
     return {
         "model": settings.model,
         "quantised": models.quantization(settings),

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..engine.files.adapter_files import without_model
-from ..host import models
+from ..host import trained
 from ..host.config.resolve import Resolved
 from ..settings import COLUMNS, COMPANION_KEYS
 from ..storage.atomic import whole_file
@@ -31,7 +31,7 @@ def from_adapter(adapter: Path | None) -> dict[str, Any]:
     """
     if adapter is None:
         return {}
-    file = models.adapter_file(str(adapter)) or adapter
+    file = trained.adapter_file(str(adapter)) or adapter
     values: dict[str, Any] = {"resume_adapter_file": str(file.resolve()), "reference_model_path": str(file.resolve())}
     try:
         made = json.loads((file.parent / "adapter_config.json").read_text(encoding="utf-8"))

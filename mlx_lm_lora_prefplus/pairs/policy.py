@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from ..engine.files.adapter_files import check_file, load_adapter_weights
 from ..errors import UserError
-from ..host import models
+from ..host import models, trained
 from ..host.config.resolve import Resolved
 
 FLAG, CONFIG_KEY = "--adapter-path", "resume_adapter_file"
@@ -25,7 +25,7 @@ def load_policy(resolved: Resolved, adapter: Path | None) -> tuple[nn.Module, An
     if adapter is None:
         return model, tokenizer
     if adapter.is_dir():
-        models.load_trained(model, str(adapter))
+        trained.load_trained(model, str(adapter))
     else:
         key = CONFIG_KEY if str(adapter) == settings.resume_adapter_file else FLAG
         check_file(adapter, key)

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from ..engine.logprobs.computed import tokens_of
 from ..engine.memory.advice import is_out_of_memory, total_memory, ways
 from ..engine.model.eight_bit import saved_bytes
-from ..host import models
+from ..host import models, trained
 from ..host.config.checks.optimizers import optimizer_class
 from ..host.output import fuse
 from ..host.run.references import ReferencePass
@@ -129,7 +129,7 @@ def _second_model(session: Session, needed: bool, weights: int) -> int:
     if not (path and needed):
         return 0
     folder = Path(path).expanduser()
-    adapters = models.adapter_file(path) is not None
+    adapters = trained.adapter_file(path) is not None
     size = weights if adapters else sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return weights + (size or weights)
 
@@ -218,8 +218,8 @@ def _memory_savings(session: Session, longest: Batch, step: int, weights: int) -
     settings = session.resolved.settings
     changes = [(change, share * step) for change, share in ways(longest, settings)]
     if settings.optimizer_bits == 32:
-        trained = dict[str, mx.array](tree_flatten(session.model.trainable_parameters()))
-        changes.append(("optimizer_bits: 8", saved_bytes(optimizer_class(settings.optimizer), trained)))
+        trainable = dict[str, mx.array](tree_flatten(session.model.trainable_parameters()))
+        changes.append(("optimizer_bits: 8", saved_bytes(optimizer_class(settings.optimizer), trainable)))
     floats = saved_by_4_bits(session.model)
     if models.quantization(settings) is None and settings.train_type != "full" and sum(floats) > weights / 2:
         changes.append(("load_in_4bits: true", sum(floats)))

@@ -9,7 +9,7 @@ from mlx.utils import tree_map
 
 from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.evaluation.evaluate import Judging, evaluate
-from mlx_lm_lora_prefplus.host import models
+from mlx_lm_lora_prefplus.host import models, trained
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import write_pairs
 
@@ -27,7 +27,7 @@ def adapters(model_folder, tmp_path, monkeypatch):
         models.add_adapters(model, settings)
         moved = tree_map(lambda value: value + 0.03 * mx.random.normal(value.shape), model.trainable_parameters())
         model.update(moved)
-        save_adapters(model, Path("adapters") / "adapters.safetensors", models.adapter_config(settings), None)
+        save_adapters(model, Path("adapters") / "adapters.safetensors", trained.adapter_config(settings), None)
         return ["--model", str(model_folder), "--data", "data", "--adapter-path", "adapters", "--train-type", kind]
 
     return write

@@ -12,7 +12,7 @@ from mlx_lm_lora_prefplus.engine.files.adapter_files import load_adapter_weights
 from mlx_lm_lora_prefplus.engine.files.peft import read_peft_config, to_mlx
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.export.peft import to_peft
-from mlx_lm_lora_prefplus.host import models
+from mlx_lm_lora_prefplus.host import models, trained
 from mlx_lm_lora_prefplus.pairs.next_step import from_adapter
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.export.conftest import RANK, SCALE, config_of, put_adapter, save_base
@@ -88,12 +88,12 @@ def test_there_and_back_is_the_same(tmp_path, export, dora):
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_peft_adapter_is_a_reference_a_start_and_a_policy_to_evaluate(tmp_path, export, dora):
     base = tmp_path / "base"
-    trained = put_adapter(save_base(base), tmp_path / "a", base, dora=dora)
+    tuned = put_adapter(save_base(base), tmp_path / "a", base, dora=dora)
     export(tmp_path / "a")
-    expected, folder = np.array(trained(IDS)), tmp_path / "a" / "peft"
+    expected, folder = np.array(tuned(IDS)), tmp_path / "a" / "peft"
 
     evaluated = save_base(tmp_path / "b2")
-    models.load_trained(evaluated, str(folder))
+    trained.load_trained(evaluated, str(folder))
     np.testing.assert_allclose(np.array(evaluated(IDS)), expected, atol=1e-5)
 
     started = save_base(tmp_path / "b3")
@@ -101,13 +101,13 @@ def test_a_peft_adapter_is_a_reference_a_start_and_a_policy_to_evaluate(tmp_path
     settings = {"train_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": other_scale}
     run = RunSettings(**settings, resume_adapter_file=str(folder))
     models.add_adapters(started, run)
-    file = models.resume_file(run)
+    file = trained.resume_file(run)
     assert file is not None
     load_adapter_weights(started, file, "resume_adapter_file")
     np.testing.assert_allclose(np.array(started(IDS)), expected, atol=1e-5)
 
     for place in (folder, folder / "adapter_model.safetensors"):
-        assert models.adapter_file(str(place)) == folder / "adapter_model.safetensors"
+        assert trained.adapter_file(str(place)) == folder / "adapter_model.safetensors"
     wrong = save_base(tmp_path / "b4")
     models.add_adapters(wrong, run.model_copy(update={"lora_parameters": {**other_scale, "rank": 4}}))
     with pytest.raises(UserError, match=r"does not fit.*of the PEFT adapter: .*num_layers: 2.*rank: 3, scale: 1\.7"):
@@ -124,7 +124,7 @@ def test_the_config_of_pairs_goes_on_from_a_peft_adapter(tmp_path, export, adapt
     models.add_adapters(model, RunSettings().model_copy(update={key: values[key] for key in keys}))
     load_adapter_weights(model, file, "resume_adapter_file")
     expected = save_base(tmp_path / "other")
-    models.load_trained(expected, str(adapter))
+    trained.load_trained(expected, str(adapter))
     np.testing.assert_allclose(np.array(model(IDS)), np.array(expected(IDS)), atol=1e-6)
 
 
@@ -141,7 +141,7 @@ def test_ranks_and_scales_of_their_own_layers(tmp_path, export, adapter):
     (folder / "adapter_config.json").write_text(json.dumps({**config_of(folder), **patterns, "use_rslora": True}))
     model = save_base(tmp_path / "again")
     before = {name: np.array(module.weight) for name, module in model.named_modules() if hasattr(module, "weight")}
-    models.load_trained(model, str(folder))
+    trained.load_trained(model, str(folder))
     layer = model.layers[2].self_attn
     for module, alpha, rank in (("q_proj", SCALE * RANK, 1), ("k_proj", 2, RANK), ("v_proj", SCALE * RANK, RANK)):
         a, b = (tensors[f"{name.replace('q_proj', module)}{side}.weight"] for side in "AB")

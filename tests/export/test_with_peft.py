@@ -71,8 +71,6 @@ def test_logits_with_adapters_on_experts_are_equal(tmp_path, export, model_type,
 def test_an_adapter_that_peft_wrote_is_read(tmp_path, dora):
     from transformers import AutoModelForCausalLM
 
-    from mlx_lm_lora_prefplus.host import models
-
     base, ids = tmp_path / "base", np.random.default_rng(0).integers(0, 64, (2, 30))
     ours = save_base(base)
     config = peft.LoraConfig(
@@ -90,7 +88,9 @@ def test_an_adapter_that_peft_wrote_is_read(tmp_path, dora):
     model.save_pretrained(tmp_path / "peft")
     with torch.no_grad():
         expected = model.eval()(torch.tensor(ids)).logits.numpy()
-    models.load_trained(ours, str(tmp_path / "peft"))
+    from mlx_lm_lora_prefplus.host import trained
+
+    trained.load_trained(ours, str(tmp_path / "peft"))
     np.testing.assert_allclose(np.array(ours(mx.array(ids))), expected, atol=2e-5)
 
 

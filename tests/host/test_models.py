@@ -9,7 +9,7 @@ from mlx_lm.models import mixtral
 
 from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import models, vision
+from mlx_lm_lora_prefplus.host import models, trained, vision
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import VOCABULARY, tiny_llama, with_lora
 
@@ -20,9 +20,9 @@ def test_a_damaged_adapter_config(tmp_path, content):
     save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
     (tmp_path / "adapter_config.json").write_text(content)
     with pytest.raises(UserError, match=r"^adapter_path: .*adapter_config\.json"):
-        models.load_trained(model, str(tmp_path))
+        trained.load_trained(model, str(tmp_path))
     with pytest.raises(UserError, match=r"^reference_model_path: .*adapter_config\.json"):
-        models.load_reference(RunSettings(reference_model_path=str(tmp_path)), None)
+        trained.load_reference(RunSettings(reference_model_path=str(tmp_path)), None)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_an_adapter_config_that_lacks_what_is_needed(tmp_path, config):
         UserError,
         match="adapter_path: (the adapters in .* do not fit this model|.* is not a valid adapter configuration)",
     ):
-        models.load_trained(tiny_llama(), str(tmp_path))
+        trained.load_trained(tiny_llama(), str(tmp_path))
 
 
 def test_a_layer_that_takes_no_dora():
@@ -72,7 +72,7 @@ def test_dora_on_weights_of_so_many_bits(bits, works):
 )
 def test_what_is_a_path(tmp_path, monkeypatch, path, nowhere):
     monkeypatch.chdir(tmp_path)
-    assert models._leads_nowhere(path) == nowhere
+    assert models.leads_nowhere(path) == nowhere
 
 
 def test_a_model_that_was_not_given_or_is_nowhere_is_called_so(tmp_path, monkeypatch):

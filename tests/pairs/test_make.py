@@ -172,14 +172,14 @@ def test_settings_stand_in_the_config(pairs, here, model_folder):
 
 def test_adapters_are_the_policy_and_training_goes_on_from_them(pairs, here, model_folder):
     from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
-    from mlx_lm_lora_prefplus.host import models
+    from mlx_lm_lora_prefplus.host import models, trained
     from mlx_lm_lora_prefplus.settings import RunSettings
     from tests.conftest import with_lora
 
     pairs()
     settings = RunSettings(model=str(model_folder), lora_parameters={"rank": 4, "dropout": 0.0, "scale": 10.0})
     model = with_lora(models.load_base(settings)[0])
-    save_adapters(model, here / "sft/adapters.safetensors", models.adapter_config(settings), None)
+    save_adapters(model, here / "sft/adapters.safetensors", trained.adapter_config(settings), None)
     assert pairs("--adapter-path", "sft", output="tuned").exit_code == 0
     both = [[row["responses"] for row in rows_of(here / name / "train.jsonl")] for name in ("pairs", "tuned")]
     assert both[0] != both[1]

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.nn as nn
 
 from ...engine.model.adapters import adapter_layers
-from ..models import read_adapter_config
+from ..trained import read_adapter_config
 
 
 def train_type(model: nn.Module) -> str:

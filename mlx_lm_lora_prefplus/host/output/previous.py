@@ -9,8 +9,8 @@ from ...engine.files.run_state import is_state, newest_name
 from ...errors import UserError
 from ...settings import RunSettings
 from ..config.resolve import Resolved
-from ..models import adapter_file as adapters_of
-from ..models import resume_file
+from ..trained import adapter_file as adapters_of
+from ..trained import resume_file
 from .aside import Previous, find_previous, fused_by_us, holds_model, newest_previous, set_aside
 from .fuse import fused_folder, gigabytes
 

@@ -15,7 +15,7 @@ from ... import __version__
 from ...engine.files.names import ADAPTERS, CONFIG
 from ...engine.model.digest import content_digest
 from ...settings import RunSettings
-from .. import models
+from .. import trained
 from ..config.resolve import Resolved
 from .resume import REFERENCE
 from .session import Session
@@ -63,7 +63,7 @@ def _reference(settings: RunSettings) -> str:
     """Return a digest of the content that `reference_model_path` names. It is the same on every machine."""
     assert settings.reference_model_path
     try:
-        file = models.adapter_file(settings.reference_model_path)
+        file = trained.adapter_file(settings.reference_model_path)
         if file is not None:
             return content_digest([file, file.parent / CONFIG])
         folder = _download(settings.reference_model_path)  # or the local folder

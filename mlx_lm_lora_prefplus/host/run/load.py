@@ -17,7 +17,7 @@ from ...engine.ranks.ranks import Ranks
 from ...errors import UserError
 from ...settings import RunSettings
 from ...storage.cache_folder import size_limit
-from .. import models
+from .. import models, trained
 from ..callbacks.loggers import check_loggers
 from ..config.resolve import Resolved
 from ..console import print_info
@@ -42,7 +42,7 @@ def check_start(settings: RunSettings) -> None:
     size_limit()
     check_loggers(settings)
     check_not_its_own_source(settings)
-    if file := models.resume_file(settings):
+    if file := trained.resume_file(settings):
         check_file(file, "resume_adapter_file")
     if not settings.train and settings.adapter_path and not Path(settings.adapter_path).is_dir():
         raise UserError(
@@ -89,7 +89,7 @@ def load(resolved: Resolved, state: RunState | None, ranks: Ranks) -> tuple[Sess
     model, tokenizer = models.load_base(settings, resolved.data)
     if settings.train:
         models.add_adapters(model, settings)
-        if (file := models.resume_file(settings)) and state is None:
+        if (file := trained.resume_file(settings)) and state is None:
             # This file is checked before the rows are read, because reading rows takes time. It is loaded afterwards.
             read_adapter_weights(model, file, "resume_adapter_file")
 

@@ -27,7 +27,7 @@ from ...engine.reference.store import ENGINE, ReferenceStore
 from ...engine.reference.tr_dpo import MovingReference
 from ...plugin import Batch
 from ...storage import cache_folder
-from .. import models
+from .. import trained
 from .session import Session
 
 
@@ -103,7 +103,7 @@ class ReferencePass:
         session = self.session
         model = session.model if self.given is None else self.given
         if self.given is None and session.resolved.settings.reference_model_path:
-            model = models.load_reference(session.resolved.settings, session.tokenizer)
+            model = trained.load_reference(session.resolved.settings, session.tokenizer)
         as_reference = adapters_off(model) if model is session.model else nullcontext()
         with as_reference, memory.explained(model, session.resolved.settings):
             for name in filter(missing.get, missing):
@@ -209,7 +209,7 @@ def _named(path: str, base_digest: str) -> str:
 
     The path names adapters on the policy's base model, or another model.
     """
-    file = models.adapter_file(path)
+    file = trained.adapter_file(path)
     if file is not None:
         parts = (base_digest, file_digest(file), file_digest(file.parent / "adapter_config.json"))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()

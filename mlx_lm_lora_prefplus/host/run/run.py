@@ -19,7 +19,7 @@ from ...engine.train.interrupts import stop_at_once
 from ...errors import UserError
 from ...storage.atomic import RESUME, explained
 from ...storage.owner import Owner, owned
-from .. import models
+from .. import trained
 from ..callbacks.loggers import open_loggers
 from ..callbacks.samples import keep_samples
 from ..config.resolve import Resolved
@@ -107,7 +107,7 @@ def _run_owned(
         _train(session, reference, training_callback, state=state, identity=identity, begin=begin, owner=owner)
     else:
         if settings.adapter_path:
-            models.load_trained(session.model, settings.adapter_path)
+            trained.load_trained(session.model, settings.adapter_path)
         with open_loggers(settings, resolved.values, first=ranks.first) as loggers:
             test_policy(session, reference, loggers=loggers)
     ranks.leave()
@@ -156,12 +156,12 @@ def _train(session: Session, reference: ReferenceSource, callback: Any, **argume
     ranks.enter("training")
     print_section("Training")
     with open_loggers(settings, session.resolved.values, first=ranks.first) as loggers:
-        trained = train_policy(session, reference, file, callback, loggers=loggers, **arguments)
+        any_left = train_policy(session, reference, file, callback, loggers=loggers, **arguments)
         if settings.test:
             metrics = MetricsFile(file.parent)
-            keeps = ranks.first and (trained or not metrics.has("test"))
+            keeps = ranks.first and (any_left or not metrics.has("test"))
             test_policy(session, reference, metrics if keeps else None, loggers)
-    if not trained:
+    if not any_left:
         print_info(f"The run in {settings.adapter_path} is finished. To train longer, set a larger iters.")
 
 

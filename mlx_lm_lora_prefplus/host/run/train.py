@@ -20,7 +20,7 @@ from ...engine.train.loop import train
 from ...plugin import Batch
 from ...report.results.intervals import of_rows, wilson
 from ...storage.owner import Owner
-from .. import models
+from .. import trained
 from ..callbacks.samples import Samples, first_prompts
 from ..config.checks.optimizers import build_optimizer
 from .assemble import trainer_state, training_inputs
@@ -49,7 +49,7 @@ def train_policy(
     """
     settings, model, ranks = session.resolved.settings, session.model, session.ranks
     folder = adapter_file.parent
-    if (file := models.resume_file(settings)) and state is None:
+    if (file := trained.resume_file(settings)) and state is None:
         load_adapter_weights(model, file, "resume_adapter_file")
     if ranks.first and settings.sample_prompts:
         prompts = first_prompts(session.rows["valid"], settings.sample_prompts)
@@ -61,12 +61,12 @@ def train_policy(
         if owner is None:
             return adapter_file, None
         owner.check()
-        return adapter_file, save_adapters(model, adapter_file, models.adapter_config(settings), iteration)
+        return adapter_file, save_adapters(model, adapter_file, trained.adapter_config(settings), iteration)
 
     def save_best() -> Path:
         if owner is not None:
             owner.check()
-            save_adapters(model, folder / "best" / adapter_file.name, models.adapter_config(settings), None)
+            save_adapters(model, folder / "best" / adapter_file.name, trained.adapter_config(settings), None)
         return folder / "best"
 
     resumed, go_on = state.iteration if state else None, "the same command" if settings.resume else "--resume"
