@@ -30,11 +30,6 @@ each. The first step or pass does not count.
 
 NEVER = 2**31
 
-HARDLY = 1e-12
-"""A learning rate so small that the weights stay unchanged. With a usual rate, many steps on one batch would saturate
-the loss, which changes the time of a step.
-"""
-
 
 class Measured(NamedTuple):
     """first: seconds of the first micro-batch, including compilation. seconds: seconds of each further micro-batch.
@@ -50,7 +45,10 @@ class Measured(NamedTuple):
 
 
 def measure(session: Session, batch: Batch, planned: ReferencePass) -> Measured:
-    """Run training steps on the batch, with a learning rate so small that the weights stay unchanged.
+    """Run training steps on the batch with learning rate 0.
+
+    The weights stay the same, so the stored result of the probe still counts. With a usual rate, many steps on one
+    batch would also saturate the loss, which changes the time of a step.
 
     Raises:
         UserError: Loss or gradient is not finite.
@@ -115,7 +113,7 @@ def _loop(session: Session, batch: Batch, store: ReferenceStore | None) -> Loop:
             **dict.fromkeys(("steps_per_report", "steps_per_eval", "save_every"), NEVER),
             "gradient_accumulation_steps": min(settings.gradient_accumulation_steps, 2),  # as for more
             "qat_start_step": 1,
-            "learning_rate": HARDLY,
+            "learning_rate": 0.0,
             "lr_schedule": None,
         }
     )

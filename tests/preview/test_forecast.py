@@ -10,6 +10,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
+from mlx_lm_lora_prefplus.engine.model.digest import weights_digest
 from mlx_lm_lora_prefplus.engine.train import gradient as step
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
 from mlx_lm_lora_prefplus.host.run.load import open_run
@@ -28,6 +29,15 @@ def session(config):
 def computed_of(policy, batch):
     lengths = known_lengths(batch)
     return computed_tokens(policy, lengths.prompts, lengths.completions.reshape(-1, len(lengths.prompts)))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adafactor", "muon", "lion"])
+def test_a_trial_does_not_change_the_weights(session, optimizer):
+    """With other weights, the next trial would repeat the probe."""
+    run = session(train_type="full", optimizer=optimizer)
+    before = run.base_digest
+    measure(run, next(run.batches("train")), ReferencePass(run))
+    assert weights_digest(run.model) == before
 
 
 @pytest.mark.parametrize(
