@@ -40,7 +40,7 @@ def main():
     ranks = Ranks()
     for trainer, name in EVERY_LOSS:
         options = options_for(trainer, name)
-        rows = rows_for(trainer, options, count=7)
+        rows = rows_for(trainer, options, count=5)
         batches = list(iterate_batches(rows, batch_size=3, shuffle=False, mismatched=trainer.needs_mismatched(options)))
         policy = SharedPrefixPolicy(split_model(with_lora(tiny_llama())))
         shared = step_of(SharedPolicy(policy, ranks), trainer, options, batches, ranks)

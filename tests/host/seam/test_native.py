@@ -86,8 +86,9 @@ def test_nothing_is_wrapped_and_our_modes_are_there(native):
     assert set(found[4]) == {"dpo", "cpo", "orpo", "simpo", "kto", "bco"}
 
 
-@pytest.mark.parametrize("mode", ["cpo", "simpo"])
-@pytest.mark.parametrize("launch", [["-m", "mlx_lm_lora.train"], ["-m", "mlx_lm_lora", "train"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("mode", "launch"), [("cpo", ["-m", "mlx_lm_lora.train"]), ("simpo", ["-m", "mlx_lm_lora", "train"])]
+)
 def test_a_run_from_the_command_line(native, training, mode, launch):
     done = native.run(*launch, "--train-mode", mode, "--label-smoothing", "0.1", *training)
     assert done.returncode == 0, done.stderr
