@@ -12,11 +12,11 @@ pytestmark = pytest.mark.slow
 STOPS = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
 
 
-@pytest.mark.parametrize("what", STOPS)
-def test_stopped_and_resumed_is_left_alone(world, alone, what):
+@pytest.mark.parametrize(("what", "stops"), [("SIGTERM", 2), ("SIGINT", 1), ("SIGHUP", 1)])
+def test_stopped_and_resumed_is_left_alone(world, alone, what, stops):
     """Before the first save, in the middle of a step, in a save: nothing that was trained is lost."""
     rng = random.Random(what)
-    for number in range(2):
+    for number in range(stops):
         stopped = world.run(rng.randint(20, alone.instants - 20), what, adapter_path="stopped", flags=["--resume"])
         if number and stopped.code == 0:  # the resumed run came to its end before its instant
             break
