@@ -234,7 +234,7 @@ def test_weights_of_tokens_are_those_without_the_holes(sampo):
 
 @pytest.mark.usefixtures("compiling")
 def test_steps_in_parts_compiled_and_over_the_trunk_agree(monkeypatch):
-    model = with_lora(tiny_llama(layers=4), layers=2).train()
+    model = with_lora(tiny_llama(layers=2), layers=1).train()
     policy, options = SharedPrefixPolicy(split_model(model)), DPO.options(loss_type="ipo", beta=0.3)
     batch = collate(ROWS, np.arange(len(ROWS)), 4)
     with adapters_off(model):

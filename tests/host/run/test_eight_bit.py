@@ -51,8 +51,8 @@ def test_the_curve_is_that_of_32_bits(go, optimizer, rate, changes):
 @pytest.mark.shared
 def test_the_curve_of_a_real_model_is_that_of_32_bits(go, shared):
     real = {"model": str(shared / "models/stories260K"), "data": str(shared / "prefs/mqm_en_de")}
-    settings = {"train_type": "full", "max_seq_length": 128, "iters": 10, "learning_rate": 3e-5, "val_batches": 5}
-    every = {"steps_per_report": 5, "steps_per_eval": 20, "save_every": 40}
+    settings = {"train_type": "full", "max_seq_length": 128, "iters": 6, "learning_rate": 3e-5, "val_batches": 2}
+    every = {"batch_size": 2, "steps_per_report": 3, "steps_per_eval": 20, "save_every": 40}
     for bits in (32, 8):
         go(optimizer_bits=bits, adapter_path=f"bits-{bits}", **real, **settings, **every)
     for split in ("train", "valid"):

@@ -62,22 +62,32 @@ def test_what_is_learnt_is_in_the_pictures(look, llava, tmp_path):
     losses = {}
     for name, swapped in (("true", ()), ("swapped", ("train",))):
         write_rows(tmp_path / name, swapped=swapped, train=48, valid=24)
-        changes = {"data": name, "adapter_path": f"adapters-{name}", "iters": 80, "batch_size": 8}
-        _, told = look(llava, **changes, learning_rate=1e-2, steps_per_eval=80)
+        changes = {"data": name, "adapter_path": f"adapters-{name}", "iters": 50, "batch_size": 8}
+        _, told = look(llava, **changes, learning_rate=1e-2, steps_per_eval=50)
         losses[name] = [info["val_loss"] for info in told.val]
     assert losses["true"][0] == pytest.approx(LN_2, abs=1e-6)
     assert losses["true"][-1] < 0.3 and losses["swapped"][-1] > 0.5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["kto", "cpo", "orpo", "bco"])
-def test_other_modes_see_the_pictures(look, folder, mode):
-    _, told = look(folder, train_mode=mode, iters=2)
+def sees_the_pictures(look, model, mode) -> None:
+    _, told = look(model, train_mode=mode, iters=2)
     own = weights()
     write_rows(Path("pictures"), seed=1, train=6, valid=3)  # other pictures in files of the same names
-    look(folder, train_mode=mode, iters=2)
+    look(model, train_mode=mode, iters=2)
     assert np.isfinite(told.val[-1]["val_loss"])
     assert any(not mx.array_equal(value, weights()[name]) for name, value in own.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["cpo", "orpo", "bco"])
+def test_other_modes_see_the_pictures(look, llava, mode):
+    sees_the_pictures(look, llava, mode)
+
+
+@pytest.mark.slow
+def test_kto_sees_the_pictures(look, folder):
+    """Beside the completions of other rows too, whatever the kind of model."""
+    sees_the_pictures(look, folder, "kto")
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(look, llava, monkeypatch):
