@@ -9,7 +9,7 @@ from mlx_lm_lora_prefplus.host import dropin
 from mlx_lm_lora_prefplus.host.seam import functions
 from mlx_lm_lora_prefplus.storage.owner import LOCK, owned
 from tests.conftest import random_rows, tiny_llama, with_lora, write_pairs
-from tests.host.dropin.test_train import Items, host_items
+from tests.host.dropin.calls import Items, host_items
 from tests.host.seam.test_functions import arguments, loaded
 
 REFUSED = "is using .*adapters, and two runs in one folder"

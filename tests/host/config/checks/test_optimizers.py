@@ -15,7 +15,7 @@ from mlx_lm_lora_prefplus.host.config.checks.optimizers import build_optimizer, 
 from mlx_lm_lora_prefplus.host.config.flags import mode_parser
 from mlx_lm_lora_prefplus.settings import Optimizer, RunSettings
 from tests.conftest import random_rows, tiny_llama, with_lora
-from tests.host.dropin.test_train import Items, Recorder, host_items, same, weights
+from tests.host.dropin.calls import Items, Recorder, host_items, same, weights
 
 NAMES = get_args(Optimizer)
 
