@@ -4,15 +4,12 @@ import json
 import os
 import signal
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm_lora.trainer.sft_trainer import _install_qat_hooks
 
@@ -20,22 +17,13 @@ from mlx_lm_lora_prefplus.engine.files.metrics_file import MetricsFile
 from mlx_lm_lora_prefplus.engine.files.run_state import StateFiles, newest_state, read_state
 from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.model.qat import FakeQuantization
-from mlx_lm_lora_prefplus.engine.train.evaluate import evaluate
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
-from mlx_lm_lora_prefplus.engine.train.inputs import TrainingInputs
-from mlx_lm_lora_prefplus.engine.train.loop import train
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.plugin import LossOutput, Trainer
-from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO, BaseTrainer
-from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
-
-ROWS = random_rows(10, seed=5)
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """A mode without keys."""
+from tests.conftest import iterate_batches, tiny_llama, with_lora
+from tests.engine.train import small_run
+from tests.engine.train.small_run import ROWS, Nothing, events_of, lora_b, run, without_timing
 
 
 class ChosenOnly(BaseTrainer):
@@ -48,85 +36,11 @@ class ChosenOnly(BaseTrainer):
         return LossOutput(sums={"examples": -policy(batch).logps[:pairs].sum()}, metrics={})
 
 
-def run(
-    trainer=CPO,
-    options=None,
-    compiled=False,
-    qat=None,
-    iters=6,
-    batch_size=4,
-    model=None,
-    states=None,
-    metrics=None,
-    resumed=None,
-    **settings,
-):
-    """Train a small model; returns the model and what happened, in order."""
-    model = model or with_lora(tiny_llama())
-    events: list[tuple] = []
-    callback = SimpleNamespace(
-        on_train_loss_report=lambda info: events.append(("report", info["iteration"], info)),
-        on_val_loss_report=lambda info: events.append(("validate", info["iteration"], info)),
-    )
-
-    def save(iteration):
-        events.append(("save", iteration))
-        return Path("a"), Path("b")
-
-    def save_best():
-        events.append(("best",))
-        return Path("best")
-
-    train(
-        TrainingInputs(
-            trainer=trainer,
-            options=options or trainer.options(),
-            policy=PlainPolicy(model),
-            optimizer=optim.Adam(1e-3),
-            settings=RunSettings(
-                **{"batch_size": batch_size, "steps_per_eval": 3, "steps_per_report": 2, "save_every": 4, **settings}
-            ),
-            iters=iters,
-            epoch_batches=lambda epoch, first: islice(
-                iterate_batches(ROWS, batch_size=batch_size, epoch=epoch), first, None
-            ),
-            validation=lambda: iterate_batches(ROWS, batch_size=4, shuffle=False),
-            save=save,
-            save_best=save_best,
-            states=states,
-            metrics=metrics,
-            resumed=resumed,
-            callback=callback,
-            qat=qat(model) if qat else None,
-            compiled=compiled,
-        )
-    )
-    return model, events
-
-
-def lora_b(model) -> list[np.ndarray]:
-    return [np.array(module.lora_b) for _, module in model.named_modules() if "lora_b" in module]
-
-
 def test_a_trainer_of_another_make_is_driven():
     assert isinstance(ChosenOnly(), Trainer)
     _, events = run(ChosenOnly(), Nothing(), iters=30, steps_per_report=10)
     losses = [info["train_loss"] for kind, _, info in (e for e in events if e[0] == "report")]
     assert losses[-1] < losses[0]
-
-
-def test_order_of_events_counts_micro_batches():
-    _, events = run(gradient_accumulation_steps=3)
-    assert [event[:2] for event in events] == [
-        ("validate", 1),
-        ("report", 2),
-        ("validate", 3),
-        ("report", 4),
-        ("save", 4),
-        ("validate", 6),
-        ("report", 6),
-        ("save", None),
-    ]
 
 
 @pytest.mark.parametrize("iters", [1, 2, 6])
@@ -145,29 +59,6 @@ def test_the_saved_weights_were_validated(iters, monkeypatch):
     assert all(np.array_equal(a, b) for a, b in zip(seen[0], start, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(seen[-1], lora_b(model), strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(seen[0], seen[-1], strict=True))
-
-
-@pytest.mark.parametrize(("iters", "accumulation", "updates"), [(3, 4, 1), (8, 4, 2), (9, 4, 3), (2, 1, 2)])
-def test_no_gradient_is_dropped(iters, accumulation, updates, monkeypatch):
-    calls = []
-    real = optim.Adam.update
-    monkeypatch.setattr(optim.Adam, "update", lambda *args: (calls.append(1), real(*args)))
-    model, _ = run(iters=iters, gradient_accumulation_steps=accumulation)
-    assert len(calls) == updates
-    assert all(np.abs(a - b).max() > 0 for a, b in zip(lora_b(model), lora_b(with_lora(tiny_llama())), strict=True))
-
-
-def test_an_epoch_sees_every_row_once(monkeypatch):
-    seen = []
-    real = GradientStep.__call__
-    monkeypatch.setattr(
-        GradientStep,
-        "__call__",
-        lambda self, batch, *rest: (seen.extend(batch.ids.tolist()), real(self, batch, *rest))[1],
-    )
-    run(iters=6)  # two epochs of three batches
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    assert seen[:10] != seen[10:]
 
 
 def test_speed_does_not_count_validation(monkeypatch):
@@ -200,7 +91,7 @@ def test_speed_does_not_count_validation(monkeypatch):
 def test_qat_starts_and_pauses_as_asked(compiled, monkeypatch):
     """Every batch has one shape here, so a graph compiled once would never see the change."""
     same = [{"prompt": [1, 2], "chosen": [3, 4], "rejected": [5, 6]}] * 10
-    monkeypatch.setitem(globals(), "ROWS", same)
+    monkeypatch.setattr(small_run, "ROWS", same)
     settings = SimpleNamespace(qat_enable=True, qat_bits=2, qat_group_size=32)
 
     def trained(start, interval):
@@ -216,30 +107,6 @@ def test_qat_starts_and_pauses_as_asked(compiled, monkeypatch):
     for i, one in enumerate(results):
         for other in [*results[i + 1 :], plain]:
             assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-@pytest.mark.usefixtures("compiling")
-def test_compiled_training_is_the_same():
-    for a, b in zip(lora_b(run()[0]), lora_b(run(compiled=True)[0]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_clipping_keeps_the_dtype_of_the_weights():
-    model = tiny_llama()
-    model.set_dtype(mx.bfloat16)
-    model, _ = run(model=model, max_grad_norm=1e-3)
-    assert {value.dtype for _, value in tree_flatten(model.parameters())} == {mx.bfloat16}
-
-
-def test_dropout_is_off_in_evaluation_and_on_in_training():
-    model = with_lora(tiny_llama(), dropout=0.5)
-    batches = lambda: iterate_batches(ROWS, batch_size=4, shuffle=False)  # noqa: E731
-    model.train()
-    one, two = (CPO.evaluate(PlainPolicy(model), batches(), CPO.options(), {}) for _ in range(2))
-    assert one == two
-    assert model.training
-    first, second = (PlainPolicy(model)(next(batches())).logps for _ in range(2))
-    assert not mx.array_equal(first, second)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update():
@@ -265,11 +132,6 @@ def test_evaluation_is_a_mean_over_pairs_however_they_are_cut(batch_size):
         for size in (len(ROWS), batch_size)
     ]
     assert means[1] == pytest.approx(means[0], rel=1e-5, abs=1e-6)
-
-
-def test_nothing_to_evaluate_is_an_error():
-    with pytest.raises(UserError, match="no rows to evaluate"):
-        evaluate(CPO, PlainPolicy(tiny_llama()), iter([]), CPO.options(), {})
 
 
 class Poisoned(ChosenOnly):
@@ -314,10 +176,6 @@ def test_skipping_ends_where_it_is_of_no_use():
         run(Poisoned(list(range(10))), Nothing(), on_nonfinite="skip", iters=30)
 
 
-def events_of(events, kind):
-    return [event for event in events if event[0] == kind]
-
-
 def test_out_of_memory_names_what_would_lower_it(monkeypatch):
     def full(*_):
         raise RuntimeError("[malloc_or_wait] Unable to allocate 4294967296 bytes.")
@@ -332,45 +190,6 @@ def test_out_of_memory_names_what_would_lower_it(monkeypatch):
     monkeypatch.setattr(GradientStep, "__call__", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         run()
-
-
-def test_early_stopping_waits_for_its_patience(monkeypatch, capsys):
-    """The validation loss, made up here, is best at its second time."""
-    values = iter([3.0, 1.0, 2.0, 2.5, 1.5, 0.5])
-    monkeypatch.setattr(type(CPO), "evaluate", lambda *_, **__: {"loss": next(values)})
-    _, events = run(iters=30, steps_per_eval=2, early_stopping_patience=2)
-    assert [event[1] for event in events if event[0] == "validate"] == [1, 2, 4, 6]
-    assert [event for event in events if event[0] == "save"] == [("save", 4), ("save", None)]
-    assert (
-        "2 validations without a better objective (lower is better) than 1.000 at iteration 2"
-        in capsys.readouterr().out
-    )
-
-
-def test_the_best_adapters_are_kept(monkeypatch, capsys):
-    values = iter([0.5, 0.7, 0.6, 0.9])
-    monkeypatch.setattr(type(CPO), "evaluate", lambda *_, **__: {"loss": 1.0, "rewards/accuracies": next(values)})
-    _, events = run(iters=6, steps_per_eval=2, save_best="rewards/accuracies")
-    kept = [i for i, event in enumerate(events) if event[0] == "best"]
-    assert len(kept) == 3
-    assert (
-        "Best rewards/accuracies (higher is better) so far: 0.900 at iteration 6, kept in best."
-        in capsys.readouterr().out
-    )
-
-
-def test_metrics_hold_every_report(tmp_path):
-    run(iters=6, batch_size=10, max_grad_norm=1.0, metrics=MetricsFile(tmp_path))
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["iteration"], line["split"]) for line in lines] == [
-        *((1, "valid"), (2, "train"), (3, "valid"), (4, "train"), (6, "valid"), (6, "train"))
-    ]
-    wanted = {"loss", "rewards/chosen", "rewards/accuracies", "nll_loss", "grad_norm", "learning_rate"}
-    wanted |= {"tokens_per_second", "peak_memory", "trained_tokens", "updates", "skipped_updates"}
-    assert wanted <= set(lines[1])
-    assert lines[1]["grad_norm"] > 0 and lines[1]["updates"] == 2
-    assert {"loss", "rewards/margins", "seconds"} <= set(lines[0])
-    assert [line["rows"] for line in lines] == [10, 20, 10, 20, 10, 20], "what the figures are means over"
 
 
 @dataclass(frozen=True)
@@ -445,23 +264,6 @@ def dropping():
     return model
 
 
-def without_timing(events):
-    timing = ("iterations_per_second", "tokens_per_second", "peak_memory", "val_time")
-    return [
-        (*event[:2], {k: v for k, v in event[2].items() if k not in timing}) if len(event) > 2 else event
-        for event in events
-    ]
-
-
-def test_a_finished_run_has_nothing_left(tmp_path):
-    run(states=StateFiles(tmp_path, 2), iters=4)
-    state, _ = newest_state(tmp_path)
-    _, events = run(resumed=state, iters=4)
-    assert events == []
-    _, events = run(resumed=state, iters=6)
-    assert [event[:2] for event in events if event[0] != "save"] == [("validate", 6), ("report", 6)]
-
-
 def test_weights_that_are_not_finite_take_no_place(tmp_path):
     model = with_lora(tiny_llama())
     model.layers[0].self_attn.q_proj.lora_b = mx.full((32, 4), float("inf"))
@@ -510,8 +312,3 @@ def test_a_signal_ends_the_run_with_its_state(number, during, tmp_path, monkeypa
     assert all(np.array_equal(a, b) for a, b in zip(lora_b(whole), lora_b(rest), strict=True))
     assert events[0][:2] == ("validate", 4)  # that of iteration 4 is done again, and its report and save follow it
     assert without_timing(events) == without_timing(all_events[-len(events) :])
-
-
-def test_the_progress_bar_says_training(capsys):
-    run(iters=1)
-    assert "Training: 100%" in capsys.readouterr().err

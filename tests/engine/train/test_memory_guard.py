@@ -13,7 +13,7 @@ from mlx_lm_lora_prefplus.engine.train.memory_guard import MemoryGuard
 from mlx_lm_lora_prefplus.settings import RunSettings
 from mlx_lm_lora_prefplus.trainers import CPO
 from tests.conftest import iterate_batches, tiny_llama
-from tests.engine.train.test_loop import run
+from tests.engine.train.small_run import run
 
 LIMIT = 10_000_000_000
 
