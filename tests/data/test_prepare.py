@@ -1,4 +1,4 @@
-"""The whole way from settings to rows on disk: reports, cache, memory, progress, real data."""
+"""The whole way from settings to rows on disk: reports, cache, memory, progress."""
 
 import json
 import sys
@@ -6,13 +6,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from mlx_lm.tokenizer_utils import load
 
 from mlx_lm_lora_prefplus.data import prepare
-from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
 from mlx_lm_lora_prefplus.data.tokens.encode import Encoder
 from mlx_lm_lora_prefplus.settings import DataSettings
-from tests.conftest import iterate_batches
 
 from .conftest import CHATML, PAIR, make_tokenizer, write
 
@@ -241,169 +238,3 @@ def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):
     assert report.used == 4_000
     assert peak < 8e6  # 3.4 MB; 24 MB with all rows in memory
     assert rows.cache_files[0]["filename"].endswith(".arrow")
-
-
-RANKED = [
-    {
-        "prompt": f"Q{i}",
-        "responses": ["one", "two two", "three three three"][: 2 + i % 2],
-        "scores": [2, 1, 3][: 2 + i % 2],
-    }
-    for i in range(4)
-]
-LABELLED = [{"prompt": f"Q{i}", "completion": "A" * (i + 1), "label": i % 3 == 0} for i in range(5)]
-PAIRS = [{**PAIR, "prompt": f"Q{i}"} for i in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("data", "kind", "pairing", "columns", "used"),
-    [
-        (PAIRS, "unpaired", "best_worst", ["prompt", "completion", "label", "row"], 6),
-        (PAIRS, "ranked", "best_worst", ["prompt", "completions", "scores", "row"], 3),
-        (LABELLED, "unpaired", "best_worst", ["prompt", "completion", "label", "row"], 5),
-        (RANKED, "ranked", "best_worst", ["prompt", "completions", "scores", "row"], 4),
-        (RANKED, "unpaired", "all_pairs", ["prompt", "completion", "label", "row"], 8),
-        (RANKED, "paired", "best_worst", ["prompt", "chosen", "rejected", "row", "chosen_score", "rejected_score"], 4),
-        (RANKED, "paired", "all_pairs", ["prompt", "chosen", "rejected", "row", "chosen_score", "rejected_score"], 8),
-    ],
-)
-def test_kinds_of_rows_and_their_reports(tokenise, data, kind, pairing, columns, used):
-    rows, report, _ = tokenise(data, kind=kind, pairing=pairing)
-    assert rows.column_names == report.columns == columns
-    assert (report.kind, report.read, report.used, report.truncated) == (kind, len(data), used, 0)
-    assert len(rows) == used and set(rows["row"]) == set(range(1, len(data) + 1))
-    totals = lengths_of(rows)
-    assert (report.prompt_tokens, report.completion_tokens) == (totals.prompt.sum(), totals.total.sum())
-    labels = rows["label"][:] if kind == "unpaired" else []
-    assert (report.desirable, report.undesirable) == (labels.count(1), labels.count(0))
-    good = (
-        [row["completions"][0] for row in rows] if kind == "ranked" else rows["chosen"][:] if kind == "paired" else None
-    )
-    good = [row["completion"] for row in rows if row["label"]] if good is None else good
-    assert report.chosen_tokens == sum(map(len, good))
-    again = tokenise(data, kind=kind, pairing=pairing)
-    assert again.report.cached and again.rows.column_names == columns and again.rows[:] == rows[:]
-
-
-def test_numbers_are_kept_where_all_rows_have_them(tokenise):
-    data = [{**PAIR, "prompt": f"Q{i}", "margin": i / 4, "preference_prob": 0.5} for i in range(3)]
-    data += [{**PAIR, "margin": 7}, {**PAIR, "chosen": "", "margin": None}]
-    rows, report, _ = tokenise(data)
-    assert rows["margin"][:] == [0, 0.25, 0.5, 7] and rows.features["margin"].dtype == "float32"
-    assert rows.column_names == report.columns == ["prompt", "chosen", "rejected", "row", "margin"]
-    assert report.incomplete == {"preference_prob": 3}
-    again = tokenise(data)
-    assert again.report.cached and again.rows.column_names == rows.column_names
-    batch = next(iterate_batches(again.rows, batch_size=4, shuffle=False))
-    assert list(batch.columns) == ["margin"] and batch.columns["margin"].tolist() == [0, 0.25, 0.5, 7]
-    assert tokenise(data, kind="ranked").report.incomplete == {}
-
-
-def test_unpaired_rows_all_the_way_to_a_batch(tokenise, chatml):
-    rows, _, _ = tokenise(LABELLED, kind="unpaired")
-    batch = next(iterate_batches(rows, batch_size=5, shuffle=False, mismatched=True))
-    assert batch.columns["label"].tolist() == [1, 0, 0, 1, 0] and batch.tokens.shape[0] == 5
-    texts = [
-        chatml.decode(ids[:length])
-        for one in (batch, batch.mismatched)
-        for ids, length in zip(one.tokens.tolist(), one.lengths.tolist(), strict=True)
-    ]
-    assert ["A" * (i + 1) + "<|im_end|>\n" == text.split("assistant\n")[1] for i, text in enumerate(texts[:5])] == [
-        True
-    ] * 5
-    assert all(
-        own.split("assistant")[0] == other.split("assistant")[0]
-        for own, other in zip(texts[:5], texts[5:], strict=True)
-    )
-    assert all(own != other for own, other in zip(texts[:5], texts[5:], strict=True))
-
-
-def test_lists_all_the_way_to_a_batch(tokenise, chatml):
-    rows, _, _ = tokenise(RANKED, kind="ranked")
-    batch = next(iterate_batches(rows, batch_size=4, shuffle=False))
-    assert batch.columns["scores"].tolist() == [2, 3, 2, 3, 1, 2, 1, 2, 1, 1, 1, 1]
-    read = [
-        chatml.decode(ids[:n])
-        for ids, n in zip(batch.completions.tolist(), batch.completion_lengths.tolist(), strict=True)
-    ]
-    assert [text.removesuffix("<|im_end|>\n") for text in read] == [
-        *("one", "three three three", "one", "three three three"),
-        *("two two", "one", "two two", "one"),
-        *("", "two two", "", "two two"),
-    ]
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize(
-    ("name", "shape", "used"),
-    [
-        ("hh_strings", "prompt as a Human/Assistant transcript, chosen and rejected as text", 230),
-        ("hh_messages", "prompt as messages, chosen and rejected as messages", 230),
-        ("hh_transcript", "Human/Assistant transcripts", 230),
-        ("mqm_en_de", "prompt as text, chosen and rejected as text", 53),
-        ("dpo_en_messages", "prompt as messages, chosen and rejected as messages", 30),
-    ],
-)
-@pytest.mark.slow
-def test_real_rows_with_a_real_tokenizer(shared, tmp_path, name, shape, used):
-    tokenizer = load(shared / "models" / "stories260K")
-    settings = DataSettings(data=str(shared / "prefs" / name), max_seq_length=16384)
-    rows, report, _ = prepare(settings, tokenizer, ["valid"], progress=False, cache_dir=tmp_path)["valid"]
-    assert (report.shape, report.used, report.truncated) == (shape, used, 0)
-    for row in rows:
-        assert row["prompt"].count(tokenizer.bos_token_id) == 1
-        assert tokenizer.decode(row["prompt"]).endswith("assistant:")
-        assert row["chosen"].count(tokenizer.eos_token_id) == row["rejected"].count(tokenizer.eos_token_id) == 1
-
-
-@pytest.mark.shared
-def test_the_two_forms_of_the_same_dialogues_become_the_same_tokens(shared, tmp_path):
-    tokenizer = load(shared / "models" / "stories260K")
-    made = [
-        prepare(
-            DataSettings(data=str(shared / "prefs" / name)), tokenizer, ["valid"], progress=False, cache_dir=tmp_path
-        )["valid"].rows.to_list()
-        for name in ("hh_strings", "hh_messages")
-    ]
-    assert made[0] == made[1]
-
-
-@pytest.mark.shared
-def test_rows_without_pairs_are_refused(shared, tmp_path, chatml):
-    with pytest.raises(ValueError, match=r"each row contains one completion with a label .* such as kto"):
-        prepare(DataSettings(data=str(shared / "prefs" / "kto_en")), chatml, ["train"], cache_dir=tmp_path)
-
-
-@pytest.mark.shared
-def test_real_unpaired_rows_with_a_real_tokenizer(shared, tmp_path):
-    tokenizer = load(shared / "models" / "stories260K")
-    settings = DataSettings(data=str(shared / "prefs" / "kto_en"), max_seq_length=16384)
-    made = prepare(settings, tokenizer, ["train", "valid"], kind="unpaired", progress=False, cache_dir=tmp_path)
-    rows, report, _ = made["valid"]
-    assert report.shape == "prompt as messages, completion as messages, label"
-    assert (report.used, report.desirable, report.undesirable, report.truncated) == (30, 14, 16, 0)
-    assert (made["train"].report.desirable, made["train"].report.undesirable) == (122, 118)
-    lines = (shared / "prefs" / "kto_en" / "valid.jsonl").read_text(encoding="utf-8").splitlines()
-    for row, line in zip(rows, lines, strict=True):
-        told = json.loads(line)
-        assert row["label"] == told["label"]
-        assert row["prompt"].count(tokenizer.bos_token_id) == 1 and tokenizer.eos_token_id in row["completion"]
-        assert tokenizer.decode(row["prompt"]).endswith("assistant:")
-        assert tokenizer.decode(row["completion"]).strip().startswith(told["completion"][0]["content"].strip()[:20])
-
-
-@pytest.mark.slow
-@pytest.mark.shared
-@pytest.mark.parametrize("name", ["hh_strings", "hh_transcript", "mqm_en_de", "dpo_en_messages"])
-def test_real_pairs_become_unpaired_rows_and_lists_of_the_same_tokens(shared, tmp_path, name):
-    tokenizer = load(shared / "models" / "stories260K")
-    settings = DataSettings(data=str(shared / "prefs" / name), max_seq_length=16384)
-    pairs, unpaired, lists = (
-        prepare(settings, tokenizer, ["valid"], kind=kind, progress=False, cache_dir=tmp_path)["valid"]
-        for kind in ("paired", "unpaired", "ranked")
-    )
-    assert unpaired.report.desirable == unpaired.report.undesirable == pairs.report.used == lists.report.used
-    completions = [[row["chosen"], row["rejected"]] for row in pairs.rows]
-    assert lists.rows["completions"][:] == completions
-    assert unpaired.rows["completion"][:] == [ids for pair in completions for ids in pair]
-    assert unpaired.rows["prompt"][:] == [row["prompt"] for row in pairs.rows for _ in range(2)]

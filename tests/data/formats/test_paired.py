@@ -1,16 +1,13 @@
-"""Every shape of row that holds pairs, and every complaint about one; what all shapes have in common."""
+"""Every shape of row that holds pairs; what all shapes have in common."""
 
 import json
 
 import pytest
 
-from mlx_lm_lora_prefplus.data.formats.example import PAIR, Dropped, Example
+from mlx_lm_lora_prefplus.data.formats.example import PAIR, Example
 from mlx_lm_lora_prefplus.errors import UserError
+from tests.data.formats.pair_rows import HH, HISTORY, PLAIN
 from tests.data.messages import bot, read, read_one, system, user
-
-PLAIN = Example(1, [user("Q")], [[bot("A")], [bot("B")]], PAIR)
-HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant:"
-HISTORY = [user("Hi"), bot("Hello"), user("Q")]
 
 SHAPES = {
     "text": ({"prompt": "Q", "chosen": "A", "rejected": "B"}, PLAIN),
@@ -233,149 +230,6 @@ def test_helpsteer_rows_of_one_prompt_make_a_pair():
     assert [item.reason for item in found[1:]] == ["tie", "no second rated response to the same prompt"]
 
 
-DROPPED = {
-    "null completion": ({"prompt": "Q", "chosen": None, "rejected": "B"}, "empty completion"),
-    "blank completion": ({"prompt": "Q", "chosen": "A", "rejected": " \n"}, "empty completion"),
-    "no messages": ({"prompt": "Q", "chosen": [], "rejected": [bot("B")]}, "empty completion"),
-    "a message without text": ({"prompt": "Q", "chosen": [bot("")], "rejected": [bot("B")]}, "empty completion"),
-    "null prompt": ({"prompt": None, "chosen": "A", "rejected": "B"}, "empty prompt"),
-    "different prompts": (
-        {"chosen": [user("a"), bot("A")], "rejected": [user("b"), bot("B")]},
-        "chosen and rejected have different prompts",
-    ),
-    "one system turn and different questions": (
-        {"chosen": [system("S"), user("a"), bot("A")], "rejected": [system("S"), user("b"), bot("B")]},
-        "chosen and rejected have different prompts",
-    ),
-    "a question last": (
-        {"prompt": "Q", "chosen": [bot("A"), user("R")], "rejected": [bot("B")]},
-        "no assistant turn at the end of the conversation",
-    ),
-    "output of a tool alone": (
-        {"prompt": "Q", "chosen": [{"role": "tool", "content": "A"}], "rejected": [bot("B")]},
-        "no assistant turn in a completion",
-    ),
-    "transcript that ends in a question": (
-        {"chosen": HH, "rejected": HH + " B"},
-        "no assistant turn at the end of the transcript",
-    ),
-    "tie of scores": (
-        {"instruction": "Q", "completions": [{"response": x, "overall_score": 3} for x in "AB"]},
-        "tie",
-    ),
-    "one completion": (
-        {"instruction": "Q", "completions": [{"response": "A", "overall_score": 3}]},
-        "fewer than two scored completions",
-    ),
-    "no scores": (
-        {"instruction": "Q", "completions": [{"response": x, "overall_score": None} for x in "AB"]},
-        "fewer than two scored completions",
-    ),
-    "no preference": (
-        {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": 0},
-        "tie",
-    ),
-    "unstated preference": (
-        {"context": [user("Q")], "response1": "A", "response2": "B", "overall_preference": None},
-        "no preference given",
-    ),
-    "empty response": (
-        {"prompt": "Q", "response_1": "", "response_2": "B", "preference_strength": 1},
-        "empty completion",
-    ),
-    "scored row without a prompt": (
-        {"prompt": None, "response_1": "A", "response_2": "B", "preference_strength": 1},
-        "empty prompt",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DROPPED)
-def test_dropped_with_a_reason(name):
-    row, reason = DROPPED[name]
-    _, found = read(row)
-    assert found == [Dropped(1, reason)]
-
-
-WRONG = {
-    "number": ({"prompt": "Q", "chosen": 3, "rejected": "B"}, "'chosen': found a number (3), expected text"),
-    "prompt": ({"prompt": 3.5, "chosen": "A", "rejected": "B"}, "'prompt': found a number (3.5)"),
-    "bool": ({"prompt": "Q", "chosen": "A", "rejected": True}, "'rejected': found true or false"),
-    "list of numbers": (
-        {"prompt": "Q", "chosen": [3], "rejected": "B"},
-        "'chosen': found a number (3), expected messages",
-    ),
-    "no role": ({"prompt": "Q", "chosen": [{"content": "A"}], "rejected": "B"}, "'chosen': found an object"),
-    "number as content": ({"prompt": [user(3)], "chosen": "A", "rejected": "B"}, "'prompt': found a number (3)"),
-    "image": (
-        {"prompt": [user([{"type": "image", "url": "x"}])], "chosen": "A", "rejected": "B"},
-        "images and sound cannot be read",
-    ),
-    "system": ({"prompt": "Q", "chosen": "A", "rejected": "B", "system": ["S"]}, "'system': found a list"),
-    "tools": ({"prompt": "Q", "chosen": "A", "rejected": "B", "tools": 3}, "'tools': found a number"),
-    "tools text": ({"prompt": "Q", "chosen": "A", "rejected": "B", "tools": "[{"}, "'tools': not valid JSON"),
-    "transcript and list": ({"chosen": HH + " A", "rejected": [bot("B")]}, "expected a Human/Assistant transcript"),
-    "plain and list": ({"chosen": "Q A", "rejected": [bot("B")]}, "expected text, as in the first rows"),
-    "completions": ({"instruction": "Q", "completions": "A"}, "'completions': found text ('A')"),
-    "score": (
-        {"prompt": "Q", "response_1": "A", "response_2": "B", "preference_strength": "much"},
-        "expected a finite number",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_types_name_row_column_and_what_is_wanted(name):
-    row, part = WRONG[name]
-    with pytest.raises(UserError) as error:
-        read(row)
-    assert str(error.value).startswith("rows.jsonl, row 1, column ")
-    assert part in str(error.value)
-
-
-def test_overrides_choose_the_columns():
-    row = {"prompt": "no", "ask": "Q", "good": "A", "bad": "B", "persona": "S"}
-    pair = read_one(row, prompt_feature="ask", chosen_feature="good", rejected_feature="bad", system_feature="persona")
-    assert pair == PLAIN._replace(prompt=[system("S"), user("Q")])
-
-
-def test_an_override_that_is_not_there_names_the_nearest():
-    with pytest.raises(UserError) as error:
-        read_one({"prompt": "Q", "chosen_text": "A", "rejected": "B"}, chosen_feature="chosen_txt")
-    assert str(error.value) == (
-        "rows.jsonl: chosen_feature names column 'chosen_txt', which does not exist. Did you mean 'chosen_text'? "
-        "Columns: prompt, chosen_text, rejected. Type: --chosen-feature chosen_text"
-    )
-
-
-@pytest.mark.parametrize(
-    ("row", "given", "typed"),
-    [
-        ({"prompt": "Q", "chosen": "A", "reject ed": "B"}, {}, "--rejected-feature 'reject ed'"),
-        ({"a": "Q", "b": "A"}, {}, "--prompt-feature COLUMN --chosen-feature COLUMN --rejected-feature COLUMN"),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, {"chosen_feature": "zzz"}, "--chosen-feature COLUMN"),
-    ],
-)
-def test_wrong_columns_end_with_the_flags_to_type(row, given, typed):
-    with pytest.raises(UserError) as error:
-        read_one(row, **given)
-    assert str(error.value).endswith(f" Type: {typed}")
-
-
-def test_unknown_columns_are_listed_with_the_shapes_accepted():
-    with pytest.raises(UserError) as error:
-        read_one({"prompt": "Q", "chosen": "A", "reject": "B"})
-    message = str(error.value)
-    assert "prompt, chosen, reject." in message and "'reject' (for rejected)" in message
-    for shape in ("prompt, chosen, rejected", "UltraFeedback", "HelpSteer2-preference", "HelpSteer3", "HelpSteer)"):
-        assert shape in message
-
-
-def test_no_rows():
-    with pytest.raises(UserError, match=r"rows.jsonl: contains no rows"):
-        read()
-
-
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -400,30 +254,3 @@ def test_numbers_that_pairs_bring_along(shape):
     assert read_one({**row, "margin": None, "preference_prob": ""}).numbers == {}
     other = {"score_chosen": 8.0, "score_rejected": "3.5"}
     assert read_one({**row, **other}).numbers == {"chosen_score": 8, "rejected_score": 3.5}
-
-
-def test_the_column_of_the_preference_score_has_a_key():
-    row = {"prompt": "Q", "chosen": "A", "rejected": "B", "weight": 0.5}
-    assert read_one(row).numbers == {}
-    assert read_one(row, preference_score_feature="weight").numbers == {"preference_score": 0.5}
-    assert read_one(row, preference_score_feature="gone", kind="ranked").scores == PAIR
-
-
-@pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
-        ({"margin": "wide"}, "'margin': found text ('wide'), expected a finite number"),
-        ({"margin": [1]}, "'margin': found a list ([1]), expected a finite number"),
-        ({"chosen_score": float("nan")}, "'chosen_score': found a number (nan), expected a finite number"),
-        ({"score_rejected": float("inf")}, "'score_rejected': found a number (inf), expected a finite number"),
-        ({"preference_score": True}, "'preference_score': found true or false (True)"),
-        ({"preference_prob": 1.01}, "'preference_prob': found a number (1.01), expected a probability from 0 to 1"),
-        ({"preference_prob": -0.5}, "'preference_prob': found a number (-0.5), expected a probability from 0 to 1"),
-    ],
-    ids=str,
-)
-def test_numbers_that_are_none_are_refused(numbers, message):
-    row = {"prompt": "Q", "chosen": "A", "rejected": "B", **dict.fromkeys(numbers, 0.5)}
-    with pytest.raises(UserError) as error:
-        read(row, {**row, **numbers})
-    assert str(error.value).startswith(f"rows.jsonl, row 2, column {message}")
