@@ -8,7 +8,7 @@ in memory, then one with this many tokens each of prompt, chosen and rejected co
 
 MLX multiplies 4-bit matrices on a CPU at about 2 GF/s, which would take days. Here each product converts a slice of the
 matrix to float32, multiplies, and frees the slice. Nothing else is changed. This needs up to 0.5 GB more memory, and
-about an hour for 8B on two cores.
+one and a half hours for 8B on one core.
 """
 
 import argparse

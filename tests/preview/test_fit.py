@@ -188,7 +188,7 @@ def test_a_run_that_fits_is_left_as_it_is(config):
 def test_a_proposal_holds(config, rows, monkeypatch):
     """What is proposed is checked again as a run of its own, and takes what was said."""
     name = config(batch_size=4, train_type="full", val_batches=0)
-    rows("train", *({"prompt": f"w{i} " * 40, "chosen": "w20 " * 60, "rejected": "w30 " * 60} for i in range(4)))
+    rows("train", *({"prompt": f"w{i} " * 20, "chosen": "w20 " * 30, "rejected": "w30 " * 30} for i in range(4)))
     monkeypatch.setattr(measuring, "SECONDS", 0.0)
     monkeypatch.setattr(measuring, "FORWARD_SECONDS", 0.0)
     alone = build_report([name])["forecast"]["memory"]["peak"]
