@@ -18,7 +18,8 @@ CORE = "mlx.core"
 
 CUDA = {"MLX_ENABLE_CACHE_THRASHING_CHECK": "0", "MLX_CUDA_GRAPH_CACHE_SIZE": "4000"}
 """Environment variables of mlx on CUDA. A training step of each shape has graphs of its own. By default mlx stores 400,
-and stops the program after twice as many. `reason` sets those that are not set, because mlx reads them when it starts.
+and stops the program after twice as many. mlx reads them when it starts, so `reason` sets them first, unless
+the user has.
 """
 
 

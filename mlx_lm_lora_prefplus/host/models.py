@@ -107,6 +107,8 @@ def why_not_loaded(error: Exception) -> str:
         return f"{text}. The model is already quantised. Remove load_in_4bits and similar keys."
     if "group size" in text or "divisible" in text:
         return f"{text}. The model's layer sizes do not fit this quantisation. Remove load_in_4bits and similar keys."
+    if "trust_remote_code" in text:
+        return "its config names code of its own (model_file), which mlx-lm-lora does not run. Choose another model."
     return f"{type(error).__name__}: {text}"
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..engine.logprobs.computed import tokens_of
-from ..engine.memory.advice import is_out_of_memory, total_memory, ways
+from ..engine.memory.advice import total_memory, ways
+from ..engine.mlx_errors import is_out_of_memory
 from ..engine.model.eight_bit import saved_bytes
 from ..host import models, trained
 from ..host.config.checks.optimizers import optimizer_class

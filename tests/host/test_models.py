@@ -1,6 +1,7 @@
 """Models and adapters that cannot be used are refused in words."""
 
 import json
+import shutil
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -73,6 +74,14 @@ def test_dora_on_weights_of_so_many_bits(bits, works):
 def test_what_is_a_path(tmp_path, monkeypatch, path, nowhere):
     monkeypatch.chdir(tmp_path)
     assert models.leads_nowhere(path) == nowhere
+
+
+def test_a_model_with_code_of_its_own_is_refused_in_words(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_file": "own.py"}))
+    with pytest.raises(UserError, match=r"names code of its own \(model_file\), which mlx-lm-lora does not run"):
+        models.load_base(RunSettings(model=str(folder)))
 
 
 def test_a_model_that_was_not_given_or_is_nowhere_is_called_so(tmp_path, monkeypatch):

@@ -319,10 +319,14 @@ def test_early_stopping_ends_and_stays_ended(go, monkeypatch):
 
 @pytest.mark.parametrize("key", ["save_best", "early_stopping_metric"])
 def test_a_metric_that_is_not_there_is_refused(go, key):
+    """Before the files of the last run are moved."""
+    go(iters=1)
+    before = content()
     with pytest.raises(
         UserError, match=f"{key}: validation has no metric 'accuracy'. Choose from: .*rewards/accuracies"
     ):
         go(**{key: "accuracy"})
+    assert content() == before
     with pytest.raises(UserError, match=f"{key}: there are no validations"):
         go(**{key: "loss"}, val_batches=0)
 

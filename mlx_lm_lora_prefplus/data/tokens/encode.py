@@ -264,7 +264,8 @@ class Encoder:
             too_long = "prompt as long as" if settings.truncation == "keep_prompt" else "longer than"
             return Dropped(example.row, f"{too_long} max_seq_length")
         if _all_same(fitted[1]):
-            return Dropped(example.row, _same_reason(fitted[1]))
+            after = "" if _all_same(completions) else " after truncation to max_seq_length"
+            return Dropped(example.row, _same_reason(fitted[1]) + after)
         if _all_same(scores):
             return Dropped(example.row, "tie")
         fitted_masks = [_slice_mask(mask, 0, len(ids)) for mask, ids in zip(masks, fitted[1], strict=True)]

@@ -1,5 +1,5 @@
-"""The message after MLX ran out of memory: what the run requested, what the machine has, and what would reduce it; and
-the message after macOS stopped the GPU.
+"""The messages after errors of MLX: memory ran out (what the run requested, what the machine has, and what would reduce
+it), macOS stopped the GPU, or an operation has no gradient.
 """
 
 import os
@@ -14,18 +14,7 @@ from mlx.utils import tree_flatten
 from ...errors import UserError
 from ...plugin import Batch
 from ...settings import RunSettings
-
-OUT_OF_MEMORY = (
-    *("out of memory", "unable to allocate", "insufficient memory", "maximum allowed buffer size", "bad_alloc"),
-    *("cudamalloc", "cannot allocate memory", "attempting to allocate", "cuda_error_out_of_memory"),
-    "[metal::malloc] resource limit",
-)
-"""Phrases in MLX's errors on Metal, CUDA and the CPU, in lower case."""
-
-STOPPED_BY_MACOS = ("impacting interactivity", "gpu timeout")
-"""Phrases in MLX's errors after macOS stopped a computation on the GPU that kept the display waiting (mlx issue 3267),
-in lower case.
-"""
+from ..mlx_errors import is_out_of_memory, is_stop_by_macos, lacks_gradient
 
 LOW_SAVES = 0.9
 """The share of a step's memory that `memory: low` saves. Measured with the shapes of Qwen2.5-0.5B (24 layers, float32,
@@ -33,41 +22,51 @@ LoRA, one chat pair): 2,581 MiB for a step without it, 221 MiB with it.
 """
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
-
-
-def is_stop_by_macos(error: BaseException) -> bool:
-    """Return whether an error means that macOS stopped a computation on the GPU."""
-    return any(phrase in str(error).lower() for phrase in STOPPED_BY_MACOS)
-
-
 @contextmanager
 def explained(
-    model: nn.Module, settings: RunSettings, batch: Callable[[], Batch | None] = lambda: None, trains: bool = False
+    model: nn.Module,
+    settings: RunSettings,
+    batch: Callable[[], Batch | None] = lambda: None,
+    trains: bool = False,
+    starts: bool = False,
 ) -> Iterator[None]:
-    """If memory runs out or macOS stops the GPU inside the context, raise a UserError that says what to change.
+    """If MLX raises one of these errors inside the context, raise a UserError that says what to change.
 
-    batch: a function that returns the current batch. trains: whether gradients are computed too.
+    batch: a function that returns the current batch. trains: whether gradients are computed too. starts: whether the
+        run only tests methods on a few rows and has saved nothing.
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ValueError) as error:
         if is_out_of_memory(error):
-            raise UserError(advice(error, model, batch(), settings, trains)) from error
+            raise UserError(advice(error, model, batch(), settings, trains, starts)) from error
         if is_stop_by_macos(error):
-            raise UserError(stopped(error, batch(), settings)) from error
+            raise UserError(stopped(error, batch(), settings, starts)) from error
+        if lacks_gradient(error):
+            raise UserError(no_gradient(str(error))) from error
         raise
 
 
+def no_gradient(text: str) -> str:
+    """Return a message that says that the model cannot be trained. text: MLX's error."""
+    return (
+        "This model cannot be trained on this device, because MLX has no gradient of an operation of the model (or of "
+        f"the loss): {text.rstrip('.')}. Choose another model, or another device (docs/models.md, section On Metal)."
+    )
+
+
 def advice(
-    error: BaseException, model: nn.Module, batch: Batch | None, settings: RunSettings, trains: bool = True
+    error: BaseException,
+    model: nn.Module,
+    batch: Batch | None,
+    settings: RunSettings,
+    trains: bool = True,
+    starts: bool = False,
 ) -> str:
     """Return a message with up to three settings that would reduce the memory of a run.
 
-    batch: the batch in the computation of which memory ran out. trains: whether gradients were computed too.
+    batch: the batch in the computation of which memory ran out. trains: whether gradients were computed too. starts:
+        see `explained`.
     """
     requested = _requested_bytes(str(error))
     weights = sum(value.nbytes for value in dict[str, mx.array](tree_flatten(model.parameters())).values())
@@ -80,29 +79,32 @@ def advice(
     message = str(error).rstrip(".") or type(error).__name__
     request = f" MLX requested {size(requested)} more." if requested else ""
     savings = [f"{what}: about {size(share * step)} less" for what, share in ways(batch, settings, trains)][:3]
-    changes = "; ".join(savings) or "a smaller model, or one with 4-bit weights"
+    changes = "; ".join(savings) if savings and not starts else "a smaller model, or one with 4-bit weights"
+    needs = f"The model takes {size(weights)}" + (f", and a step about {size(step)} more" if not starts else "")
     return (
-        f"Out of memory{of}: {message}.{request} The machine has {size(available)}. The model takes "
-        f"{size(weights)}, and a step about {size(step)} more. To reduce it: {changes}. "
-        f"{_go_on(settings)}"
+        f"Out of memory{of}: {message}.{request} The machine has {size(available)}. {needs}. "
+        f"To reduce it: {changes}.{_go_on(settings, starts)}"
     )
 
 
-def stopped(error: BaseException, batch: Batch | None, settings: RunSettings) -> str:
+def stopped(error: BaseException, batch: Batch | None, settings: RunSettings, starts: bool = False) -> str:
     """Return a message that says why macOS stopped the GPU, and what to do. Arguments: see `advice`."""
-    smaller = "; ".join(what for what, _ in ways(batch, settings, trains=False)) or "a smaller max_seq_length"
+    changes = [] if starts else [what for what, _ in ways(batch, settings, trains=False)]
+    smaller = "; ".join(changes) or "a smaller max_seq_length"
     return (
         "macOS stopped a computation of this run, because it took too long or kept the display waiting: "
         f"{str(error).rstrip('.')}. Let the display sleep while the run trains: begin the command with `caffeinate "
         "-i`, and then run `pmset displaysleepnow`. The environment variable AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 gives "
-        f"computations more time, and this makes them smaller: {smaller}. {_go_on(settings)}"
+        f"computations more time, and this makes them smaller: {smaller}.{_go_on(settings, starts)}"
     )
 
 
-def _go_on(settings: RunSettings) -> str:
-    """Return how to continue. A config with `resume` needs no option, as those of `rounds`."""
+def _go_on(settings: RunSettings, starts: bool) -> str:
+    """Return how to continue. A config with `resume`, as each round of `rounds` has one, needs no option."""
+    if starts:
+        return ""
     again, forced = ("the same command", "resume: force") if settings.resume else ("--resume", "--resume force")
-    return f"Saved files are intact: continue with {again} ({forced} with another batch_size or max_seq_length)."
+    return f" Saved files are intact: continue with {again} ({forced} with another batch_size or max_seq_length)."
 
 
 def ways(batch: Batch | None, settings: RunSettings, trains: bool = True) -> Iterator[tuple[str, float]]:

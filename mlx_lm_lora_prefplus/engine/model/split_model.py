@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..mlx_errors import raise_of_device
 from .routers import Place, counted
 from .swap import calls_answered
 
@@ -117,7 +118,8 @@ def split_model(model: nn.Module) -> SplitModel | None:
         try:
             hidden = halves.hidden(tokens)
             logits = halves.logits(hidden)
-        except Exception:  # any error of the model means: this module is not its backbone
+        except Exception as error:  # any other error of the model means: this module is not its backbone
+            raise_of_device(error)
             continue
         if logits.shape == expected.shape and mx.array_equal(logits, expected, equal_nan=True):
             halves.vocabulary = expected.shape[-1]
@@ -190,7 +192,8 @@ def _cuts(halves: SplitModel, hidden: mx.array, logits: mx.array) -> list[tuple[
     some = mx.array([halves.vocabulary - 1, 0])
     try:
         cut = result.logits(hidden, some)
-    except Exception:  # a model may fail in any way if its head has fewer tokens
+    except Exception as error:  # a model may fail in any way if its head has fewer tokens
+        raise_of_device(error)
         return []
     if cut.shape[-1] == some.size and mx.allclose(cut, logits[..., some], rtol=1e-2, atol=1e-2, equal_nan=True).item():
         return result.cuts

@@ -31,10 +31,9 @@ class Choice(NamedTuple):
 
     method: the index of the method in the list of methods to test (see `select`); None for the plain method.
     keep: which activations layers keep for the backward pass. description: a text for the user with the method and why
-    it was chosen. compilable: whether `mx.compile` can trace it. no_gradient: MLX's error if it has no
-    gradient of an operation of the model. shares_trunk: whether policy and reference can share
+    it was chosen. compilable: whether `mx.compile` can trace it. shares_trunk: whether policy and reference can share
     the output of the frozen trunk. split: how the method splits the model, see `SplitModel.found`; None for the plain
-    method.
+    method. no_gradient: MLX's error if it has no gradient of an operation of the model.
     """
 
     method: int | None

@@ -23,8 +23,8 @@ from ..logprobs.packed import PackedPolicy, packed_as_given
 from ..logprobs.plain import PlainPolicy
 from ..logprobs.prefix_cache import has_states, key_heads
 from ..logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy, call_tokens
-from ..memory.advice import is_stop_by_macos
 from ..memory.recompute import Keep
+from ..mlx_errors import lacks_gradient, raise_of_device
 from ..model.adapters import adapter_layers, adapters_off
 from ..model.dropout import dropouts
 from ..model.split_model import SplitModel, split_model
@@ -48,9 +48,6 @@ class SelectedMethod(NamedTuple):
     trunk: Trunk | None = None
     no_gradient: str | None = None
 
-
-NO_GRADIENT = "vjp"
-"""What MLX's errors contain if an operation has no gradient, in lower case."""
 
 PLAIN = "prompt and completion through the whole model"
 
@@ -212,9 +209,8 @@ def _tested(
     try:
         oracle = Oracle(model, vocabulary, _row_counts(halves))
     except Exception as error:  # a model may raise anything if no gradient can be taken
-        if is_stop_by_macos(error):
-            raise
-        missing = str(error) if NO_GRADIENT in str(error).lower() else None
+        raise_of_device(error)
+        missing = str(error) if lacks_gradient(error) else None
         return _plainly(f"no gradient could be taken: {error}")._replace(no_gradient=missing), None
     refused = ""
     if settings.efficient_long_context and dropouts(model):

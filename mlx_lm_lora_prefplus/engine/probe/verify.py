@@ -19,7 +19,7 @@ from ...data.batches.slicing import slice_batch
 from ...plugin.protocol import Batch, Scorer, Scores
 from ..arrays import as_numpy
 from ..logprobs.plain import at_least_float32
-from ..memory.advice import is_stop_by_macos
+from ..mlx_errors import raise_of_device
 from ..model.split_model import arrays
 
 EXACT = 1e-4
@@ -154,7 +154,7 @@ class Oracle:
         try:
             differences = [self._differences(policy, batch) for batch in batches or self.batches]
         except Exception as error:  # a model may raise anything when it is called in an unexpected way
-            _let_through(error)
+            raise_of_device(error)
             return Difference(float("inf"), float("inf"))
         return Difference(*(max(column) for column in zip(*differences, strict=True)))
 
@@ -179,7 +179,7 @@ class Oracle:
             try:
                 logps = as_numpy(policy(examples).logps)
             except Exception as error:  # as in `difference`
-                _let_through(error)
+                raise_of_device(error)
                 return False
         return _distance(logps[filled], alone) <= self.allowed.logps
 
@@ -207,15 +207,9 @@ class Oracle:
                 alone = as_numpy(mx.concatenate([self._alone(row, "chosen")() for row in self.rows[:2]]))
                 logps = as_numpy(policy(self._batch(4)).logps)[:2]
         except Exception as error:  # as in `difference`
-            _let_through(error)
+            raise_of_device(error)
             return False
         return _distance(logps, alone) <= self.allowed.logps
-
-
-def _let_through(error: Exception) -> None:
-    """Raise an error that says nothing about the method: that macOS stopped the GPU."""
-    if is_stop_by_macos(error):
-        raise error
 
 
 def _compared(model: nn.Module) -> frozenset[str]:

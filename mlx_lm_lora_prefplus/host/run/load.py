@@ -1,5 +1,6 @@
 """Check a run before anything is loaded, then load the model and read the rows."""
 
+from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from ...engine.files.adapter_files import (
 )
 from ...engine.files.run_state import RunState
 from ...engine.ranks.ranks import Ranks
+from ...engine.train.early_stopping import BestMetric
 from ...errors import UserError
 from ...settings import RunSettings
 from ...storage.cache_folder import size_limit
@@ -51,11 +53,23 @@ def check_start(settings: RunSettings) -> None:
 
 
 def check_validation(session: Session) -> None:
-    """Raise a UserError if a setting needs validations but there will be none."""
+    """Raise a UserError if a setting needs validations but there will be none, or a metric that they do not have."""
     settings = session.resolved.settings
     for key in ("early_stopping_patience", "early_stopping_metric", "save_best", "sample_prompts"):
         if getattr(settings, key) not in (None, 0) and not session.evaluates("valid"):
             raise UserError(f"{key}: there are no validations. Give valid rows and set val_batches to 1 or more.")
+    watched = {key: getattr(settings, key) for key in ("save_best", "early_stopping_metric")}
+    if any(metric not in (None, "loss") for metric in watched.values()):
+        means = _first_metrics(session)
+        for key, metric in watched.items():
+            BestMetric(metric or "loss", key).update(means, 0)
+
+
+def _first_metrics(session: Session) -> dict[str, float]:
+    """Return the metrics of the first batch of a validation. Only their names count: there is no reference yet."""
+    trainer, options = session.resolved.trainer, session.resolved.options
+    batches = islice(session.batches("valid"), 1)
+    return trainer.evaluate(session.engine.policy, batches, options, trainer.initial_state(options))
 
 
 def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | None]:

@@ -24,7 +24,7 @@ from ...engine.distributed import SharedPolicy
 from ...engine.logprobs.packed import PackedPolicy
 from ...engine.logprobs.shared_prefix import call_tokens
 from ...engine.memory.activations import MemoryChoice, choose_memory
-from ...engine.memory.advice import explained
+from ...engine.memory.advice import explained, no_gradient
 from ...engine.memory.recompute import Keep
 from ...engine.model.digest import weights_digest
 from ...engine.model.routers import routers_of
@@ -87,11 +87,7 @@ class Session:
             routers_of(model)  # reject a model with unsupported routers before anything is computed
         self.engine = self._method(model, memory.keep)
         if settings.train and self.engine.no_gradient:
-            raise UserError(
-                f"This model cannot be trained on {mx.default_device().type.name.upper()}: MLX has no gradient of one "
-                f"of its operations ({self.engine.no_gradient}). The page models of the documentation names such "
-                "models, and on which devices they can be trained."
-            )
+            raise UserError(no_gradient(self.engine.no_gradient))
         self.policy = self._shared(self.engine.policy)
         self.compiled = mx.default_device().type == mx.gpu and self.engine.compilable and self.ranks.size == 1
         self.multiple = COMPILED_MULTIPLE if self.compiled else 1
@@ -294,7 +290,7 @@ class Session:
             with suppress(UserError):  # raised for adapters of an unsupported kind, whose base weights are unknown
                 digest = self.base_digest if model is self.model else weights_digest(model)
                 known = KnownChoice(digest, model, settings, examples, keep, self._may_pack)
-        with explained(model, settings, lambda: examples):
+        with explained(model, settings, starts=True):
             return choose_policy(model, settings, examples, keep, known, self._may_pack)
 
     def _shared(self, policy: Scorer) -> Scorer:

@@ -241,7 +241,9 @@ def test_drop_leaves_long_rows_out(tokenise):
 
 def test_rows_that_differ_only_beyond_the_cut_are_dropped(tokenise):
     row = {**PAIR, "chosen": "x" * 50 + "a", "rejected": "x" * 50 + "b"}
-    assert tokenise([PAIR, row], max_seq_length=40).report.dropped == {"chosen and rejected are the same": 1}
+    assert tokenise([PAIR, row], max_seq_length=40).report.dropped == {
+        "chosen and rejected are the same after truncation to max_seq_length": 1
+    }
 
 
 def test_all_rows_dropped_names_the_reasons(tokenise):

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_lm_lora_prefplus.engine.memory import advice as memory
+from mlx_lm_lora_prefplus.engine.mlx_errors import is_out_of_memory
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.settings import RunSettings
 from tests.conftest import iterate_batches, random_rows, tiny_llama
@@ -24,12 +25,12 @@ TEXTS = (
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_mlx_says_is_recognised(text):
-    assert memory.is_out_of_memory(RuntimeError(text))
+    assert is_out_of_memory(RuntimeError(text))
 
 
 def test_other_errors_are_not():
-    assert memory.is_out_of_memory(MemoryError())
-    assert not memory.is_out_of_memory(RuntimeError("[matmul] Last dimension of first input must match"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("[matmul] Last dimension of first input must match"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,15 @@ def test_only_what_is_not_done_yet_is_advised(settings, named):
     assert all(one in text for one in named)
 
 
+def test_at_the_start_nothing_is_said_of_steps_and_of_saved_files():
+    """The test of methods has two rows at most, whatever the batch size."""
+    settings, error = RunSettings(batch_size=8), RuntimeError(TEXTS[2])
+    text = memory.advice(error, tiny_llama(), None, settings, trains=False, starts=True)
+    assert text.endswith("To reduce it: a smaller model, or one with 4-bit weights.") and "step" not in text
+    text = memory.stopped(RuntimeError("GPU Timeout"), None, settings, starts=True)
+    assert text.endswith("makes them smaller: a smaller max_seq_length.")
+
+
 def test_there_is_always_something_to_do():
     """In the reference pass, with one row and no gradient, no setting reduces the memory."""
     text = memory.advice(RuntimeError(TEXTS[2]), tiny_llama(), None, RunSettings(batch_size=1), trains=False)
@@ -87,7 +97,7 @@ def test_there_is_always_something_to_do():
 
 
 def test_a_config_with_resume_needs_no_option():
-    """As in `rounds`, whose command has no `--resume`."""
+    """As each round of `rounds`."""
     assert "continue with --resume (--resume force with another batch_size" in advice()
     assert "continue with the same command (resume: force with another batch_size" in advice(resume=True)
 

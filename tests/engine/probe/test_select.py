@@ -12,7 +12,7 @@ from mlx_lm_lora_prefplus.engine.logprobs.plain import PlainPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import HeadPolicy, PairwisePrefixPolicy, SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.memory import recompute
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
-from mlx_lm_lora_prefplus.engine.model.split_model import split_model
+from mlx_lm_lora_prefplus.engine.model.split_model import SplitModel, split_model
 from mlx_lm_lora_prefplus.engine.probe import select
 from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.engine.probe.verify import Oracle
@@ -197,20 +197,23 @@ def test_a_model_without_gradient_is_no_error():
     assert "[Primitive::vjp] Not implemented for View" in choice.no_gradient
 
 
-@pytest.mark.parametrize("when", ["Oracle", "a method", "long rows"])
-def test_a_stop_by_macos_does_not_count_against_a_method(when, monkeypatch):
+@pytest.mark.parametrize("error", ["Impacting Interactivity", "Insufficient Memory"])
+@pytest.mark.parametrize("when", ["split", "Oracle", "a method", "long rows"])
+def test_errors_of_the_device_do_not_count_against_a_method(when, error, monkeypatch):
     """A slower method would be chosen, and stored for later runs."""
 
     def stopped(*_):
-        raise RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity")
+        raise RuntimeError(f"[METAL] Command buffer execution failed: {error}")
 
-    if when == "Oracle":
+    if when == "split":
+        monkeypatch.setattr(SplitModel, "hidden", stopped)
+    elif when == "Oracle":
         monkeypatch.setattr(Oracle, "_alone", stopped)
     else:
         long = lambda batch: when == "a method" or batch.prompts.shape[1] > 20  # noqa: E731
         own = SharedPrefixPolicy._states
         monkeypatch.setattr(SharedPrefixPolicy, "_states", lambda self, b: stopped() if long(b) else own(self, b))
-    with pytest.raises(RuntimeError, match="Interactivity"):
+    with pytest.raises(RuntimeError, match=error):
         choose_policy(with_lora(tiny_llama()), AUTO, examples=batch_of([(30, 5, 3)], vocabulary=VOCABULARY))
 
 

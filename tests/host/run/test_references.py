@@ -11,7 +11,7 @@ import pytest
 
 from mlx_lm_lora_prefplus.engine.reference import precompute
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import models
+from mlx_lm_lora_prefplus.host import trained
 from mlx_lm_lora_prefplus.host.run import references
 
 
@@ -190,7 +190,7 @@ def test_a_named_reference_is_not_loaded_again(go, model_folder, monkeypatch, no
     path = str(model_folder) if path == "model" else path
     out, seen = go(reference_model_path=path)
     assert known(out) == (0, 13) and "loaded for one pass" in out
-    monkeypatch.setattr(models, "load_reference", None)
+    monkeypatch.setattr(trained, "load_reference", None)
     no_pass()
     out, again = go(reference_model_path=path)
     assert known(out) == (13, 13) and "not loaded" in out
