@@ -172,8 +172,9 @@ def test_the_summary_says_how_much_is_padding(go, seen):
     assert int(found[1]) / 100 == pytest.approx(padded / real - 1, abs=0.006)
 
 
-def test_a_model_without_a_gradient_is_told_at_the_start(go, monkeypatch):
+def test_a_model_without_a_gradient_is_told_at_the_start(go, monkeypatch, tmp_path):
     """As of rwkv7 on Metal. It is told again when the result of the probe is known, and also without a probe."""
+    monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "cache"))  # other tests have another llama
     own = llama.Model.__call__
 
     def without_gradient(self, *given, **more):
