@@ -18,8 +18,7 @@ CORE = "mlx.core"
 
 CUDA = {"MLX_ENABLE_CACHE_THRASHING_CHECK": "0", "MLX_CUDA_GRAPH_CACHE_SIZE": "4000"}
 """Environment variables of mlx on CUDA. A training step of each shape has graphs of its own. By default mlx stores 400,
-and stops the program after twice as many. mlx reads them when it starts, so `reason` sets them first, unless
-the user has.
+and stops the program after twice as many. `reason` sets the variables before mlx starts, unless the user has set them.
 """
 
 
