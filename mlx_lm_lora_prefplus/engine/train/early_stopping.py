@@ -25,16 +25,20 @@ class BestMetric:
         name = self.metric.replace("nll_loss", "NLL").replace("loss", "objective")
         return f"{name} ({'lower' if lower_is_better(self.metric) else 'higher'} is better)"
 
+    def check(self, means: Mapping[str, float]) -> None:
+        """Raise a UserError if the means of a validation lack the metric."""
+        if self.metric not in means:
+            raise UserError(
+                f"{self.key}: validation has no metric {self.metric!r}. Choose from: {', '.join(sorted(means))}."
+            )
+
     def update(self, means: Mapping[str, float], iteration: int) -> bool:
         """Add the means of a validation, and return whether they are the best so far.
 
         Raises:
             UserError: The validation has no such metric.
         """
-        if self.metric not in means:
-            raise UserError(
-                f"{self.key}: validation has no metric {self.metric!r}. Choose from: {', '.join(sorted(means))}."
-            )
+        self.check(means)
         value = means[self.metric]
         better = self.value is None or (value < self.value if lower_is_better(self.metric) else value > self.value)
         if better:

@@ -1,5 +1,6 @@
 """Check a run before anything is loaded, then load the model and read the rows."""
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ...engine.files.adapter_files import (
     read_adapter_weights,
 )
 from ...engine.files.run_state import RunState
+from ...engine.memory.advice import explained
 from ...engine.ranks.ranks import Ranks
 from ...engine.train.early_stopping import BestMetric
 from ...errors import UserError
@@ -58,18 +60,26 @@ def check_validation(session: Session) -> None:
     for key in ("early_stopping_patience", "early_stopping_metric", "save_best", "sample_prompts"):
         if getattr(settings, key) not in (None, 0) and not session.evaluates("valid"):
             raise UserError(f"{key}: there are no validations. Give valid rows and set val_batches to 1 or more.")
-    watched = {key: getattr(settings, key) for key in ("save_best", "early_stopping_metric")}
-    if any(metric not in (None, "loss") for metric in watched.values()):
-        means = _first_metrics(session)
-        for key, metric in watched.items():
-            BestMetric(metric or "loss", key).update(means, 0)
+    watched = [(key, getattr(settings, key)) for key in ("save_best", "early_stopping_metric")]
+    _check_metrics(session, [BestMetric(metric, key) for key, metric in watched if metric not in (None, "loss")])
 
 
-def _first_metrics(session: Session) -> dict[str, float]:
-    """Return the metrics of the first batch of a validation. Only their names count: there is no reference yet."""
+def _check_metrics(session: Session, watched: Sequence[BestMetric]) -> None:
+    """Raise a UserError if the validation lacks one of these metrics. Their values do not count: there is no reference
+    yet.
+
+    One batch may lack metrics that others have (such as those of undesirable rows), so a metric is refused only after
+    all batches.
+    """
     trainer, options = session.resolved.trainer, session.resolved.options
-    batches = islice(session.batches("valid"), 1)
-    return trainer.evaluate(session.engine.policy, batches, options, trainer.initial_state(options))
+    means = dict[str, float]()
+    with explained(session.model, session.resolved.settings):
+        for batches in (1, None):
+            if any(best.metric not in means for best in watched):
+                some = islice(session.batches("valid"), batches)
+                means = trainer.evaluate(session.engine.policy, some, options, trainer.initial_state(options))
+    for best in watched:
+        best.check(means)
 
 
 def open_run(resolved: Resolved) -> tuple[Session, dict[str, Split], RunState | None]:
