@@ -1,4 +1,4 @@
-"""Models and adapters that cannot be used are refused in words."""
+"""Models that cannot be used are refused in words."""
 
 import json
 import shutil
@@ -8,41 +8,10 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models import mixtral
 
-from mlx_lm_lora_prefplus.engine.files.adapter_files import save_adapters
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.host import models, trained, vision
+from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.settings import RunSettings
-from tests.conftest import VOCABULARY, tiny_llama, with_lora
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", '{"lora_parameters": 8}'])
-def test_a_damaged_adapter_config(tmp_path, content):
-    model = tiny_llama()
-    save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
-    (tmp_path / "adapter_config.json").write_text(content)
-    with pytest.raises(UserError, match=r"^adapter_path: .*adapter_config\.json"):
-        trained.load_trained(model, str(tmp_path))
-    with pytest.raises(UserError, match=r"^reference_model_path: .*adapter_config\.json"):
-        trained.load_reference(RunSettings(reference_model_path=str(tmp_path)), None)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"num_layers": 2},
-        {"num_layers": 2, "fine_tune_type": "lora"},
-        {"num_layers": "2", "lora_parameters": {"rank": 4}},
-    ],
-)
-def test_an_adapter_config_that_lacks_what_is_needed(tmp_path, config):
-    save_adapters(with_lora(tiny_llama()), tmp_path / "adapters.safetensors", {}, None)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        UserError,
-        match="adapter_path: (the adapters in .* do not fit this model|.* is not a valid adapter configuration)",
-    ):
-        trained.load_trained(tiny_llama(), str(tmp_path))
+from tests.conftest import VOCABULARY, tiny_llama
 
 
 def test_a_layer_that_takes_no_dora():
@@ -108,14 +77,3 @@ def test_memory_is_bounded_before_anything_is_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "bound_memory", lambda: done.append("bounded"))
     models.load_base(RunSettings(model=str(tmp_path)))
     assert done == ["loaded", "bounded"]
-
-
-@pytest.mark.parametrize(("content", "there"), [('{"vision_config": {"depth": 1}}', True), ("{}", False), ("{", False)])
-def test_a_vision_tower_is_read_from_the_config(tmp_path, content, there):
-    (tmp_path / "config.json").write_text(content)
-    assert vision.has_vision(str(tmp_path)) == there
-
-
-@pytest.mark.parametrize("model", ["/no/such/folder", "./x", "a/b/c", "no_such_model"])
-def test_without_a_config_no_vision_tower_is_known(model):
-    assert not vision.has_vision(model)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -39,9 +38,9 @@ pytestmark = [
 ]
 
 
-def test_the_hosts_own_tests_pass(tmp_path):
+def test_the_hosts_own_tests_pass(tmp_path, pytestconfig):
     assert SOURCE
-    shutil.copytree(Path(SOURCE) / "tests", tmp_path / "tests")
+    shutil.copytree(pytestconfig.invocation_params.dir / SOURCE / "tests", tmp_path / "tests")
     (tmp_path / "tests/conftest.py").write_text(METAL)
     (tmp_path / "sitecustomize.py").write_text(START_UP)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in FILES)]
