@@ -21,7 +21,9 @@ The code relies on seven facts:
 5. Dropout gives the same result in the recomputation, because its random keys are kept.
 6. If router outputs are recorded, they are outputs of the layer's function too.
 7. No reference cycle contains an array. (A function that refers to itself is in a cycle, and so is every class.) Python
-   frees cycles only now and then, so the recomputed arrays of several layers would stay in memory at once.
+   frees cycles only now and then, so the recomputed arrays of several layers would stay in memory at once. It never
+   frees the cycle of a compiled step, whose graph refers to the functions here, if these refer to arrays of the graph:
+   they drop their arrays after the backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -108,7 +110,8 @@ class _Function:
     def __init__(self, module: nn.Module, kind: type, given: tuple[tuple, dict[str, Any]], keys: _Keys, place: int = 0):
         self.module, self.kind, self.keys, self.place = module, kind, keys, place
         self.caches = caches_of(given)
-        self.given = with_arrays(lambda array: array, given)  # copies the caches before the call
+        # A copy of the caches as they are before the call.
+        self.given: tuple[tuple, dict[str, Any]] = with_arrays(lambda array: array, given)
         trained: Any = tree_flatten(module.trainable_parameters())
         self.names = [name for name, _ in trained]
         self.recording, self.rotating = recording(), rotating()
@@ -161,7 +164,9 @@ class _Function:
 
         @known.vjp
         def _(inputs, cotangent, output):
-            return mx.vjp(lambda *inputs: [self.run(*inputs)[0]], _listed(inputs), [cotangent])[1]
+            gradients = mx.vjp(lambda *inputs: [self.run(*inputs)[0]], _listed(inputs), [cotangent])[1]
+            self.drop_arrays()
+            return gradients
 
         return known(*self.inputs)  # pyright: ignore[reportReturnType]
 
@@ -183,6 +188,10 @@ class _Function:
         finally:
             self.module.update(own)
 
+    def drop_arrays(self) -> None:
+        """Drop the references to arrays. The function cannot be called any more."""
+        self.given, self.caches, self.inputs, self.recording = ((), {}), [], [], None
+
     def _differentiable(
         self, first: Callable[..., Any], again: Callable[..., Any], kept: list[mx.array] | None = None
     ) -> Any:
@@ -190,13 +199,12 @@ class _Function:
 
         kept: arrays that `again` reads in addition to its arguments.
         """
-        output: Any = None
+        trees: list[Any] = []
 
         @mx.custom_function
         def function(*inputs):
-            nonlocal output
-            output = first(*inputs)
-            return arrays_of(output)
+            trees.append(first(*inputs))
+            return arrays_of(trees[-1])
 
         @function.vjp
         def _(inputs, cotangents, outputs):
@@ -208,11 +216,14 @@ class _Function:
             inputs = [*own, *late[: len(arrays)]]
             gradients = mx.vjp(lambda *inputs: arrays_of(again(*inputs)), inputs, cotangents)[1]
             own, arrays = gradients[: len(own)], gradients[len(own) :]
+            self.drop_arrays()
+            if kept:
+                kept.clear()
             return [*own, *(mx.depends(arrays, own) if own and arrays else arrays)]  # fact 4 of the module docstring
 
         outputs: Any = function(*self.inputs)
         remaining = iter(outputs)
-        result, given, sums = with_arrays(lambda _: next(remaining), output)
+        result, given, sums = with_arrays(lambda _: next(remaining), trees.pop())
         if self.recording:
             self.recording.record.sums.extend(sums)
         for own, new in zip(self.caches, caches_of(given), strict=True):

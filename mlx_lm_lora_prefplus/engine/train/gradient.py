@@ -21,6 +21,7 @@ from ..log.metric_sums import Layout, flatten
 from ..logprobs.packed import PackedPolicy, packed_as_given
 from ..model.routers import routers_of
 from ..reference.in_step import Parameters, StepReference
+from .compiled import Compiled, most_graphs
 
 State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""
@@ -80,8 +81,7 @@ class GradientStep:
         if compiled:
             # Tracing leaves placeholders in the model. As the model's state is an output too, MLX replaces them by
             # arrays.
-            state_arrays = [policy.model.state, mx.random.state]
-            gradient = mx.compile(gradient, inputs=state_arrays, outputs=state_arrays)
+            gradient = Compiled(gradient, [policy.model.state, mx.random.state], most_graphs(policy.model))
         self._gradient = gradient
 
     def __call__(

@@ -1,0 +1,65 @@
+"""A graph for each shape: those that were used last are kept, and the others leave nothing in memory."""
+
+import gc
+import weakref
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
+from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
+from mlx_lm_lora_prefplus.engine.memory import recompute
+from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
+from mlx_lm_lora_prefplus.engine.model.split_model import split_model
+from mlx_lm_lora_prefplus.engine.train import compiled
+from mlx_lm_lora_prefplus.engine.train.compiled import FEWEST, Compiled, most_graphs
+from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
+from mlx_lm_lora_prefplus.trainers import DPO
+from tests.conftest import random_rows, tiny_llama, with_lora
+
+
+@pytest.mark.usefixtures("compiling")
+def test_the_graphs_that_were_used_last_are_kept():
+    traced = []
+
+    def double(tree, optional):
+        traced.append(tree["a"].size)
+        return tree["a"] @ mx.eye(1)
+
+    function = Compiled(double, [], most=2)
+    for size in (1, 2, 1, 3, 1, 2):
+        assert mx.array_equal(function({"a": mx.ones((size, 1))}, None), mx.ones((size, 1)))
+    assert traced == [1, 2, 3, 2], "1 was used again before there was no room for 2"
+
+
+@pytest.mark.parametrize(("layers", "memory", "graphs"), [(32, 16e9, 23), (32, 192e9, 286), (96, 8e9, FEWEST)])
+def test_graphs_take_a_share_of_the_memory(monkeypatch, layers, memory, graphs):
+    monkeypatch.setattr(compiled, "total_memory", lambda: int(memory))
+    model = tiny_llama()
+    model.model.layers = model.layers * (layers // len(model.layers))
+    assert most_graphs(model) == graphs
+
+
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("keep", [Keep.PRODUCTS, Keep.INPUTS])
+def test_a_graph_that_is_dropped_leaves_nothing_in_memory(keep, monkeypatch):
+    """Its functions do not refer to arrays that refer to the functions."""
+    alive = weakref.WeakSet()
+
+    class Watched(recompute._Function):
+        def __init__(self, *given):
+            super().__init__(*given)
+            alive.add(self)
+
+    monkeypatch.setattr(recompute, "_Function", Watched)
+    policy = SharedPrefixPolicy(split_model(with_lora(tiny_llama()).train()))
+    policy.keep = keep
+    step = GradientStep(DPO, policy, DPO.options(), compiled=True)
+    batch = collate(random_rows(2, seed=0), np.arange(2), COMPILED_MULTIPLE)
+    mx.eval(step(batch, batch.units()))
+    assert alive
+    del step
+    gc.collect()
+    assert not alive
