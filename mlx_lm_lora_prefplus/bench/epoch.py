@@ -38,7 +38,8 @@ def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
 
     Returns one row of results for each method.
 
-    Keys of these rows: `computed` and `real` tokens, `seconds` (CPU time on a CPU), and `gradient_error`, the
+    Keys of these rows: tokens that the layers compute (`computed`) and that are no padding (`real`), tokens that the
+    head computes (`head`) and that are in `completions`, `seconds` (CPU time on a CPU), and `gradient_error`, the
     difference from the gradient of one call. A last row describes a compiled step, which is not run. Its key `graphs`
     is the number of different shapes.
 
@@ -100,26 +101,34 @@ def _timed(steps: dict[str, Callable[[Batch], Any]], batches: Any) -> dict[str, 
 
 
 def _counted(policy: Scorer, batches: Sequence[Batch], multiple: int = 1) -> dict[str, int]:
-    real = 0
+    real = completions = 0
     for batch in batches:
         lengths = known_lengths(batch)
         assert lengths is not None
         prompts = lengths.prompts if shares_prompts(policy) else lengths.prompts_of_rows
         real += int(prompts.sum() + lengths.completions.sum())
-    return {"computed": sum(tokens_of(policy, batch, multiple) for batch in batches), "real": real}
+        completions += int(lengths.completions.sum())
+    return {
+        "computed": sum(tokens_of(policy, batch, multiple) for batch in batches),
+        "real": real,
+        "head": sum(batch.scored.size for batch in batches),
+        "completions": completions,
+    }
 
 
 def describe_epoch(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the results as a table in Markdown."""
     lines = [
-        "| method | tokens computed per real token | s | faster | gradients differ by | graphs |",
-        "|---|" + "---|" * 5,
+        "| method | tokens computed per real token | by the head, per completion token | s | faster | "
+        "gradients differ by | graphs |",
+        "|---|" + "---|" * 6,
     ]
     base = rows[0]["seconds"]
     for row in rows:
-        cells = [row["way"], format(row["computed"] / row["real"], ".3f"), "–", "–", "–", str(row.get("graphs", "–"))]
+        ratios = [format(row["computed"] / row["real"], ".3f"), format(row["head"] / row["completions"], ".3f")]
+        cells = [row["way"], *ratios, "–", "–", "–", str(row.get("graphs", "–"))]
         if "seconds" in row:
             seconds, error = row["seconds"], row["gradient_error"]
-            cells[2:5] = f"{seconds:.1f}", f"{base / seconds:.2f}×", f"{error:.0e}"
+            cells[3:6] = f"{seconds:.1f}", f"{base / seconds:.2f}×", f"{error:.0e}"
         lines.append(f"| {' | '.join(cells)} |")
     return lines

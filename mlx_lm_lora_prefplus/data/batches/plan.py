@@ -100,7 +100,7 @@ def padded_places(scored: np.ndarray, end: int, multiple: int) -> np.ndarray:
 
 def padded_length(scored: int, multiple: int) -> int:
     """Return the length of `Batch.scored` for this many scored tokens."""
-    return int(widths(np.array(scored), 1 if multiple == 1 else 4 * multiple))
+    return int(widths(np.array(scored), 1 if multiple == 1 else 2 * multiple))
 
 
 def _by_length(order: np.ndarray, lengths: Lengths, batch_size: int, finest: int) -> tuple[np.ndarray, int]:
