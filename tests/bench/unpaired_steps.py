@@ -3,14 +3,16 @@
     python -m tests.bench.unpaired_steps
 
 Prints a line for each loss: the median CPU time of loss and gradient of a batch, the memory of the step, and both as
-multiples of those of `bco`. The model is the llama of the benchmark's suite, with LoRA on all layers.
+multiples of those of `bco`. LoRA is on all layers.
 """
 
 import argparse
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_lm_lora_prefplus.bench.architectures import layers_of
 from mlx_lm_lora_prefplus.bench.measure import interleaved
 from mlx_lm_lora_prefplus.bench.sides.our_step import choose
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, Workload, add_lora, make_base
@@ -37,9 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=[name for name in SUITE if name.startswith("dpo")], default="dpo-chat")
     parser.add_argument("--spread", type=float, default=0.15, help="lengths vary by this share")
+    parser.add_argument("--shape", help="as in `bench`; default: the llama of the suite")
+    parser.add_argument("--layers", type=int, help="the number of first layers of --shape; default: all")
+    parser.add_argument("--pairs", type=int, default=4, help="half of the rows in a batch")
     parser.add_argument("--repeat", type=int, default=5)
     asked = parser.parse_args()
-    workload = SUITE[asked.workload]
+    layers = asked.layers or (asked.shape and layers_of(asked.shape))
+    given = {"shape": asked.shape, "layers": layers, "dtype": "float32"} if asked.shape else {}
+    workload = replace(SUITE[asked.workload], pairs=asked.pairs, **given)
     model = add_lora(make_base(workload))
     policy, rows = choose(model, "auto").policy, unpaired_rows(workload, asked.spread)
     steps = {}

@@ -292,7 +292,8 @@ def _row_counts(halves: SplitModel) -> set[int]:
     """
     try:
         return {heads for heads in key_heads(halves) if heads <= MOST_ROWS}
-    except Exception:  # if the model fails on these caches, the test of them reports it
+    except Exception as error:  # if the model fails on these caches, the test of them reports it
+        raise_of_device(error)
         return set()
 
 

@@ -198,7 +198,7 @@ def test_a_model_without_gradient_is_no_error():
 
 
 @pytest.mark.parametrize("error", ["Impacting Interactivity", "Insufficient Memory"])
-@pytest.mark.parametrize("when", ["split", "Oracle", "a method", "long rows"])
+@pytest.mark.parametrize("when", ["split", "cut", "heads", "Oracle", "a method", "all layers", "long rows"])
 def test_errors_of_the_device_do_not_count_against_a_method(when, error, monkeypatch):
     """A slower method would be chosen, and stored for later runs."""
 
@@ -207,14 +207,30 @@ def test_errors_of_the_device_do_not_count_against_a_method(when, error, monkeyp
 
     if when == "split":
         monkeypatch.setattr(SplitModel, "hidden", stopped)
+    elif when == "cut":
+        cut = SplitModel._cut
+        monkeypatch.setattr(
+            SplitModel, "_cut", lambda halves, tokens: cut(halves, tokens if tokens is None else stopped())
+        )
+    elif when == "heads":
+        monkeypatch.setattr(select, "key_heads", stopped)
     elif when == "Oracle":
         monkeypatch.setattr(Oracle, "_alone", stopped)
+    elif when == "all layers":
+        confirms = Oracle.confirms
+
+        def stopped_there(*given):
+            with monkeypatch.context() as there:
+                there.setattr(Oracle, "_alone", stopped)
+                return confirms(*given)
+
+        monkeypatch.setattr(Oracle, "confirms", stopped_there)
     else:
         long = lambda batch: when == "a method" or batch.prompts.shape[1] > 20  # noqa: E731
         own = SharedPrefixPolicy._states
         monkeypatch.setattr(SharedPrefixPolicy, "_states", lambda self, b: stopped() if long(b) else own(self, b))
     with pytest.raises(RuntimeError, match=error):
-        choose_policy(with_lora(tiny_llama()), AUTO, examples=batch_of([(30, 5, 3)], vocabulary=VOCABULARY))
+        choose_policy(with_lora(tiny_llama(layers=6)), AUTO, examples=batch_of([(30, 5, 3)], vocabulary=VOCABULARY))
 
 
 def test_it_costs_little():
