@@ -186,7 +186,7 @@ class Owner:
 
 @contextmanager
 def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "adapter_path") -> Iterator[Owner | None]:
-    """Own a folder while the block runs. The folder is created if it does not exist.
+    """Own a folder while the block runs. The folder is created if it does not exist, and removed if it is still empty.
 
     folder: None for a process that writes nothing, such as any but the first of several.
     tell: called with a line if a process that no longer runs owned the folder.
@@ -198,7 +198,7 @@ def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "ad
     if folder is None:
         yield None
         return
-    owner = None
+    owner, created = None, [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -212,6 +212,9 @@ def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "ad
     finally:
         if owner is not None:
             owner.release()
+        with suppress(OSError):  # one of them is not empty, or was not created
+            for one in created:
+                one.rmdir()
 
 
 def _refusal(folder: Path, found: Claim, setting: str) -> str:

@@ -87,6 +87,18 @@ def test_it_is_free_after_any_end(tmp_path, error):
     assert take(tmp_path) == []
 
 
+def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
+    """Such as after a run that could not start."""
+    (tmp_path / "old").mkdir()
+    for folder in (tmp_path / "old", tmp_path / "new" / "inner"):
+        with pytest.raises(UserError), owned(folder, print):
+            raise UserError("a typo")
+    assert [one.name for one in tmp_path.iterdir()] == ["old"]
+    with owned(tmp_path / "new" / "inner", print):
+        (tmp_path / "new" / "notes.txt").touch()
+    assert [one.name for one in (tmp_path / "new").iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.slow
 def test_a_process_that_was_killed_gives_way_and_a_stopped_one_does_not(tmp_path, monkeypatch):
     other = child(tmp_path)
