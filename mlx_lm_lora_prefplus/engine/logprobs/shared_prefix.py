@@ -3,13 +3,15 @@
 They apply the head only at positions that predict completion tokens. Most of them compute each prompt only once.
 """
 
+from contextlib import nullcontext
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
 from ...data.batches.grouping import KnownLengths, groups, groups_within, known_lengths, parts_of, read_lengths
 from ...plugin.protocol import Batch, Scores
-from ..memory.recompute import Keep, recomputing
+from ..memory.recompute import Keep, forward_only, recomputing
 from ..model.dropout import active_dropouts, dropout_with
 from ..model.routers import Place
 from ..model.split_model import SplitModel, arrays
@@ -167,8 +169,9 @@ class SharedPrefixPolicy(HeadPolicy):
         prompts = parts[0].prompts
         lengths = parts[0].prompt_lengths[: prompts.shape[0]]
         states_of = after_prompts(self.halves, prompts, lengths, place_of_prompts(parts[0]))
-        places = [place_of_completions(parts[0]), *[None] * (len(parts) - 1)]
-        return [states_of(one.completions, place) for one, place in zip(parts, places, strict=True)]
+        states = [states_of(parts[0].completions, place_of_completions(parts[0]))]
+        with forward_only():
+            return states + [states_of(mismatched.completions, None) for mismatched in parts[1:]]
 
     def _in_groups(self, parts: list[Batch], known: list[KnownLengths], call_tokens: float) -> list[mx.array]:
         prompts, place = known[0].prompts, place_of_prompts(parts[0])
@@ -177,8 +180,10 @@ class SharedPrefixPolicy(HeadPolicy):
         states = []
         for batch, lengths in zip(parts, known, strict=True):
             row_groups = self._row_groups(lengths, call_tokens)
-            place = place_of_completions(batch) if batch is parts[0] else None
-            hidden = states_of(batch.completions, lengths.completions, row_groups, place)
+            is_own = batch is parts[0]
+            place = place_of_completions(batch) if is_own else None
+            with nullcontext() if is_own else forward_only():
+                hidden = states_of(batch.completions, lengths.completions, row_groups, place)
             states.append(_at_scored(batch, row_groups, hidden, np.zeros_like(lengths.completions)))
         return states
 

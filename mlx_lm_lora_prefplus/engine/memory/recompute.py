@@ -23,11 +23,12 @@ The code relies on seven facts:
 7. No reference cycle contains an array. (A function that refers to itself is in a cycle, and so is every class.) Python
    frees cycles only now and then, so the recomputed arrays of several layers would stay in memory at once. It never
    frees the cycle of a compiled step, whose graph refers to the functions here, if these refer to arrays of the graph:
-   they drop their arrays after the backward pass.
+   they drop their arrays after the backward pass, which runs once. Calls without a backward pass do not use them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import Enum
 from typing import Any, cast
 
@@ -50,6 +51,9 @@ class Keep(Enum):
     INPUTS = "the inputs of layers"
 
 
+_FORWARD_ONLY = ContextVar("_FORWARD_ONLY", default=False)
+
+
 @contextmanager
 def recomputing(model: nn.Module, keep: Keep) -> Iterator[None]:
     """While the context is open, layers of `model` that need gradients keep only what `keep` names, and recompute the
@@ -57,11 +61,23 @@ def recomputing(model: nn.Module, keep: Keep) -> Iterator[None]:
     """
 
     def call(layer: nn.Module, kind: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if _FORWARD_ONLY.get():
+            return kind.__call__(layer, *args, **kwargs)
         function = _Function(layer, kind, (args, kwargs), _Keys())
         return function.keeping_products() if keep is Keep.PRODUCTS else function()
 
     with calls_answered(call, [] if keep is Keep.ALL else layers_with_gradients(model)):
         yield
+
+
+@contextmanager
+def forward_only() -> Iterator[None]:
+    """While the context is open, `recomputing` changes nothing, because no gradient of these calls will be taken."""
+    token = _FORWARD_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _FORWARD_ONLY.reset(token)
 
 
 def layers_with_gradients(model: nn.Module) -> list[nn.Module]:

@@ -4,10 +4,8 @@ import gc
 import weakref
 
 import mlx.core as mx
-import numpy as np
 import pytest
 
-from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.memory import recompute
@@ -16,8 +14,8 @@ from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train import compiled
 from mlx_lm_lora_prefplus.engine.train.compiled import FEWEST, Compiled, most_graphs
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
-from mlx_lm_lora_prefplus.trainers import DPO
-from tests.conftest import random_rows, tiny_llama, with_lora
+from mlx_lm_lora_prefplus.trainers import DPO, KTO
+from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
 
 
 @pytest.mark.usefixtures("compiling")
@@ -43,8 +41,9 @@ def test_graphs_take_a_share_of_the_memory(monkeypatch, layers, memory, graphs):
 
 
 @pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("trainer", [DPO, KTO], ids=lambda trainer: trainer.mode)
 @pytest.mark.parametrize("keep", [Keep.PRODUCTS, Keep.INPUTS])
-def test_a_graph_that_is_dropped_leaves_nothing_in_memory(keep, monkeypatch):
+def test_a_graph_that_is_dropped_leaves_nothing_in_memory(keep, trainer, monkeypatch):
     """Its functions do not refer to arrays that refer to the functions."""
     alive = weakref.WeakSet()
 
@@ -56,9 +55,13 @@ def test_a_graph_that_is_dropped_leaves_nothing_in_memory(keep, monkeypatch):
     monkeypatch.setattr(recompute, "_Function", Watched)
     policy = SharedPrefixPolicy(split_model(with_lora(tiny_llama()).train()))
     policy.keep = keep
-    step = GradientStep(DPO, policy, DPO.options(), compiled=True)
-    batch = collate(random_rows(2, seed=0), np.arange(2), COMPILED_MULTIPLE)
-    mx.eval(step(batch, batch.units()))
+    options = trainer.options()
+    step = GradientStep(trainer, policy, options, compiled=True)
+    rows = random_rows(2)
+    if trainer is KTO:
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "label": float(i)} for i, row in enumerate(rows)]
+    (batch,) = iterate_batches(rows, batch_size=2, multiple=COMPILED_MULTIPLE, mismatched=trainer is KTO)
+    mx.eval(step(batch, batch.units(), trainer.initial_state(options)))
     assert alive
     del step
     gc.collect()
