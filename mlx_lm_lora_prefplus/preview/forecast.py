@@ -174,7 +174,7 @@ def _time(
     seconds = _line(shapes.tokens[[*trials.places]], (middle.seconds, longest.seconds))
     forward = _line(shapes.whole[[*trials.places]], (middle.forward, longest.forward))
     epochs_left = (session.iters - done) / len(shapes.tokens)  # relative to the epochs in `shapes`
-    compiling = max(middle.first - middle.seconds, 0.0) * shapes.different
+    compiling = max(middle.first - middle.seconds, 0.0) * shapes.graphs(epochs_left)
     validations = {1, session.iters, *range(settings.steps_per_eval, session.iters + 1, settings.steps_per_eval)}
     reference = unknown * float(forward(shapes.whole[: shapes.epoch]).sum())
     if session.stream:  # computed for each batch when it is used

@@ -8,6 +8,7 @@ from ..data.batches.packing import in_one_row, packed_width
 from ..data.batches.plan import padded_length, widths
 from ..engine.logprobs.computed import computed_tokens, shares_prompts
 from ..engine.logprobs.packed import PackedPolicy
+from ..engine.train.compiled import graph_limit, graphs_made
 from ..engine.train.gradient import cut
 from ..host.run.session import Session
 from ..plugin import Batch
@@ -42,7 +43,6 @@ class Shapes:
         part for which attention is computed. Memory grows with both; which of them matters more depends on the model.
     whole: (batches,) tokens of the undivided batch. The reference computes batches undivided.
     epoch: number of batches in the first epoch.
-    different: number of graphs to compile, one for each batch shape; 0 without compilation.
     """
 
     def __init__(self, session: Session):
@@ -57,7 +57,14 @@ class Shapes:
         self.tokens = np.array([sum(of_batch) for of_batch in tokens])
         self.at_once = np.array([max(of_batch) for of_batch in tokens])
         self.attended = np.array([max(self._shape(part).pairs(shared) for part in of_batch) for of_batch in parts])
-        self.different = len(set(map(self._graph, self._rows))) if session.compiled else 0
+
+    def graphs(self, epochs: float) -> float:
+        """Return how many graphs a run compiles, if it is `epochs` times as long as these batches."""
+        if not self.session.compiled:
+            return 0.0
+        shapes = list(map(self._graph, self._rows))
+        made = graphs_made(shapes, graph_limit(self.session.engine.policy))
+        return made if made == len(set(shapes)) else made * epochs
 
     def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
         """Return the rows of each part of a batch."""

@@ -201,9 +201,7 @@ def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "ad
     owner, created = None, [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
     try:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            owner = Owner(folder, setting)
-            owner.take(tell)
+            owner = _taken(folder, setting, tell)
         except OSError as error:
             raise UserError(
                 f"{setting}: {error.filename or folder} cannot be written ({words(error)}). {advice(error)}."
@@ -215,6 +213,19 @@ def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "ad
         with suppress(OSError):  # one of them is not empty, or was not created
             for one in created:
                 one.rmdir()
+
+
+def _taken(folder: Path, setting: str, tell: Callable[[str], object], tries: int = 3) -> Owner:
+    """Create the folder and own it. If a run that ends just now removes the empty folder, try again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        owner = Owner(folder, setting)
+        owner.take(tell)
+        return owner
+    except FileNotFoundError:
+        if tries == 1:
+            raise
+        return _taken(folder, setting, tell, tries - 1)
 
 
 def _refusal(folder: Path, found: Claim, setting: str) -> str:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,7 +69,16 @@ def test_shapes_are_those_of_the_batches(session, monkeypatch, compiled, fitting
         assert shapes.tokens.sum() == sum(computed) and shapes.at_once.max() == max(computed)
     if "token_budget" not in changes:  # with it, a batch has one example if rows are padded
         assert (len(parts) > len(batches)) is (fitting is not None or not compiled)
-    assert bool(shapes.different) is compiled
+    assert bool(shapes.graphs(1)) is compiled
+
+
+@pytest.mark.parametrize(("limit", "epochs", "made"), [(1, 3, 12), (2, 3, 2), (1, 0.5, 2)])
+def test_graphs_that_were_dropped_are_made_again(monkeypatch, limit, epochs, made):
+    shapes = object.__new__(Shapes)
+    shapes.session = SimpleNamespace(compiled=True, engine=SimpleNamespace(policy=None))
+    shapes._rows, shapes._graph = [1, 2, 1, 2], lambda rows: rows
+    monkeypatch.setattr("mlx_lm_lora_prefplus.preview.shapes.graph_limit", lambda policy: limit)
+    assert shapes.graphs(epochs) == made
 
 
 @pytest.mark.slow

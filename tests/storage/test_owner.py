@@ -99,6 +99,20 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
     assert [one.name for one in (tmp_path / "new").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize(("times", "works"), [(2, True), (3, False)])
+def test_a_folder_that_another_run_removes_at_its_end_is_created_again(tmp_path, monkeypatch, times, works):
+    removals, create = iter(range(times)), ownership.Owner._create
+
+    def removed_before(owner):
+        if next(removals, None) is not None:
+            owner.folder.rmdir()
+        return create(owner)
+
+    monkeypatch.setattr(ownership.Owner, "_create", removed_before)
+    with contextlib.nullcontext() if works else pytest.raises(UserError, match="cannot be written"):
+        take(tmp_path / "adapters")
+
+
 @pytest.mark.slow
 def test_a_process_that_was_killed_gives_way_and_a_stopped_one_does_not(tmp_path, monkeypatch):
     other = child(tmp_path)

@@ -4,51 +4,67 @@
 their graphs would take 3 to 13 GB in a model with 32 layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ...plugin import Scorer
+from ..logprobs.packed import PackedPolicy
 from ..memory.advice import total_memory
+from ..memory.recompute import Keep
 
-LAYER_BYTES = 2**20
-"""Memory of a graph of a training step for each layer (measured on llamas: 0.3 to 1.4 MiB, by `memory` and by whether
-rows are packed). On a slow CPU it takes 6 to 60 ms per layer to make a graph again.
+LAYER_BYTES = {Keep.ALL: 0.3 * 2**20, Keep.PRODUCTS: 0.7 * 2**20, Keep.INPUTS: 0.4 * 2**20}
+"""Memory of a graph of a training step for each layer, if rows are packed (measured on llamas with
+`tests.bench.graphs`). Otherwise it is twice as much.
 """
 
-SHARE = 0.05
+SHARE = 0.08
 """The share of the device's memory that graphs may take."""
 
-FEWEST = 16
+FEWEST = 8
 """At least this many graphs are kept."""
 
 
-def most_graphs(model: nn.Module) -> int:
-    """Return how many graphs of a training step of this model are kept."""
-    layers = max(1, len(getattr(model, "layers", ())))
-    return max(FEWEST, int(SHARE * total_memory() / (LAYER_BYTES * layers)))
+def graph_limit(policy: Scorer) -> int:
+    """Return how many graphs of a training step are kept."""
+    layers = max(1, len(getattr(policy.model, "layers", ())))
+    size = layers * LAYER_BYTES[getattr(policy, "keep", Keep.ALL)] * (1 if isinstance(policy, PackedPolicy) else 2)
+    return max(FEWEST, int(SHARE * total_memory() / size))
+
+
+def graphs_made(shapes: Iterable[Hashable], limit: int) -> int:
+    """Return how many graphs are made for steps of these shapes, if `limit` graphs are kept."""
+    kept, made = dict[Hashable, None](), 0
+    for shape in shapes:
+        made += shape not in kept
+        kept.pop(shape, None)
+        kept[shape] = None
+        if len(kept) > limit:
+            del kept[next(iter(kept))]
+    return made
 
 
 class Compiled:
-    """A function with a graph for each shape of its arguments.
+    """A function with a graph for each shape of its arguments. (If types or constants differ too, `mx.compile` keeps a
+    graph for each of them.)
 
     Arguments:
         function: a function of trees of arrays.
         state: arrays that the function reads and changes, in addition to its arguments.
-        most: how many graphs are kept.
+        limit: how many graphs are kept.
     """
 
-    def __init__(self, function: Callable[..., Any], state: list[Any], most: int):
-        self.function, self.state, self.most = function, state, most
+    def __init__(self, function: Callable[..., Any], state: list[Any], limit: int):
+        self.function, self.state, self.limit = function, state, limit
         self._graphs: dict[Any, Callable[..., Any]] = {}  # the one that was used last is at the end
 
     def __call__(self, *args: Any) -> Any:
         shapes = tuple((name, getattr(array, "shape", None)) for name, array in tree_flatten(args))
         graph = self._graphs.pop(shapes, None) or self._compiled()
         self._graphs[shapes] = graph
-        if len(self._graphs) > self.most:
+        if len(self._graphs) > self.limit:
             del self._graphs[next(iter(self._graphs))]
         return graph(*args)
 

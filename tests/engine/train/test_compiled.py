@@ -7,12 +7,13 @@ import mlx.core as mx
 import pytest
 
 from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
 from mlx_lm_lora_prefplus.engine.logprobs.shared_prefix import SharedPrefixPolicy
 from mlx_lm_lora_prefplus.engine.memory import recompute
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train import compiled
-from mlx_lm_lora_prefplus.engine.train.compiled import FEWEST, Compiled, most_graphs
+from mlx_lm_lora_prefplus.engine.train.compiled import FEWEST, Compiled, graph_limit, graphs_made
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import DPO, KTO
 from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
@@ -26,18 +27,32 @@ def test_the_graphs_that_were_used_last_are_kept():
         traced.append(tree["a"].size)
         return tree["a"] @ mx.eye(1)
 
-    function = Compiled(double, [], most=2)
+    function = Compiled(double, [], limit=2)
     for size in (1, 2, 1, 3, 1, 2):
         assert mx.array_equal(function({"a": mx.ones((size, 1))}, None), mx.ones((size, 1)))
     assert traced == [1, 2, 3, 2], "1 was used again before there was no room for 2"
 
 
-@pytest.mark.parametrize(("layers", "memory", "graphs"), [(32, 16e9, 23), (32, 192e9, 286), (96, 8e9, FEWEST)])
-def test_graphs_take_a_share_of_the_memory(monkeypatch, layers, memory, graphs):
+def test_how_many_graphs_are_made():
+    assert [graphs_made([1, 2, 1, 3, 1, 2], limit) for limit in (1, 2, 3)] == [6, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("way", "keep", "layers", "memory", "graphs"),
+    [
+        (PackedPolicy, Keep.ALL, 32, 16e9, 127),
+        (PackedPolicy, Keep.PRODUCTS, 32, 16e9, 54),
+        (SharedPrefixPolicy, Keep.PRODUCTS, 32, 16e9, 27),
+        (SharedPrefixPolicy, Keep.INPUTS, 96, 4e9, FEWEST),
+    ],
+)
+def test_graphs_take_a_share_of_the_memory(monkeypatch, way, keep, layers, memory, graphs):
     monkeypatch.setattr(compiled, "total_memory", lambda: int(memory))
     model = tiny_llama()
     model.model.layers = model.layers * (layers // len(model.layers))
-    assert most_graphs(model) == graphs
+    policy = way(split_model(model))
+    policy.keep = keep
+    assert graph_limit(policy) == graphs
 
 
 @pytest.mark.usefixtures("compiling")
