@@ -40,6 +40,7 @@ def take(folder: Path) -> list[str]:
 
 def leave_lock(place: Path, age: float = 0.0, **changes) -> None:
     """A lock that its process has left behind, with other words in it. age: seconds since the last heartbeat."""
+    place.mkdir(exist_ok=True)
     (place / LOCK).unlink(missing_ok=True)
     with owned(place, print):
         content = json.loads((place / LOCK).read_text())
