@@ -4,6 +4,11 @@
 
 Computes batches of different widths on a narrow llama, so that little else takes memory or time. Prints the medians per
 graph and layer. Needs Linux: it asks glibc how much memory is allocated.
+
+    python -m tests.bench.graphs --rows 10000
+
+Counts the shapes of an epoch over this many pairs, in batches of 4, and the graphs that are made if only some are kept.
+The lengths of a pair are those of a pair of the benchmark's 400, each changed by up to 15 %.
 """
 
 import argparse
@@ -16,12 +21,18 @@ from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
+from mlx_lm_lora_prefplus.bench.epoch import real_rows
 from mlx_lm_lora_prefplus.bench.sides.our_step import choose
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, add_lora, make_base
 from mlx_lm_lora_prefplus.data.batches.collate import collate
-from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
+from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
+from mlx_lm_lora_prefplus.data.batches.packing import in_one_row, with_packed
+from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE, plan_epoch
+from mlx_lm_lora_prefplus.engine.logprobs.packed import PRODUCTS, USUAL_SIZE
 from mlx_lm_lora_prefplus.engine.memory.activations import CHOICES
+from mlx_lm_lora_prefplus.engine.train.compiled import graphs_made
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import DPO
 
@@ -50,7 +61,31 @@ def allocated() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
-    layers = parser.parse_args().layers
+    parser.add_argument("--rows", type=int)
+    asked = parser.parse_args()
+    if asked.rows:
+        count(asked.rows)
+    else:
+        measure(asked.layers)
+
+
+def count(rows: int, pairs: int = 4) -> None:
+    """Print how many graphs an epoch needs."""
+    rng, real = np.random.default_rng(0), real_rows(0, 2)
+    longer = lambda tokens: [1] * max(1, round(len(tokens) * rng.uniform(0.85, 1.15)))  # noqa: E731
+    data = [{name: longer(tokens) for name, tokens in real[rng.integers(len(real))].items()} for _ in range(rows)]
+    shapes = []
+    for ids in plan_epoch(in_one_row(lengths_of(data)), batch_size=pairs):
+        batch = with_packed(collate([data[i] for i in ids], ids, COMPILED_MULTIPLE), PRODUCTS * USUAL_SIZE)
+        shapes.append(tuple(getattr(array, "shape", None) for _, array in tree_flatten(batch)))
+    print(f"{len(shapes)} steps of {len(set(shapes))} shapes")
+    for limit in (16, 32, 64, 96, 128, 256):
+        made = graphs_made(shapes, limit)
+        print(f"{limit:4} graphs kept: {made} made, in {100 * made / len(shapes):.0f} % of the steps")
+
+
+def measure(layers: int) -> None:
+    """Print memory and time of a graph."""
     narrow = replace(SUITE["dpo-chat"], layers=layers, hidden=64, vocabulary=256)
     for packs, memory in itertools.product((True, False), CHOICES):
         model = add_lora(make_base(narrow))
