@@ -5,6 +5,7 @@ their graphs would take 3 to 13 GB in a model with 32 layers.
 """
 
 from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -36,19 +37,15 @@ def graph_limit(policy: Scorer) -> int:
 
 def graphs_made(shapes: Iterable[Hashable], limit: int) -> int:
     """Return how many graphs are made for steps of these shapes, if `limit` graphs are kept."""
-    kept, made = dict[Hashable, None](), 0
+    graph = lru_cache(limit)(lambda shape: None)
     for shape in shapes:
-        made += shape not in kept
-        kept.pop(shape, None)
-        kept[shape] = None
-        if len(kept) > limit:
-            del kept[next(iter(kept))]
-    return made
+        graph(shape)
+    return graph.cache_info().misses
 
 
-class Compiled:
-    """A function with a graph for each shape of its arguments. (If types or constants differ too, `mx.compile` keeps a
-    graph for each of them.)
+def compile_by_shape(function: Callable[..., Any], state: list[Any], limit: int) -> Callable[..., Any]:
+    """Return the compiled function, with a graph for each shape of its arguments. (If types or constants differ too,
+    `mx.compile` keeps a graph for each of them.)
 
     Arguments:
         function: a function of trees of arrays.
@@ -56,19 +53,13 @@ class Compiled:
         limit: how many graphs are kept.
     """
 
-    def __init__(self, function: Callable[..., Any], state: list[Any], limit: int):
-        self.function, self.state, self.limit = function, state, limit
-        self._graphs: dict[Any, Callable[..., Any]] = {}  # the one that was used last is at the end
+    @lru_cache(limit)
+    def graph(shapes: Hashable) -> Callable[..., Any]:
+        new = lambda *args: function(*args)  # noqa: E731  MLX stores graphs by function
+        return mx.compile(new, inputs=state, outputs=state)
 
-    def __call__(self, *args: Any) -> Any:
+    def call(*args: Any) -> Any:
         shapes = tuple((name, getattr(array, "shape", None)) for name, array in tree_flatten(args))
-        graph = self._graphs.pop(shapes, None) or self._compiled()
-        self._graphs[shapes] = graph
-        if len(self._graphs) > self.limit:
-            del self._graphs[next(iter(self._graphs))]
-        return graph(*args)
+        return graph(shapes)(*args)
 
-    def _compiled(self) -> Callable[..., Any]:
-        """Return the function with no graph yet. MLX stores graphs by function, so each graph needs a new one."""
-        function = self.function
-        return mx.compile(lambda *args: function(*args), inputs=self.state, outputs=self.state)
+    return call

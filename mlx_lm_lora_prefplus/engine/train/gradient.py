@@ -21,7 +21,7 @@ from ..log.metric_sums import Layout, flatten
 from ..logprobs.packed import PackedPolicy, packed_as_given
 from ..model.routers import routers_of
 from ..reference.in_step import Parameters, StepReference
-from .compiled import Compiled, graph_limit
+from .compiled import compile_by_shape, graph_limit
 
 State = Mapping[str, mx.array]
 """See `Trainer.initial_state`."""
@@ -81,7 +81,7 @@ class GradientStep:
         if compiled:
             # Tracing leaves placeholders in the model. As the model's state is an output too, MLX replaces them by
             # arrays.
-            gradient = Compiled(gradient, [policy.model.state, mx.random.state], graph_limit(policy))
+            gradient = compile_by_shape(gradient, [policy.model.state, mx.random.state], graph_limit(policy))
         self._gradient = gradient
 
     def __call__(

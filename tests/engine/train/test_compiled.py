@@ -13,7 +13,7 @@ from mlx_lm_lora_prefplus.engine.memory import recompute
 from mlx_lm_lora_prefplus.engine.memory.recompute import Keep
 from mlx_lm_lora_prefplus.engine.model.split_model import split_model
 from mlx_lm_lora_prefplus.engine.train import compiled
-from mlx_lm_lora_prefplus.engine.train.compiled import FEWEST, Compiled, graph_limit, graphs_made
+from mlx_lm_lora_prefplus.engine.train.compiled import FEWEST, compile_by_shape, graph_limit, graphs_made
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import DPO, KTO
 from tests.conftest import iterate_batches, random_rows, tiny_llama, with_lora
@@ -27,7 +27,7 @@ def test_the_graphs_that_were_used_last_are_kept():
         traced.append(tree["a"].size)
         return tree["a"] @ mx.eye(1)
 
-    function = Compiled(double, [], limit=2)
+    function = compile_by_shape(double, [], limit=2)
     for size in (1, 2, 1, 3, 1, 2):
         assert mx.array_equal(function({"a": mx.ones((size, 1))}, None), mx.ones((size, 1)))
     assert traced == [1, 2, 3, 2], "1 was used again before there was no room for 2"
