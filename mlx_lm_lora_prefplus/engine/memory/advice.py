@@ -37,6 +37,8 @@ def explained(
     """
     try:
         yield
+    except UserError:  # a ValueError too; the text of one that was explained inside contains MLX's error
+        raise
     except (RuntimeError, MemoryError, ValueError) as error:
         if is_out_of_memory(error):
             raise UserError(advice(error, model, batch(), settings, trains, starts)) from error

@@ -81,6 +81,19 @@ def test_only_what_is_not_done_yet_is_advised(settings, named):
     assert all(one in text for one in named)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(TEXTS[2]), RuntimeError("GPU Timeout"), ValueError("[Primitive::vjp] Not implemented")],
+    ids=str,
+)
+def test_an_error_is_explained_once(error):
+    """The reference pass of streamed rows runs inside the training loop."""
+    outer, inner = (memory.explained(tiny_llama(), RunSettings()) for _ in range(2))
+    with pytest.raises(UserError) as told, outer, inner:
+        raise error
+    assert told.value.__cause__ is error
+
+
 def test_at_the_start_nothing_is_said_of_steps_and_of_saved_files():
     """The test of methods has two rows at most, whatever the batch size."""
     settings, error = RunSettings(batch_size=8), RuntimeError(TEXTS[2])
