@@ -15,7 +15,7 @@ from mlx_lm_lora_prefplus.engine.files.run_state import newest_state
 from mlx_lm_lora_prefplus.engine.train import loop
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.config.command_line import settings_of
-from mlx_lm_lora_prefplus.host.run import references
+from mlx_lm_lora_prefplus.host.run import references, resume
 from mlx_lm_lora_prefplus.host.run.resume import find_state
 from mlx_lm_lora_prefplus.settings import Optimizer
 from tests.conftest import write_pairs
@@ -169,6 +169,15 @@ def test_another_run_is_refused_and_what_changed_is_named(go, changes, named):
         go(resume=True, iters=8, **changes)
     assert caught.match("--resume force")
     assert content() == before
+
+
+@pytest.mark.slow
+def test_a_version_that_plans_other_batches_is_refused(go, monkeypatch):
+    """Otherwise some rows of the epoch would be used twice, and others never."""
+    go()
+    monkeypatch.setattr(resume, "ORDER", resume.ORDER + 1)
+    with pytest.raises(UserError, match="data: order of batches in this version of mlx-lm-lora-prefplus changed"):
+        go(resume=True, iters=8)
 
 
 @pytest.mark.slow

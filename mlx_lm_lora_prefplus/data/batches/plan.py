@@ -7,10 +7,10 @@ import numpy as np
 
 from .lengths import Lengths
 
-ORDER = 3
+ORDER = 4
 """Version of the plan. Increase it if the same settings and rows give other batches than before."""
 
-HALVINGS = 6
+HALVINGS = 7
 """Rows are sorted by length within random pools of 2**HALVINGS batches, so that batches stay random."""
 
 STEPS = 8

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...data.batches.plan import ORDER
 from ...engine.files.run_state import RunState, newest_state
 from ...engine.train.snapshot import check_saved
 from ...errors import UserError
@@ -70,6 +71,7 @@ def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
         "reference_model_path": session.resolved.values.get("reference_model_path"),
         **({} if planned.is_base else {REFERENCE: planned.digest}),
         **({PACKED: True} if session.plans_packed else {}),
+        "order of batches in this version of mlx-lm-lora-prefplus": ORDER,
         **dataclasses.asdict(session.resolved.options),
     }
     return json.loads(json.dumps(identity, default=str))
