@@ -82,6 +82,7 @@ def bench(
     Both use the same rows and the same weights. They run alternately in one process.
     """
     from ..engine.memory.activations import CHOICES
+    from .figures import check_figure
     from .measure import Method
     from .sides.our_step import ENGINES
     from .workloads import SUITE
@@ -95,6 +96,10 @@ def bench(
     changes = _changes(context)
     compiling = {"compile_ours": compile_ours, "compile_host": compile_host}
     method = Method(engine, repeat, host=not ours, floor=not ours, **compiling)  # pyright: ignore
+    if figure and not share:
+        if epoch or (ours and not scaling):
+            raise UserError("bench: --figure draws ratios to the host's step, or --scaling. Remove --figure.")
+        check_figure(figure)
     if share:
         if changes or suite or scaling or figure or engine != "auto" or {*compiling.values()} != {None}:
             raise UserError("bench: --share measures a fixed suite. Remove the other options.")
@@ -139,9 +144,9 @@ def _workloads(names: Iterable[str], changes: dict[str, Any], method: Any, figur
     for name in names:
         say(f"{name} …")
         rows.append(measure(replace(SUITE[name], **changes, **without_goals), method))
+    print_report(rows, as_json)
     if figure:
         draw_ratios(rows, figure)
-    print_report(rows, as_json)
 
 
 def _scaling(method: Any, figure: Path | None, as_json: bool) -> None:
@@ -150,9 +155,9 @@ def _scaling(method: Any, figure: Path | None, as_json: bool) -> None:
     from .scaling import describe_growth, measure_scaling
 
     rows = measure_scaling(method)
+    print_report(rows, as_json, describe_growth(rows))
     if figure:
         draw_growth(rows, figure)
-    print_report(rows, as_json, describe_growth(rows))
 
 
 def _share(as_json: bool) -> None:

@@ -5,14 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..storage.atomic import check_writable
+
+
+def check_figure(path: Path) -> None:
+    """Check that a figure can be written here, before the measurement starts.
+
+    Raises:
+        UserError: matplotlib is not installed, it cannot write this kind of file, or the file cannot be written.
+    """
+    endings = _figure(1, 1).canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in endings:
+        raise UserError(
+            f"bench: --figure cannot write {path.name}. Its name must end in .{', .'.join(sorted(endings))}."
+        )
+    check_writable(path)
 
 
 def draw_ratios(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a figure of how many times faster and smaller our step is than the host's, with the goals.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """Write a figure of how many times faster and smaller our step is than the host's, with the goals."""
     figure = _figure(8, 0.9 + 0.45 * len(rows))
     names = [row["workload"] for row in rows]
     kinds = [("speed", "times as fast as the host's step"), ("memory", "times less memory than the host's step")]
@@ -33,11 +44,7 @@ def draw_ratios(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_growth(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a figure of time and step memory over pairs and tokens.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """Write a figure of time and step memory over pairs and tokens."""
     figure = _figure(8, 6)
     kinds = [("ours_seconds", 1.0, "seconds a step"), ("ours_step_bytes", 2**20, "MiB a step")]
     names = {"pairs": "pairs in the batch", "tokens": "tokens of a row, one pair"}
@@ -56,7 +63,7 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError('--figure needs matplotlib: pip install "mlx-lm-lora-prefplus[plot]"') from error
+        raise UserError('bench: --figure needs matplotlib: pip install "mlx-lm-lora-prefplus[plot]"') from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

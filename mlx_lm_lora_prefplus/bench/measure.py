@@ -1,6 +1,7 @@
 """Run both steps alternately on the same rows and weights, and measure each."""
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,11 +53,14 @@ class Method:
 
 
 class Side(NamedTuple):
-    """seconds: median time of a step. peak_bytes: peak memory. step_bytes: peak memory minus memory in use before the
-    step.
+    """Medians of a step.
+
+    seconds: time by `clock`. kernel_seconds: CPU time of the operating system for this process, mostly page faults of
+    new memory. peak_bytes: peak memory. step_bytes: peak memory minus memory in use before the step.
     """
 
     seconds: float
+    kernel_seconds: float
     peak_bytes: float
     step_bytes: float
 
@@ -126,7 +130,8 @@ def interleaved(steps: dict[str, Callable[[], Any]], repeat: int, seconds: float
             samples[name].append(_once(step))
         repetitions += 1
     medians = {
-        name: Side(*(statistics.median(one[i] for one in sides) for i in range(3))) for name, sides in samples.items()
+        name: Side(*(statistics.median(values) for values in zip(*sides, strict=True)))
+        for name, sides in samples.items()
     }
     return medians, repetitions
 
@@ -136,11 +141,11 @@ def _once(step: Callable[[], Any]) -> Side:
     mx.clear_cache()
     resident = mx.get_active_memory()
     mx.reset_peak_memory()
-    start = clock()
+    start, in_kernel = clock(), os.times().system
     mx.eval(step())
-    seconds = clock() - start
+    seconds, in_kernel = clock() - start, os.times().system - in_kernel
     peak = mx.get_peak_memory()
-    return Side(seconds, peak, peak - resident)
+    return Side(seconds, in_kernel, peak, peak - resident)
 
 
 def clock() -> float:
@@ -206,7 +211,7 @@ def _sides(sides: dict[str, Side], positions: dict[str, int], rows: Sequence[Map
     )
     real = 2 * prompts + completions
     needed = {"host": real, "ours": prompts + completions if shared else real}
-    figures: dict[str, Any] = {"real_tokens": real}
+    figures = {"real_tokens": real, **{f"{name}_kernel_seconds": side.kernel_seconds for name, side in sides.items()}}
     for name in [name for name in sides if name != "floor"]:
         figures[f"{name}_seconds"], figures[f"{name}_step_bytes"] = sides[name].seconds, sides[name].step_bytes
     for name in [name for name in sides if name in needed]:

@@ -66,10 +66,13 @@ def cells(row: Row) -> dict[str, str]:
         values = [row[f"{side}_{key}"] for side in sides if f"{side}_{key}" in row]
         return " → ".join(format(value / scale, form) for value in values) or NONE
 
-    graphs = row["graphs_compiled"]
+    graphs, on_cpu = row["graphs_compiled"], row["clock"] == "cpu"
     return {
         "step, s": both("seconds", ".2f"),
+        "step in the kernel, s": both("kernel_seconds", ".2f") if on_cpu else NONE,
         "faster": _ratio(row["speed_ratio"], row.get("speed_goal")),
+        "floor, s": both("seconds", ".2f", sides=("floor",)),
+        "floor in the kernel, s": both("kernel_seconds", ".2f", sides=("floor",)) if on_cpu else NONE,
         "of the floor": f"{row['floor_ratio']:.2f}×" if "floor_ratio" in row else NONE,
         "step memory, MiB": both("step_bytes", ",.0f", MIB),
         "less": _ratio(row["memory_ratio"], row.get("memory_goal")),
@@ -94,12 +97,14 @@ def _ratio(value: float | None, goal: float | None) -> str:
 def remarks(rows: Sequence[Row]) -> list[str]:
     """Return the notes under the table, each once."""
     first = rows[0]
-    clock = "CPU time of the process" if first["clock"] == "cpu" else "wall time"
+    on_cpu = first["clock"] == "cpu"
+    clock = "CPU time of the process" if on_cpu else "wall time"
     lines = [
         f"step: median {clock} of a micro-batch's loss and gradient, host → ours; device {first['device']}, "
         f"mlx {first['mlx']}, beta {first['beta']:g} on both sides",
         "step MiB: peak during the step minus memory in use before; padding: share of computed positions without a "
         "token",
+        *(["in the kernel: the operating system's part of it, mostly page faults of new memory"] if on_cpu else []),
         *dict.fromkeys(f"ours: {row['policy']}" for row in rows),
         *dict.fromkeys(note for row in rows for note in row["notes"]),
     ]

@@ -1,6 +1,8 @@
 """Write files so that they are either complete or absent: under a temporary name, then renamed."""
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +43,20 @@ def whole_file(target: Path, then: str = "", writer: str = "") -> Iterator[Path]
         if cause is None:
             raise
         raise UserError(_message(target, cause, then)) from error
+
+
+def check_writable(target: Path) -> None:
+    """Check that a file can be written, before work whose result it will contain. Its folder is created.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with explained(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_lm_lora_prefplus.errors import UserError
-from mlx_lm_lora_prefplus.storage.atomic import whole_file
+from mlx_lm_lora_prefplus.storage.atomic import check_writable, whole_file
 
 
 @pytest.fixture
@@ -64,3 +64,15 @@ def test_a_file_system_that_cannot_force_folders_takes_files_all_the_same(tmp_pa
     with whole_file(tmp_path / "file") as temporary:
         temporary.write_bytes(b"x")
     assert (tmp_path / "file").read_bytes() == b"x"
+
+
+def test_what_cannot_be_written_is_told_beforehand(tmp_path):
+    check_writable(tmp_path / "new" / "file")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    (tmp_path / "file").write_text("as it was")
+    check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "as it was"
+    with pytest.raises(UserError, match="A folder has the name of the file"):
+        check_writable(tmp_path / "new")
+    with pytest.raises(UserError, match="A part of the path is a file"):
+        check_writable(tmp_path / "file" / "inside")
