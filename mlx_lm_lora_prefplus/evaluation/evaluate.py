@@ -21,6 +21,7 @@ from ..report.results.evidence import longer_side
 from ..report.results.runs import RunRecord, read_run
 from ..report.results.verdict import Evidence, verdict
 from ..report.settings import settings_of as settings_of_run
+from ..storage.atomic import check_writable, whole_file
 from . import held_out, judges
 from .answers import AnsweredPrompt, answer_prompts
 from .win_rate import win_rate
@@ -63,6 +64,10 @@ def evaluate(arguments: Sequence[str], judging: Judging) -> Report:
     """
     if judging.judge and judging.model:
         raise UserError("evaluate: --judge and --judge-model cannot be combined. Give one of them.")
+    if judging.keep and not judging.is_enabled:
+        raise UserError("evaluate: --answers writes the answers that a judge compares. Add --judge or --judge-model.")
+    if judging.keep:
+        check_writable(judging.keep)
     with redirect_stdout(sys.stderr):
         resolved = settings_of(arguments, train_mode="dpo")
         judge = judges.function_judge(judging.judge) if judging.judge not in (None, "reward") else None
@@ -121,8 +126,8 @@ def _write_answers(file: Path, answered: list[AnsweredPrompt], wins: np.ndarray)
         {"prompt": prompt.prompt, "policy": prompt.policy.text, "reference": prompt.reference.text, "win": float(win)}
         for prompt, win in zip(answered, wins, strict=True)
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with whole_file(file) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _run_of(folder: Path) -> RunRecord | None:

@@ -224,6 +224,13 @@ def test_two_judges_are_one_too_many():
         module.evaluate([], module.Judging(judge="reward", model="m"))
 
 
+def test_a_file_for_answers_that_cannot_be_written_is_refused_before_they_are_generated(tmp_path):
+    with pytest.raises(UserError, match="Could not write .*A folder has the name of the file"):
+        module.evaluate([], module.Judging(judge="reward", keep=tmp_path))
+    with pytest.raises(UserError, match="--answers writes the answers that a judge compares. Add --judge"):
+        module.evaluate([], module.Judging(keep=tmp_path / "answers.jsonl"))
+
+
 def test_the_run_that_made_the_adapters_is_heard(adapters):
     """Its objective and its warnings stand in the verdict, as they do in that of `report`."""
     words = adapters()
