@@ -186,7 +186,7 @@ class Owner:
 
 @contextmanager
 def owned(folder: Path | None, tell: Callable[[str], object], setting: str = "adapter_path") -> Iterator[Owner | None]:
-    """Own a folder while the block runs. The folder is created if it does not exist, and removed if it is still empty.
+    """Own a folder while the block runs. If it does not exist, it is created, and removed at the end if it is empty.
 
     folder: None for a process that writes nothing, such as any but the first of several.
     tell: called with a line if a process that no longer runs owned the folder.
