@@ -2,13 +2,14 @@
 
     python -m tests.bench.graphs --layers 24
 
-Computes batches of different widths on a narrow llama, so that little else takes memory or time. Prints the medians per
-graph and layer. Needs Linux: it asks glibc how much memory is allocated.
+Computes batches of different widths on a narrow llama (or with `--model` on a small model of another class, such as
+deepseek_v3), so that little else takes memory or time. Prints the medians per graph and layer. Needs Linux: it asks
+glibc how much memory is allocated.
 
-    python -m tests.bench.graphs --rows 10000
+    python -m tests.bench.graphs --rows 10000 --pairs 4
 
-Counts the shapes of an epoch over this many pairs, in batches of 4, and the graphs that are made if only some are kept.
-The lengths of a pair are those of a pair of the benchmark's 400, each changed by up to 15 %.
+Counts the padding and the shapes of an epoch over this many pairs, in batches of 4, and the graphs that are made if
+only some are kept. The lengths of a pair are those of a pair of the benchmark's 400, each changed by up to 15 %.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import gc
 import itertools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -35,6 +38,7 @@ from mlx_lm_lora_prefplus.engine.memory.activations import CHOICES
 from mlx_lm_lora_prefplus.engine.train.compiled import graphs_made
 from mlx_lm_lora_prefplus.engine.train.gradient import GradientStep
 from mlx_lm_lora_prefplus.trainers import DPO
+from tests.engine.model_zoo import build
 
 MIB = 2**20
 
@@ -61,34 +65,39 @@ def allocated() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--model", help="a class of mlx-lm, with its own few layers")
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--pairs", type=int, default=4)
     asked = parser.parse_args()
     if asked.rows:
-        count(asked.rows)
+        count(asked.rows, asked.pairs)
     else:
-        measure(asked.layers)
+        narrow = replace(SUITE["dpo-chat"], layers=asked.layers, hidden=64, vocabulary=256)
+        measure(lambda: add_lora(build(asked.model).freeze() if asked.model else make_base(narrow)))
 
 
-def count(rows: int, pairs: int = 4) -> None:
-    """Print how many graphs an epoch needs."""
+def count(rows: int, pairs: int) -> None:
+    """Print the padding of an epoch and how many graphs it needs."""
     rng, real = np.random.default_rng(0), real_rows(0, 2)
-    longer = lambda tokens: [1] * max(1, round(len(tokens) * rng.uniform(0.85, 1.15)))  # noqa: E731
-    data = [{name: longer(tokens) for name, tokens in real[rng.integers(len(real))].items()} for _ in range(rows)]
-    shapes = []
+    changed = lambda tokens: [1] * max(1, round(len(tokens) * rng.uniform(0.85, 1.15)))  # noqa: E731
+    data = [{name: changed(tokens) for name, tokens in real[rng.integers(len(real))].items()} for _ in range(rows)]
+    shapes, computed = [], 0
     for ids in plan_epoch(in_one_row(lengths_of(data)), batch_size=pairs):
         batch = with_packed(collate([data[i] for i in ids], ids, COMPILED_MULTIPLE), PRODUCTS * USUAL_SIZE)
         shapes.append(tuple(getattr(array, "shape", None) for _, array in tree_flatten(batch)))
-    print(f"{len(shapes)} steps of {len(set(shapes))} shapes")
+        computed += batch.packed.tokens.size if batch.packed else batch.prompts.size + batch.completions.size
+    real = sum(len(tokens) for row in data for tokens in row.values())
+    print(f"{len(shapes)} steps of {len(set(shapes))} shapes; {computed / real:.3f} tokens computed per real token")
     for limit in (16, 32, 64, 96, 128, 256):
         made = graphs_made(shapes, limit)
         print(f"{limit:4} graphs kept: {made} made, in {100 * made / len(shapes):.0f} % of the steps")
 
 
-def measure(layers: int) -> None:
-    """Print memory and time of a graph."""
-    narrow = replace(SUITE["dpo-chat"], layers=layers, hidden=64, vocabulary=256)
+def measure(make: Callable[[], Any]) -> None:
+    """Print memory and time of a graph. make: returns a new model with adapters."""
     for packs, memory in itertools.product((True, False), CHOICES):
-        model = add_lora(make_base(narrow))
+        model = make()
+        layers = len(model.layers)
         policy = choose(model, "auto", memory=memory, packs=packs).policy
         step = GradientStep(DPO, policy, DPO.options(), compiled=True)
         sizes, seconds = [], []

@@ -18,10 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import mlx.core as mx
-from mlx_lm.utils import save_model
-
-from mlx_lm_lora_prefplus.bench.architectures import ARCHITECTURES, build, layers_of
+from mlx_lm_lora_prefplus.bench.architectures import ARCHITECTURES, layers_of
 from mlx_lm_lora_prefplus.bench.workloads import Workload
 
 from .whole_run import make_model
@@ -73,11 +70,8 @@ def main() -> None:
         model, data, cache = work / "model", work / "data", work / "cache"
         if not model.exists():
             model.mkdir(parents=True)
-            make_model(model, asked.data, Workload("start", asked.mode, 0, 0, 0, hidden=32, layers=1, vocabulary=4096))
-            mx.random.seed(0)
-            save_model(model, build(asked.shape, asked.layers or layers_of(asked.shape)))
-            shape = {**ARCHITECTURES[asked.shape], "num_hidden_layers": asked.layers or layers_of(asked.shape)}
-            (model / "config.json").write_text(json.dumps(shape), "utf-8")
+            size = {"shape": asked.shape, "layers": asked.layers or layers_of(asked.shape), "vocabulary": 4096}
+            make_model(model, asked.data, Workload("start", asked.mode, 0, 0, 0, **size))
             make_data(asked.data, data, asked.rows)
         config = {
             **{"model": str(model), "data": str(data), "train": True, "train_mode": asked.mode, "num_layers": 4},

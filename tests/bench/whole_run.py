@@ -2,9 +2,10 @@
 
     python -m tests.bench.whole_run DATA_FOLDER [--figure docs/whole-run.svg]
 
-Both get the same model, rows, batch size and iterations. The model is a llama with random weights and a tokenizer
-trained on the rows. The host loads the model a second time (`reference_model_path`): without it, its reference would
-move with the policy. Ours reads rows, tokens and reference log-probs anew in each repetition.
+Both get the same model, rows, batch size and iterations. The model is a llama, or has the first layers and the head of
+`--shape`, with random weights and a tokenizer trained on the rows. The host loads the model a second time
+(`reference_model_path`): without it, its reference would move with the policy. Ours reads rows, tokens and reference
+log-probs anew in each repetition.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from mlx_lm.utils import save_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mlx_lm_lora_prefplus.bench.architectures import ARCHITECTURES
 from mlx_lm_lora_prefplus.bench.workloads import Workload, make_base
 
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -138,9 +140,11 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with train.jsonl and valid.jsonl: prompt, chosen, rejected")
     parser.add_argument("--mode", choices=["dpo", "cpo"], default="dpo")
     parser.add_argument("--iters", type=int, default=100)
+    parser.add_argument("--val-batches", type=int, default=25)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--shape", choices=list(ARCHITECTURES))
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--figure", type=Path, help="an SVG of the phases; needs the extra `plot`")
@@ -148,12 +152,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work, model = Path(name), Path(name) / "model"
         model.mkdir()
-        size = {"hidden": asked.hidden, "layers": asked.layers, "vocabulary": asked.vocabulary}
+        size = {"hidden": asked.hidden, "layers": asked.layers, "vocabulary": asked.vocabulary, "shape": asked.shape}
         make_model(model, asked.data, Workload("run", asked.mode, 0, 0, 0, **size))
         config = {
             **{"model": str(model), "data": str(asked.data), "train": True, "train_mode": asked.mode, "fuse": False},
             **{"iters": asked.iters, "batch_size": asked.batch_size, "max_seq_length": 1024, "learning_rate": 1e-5},
-            **{"steps_per_eval": asked.iters, "val_batches": 25, "save_every": asked.iters, "steps_per_report": 10},
+            **{
+                "steps_per_eval": asked.iters,
+                "val_batches": asked.val_batches,
+                "save_every": asked.iters,
+                "steps_per_report": 10,
+            },
         }
         theirs = {**config, "reference_model_path": str(model)} if asked.mode == "dpo" else config
         (work / "ours.yaml").write_text(json.dumps(config), "utf-8")
