@@ -104,10 +104,11 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         f"mlx {first['mlx']}, beta {first['beta']:g} on both sides",
         "step MiB: peak during the step minus memory in use before; padding: share of computed positions without a "
         "token",
-        *(["in the kernel: the operating system's part of it, mostly page faults of new memory"] if on_cpu else []),
         *dict.fromkeys(f"ours: {row['policy']}" for row in rows),
         *dict.fromkeys(note for row in rows for note in row["notes"]),
     ]
+    if on_cpu:
+        lines.append("in the kernel: the operating system's part of the time, mostly page faults of new memory")
     if any("beside_ratio" in row for row in rows):
         lines.append(
             "step and reference: our step when the reference must still be computed, in a separate pass → inside the "

@@ -157,12 +157,8 @@ def main() -> None:
         config = {
             **{"model": str(model), "data": str(asked.data), "train": True, "train_mode": asked.mode, "fuse": False},
             **{"iters": asked.iters, "batch_size": asked.batch_size, "max_seq_length": 1024, "learning_rate": 1e-5},
-            **{
-                "steps_per_eval": asked.iters,
-                "val_batches": asked.val_batches,
-                "save_every": asked.iters,
-                "steps_per_report": 10,
-            },
+            **{"steps_per_eval": asked.iters, "val_batches": asked.val_batches},
+            **{"save_every": asked.iters, "steps_per_report": 10},
         }
         theirs = {**config, "reference_model_path": str(model)} if asked.mode == "dpo" else config
         (work / "ours.yaml").write_text(json.dumps(config), "utf-8")
