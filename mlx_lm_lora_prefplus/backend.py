@@ -18,14 +18,19 @@ CORE = "mlx.core"
 
 CUDA = {"MLX_ENABLE_CACHE_THRASHING_CHECK": "0", "MLX_CUDA_GRAPH_CACHE_SIZE": "4000"}
 """Environment variables of mlx on CUDA. A training step of each shape has graphs of its own. By default mlx stores 400,
-and stops the program after twice as many. `reason` sets the variables before mlx starts, unless the user has set them.
+and stops the program after twice as many.
 """
+
+
+def allow_many_shapes() -> None:
+    """Set the variables of `CUDA`, unless the user has set them. mlx reads them when it first uses the GPU."""
+    for name, value in CUDA.items():
+        os.environ.setdefault(name, value)
 
 
 def reason() -> str | None:
     """Return mlx's own error if it does not start; None if it starts."""
-    for name, value in CUDA.items():
-        os.environ.setdefault(name, value)
+    allow_many_shapes()
     if isinstance(sys.modules.get(CORE), _StandIn):
         return sys.modules[CORE].reason
     try:

@@ -20,9 +20,12 @@ from mlx_lm_lora.trainer.orpo_trainer import (
     orpo_loss_from_model,
 )
 
+from ...backend import allow_many_shapes
 from .evaluate import evaluate_cpo, evaluate_dpo, evaluate_orpo
 from .losses import cpo_loss, dpo_loss
 from .train import train_cpo, train_dpo, train_orpo
+
+allow_many_shapes()
 
 __all__ = [
     "CPOTrainingArgs",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from ...backend import allow_many_shapes
 from ..originals import (
     DATASETS,
     HOST_VERSIONS,
@@ -39,6 +40,7 @@ def activate(module: ModuleType) -> bool:
         hint = back if version_misfit(host_version()) else ""
         _tell(f"[mlx-lm-lora-prefplus] not active: {reason}; the host runs unchanged.{hint}")
         return False
+    allow_many_shapes()
     originals = {name: getattr(module, name) for name in WRAPPED[module.__name__]}
     for name, replacement in _replacements(module, originals).items():
         setattr(module, name, replacement)

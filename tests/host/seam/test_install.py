@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import inspect
+import os
 
 import pytest
 
@@ -34,6 +35,13 @@ def test_everything_that_is_wrapped_is_set_once(plain_host, capsys):
     assert names_of(plain_host) == after
     assert dict(originals.originals_of(plain_host)) == before
     assert capsys.readouterr() == ("", "")
+
+
+def test_mlx_on_cuda_does_not_stop_for_many_shapes(plain_host, monkeypatch):
+    """The host's command, too, sets mlx's variables. (It asks for no backend, because it runs.)"""
+    monkeypatch.delenv("MLX_ENABLE_CACHE_THRASHING_CHECK", raising=False)
+    assert activate.activate(plain_host)
+    assert os.environ["MLX_ENABLE_CACHE_THRASHING_CHECK"] == "0"
 
 
 def test_the_wrappers_look_like_the_originals(plain_host):
