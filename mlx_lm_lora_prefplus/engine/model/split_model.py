@@ -166,12 +166,27 @@ def _head_names(halves: SplitModel, hidden: mx.array) -> frozenset[str]:
 
 
 def _reach(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor]) -> bool:
-    """Return whether setting these parameters to NaN makes any logit NaN."""
+    """Return whether setting these parameters to NaN makes any logit NaN.
+
+    A matrix product copies the whole of a matrix, even of a broadcast one. Parameters with an entry for each token of
+    the vocabulary therefore get a single entry. If the model does not take that, they get all entries.
+    """
+    try:
+        return _make_nan(halves, hidden, tensors, halves.vocabulary)
+    except Exception as error:
+        raise_of_device(error)
+        return _make_nan(halves, hidden, tensors, None)
+
+
+def _make_nan(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor], shortened: int | None) -> bool:
+    """Set parameters to NaN, and return whether any logit is NaN. shortened: axes with this many entries get one."""
     values = [module[key] for _, module, key in tensors]
     for (_, module, key), value in zip(tensors, values, strict=True):
         missing = mx.array(float("nan"), value.dtype)
-        # A quantised product on CUDA takes no scales that are broadcast. A whole weight would need too much memory.
-        module[key] = mx.full(value.shape, missing) if "scales" in module else mx.broadcast_to(missing, value.shape)
+        if "scales" in module:  # a quantised product on CUDA takes no scales that are broadcast
+            module[key] = mx.full(value.shape, missing)
+        else:
+            module[key] = mx.broadcast_to(missing, [1 if size == shortened else size for size in value.shape])
     try:
         return bool(mx.isnan(halves.logits(hidden)).any().item())
     finally:

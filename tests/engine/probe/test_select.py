@@ -62,6 +62,29 @@ def test_the_scales_of_a_quantised_head_are_never_broadcast(monkeypatch):
     assert seen and all(seen)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_copy_of_the_head_is_made(tied):
+    """In the trial that finds the head's parameters, they are NaN. A product would copy a matrix that is broadcast."""
+    model = tiny_llama(tied=tied)
+    size = (20_000, model.args.hidden_size)
+    module = model.model.embed_tokens if tied else model.lm_head
+    module.weight = mx.random.normal(size)
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    halves = split_model(model)
+    assert halves.vocabulary == size[0] and len(halves.cuts) == 1
+    assert mx.get_peak_memory() - before < module.weight.nbytes / 2
+
+
+def test_a_head_that_needs_all_of_its_tokens(monkeypatch):
+    """Its parameters are found too, although the trial first gives it a single token."""
+    call = llama.Model.__call__
+    all_of = lambda logits: logits.reshape(*logits.shape[:-1], VOCABULARY)  # noqa: E731
+    monkeypatch.setattr(llama.Model, "__call__", lambda *given, **named: all_of(call(*given, **named)))
+    assert "lm_head.weight" in split_model(tiny_llama(tied=False)).head_names
+
+
 def test_each_variant_of_a_method_is_tried_on_every_batch(monkeypatch):
     """Rows in one padded group, and packed rows. Groups of equal lengths only on the largest batch."""
     tried = []
