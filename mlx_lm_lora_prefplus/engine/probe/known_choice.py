@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import os
 import platform
 from contextlib import suppress
 from importlib.metadata import version
@@ -73,6 +74,7 @@ class KnownChoice:
             "packs": packs,
             "examples": None if examples is None else _digest(as_numpy(examples.tokens).tobytes()),
             "device": [str(mx.default_device()), mx.device_info().get("device_name"), platform.machine()],
+            "precision": [platform.mac_ver()[0], os.environ.get("MLX_ENABLE_TF32")],  # MLX selects kernels by both
             "versions": [version("mlx"), version("mlx-lm"), version("mlx-lm-lora-prefplus")],
             "code": _code(model),
         }

@@ -1,13 +1,11 @@
 """Compare a method to compute log-probs with plain forward passes of a few short rows, each alone and unpadded.
 
 Gradients are compared in the precision of training, and log-probs in float32. In lower precision, rounding changes
-log-probs by 1e-2 and more, which could hide the effect of a wrong mask. (For float32, each weight is converted when it
-is used, and then freed.)
+log-probs by 1e-2 and more, which could hide the effect of a wrong mask.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,13 +19,19 @@ from ..arrays import as_numpy
 from ..logprobs.plain import at_least_float32
 from ..mlx_errors import raise_of_device
 from ..model.split_model import arrays
+from ..model.swap import calls_answered
 
 EXACT = 1e-4
 """In float32, a relative L2 difference up to this counts as rounding."""
 
 NOISE = 10
-"""The tolerance is this many times the difference that rounding causes between a row alone and a batch of two copies of
-the row.
+"""The tolerance is this many times the difference that rounding causes between a row alone and a batch of copies of the
+row.
+"""
+
+COPIES = 16
+"""How many copies the batch has. A GPU multiplies matrices with many rows by other kernels, some of which round the
+factors of float32 products (TF32). On Metal, those of quantised matrices begin at up to 33 rows.
 """
 
 CAP = 1e-2
@@ -89,9 +93,9 @@ class Oracle:
         found = [self._results(self._alone(row, side)) for row in self.rows for side in SIDES]
         self.alone = [gradient for gradient, _ in found]
         self.logps = np.concatenate([logps for _, logps in found])
-        # Weights that are no powers of two, because products in TF32 round values times these differently.
-        gradient, again = self._results(self._alone(self.rows[0], "chosen", copies=2), np.array([0.3, 0.7]))
-        noise = Difference(_difference(gradient, self.alone[0]), abs(float(again.mean()) / self.logps[0] - 1))
+        tokens = [len(row["prompt"]) + len(row[side]) for row in self.rows for side in SIDES]
+        ends = [tokens.index(size) for size in (min(tokens), max(tokens))]  # products of one vector, and large ones
+        noise = map(max, zip(*map(self._noise, ends), strict=True))
         self.allowed = Difference(*(min(max(EXACT, NOISE * value), CAP) for value in noise))
         if self.half:
             self.allowed = self.allowed._replace(gradients=NARROW)
@@ -125,15 +129,21 @@ class Oracle:
 
         return logp
 
+    def _noise(self, place: int) -> Difference:
+        """Return how much the results of copies of the row at this place in `alone` differ from those of the row."""
+        # No weight is a power of two, because products in TF32 round values times other numbers differently.
+        weights = np.linspace(1.0, 2.0, COPIES + 2)[1:-1]
+        row, side = self.rows[place // len(SIDES)], SIDES[place % len(SIDES)]
+        gradient, logps = self._results(self._alone(row, side, COPIES), weights / weights.sum())
+        off = _distance(logps, np.full(COPIES, self.logps[place]))
+        return Difference(_difference(gradient, self.alone[place]), off)
+
     def _results(self, logps: Callable[[], mx.array], weights: np.ndarray | None = None) -> tuple[Gradient, np.ndarray]:
         """Return the gradient of the weighted sum of log-probs (rows,), and the log-probs in float32.
 
         weights: (rows,); by default, the mean is taken.
         """
-        in_float32_too = None
-        if self.half or not self.names:
-            with in_float32(self.model):
-                in_float32_too = as_numpy(logps())
+        in_float32_too = in_float32(self.model, logps) if self.half or not self.names else None
         if not self.names:
             assert in_float32_too is not None
             return {}, in_float32_too
@@ -174,14 +184,13 @@ class Oracle:
             mismatched=None,
             columns={},
         )
-        with in_float32(self.model):
-            alone = as_numpy(mx.concatenate([simple(slice_batch(rows, i, i + 1)).logps for i in filled.tolist()]))
-            try:
-                logps = as_numpy(policy(examples).logps)
-            except Exception as error:  # as in `difference`
-                raise_of_device(error)
-                return False
-        return _distance(logps[filled], alone) <= self.allowed.logps
+        alone = [in_float32(self.model, lambda i=i: simple(slice_batch(rows, i, i + 1)).logps) for i in filled.tolist()]
+        try:
+            logps = in_float32(self.model, lambda: policy(examples).logps)
+        except Exception as error:  # as in `difference`
+            raise_of_device(error)
+            return False
+        return _distance(logps[filled], np.concatenate(alone)) <= self.allowed.logps
 
     def _differences(self, policy: Callable[[Batch], Scores], batch: Batch) -> Difference:
         rows = batch.lengths.shape[0]
@@ -203,13 +212,12 @@ class Oracle:
         It computes no gradients. It is meant for a model of which only some layers took part in the test.
         """
         try:
-            with in_float32(self.model):
-                alone = as_numpy(mx.concatenate([self._alone(row, "chosen")() for row in self.rows[:2]]))
-                logps = as_numpy(policy(self._batch(4)).logps)[:2]
+            alone = [in_float32(self.model, self._alone(row, "chosen")) for row in self.rows[:2]]
+            logps = in_float32(self.model, lambda: policy(self._batch(4)).logps)[:2]
         except Exception as error:  # as in `difference`
             raise_of_device(error)
             return False
-        return _distance(logps, alone) <= self.allowed.logps
+        return _distance(logps, np.concatenate(alone)) <= self.allowed.logps
 
 
 def _compared(model: nn.Module) -> frozenset[str]:
@@ -219,17 +227,34 @@ def _compared(model: nn.Module) -> frozenset[str]:
     return frozenset(name for i, (_, name) in enumerate(sizes) if i == 0 or total[i] <= COMPARED_BYTES)
 
 
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """While the context is open, the model computes in float32; each weight is converted when it is used. Evaluate
-    results before the context closes.
+def in_float32(model: nn.Module, compute: Callable[[], mx.array]) -> np.ndarray:
+    """Return what the function computes with the model in float32.
+
+    Each call of a layer converts the layer's weights anew, and the model refers to them during the call only. MLX
+    therefore frees them when they were used. Otherwise all weights would be in memory in float32 at once.
     """
     own = model.parameters()
-    model.update(tree_map(lambda value: value.astype(mx.float32) if value.dtype in HALF else value, own))
+    of_layers = {id(layer): layer.parameters() for layer in model.layers}  # pyright: ignore[reportOptionalIterable]
+
+    def call(layer: nn.Module, kind: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+        outside = layer.parameters()
+        layer.update(_float32(of_layers[id(layer)]))
+        try:
+            return kind.__call__(layer, *args, **kwargs)
+        finally:
+            layer.update(outside)
+
     try:
-        yield
+        model.update(_float32(own))
+        with calls_answered(call, list(model.layers)):  # pyright: ignore[reportArgumentType]
+            result = compute()
     finally:
         model.update(own)
+    return as_numpy(result)
+
+
+def _float32(parameters: Any) -> Any:
+    return tree_map(lambda value: value.astype(mx.float32) if value.dtype in HALF else value, parameters)
 
 
 def _distance(values: np.ndarray, expected: np.ndarray) -> float:

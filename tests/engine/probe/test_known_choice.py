@@ -47,6 +47,17 @@ def test_the_second_start_takes_the_choice_of_the_first(probes):
     assert second.policy.halves.cuts and second.policy.halves.head_names
 
 
+@pytest.mark.parametrize("change", ["system", "TF32"])
+def test_what_selects_kernels_needs_a_new_probe(probes, monkeypatch, change):
+    chosen(with_lora(tiny_llama()))
+    if change == "system":
+        monkeypatch.setattr("platform.mac_ver", lambda: ("26.2", ("", "", ""), "arm64"))
+    else:
+        monkeypatch.setenv("MLX_ENABLE_TF32", "0")
+    chosen(with_lora(tiny_llama()))
+    assert len(probes) == 2
+
+
 def test_the_second_start_computes_nothing(monkeypatch):
     chosen(with_lora(tiny_llama()))
     model, called = with_lora(tiny_llama()), []

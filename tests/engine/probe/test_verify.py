@@ -77,25 +77,32 @@ def test_odd_numbers_of_heads_are_tried_as_single_completions():
     assert oracle.passes(oracle.difference(for_gradient(HeadPolicy, model)))
 
 
-def test_products_in_tf32_are_exact_enough(monkeypatch):
-    """New GPUs round the factors of float32 products to 10 bits."""
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("exact", [0, 1, 12, 32])
+def test_products_in_tf32_are_exact_enough(monkeypatch, exact, dtype):
+    """New GPUs round the factors of float32 products to 10 bits, but not those of products with few rows."""
 
     def rounded(value):
         bits = value.astype(mx.float32).view(mx.uint32)
         return ((bits + 0x1000) & 0xFFFFE000).view(mx.float32)
 
-    @mx.custom_function
     def product(x, weight):
-        return rounded(x) @ rounded(weight).T
+        return x @ weight if x.size <= exact * x.shape[-1] or x.dtype != mx.float32 else rounded(x) @ rounded(weight)
 
-    @product.vjp
+    @mx.custom_function
+    def linear(x, weight):
+        return product(x, weight.T)
+
+    @linear.vjp
     def _(primals, cotangent, _):
-        x, weight = map(rounded, primals)
-        flat = rounded(cotangent).reshape(-1, cotangent.shape[-1])
-        return (flat @ weight).reshape(x.shape), flat.T @ x.reshape(-1, x.shape[-1])
+        x, weight = primals
+        flat = cotangent.reshape(-1, cotangent.shape[-1])
+        return product(flat, weight).reshape(x.shape), product(flat.T, x.reshape(-1, x.shape[-1]))
 
-    monkeypatch.setattr(nn.Linear, "__call__", lambda self, x: product(x, self.weight))
-    assert type(choose_policy(with_lora(tiny_llama(layers=16)), AUTO, packs=False).policy) is SharedPrefixPolicy
+    monkeypatch.setattr(nn.Linear, "__call__", lambda self, x: linear(x, self.weight))
+    model = with_lora(tiny_llama(layers=16))
+    model.set_dtype(dtype)
+    assert type(choose_policy(model, AUTO, packs=False).policy) is SharedPrefixPolicy
 
 
 @pytest.mark.parametrize("make", [lambda: tiny_llama(), lambda: with_lora(tiny_llama())], ids=["full", "lora"])
@@ -126,3 +133,17 @@ def test_single_tokens_after_a_prompt_are_tried():
         return HeadPolicy(split_model(model))(batch)
 
     assert not oracle.passes(oracle.difference(failing))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_few_weights_are_in_float32_at_a_time(tied):
+    """With them all, a model in 16 bits would need three times its memory at the start."""
+    model = with_lora(tiny_llama(hidden=512, layers=12, tied=tied))
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    trial_of(model)
+    mx.clear_cache()
+    weights = mx.get_active_memory()
+    mx.reset_peak_memory()
+    choose_policy(model, AUTO, packs=True)
+    assert mx.get_peak_memory() < 1.7 * weights
