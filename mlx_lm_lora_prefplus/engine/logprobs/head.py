@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..memory.advice import total_memory
 from .plain import Exponentials, at_least_float32, exp
 
 
@@ -32,7 +33,12 @@ requested, also entropy and log-collision (see `Scores`). Only the log-probs hav
 """
 
 BLOCK_BYTES = {"cpu": 4 * 1024**2, "gpu": 128 * 1024**2}
-"""Size of the float32 logits that are computed at a time. On a CPU they fit into its cache."""
+"""Size of the float32 logits that are computed at a time, at most. On a CPU they fit into its cache."""
+
+BLOCK_SHARE = 1 / 256
+"""The share of the device's memory that a block takes at most. A GPU keeps several blocks at once, because it frees
+arrays only when a list of kernels is done.
+"""
 
 MOST_POSITIONS = 1024
 """A block of more positions than this is no faster (measured on a CPU)."""
@@ -56,7 +62,8 @@ def blocks_of(positions: int, vocabulary: int, cuttable: bool = True) -> Blocks:
 
     cuttable: whether the head can compute logits for only some tokens of the vocabulary.
     """
-    logits = BLOCK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"] // 4
+    most = BLOCK_BYTES["gpu" if mx.default_device().type == mx.gpu else "cpu"]
+    logits = int(min(most, BLOCK_SHARE * total_memory())) // 4
     if not cuttable:
         return Blocks(max(FEWEST_POSITIONS, logits // vocabulary), vocabulary)
     positions = min(positions, max(MOST_POSITIONS, logits // vocabulary))

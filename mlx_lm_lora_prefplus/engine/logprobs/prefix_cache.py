@@ -99,9 +99,11 @@ def mask_without_padding(
         the prompt, with padding. before, new: how many keys there are before the new ones, and how many new ones.
     """
     columns, rows = mx.arange(before + new)[None], lengths[:, None]
-    is_prompt = columns < prompt_width
-    keys = mx.where(is_prompt, columns, rows + columns - prompt_width)[:, None, :]  # positions without padding
-    queries = (rows + (before - prompt_width) + mx.arange(new)[None])[:, :, None]
+    # In a compiled step, a number in an operation would be a constant, and each constant needs a kernel of its own.
+    after_prompt = mx.arange(-prompt_width, before + new - prompt_width)[None]
+    is_prompt = after_prompt < 0
+    keys = mx.where(is_prompt, columns, rows + after_prompt)[:, None, :]  # positions without padding
+    queries = (rows + mx.arange(before - prompt_width, before - prompt_width + new)[None])[:, :, None]
     mask = (~is_prompt | (columns < rows))[:, None, :] & (keys <= queries)
     if window_size:
         mask = mask & (queries < keys + window_size)

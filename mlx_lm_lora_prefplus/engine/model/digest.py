@@ -68,7 +68,7 @@ def _sums(value: mx.array) -> list[mx.array]:
     content = value.reshape(-1).view(mx.uint8)
     full = content.size // (8 * ROW) * 8 * ROW
     words = content[:full].view(mx.uint64)
-    sums = [content[full:]]
+    sums = [content[full:] + mx.array(0, mx.uint8)]  # a copy: on CUDA, reading a part would move the whole weight
     for start in range(0, words.size, CHUNK):
         rows = words[start : start + CHUNK].reshape(-1, ROW)
         sums += [rows.sum(axis=0), rows.sum(axis=1)]

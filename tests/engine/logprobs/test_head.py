@@ -203,3 +203,8 @@ def test_blocks(monkeypatch):
     assert blocks_of(8, 5000) == (8, 256)
     assert blocks_of(5, 5000) == (5, 384), "a multiple of the tile of a quantised product"
     assert [blocks_of(5000, vocabulary, cuttable=False) for vocabulary in (4, 5000)] == [(512, 4), (64, 5000)]
+
+
+def test_blocks_are_smaller_on_a_small_machine(monkeypatch):
+    monkeypatch.setattr(heads, "total_memory", lambda: 2**29)
+    assert blocks_of(1024, 100_000) == (1024, 512)
