@@ -78,7 +78,7 @@ def test_odd_numbers_of_heads_are_tried_as_single_completions():
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-@pytest.mark.parametrize("exact", [0, 1, 12, 32])
+@pytest.mark.parametrize("exact", [0, 12])
 def test_products_in_tf32_are_exact_enough(monkeypatch, exact, dtype):
     """New GPUs round the factors of float32 products to 10 bits, but not those of products with few rows."""
 
@@ -109,7 +109,7 @@ def test_products_in_tf32_are_exact_enough(monkeypatch, exact, dtype):
 def test_noise_of_bfloat16_is_no_reason_to_refuse(make):
     model = in_bfloat16(make())
     dtypes = {name: value.dtype for name, value in tree_flatten(model.parameters())}
-    assert type(choose_policy(model, AUTO).policy) is SharedPrefixPolicy
+    assert type(choose_policy(model, AUTO, packs=False).policy) is SharedPrefixPolicy
     assert {name: value.dtype for name, value in tree_flatten(model.parameters())} == dtypes
 
 
