@@ -65,6 +65,12 @@ def compiling() -> Iterator[None]:
         mx.disable_compile()
 
 
+@pytest.fixture
+def path_of_a_cpu(monkeypatch):
+    """A GPU takes the way of a CPU: no packed rows, no compiled steps, batches in parts."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu, 0))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def signals_are_heard():
     """Children inherit what a shell ignores: SIGINT where it started the tests in the background, SIGHUP by nohup."""

@@ -45,7 +45,7 @@ def test_a_trial_does_not_change_the_weights(session, optimizer):
     "changes", [{}, {"token_budget": 60}, {"engine": "plain"}, {"train_mode": "simpo", "iters": 8}]
 )
 @pytest.mark.parametrize(("compiled", "fitting"), [(False, None), (True, None), (True, 100)])
-def test_shapes_are_those_of_the_batches(session, monkeypatch, compiled, fitting, changes):
+def test_shapes_are_those_of_the_batches(session, path_of_a_cpu, monkeypatch, compiled, fitting, changes):
     """On a CPU, parts have up to 20 tokens; on a GPU, up to as many as fit, if that is fewer than a batch has."""
     monkeypatch.setattr(step, "CUT_POSITIONS", 20)
     run = session(**changes)

@@ -71,5 +71,5 @@ def test_a_way_that_fails_on_long_rows_alone_is_not_taken(monkeypatch):
 @pytest.mark.parametrize("make", [tiny_llama, lambda: with_lora(tiny_llama(), dropout=0.5)])
 def test_an_example_of_many_completions(make):
     rows = [{"prompt": [1] * 9, "completions": [[2, 3], [4], [5, 6, 7], []], "scores": [3.0, 2.0, 1.0]}]
-    choice = choose_policy(make(), RunSettings(), collate(rows, np.arange(1)))
+    choice = choose_policy(make(), RunSettings(), collate(rows, np.arange(1)), packs=False)
     assert type(choice.policy) is SharedPrefixPolicy

@@ -141,7 +141,7 @@ def test_unknown_caches_are_not_tried():
 def test_dropout_confuses_nothing(training):
     model = with_lora(tiny_llama(), dropout=0.5)
     model.train(training)
-    assert type(choose_policy(model, AUTO).policy) is SharedPrefixPolicy
+    assert type(choose_policy(model, AUTO, packs=False).policy) is SharedPrefixPolicy
     assert all(module.training is training for module in model.modules())
 
 
@@ -149,24 +149,24 @@ def test_no_pieces_with_dropout():
     """They are computed again in the backward, where chance would be another."""
     long = RunSettings(efficient_long_context=True)
     assert type(choose_policy(with_lora(tiny_llama()), long).policy) is ChunkedPolicy
-    choice = choose_policy(with_lora(tiny_llama(), dropout=0.1), long)
+    choice = choose_policy(with_lora(tiny_llama(), dropout=0.1), long, packs=False)
     assert type(choice.policy) is SharedPrefixPolicy and "not in chunks: dropout" in choice.description
 
 
 @pytest.mark.parametrize("keep", [Keep.PRODUCTS, Keep.INPUTS])
 def test_layers_keep_what_is_asked_where_that_is_exact(keep, monkeypatch):
-    choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep)
+    choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep, packs=False)
     assert type(choice.policy) is SharedPrefixPolicy
     assert choice.policy.keep is keep and keep.value in choice.description
 
     monkeypatch.setattr("mlx_lm_lora_prefplus.engine.memory.recompute.arrays_of", lambda tree: [])
-    choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep)
+    choice = choose_policy(with_lora(tiny_llama()), AUTO, keep=keep, packs=False)
     assert type(choice.policy) is SharedPrefixPolicy
     assert choice.policy.keep is Keep.ALL and f"keeping {keep.value} for the gradient: not exact" in choice.description
 
 
 def test_a_frozen_model_is_tried_by_its_log_probs():
-    assert type(choose_policy(tiny_llama().freeze(), AUTO).policy) is SharedPrefixPolicy
+    assert type(choose_policy(tiny_llama().freeze(), AUTO, packs=False).policy) is SharedPrefixPolicy
     choice = choose_policy(model_zoo.build("mamba2").freeze(), AUTO)
     assert type(choice.policy) is PairwisePrefixPolicy
 

@@ -41,7 +41,7 @@ def packing_rows(monkeypatch):
         monkeypatch.setattr(module, "call_tokens", lambda: None)
 
 
-def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
+def test_a_token_budget_takes_the_place_of_batch_size(go, seen, path_of_a_cpu):
     out, told = go(token_budget=40, iters=None, epochs=2, val_batches=1)
     batches = list(seen[0].batches("train"))
     for batch in batches:
@@ -56,7 +56,7 @@ def test_a_token_budget_takes_the_place_of_batch_size(go, seen):
 
 
 @pytest.mark.parametrize("mode", ["dpo", "kto"])
-def test_packed_rows_are_batched_by_their_whole_length(go, seen, monkeypatch, request, mode):
+def test_packed_rows_are_batched_by_their_whole_length(go, seen, path_of_a_cpu, monkeypatch, request, mode):
     """As on a GPU, but not compiled. The losses before the first update are those of rows that are not packed. In KTO
     the completions of other rows are in the row too.
     """
