@@ -34,7 +34,7 @@ def test_our_step_alone():
     assert row["ours_step_bytes"] > 0 and not {"host_seconds", "floor_seconds"} & set(row)
 
 
-def test_table():
+def test_table(path_of_a_cpu):
     done = call(*SMALL)
     assert done.exit_code == 0
     assert "cpo-chat" in done.stdout and "uncompiled" in done.stdout and "floor: " in done.stdout
@@ -104,7 +104,7 @@ def test_a_figure_that_cannot_be_written_is_refused_before_the_measurement(monke
     assert "Could not write" in str(call(f"--figure={tmp_path}/file/a.svg").exception)
 
 
-def test_epoch():
+def test_epoch(path_of_a_cpu):
     sizes = ["--hidden=32", "--layers=1", "--vocabulary=50", "--batch=4"]
     once, grouped, compiled = json.loads(call("--epoch=6", *sizes, "--json").stdout)
     assert grouped["gradient_error"] < 1e-5 and once["seconds"] > 0

@@ -42,7 +42,7 @@ def test_a_row_has_every_key():
 
 
 @pytest.mark.usefixtures("compiling")
-def test_a_compiled_step_computes_the_batch_at_once():
+def test_a_compiled_step_computes_the_batch_at_once(path_of_a_cpu):
     shallow = replace(TINY, layers=1)
     plain = measure(shallow, replace(QUICK, host=False))
     compiled = measure(shallow, replace(QUICK, compile_ours=True))
@@ -105,7 +105,7 @@ def test_no_repetition_begins_when_the_time_is_up():
     assert [interleaved(slow, 3, seconds)[1] for seconds in (0.0, 60.0)] == [1, 3]
 
 
-def test_padding():
+def test_padding(path_of_a_cpu):
     row = measure(replace(TINY, jittered=False), replace(QUICK, engine="prefix"))
     assert row["host_padding"] == pytest.approx(1 - (2 * 9 + 12 + 5) / (2 * 21))
     assert row["ours_padding"] == pytest.approx(1 - (9 + 12 + 5) / (9 + 2 * 12))

@@ -70,7 +70,7 @@ def test_the_plain_loop_and_the_engine_end_with_the_same_weights():
 
 
 @pytest.mark.slow
-def test_the_script_trains(model_folder, tmp_path, monkeypatch):
+def test_the_script_trains(model_folder, tmp_path, path_of_a_cpu, monkeypatch):
     monkeypatch.setenv("MLX_LM_LORA_PREFPLUS_CACHE", str(tmp_path / "cache"))
     write_pairs(tmp_path / "data", train=12)
     script = block(1)["train_folder"]
