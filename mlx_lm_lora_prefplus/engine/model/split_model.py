@@ -172,14 +172,14 @@ def _reach(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor]) -> b
     the vocabulary therefore get a single entry. If the model does not take that, they get all entries.
     """
     try:
-        return _make_nan(halves, hidden, tensors, halves.vocabulary)
+        return _logits_are_nan(halves, hidden, tensors, halves.vocabulary)
     except Exception as error:
         raise_of_device(error)
-        return _make_nan(halves, hidden, tensors, None)
+        return _logits_are_nan(halves, hidden, tensors, None)
 
 
-def _make_nan(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor], shortened: int | None) -> bool:
-    """Set parameters to NaN, and return whether any logit is NaN. shortened: axes with this many entries get one."""
+def _logits_are_nan(halves: SplitModel, hidden: mx.array, tensors: Sequence[Tensor], shortened: int | None) -> bool:
+    """Return whether any logit is NaN while these parameters are. shortened: axes with this many entries get one."""
     values = [module[key] for _, module, key in tensors]
     for (_, module, key), value in zip(tensors, values, strict=True):
         missing = mx.array(float("nan"), value.dtype)
