@@ -10,7 +10,7 @@ from datasets import Dataset
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
-from mlx_lm_lora.recurrent_patch import enable_memory_safe_recurrences, model_uses_recurrence
+from mlx_lm_lora.recurrent_patch import model_uses_recurrence
 from mlx_lm_lora.utils import from_pretrained
 
 from ..data.batches.lengths import SIDES
@@ -20,6 +20,7 @@ from ..engine.vision.model import VisionModel
 from ..errors import UserError
 from ..settings import DataSettings, RunSettings
 from . import vision
+from .recurrences import compute_recurrences_in_blocks
 
 _QUANTIZATIONS = {
     "load_in_4bits": {"bits": 4, "group_size": 128},
@@ -151,7 +152,7 @@ def make_ready(model: nn.Module, settings: RunSettings) -> None:
     maybe_set_recommended_wired_limit()
     bound_memory()
     if model_uses_recurrence(model):
-        enable_memory_safe_recurrences(chunk_size=settings.recurrence_chunk_size)
+        compute_recurrences_in_blocks(settings.recurrence_chunk_size)
 
 
 def reads_pictures(tokenizer: Any) -> bool:

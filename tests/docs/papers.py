@@ -70,6 +70,7 @@ PAPERS = {
     "2411.10442": "Wang et al. 2024. Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed "
     "Preference Optimization (MPO)",
     "2411.15124": "Lambert et al. 2024. Tülu 3: Pushing Frontiers in Open Language Model Post-Training",
+    "2412.06464": "Yang et al. 2024. Gated Delta Networks: Improving Mamba2 with Delta Rule",
     "2412.14516": "Xiao et al. 2024. Cal-DPO: Calibrated Direct Preference Optimization for Language Model Alignment",
     "2501.03884": "Gupta et al. 2025. AlphaPO: Reward Shape Matters for LLM Alignment",
     "2502.00883": "Xiao et al. 2025. SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters",
