@@ -66,6 +66,22 @@ def compiling() -> Iterator[None]:
 
 
 @pytest.fixture
+def derivatives(monkeypatch) -> list[int]:
+    """How many calls of `mx.jvp` are under way; only the first item counts."""
+    derivative, depth = mx.jvp, [0]
+
+    def entered(*given):
+        depth[0] += 1
+        try:
+            return derivative(*given)
+        finally:
+            depth[0] -= 1
+
+    monkeypatch.setattr(mx, "jvp", entered)
+    return depth
+
+
+@pytest.fixture
 def path_of_a_cpu(monkeypatch):
     """A GPU takes the way of a CPU: no packed rows, no compiled steps, batches in parts."""
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu, 0))

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..data import Split
 from ..engine.arrays import as_numpy
+from ..engine.logprobs.as_in_training import as_in_training
 from ..engine.reference.precompute import reference_logps, with_reference
 from ..engine.reference.store import ReferenceStore
 from ..errors import UserError
@@ -99,7 +100,7 @@ def score(session: Session) -> HeldOut:
         strict=True,
     ):
         batch = batch._replace(mismatched=None)  # rewards do not use completions of other rows
-        scores = computed_by(batch, session.token_weights(batch))
+        scores = as_in_training(lambda batch=batch: computed_by(batch, session.token_weights(batch)))
         untrained = scores._replace(
             logps=reference_batch.reference_logps, weighted_logps=reference_batch.reference_logps
         )

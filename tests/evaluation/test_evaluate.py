@@ -47,6 +47,16 @@ def test_rewards_are_those_of_plain_forwards(adapters, mode, kind):
     np.testing.assert_allclose(scored.rewards, 0.5 * (ours - theirs if mode == "dpo" else ours), atol=1e-3)
 
 
+def test_policy_and_reference_are_scored_as_in_training(adapters, derivatives, monkeypatch):
+    """On Metal, attention has other kernels outside of a derivative."""
+    session, _, _ = held_out.open_held_out(settings_of(adapters(), train_mode="dpo"))
+    kind, seen = type(session.engine.policy), []
+    call = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda *given, **more: seen.append(derivatives[0]) or call(*given, **more))
+    held_out.score(session)
+    assert seen and set(seen) == {1}
+
+
 @pytest.mark.parametrize("words", [[], ["--loss-type", "ipo"], ["--ld-alpha", "0.5"], ["--train-mode", "simpo"]])
 def test_the_figures_are_those_of_testing(adapters, words):
     """Those of `--test`, whatever the loss makes of the log-probs."""

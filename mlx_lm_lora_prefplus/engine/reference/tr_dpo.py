@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from ...errors import UserError
 from ...plugin import Batch, Scorer
+from ..logprobs.as_in_training import as_in_training
 from ..model.adapters import adapter_layers
 from .precompute import Weights, as_reference, with_reference
 from .store import ReferenceStore
@@ -95,7 +96,7 @@ class MovingReference:
 
     def _logps(self, batch: Batch) -> mx.array:
         with as_reference(self.model, self.parameters):
-            logps = self.policy(batch, self.weights(batch)).all_weighted_logps
+            logps = as_in_training(lambda: self.policy(batch, self.weights(batch)).all_weighted_logps)
             mx.eval(logps)
         return logps
 

@@ -13,6 +13,7 @@ from mlx_lm_lora_prefplus.engine.model.digest import files_digest, weights_diges
 from mlx_lm_lora_prefplus.engine.reference import store as reference_cache
 from mlx_lm_lora_prefplus.engine.reference.precompute import reference_logps, with_reference
 from mlx_lm_lora_prefplus.engine.reference.store import ReferenceStore
+from mlx_lm_lora_prefplus.engine.reference.tr_dpo import MovingReference
 from mlx_lm_lora_prefplus.engine.train.evaluate import evaluate
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.storage.sealed import read_sealed_json
@@ -75,28 +76,23 @@ def test_a_disk_that_refuses_does_not_stop_the_pass(file):
     assert not np.isnan(reference_logps(PlainPolicy(tiny_llama()), batches(), 10, store=store)).any()
 
 
-def test_reference_and_evaluation_round_as_training_does(monkeypatch):
+def test_reference_and_evaluation_round_as_training_does(derivatives):
     """On Metal, attention has other kernels outside of a derivative."""
-    derivative, depth, seen = mx.jvp, [0], []
-
-    def entered(*given):
-        depth[0] += 1
-        try:
-            return derivative(*given)
-        finally:
-            depth[0] -= 1
+    seen = []
 
     class Seen(PlainPolicy):
         def __call__(self, batch, weights=None, **more):
-            seen.append(depth[0])
+            seen.append(derivatives[0])
             return super().__call__(batch, weights, **more)
 
-    monkeypatch.setattr(mx, "jvp", entered)
     policy, batches = Seen(tiny_llama()), list(iterate_batches(random_rows(4), batch_size=2, shuffle=False))
     first = reference_logps(policy, batches, 4)
     np.testing.assert_array_equal(first, reference_logps(PlainPolicy(policy.model), batches, 4))
     evaluate(CPO, policy, iter(batches), CPO.options(), {})
-    assert seen == [1] * 4
+    moving = MovingReference(policy, 1, 1.0, lambda batch: None)
+    moving.after_update(1)
+    assert len(list(moving.fill(batches, ReferenceStore(None, 4)))) == 2
+    assert seen == [1] * 6
 
 
 def test_rows_that_are_not_visited_are_not_computed():
