@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-import mlx_lm.generate
-import mlx_lm.server  # noqa: F401
+import mlx_lm.generate  # noqa: F401  now, because it makes a stream of the default device
 
 CPU, GPU = mx.Device(mx.cpu, 0), mx.Device(mx.gpu, 0)
 

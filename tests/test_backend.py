@@ -1,5 +1,6 @@
 """mlx without a backend, as `pip install mlx` alone leaves it on Linux: one line with what to install, no traceback."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sysconfig
 import pytest
 
 from mlx_lm_lora_prefplus import backend
+from mlx_lm_lora_prefplus.host import dropin
 from tests.paths import ROOT
 
 STARTUP = ROOT / "mlx_lm_lora_prefplus/host/startup"
@@ -139,3 +141,11 @@ def test_mlx_on_cuda_does_not_stop_for_many_shapes(monkeypatch):
     assert backend.problem() is None
     assert os.environ["MLX_ENABLE_CACHE_THRASHING_CHECK"] == "0"
     assert os.environ["MLX_CUDA_GRAPH_CACHE_SIZE"] == "500", "the user's own value stays"
+
+
+def test_programs_that_import_the_training_functions_do_not_either(monkeypatch):
+    """They never start the host's command."""
+    for name in backend.CUDA:
+        monkeypatch.delenv(name, raising=False)
+    importlib.reload(dropin)
+    assert backend.CUDA.items() <= os.environ.items()

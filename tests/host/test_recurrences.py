@@ -35,6 +35,22 @@ def test_the_kernel_of_metal_is_called_in_float32(monkeypatch):
         assert mx.allclose(one, other, rtol=1e-5, atol=1e-6).item()
 
 
+def test_a_row_is_computed_in_blocks():
+    """MLX's function, which the host would call, keeps the state of each token."""
+    models.make_ready(model_zoo.build("qwen3_5"), RunSettings(recurrence_chunk_size=16))
+    q, k, v = (mx.full((1, 128, 2, 128), 0.1) for _ in range(3))
+    gates = [*(mx.zeros((1, 128, 2)) for _ in range(2)), mx.zeros(2), mx.zeros(2)]
+
+    def peak(update):
+        mx.eval(q, k, v, gates)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.grad(lambda q: update(q, k, v, *gates, use_kernel=False)[0].sum())(q))
+        return mx.get_peak_memory() - before
+
+    assert peak(qwen3_5.gated_delta_update) < 0.7 * peak(gated_delta._mlx_lm_lora_fast_vjp_wrapper)
+
+
 def test_kernels_exist_on_metal_for_some_heads(monkeypatch):
     heads = lambda keys, values, size=128: (mx.zeros((1, 1, keys, size)), mx.zeros((1, 1, values, size)))  # noqa: E731
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)

@@ -234,8 +234,8 @@ def in_float32(model: nn.Module, compute: Callable[[], mx.array]) -> np.ndarray:
     A layer converts its weights in each call, and nothing refers to them after the call. MLX therefore frees them when
     they were used. Otherwise all weights would be in memory in float32 at once.
     """
-    own = model.parameters()
-    of_layers = {id(layer): layer.parameters() for layer in model.layers}  # pyright: ignore[reportOptionalIterable]
+    layers: Any = model.layers
+    own, of_layers = model.parameters(), {id(layer): layer.parameters() for layer in layers}
 
     def call(layer: nn.Module, kind: type, args: tuple, kwargs: dict[str, Any]) -> Any:
         outside = layer.parameters()
@@ -247,7 +247,7 @@ def in_float32(model: nn.Module, compute: Callable[[], mx.array]) -> np.ndarray:
 
     try:
         model.update(_float32(own))
-        with calls_answered(call, list(model.layers)):  # pyright: ignore[reportArgumentType]
+        with calls_answered(call, list(layers)):
             result = compute()
     finally:
         model.update(own)
