@@ -136,7 +136,7 @@ def run_cases(vocabulary: int, pairs: int) -> list[dict[str, Any]]:
     return made
 
 
-def write_run(folder: Path, given: dict[str, Any]) -> None:
+def write_run(folder: Path, given: dict[str, Any], memory: str) -> None:
     """Write the rows as text and the config of our command: the run that `theirs.py run` makes of `run.json`."""
     word = lambda token: SPECIAL[token] if token < len(SPECIAL) else f"w{token}"  # noqa: E731
     (folder / "data").mkdir(exist_ok=True)
@@ -151,7 +151,7 @@ def write_run(folder: Path, given: dict[str, Any]) -> None:
         **{"batch_size": given["batch_size"], "iters": given["steps"], "learning_rate": given["learning_rate"]},
         **{"lora_parameters": {"rank": LORA["rank"], "scale": LORA["scale"], "dropout": 0.0}, "num_layers": -1},
         **{name: value for name, value in given["ours"].items() if name != "loss_type"},
-        **{"steps_per_report": 1, "save_every": 10**6, "optimizer": "adam"},
+        **{"steps_per_report": 1, "save_every": 10**6, "optimizer": "adam", "memory": memory},
     }
     (folder / "run.yaml").write_text(json.dumps(config))  # JSON is YAML
 

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mlx_lm_lora_prefplus.engine.memory.activations import CHOICES
 from tests.paths import ROOT
 
 from . import cases
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpointing", action="store_true", help="gradient checkpointing on TRL's side, its default"
     )
+    parser.add_argument("--memory", choices=list(CHOICES), default="fast", help="what layers keep in our steps")
     parser.add_argument("--json", type=Path, help="also write all figures into this file")
     asked = parser.parse_args()
     if asked.shape and "runs" in asked.parts:
@@ -131,9 +133,8 @@ def steps(folder: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
         if asked.only not in case["name"]:
             continue
         sides = {side: Side(side, folder, asked) for side in ("trl", "ours")}
-        prepared = {
-            side: process.ask(case={**case, "grad_checkpoint": asked.checkpointing}) for side, process in sides.items()
-        }
+        given = {**case, "grad_checkpoint": asked.checkpointing, "memory": asked.memory}
+        prepared = {side: process.ask(case=given) for side, process in sides.items()}
         taken = [{side: process.ask() for side, process in sides.items()} for _ in range(asked.repeat + 1)]
         for process in sides.values():
             process.end()
@@ -166,7 +167,7 @@ def runs(folder: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
         if asked.only not in case["name"]:
             continue
         (folder / "run.json").write_text(json.dumps({**case, "grad_checkpoint": asked.checkpointing}))
-        cases.write_run(folder, case)
+        cases.write_run(folder, case, asked.memory)
         commands = {"trl": command("trl", "run", folder, asked)}
         commands["ours"] = [sys.executable, "-m", "mlx_lm_lora_prefplus", "train", "--config", str(folder / "run.yaml")]
         taken = [{side: _measured(words, folder) for side, words in commands.items()} for _ in range(asked.repeat)]

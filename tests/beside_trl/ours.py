@@ -16,6 +16,7 @@ from mlx_lm.utils import load_model
 
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.engine.log.metric_sums import MetricSums
+from mlx_lm_lora_prefplus.engine.memory.activations import CHOICES
 from mlx_lm_lora_prefplus.engine.model.adapters import adapters_off
 from mlx_lm_lora_prefplus.engine.probe.select import choose_policy
 from mlx_lm_lora_prefplus.engine.reference.bema import BemaReference
@@ -46,7 +47,7 @@ class Case:
             self.model.update(tree_unflatten(list(weights.items())))
         else:
             self.model.unfreeze()
-        self.policy = choose_policy(self.model, RunSettings()).policy
+        self.policy = choose_policy(self.model, RunSettings(), keep=CHOICES[case.get("memory", "fast")]).policy
         self.store: ReferenceStore | None = None
         self.batches = self._with_reference([self._batch(i) for i in range(0, len(self.rows), self.size)])
         self.moving = None

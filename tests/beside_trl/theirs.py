@@ -174,6 +174,8 @@ def serve(folder):
         if "case" in request:
             trainer, _, _ = make_trainer(folder, request["case"], tempfile.mkdtemp())
             trainer.model.train()
+            if trainer.args.gradient_checkpointing:  # `train` does this at its start
+                trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
             batch = next(iter(trainer.get_train_dataloader()))
             trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
 
