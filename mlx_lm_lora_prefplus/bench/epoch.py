@@ -66,7 +66,7 @@ def measure_epoch(workload: Workload, batches: int) -> list[dict[str, Any]]:
     in_rows = plan_epoch(in_one_row(lengths_of(rows)), batch_size=workload.pairs, seed=workload.seed)
     whole = [collate([rows[i] for i in ids], ids, COMPILED_MULTIPLE) for ids in islice(in_rows, batches)]
     packed = PackedPolicy(grouped.halves)
-    compiled = [tree_flatten(with_packed(batch, packed.attended)) for batch in whole]
+    compiled = [tree_flatten(with_packed(batch, packed.costs)) for batch in whole]
     shapes = {tuple(getattr(array, "shape", None) for _, array in arrays) for arrays in compiled}
     figures["compiled"] = {**_counted(packed, whole, COMPILED_MULTIPLE), "graphs": len(shapes)}
     return [{"way": name, "batches": len(plan), "pairs": workload.pairs, **row} for name, row in figures.items()]

@@ -37,14 +37,16 @@ class Pictures(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """The examples of a batch in one row each: the prompt, then its completions one after another. A completion follows
-    its prompt in position and attention, and does not see the other completions. Those of `Batch.mismatched` come last.
+    """The examples of a batch, each as one piece of a row: the prompt, then its completions one after another. A
+    completion follows its prompt in position and attention, and does not see the other completions. Those of
+    `Batch.mismatched` come last. Several examples can share a row; they do not see each other.
 
     The last token of a completion predicts nothing, so it is left out.
 
-    tokens: (examples, width) int32, padded on the right with zeros.
-    positions: (examples, width) int32, the position of each token in its sequence, prompt + completion.
-    branches: (examples, width) int32, 0 for prompt tokens, k + 1 for tokens of completion k, −1 for padding.
+    tokens: (rows, width) int32, padded on the right with zeros.
+    positions: (rows, width) int32, the position of each token in its sequence, prompt + completion.
+    branches: (rows, width) int32, 0 for prompt tokens, k + 1 for tokens of completion k, −1 for padding.
+    examples: (rows, width) int32, the example of each token; 0 for padding.
     places: (positions,) int32, for each entry of `Batch.scored` the index into the flattened `tokens` of the token that
         predicts it. It is the size of `tokens` where the entry is padding. The entries of `Batch.mismatched` follow.
     """
@@ -52,6 +54,7 @@ class Packed(NamedTuple):
     tokens: mx.array
     positions: mx.array
     branches: mx.array
+    examples: mx.array
     places: mx.array
 
 
@@ -79,7 +82,7 @@ class Batch(NamedTuple):
     mismatched: a separate batch of the same prompts, each with the completion of another row. None if the loss does not
         use it (see `Trainer.needs_mismatched`).
     pictures: what the tokens at and above `PICTURE` in `tokens` and `prompts` stand for; None without pictures.
-    packed: the same examples in one row each, for a compiled step that computes them so; else None.
+    packed: the same examples in packed rows, for a compiled step that computes them so; else None.
     """
 
     tokens: mx.array

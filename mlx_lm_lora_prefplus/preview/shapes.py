@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.batches.packing import in_one_row, packed_width
+from ..data.batches.packing import in_one_row, packed_shape
 from ..data.batches.plan import padded_length, widths
 from ..engine.logprobs.computed import computed_tokens, shares_prompts
 from ..engine.logprobs.packed import PackedPolicy
@@ -18,8 +18,8 @@ EPOCHS = 3
 
 
 class Shape(NamedTuple):
-    """rows: number of examples. prompt, completion: padded widths in tokens. completions: number of completions in each
-    example; 0 for packed rows, whose width is `prompt`.
+    """rows: number of examples, or of packed rows. prompt, completion: padded widths in tokens. completions: number of
+    completions in each example; 0 for packed rows, whose width is `prompt`.
     """
 
     rows: int
@@ -92,9 +92,9 @@ class Shapes:
         )
         policy, completions = self.session.engine.policy, lengths.completions(rows)
         if isinstance(policy, PackedPolicy) and (
-            width := packed_width(lengths.prompt[rows], completions, apart, policy.attended)
+            shape := packed_shape(lengths.prompt[rows], completions, apart, policy.costs)
         ):
-            return Shape(len(rows), width, 0, 0)
+            return Shape(*shape, 0, 0)
         return Shape(len(rows), prompt, completion, int(lengths.count[rows].max()))
 
     def batch(self, place: int) -> Batch:

@@ -9,13 +9,15 @@ glibc how much memory is allocated.
     python -m tests.bench.graphs --rows 10000 --pairs 4
 
 Counts the padding and the shapes of an epoch over this many pairs, in batches of 4, and the graphs that are made if
-only some are kept. The lengths of a pair are those of a pair of the benchmark's 400, each changed by up to 15 %.
+only some are kept. The lengths of a pair are those of a pair of the benchmark's 400, each changed by up to 15 %. Up to
+`--rows 400` they are the first of these pairs as they are.
 """
 
 import argparse
 import ctypes
 import gc
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -29,9 +31,9 @@ from mlx.utils import tree_flatten
 from mlx_lm_lora_prefplus.bench.epoch import real_rows
 from mlx_lm_lora_prefplus.bench.sides.our_step import choose
 from mlx_lm_lora_prefplus.bench.workloads import SUITE, add_lora, make_base
-from mlx_lm_lora_prefplus.data.batches.collate import collate
+from mlx_lm_lora_prefplus.data.batches.collate import collate, planned_batches
 from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
-from mlx_lm_lora_prefplus.data.batches.packing import in_one_row, with_packed
+from mlx_lm_lora_prefplus.data.batches.packing import Costs, in_one_row, with_packed
 from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE, plan_epoch
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PRODUCTS, USUAL_SIZE
 from mlx_lm_lora_prefplus.engine.memory.activations import CHOICES
@@ -80,14 +82,23 @@ def count(rows: int, pairs: int) -> None:
     """Print the padding of an epoch and how many graphs it needs."""
     rng, real = np.random.default_rng(0), real_rows(0, 2)
     changed = lambda tokens: [1] * max(1, round(len(tokens) * rng.uniform(0.85, 1.15)))  # noqa: E731
-    data = [{name: changed(tokens) for name, tokens in real[rng.integers(len(real))].items()} for _ in range(rows)]
-    shapes, computed = [], 0
-    for ids in plan_epoch(in_one_row(lengths_of(data)), batch_size=pairs):
-        batch = with_packed(collate([data[i] for i in ids], ids, COMPILED_MULTIPLE), PRODUCTS * USUAL_SIZE)
-        shapes.append(tuple(getattr(array, "shape", None) for _, array in tree_flatten(batch)))
-        computed += batch.packed.tokens.size if batch.packed else batch.prompts.size + batch.completions.size
-    real = sum(len(tokens) for row in data for tokens in row.values())
-    print(f"{len(shapes)} steps of {len(set(shapes))} shapes; {computed / real:.3f} tokens computed per real token")
+    more = ({name: changed(tokens) for name, tokens in real[rng.integers(len(real))].items()} for _ in range(rows))
+    data = real[:rows] if rows <= len(real) else list(more)
+    real_tokens = sum(len(tokens) for row in data for tokens in row.values())
+    costs, computed = Costs(PRODUCTS * USUAL_SIZE), []
+    for one in (costs._replace(shape=math.inf), costs):
+        batches = planned_batches(data, plan_epoch(in_one_row(lengths_of(data)), batch_size=pairs), COMPILED_MULTIPLE)
+        packed = [with_packed(batch, one) for batch in batches]
+        tokens = sum(
+            batch.packed.tokens.size if batch.packed else batch.prompts.size + batch.completions.size
+            for batch in packed
+        )
+        computed.append(f"{tokens / real_tokens:.3f}")
+    shapes = [tuple(getattr(array, "shape", None) for _, array in tree_flatten(batch)) for batch in packed]
+    print(
+        f"tokens computed per real token: {computed[0]} with one example in a row, {computed[1]} if they may share it; "
+        f"{len(shapes)} steps of {len(set(shapes))} shapes"
+    )
     for limit in (16, 32, 64, 96, 128, 256):
         made = graphs_made(shapes, limit)
         print(f"{limit:4} graphs kept: {made} made, in {100 * made / len(shapes):.0f} % of the steps")

@@ -2,11 +2,13 @@
 
     python -m tests.bench.packed_rows --shape qwen2.5-0.5b --layers 4
 
-Alternates steps of `SharedPrefixPolicy` and `PackedPolicy` over the first batches of an epoch of real lengths, each in
-its own order of rows. The steps are not compiled, because a CPU takes seconds to compile a shape.
+Alternates steps over the first batches of an epoch of real lengths, each in its own order of rows: prompts and
+completions apart, each example in a row of its own (alone), and examples that may share a row (packed). The steps are
+not compiled, because a CPU takes seconds to compile a shape.
 """
 
 import argparse
+import math
 from itertools import islice
 
 import mlx.core as mx
@@ -71,9 +73,13 @@ def main() -> None:
     if mismatched := asked.mode == "kto":
         rows = [{"prompt": row["prompt"], "completion": row["chosen"], "label": 1.0} for row in rows]
         lengths, trainer = Mismatched(lengths_of(rows)).joined(), KTO
-    sides = {"apart": Side(SharedPrefixPolicy(halves), trainer), "packed": Side(PackedPolicy(halves), trainer)}
+    alone = PackedPolicy(halves)
+    alone.costs = alone.costs._replace(shape=math.inf)
+    policies = {"apart": SharedPrefixPolicy(halves), "alone": alone, "packed": PackedPolicy(halves)}
+    sides = {name: Side(policy, trainer) for name, policy in policies.items()}
     real = dict.fromkeys(sides, 0)
-    plans = [islice(plan_epoch(one, batch_size=asked.pairs), asked.batches) for one in (lengths, in_one_row(lengths))]
+    orders = lengths, in_one_row(lengths), in_one_row(lengths)
+    plans = [islice(plan_epoch(order, batch_size=asked.pairs), asked.batches) for order in orders]
     for number, each in enumerate(zip(*plans, strict=True)):
         for (name, side), ids in zip(sides.items(), each, strict=True):
             (batch,) = planned_batches(rows, [ids], COMPILED_MULTIPLE, mismatched=mismatched)

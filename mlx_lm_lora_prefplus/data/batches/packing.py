@@ -1,8 +1,10 @@
 """Pack each example into one row: its prompt, then its completions (Wang and Hegde 2024, arXiv 2410.20305).
 
 Only one width is padded then, in place of those of prompts and completions. A compiled step computes fewer tokens for
-padding, and has few shapes.
+padding, and has few shapes. Where the examples of a batch differ much in length, several of them share a row.
 """
+
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -18,10 +20,33 @@ MULTIPLE = 16
 STEPS = 16
 """Number of rounded widths of packed rows between two powers of two."""
 
+SHARING = (2, 4)
+"""How many examples share a row, if more than one."""
 
-def pack(batch: Batch, attended: float | None = None) -> Packed | None:
-    """Return the examples of a batch in one row each. Return None for batches with pictures, and where it would not be
-    cheaper. The completions of `Batch.mismatched` follow the own ones. attended: see `packed_width`.
+
+class Costs(NamedTuple):
+    """The costs that decide how the examples of a batch are packed, in tokens.
+
+    attended: attending to this many tokens costs a token as much as the matrix products of its layers. None: packed
+        rows count as cheaper than prompts and completions in calls of their own, whatever they cost.
+    shape: examples share rows if this costs at least so many tokens less, because it adds shapes. (Each shape needs a
+        graph.)
+    """
+
+    attended: float | None
+    shape: float = 128
+
+
+ALWAYS = Costs(None)
+"""Packs every batch."""
+
+SHARED = Costs(None, -np.inf)
+"""Packs every batch, with several examples in each row."""
+
+
+def pack(batch: Batch, costs: Costs = ALWAYS) -> Packed | None:
+    """Return the examples of a batch in packed rows. Return None for batches with pictures, and where it would not be
+    cheaper. The completions of `Batch.mismatched` follow the own ones.
     """
     if batch.pictures is not None:
         return None
@@ -30,60 +55,92 @@ def pack(batch: Batch, attended: float | None = None) -> Packed | None:
     prompt_lengths, examples = lengths[0].prompts, len(lengths[0].prompts)
     completion_lengths = np.concatenate([known.completions for known in lengths]).reshape(-1, examples)
     apart = batch.prompts.shape[1], max(part.completions.shape[1] for part in parts)
-    width = packed_width(prompt_lengths, completion_lengths, apart, attended)
-    if width is None:
+    shape = packed_shape(prompt_lengths, completion_lengths, apart, costs)
+    if shape is None:
         return None
     used = np.maximum(completion_lengths - 1, 0)
-    ends = prompt_lengths + used.cumsum(axis=0)
-    starts = ends - used
-    tokens, positions = np.zeros((2, examples, width), np.int32)
-    branches = np.full((examples, width), -1, np.int32)
+    starts = _starts(_packed_tokens(prompt_lengths, completion_lengths), *shape)
+    tokens, positions, branches, owners = np.zeros((4, shape[0] * shape[1]), np.int32)  # of all rows, one after another
+    branches -= 1
     prompts = np.array(batch.prompts)
     completions = [completion for part in parts for completion in np.array(part.completions)]
-    for i, prompt in enumerate(prompt_lengths.tolist()):
-        tokens[i, :prompt], branches[i, :prompt] = prompts[i, :prompt], 0
-        positions[i, :prompt] = np.arange(prompt)
-        for k, (start, end) in enumerate(zip(starts[:, i].tolist(), ends[:, i].tolist(), strict=True)):
-            tokens[i, start:end] = completions[k * examples + i][: end - start]
-            positions[i, start:end] = prompt + np.arange(end - start)
-            branches[i, start:end] = k + 1
-    first = np.split(starts.reshape(-1), np.cumsum([len(known.completions) for known in lengths])[:-1])
-    places = [_places(part, prompt_lengths, of_part, width) for part, of_part in zip(parts, first, strict=True)]
-    return Packed(*map(mx.array, (tokens, positions, branches, np.concatenate(places).astype(np.int32))))
+    for i, (start, prompt) in enumerate(zip(starts.tolist(), prompt_lengths.tolist(), strict=True)):
+        sizes = used[:, i].tolist()
+        own = slice(start, start + prompt + sum(sizes))
+        tokens[own] = np.concatenate(
+            [prompts[i, :prompt], *(completions[k * examples + i][:size] for k, size in enumerate(sizes))]
+        )
+        positions[own] = np.concatenate([np.arange(prompt), *(prompt + np.arange(size) for size in sizes)])
+        branches[own] = np.repeat(np.arange(1 + len(sizes)), [prompt, *sizes])
+        owners[own] = i
+    last = starts + prompt_lengths - 1
+    firsts = last + 1 + used.cumsum(axis=0) - used
+    of_parts = np.split(firsts.reshape(-1), np.cumsum([len(known.completions) for known in lengths])[:-1])
+    places = [_places(part, last, firsts, tokens.size) for part, firsts in zip(parts, of_parts, strict=True)]
+    rows = (array.reshape(shape) for array in (tokens, positions, branches, owners))
+    return Packed(*map(mx.array, (*rows, np.concatenate(places).astype(np.int32))))
 
 
-def _places(part: Batch, prompts: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+def _places(part: Batch, last: np.ndarray, firsts: np.ndarray, end: int) -> np.ndarray:
     """Return where in the flattened packed rows the tokens at `Batch.scored` are predicted.
 
-    prompts: (examples,) tokens of each prompt. starts: (rows,) the column of each completion in its packed row.
+    last: (examples,) the place of the last token of each prompt. firsts: (rows,) that of the first token of each
+    completion. end: the place for padding.
     """
     rows, size = part.completions.shape
     scored = np.array(part.scored)
     row, column = np.divmod(np.minimum(scored, rows * size - 1), size)
-    example = row % len(prompts)
-    before = np.where(column == 0, prompts[example], starts[row] + column) - 1
-    return np.where(scored < rows * size, example * width + before, len(prompts) * width)
+    before = np.where(column == 0, last[row % len(last)], firsts[row] + column - 1)
+    return np.where(scored < rows * size, before, end)
 
 
-def packed_width(
-    prompts: np.ndarray, completions: np.ndarray, apart: tuple[int, int], attended: float | None
-) -> int | None:
-    """Return the padded width of packed rows. Return None if they would not be cheaper than prompts and completions in
-    calls of their own.
+def _starts(tokens: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """Return where each example starts in the flattened packed rows, (examples,).
+
+    The longest comes first, and each goes to the row that is filled least (Graham 1969, LPT). tokens: (examples,).
+    """
+    starts, filled = np.zeros_like(tokens), np.zeros(rows, tokens.dtype)
+    for i in np.argsort(-tokens, kind="stable"):
+        row = filled.argmin()
+        starts[i] = row * width + filled[row]
+        filled[row] += tokens[i]
+    return starts
+
+
+def _packed_tokens(prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+    """Return the number of tokens of each example in a packed row, (examples,)."""
+    return prompts + np.maximum(completions - 1, 0).sum(axis=0)
+
+
+def packed_shape(
+    prompts: np.ndarray, completions: np.ndarray, apart: tuple[int, int], costs: Costs
+) -> tuple[int, int] | None:
+    """Return number and padded width of packed rows. Return None if they would not be cheaper than prompts and
+    completions in calls of their own.
 
     prompts: (examples,) tokens of each prompt. completions: (completions, examples) tokens of each completion.
     apart: the padded widths of prompts and completions that are not packed.
-    attended: attending to this many tokens costs a token as much as the matrix products of its layers. None: packed
-        rows count as cheaper whatever they cost.
     """
-    longest = (prompts + np.maximum(completions - 1, 0).sum(axis=0)).max()
-    width = int(widths(longest, MULTIPLE, STEPS))
-    if attended is None:
-        return width
+    tokens = _packed_tokens(prompts, completions)
+    alone, *shared = (_shape(tokens, -(-len(tokens) // sharing)) for sharing in (1, *SHARING))
+    attended = costs.attended or np.inf
+
+    def cost(shape: tuple[int, int]) -> float:
+        rows, width = shape
+        return rows * width * (1 + width / attended)
+
+    best = min(shared, key=cost)
+    best = best if cost(best) + costs.shape <= cost(alone) else alone
     prompt, completion = apart
-    of_prompts = len(prompts) * prompt * (1 + prompt / attended)
     of_completions = completions.size * completion * (1 + (prompt + completion) / attended)
-    return width if len(prompts) * width * (1 + width / attended) < of_prompts + of_completions else None
+    cheaper = costs.attended is None or cost(best) < cost((len(prompts), prompt)) + of_completions
+    return best if cheaper else None
+
+
+def _shape(tokens: np.ndarray, rows: int) -> tuple[int, int]:
+    """Return number and padded width of packed rows that hold examples of so many tokens."""
+    ends = _starts(tokens, rows, 0) + tokens
+    return rows, int(widths(ends.max(), MULTIPLE, STEPS))
 
 
 def in_one_row(lengths: Lengths) -> Lengths:
@@ -92,13 +149,13 @@ def in_one_row(lengths: Lengths) -> Lengths:
     return Lengths(widths(total, MULTIPLE, STEPS), none, none, none + 1)
 
 
-def with_packed(batch: Batch, attended: float | None = None) -> Batch:
+def with_packed(batch: Batch, costs: Costs = ALWAYS) -> Batch:
     """Return a batch for a compiled step, with `Batch.packed` if there is one (see `pack`).
 
     The other arrays of a packed batch get one common width, a power of two, so that they hardly add to the number of
     shapes.
     """
-    packed = pack(batch, attended)
+    packed = pack(batch, costs)
     if packed is None:
         return batch
     longest = max(int(max(one.tokens.shape[1], one.prompts.shape[1])) for one in parts_of(batch))

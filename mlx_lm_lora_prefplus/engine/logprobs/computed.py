@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from ...data.batches.grouping import groups, parts_of, read_lengths
-from ...data.batches.packing import packed_width
+from ...data.batches.packing import packed_shape
 from ...data.batches.plan import widths
 from ...plugin import Batch, Scorer
 from .chunked import ChunkedPolicy, borders
@@ -47,8 +47,8 @@ def computed_tokens(policy: Scorer, prompts: np.ndarray, completions: np.ndarray
 
     if isinstance(policy, PackedPolicy):
         apart = int(widths(prompts.max(), multiple)), int(widths(completions.max(), multiple))
-        if width := packed_width(prompts, completions, apart, policy.attended):
-            return len(prompts) * width
+        if shape := packed_shape(prompts, completions, apart, policy.costs):
+            return shape[0] * shape[1]
     if not shares_prompts(policy):
         return padded(np.where(completions > 0, prompts + completions, 0).reshape(-1))
     if isinstance(policy, PairwisePrefixPolicy):

@@ -1,4 +1,4 @@
-"""Compute an example, its prompt and all its completions, as one row (see `data.batches.packing`)."""
+"""Compute an example, its prompt and all its completions, in one row (see `data.batches.packing`)."""
 
 import operator
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...data.batches.grouping import known_lengths
-from ...data.batches.packing import pack
+from ...data.batches.packing import SHARED, Costs, pack
 from ...plugin.protocol import Batch, Packed
 from ..model.split_model import SplitModel
 from ..model.token_positions import TokenPositions, rotated_by_token
@@ -61,7 +61,7 @@ class PackedCache(PrefixCache):
     def __init__(self, packed: Packed):
         super().__init__()
         self.offset: Any = TokenPositions(packed.positions)
-        self.branches = packed.branches
+        self.branches, self.examples = packed.branches, packed.examples
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Return these keys and values."""
@@ -74,7 +74,8 @@ class PackedCache(PrefixCache):
         """
         places = mx.arange(N)
         own, other = self.branches[:, :, None], self.branches[:, None, :]
-        mask = (places[:, None] >= places) & ((other == 0) | (other == own))
+        same = self.examples[:, :, None] == self.examples[:, None, :]
+        mask = (places[:, None] >= places) & same & ((other == 0) | (other == own))
         if window_size:
             positions = self.offset.values
             mask = mask & (positions[:, :, None] < positions[:, None, :] + window_size)
@@ -82,28 +83,29 @@ class PackedCache(PrefixCache):
 
 
 class PackedPolicy(SharedPrefixPolicy):
-    """Computes each example as one row. Batches for which this is not cheaper are computed as by `SharedPrefixPolicy`.
+    """Computes each example in one row. Batches for which this is not cheaper are computed as by `SharedPrefixPolicy`.
 
     A compiled step must be given a packed batch (see `with_packed`), because it does not know lengths. Other calls pack
     a batch themselves.
 
-    always: whether to pack also where that is not cheaper, so that the probe can test it with short rows.
+    always: whether to pack, and to let examples share rows, also where that is not cheaper, so that the probe can test
+        it with short rows.
 
     Attributes:
-        attended: see `packed_width`. It is None if `always` is true.
+        costs: decide which batches are packed and which examples share a row.
         given: the tokens to which `Batch.packed` belongs, see `packed_as_given`.
     """
 
     def __init__(self, halves: SplitModel, *, always: bool = False):
         super().__init__(halves)
-        self.attended = None if always else PRODUCTS * _hidden_size(halves.model)
+        self.costs = SHARED if always else Costs(PRODUCTS * _hidden_size(halves.model))
         self.given: list[mx.array] | None = None
 
     def _states(self, batch: Batch) -> list[mx.array]:
         same = self.given is not None and all(map(operator.is_, _tokens_of(batch), self.given))
         packed = batch.packed if same else None
         if packed is None and known_lengths(batch):
-            packed = pack(batch, self.attended)
+            packed = pack(batch, self.costs)
         if packed is None:
             return super()._states(batch)
         caches = prompt_caches(self.model, lambda: PackedCache(packed))

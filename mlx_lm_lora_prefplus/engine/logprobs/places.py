@@ -45,8 +45,8 @@ def place_of_packed(batch: Batch, packed: Packed) -> Place | None:
         return None
     filled = _filled(batch)
     own = (packed.branches > 0) & (packed.branches <= len(filled))
-    weights = mx.where(packed.branches == 0, filled.sum(axis=0)[:, None], own)
-    return Place(weights.astype(mx.float32), mx.arange(packed.tokens.shape[0]))
+    weights = mx.where(packed.branches == 0, filled.sum(axis=0)[packed.examples], own)
+    return Place(weights.astype(mx.float32), packed.examples)
 
 
 def part(place: Place | None, rows: np.ndarray, width: int) -> Place | None:
@@ -54,12 +54,12 @@ def part(place: Place | None, rows: np.ndarray, width: int) -> Place | None:
     if place is None:
         return None
     places = mx.array(rows)
-    return Place(place.weights[places, :width], place.examples[places])
+    return Place(place.weights[places, :width], place.examples[places, :width])
 
 
 def columns_of(place: Place | None, start: int, end: int) -> Place | None:
     """Return the place of the columns from `start` to `end` of a call."""
-    return None if place is None else place._replace(weights=place.weights[:, start:end])
+    return None if place is None else Place(place.weights[:, start:end], place.examples[:, start:end])
 
 
 def _filled(batch: Batch) -> mx.array:
@@ -69,4 +69,5 @@ def _filled(batch: Batch) -> mx.array:
 
 def _place(lengths: mx.array, width: int, batch: Batch) -> Place:
     weights = (mx.arange(width)[None] < lengths[:, None]).astype(mx.float32)
-    return Place(weights, mx.arange(lengths.shape[0]) % batch.ids.shape[0])
+    examples = mx.arange(lengths.shape[0]) % batch.ids.shape[0]
+    return Place(weights, mx.broadcast_to(examples[:, None], weights.shape))

@@ -39,8 +39,8 @@ TOKENS = 16
 class Place(NamedTuple):
     """For the tokens of one model call: how often each counts in the routers' loss, and for which example of the batch.
 
-    weights: (rows, width) float32, how often each token counts; 0 for padding. examples: (rows,) int32, the example of
-    each row.
+    weights: (rows, width) float32, how often each token counts; 0 for padding. examples: (rows, width) int32, the
+    example of each token.
     """
 
     weights: mx.array
@@ -78,16 +78,13 @@ class RouterRecord:
 
         logits: (…, E), for the tokens of `place` in the order of its flattened (rows, width). first: see `Recording`.
         """
-        weights, examples = place
         experts = self.routers.experts
-        logits = logits.reshape(*weights.shape, experts).astype(mx.float32)
+        logits = logits.reshape(-1, experts).astype(mx.float32)
         best = mx.argpartition(-mx.stop_gradient(logits), self.routers.chosen - 1, axis=-1)[..., : self.routers.chosen]
         chosen = mx.put_along_axis(mx.zeros_like(logits), best, mx.array(1.0), axis=-1)
-        both = []
-        for values in (mx.softmax(logits, axis=-1), mx.stop_gradient(chosen)):
-            of_rows = (values * weights[..., None]).sum(axis=1)
-            both.append(mx.zeros((self.examples, experts)).at[examples + first].add(of_rows))
-        self.sums.append((both[0], both[1]))
+        own = mx.arange(self.examples)[:, None] == place.examples.reshape(-1) + first
+        weights = mx.where(own, place.weights.reshape(-1), 0.0)  # (examples, tokens)
+        self.sums.append((weights @ mx.softmax(logits, axis=-1), mx.stop_gradient(weights @ chosen)))
 
     def total(self) -> tuple[mx.array, mx.array]:
         """Return the sums over all calls so far."""

@@ -124,7 +124,7 @@ class GradientStep:
         """Compute the sums, gradient and new state of a batch in one go."""
         batch, reference_has = self.reference.lookup(batch) if self.reference else (batch, None)
         if self.packing:
-            batch = with_packed(batch, self.packing.attended)
+            batch = with_packed(batch, self.packing.costs)
         (_, values, new, logps), gradient = self._gradient(batch, scales, state, reference_has)
         if self.reference and reference_has is not None:
             mx.eval(values, gradient, new, logps)

@@ -16,7 +16,7 @@ from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ...data.batches.collate import pictures_of, planned_batches
 from ...data.batches.lengths import Lengths, Mismatched, lengths_of
-from ...data.batches.packing import in_one_row
+from ...data.batches.packing import ALWAYS, in_one_row
 from ...data.batches.plan import COMPILED_MULTIPLE, Plan, plan_epoch
 from ...data.sources.pictures import open_picture
 from ...data.stream import Stream
@@ -94,7 +94,7 @@ class Session:
         self.packs = self.plans_packed = isinstance(self.engine.policy, PackedPolicy)
         self.fitting = (packed if self.packs else memory).fitting
         if isinstance(self.engine.policy, PackedPolicy) and settings.token_budget:
-            self.engine.policy.attended = None  # the budget counts packed rows
+            self.engine.policy.costs = ALWAYS  # the budget counts packed rows
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 

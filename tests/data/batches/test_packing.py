@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.grouping import parts_of
 from mlx_lm_lora_prefplus.data.batches.lengths import Mismatched, lengths_of
-from mlx_lm_lora_prefplus.data.batches.packing import in_one_row, pack, packed_width, with_packed
+from mlx_lm_lora_prefplus.data.batches.packing import ALWAYS, SHARED, Costs, in_one_row, pack, packed_shape, with_packed
 from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
 from tests.conftest import iterate_batches, random_rows
 from tests.data.conftest import token_rows
@@ -24,7 +24,7 @@ def test_a_pair_in_one_row():
     assert packed.tokens.shape == (1, 16) and not packed.tokens[0, 6:].any()
     assert packed.tokens[0, :6].tolist() == [1, 2, 3, 4, 5, 7]
     assert packed.positions[0, :6].tolist() == [0, 1, 2, 3, 4, 3]
-    assert packed.branches[0].tolist() == [0, 0, 0, 1, 1, 2, *[-1] * 10]
+    assert packed.branches[0].tolist() == [0, 0, 0, 1, 1, 2, *[-1] * 10] and not packed.examples.any()
     assert packed.places.tolist() == [2, 3, 4, 2, 5], "both completions begin after the last token of the prompt"
 
 
@@ -34,16 +34,17 @@ def test_a_pair_in_one_row():
     multiple=st.sampled_from([1, 32]),
     longest=st.integers(1, 20),
     widened=st.booleans(),
+    costs=st.sampled_from([ALWAYS, SHARED]),
 )
-def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multiple, longest, widened):
+def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multiple, longest, widened, costs):
     mismatched = kind == "with completions of other rows"
     rows = list(token_rows("unpaired" if mismatched else kind, count, longest))
     (batch,) = iterate_batches(rows, batch_size=count, shuffle=False, multiple=multiple, mismatched=mismatched)
     if widened:
-        batch = with_packed(batch)
-    packed = batch.packed or pack(batch)
+        batch = with_packed(batch, costs)
+    packed = batch.packed or pack(batch, costs)
     flat = lambda array: np.array(array).reshape(-1)  # noqa: E731
-    tokens, positions, branches = map(flat, packed[:3])
+    tokens, positions, branches, examples = map(flat, packed[:4])
     places, first = packed.places.tolist(), 0
     for part in parts_of(batch):
         found = 0
@@ -53,16 +54,22 @@ def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multi
                 assert place == tokens.size
                 continue
             row, column = divmod(scored, part.completions.shape[1])
-            assert place // packed.tokens.shape[1] == row % count, "in the row of its example"
             prompt = int(part.prompt_lengths[row])
             whole = np.array(part.tokens[row])
             assert tokens[place] == whole[prompt + column - 1] and positions[place] == prompt + column - 1
             assert branches[place] == (first + row // count + 1 if column else 0)
+            assert examples[place] == row % count
             found += 1
         assert found == int((part.lengths - part.prompt_lengths).sum())
         first += len(part.lengths) // count
     assert not places
-    if kind != "ranked":  # of lists, single lengths are not known
+    used = np.array(packed.branches) >= 0
+    assert (used[:, :-1] >= used[:, 1:]).all(), "padding comes last"
+    for example in range(count):
+        (row,) = np.unique(np.argwhere((np.array(packed.examples) == example) & used)[:, 0])
+        columns = np.flatnonzero((np.array(packed.examples[row]) == example) & used[row])
+        assert (np.diff(columns) == 1).all(), "an example is one piece of one row"
+    if kind != "ranked" and len(packed.tokens) == count:  # of lists, single lengths are not known
         lengths = lengths_of(rows)
         lengths = Mismatched(lengths).joined() if mismatched else lengths
         assert in_one_row(lengths).prompt.max() == packed.tokens.shape[1]
@@ -71,20 +78,40 @@ def test_every_scored_token_is_predicted_by_the_one_before_it(kind, count, multi
 def test_rows_that_are_cheaper_apart_are_not_packed():
     """Attention to other completions costs too: twenty of 400 tokens would make a row of 8,000."""
     completions = np.full((20, 1), 400)
-    width = lambda completions, attended: packed_width(np.array([100]), completions, (128, 416), attended)  # noqa: E731
-    assert width(completions, 6 * 1024) is None
-    assert width(completions, None) == 8192
-    assert width(completions[:2], 6 * 1024) is None
-    assert width(np.array([[400], [300]]), 6 * 1024) == 800
-    assert width(np.array([[400], [300]]), 6 * 64) is None, "attention is most of the work of a narrow model"
-    assert pack(collate([PAIR], np.arange(1)), 6 * 1024) is None, "five tokens would be padded to 16"
+    shape = lambda completions, costs: packed_shape(np.array([100]), completions, (128, 416), costs)  # noqa: E731
+    wide, narrow = Costs(6 * 1024), Costs(6 * 64)
+    assert shape(completions, wide) is None
+    assert shape(completions, ALWAYS) == (1, 8192)
+    assert shape(completions[:2], wide) is None
+    assert shape(np.array([[400], [300]]), wide) == (1, 800)
+    assert shape(np.array([[400], [300]]), narrow) is None, "attention is most of the work of a narrow model"
+    assert pack(collate([PAIR], np.arange(1)), wide) is None, "five tokens would be padded to 16"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shape"),
+    [
+        ([300, 300, 300, 300], (4, 304)),
+        ([600, 300, 300], (2, 608)),
+        ([600, 300, 300, 600], (2, 928)),
+        ([600, 550, 550, 600], (4, 608)),
+        ([65, 65, 66, 66, 66, 67, 69, 70, 75, 75, 76, 78, 78, 78, 79, 92], (4, 304)),
+        ([40, 20], (2, 48)),
+    ],
+)
+def test_examples_share_a_row_where_that_saves_many_tokens(lengths, shape):
+    """As wide rows cost more attention, 4 rows of 300 tokens stay, and the 36 tokens of two short ones are too few to
+    save.
+    """
+    prompts, completions = np.array(lengths), np.ones((2, len(lengths)), int)
+    assert packed_shape(prompts, completions, (max(lengths), 16), Costs(6 * 2048)) == shape
 
 
 def test_completions_of_other_rows_count_where_the_batch_decides():
     rows = [{"prompt": [1] * 100, "completion": [2] * 40, "label": 1.0}] * 2
     (batch,) = iterate_batches(rows, batch_size=2, shuffle=False, multiple=32, mismatched=True)
-    assert pack(batch, 6 * 1024).tokens.shape == (2, 192)
-    assert pack(batch._replace(mismatched=None), 6 * 1024).tokens.shape == (2, 144)
+    assert pack(batch, Costs(6 * 1024)).tokens.shape == (2, 192)
+    assert pack(batch._replace(mismatched=None), Costs(6 * 1024)).tokens.shape == (2, 144)
 
 
 def test_few_shapes():

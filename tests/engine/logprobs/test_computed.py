@@ -9,6 +9,7 @@ import pytest
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.grouping import known_lengths
 from mlx_lm_lora_prefplus.data.batches.lengths import lengths_of
+from mlx_lm_lora_prefplus.data.batches.packing import SHARED, Costs
 from mlx_lm_lora_prefplus.engine.logprobs.chunked import ChunkedPolicy, borders
 from mlx_lm_lora_prefplus.engine.logprobs.computed import computed_tokens
 from mlx_lm_lora_prefplus.engine.logprobs.packed import PackedPolicy
@@ -48,20 +49,22 @@ def test_tokens_are_counted_as_they_run(way, call_tokens, monkeypatch):
     assert computed_tokens(policy, lengths.prompts, lengths_of(rows).completions(np.arange(5))) == counted
 
 
-@pytest.mark.parametrize("longest", [5, 60])
-def test_packed_tokens_are_counted_as_they_run(longest, monkeypatch):
+@pytest.mark.parametrize(
+    ("longest", "costs", "calls"), [(5, Costs(6 * 1024), 2), (60, Costs(6 * 1024), 1), (60, SHARED, 1)]
+)
+def test_packed_tokens_are_counted_as_they_run(longest, costs, calls, monkeypatch):
     """Short rows are not packed: width 16 costs more than prompts and completions of their own."""
     rows = random_rows(5, seed=4, longest=longest)
     batch, policy = collate(rows, np.arange(5)), PackedPolicy(split_model(with_lora(tiny_llama())))
-    policy.attended = 6 * 1024
+    policy.costs = costs
     ran, hidden = [], policy.halves.hidden
     counting = lambda tokens, *a, **k: ran.append(tokens.shape) or hidden(tokens, *a, **k)  # noqa: E731
     monkeypatch.setattr(policy.halves, "hidden", counting)
     mx.eval(policy(batch))
-    assert len(ran) == (1 if longest == 60 else 2)
+    assert len(ran) == calls
     assert computed_tokens(policy, lengths_of(rows).prompt, lengths_of(rows).completions(np.arange(5))) == sum(
         rows * width for rows, width in ran
-    ) + (0 if longest == 60 else 5)
+    ) + (0 if calls == 1 else 5)
 
 
 def test_lists_share_what_their_longest_leaves():

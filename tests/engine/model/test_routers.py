@@ -106,7 +106,7 @@ def test_the_number_of_transformers(layers, tokens, experts, chosen, mask, their
     i, j, k = np.meshgrid(range(layers), range(tokens), range(experts), indexing="ij")
     logits = 2 * np.sin(1.7 * i + 2.3 * j + 0.9 * k**2 + 0.37 * j * k)
     record = RouterRecord(Routers((), experts, chosen), 1)
-    place = Place(mx.array([mask or [1] * tokens]).astype(mx.float32), mx.array([0]))
+    place = Place(mx.array([mask or [1] * tokens]).astype(mx.float32), mx.zeros((1, tokens), mx.int32))
     for layer in logits:
         record.add(mx.array(layer.astype(np.float32))[None], place)
     assert record.losses().item() == pytest.approx(theirs, rel=2e-6)

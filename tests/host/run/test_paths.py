@@ -1,10 +1,13 @@
 """A run on the path of a GPU gives the figures and the adapters of a run on the path of a CPU."""
 
+from functools import partial
+
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 from mlx_lm_lora_prefplus.data.batches import packing
+from mlx_lm_lora_prefplus.engine.logprobs import packed
 
 RUNS = [
     {},
@@ -18,14 +21,24 @@ RUNS = [
 
 @pytest.mark.parametrize("changes", RUNS, ids=str)
 def test_both_paths_give_the_same_run(go, path_of_a_cpu, monkeypatch, changes):
-    """Each batch contains all rows, because packed rows are batched in another order."""
+    """Each batch contains all rows, because packed rows are batched in another order. Two or four share a row."""
     settings = {"batch_size": 10, "optimizer": "sgd", "steps_per_report": 1, "steps_per_eval": 1, **changes}
     cpu = go(adapter_path="cpu", **settings)[1]
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
     monkeypatch.setattr(packing, "MULTIPLE", 1)  # rows of the test are short
+    monkeypatch.setattr(packed, "Costs", partial(packing.Costs, shape=1))
+    packs, rows = packing.pack, []
+
+    def pack(batch, costs):
+        found = packs(batch, costs)
+        rows.append((len(found.tokens), len(batch.ids)))
+        return found
+
+    monkeypatch.setattr(packing, "pack", pack)
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")
     out, gpu = go(adapter_path="gpu", **settings)
     assert "in one row with its completions" in out
+    assert rows and all(shared in (examples // 2, -(-examples // 4)) for shared, examples in rows)
     for of_cpu, of_gpu in zip(cpu.train + cpu.val, gpu.train + gpu.val, strict=True):
         figures = [name for name in of_cpu if "loss" in name or "reward" in name or "logps" in name]
         assert figures
