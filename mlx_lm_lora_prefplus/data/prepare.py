@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..plugin.protocol import RowKind
@@ -23,9 +23,7 @@ from .tokens import cache
 from .tokens.columns import LAYOUTS, columns_of
 from .tokens.encode import Encoder, TokenRow
 from .tokens.report import SplitReport, Tally
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from .tokens.rows import TokenRows
 
 FORMAT = 6
 """Version of the token rows. Increase it if the same data and settings give other tokens than before, so that old
@@ -39,12 +37,11 @@ BATCH = 512
 class Split(NamedTuple):
     """The rows of one split.
 
-    rows: memory-mapped. The columns are those that `Trainer.collate` takes (token ids int32, completions without the
-        prompt; numbers float32) and `row` (row number in the source, from 1; in JSON Lines the line number).
+    rows: memory-mapped, unless they are streamed.
     stream: the source of further rows, if the rows are streamed. `rows` and `report` then belong to its first window.
     """
 
-    rows: "Dataset"
+    rows: TokenRows
     report: SplitReport
     stream: Stream | None = None
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
-from pyarrow.compute import call_function
 
 from .batches.lengths import lengths_of
 from .prepare import Split
 from .stored_counts import stored_counts
+from .tokens.rows import TokenRows, list_lengths, values_of
 
 BINS = 10
 """Number of bars in the histogram of lengths."""
@@ -53,7 +52,7 @@ def statistics_of(split: Split) -> dict[str, Any]:
     return statistics
 
 
-def data_warnings(rows: Mapping[str, Dataset], truncated: Mapping[str, int]) -> list[str]:
+def data_warnings(rows: Mapping[str, TokenRows], truncated: Mapping[str, int]) -> list[str]:
     """Return one sentence for each problem in the rows of the splits. truncated: split → rows that were truncated."""
     messages = []
     for name, table in rows.items():
@@ -82,7 +81,7 @@ def data_warnings(rows: Mapping[str, Dataset], truncated: Mapping[str, int]) -> 
     return messages + _leaks(rows)
 
 
-def length_bias(rows: Dataset) -> dict[str, Any] | None:
+def length_bias(rows: TokenRows) -> dict[str, Any] | None:
     """Return how often chosen or rejected is the longer completion (see `_bias`); None if the rows are not pairs."""
     if not {"chosen", "rejected"} <= set(rows.column_names):
         return None
@@ -93,38 +92,34 @@ def _largest_share(bias: dict[str, Any]) -> float:
     return max(bias["chosen_longer"], bias["rejected_longer"])
 
 
-def _lengths(rows: Dataset) -> dict[str, np.ndarray]:
+def _lengths(rows: TokenRows) -> dict[str, np.ndarray]:
     """Return token counts of the prompts, (rows,), and of each kind of completion, (rows,) or (completions,)."""
     lengths = lengths_of(rows)
     columns = {"prompt": lengths.prompt}
     if "chosen" in rows.column_names:
-        columns |= {side: _tokens(rows.data.column(side)) for side in ("chosen", "rejected")}
+        columns |= {side: list_lengths(rows.column(side)) for side in ("chosen", "rejected")}
     elif "label" in rows.column_names:
-        good = rows.data.column("label").to_numpy() > 0
+        good = rows.numbers("label") > 0
         columns |= {"desirable": lengths.completion[good], "undesirable": lengths.completion[~good]}
     else:
         columns |= {"longest completion": lengths.completion}
     return {**{name: values for name, values in columns.items() if len(values)}, "whole": _row_lengths(rows)}
 
 
-def _tokens(column: Any) -> np.ndarray:
-    return call_function("list_value_length", [column]).to_numpy().astype(np.int64)
-
-
-def _counted(rows: Dataset, side: str) -> np.ndarray:
+def _counted(rows: TokenRows, side: str) -> np.ndarray:
     """Return how many tokens of each row's completion count in the loss, (rows,). side: the column."""
-    lengths = _tokens(rows.data.column(side))
+    lengths = list_lengths(rows.column(side))
     if f"{side}_mask" not in rows.column_names:
         return lengths
     counted = []
-    for chunk in rows.data.column(f"{side}_mask").chunks:
-        before = np.append(0, np.cumsum(chunk.values.to_numpy(), dtype=np.int64))[chunk.offsets.to_numpy()]
-        counted.append(np.where(chunk.is_null().to_numpy(zero_copy_only=False), -1, np.diff(before)))
+    for chunk in rows.column(f"{side}_mask").chunks:
+        before = np.append(0, np.cumsum(values_of(chunk.values), dtype=np.int64))[values_of(chunk.offsets)]
+        counted.append(np.where(chunk.is_null().to_pylist(), -1, np.diff(before)))
     counts = np.concatenate(counted)
     return np.where(counts < 0, lengths, counts)
 
 
-def _row_lengths(rows: Dataset) -> np.ndarray:
+def _row_lengths(rows: TokenRows) -> np.ndarray:
     """Return the number of tokens of each prompt with its longest completion, (rows,)."""
     lengths = lengths_of(rows)
     return lengths.prompt + lengths.completion
@@ -162,7 +157,7 @@ def _bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _repeated(rows: Dataset) -> dict[str, int]:
+def _repeated(rows: TokenRows) -> dict[str, int]:
     """Count rows that repeat an earlier row. The counts are stored, because they need every token.
 
     rows: equal to an earlier row. prompts: same prompt as an earlier row. contradictions: equal to an earlier row, but
@@ -171,12 +166,12 @@ def _repeated(rows: Dataset) -> dict[str, int]:
     return stored_counts("repeated", [rows], lambda: _count_repeated(rows))
 
 
-def _count_repeated(rows: Dataset) -> dict[str, int]:
+def _count_repeated(rows: TokenRows) -> dict[str, int]:
     prompts = _prompts(rows)
     sides = [_hashes(rows, name) for name in CONTENT_COLUMNS if name in rows.column_names]
     columns = [prompts, *sides]
     if "label" in rows.column_names:
-        good = (rows.data.column("label").to_numpy() > 0).astype(np.uint64)
+        good = (rows.numbers("label") > 0).astype(np.uint64)
         contents, opposites = (_combined([*columns, label]) for label in (good, 1 - good))
     else:
         contents, opposites = _combined(columns), _combined([prompts, *reversed(sides)])
@@ -190,7 +185,7 @@ def _count_repeated(rows: Dataset) -> dict[str, int]:
     }
 
 
-def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
+def _leaks(rows: Mapping[str, TokenRows]) -> list[str]:
     """Warn of rows in valid and test whose prompt is also in train."""
     if "train" not in rows:
         return []
@@ -205,7 +200,7 @@ def _leaks(rows: Mapping[str, Dataset]) -> list[str]:
     return messages
 
 
-def _shared_prompts(trained: Dataset, rows: Dataset) -> int:
+def _shared_prompts(trained: TokenRows, rows: TokenRows) -> int:
     """Return how many of the rows have a prompt that is also in `trained`."""
 
     def count() -> dict[str, int]:
@@ -214,12 +209,12 @@ def _shared_prompts(trained: Dataset, rows: Dataset) -> int:
     return stored_counts("shared prompts", [trained, rows], count)["rows"]
 
 
-def _prompts(rows: Dataset) -> np.ndarray:
+def _prompts(rows: TokenRows) -> np.ndarray:
     """Return a 64-bit hash of each prompt, (rows,). A picture that is a separate file is identified by its path."""
     hashes = _hashes(rows, "prompt")
     if "pictures" not in rows.column_names:
         return hashes
-    pictures = (repr(value.as_py()).encode() for value in rows.data.column("pictures"))
+    pictures = (repr(value.as_py()).encode() for value in rows.column("pictures"))
     digests = [hashlib.sha256(of_row).digest()[:8] for of_row in pictures]
     return _combined([hashes, np.frombuffer(b"".join(digests), np.uint64)])
 
@@ -246,18 +241,18 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def _hashes(rows: Dataset, column: str) -> np.ndarray:
+def _hashes(rows: TokenRows, column: str) -> np.ndarray:
     """Return a 64-bit hash of each list of an Arrow column, (rows,). For lists of lists, the hash also depends on where
     each inner list ends.
     """
     found = [np.zeros(0, np.uint64)]
-    for chunk in rows.data.column(column).chunks:
-        offsets, values = chunk.offsets.to_numpy(), chunk.values
+    for chunk in rows.column(column).chunks:
+        offsets, values = values_of(chunk.offsets), chunk.values
         if hasattr(values, "offsets"):
-            inner = values.offsets.to_numpy()
-            found.append(_of_lists(offsets, _of_lists(inner, values.values.to_numpy())))
+            inner = values_of(values.offsets)
+            found.append(_of_lists(offsets, _of_lists(inner, values_of(values.values))))
         else:
-            found.append(_of_lists(offsets, values.to_numpy()))
+            found.append(_of_lists(offsets, values_of(values)))
     return np.concatenate(found)
 
 

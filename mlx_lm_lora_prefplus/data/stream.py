@@ -2,24 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import pyarrow
 
 from ..errors import UserError
 from ..plugin.protocol import RowKind
 from .formats.example import Dropped, Example
 from .sources.read import Source
-from .tokens.cache import features_of
+from .tokens.cache import schema_of
 from .tokens.columns import LAYOUTS, columns_of
 from .tokens.encode import TokenRow
 from .tokens.report import SplitReport, Tally
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from .tokens.rows import TokenRows
 
 IN_ORDER = 1000
 """Rows of a window if `shuffle_buffer` is 0 and the rows keep their order."""
 
-Window = tuple["Dataset", SplitReport]
+Window = tuple[TokenRows, SplitReport]
 Items = list[tuple[str, Example | Dropped]]
 """Each item: the name of the source, and an example or a dropped row."""
 
@@ -81,18 +81,13 @@ class Stream:
         )
 
     def _window(self, number: int, rows: list[TokenRow], tally: Tally) -> Window:
-        from datasets import Dataset
-
         kind = self.preparation.kind
         about = f"{self.name} (streamed, total number unknown; this is about the first {tally.read})"
         report = tally.report(about, self.digest)
         columns, types = columns_of(kind, rows), LAYOUTS[kind]
-        table = Dataset.from_dict(
-            {name: columns[name] for name in report.columns},
-            features=features_of({name: types[name] for name in report.columns}),
-        )
-        table._fingerprint = f"{self.digest}-{number}"
-        return table, report
+        schema = schema_of({name: types[name] for name in report.columns})
+        table = pyarrow.table({name: columns[name] for name in report.columns}, schema=schema)
+        return TokenRows(table, f"{self.digest}-{number}"), report
 
     def _items(self, number: int) -> tuple[Items, Tally]:
         """Return the items and the tally of a window. To reach it, earlier windows are read and skipped."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import mlx.nn as nn
 import numpy as np
-from datasets import Dataset
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
@@ -14,6 +13,7 @@ from mlx_lm_lora.recurrent_patch import model_uses_recurrence
 from mlx_lm_lora.utils import from_pretrained
 
 from ..data.batches.lengths import SIDES
+from ..data.tokens.rows import TokenRows
 from ..engine.memory.advice import bound_memory
 from ..engine.model.adapters import adapter_base, adapter_layers
 from ..engine.vision.model import VisionModel
@@ -165,7 +165,7 @@ def uses_fallback_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) == DEFAULT_CHAT_TEMPLATE
 
 
-def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]) -> None:
+def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[TokenRows]) -> None:
     """Check that every token has an embedding. For a larger token id, MLX reads arbitrary memory without an error.
 
     The rows are searched only if the tokenizer has more tokens than the model.
@@ -188,11 +188,11 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, splits: Iterable[Dataset]
         )
 
 
-def largest_token(rows: Dataset) -> int:
+def largest_token(rows: TokenRows) -> int:
     """Return the largest token id of token rows; -1 if there is none."""
     names = [name for name in ("prompt", "completions", *SIDES) if name in rows.column_names]
     largest = -1
-    for chunk in (chunk for name in names for chunk in rows.data.column(name).chunks):
+    for chunk in (chunk for name in names for chunk in rows.column(name).chunks):
         while hasattr(chunk, "offsets"):
             chunk = chunk.flatten()
         largest = max(largest, int(np.asarray(chunk).max(initial=-1)))

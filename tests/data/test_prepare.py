@@ -5,10 +5,12 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from mlx_lm_lora_prefplus.data import prepare
 from mlx_lm_lora_prefplus.data.tokens.encode import Encoder
+from mlx_lm_lora_prefplus.data.tokens.rows import list_lengths
 from mlx_lm_lora_prefplus.settings import DataSettings
 
 from .conftest import CHATML, PAIR, make_tokenizer, write
@@ -39,15 +41,19 @@ def test_report_rows_and_missing_split(run, chatml, folder):
     assert list(made) == ["train", "valid"]
     rows, report, _ = made["train"]
     assert rows.column_names == ["prompt", "chosen", "rejected", "row"]
-    assert str(rows.features["prompt"].feature.dtype) == "int32" and rows.features["row"].dtype == "int64"
-    assert rows["row"][:] == [1, 2, 3, 4, 5, 6]
+    types = {field.name: str(field.type) for field in rows.table.schema}
+    assert (types["prompt"], types["row"]) == ("list<item: int32>", "int64")
+    assert rows.column("row").to_pylist() == [1, 2, 3, 4, 5, 6]
     assert report.source == str(folder / "train.jsonl")
     assert report.shape == "prompt as text, chosen and rejected as text"
     assert (report.read, report.used, report.dropped) == (7, 6, {"empty completion": 1})
     assert report.truncated == 0 and not report.cached
     totals = (report.prompt_tokens, report.chosen_tokens, report.rejected_tokens)
-    assert totals == tuple(sum(map(len, rows[key])) for key in ("prompt", "chosen", "rejected"))
-    assert [chatml.decode(ids) for ids in rows["chosen"][:2]] == ["Cat 0<|im_end|>\n", "Cat 1<|im_end|>\n"]
+    assert totals == tuple(list_lengths(rows.column(key)).sum() for key in ("prompt", "chosen", "rejected"))
+    assert [chatml.decode(ids) for ids in rows.column("chosen").to_pylist()[:2]] == [
+        "Cat 0<|im_end|>\n",
+        "Cat 1<|im_end|>\n",
+    ]
 
 
 def test_unknown_split_is_a_programming_error(run):
@@ -59,7 +65,7 @@ def test_the_second_start_reads_the_cache(run, monkeypatch):
     first = run()["train"]
     monkeypatch.setattr(Encoder, "__call__", None)  # tokenising again would fail
     second = run()["train"]
-    assert second.report.cached and second.rows.to_list() == first.rows.to_list()
+    assert second.report.cached and second.rows.table.to_pylist() == first.rows.table.to_pylist()
     assert second.report.__dict__ == {**first.report.__dict__, "cached": True}
 
 
@@ -103,7 +109,7 @@ def test_a_moved_file_is_still_known_and_named_as_it_is_now(run, folder, tmp_pat
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "report", "a number in the report", "no report"])
 def test_a_damaged_cache_is_told_and_built_again(run, tmp_path, damage, capsys):
-    good = run()["train"].rows.to_list()
+    good = run()["train"].rows.table.to_pylist()
     (arrow,) = (tmp_path / "cache" / "tokens").glob("*.arrow")
     report = arrow.with_suffix(".json")
     content = bytearray(arrow.read_bytes())
@@ -124,7 +130,7 @@ def test_a_damaged_cache_is_told_and_built_again(run, tmp_path, damage, capsys):
         report.unlink()
     split = run()["train"]
     assert (f"{arrow} is damaged" in capsys.readouterr().err) == (damage != "no report")
-    assert not split.report.cached and split.rows.to_list() == good
+    assert not split.report.cached and split.rows.table.to_pylist() == good
     assert run()["train"].report.cached
 
 
@@ -190,7 +196,7 @@ def test_a_mixture_adds_up(run, folder, tmp_path, monkeypatch):
         {"path": str(other), "train_split": "train"},
     ]
     rows, report, _ = run(hf_dataset=entries)["train"]
-    assert rows["row"][:] == [1, 2, 1, 2]
+    assert rows.column("row").to_pylist() == [1, 2, 1, 2]
     assert report.shape.split("; ")[1] == "prompt as messages, chosen and rejected as messages"
     assert " + " in report.source and report.read == 4
 
@@ -229,6 +235,7 @@ def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):
     monkeypatch.setattr(chatml, "_chat_template", render)  # the template's own time is not the point
     few = write(tmp_path / "few.jsonl", [PAIR])
     prepare(DataSettings(data=str(few)), chatml, ["train"], progress=False, cache_dir=tmp_path)  # what it imports
+    allocated = pyarrow.total_allocated_bytes()
     tracemalloc.start()
     rows, report, _ = prepare(DataSettings(data=str(path)), chatml, ["train"], progress=False, cache_dir=tmp_path)[
         "train"
@@ -237,4 +244,4 @@ def test_many_rows_stay_on_disk(tmp_path, chatml, monkeypatch):
     tracemalloc.stop()
     assert report.used == 4_000
     assert peak < 8e6  # 3.4 MB; 24 MB with all rows in memory
-    assert rows.cache_files[0]["filename"].endswith(".arrow")
+    assert pyarrow.total_allocated_bytes() - allocated < rows.table.nbytes / 10, "the rows stay on disk"

@@ -38,7 +38,7 @@ def test_the_two_forms_of_the_same_dialogues_become_the_same_tokens(shared, tmp_
     made = [
         prepare(
             DataSettings(data=str(shared / "prefs" / name)), tokenizer, ["valid"], progress=False, cache_dir=tmp_path
-        )["valid"].rows.to_list()
+        )["valid"].rows.table.to_pylist()
         for name in ("hh_strings", "hh_messages")
     ]
     assert made[0] == made[1]
@@ -80,6 +80,6 @@ def test_real_pairs_become_unpaired_rows_and_lists_of_the_same_tokens(shared, tm
     )
     assert unpaired.report.desirable == unpaired.report.undesirable == pairs.report.used == lists.report.used
     completions = [[row["chosen"], row["rejected"]] for row in pairs.rows]
-    assert lists.rows["completions"][:] == completions
-    assert unpaired.rows["completion"][:] == [ids for pair in completions for ids in pair]
-    assert unpaired.rows["prompt"][:] == [row["prompt"] for row in pairs.rows for _ in range(2)]
+    assert lists.rows.column("completions").to_pylist() == completions
+    assert unpaired.rows.column("completion").to_pylist() == [ids for pair in completions for ids in pair]
+    assert unpaired.rows.column("prompt").to_pylist() == [row["prompt"] for row in pairs.rows for _ in range(2)]

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset
 
 from mlx_lm_lora_prefplus.data import statistics
+from mlx_lm_lora_prefplus.data.tokens.rows import TokenRows
 
 
 def rows(count, seed, label=False, nested=False):
@@ -18,12 +18,14 @@ def rows(count, seed, label=False, nested=False):
         table |= {"completions": [[draw() for _ in range(rng.integers(1, 3))] for _ in range(count)]}
     else:
         table |= {side: [draw() for _ in range(count)] for side in ("chosen", "rejected")}
-    return Dataset.from_dict(table)
+    return TokenRows.of([dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)])
 
 
 def by_comparing(table):
-    columns = [name for name in ("prompt", "chosen", "rejected", "completion", "completions") if name in table.features]
-    columns += ["label"] if "label" in table.features else []
+    columns = [
+        name for name in ("prompt", "chosen", "rejected", "completion", "completions") if name in table.column_names
+    ]
+    columns += ["label"] if "label" in table.column_names else []
     seen, opposite = [], 0
     for row in table:
         content = [row[name] for name in columns]
@@ -31,7 +33,7 @@ def by_comparing(table):
         opposite += other != content and other in seen
         seen.append(content)
     unlike = lambda items: len({str(item) for item in items})  # noqa: E731
-    prompts = list(table["prompt"])
+    prompts = [row["prompt"] for row in table]
     return {"rows": len(seen) - unlike(seen), "prompts": len(seen) - unlike(prompts), "contradictions": opposite}
 
 
@@ -46,6 +48,8 @@ def test_repeated_rows_are_counted(kind, block, monkeypatch):
 
 
 def test_prompts_that_are_trained_on_are_counted():
-    train, valid = Dataset.from_dict({"prompt": [[1], [2, 0]]}), Dataset.from_dict({"prompt": [[2, 0], [2], [0, 2]]})
+    train, valid = (
+        TokenRows.of([{"prompt": prompt} for prompt in prompts]) for prompts in ([[1], [2, 0]], [[2, 0], [2], [0, 2]])
+    )
     (told,) = statistics._leaks({"train": train, "valid": valid})
     assert told.startswith("valid: the prompts of 1 of 3 rows are also in train")

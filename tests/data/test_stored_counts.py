@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from datasets import Dataset
 
 from mlx_lm_lora_prefplus.data.stored_counts import stored_counts
+from mlx_lm_lora_prefplus.data.tokens.rows import TokenRows
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def rows(*prompts):
-    return Dataset.from_dict({"prompt": [list(prompt) for prompt in prompts]})
+    return TokenRows.of([{"prompt": list(prompt)} for prompt in prompts])
 
 
 def counted(name, *tables):

@@ -28,7 +28,7 @@ def opened(tmp_path, chatml):
 
 
 def numbers(stream, window: int) -> list[int]:
-    return stream.window(window)[0]["row"]
+    return stream.window(window)[0].column("row").to_pylist()
 
 
 def test_windows_follow_one_another_and_begin_anew_after_the_last_row(opened):
@@ -56,7 +56,7 @@ def test_rows_are_those_of_the_set_that_is_not_streamed(opened, tmp_path, chatml
         stream = opened(5, kind, shuffle_buffer=0)
         settings = DataSettings(data=str(tmp_path / "rows.jsonl"))
         whole = prepare(settings, chatml, ["train"], kind=kind, progress=False, cache_dir=tmp_path / "cache")["train"]
-        assert stream.in_order and stream.window(0)[0].to_list() == whole.rows.to_list()
+        assert stream.in_order and stream.window(0)[0].table.to_pylist() == whole.rows.table.to_pylist()
 
 
 def test_a_damaged_line_is_an_error_when_its_window_is_read(opened, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import UserError
+from ..tokens.rows import TokenRows, list_lengths
 
 SIDES = ("chosen", "rejected", "completion")
 """Columns with one completion per row. A pair has `chosen` and `rejected`, an unpaired row has `completion`. Ranked
@@ -47,16 +48,9 @@ class Lengths(NamedTuple):
 def lengths_of(rows: Any) -> Lengths:
     """Return the lengths of token rows of any kind.
 
-    rows: mappings to lists, or a `datasets.Dataset`. The Arrow offsets of a data set give the lengths without reading a
-        token.
+    rows: mappings to lists, or `TokenRows`, whose Arrow offsets give the lengths without reading a token.
     """
-    table = getattr(rows, "data", None)
-    lengths = _of_mappings(rows) if table is None else _of_arrow(table)
-    indices = getattr(rows, "_indices", None)  # present if rows were selected or shuffled
-    if table is not None and indices is not None:
-        picked = indices.column(0).to_numpy()
-        lengths = lengths.take(picked)
-    return lengths
+    return _of_arrow(rows) if isinstance(rows, TokenRows) else _of_mappings(rows)
 
 
 def completions_of(row: Mapping[str, Any]) -> list[Any]:
@@ -89,19 +83,13 @@ def _of_mappings(rows: Sequence[Mapping[str, Any]]) -> Lengths:
     return Lengths(*(np.fromiter(column, np.int64, len(rows)) for column in columns))
 
 
-def _of_arrow(table: Any) -> Lengths:
-    from pyarrow.compute import call_function
-
-    def lengths(column: Any) -> np.ndarray:
-        return call_function("list_value_length", [column]).to_numpy().astype(np.int64)
-
-    prompt = lengths(table.column("prompt"))
-    if "completions" in table.column_names:
-        column = table.column("completions")
-        count = lengths(column)
-        flat, starts = lengths(call_function("list_flatten", [column])), np.cumsum(count) - count
+def _of_arrow(rows: TokenRows) -> Lengths:
+    prompt = list_lengths(rows.column("prompt"))
+    if "completions" in rows.column_names:
+        count = list_lengths(rows.column("completions"))
+        flat, starts = list_lengths(rows.column("completions"), inner=True), np.cumsum(count) - count
         return Lengths(prompt, np.maximum.reduceat(flat, starts), np.add.reduceat(flat, starts), count)
-    sides = [lengths(table.column(name)) for name in SIDES if name in table.column_names]
+    sides = [list_lengths(rows.column(name)) for name in SIDES if name in rows.column_names]
     return Lengths(prompt, np.maximum.reduce(sides), np.add.reduce(sides), np.full_like(prompt, len(sides)))
 
 

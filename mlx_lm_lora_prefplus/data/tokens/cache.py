@@ -4,40 +4,36 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow
 
 from ...errors import UserError
 from ...storage import cache_folder
 from ...storage.failures import advice, cause_of, words
 from ...storage.sealed import Damaged, read_sealed_json, sealed_json
-
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
+from .rows import TokenRows
 
 
-def load(folder: Path, digest: str) -> "tuple[Dataset, dict[str, Any]] | None":
+def load(folder: Path, digest: str) -> tuple[TokenRows, dict[str, Any]] | None:
     """Load the rows and the report stored under `digest`; None if they do not exist.
 
     A damaged file is reported and deleted, and the result is None. Only the columns that the report names are loaded.
     """
-    from datasets import Dataset
-
     file = folder / f"{digest}.arrow"
     try:
         report = read_sealed_json(file.with_suffix(".json"))
         cache_folder.use(file, hold=True)
         if _digest(file) != report.pop("content"):
             raise Damaged("its content does not match its digest")
-        rows = Dataset.from_file(str(file))
-        if rows.column_names != report["columns"]:
-            rows = rows.select_columns(report["columns"])
+        with pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))) as stream:
+            table = stream.read_all().select(report["columns"])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # whatever is wrong with a cache file, its rows are tokenised again
         cache_folder.discard(file, error)
         return None
-    rows._fingerprint = digest  # later code finds the digest with the rows
-    return rows, report
+    return TokenRows(table, digest), report
 
 
 def _digest(file: Path) -> str:
@@ -45,37 +41,36 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def features_of(columns: Mapping[str, str]) -> "Features":
+def schema_of(columns: Mapping[str, str]) -> pyarrow.Schema:
     """Return the types of columns. columns: name → type, such as "float32", "int32 list", "int32 list list" or "picture
     list".
     """
-    from datasets import Features, Sequence, Value
+    picture = pyarrow.struct([("path", pyarrow.string()), ("content", pyarrow.binary())])
 
-    def feature(kind: str) -> Any:
+    def type_of(kind: str) -> pyarrow.DataType:
         inner = kind.removesuffix(" list")
-        if kind == "picture list":
-            return [{"path": Value("string"), "content": Value("binary")}]
-        return Value(kind) if inner == kind else Sequence(feature(inner))
+        if inner != kind:
+            return pyarrow.list_(type_of(inner))
+        return picture if kind == "picture" else pyarrow.type_for_alias(kind)
 
-    return Features({name: feature(kind) for name, kind in columns.items()})
+    return pyarrow.schema([(name, type_of(kind)) for name, kind in columns.items()])
 
 
 class Writer:
     """Writes token rows to a temporary file. `keep` gives the file its final name. Without a call of `keep`, the file
     is deleted.
 
-    columns: see `features_of`.
+    columns: see `schema_of`.
     Raises UserError if the rows cannot be written.
     """
 
     def __init__(self, folder: Path, digest: str, columns: Mapping[str, str]) -> None:
-        from datasets.arrow_writer import ArrowWriter
-
-        self.file = folder / f"{digest}.arrow"
+        self.file, self.schema = folder / f"{digest}.arrow", schema_of(columns)
         self.whole = contextlib.ExitStack()
         self.temporary = self.whole.enter_context(cache_folder.private_file(self.file))
         with self._writing():
-            self.arrow = ArrowWriter(features=features_of(columns), path=str(self.temporary))
+            self.sink = pyarrow.OSFile(str(self.temporary), "wb")
+            self.arrow = pyarrow.ipc.new_stream(self.sink, self.schema)
 
     def __enter__(self) -> "Writer":
         return self
@@ -84,12 +79,13 @@ class Writer:
         """Add rows. columns: name → the values of the rows."""
         if any(columns.values()):
             with self._writing():
-                self.arrow.write_batch(dict(columns))
+                self.arrow.write_batch(pyarrow.record_batch(dict(columns), schema=self.schema))
 
     def keep(self, report: dict[str, Any]) -> None:
         """Complete the file. The report is written last: rows without a report are incomplete and are never used."""
         with self._writing():
-            self.arrow.finalize()
+            self.arrow.close()
+            self.sink.close()
             content = _digest(self.temporary)
         self.whole.close()
         with cache_folder.private_file(self.file.with_suffix(".json")) as file:
@@ -108,7 +104,7 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
-            self.arrow.close()
+            self.sink.close()
         with contextlib.suppress(_NotKept):
             self.whole.__exit__(_NotKept, _NotKept(), None)
 

@@ -5,9 +5,9 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
 
 from ...data.formats.messages import shared_start
+from ...data.tokens.rows import TokenRows, as_token_rows
 from ...data.tokens.truncation import fit
 from ...errors import UserError
 from ...settings import DataSettings
@@ -22,7 +22,7 @@ class Rows(NamedTuple):
     cut: the number of truncated rows, if it is known.
     """
 
-    rows: Dataset
+    rows: TokenRows
     description: str
     cut: int = 0
 
@@ -44,7 +44,7 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
         UserError: An item has another form, its two sequences do not begin with a common token, or no row is left.
     """
     if (ours := unwrapped(dataset)) is not None:
-        return Rows(ours, ours.info.description or f"{len(ours)}")
+        return Rows(ours, ours.description or f"{len(ours)}")
     all_rows = list(_rows(dataset, settings, name))
     rows = [row for row, _ in all_rows if row]
     if not rows:
@@ -56,7 +56,7 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
     description = f"{len(rows)} of {len(all_rows)}"
     description += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
     description += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
-    return Rows(Dataset.from_list(rows), description, cut)
+    return Rows(TokenRows.of(rows), description, cut)
 
 
 class PairRows:
@@ -65,7 +65,7 @@ class PairRows:
     rows: columns prompt, chosen, rejected and numbers.
     """
 
-    def __init__(self, rows: Dataset):
+    def __init__(self, rows: TokenRows):
         self.rows = rows
 
     def __len__(self) -> int:
@@ -85,14 +85,14 @@ class PairRows:
         return item
 
 
-def unwrapped(dataset: Any) -> Dataset | None:
+def unwrapped(dataset: Any) -> TokenRows | None:
     """Return the token rows if `dataset` comes from this package's `load_dataset`, otherwise None.
 
     The data set may be wrapped in the host's `CacheDataset`.
     """
     inner = getattr(dataset, "_data", dataset)
-    inner = inner.rows if isinstance(inner, PairRows) else inner
-    return inner if isinstance(inner, Dataset) and set(inner.column_names) >= PAIR else None
+    rows = inner.rows if isinstance(inner, PairRows) else as_token_rows(inner)
+    return rows if rows is not None and set(rows.column_names) >= PAIR else None
 
 
 def _rows(dataset: Any, settings: DataSettings, name: str) -> Iterator[tuple[dict[str, Any] | None, bool]]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import mlx.nn as nn
 import numpy as np
-from datasets import Dataset
 from mlx.utils import tree_flatten
 
 from ...data import SplitReport, statistics
+from ...data.tokens.rows import TokenRows
 from ...engine.model.qat import effective_linears
 from ...losses import LossOptions, advice
 from .. import models
@@ -119,10 +119,10 @@ def context_of(model: nn.Module) -> int | None:
     return max(context, int(factor * original)) if isinstance(factor, (int, float)) else context
 
 
-def unordered_scores(rows: Dataset) -> list[str]:
+def unordered_scores(rows: TokenRows) -> list[str]:
     """Warn of pairs whose chosen completion scores no higher than the rejected one: `odpo` cannot use them."""
-    columns = rows.with_format("numpy", columns=["chosen_score", "rejected_score"])[:]
-    wrong = int((columns["chosen_score"] <= columns["rejected_score"]).sum())
+    chosen, rejected = (rows.numbers(name) for name in ("chosen_score", "rejected_score"))
+    wrong = int((chosen <= rejected).sum())
     if not wrong:
         return []
     return [

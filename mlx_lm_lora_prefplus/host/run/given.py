@@ -49,7 +49,7 @@ def loaded(session: Session, identity: dict[str, Any]) -> dict[str, Any]:
     settings = session.resolved.settings
     found = {name: value for name, value in identity.items() if name not in (*PLACES, REFERENCE)}
     for split, rows in session.rows.items():
-        found[f"{split} rows"] = f"{len(rows)} rows, digest {rows._fingerprint}"
+        found[f"{split} rows"] = f"{len(rows)} rows, digest {rows.fingerprint}"
     found["iters"] = session.iters
     if settings.reference_model_path:
         found["reference_model_path"] = _reference(settings)

@@ -151,7 +151,7 @@ class ReferencePass:
             *(("planned for packed rows",) if session.plans_packed else ()),
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),
-            *(rounding, self.digest, session.rows[split]._fingerprint),
+            *(rounding, self.digest, session.rows[split].fingerprint),
             *(session.multiple, ORDER, session.mismatched and "separate batches"),
             *(type(trainer).collate.__qualname__, trainer.reference_key(session.resolved.options)),
             *(bool(settings.token_budget), settings.token_budget or settings.batch_size),

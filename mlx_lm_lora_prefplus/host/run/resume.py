@@ -62,7 +62,7 @@ def fingerprint(session: Session, planned: ReferencePass) -> dict[str, Any]:
         "weights of the model": session.base_digest,
         "tokenizer": _digest(inner.get_vocab()),
         "chat template": _digest(getattr(inner, "chat_template", None)),
-        **{f"{split} rows": rows._fingerprint for split, rows in session.rows.items() if split != "test"},
+        **{f"{split} rows": rows.fingerprint for split, rows in session.rows.items() if split != "test"},
         **{
             key: getattr(data if key in DataSettings.model_fields else settings, key)
             for key in keys_with(Effect.DECIDES)

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from datasets import Dataset
-
 from ...data import Split, prepare
+from ...data.tokens.rows import TokenRows
 from ...errors import UserError
 from ...losses import loss_names
 from .. import models
@@ -42,7 +41,7 @@ def read_rows(resolved: Resolved, tokenizer: Any) -> dict[str, Split]:
     return splits
 
 
-def check_columns(resolved: Resolved, rows: dict[str, Dataset]) -> None:
+def check_columns(resolved: Resolved, rows: dict[str, TokenRows]) -> None:
     """Raise a UserError if a chosen loss needs a column that some rows lack."""
     losses = resolved.trainer.losses
     for name in loss_names(getattr(resolved.options, "loss_type", [])):

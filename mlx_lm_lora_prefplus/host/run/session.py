@@ -11,7 +11,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from datasets import Dataset
 from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ...data.batches.collate import pictures_of, planned_batches
@@ -20,6 +19,7 @@ from ...data.batches.packing import ALWAYS, in_one_row
 from ...data.batches.plan import COMPILED_MULTIPLE, Plan, plan_epoch
 from ...data.sources.pictures import open_picture
 from ...data.stream import Stream
+from ...data.tokens.rows import TokenRows
 from ...engine.distributed import SharedPolicy
 from ...engine.logprobs.packed import PackedPolicy
 from ...engine.logprobs.shared_prefix import call_tokens
@@ -66,7 +66,7 @@ class Session:
         resolved: Resolved,
         model: nn.Module,
         tokenizer: Any,
-        rows: dict[str, Dataset],
+        rows: dict[str, TokenRows],
         ranks: Ranks | None = None,
         stream: Stream | None = None,
     ):
@@ -208,7 +208,7 @@ class Session:
             return batches
         return (self._with_pictures(batch, rows, multiple) for batch in batches)
 
-    def _with_pictures(self, batch: Batch, rows: Dataset, multiple: int) -> Batch:
+    def _with_pictures(self, batch: Batch, rows: TokenRows, multiple: int) -> Batch:
         """Add the output of the vision tower to a batch. The tower is not trained, so policy and reference share it."""
         assert isinstance(self.model, VisionModel)
         images = [[open_picture(one) for one in of_row] for of_row in pictures_of(rows, np.array(batch.ids))]

@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.nn as nn
 import mlx_lm_lora.train as host
-from datasets import Dataset
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ...data.tokens.rows import TokenRows, as_token_rows
 from ...engine.log.output import recorded
 from ...engine.model.adapters import adapter_layers
 from ...engine.ranks.ranks import Ranks
@@ -21,7 +21,7 @@ from .. import models
 from ..callbacks.loggers import open_loggers
 from ..config.resolve import Resolved, resolve
 from ..console import print_warning
-from ..dropin.host_items import PairRows, token_rows, unwrapped
+from ..dropin.host_items import PairRows, token_rows
 from ..dropin.settings import OBJECTIVE, with_files
 from ..output.previous import keep_previous
 from ..run import summary
@@ -43,8 +43,8 @@ def load_dataset(args: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
     wrapped = tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
     rows_of_set: dict[str, Any] = {}
     for name, split in read_rows(resolved, wrapped).items():
-        split.rows.info.description = summary.rows(name, split).partition(": ")[2]
-        rows_of_set[name] = PairRows(split.rows) if resolved.kind == "paired" else split.rows
+        split.rows.description = summary.rows(name, split).partition(": ")[2]
+        rows_of_set[name] = PairRows(split.rows) if resolved.kind == "paired" else split.rows.dataset()
     train_rows, valid_rows, test_rows = (rows_of_set.get(name, []) for name in ("train", "valid", "test"))
     return train_rows, valid_rows, test_rows
 
@@ -135,20 +135,23 @@ def _resolved(args: Any) -> Resolved:
     return with_files(given, Path(given["adapter_path"]) if "adapter_path" in given else None)
 
 
-def _given_rows(resolved: Resolved, **sets: Any) -> dict[str, Dataset]:
+def _given_rows(resolved: Resolved, **sets: Any) -> dict[str, TokenRows]:
     """Return the rows of the sets that are not empty."""
     rows = {}
     for name, given in sets.items():
         if given is None or not len(given):
             continue
-        rows_of_set = unwrapped(given)
-        inner = getattr(given, "_data", given)
-        if rows_of_set is None and isinstance(inner, Dataset):
-            rows_of_set = inner
-        if rows_of_set is None and resolved.kind != "paired":
+        if resolved.kind == "paired":
+            rows[name] = token_rows(given, resolved.data, f"{name}_set").rows
+            continue
+        rows_of_set = as_token_rows(given)
+        if rows_of_set is None:
+            given = getattr(given, "_data", given)  # of the host's `CacheDataset`
+            rows_of_set = as_token_rows(given)
+        if rows_of_set is None:
             raise UserError(
-                f"{name}_set is a {type(inner).__name__}; in mode {resolved.trainer.mode} it must come from "
+                f"{name}_set is a {type(given).__name__}; in mode {resolved.trainer.mode} it must come from "
                 "load_dataset, called with the same train_mode."
             )
-        rows[name] = token_rows(given, resolved.data, f"{name}_set").rows if rows_of_set is None else rows_of_set
+        rows[name] = rows_of_set
     return rows

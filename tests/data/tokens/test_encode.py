@@ -50,7 +50,7 @@ def test_a_tokenizer_with_one_number_for_its_ends(tokenise, chatml):
     """transformers' own tokenizers may say so; mlx_lm's wrapper has a set."""
     plain = make_tokenizer()._tokenizer
     plain.eos_token_ids = plain.eos_token_id
-    assert tokenise([PAIR], plain).rows[:] == tokenise([PAIR], chatml).rows[:]
+    assert list(tokenise([PAIR], plain).rows) == list(tokenise([PAIR], chatml).rows)
 
 
 def test_host_fallback_keeps_the_first_answer_token(tokenise):
@@ -280,9 +280,9 @@ def test_a_pair_has_the_same_tokens_as_unpaired_rows_and_as_a_list(tokenise, nam
     pair = tokenise([PAIR], tokenizer).rows[0]
     rows = tokenise([PAIR], tokenizer, kind="unpaired").rows
     (ranked,) = tokenise([PAIR], tokenizer, kind="ranked").rows
-    assert rows["prompt"][:] == [pair["prompt"]] * 2
-    assert rows["completion"][:] == ranked["completions"] == [pair["chosen"], pair["rejected"]]
-    assert rows["label"][:] == ranked["scores"] == [1, 0]
+    assert rows.column("prompt").to_pylist() == [pair["prompt"]] * 2
+    assert rows.column("completion").to_pylist() == ranked["completions"] == [pair["chosen"], pair["rejected"]]
+    assert rows.column("label").to_pylist() == ranked["scores"] == [1, 0]
     assert ranked["prompt"] == pair["prompt"]
 
 
@@ -292,8 +292,8 @@ def test_unpaired_rows_end_their_prompt_where_pairs_do(tokenise, name):
     pair = tokenise([PAIR], tokenizer).rows[0]
     unpaired = [{"prompt": PAIR["prompt"], "completion": PAIR[side], "label": side} for side in ("chosen", "rejected")]
     rows = tokenise(unpaired, tokenizer, kind="unpaired").rows
-    assert rows["prompt"][:] == [pair["prompt"]] * 2
-    assert rows["completion"][:] == [pair["chosen"], pair["rejected"]]
+    assert rows.column("prompt").to_pylist() == [pair["prompt"]] * 2
+    assert rows.column("completion").to_pylist() == [pair["chosen"], pair["rejected"]]
 
 
 def test_plain_text_becomes_unpaired_rows_with_the_shared_start_as_prompt(tokenise):
@@ -316,7 +316,9 @@ def test_rows_made_of_a_pair_are_cut_each_for_itself(tokenise):
     assert split.rows[0]["completion"] == together["chosen"]
     assert (split.rows[1]["prompt"], split.rows[1]["completion"]) == (whole["prompt"], whole["rejected"])
     dropped = tokenise([pair], kind="unpaired", max_seq_length=80, truncation="drop")
-    assert dropped.report.dropped == {"longer than max_seq_length": 1} and dropped.rows["label"][:] == [0]
+    assert dropped.report.dropped == {"longer than max_seq_length": 1} and dropped.rows.column("label").to_pylist() == [
+        0
+    ]
 
 
 def test_completions_that_a_template_leaves_out_leave_the_list(tokenise):
@@ -327,7 +329,7 @@ def test_completions_that_a_template_leaves_out_leave_the_list(tokenise):
     )
     row = {"prompt": "x?", "responses": ["x one", "two", "x three"], "scores": [3, 2, 1]}
     split = tokenise([row, {**row, "responses": ["x one", "two", "three"]}], tokenizer, kind="ranked")
-    assert split.rows["scores"][:] == [[3, 1]]
+    assert split.rows.column("scores").to_pylist() == [[3, 1]]
     completions = [tokenizer.decode(ids) for ids in split.rows[0]["completions"]]
     assert completions == ["x one</s>", "x three</s>"]
     assert split.report.dropped == {"no completion left after the prompt": 1}
@@ -339,7 +341,7 @@ def test_same_completions_in_a_list(tokenise):
     same = {**LIST, "responses": ["A", "A", "A"]}
     split = tokenise([{**LIST, "responses": ["A", "B", "A"]}, same], kind="ranked")
     assert split.report.dropped == {"all completions are the same": 1}
-    assert split.rows["scores"][:] == [[3, 2, 1]]
+    assert split.rows.column("scores").to_pylist() == [[3, 2, 1]]
 
 
 def test_half_a_surrogate_pair_in_a_list_is_named(tokenise):

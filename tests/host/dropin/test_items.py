@@ -3,9 +3,9 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from datasets import Dataset
 from mlx_lm_lora.trainer.datasets import CacheDataset
 
+from mlx_lm_lora_prefplus.data.tokens.rows import TokenRows
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.host.dropin.host_items import token_rows
 from mlx_lm_lora_prefplus.settings import DataSettings
@@ -46,8 +46,13 @@ def test_long_items_lose_the_start_of_the_prompt_and_keep_a_completion():
 def test_numbers_of_items_come_along_and_our_own_rows_stay_what_they_are():
     made = rows_of([{"chosen": [1, 2], "rejected": [1, 3], "preference_score": 2, "chosen_prompt_length": 1}])
     assert made.rows[0]["preference_score"] == 2.0 and "chosen_prompt_length" not in made.rows[0]
-    own = Dataset.from_list(random_rows(2))
+    own = TokenRows.of(random_rows(2))
     assert rows_of(CacheDataset(own)).rows is own
+    dataset = own.dataset()
+    again = rows_of(CacheDataset(dataset)).rows
+    assert list(again) == list(own) and again.fingerprint == own.fingerprint
+    (second,) = rows_of(CacheDataset(dataset.select([1]))).rows
+    assert second == own[1]
 
 
 @pytest.mark.parametrize(

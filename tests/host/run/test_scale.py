@@ -6,6 +6,7 @@ start: seconds of each part, and the memory it adds (Linux).
 
 import gc
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,8 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow
 import pytest
-from datasets.table import MemoryMappedTable
 
 from mlx_lm_lora_prefplus.host import models
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
@@ -98,9 +99,7 @@ def test_a_cached_start_makes_no_object_for_each_row(model_folder, tmp_path, mon
     assert sys.getallocatedblocks() - before < count / 4
     rows = start.session.rows["train"]
     assert rows is not again.session.rows["train"]
-    assert isinstance(rows.data, MemoryMappedTable) or all(
-        isinstance(block, MemoryMappedTable) for block in getattr(rows.data, "blocks", [[None]])[0]
-    )
+    assert pyarrow.total_allocated_bytes() < rows.table.nbytes / 10, "the rows stay on disk"
     assert len(rows) == count and start.splits["train"].report.cached
     assert any(f"{count} of {count} rows from the cache" in line for line in start.lines)
     assert start.reference.stored["train"].logps.nbytes == 8 * count
@@ -136,3 +135,24 @@ def measure(count: int) -> None:
 
 if __name__ == "__main__":
     measure(int(sys.argv[1]))
+
+
+@pytest.mark.parametrize("mode", ["dpo", "kto"])
+def test_a_later_start_imports_neither_datasets_nor_pandas(mode, model_folder, tmp_path):
+    """They would take a fifth of the time of a start with few rows. The first start makes Arrow arrays of lists, and
+    pyarrow imports pandas for that.
+    """
+    write_rows(tmp_path / "data", 8, mean=8)
+    config = {"model": str(model_folder), "data": "data", "train": True, "train_mode": mode, "iters": 1, "fuse": False}
+    code = f"""
+import sys, mlx_lm_lora.train as host
+from mlx_lm_lora_prefplus.host.seam.install import activate
+activate(host)
+host.main({config | {"batch_size": 2}})
+print("imported:", *{{"datasets", "pandas"}} & sys.modules.keys())
+"""
+    first, later = (
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True) for _ in range(2)
+    )
+    assert "datasets" not in first.stdout.rpartition("imported:")[2], first.stderr[-3000:]
+    assert later.stdout.endswith("imported:\n"), later.stdout[-1000:] + later.stderr[-3000:]

@@ -1,8 +1,8 @@
 """Lines of the summary of a run, apart from a run."""
 
 import pytest
-from datasets import Dataset
 
+from mlx_lm_lora_prefplus.data.tokens.rows import TokenRows
 from mlx_lm_lora_prefplus.host.config.resolve import resolve
 from mlx_lm_lora_prefplus.host.run import findings, summary
 from mlx_lm_lora_prefplus.plugin.manager import load_registry
@@ -28,6 +28,6 @@ def test_the_objective(given, said):
     ("scores", "said"), [([[2.0, 1.0]] * 3, None), ([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]], "2 of 3")]
 )
 def test_scores_that_do_not_order_the_pair(scores, said):
-    rows = Dataset.from_dict(dict(zip(("chosen_score", "rejected_score"), zip(*scores, strict=True), strict=True)))
+    rows = TokenRows.of([{"chosen_score": chosen, "rejected_score": rejected} for chosen, rejected in scores])
     told = findings.unordered_scores(rows)
     assert len(told) == bool(said) and all(str(said) in one for one in told)

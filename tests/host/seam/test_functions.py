@@ -77,7 +77,7 @@ def test_the_pairs_of_load_dataset_are_items_in_the_hosts_form(model_folder):
     assert item["chosen"] == [*row["prompt"], *row["chosen"]]
     assert item["rejected"] == [*row["prompt"], *row["rejected"]]
     assert item["chosen_prompt_length"] == item["rejected_prompt_length"] == len(row["prompt"])
-    assert "8 of 8 from " in pairs.rows.info.description
+    assert "8 of 8 from " in pairs.rows.description
 
 
 def test_a_model_without_adapters_is_compared_with_the_one_that_was_loaded(model_folder, capsys):
@@ -107,6 +107,14 @@ def test_the_options_that_training_read_from_a_file_hold_for_the_test_too(model_
     form = dropin.CPOTrainingArgs(iters=1, batch_size=2, val_batches=-1, adapter_file=None)
     dropin.train_cpo(model, optim.SGD(1e-3), given, given, form, training_callback=callback)
     assert simpo == pytest.approx(validated[0]["val_loss"], abs=1e-3) and simpo != pytest.approx(plain, abs=1e-2)
+
+
+@pytest.mark.parametrize("wrap", [CacheDataset, lambda rows: rows])
+def test_single_completions_of_our_load_dataset(wrap, model_folder, capsys):
+    args = arguments(model_folder, train_mode="kto")
+    model, tokenizer = loaded(args)
+    functions.evaluate_model(args, model, tokenizer, test_set=wrap(functions.load_dataset(args, tokenizer)[2]))
+    assert figures(capsys)["loss"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_single_completions_must_come_from_our_load_dataset(model_folder):
