@@ -37,7 +37,7 @@ class Pictures(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """The examples of a batch, each as one piece of a row: the prompt, then its completions one after another. A
+    """The examples of a batch, each as one part of a row: the prompt, then its completions one after another. A
     completion follows its prompt in position and attention, and does not see the other completions. Those of
     `Batch.mismatched` come last. Several examples can share a row; they do not see each other.
 

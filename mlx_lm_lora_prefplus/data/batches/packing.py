@@ -29,7 +29,7 @@ class Costs(NamedTuple):
 
     attended: attending to this many tokens costs a token as much as the matrix products of its layers. None: packed
         rows count as cheaper than prompts and completions in calls of their own, whatever they cost.
-    shape: examples share rows if this costs at least so many tokens less, because it adds shapes. (Each shape needs a
+    shape: examples share rows if this costs at least this many tokens less, because it adds shapes. (Each shape needs a
         graph.)
     """
 
@@ -138,7 +138,7 @@ def packed_shape(
 
 
 def _shape(tokens: np.ndarray, rows: int) -> tuple[int, int]:
-    """Return number and padded width of packed rows that hold examples of so many tokens."""
+    """Return number and padded width of packed rows. tokens: (examples,) tokens of each example."""
     ends = _starts(tokens, rows, 0) + tokens
     return rows, int(widths(ends.max(), MULTIPLE, STEPS))
 

@@ -56,7 +56,7 @@ class Session:
     stream: the source of training rows if they are streamed. `rows` then contains the first window of them, which shows
         the lengths to expect, and `window` gives a session for each window.
     number: the number of the window.
-    packs: whether examples are computed in one row each (see `data.batches.packing`). plans_packed: whether batches
+    packs: whether examples are computed in packed rows (see `data.batches.packing`). plans_packed: whether batches
         have rows of similar total length for this; a resumed run continues with the plan of the saved one.
     sees: whether a first batch with pictures has already been checked (see `check_exact`).
     """
