@@ -78,11 +78,11 @@ class Shapes:
         session, lengths = self.session, self.lengths
         return computed_tokens(session.engine.policy, lengths.prompt[rows], lengths.completions(rows), session.multiple)
 
-    def _graph(self, rows: np.ndarray) -> tuple[Shape, int]:
-        """Return what determines the graph of a compiled step: the shape of its batch and the number of tokens that the
-        head computes.
+    def _graph(self, rows: np.ndarray) -> tuple[Shape, int, int]:
+        """Return what determines the graph of a compiled step: the shape of its batch, the number of tokens that the
+        head computes, and the number of examples.
         """
-        return self._shape(rows), padded_length(int(self.lengths.total[rows].sum()), self.session.multiple)
+        return self._shape(rows), padded_length(int(self.lengths.total[rows].sum()), self.session.multiple), len(rows)
 
     def _shape(self, rows: np.ndarray) -> Shape:
         multiple, lengths = self.session.multiple, self.lengths

@@ -85,8 +85,9 @@ def count(rows: int, pairs: int) -> None:
     more = ({name: changed(tokens) for name, tokens in real[rng.integers(len(real))].items()} for _ in range(rows))
     data = real[:rows] if rows <= len(real) else list(more)
     real_tokens = sum(len(tokens) for row in data for tokens in row.values())
-    costs, computed = Costs(PRODUCTS * USUAL_SIZE), []
-    for one in (costs._replace(shape=math.inf), costs):
+    longest = int(in_one_row(lengths_of(data)).prompt.max())
+    costs, computed = Costs(PRODUCTS * USUAL_SIZE, longest=longest), []
+    for one in (costs._replace(new_shape=math.inf), costs):
         batches = planned_batches(data, plan_epoch(in_one_row(lengths_of(data)), batch_size=pairs), COMPILED_MULTIPLE)
         packed = [with_packed(batch, one) for batch in batches]
         tokens = sum(

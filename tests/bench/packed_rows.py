@@ -74,7 +74,7 @@ def main() -> None:
         rows = [{"prompt": row["prompt"], "completion": row["chosen"], "label": 1.0} for row in rows]
         lengths, trainer = Mismatched(lengths_of(rows)).joined(), KTO
     alone = PackedPolicy(halves)
-    alone.costs = alone.costs._replace(shape=math.inf)
+    alone.costs = alone.costs._replace(new_shape=math.inf)
     policies = {"apart": SharedPrefixPolicy(halves), "alone": alone, "packed": PackedPolicy(halves)}
     sides = {name: Side(policy, trainer) for name, policy in policies.items()}
     real = dict.fromkeys(sides, 0)

@@ -21,27 +21,36 @@ STEPS = 16
 """Number of rounded widths of packed rows between two powers of two."""
 
 SHARING = (2, 4)
-"""How many examples share a row, if more than one."""
+"""How many examples share a row on average, if more than one."""
+
+MEMORY = 20
+"""Attention to a token takes about this many times more of the memory than of the time of a step that computes layers
+again (`memory: low`). In other steps it takes less memory.
+"""
 
 
 class Costs(NamedTuple):
     """The costs that decide how the examples of a batch are packed, in tokens.
 
-    attended: attending to this many tokens costs a token as much as the matrix products of its layers. None: packed
-        rows count as cheaper than prompts and completions in calls of their own, whatever they cost.
-    shape: examples share rows if this costs at least this many tokens less, because it adds shapes. (Each shape needs a
-        graph.)
+    attended: attending to this many tokens costs a token as much as the matrix products of its layers.
+    always: whether packed rows count as cheaper than prompts and completions in calls of their own, whatever they cost.
+    new_shape: examples share rows if this costs at least this many tokens less, because it adds shapes. (Each shape
+        needs a graph.)
+    longest: width of the longest row of the run if it is packed alone. Shared rows need no more memory than as many
+        tokens of rows of this width. 0: the longest row of the batch.
     """
 
-    attended: float | None
-    shape: float = 128
+    attended: float
+    always: bool = False
+    new_shape: float = 128
+    longest: int = 0
 
 
-ALWAYS = Costs(None)
-"""Packs every batch."""
+ALWAYS = Costs(np.inf, always=True)
+"""Packs every batch, as if attention cost nothing."""
 
-SHARED = Costs(None, -np.inf)
-"""Packs every batch, with several examples in each row."""
+SHARED = Costs(np.inf, always=True, new_shape=-np.inf)
+"""Packs every batch, with several examples in a row if they fit into no more tokens."""
 
 
 def pack(batch: Batch, costs: Costs = ALWAYS) -> Packed | None:
@@ -60,8 +69,8 @@ def pack(batch: Batch, costs: Costs = ALWAYS) -> Packed | None:
         return None
     used = np.maximum(completion_lengths - 1, 0)
     starts = _starts(_packed_tokens(prompt_lengths, completion_lengths), *shape)
-    tokens, positions, branches, owners = np.zeros((4, shape[0] * shape[1]), np.int32)  # of all rows, one after another
-    branches -= 1
+    tokens, positions, of_examples = np.zeros((3, shape[0] * shape[1]), np.int32)  # of all rows, one after another
+    branches = np.full(tokens.size, -1, np.int32)
     prompts = np.array(batch.prompts)
     completions = [completion for part in parts for completion in np.array(part.completions)]
     for i, (start, prompt) in enumerate(zip(starts.tolist(), prompt_lengths.tolist(), strict=True)):
@@ -72,12 +81,12 @@ def pack(batch: Batch, costs: Costs = ALWAYS) -> Packed | None:
         )
         positions[own] = np.concatenate([np.arange(prompt), *(prompt + np.arange(size) for size in sizes)])
         branches[own] = np.repeat(np.arange(1 + len(sizes)), [prompt, *sizes])
-        owners[own] = i
+        of_examples[own] = i
     last = starts + prompt_lengths - 1
     firsts = last + 1 + used.cumsum(axis=0) - used
     of_parts = np.split(firsts.reshape(-1), np.cumsum([len(known.completions) for known in lengths])[:-1])
     places = [_places(part, last, firsts, tokens.size) for part, firsts in zip(parts, of_parts, strict=True)]
-    rows = (array.reshape(shape) for array in (tokens, positions, branches, owners))
+    rows = (array.reshape(shape) for array in (tokens, positions, branches, of_examples))
     return Packed(*map(mx.array, (*rows, np.concatenate(places).astype(np.int32))))
 
 
@@ -121,25 +130,27 @@ def packed_shape(
     prompts: (examples,) tokens of each prompt. completions: (completions, examples) tokens of each completion.
     apart: the padded widths of prompts and completions that are not packed.
     """
-    tokens = _packed_tokens(prompts, completions)
-    alone, *shared = (_shape(tokens, -(-len(tokens) // sharing)) for sharing in (1, *SHARING))
-    attended = costs.attended or np.inf
+    tokens, prompt, completion = _packed_tokens(prompts, completions), *apart
 
-    def cost(shape: tuple[int, int]) -> float:
-        rows, width = shape
+    def cost(rows: int, width: int, attended: float = costs.attended) -> float:
         return rows * width * (1 + width / attended)
 
-    best = min(shared, key=cost)
-    best = best if cost(best) + costs.shape <= cost(alone) else alone
-    prompt, completion = apart
-    of_completions = completions.size * completion * (1 + (prompt + completion) / attended)
-    cheaper = costs.attended is None or cost(best) < cost((len(prompts), prompt)) + of_completions
-    return best if cheaper else None
+    best = alone = len(tokens), int(widths(tokens.max(), MULTIPLE, STEPS))
+    # Most batches end here, because no shape costs less than their tokens without padding.
+    if tokens.sum() * (1 + tokens.max() / costs.attended) + costs.new_shape <= cost(*alone):
+        shapes = [_shape(tokens, -(-len(tokens) // sharing)) for sharing in SHARING]
+        attended = costs.attended / MEMORY
+        memory = alone[0] * alone[1] * (1 + max(alone[1], costs.longest) / attended)
+        fitting = [shape for shape in shapes if cost(*shape, attended) <= memory]
+        shared = min(fitting, key=lambda shape: cost(*shape), default=alone)
+        best = shared if cost(*shared) + costs.new_shape <= cost(*alone) else alone
+    of_completions = completions.size * completion * (1 + (prompt + completion) / costs.attended)
+    return best if costs.always or cost(*best) < cost(len(prompts), prompt) + of_completions else None
 
 
 def _shape(tokens: np.ndarray, rows: int) -> tuple[int, int]:
     """Return number and padded width of packed rows. tokens: (examples,) tokens of each example."""
-    ends = _starts(tokens, rows, 0) + tokens
+    ends = _starts(tokens, rows, 0) + tokens  # with a width of 0, a start is a column
     return rows, int(widths(ends.max(), MULTIPLE, STEPS))
 
 

@@ -27,7 +27,7 @@ def load(folder: Path, digest: str) -> tuple[TokenRows, dict[str, Any]] | None:
         if _digest(file) != report.pop("content"):
             raise Damaged("its content does not match its digest")
         with pyarrow.ipc.open_stream(pyarrow.memory_map(str(file))) as stream:
-            table = stream.read_all().select(report["columns"])
+            table = stream.read_all().select(report["columns"]).replace_schema_metadata()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # whatever is wrong with a cache file, its rows are tokenised again
@@ -79,7 +79,7 @@ class Writer:
         """Add rows. columns: name → the values of the rows."""
         if any(columns.values()):
             with self._writing():
-                self.arrow.write_batch(pyarrow.record_batch(dict(columns), schema=self.schema))
+                self.arrow.write_batch(pyarrow.RecordBatch.from_pydict(dict(columns), schema=self.schema))
 
     def keep(self, report: dict[str, Any]) -> None:
         """Complete the file. The report is written last: rows without a report are incomplete and are never used."""

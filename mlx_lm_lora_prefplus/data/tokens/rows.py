@@ -66,13 +66,26 @@ class TokenRows:
 
 
 def as_token_rows(rows: Any) -> TokenRows | None:
-    """Return token rows that may be a data set of the package `datasets`. Return None if `rows` are something else."""
+    """Return a `TokenRows` as it is, and a data set of the package `datasets` with the columns of token rows as
+    `TokenRows`. Return None for anything else.
+    """
     if isinstance(rows, TokenRows):
         return rows
-    datasets = sys.modules.get("datasets")
-    if datasets is None or not isinstance(rows, datasets.Dataset):
+    kind = getattr(sys.modules.get("datasets"), "Dataset", None)
+    if kind is None or not isinstance(rows, kind):
         return None
-    return TokenRows(rows.with_format("arrow")[:], rows._fingerprint, rows.info.description)
+    table = rows.with_format("arrow")[:]
+    if "prompt" not in table.column_names or not str(table.column("prompt").type).startswith("list<item: int"):
+        return None
+    return TokenRows(table, rows._fingerprint, rows.info.description)
+
+
+def unwrapped(dataset: Any) -> TokenRows | None:
+    """Return the token rows if `dataset` has the columns of token rows, otherwise None. It may be wrapped in the host's
+    `CacheDataset`.
+    """
+    found = as_token_rows(dataset)
+    return as_token_rows(getattr(dataset, "_data", None)) if found is None else found
 
 
 def values_of(array: pyarrow.Array) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...data.formats.messages import shared_start
-from ...data.tokens.rows import TokenRows, as_token_rows
+from ...data.tokens.rows import TokenRows, unwrapped
 from ...data.tokens.truncation import fit
 from ...errors import UserError
 from ...settings import DataSettings
@@ -43,7 +43,7 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
     Raises:
         UserError: An item has another form, its two sequences do not begin with a common token, or no row is left.
     """
-    if (ours := unwrapped(dataset)) is not None:
+    if (ours := _ours(dataset)) is not None:
         return Rows(ours, ours.description or f"{len(ours)}")
     all_rows = list(_rows(dataset, settings, name))
     rows = [row for row, _ in all_rows if row]
@@ -56,7 +56,10 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
     description = f"{len(rows)} of {len(all_rows)}"
     description += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
     description += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
-    return Rows(TokenRows.of(rows), description, cut)
+    common = set.intersection(*(set(row) for row in rows))  # numbers that all rows have
+    return Rows(
+        TokenRows.of([{name: row[name] for name in rows[0] if name in common} for row in rows]), description, cut
+    )
 
 
 class PairRows:
@@ -85,13 +88,10 @@ class PairRows:
         return item
 
 
-def unwrapped(dataset: Any) -> TokenRows | None:
-    """Return the token rows if `dataset` comes from this package's `load_dataset`, otherwise None.
-
-    The data set may be wrapped in the host's `CacheDataset`.
-    """
+def _ours(dataset: Any) -> TokenRows | None:
+    """Return the token rows if `dataset` comes from this package's `load_dataset`, otherwise None."""
     inner = getattr(dataset, "_data", dataset)
-    rows = inner.rows if isinstance(inner, PairRows) else as_token_rows(inner)
+    rows = inner.rows if isinstance(inner, PairRows) else unwrapped(dataset)
     return rows if rows is not None and set(rows.column_names) >= PAIR else None
 
 

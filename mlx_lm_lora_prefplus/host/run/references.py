@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import _download
 
-from ...data.batches.packing import MULTIPLE, SHARING, STEPS
+from ...data.batches.packing import MEMORY, MULTIPLE, SHARING, STEPS
 from ...data.batches.plan import ORDER
 from ...engine.logprobs.packed import PackedPolicy
 from ...engine.memory import advice as memory
@@ -147,7 +147,7 @@ class ReferencePass:
         parts = [
             *(ENGINE, type(computed_by).__name__, getattr(computed_by, "width", None)),
             getattr(computed_by, "call_tokens", None),
-            *((MULTIPLE, STEPS, SHARING, computed_by.costs) if isinstance(computed_by, PackedPolicy) else ()),
+            *((MULTIPLE, STEPS, SHARING, MEMORY, computed_by.costs) if isinstance(computed_by, PackedPolicy) else ()),
             *(("planned for packed rows",) if session.plans_packed else ()),
             *(version("mlx"), version("mlx-lm")),
             *(str(mx.default_device().type), mx.device_info().get("device_name")),

@@ -15,7 +15,7 @@ from mlx_lm_lora.trainer.sft_trainer import SFTTrainingArgs
 
 from ...data.batches.collate import pictures_of, planned_batches
 from ...data.batches.lengths import Lengths, Mismatched, lengths_of
-from ...data.batches.packing import ALWAYS, in_one_row
+from ...data.batches.packing import in_one_row
 from ...data.batches.plan import COMPILED_MULTIPLE, Plan, plan_epoch
 from ...data.sources.pictures import open_picture
 from ...data.stream import Stream
@@ -93,8 +93,10 @@ class Session:
         self.multiple = COMPILED_MULTIPLE if self.compiled else 1
         self.packs = self.plans_packed = isinstance(self.engine.policy, PackedPolicy)
         self.fitting = (packed if self.packs else memory).fitting
-        if isinstance(self.engine.policy, PackedPolicy) and settings.token_budget:
-            self.engine.policy.costs = ALWAYS  # the budget counts packed rows
+        if isinstance(self.engine.policy, PackedPolicy):
+            longest = int(in_one_row(self.lengths(next(iter(rows)))).prompt.max())
+            always = bool(settings.token_budget)  # the budget counts packed rows
+            self.engine.policy.costs = self.engine.policy.costs._replace(always=always, longest=longest)
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 

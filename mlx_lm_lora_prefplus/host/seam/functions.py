@@ -10,7 +10,7 @@ import mlx.nn as nn
 import mlx_lm_lora.train as host
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ...data.tokens.rows import TokenRows, as_token_rows
+from ...data.tokens.rows import TokenRows, unwrapped
 from ...engine.log.output import recorded
 from ...engine.model.adapters import adapter_layers
 from ...engine.ranks.ranks import Ranks
@@ -144,10 +144,7 @@ def _given_rows(resolved: Resolved, **sets: Any) -> dict[str, TokenRows]:
         if resolved.kind == "paired":
             rows[name] = token_rows(given, resolved.data, f"{name}_set").rows
             continue
-        rows_of_set = as_token_rows(given)
-        if rows_of_set is None:
-            given = getattr(given, "_data", given)  # of the host's `CacheDataset`
-            rows_of_set = as_token_rows(given)
+        rows_of_set = unwrapped(given)
         if rows_of_set is None:
             raise UserError(
                 f"{name}_set is a {type(given).__name__}; in mode {resolved.trainer.mode} it must come from "

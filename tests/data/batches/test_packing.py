@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
+from mlx_lm_lora_prefplus.data.batches import packing
 from mlx_lm_lora_prefplus.data.batches.collate import collate
 from mlx_lm_lora_prefplus.data.batches.grouping import parts_of
 from mlx_lm_lora_prefplus.data.batches.lengths import Mismatched, lengths_of
 from mlx_lm_lora_prefplus.data.batches.packing import ALWAYS, SHARED, Costs, in_one_row, pack, packed_shape, with_packed
-from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE
+from mlx_lm_lora_prefplus.data.batches.plan import COMPILED_MULTIPLE, widths
 from tests.conftest import iterate_batches, random_rows
 from tests.data.conftest import token_rows
 
@@ -104,7 +105,21 @@ def test_examples_share_a_row_where_that_saves_many_tokens(lengths, shape):
     save.
     """
     prompts, completions = np.array(lengths), np.ones((2, len(lengths)), int)
-    assert packed_shape(prompts, completions, (max(lengths), 16), Costs(6 * 2048)) == shape
+    assert packed_shape(prompts, completions, (max(lengths), 16), Costs(6 * 2048, longest=1024)) == shape
+
+
+@given(
+    lengths=st.lists(st.integers(1, 900), min_size=1, max_size=16),
+    longest=st.sampled_from([0, 1024]),
+    always=st.booleans(),
+)
+def test_shared_rows_need_no_more_memory_than_rows_of_their_own(lengths, longest, always):
+    """In each step, memory grows with the tokens, and with the tokens times the width of their rows."""
+    prompts, completions = np.array(lengths), np.ones((2, len(lengths)), int)
+    costs = Costs(6 * 2048, always, longest=longest)
+    rows, width = packed_shape(prompts, completions, (max(lengths), 16), costs) or (0, 0)
+    alone, attended = int(widths(max(lengths), 16, 16)), costs.attended / packing.MEMORY
+    assert rows * width * (1 + width / attended) <= len(lengths) * alone * (1 + max(alone, longest) / attended)
 
 
 def test_completions_of_other_rows_count_where_the_batch_decides():

@@ -51,8 +51,11 @@ def test_numbers_of_items_come_along_and_our_own_rows_stay_what_they_are():
     dataset = own.dataset()
     again = rows_of(CacheDataset(dataset)).rows
     assert list(again) == list(own) and again.fingerprint == own.fingerprint
-    (second,) = rows_of(CacheDataset(dataset.select([1]))).rows
-    assert second == own[1]
+    for given in (dataset.select([1]), CacheDataset(dataset.select([1]))):
+        (second,) = rows_of(given).rows
+        assert second == own[1]
+    both = rows_of([{"chosen": [1, 2], "rejected": [1, 3], "chosen_score": 2}, {"chosen": [1, 4], "rejected": [1, 5]}])
+    assert both.rows.column_names == ["prompt", "chosen", "rejected"], "not all items have a score"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """A run on the path of a GPU gives the figures and the adapters of a run on the path of a CPU."""
 
-from functools import partial
-
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -26,7 +24,7 @@ def test_both_paths_give_the_same_run(go, path_of_a_cpu, monkeypatch, changes):
     cpu = go(adapter_path="cpu", **settings)[1]
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
     monkeypatch.setattr(packing, "MULTIPLE", 1)  # rows of the test are short
-    monkeypatch.setattr(packed, "Costs", partial(packing.Costs, shape=1))
+    monkeypatch.setattr(packed, "Costs", lambda attended: packing.SHARED)
     packs, rows = packing.pack, []
 
     def pack(batch, costs):

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import mlx_lm_lora.train as host
 import pytest
+from datasets import Dataset
 from mlx_lm_lora.trainer.datasets import CacheDataset, create_dataset
 
 from mlx_lm_lora_prefplus.errors import UserError
@@ -122,6 +123,10 @@ def test_single_completions_must_come_from_our_load_dataset(model_folder):
     model, tokenizer = loaded(args)
     with pytest.raises(UserError, match="test_set is a list; in mode kto it must come from load_dataset"):
         functions.evaluate_model(args, model, tokenizer, test_set=[{"chosen": [1], "rejected": [2]}])
+    text = Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}])
+    for given in (text, CacheDataset(text)):
+        with pytest.raises(UserError, match="test_set is a .*; in mode kto it must come from load_dataset"):
+            functions.evaluate_model(args, model, tokenizer, test_set=given)
 
 
 @pytest.mark.parametrize("function", ["train_model", "evaluate_model"])
