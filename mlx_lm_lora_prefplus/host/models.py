@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
-import numpy as np
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 from mlx_lm_lora.chat_template import DEFAULT_CHAT_TEMPLATE
@@ -13,7 +12,7 @@ from mlx_lm_lora.recurrent_patch import model_uses_recurrence
 from mlx_lm_lora.utils import from_pretrained
 
 from ..data.batches.lengths import SIDES
-from ..data.tokens.rows import TokenRows
+from ..data.tokens.rows import TokenRows, values_of
 from ..engine.memory.advice import bound_memory
 from ..engine.model.adapters import adapter_base, adapter_layers
 from ..engine.vision.model import VisionModel
@@ -195,5 +194,5 @@ def largest_token(rows: TokenRows) -> int:
     for chunk in (chunk for name in names for chunk in rows.column(name).chunks):
         while hasattr(chunk, "offsets"):
             chunk = chunk.flatten()
-        largest = max(largest, int(np.asarray(chunk).max(initial=-1)))
+        largest = max(largest, int(values_of(chunk).max(initial=-1)))
     return largest
