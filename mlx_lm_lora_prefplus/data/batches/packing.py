@@ -25,7 +25,8 @@ SHARING = (2, 4)
 
 MEMORY = 20
 """Attention to a token takes about this many times more of the memory than of the time of a step that computes layers
-again (`memory: low`). In other steps it takes less memory.
+again (`memory: low`). In other steps it takes less memory. (Calculated from `LayerSizes.needed` for the shapes of
+Qwen2.5-0.5B, Llama-3.2-1B and Llama-3.1-8B, not measured.)
 """
 
 
@@ -36,8 +37,8 @@ class Costs(NamedTuple):
     always: whether packed rows count as cheaper than prompts and completions in calls of their own, whatever they cost.
     new_shape: examples share rows if this costs at least this many tokens less, because it adds shapes. (Each shape
         needs a graph.)
-    longest: width of the longest row of the run if it is packed alone. Shared rows need no more memory than as many
-        tokens of rows of this width. 0: the longest row of the batch.
+    longest: width of the longest row of the run if it is packed alone; 0 if it is not known. Shared rows need no more
+        memory than the rows of the batch would need alone, if each token attended to this many.
     """
 
     attended: float

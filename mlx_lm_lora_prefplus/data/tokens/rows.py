@@ -75,7 +75,10 @@ def as_token_rows(rows: Any) -> TokenRows | None:
     if kind is None or not isinstance(rows, kind):
         return None
     table = rows.with_format("arrow")[:]
-    if "prompt" not in table.column_names or not str(table.column("prompt").type).startswith("list<item: int"):
+    if "prompt" not in table.column_names:
+        return None
+    prompts, types = table.column("prompt").type, pyarrow.types
+    if not types.is_list(prompts) or not types.is_integer(prompts.value_type):
         return None
     return TokenRows(table, rows._fingerprint, rows.info.description)
 

@@ -227,7 +227,7 @@ def _tested(
         if oracle.passes(difference):
             policy = way.make(halves)
             policy.keep = kept
-            # The variants pad the rows, and pack them always and never. (In chunks of two tokens they would be slow.)
+            # The variants pad the rows; one packs several into a row, one packs none. (Chunks of two tokens are slow.)
             compared = [policy] if way.in_pieces else variants
             if examples is not None and not all(oracle.agrees(one, HeadPolicy(halves), examples) for one in compared):
                 refused += f"; {way.description}: not exact on rows {list(map(int, examples.ids))} of the data"

@@ -56,10 +56,8 @@ def token_rows(dataset: Any, settings: DataSettings, name: str) -> Rows:
     description = f"{len(rows)} of {len(all_rows)}"
     description += f", {cut} cut to max_seq_length {settings.max_seq_length}" if cut else ""
     description += f", {dropped} left out: too long for max_seq_length {settings.max_seq_length}" if dropped else ""
-    common = set.intersection(*(set(row) for row in rows))  # numbers that all rows have
-    return Rows(
-        TokenRows.of([{name: row[name] for name in rows[0] if name in common} for row in rows]), description, cut
-    )
+    names = [name for name in rows[0] if all(name in row for row in rows)]  # a number that some rows lack is left out
+    return Rows(TokenRows.of([{name: row[name] for name in names} for row in rows]), description, cut)
 
 
 class PairRows:
@@ -89,7 +87,9 @@ class PairRows:
 
 
 def _ours(dataset: Any) -> TokenRows | None:
-    """Return the token rows if `dataset` comes from this package's `load_dataset`, otherwise None."""
+    """Return the token rows if `dataset` has the columns of our pairs, otherwise None. It may be a `PairRows`, and
+    it may be wrapped in the host's `CacheDataset`.
+    """
     inner = getattr(dataset, "_data", dataset)
     rows = inner.rows if isinstance(inner, PairRows) else unwrapped(dataset)
     return rows if rows is not None and set(rows.column_names) >= PAIR else None

@@ -93,10 +93,6 @@ class Session:
         self.multiple = COMPILED_MULTIPLE if self.compiled else 1
         self.packs = self.plans_packed = isinstance(self.engine.policy, PackedPolicy)
         self.fitting = (packed if self.packs else memory).fitting
-        if isinstance(self.engine.policy, PackedPolicy):
-            longest = int(in_one_row(self.lengths(next(iter(rows)))).prompt.max())
-            always = bool(settings.token_budget)  # the budget counts packed rows
-            self.engine.policy.costs = self.engine.policy.costs._replace(always=always, longest=longest)
         self.limits = {"valid": settings.val_batches, "test": settings.test_batches}
         self.iters = self._iters(settings) if "train" in rows else 0
 
@@ -293,7 +289,12 @@ class Session:
                 digest = self.base_digest if model is self.model else weights_digest(model)
                 known = KnownChoice(digest, model, settings, examples, keep, self._may_pack)
         with explained(model, settings, starts=True):
-            return choose_policy(model, settings, examples, keep, known, self._may_pack)
+            choice = choose_policy(model, settings, examples, keep, known, self._may_pack)
+        if isinstance(choice.policy, PackedPolicy):
+            longest = int(in_one_row(self.lengths(next(iter(self.rows)))).prompt.max())
+            always = bool(settings.token_budget)  # the budget counts packed rows
+            choice.policy.costs = choice.policy.costs._replace(always=always, longest=longest)
+        return choice
 
     def _shared(self, policy: Scorer) -> Scorer:
         return SharedPolicy(policy, self.ranks) if self.ranks.size > 1 else policy

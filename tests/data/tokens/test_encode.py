@@ -316,9 +316,8 @@ def test_rows_made_of_a_pair_are_cut_each_for_itself(tokenise):
     assert split.rows[0]["completion"] == together["chosen"]
     assert (split.rows[1]["prompt"], split.rows[1]["completion"]) == (whole["prompt"], whole["rejected"])
     dropped = tokenise([pair], kind="unpaired", max_seq_length=80, truncation="drop")
-    assert dropped.report.dropped == {"longer than max_seq_length": 1} and dropped.rows.column("label").to_pylist() == [
-        0
-    ]
+    assert dropped.report.dropped == {"longer than max_seq_length": 1}
+    assert dropped.rows.column("label").to_pylist() == [0]
 
 
 def test_completions_that_a_template_leaves_out_leave_the_list(tokenise):

@@ -2,7 +2,9 @@
 
 import mlx.core as mx
 import numpy as np
+import pyarrow
 import pytest
+from datasets import Dataset
 from mlx_lm_lora.trainer.datasets import CacheDataset
 
 from mlx_lm_lora_prefplus.data.tokens.rows import TokenRows
@@ -54,6 +56,10 @@ def test_numbers_of_items_come_along_and_our_own_rows_stay_what_they_are():
     for given in (dataset.select([1]), CacheDataset(dataset.select([1]))):
         (second,) = rows_of(given).rows
         assert second == own[1]
+    as_read_from_parquet = pyarrow.field("prompt", pyarrow.list_(pyarrow.field("element", pyarrow.int64())))
+    schema = own.table.schema.set(0, as_read_from_parquet)
+    (first,) = rows_of(Dataset(own.table[:1].cast(schema))).rows
+    assert first == own[0]
     both = rows_of([{"chosen": [1, 2], "rejected": [1, 3], "chosen_score": 2}, {"chosen": [1, 4], "rejected": [1, 5]}])
     assert both.rows.column_names == ["prompt", "chosen", "rejected"], "not all items have a score"
 

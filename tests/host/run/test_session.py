@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_lm
 import numpy as np
 import pytest
 from mlx_lm.models import llama
@@ -95,6 +96,13 @@ def test_a_budget_counts_packed_rows(go, seen, packing_rows):
     assert costs.always and costs.attended < np.inf, "all batches are packed, with the cost of attention"
     for batch in seen[0].batches("train"):
         assert pack(batch, costs).tokens.size <= 64 or batch.ids.size == 1
+
+
+def test_a_reference_of_its_own_packs_as_the_policy_does(go, seen, packing_rows, model_folder):
+    """Otherwise the two would round differently."""
+    go(token_budget=64, iters=1, val_batches=0)
+    costs = seen[0].policy_of(mlx_lm.load(str(model_folder))[0]).costs
+    assert costs == seen[0].engine.policy.costs and costs.always and costs.longest > 0
 
 
 def test_to_need_less_memory_matters_more_than_packed_rows(go, seen, packing_rows, monkeypatch):
