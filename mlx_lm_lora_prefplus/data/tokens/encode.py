@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from ...errors import UserError
 from ...settings import DataSettings
 from ..formats.example import Dropped, Example
-from ..formats.messages import shared_start
 from ..sources.pictures import Picture
-from .masks import ALL, Marker, Marks
+from .boundary import extend_prompt, find_boundary
+from .masks import ALL, Marker, Marks, align_mask, slice_mask
 from .pictures import PictureTokens, as_items
 from .truncation import Ids, fit
 
@@ -219,16 +219,16 @@ class Encoder:
             return
         if prompt is None:
             conversations = [self._close(ids) for ids in conversations]
-        remaining, boundary = _find_boundary(prompt, conversations)
+        remaining, boundary = find_boundary(prompt, conversations)
         if len(remaining) < min(len(conversations), 2):
             yield Dropped(example.row, "no completion left after the prompt")
             return
-        masks = [_align_mask(marks[i], conversations[i]) for i in remaining]
+        masks = [align_mask(marks[i], conversations[i]) for i in remaining]
         if not self.raw:
-            boundary = _extend_prompt(boundary, [conversations[i] for i in remaining], masks)
+            boundary = extend_prompt(boundary, [conversations[i] for i in remaining], masks)
         start = conversations[remaining[0]][:boundary] or self._opening()
         completions = [self._close(conversations[i][boundary:]) for i in remaining]
-        masks = [_slice_mask(mask, boundary, len(ids)) for mask, ids in zip(masks, completions, strict=True)]
+        masks = [slice_mask(mask, boundary, len(ids)) for mask, ids in zip(masks, completions, strict=True)]
         scores = [example.scores[i] for i in remaining]
         certain = all(marks[i].certain for i in remaining)
         if not start:
@@ -268,7 +268,7 @@ class Encoder:
             return Dropped(example.row, _same_reason(fitted[1]) + after)
         if _all_same(scores):
             return Dropped(example.row, "tie")
-        fitted_masks = [_slice_mask(mask, 0, len(ids)) for mask, ids in zip(masks, fitted[1], strict=True)]
+        fitted_masks = [slice_mask(mask, 0, len(ids)) for mask, ids in zip(masks, fitted[1], strict=True)]
         row_masks = fitted_masks if any(fitted_masks) else None
         is_whole = fitted == (prompt, completions)
         about = example.numbers, row_masks, certain, example.pictures
@@ -287,47 +287,6 @@ class Encoder:
         if self.eos is None or not self.stops.isdisjoint(ids) or (self.raw and not self.add_ends):
             return ids
         return [*ids, self.eos]
-
-
-def _find_boundary(prompt: Ids | None, conversations: list[Ids]) -> tuple[list[int], int]:
-    """Return the conversations that continue after the prompt, and the position where the prompt ends.
-
-    The prompt ends where any two conversations, or a conversation and the prompt, differ. A conversation without tokens
-    after that position is dropped. The position is then found again from the remaining conversations.
-    """
-    remaining = list(range(len(conversations)))
-    while remaining:
-        first, *others = (conversations[i] for i in remaining)
-        ends = [shared_start(first, other) for other in others]
-        boundary = min([*ends, len(first) if prompt is None else shared_start(prompt, first)])
-        longer = [i for i in remaining if len(conversations[i]) > boundary]
-        if longer == remaining:
-            return remaining, boundary
-        remaining = longer
-    return [], 0
-
-
-def _align_mask(marks: Marks, ids: Ids) -> Ids | None:
-    """Return the mask for `ids`, which may have a BOS that `marks` lack; None if all tokens count."""
-    if marks.counted is None:
-        return None
-    return [0] * (len(ids) - len(marks.counted)) + marks.counted.astype(int).tolist()
-
-
-def _slice_mask(mask: Ids | None, start: int, length: int) -> Ids | None:
-    """Return `length` marks from `start` on, with 1 for an appended EOS; None if all are 1."""
-    if mask is None:
-        return None
-    marks = mask[start : start + length]
-    marks += [1] * (length - len(marks))
-    return None if all(marks) else marks
-
-
-def _extend_prompt(boundary: int, conversations: list[Ids], masks: list[Ids | None]) -> int:
-    """Move the end of the prompt forward over shared tokens, up to the first token that counts."""
-    firsts = [boundary if mask is None or 1 not in mask[boundary:] else mask.index(1, boundary) for mask in masks]
-    first, *others = (ids[: min(firsts)] for ids in conversations)
-    return max(boundary, min([len(first), *(shared_start(first, other) for other in others)]))
 
 
 def _all_texts(texts: Texts) -> list[str]:

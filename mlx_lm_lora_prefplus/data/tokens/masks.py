@@ -103,3 +103,19 @@ class Marker:
         )
         mask = np.array(rendered["assistant_masks"], bool)
         return mask if list(rendered["input_ids"]) == list(ids) and mask.any() else None
+
+
+def align_mask(marks: Marks, ids: Ids) -> Ids | None:
+    """Return the mask for `ids`, which may have a BOS that `marks` lack; None if all tokens count."""
+    if marks.counted is None:
+        return None
+    return [0] * (len(ids) - len(marks.counted)) + marks.counted.astype(int).tolist()
+
+
+def slice_mask(mask: Ids | None, start: int, length: int) -> Ids | None:
+    """Return `length` marks from `start` on, with 1 for an appended EOS; None if all are 1."""
+    if mask is None:
+        return None
+    marks = mask[start : start + length]
+    marks += [1] * (length - len(marks))
+    return None if all(marks) else marks

@@ -18,52 +18,26 @@ arrays back.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import ArraysCache
 
-from ...data.batches.grouping import read_lengths
 from ...data.batches.slicing import rows_of, slice_batch
 from ...plugin.protocol import Batch, Scores
-from ..model.routers import Place, examples_from, not_recorded, recorded_again, recording
+from ..model.routers import examples_from, not_recorded, recorded_again, recording
 from ..model.split_model import SplitModel
 from .chunk_cache import ChunkCache
+from .chunks import Chunk, chunks_of
 from .frozen_trunk import find_trunk
-from .places import columns_of, part, place_of_completions, place_of_prompts
 from .plain import scores_of
 from .prefix_cache import each_leaf, leaves
 from .shared_prefix import HeadPolicy
 
 Carried = list[list[mx.array]]
 """What a chunk passes to later chunks, for each layer: its keys and values, or its recurrent state."""
-
-
-class Chunk(NamedTuple):
-    """One chunk: a range of columns, for the rows that have tokens in these columns.
-
-    rows: (rows,) positions of the rows in the batch. None in a chunk of prompts, which has one row per example.
-    tokens: (rows, width) int32, inputs.
-    targets: (rows, width) int32, the token after each input. counts: (rows, width) bool, which targets are scored. Both
-    are None in a chunk of prompts.
-    weights: (rows, width) float32, the weight of each token in the weighted log-probs. None if all weights are 1.
-    place: how the tokens count in the routers' loss; see `model.routers.Place`.
-    lengths, prompt_width: see `ChunkCache`.
-    batch_rows: the number of rows in the batch.
-    """
-
-    rows: np.ndarray | None
-    tokens: mx.array
-    targets: mx.array | None
-    counts: mx.array | None
-    weights: mx.array | None
-    place: Place | None
-    lengths: mx.array
-    prompt_width: int
-    batch_rows: int
 
 
 class ChunkedPolicy(HeadPolicy):
@@ -109,9 +83,9 @@ class ChunkedPolicy(HeadPolicy):
         of its rows.
         """
         cost = np.inf if self.call_tokens is None else self.call_tokens
-        chunks = _chunks(batch, weights, self.width, cost)
+        chunks = chunks_of(batch, weights, self.width, cost)
         with not_recorded():
-            others = [] if batch.mismatched is None else _chunks(batch.mismatched, None, self.width, cost)
+            others = [] if batch.mismatched is None else chunks_of(batch.mismatched, None, self.width, cost)
         trained = tree_flatten(self.model.trainable_parameters())
         names, parameters = [name for name, _ in trained], [value for _, value in trained]
         run = _Run(self, chunks, names, statistics, [chunk for chunk in others if chunk.targets is not None])
@@ -149,55 +123,6 @@ class ChunkedPolicy(HeadPolicy):
         columns = [logps, *weighted, *rest]
         sums = [mx.where(chunk.counts, values.reshape(rows, width), 0).sum(axis=1) for values in columns]
         return [mx.zeros(chunk.batch_rows, own.dtype).at[mx.array(chunk.rows)].add(own) for own in sums]
-
-
-def _chunks(batch: Batch, weights: mx.array | None, width: int, call_tokens: float) -> list[Chunk]:
-    """Return chunks of at most `width` columns. The first chunks are of the prompts without their last tokens. The
-    others are of the completions, with the last prompt token as their first input.
-
-    A chunk leaves out completions that ended before it. call_tokens: the cost of one more chunk, in tokens.
-    """
-    known = read_lengths(batch)
-    lengths = batch.prompt_lengths[: batch.prompts.shape[0]]
-    copies = batch.completions.shape[0] // batch.prompts.shape[0]
-    prompts = batch.prompts[:, :-1]
-    starts = range(0, prompts.shape[1], width)
-    place, zeros = place_of_prompts(batch), mx.zeros_like(lengths)
-    chunks = [
-        Chunk(None, prompts[:, i : i + width], None, None, None, columns_of(place, i, i + width), zeros, 0, 0)
-        for i in starts
-    ]
-    place = place_of_completions(batch)
-    last = mx.take_along_axis(batch.prompts, lengths[:, None] - 1, axis=1)
-    inputs = mx.concatenate([mx.concatenate([last] * copies), batch.completions[:, :-1]], axis=1)
-    counts = batch.loss_mask
-    if counts is None:
-        counts = mx.arange(inputs.shape[1])[None] < batch.completion_lengths[:, None]
-    ran = mx.concatenate([lengths] * copies) - 1
-    for start, end in pairwise(borders(known.completions, width, call_tokens)):
-        rows = np.flatnonzero(known.completions > start)
-        places, columns = mx.array(rows), slice(start, end)
-        own = None if weights is None else mx.stop_gradient(weights[places, columns])
-        counted = columns_of(part(place, rows, end), start, end)
-        scored = batch.completions[places, columns], counts[places, columns], own, counted
-        shape = prompts.shape[1], len(known.completions)
-        chunks.append(Chunk(rows, inputs[places, columns], *scored, ran[places], *shape))
-    return chunks
-
-
-def borders(lengths: np.ndarray, width: int, call_tokens: float) -> list[int]:
-    """Return the columns where chunks of completions begin, and the column where the last chunk ends.
-
-    A chunk is `width` columns wide. It ends earlier, at the end of a completion, if the remaining columns would be
-    padded by more than `call_tokens` tokens.
-    """
-    longest = int(lengths.max())
-    places = [*range(0, longest, width), longest]
-    for length in np.unique(lengths[lengths > 0]).tolist():
-        following = next(place for place in places if place >= length)
-        if (lengths == length).sum() * (following - length) > call_tokens:
-            places = sorted({*places, length})
-    return places
 
 
 class _Run:

@@ -8,7 +8,8 @@ from ...data.batches.grouping import groups, parts_of, read_lengths
 from ...data.batches.packing import packed_shape
 from ...data.batches.plan import widths
 from ...plugin import Batch, Scorer
-from .chunked import ChunkedPolicy, borders
+from .chunked import ChunkedPolicy
+from .chunks import borders
 from .packed import PackedPolicy
 from .plain import PlainPolicy
 from .shared_prefix import HeadPolicy, PairwisePrefixPolicy
