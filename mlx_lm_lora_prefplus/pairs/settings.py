@@ -13,8 +13,8 @@ from ..validation import validated
 
 
 def _as_list(value: Any) -> Any:
-    """Turn a single value into a list."""
-    return value if value is None or isinstance(value, list) else [value]
+    """Turn a single value into a list. (Older versions of typer pass a tuple of values.)"""
+    return value if value is None or isinstance(value, (list, tuple)) else [value]
 
 
 Texts = Annotated[list[str], BeforeValidator(_as_list)]

@@ -13,6 +13,7 @@ from mlx_lm_lora_prefplus.data.formats.example import Example
 from mlx_lm_lora_prefplus.data.sources.files import read_jsonl
 from mlx_lm_lora_prefplus.errors import UserError
 from mlx_lm_lora_prefplus.pairs import make
+from mlx_lm_lora_prefplus.pairs.settings import pair_settings
 from mlx_lm_lora_prefplus.settings import COLUMNS
 from tests.pairs.conftest import REWARD, contents, rows_of, write_prompts
 
@@ -223,3 +224,8 @@ def test_a_key_that_does_not_exist(pairs, here):
     (here / "run.yaml").write_text("pairs:\n  temprature: 1.2\n")
     result = pairs("--config", "run.yaml")
     assert isinstance(result.exception, UserError) and "Did you mean temperature?" in str(result.exception)
+
+
+def test_older_versions_of_typer_pass_tuples():
+    settings = pair_settings({"reward": ("length:1-9",), "seeds": (1, 2)}, "pairs")
+    assert settings.reward == ["length:1-9"] and settings.seeds == [1, 2]
