@@ -28,6 +28,10 @@ from . import cases
 HERE = Path(__file__).parent
 GIB, MIB = 2**30, 2**20
 TOLERANCE = 1e-4
+SMALL_REWARD = 2e-4
+"""A reward is beta (0.1) times the difference of two log-probs of 7 digits. Below this share of a log-prob, the first 4
+digits of the reward are not certain.
+"""
 PARTS = ("agreement", "steps", "runs")
 FIGURES = ("loss", "grad_norm", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected")
 
@@ -47,11 +51,14 @@ def main() -> None:
     parser.add_argument("--memory", choices=list(CHOICES), default="fast", help="what layers keep in our steps")
     parser.add_argument("--json", type=Path, help="also write all figures into this file")
     asked = parser.parse_args()
-    if asked.shape and "runs" in asked.parts:
+    parts = asked.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts: {unknown[0]!r} is none of {', '.join(PARTS)}")
+    if asked.shape and "runs" in parts:
         parser.error("--shape: runs take the toy shape alone, since other classes bring tokenizers; give --parts steps")
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for part in asked.parts.split(","):
+        for part in parts:
             result[part] = {"agreement": agreement, "steps": steps, "runs": runs}[part](Path(folder) / part, asked)
             print(flush=True)
     if asked.json:
@@ -94,12 +101,15 @@ def agreement(folder: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
 def _difference(ours: list[dict], theirs: list[dict], figure: str) -> float:
     """The largest difference of a figure over the steps, relative to TRL's.
 
-    Rewards begin at 0: their differences are relative to the largest reward.
+    Rewards begin at 0: their differences are relative to the largest reward, or to `SMALL_REWARD` of the largest
+    log-prob if that is more.
     """
     values = [(mine[figure], other[figure]) for mine, other in zip(ours, theirs, strict=True) if figure in other]
-    largest = max(abs(other) for _, other in values)
-    relative = figure.startswith("rewards")
-    return max(abs(mine - other) / (largest if relative else abs(other)) for mine, other in values)
+    if not figure.startswith("rewards"):
+        return max(abs(mine - other) / abs(other) for mine, other in values)
+    logps = [abs(other.get(figure.replace("rewards", "logps"), 0.0)) for other in theirs]
+    largest = max(*(abs(other) for _, other in values), SMALL_REWARD * max(logps))
+    return max(abs(mine - other) for mine, other in values) / largest
 
 
 class Side:
