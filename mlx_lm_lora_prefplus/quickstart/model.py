@@ -34,7 +34,7 @@ SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 128,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "intermediate_size": 128,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
